@@ -1,0 +1,154 @@
+package sgx
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+)
+
+// The only kind of key that the hardware accepts (SDM 3D, SIGSTRUCT).
+const (
+	keyBits        = 3072
+	keyBytes       = keyBits / 8
+	publicExponent = 3
+)
+
+// Signer signs the bytes that a SIGSTRUCT's signature covers.
+type Signer interface {
+	// Public is the key whose hash becomes MRSIGNER.
+	Public(ctx context.Context) (*rsa.PublicKey, error)
+	// Sign gives the PKCS#1 v1.5 signature of the message's SHA-256, big endian.
+	Sign(ctx context.Context, message []byte) ([]byte, error)
+}
+
+// CheckPublicKey reports why the hardware would not accept the key.
+func CheckPublicKey(k *rsa.PublicKey) error {
+	if n := k.N.BitLen(); n != keyBits {
+		return fmt.Errorf("key is RSA-%d: SGX demands RSA-%d", n, keyBits)
+	}
+	if k.E != publicExponent {
+		return fmt.Errorf("key has the public exponent %d: SGX demands %d", k.E, publicExponent)
+	}
+	return nil
+}
+
+// Key is a private key in memory. It is a Signer.
+type Key struct{ private *rsa.PrivateKey }
+
+// Public gives the public half.
+func (k *Key) Public(context.Context) (*rsa.PublicKey, error) { return &k.private.PublicKey, nil }
+
+// Sign signs the message's SHA-256.
+func (k *Key) Sign(_ context.Context, message []byte) ([]byte, error) {
+	digest := sha256.Sum256(message)
+	return rsa.SignPKCS1v15(nil, k.private, crypto.SHA256, digest[:])
+}
+
+// ErrNoKey says that a PEM text holds no private key.
+var ErrNoKey = errors.New("no PEM block of a private key (PKCS#1 or PKCS#8)")
+
+// ParseKey reads an RSA private key from PEM, PKCS#1 or PKCS#8. The error of a key that SGX cannot use
+// says what the key is.
+func ParseKey(text []byte) (*Key, error) {
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return nil, ErrNoKey
+		}
+		switch block.Type {
+		case "RSA PRIVATE KEY":
+			if block.Headers["DEK-Info"] != "" {
+				return nil, errors.New("key is encrypted: decrypt it first, for instance with openssl rsa")
+			}
+			k, err := x509.ParsePKCS1PrivateKey(block.Bytes)
+			if err != nil {
+				return nil, errors.New("key is not a valid PKCS#1 private key") // the cause may quote the key
+			}
+			return newKey(k)
+		case "PRIVATE KEY":
+			k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+			if err != nil {
+				return nil, errors.New("key is not a valid PKCS#8 private key")
+			}
+			r, ok := k.(*rsa.PrivateKey)
+			if !ok {
+				return nil, fmt.Errorf("key is of the type %T: SGX demands RSA-%d with exponent %d", k, keyBits, publicExponent)
+			}
+			return newKey(r)
+		case "EC PRIVATE KEY":
+			return nil, fmt.Errorf("key is an elliptic-curve key: SGX demands RSA-%d with exponent %d", keyBits, publicExponent)
+		case "ENCRYPTED PRIVATE KEY":
+			return nil, errors.New("key is encrypted: decrypt it first, for instance with openssl pkey")
+		case "PUBLIC KEY", "RSA PUBLIC KEY":
+			return nil, errors.New("key is a public key: signing needs the private key")
+		}
+	}
+}
+
+func newKey(k *rsa.PrivateKey) (*Key, error) {
+	if err := CheckPublicKey(&k.PublicKey); err != nil {
+		return nil, err
+	}
+	return &Key{k}, nil
+}
+
+// GenerateKey makes a new RSA-3072 key with public exponent 3. The standard library generates keys
+// with exponent 65537 only.
+func GenerateKey(random io.Reader) (*Key, error) {
+	e, one := big.NewInt(publicExponent), big.NewInt(1)
+	for {
+		p, err := primeFor(random, e)
+		if err != nil {
+			return nil, fmt.Errorf("generating a key: %w", err)
+		}
+		q, err := primeFor(random, e)
+		if err != nil {
+			return nil, fmt.Errorf("generating a key: %w", err)
+		}
+		n := new(big.Int).Mul(p, q)
+		if p.Cmp(q) == 0 || n.BitLen() != keyBits {
+			continue
+		}
+		phi := new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))
+		k := &rsa.PrivateKey{
+			PublicKey: rsa.PublicKey{N: n, E: publicExponent},
+			D:         new(big.Int).ModInverse(e, phi),
+			Primes:    []*big.Int{p, q},
+		}
+		k.Precompute()
+		if err := k.Validate(); err != nil {
+			return nil, fmt.Errorf("generating a key: %w", err)
+		}
+		return &Key{k}, nil
+	}
+}
+
+// primeFor finds a prime p of half the key's size such that e has an inverse modulo p-1.
+func primeFor(random io.Reader, e *big.Int) (*big.Int, error) {
+	for {
+		p, err := rand.Prime(random, keyBits/2)
+		if err != nil {
+			return nil, err
+		}
+		if new(big.Int).Mod(p, e).Int64() == 2 { // p-1 not divisible by 3
+			return p, nil
+		}
+	}
+}
+
+// PEM is the key as PKCS#8 PEM.
+func (k *Key) PEM() ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k.private)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
