@@ -1,0 +1,324 @@
+package rootfs
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// ELF holds facts about a program or shared object, from its program headers and dynamic section
+// (System V gABI, "Program Loading and Dynamic Linking"). Sections are not used: they may be stripped.
+type ELF struct {
+	Class   elf.Class
+	Machine elf.Machine
+	Type    elf.Type
+	// Interp is the dynamic linker that the program asks for; empty in static programs and libraries.
+	Interp  string
+	SOName  string
+	Needed  []string
+	RPath   string
+	RunPath string
+	// NeedsGLIBC is the highest version GLIBC_x.y that it needs, as "x.y"; empty if none.
+	NeedsGLIBC string
+	// DefinesGLIBC is the highest version GLIBC_x.y that it provides, as libc.so.6 does.
+	DefinesGLIBC string
+	// MemSize is the memory that its segments take, in bytes.
+	MemSize uint64
+	// Go says that the Go linker made it.
+	Go bool
+	// Dynamic says that it has a dynamic section.
+	Dynamic bool
+}
+
+// Bounds on what is read of one file.
+const (
+	maxELFHead    = 16 << 20 // program headers, string table and symbol versions lie before the code
+	maxSegments   = 512
+	maxDynamic    = 1 << 20
+	maxELFString  = 4096
+	maxELFEntries = 4096
+)
+
+var errNotELF = errors.New("not an ELF file")
+
+// elfCapture keeps the parts of a file, seen front to back, that ParseELF reads: its beginning, and the
+// dynamic section. It is an io.ReaderAt over them.
+type elfCapture struct {
+	head    []byte
+	size    int64
+	pos     int64
+	dyn     []byte
+	dynFrom int64
+	dynTo   int64
+}
+
+// newELFCapture gives nil where the first bytes are not those of an ELF file.
+func newELFCapture(first []byte, size int64, buf []byte) *elfCapture {
+	if !bytes.HasPrefix(first, []byte(elf.ELFMAG)) {
+		return nil
+	}
+	c := &elfCapture{head: buf[:0], size: size}
+	if h, err := readELFHeader(bytes.NewReader(first)); err == nil {
+		for _, p := range h.segments {
+			if p.Type == uint32(elf.PT_DYNAMIC) && p.Filesz <= maxDynamic {
+				c.dynFrom, c.dynTo = int64(p.Off), int64(p.Off+p.Filesz)
+			}
+		}
+	}
+	return c
+}
+
+func (c *elfCapture) write(b []byte) {
+	from, to := c.pos, c.pos+int64(len(b))
+	c.pos = to
+	if room := maxELFHead - len(c.head); room > 0 {
+		c.head = append(c.head, b[:min(room, len(b))]...)
+	}
+	if lo, hi := max(from, c.dynFrom), min(to, c.dynTo); lo < hi {
+		c.dyn = append(c.dyn, b[lo-from:hi-from]...)
+	}
+}
+
+func (c *elfCapture) ReadAt(p []byte, off int64) (int, error) {
+	switch {
+	case off >= 0 && off <= int64(len(c.head)) && int64(len(p)) <= int64(len(c.head))-off:
+		return copy(p, c.head[off:]), nil
+	case off >= c.dynFrom && off-c.dynFrom+int64(len(p)) <= int64(len(c.dyn)):
+		return copy(p, c.dyn[off-c.dynFrom:]), nil
+	}
+	return 0, io.ErrUnexpectedEOF
+}
+
+type elfHeader struct {
+	elf.Header64
+	segments []elf.Prog64
+}
+
+// readELFHeader reads the headers of a 64-bit little-endian file.
+func readELFHeader(r io.ReaderAt) (*elfHeader, error) {
+	h := &elfHeader{}
+	if err := readStruct(r, 0, &h.Header64); err != nil {
+		return nil, errNotELF
+	}
+	if !bytes.HasPrefix(h.Ident[:], []byte(elf.ELFMAG)) || h.Ident[elf.EI_CLASS] != byte(elf.ELFCLASS64) ||
+		h.Ident[elf.EI_DATA] != byte(elf.ELFDATA2LSB) || h.Phnum > maxSegments {
+		return nil, errNotELF
+	}
+	h.segments = make([]elf.Prog64, h.Phnum)
+	if len(h.segments) > 0 {
+		if err := readStruct(r, int64(h.Phoff), h.segments); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+func readStruct(r io.ReaderAt, off int64, v any) error {
+	b := make([]byte, binary.Size(v))
+	if _, err := r.ReadAt(b, off); err != nil && err != io.EOF {
+		return err
+	}
+	_, err := binary.Decode(b, binary.LittleEndian, v)
+	return err
+}
+
+// ParseELF reads the facts about a 64-bit little-endian ELF file; others give their class and nothing
+// else. A file that is damaged gives an error or fewer facts, never a panic.
+func ParseELF(r io.ReaderAt) (*ELF, error) {
+	var ident [20]byte
+	if _, err := r.ReadAt(ident[:], 0); err != nil || !bytes.HasPrefix(ident[:], []byte(elf.ELFMAG)) {
+		return nil, errNotELF
+	}
+	f := &ELF{Class: elf.Class(ident[elf.EI_CLASS])}
+	if f.Class != elf.ELFCLASS64 || elf.Data(ident[elf.EI_DATA]) != elf.ELFDATA2LSB {
+		return f, nil
+	}
+	h, err := readELFHeader(r)
+	if err != nil {
+		return nil, err
+	}
+	f.Machine, f.Type = elf.Machine(h.Machine), elf.Type(h.Header64.Type)
+	d := &dynamic{r: r, segments: h.segments, values: map[elf.DynTag]uint64{}}
+	for _, p := range h.segments {
+		switch elf.ProgType(p.Type) {
+		case elf.PT_LOAD:
+			f.MemSize += p.Memsz
+		case elf.PT_INTERP:
+			b := make([]byte, min(p.Filesz, maxELFString))
+			if _, err := r.ReadAt(b, int64(p.Off)); err == nil {
+				b, _, _ = bytes.Cut(b, []byte{0})
+				f.Interp = string(b)
+			}
+		case elf.PT_NOTE:
+			// The Go linker's build id note: name "Go", type 4.
+			b := make([]byte, 16)
+			if _, err := r.ReadAt(b, int64(p.Off)); err == nil && string(b[12:]) == "Go\x00\x00" && b[8] == 4 {
+				f.Go = true
+			}
+		case elf.PT_DYNAMIC:
+			f.Dynamic = true
+			if err := d.read(p); err != nil {
+				return f, err
+			}
+		}
+	}
+	if !f.Dynamic {
+		return f, nil
+	}
+	for _, off := range d.needed {
+		f.Needed = append(f.Needed, d.str(off))
+	}
+	for tag, field := range map[elf.DynTag]*string{elf.DT_SONAME: &f.SOName, elf.DT_RPATH: &f.RPath, elf.DT_RUNPATH: &f.RunPath} {
+		if off, ok := d.values[tag]; ok {
+			*field = d.str(off)
+		}
+	}
+	f.NeedsGLIBC = highestGLIBC(d.versionsNeeded())
+	f.DefinesGLIBC = highestGLIBC(d.versionsDefined())
+	return f, nil
+}
+
+// dynamic is the dynamic section of a file.
+type dynamic struct {
+	r        io.ReaderAt
+	segments []elf.Prog64
+	values   map[elf.DynTag]uint64
+	needed   []uint64 // offsets into the string table
+}
+
+func (d *dynamic) read(p elf.Prog64) error {
+	b := make([]byte, min(p.Filesz, maxDynamic)&^15)
+	if _, err := d.r.ReadAt(b, int64(p.Off)); err != nil {
+		return fmt.Errorf("reading the dynamic section: %w", err)
+	}
+	for ; len(b) > 0; b = b[16:] {
+		tag, value := elf.DynTag(binary.LittleEndian.Uint64(b)), binary.LittleEndian.Uint64(b[8:])
+		switch tag {
+		case elf.DT_NULL:
+			return nil
+		case elf.DT_NEEDED:
+			if len(d.needed) < maxELFEntries {
+				d.needed = append(d.needed, value)
+			}
+		default:
+			d.values[tag] = value
+		}
+	}
+	return nil
+}
+
+// offset translates an address into a place in the file.
+func (d *dynamic) offset(addr uint64) (int64, bool) {
+	for _, p := range d.segments {
+		if elf.ProgType(p.Type) == elf.PT_LOAD && addr >= p.Vaddr && addr-p.Vaddr < p.Filesz {
+			return int64(p.Off + addr - p.Vaddr), true
+		}
+	}
+	return 0, false
+}
+
+// str reads a string of the string table; empty where there is none.
+func (d *dynamic) str(off uint64) string {
+	base, ok := d.offset(d.values[elf.DT_STRTAB])
+	if size := d.values[elf.DT_STRSZ]; !ok || off >= size {
+		return ""
+	}
+	size := min(d.values[elf.DT_STRSZ]-off, maxELFString)
+	b := make([]byte, size)
+	for len(b) > 0 {
+		if _, err := d.r.ReadAt(b, base+int64(off)); err == nil {
+			break
+		}
+		b = b[:len(b)/2] // near the end of what was captured
+	}
+	b, _, _ = bytes.Cut(b, []byte{0})
+	return string(b)
+}
+
+// versionsNeeded lists the symbol versions in the "needed" chain (gABI extension of the GNU toolchain,
+// Elf64_Verneed and Elf64_Vernaux).
+func (d *dynamic) versionsNeeded() []string {
+	var names []string
+	d.chain(elf.DT_VERNEED, elf.DT_VERNEEDNUM, 16, 12, func(at int64, b []byte) {
+		d.list(at+int64(binary.LittleEndian.Uint32(b[8:])), int(binary.LittleEndian.Uint16(b[2:])), 16, 12, func(_ int64, aux []byte) {
+			names = append(names, d.str(uint64(binary.LittleEndian.Uint32(aux[8:]))))
+		})
+	})
+	return names
+}
+
+// versionsDefined lists the names in the chain of definitions (Elf64_Verdef and Elf64_Verdaux).
+func (d *dynamic) versionsDefined() []string {
+	var names []string
+	d.chain(elf.DT_VERDEF, elf.DT_VERDEFNUM, 20, 16, func(at int64, b []byte) {
+		d.list(at+int64(binary.LittleEndian.Uint32(b[12:])), 1, 8, 4, func(_ int64, aux []byte) {
+			names = append(names, d.str(uint64(binary.LittleEndian.Uint32(aux))))
+		})
+	})
+	return names
+}
+
+func (d *dynamic) chain(table, count elf.DynTag, size, next int, visit func(at int64, record []byte)) {
+	at, ok := d.offset(d.values[table])
+	if d.values[table] == 0 || !ok {
+		return
+	}
+	d.list(at, int(min(d.values[count], maxELFEntries)), size, next, visit)
+}
+
+// list visits records that are chained by a relative offset in their bytes [next, next+4).
+func (d *dynamic) list(at int64, count, size, next int, visit func(at int64, record []byte)) {
+	b := make([]byte, size)
+	for range min(count, maxELFEntries) {
+		if _, err := d.r.ReadAt(b, at); err != nil {
+			return
+		}
+		visit(at, b)
+		step := binary.LittleEndian.Uint32(b[next:])
+		if step == 0 {
+			return
+		}
+		at += int64(step)
+	}
+}
+
+// highestGLIBC picks the highest of the names GLIBC_x.y; GLIBC_PRIVATE and GLIBC_ABI_* are no versions.
+func highestGLIBC(names []string) string {
+	best := ""
+	for _, name := range names {
+		v, ok := strings.CutPrefix(name, "GLIBC_")
+		if ok && isVersion(v) && (best == "" || CompareVersions(v, best) > 0) {
+			best = v
+		}
+	}
+	return best
+}
+
+func isVersion(v string) bool {
+	for part := range strings.SplitSeq(v, ".") {
+		if _, err := strconv.ParseUint(part, 10, 16); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// CompareVersions compares versions of glibc such as "2.4" and "2.36" by their numbers.
+func CompareVersions(a, b string) int {
+	for a != "" || b != "" {
+		var x, y string
+		x, a, _ = strings.Cut(a, ".")
+		y, b, _ = strings.Cut(b, ".")
+		m, _ := strconv.Atoi(x)
+		n, _ := strconv.Atoi(y)
+		if m != n {
+			return m - n
+		}
+	}
+	return 0
+}

@@ -1,0 +1,297 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"path"
+	"strings"
+)
+
+// Bounds on what one layer may hold.
+const (
+	maxEntries   = 20_000_000
+	maxPath      = 4096
+	maxFileBytes = 1 << 40
+	maxKeepFile  = 64 << 20
+	maxKeepLayer = 256 << 20
+	maxShebang   = 256 // as Linux, BINPRM_BUF_SIZE
+)
+
+// ErrDigest says that a blob is not the one that its digest names.
+var ErrDigest = errors.New("content does not match its digest")
+
+// Options choose what Scan keeps.
+type Options struct {
+	// Keep lists the files whose content goes into the Index: patterns as in path.Match, over the
+	// absolute path.
+	Keep []string
+}
+
+// Scan reads a layer from front to back: a tar stream, plain or compressed with gzip or zstd. The blob
+// must have the given digest ("sha256:…"), else the error is ErrDigest.
+func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
+	s := &scanner{ctx: ctx, keep: o.Keep, buf: make([]byte, 128<<10)}
+	sum := sha256.New()
+	blob = &contextReader{ctx, io.TeeReader(blob, sum)}
+	err := s.layer(blob)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	// Whatever follows the archive's end belongs to the digest as well. After an error it tells
+	// a damaged transfer from a damaged image.
+	if _, copyErr := io.CopyBuffer(onlyWriter{io.Discard}, blob, s.buf); copyErr != nil {
+		return nil, fmt.Errorf("layer %s: %w", digest, errors.Join(copyErr, err))
+	}
+	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != digest {
+		return nil, fmt.Errorf("layer %s: %w: it is %s", digest, ErrDigest, got)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", digest, err)
+	}
+	return &Index{Digest: digest, Entries: s.entries}, nil
+}
+
+// onlyWriter hides io.Discard's ReaderFrom, which would not use our buffer.
+type onlyWriter struct{ io.Writer }
+
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *contextReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}
+
+type scanner struct {
+	ctx     context.Context
+	keep    []string
+	kept    int64
+	entries []Entry
+	buf     []byte
+	elfHead []byte // reused between files
+	sum     hash.Hash
+}
+
+func (s *scanner) layer(blob io.Reader) error {
+	r, err := decompress(blob)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	s.sum = sha256.New()
+	archive := tar.NewReader(r)
+	for {
+		h, err := archive.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading the archive: %w", err)
+		}
+		if len(s.entries) == maxEntries {
+			return fmt.Errorf("more than %d entries", maxEntries)
+		}
+		e, err := entryOf(h)
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			continue
+		}
+		if e.Type == Regular {
+			if err := s.file(e, archive); err != nil {
+				return fmt.Errorf("reading %q: %w", e.Path, err)
+			}
+		}
+		s.entries = append(s.entries, *e)
+	}
+}
+
+// Whiteouts (OCI image specification, "Whiteouts"); the other names with the longer prefix belong to
+// the bookkeeping of AUFS.
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutAUFS   = ".wh..wh."
+	whiteoutOpaque = ".wh..wh..opq"
+)
+
+// cleanPath makes a tar entry's name absolute. A name with ".." is refused: it is either an attack or
+// means something else to every reader.
+func cleanPath(name string) (string, error) {
+	if len(name) > maxPath {
+		return "", fmt.Errorf("the path %.60q… has %d bytes, more than %d", name, len(name), maxPath)
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return "", fmt.Errorf("the path %q contains \"..\"", name)
+		}
+	}
+	if strings.ContainsRune(name, 0) {
+		return "", fmt.Errorf("the path %q contains a NUL byte", name)
+	}
+	return path.Clean("/" + name), nil
+}
+
+// entryOf translates a tar header; nil for what is no entry.
+func entryOf(h *tar.Header) (*Entry, error) {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil, nil
+	}
+	p, err := cleanPath(h.Name)
+	if err != nil {
+		return nil, err
+	}
+	e := &Entry{Path: p, Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid}
+	dir, base := path.Split(p)
+	switch {
+	case base == whiteoutOpaque:
+		e.Type, e.Path = Opaque, path.Clean(dir)
+		return e, nil
+	case strings.HasPrefix(base, whiteoutAUFS):
+		return nil, nil
+	case strings.HasPrefix(base, whiteoutPrefix):
+		e.Type, e.Path = Whiteout, path.Join(dir, base[len(whiteoutPrefix):])
+		if e.Path == path.Clean(dir) || base == whiteoutPrefix+".." {
+			return nil, fmt.Errorf("the whiteout %q names nothing", p)
+		}
+		return e, nil
+	}
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		e.Type, e.Size = Regular, h.Size
+		if h.Size < 0 || h.Size > maxFileBytes {
+			return nil, fmt.Errorf("%q claims %d bytes, more than %d", p, h.Size, int64(maxFileBytes))
+		}
+	case tar.TypeDir:
+		e.Type = Dir
+	case tar.TypeSymlink:
+		e.Type, e.Link = Symlink, h.Linkname
+		if len(h.Linkname) > maxPath || h.Linkname == "" {
+			return nil, fmt.Errorf("the symbolic link %q has a target of %d bytes", p, len(h.Linkname))
+		}
+	case tar.TypeLink:
+		e.Type = Hardlink
+		if e.Link, err = cleanPath(h.Linkname); err != nil {
+			return nil, fmt.Errorf("hard link %q: %w", p, err)
+		}
+	case tar.TypeChar:
+		e.Type = CharDevice
+	case tar.TypeBlock:
+		e.Type = BlockDevice
+	case tar.TypeFifo:
+		e.Type = FIFO
+	default:
+		return nil, fmt.Errorf("%q has the unknown entry type %q", p, h.Typeflag)
+	}
+	return e, nil
+}
+
+// file hashes a regular file and notes what it is.
+func (s *scanner) file(e *Entry, r io.Reader) error {
+	s.sum.Reset()
+	content, err := s.keeper(e)
+	if err != nil {
+		return err
+	}
+	var program *elfCapture
+	for first, left := true, e.Size; left > 0; first = false {
+		n, err := io.ReadFull(r, s.buf[:min(left, int64(len(s.buf)))])
+		if err != nil {
+			return err
+		}
+		chunk := s.buf[:n]
+		left -= int64(n)
+		s.sum.Write(chunk)
+		if first {
+			e.Shebang = shebang(chunk)
+			program = newELFCapture(chunk, e.Size, s.elfHead)
+		}
+		if program != nil {
+			program.write(chunk)
+		}
+		if content != nil {
+			content.Write(chunk)
+		}
+	}
+	s.sum.Sum(e.SHA256[:0])
+	if program != nil {
+		e.ELF, _ = ParseELF(program) // not a program after all: nothing to know
+		s.elfHead = program.head[:0]
+	}
+	if content != nil {
+		e.Content = content.Bytes()
+	}
+	return nil
+}
+
+// keeper gives a buffer for the file's content where it is to be kept.
+func (s *scanner) keeper(e *Entry) (*bytes.Buffer, error) {
+	for _, pattern := range s.keep {
+		ok, err := path.Match(pattern, e.Path)
+		if err != nil {
+			return nil, fmt.Errorf("pattern %q: %w", pattern, err)
+		}
+		if !ok {
+			continue
+		}
+		if s.kept += e.Size; e.Size > maxKeepFile || s.kept > maxKeepLayer {
+			return nil, fmt.Errorf("it has %d bytes: too large to be analysed", e.Size)
+		}
+		return bytes.NewBuffer(make([]byte, 0, e.Size)), nil
+	}
+	return nil, nil
+}
+
+func shebang(head []byte) string {
+	line, ok := bytes.CutPrefix(head[:min(len(head), maxShebang)], []byte("#!"))
+	if !ok {
+		return ""
+	}
+	line, _, _ = bytes.Cut(line, []byte("\n"))
+	return strings.Trim(string(line), " \t\r")
+}
+
+// Extract reads the contents of the wanted regular files from a layer, by the path of their entry. Files
+// of more than limit bytes are an error.
+func Extract(ctx context.Context, blob io.Reader, want map[string]bool, limit int64) (map[string][]byte, error) {
+	r, err := decompress(&contextReader{ctx, blob})
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	found := map[string][]byte{}
+	archive := tar.NewReader(r)
+	for {
+		h, err := archive.Next()
+		if err == io.EOF {
+			return found, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the archive: %w", err)
+		}
+		e, err := entryOf(h)
+		if err != nil {
+			return nil, err
+		}
+		if e == nil || e.Type != Regular || !want[e.Path] {
+			continue
+		}
+		if e.Size > limit {
+			return nil, fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
+		}
+		if found[e.Path], err = io.ReadAll(archive); err != nil {
+			return nil, fmt.Errorf("reading %q: %w", e.Path, err)
+		}
+	}
+}
