@@ -1,0 +1,78 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"syscall"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+)
+
+// Errors that callers decide on.
+var (
+	// ErrNotFound says that the reference names nothing.
+	ErrNotFound = errors.New("image not found")
+	// ErrUnauthorized says that the registry wants other credentials, or any.
+	ErrUnauthorized = errors.New("access denied")
+	// ErrUnsupported says that what the reference names cannot be converted by anybody.
+	ErrUnsupported = errors.New("not supported")
+	// ErrPlatform says that the image exists, but not for linux/amd64.
+	ErrPlatform = errors.New("no image for linux/amd64")
+)
+
+// transientStatus are the answers of a registry that may be different next time.
+var transientStatus = []int{
+	http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
+	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+}
+
+// Transient says whether doing the same again may succeed.
+func Transient(err error) bool {
+	if errors.Is(err, context.Canceled) {
+		return false
+	}
+	var answer *transport.Error
+	if errors.As(err, &answer) {
+		return slices.Contains(transientStatus, answer.StatusCode)
+	}
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return !dns.IsNotFound
+	}
+	var network net.Error
+	if errors.As(err, &network) && network.Timeout() {
+		return true
+	}
+	for _, e := range []error{
+		errBroken, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ECONNABORTED,
+		syscall.EPIPE, syscall.ETIMEDOUT, net.ErrClosed,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// errBroken marks a transfer that ended before its end.
+var errBroken = errors.New("connection broken")
+
+// explain gives an answer of a registry the error that callers know.
+func explain(err error) error {
+	var answer *transport.Error
+	if !errors.As(err, &answer) {
+		return err
+	}
+	switch answer.StatusCode {
+	case http.StatusNotFound:
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
+	}
+	return err
+}

@@ -1,0 +1,280 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// Options say how images are fetched and stored. The zero value is ready for use.
+type Options struct {
+	// Keychain finds credentials; nil: the Docker configuration and its helpers.
+	Keychain authn.Keychain
+	// HTTP sends requests to registries; nil: a transport with proxies from the environment.
+	HTTP http.RoundTripper
+	// Jobs is how many blobs are transferred at a time; 0: 4.
+	Jobs int
+	// FirstPause is the wait before the first repetition of a request; 0: half a second. It doubles.
+	FirstPause time.Duration
+}
+
+func (o Options) jobs() int {
+	if o.Jobs > 0 {
+		return o.Jobs
+	}
+	return 4
+}
+
+func (o Options) firstPause() time.Duration {
+	if o.FirstPause > 0 {
+		return o.FirstPause
+	}
+	return 500 * time.Millisecond
+}
+
+// Image is an image for linux/amd64 that was found.
+type Image struct {
+	Ref Reference
+	// Digest identifies the image: of its manifest or, in an archive or daemon, which have none, of its
+	// configuration.
+	Digest string
+	// Config is the image's configuration as stored.
+	Config []byte
+	Layers []*Layer
+
+	manifest  func() ([]byte, error) // as stored, or made for an image that has none
+	mediaType types.MediaType
+	close     func() error
+}
+
+// Close lets go of what reading the image needed.
+func (img *Image) Close() error {
+	if img.close == nil {
+		return nil
+	}
+	return img.close()
+}
+
+// Layer is one layer of an image.
+type Layer struct {
+	// Digest of the bytes that Open gives, as "sha256:…".
+	Digest string
+	// Size of these bytes; -1 where it is not known beforehand.
+	Size int64
+	// Open streams the layer, compressed or not. The reader does not check the digest.
+	Open func(context.Context) (io.ReadCloser, error)
+
+	push v1.Layer
+}
+
+// Open finds an image.
+func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
+	var img *Image
+	var err error
+	switch ref.Transport {
+	case Registry:
+		img, err = openRegistry(ctx, ref, o)
+	case OCILayout:
+		img, err = openLayout(ctx, ref)
+	case DockerArchive:
+		img, err = openArchive(ref)
+	case DockerDaemon:
+		img, err = openDaemon(ctx, ref)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", ref, err)
+	}
+	var c struct{ OS, Architecture string }
+	if err := json.Unmarshal(img.Config, &c); err != nil {
+		img.Close()
+		return nil, fmt.Errorf("opening %s: reading the configuration: %w", ref, err)
+	}
+	if c.OS != "linux" || c.Architecture != "amd64" {
+		img.Close()
+		return nil, fmt.Errorf("opening %s: %w: it is for %s/%s", ref, ErrPlatform, c.OS, c.Architecture)
+	}
+	return img, nil
+}
+
+// Write stores an image.
+func Write(ctx context.Context, ref Reference, img *Output, o Options) error {
+	var err error
+	switch ref.Transport {
+	case Registry:
+		err = writeRegistry(ctx, ref, img, o)
+	case OCILayout:
+		err = writeLayout(ctx, ref, img)
+	case DockerArchive:
+		err = writeArchive(ctx, ref, img)
+	case DockerDaemon:
+		err = writeDaemon(ctx, ref, img)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", ref, err)
+	}
+	return nil
+}
+
+// choose picks the manifest for linux/amd64 from an index.
+func choose(manifests []v1.Descriptor) (v1.Descriptor, error) {
+	var have []string
+	var best *v1.Descriptor
+	for i := range manifests {
+		p := manifests[i].Platform
+		if p == nil {
+			p = &v1.Platform{}
+		}
+		// Attestations of BuildKit stand in the index as unknown/unknown.
+		if p.OS == "unknown" && p.Architecture == "unknown" || !manifests[i].MediaType.IsImage() && !manifests[i].MediaType.IsIndex() {
+			continue
+		}
+		have = append(have, p.String())
+		// An entry without a variant runs on every amd64.
+		if p.OS == "linux" && p.Architecture == "amd64" && (best == nil || best.Platform.Variant != "" && p.Variant == "") {
+			best = &manifests[i]
+		}
+	}
+	if best == nil {
+		return v1.Descriptor{}, fmt.Errorf("%w: there is %s", ErrPlatform, strings.Join(have, ", "))
+	}
+	return *best, nil
+}
+
+const maxConfig = 32 << 20
+
+// newImage reads a manifest and the configuration that it names.
+func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte,
+	open func(context.Context, v1.Descriptor) (io.ReadCloser, error), wrap func(*blobLayer) v1.Layer,
+) (*Image, error) {
+	switch mt {
+	case types.OCIManifestSchema1, types.DockerManifestSchema2:
+	case types.DockerManifestSchema1, types.DockerManifestSchema1Signed:
+		return nil, fmt.Errorf("manifest schema 1 is %w: push the image again with a current tool", ErrUnsupported)
+	default:
+		return nil, fmt.Errorf("the media type %q is %w: it is not a container image", mt, ErrUnsupported)
+	}
+	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	if !m.Config.MediaType.IsConfig() {
+		return nil, fmt.Errorf("a manifest with the configuration %q is %w: it is not a container image", m.Config.MediaType, ErrUnsupported)
+	}
+	img := &Image{
+		Ref: ref, Digest: digestOf(raw), mediaType: mt,
+		manifest: func() ([]byte, error) { return raw, nil },
+	}
+	if img.Config, err = readBlob(ctx, m.Config, open); err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	var c v1.ConfigFile
+	if err := json.Unmarshal(img.Config, &c); err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if len(c.RootFS.DiffIDs) != len(m.Layers) {
+		return nil, fmt.Errorf("the manifest lists %d layers, the configuration %d", len(m.Layers), len(c.RootFS.DiffIDs))
+	}
+	for i, d := range m.Layers {
+		if !d.MediaType.IsLayer() {
+			return nil, fmt.Errorf("a layer of the media type %q is %w", d.MediaType, ErrUnsupported)
+		}
+		l := &blobLayer{ctx: ctx, desc: d, diffID: c.RootFS.DiffIDs[i], open: open}
+		img.Layers = append(img.Layers, &Layer{
+			Digest: d.Digest.String(), Size: d.Size, push: wrap(l),
+			Open: func(ctx context.Context) (io.ReadCloser, error) { return open(ctx, d) },
+		})
+	}
+	return img, nil
+}
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// readBlob reads a small blob and checks its digest.
+func readBlob(ctx context.Context, d v1.Descriptor, open func(context.Context, v1.Descriptor) (io.ReadCloser, error)) ([]byte, error) {
+	if d.Size > maxConfig {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", d.Size, maxConfig)
+	}
+	r, err := open(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, maxConfig))
+	if err != nil {
+		return nil, err
+	}
+	if got := digestOf(b); got != d.Digest.String() {
+		return nil, fmt.Errorf("%w: %s is %s", errDigest, d.Digest, got)
+	}
+	return b, nil
+}
+
+var errDigest = errors.New("content does not match its digest")
+
+// blobLayer is a layer in a registry or layout, to be copied as it is.
+type blobLayer struct {
+	ctx    context.Context
+	desc   v1.Descriptor
+	diffID v1.Hash
+	open   func(context.Context, v1.Descriptor) (io.ReadCloser, error)
+}
+
+func (l *blobLayer) Digest() (v1.Hash, error)            { return l.desc.Digest, nil }
+func (l *blobLayer) DiffID() (v1.Hash, error)            { return l.diffID, nil }
+func (l *blobLayer) Size() (int64, error)                { return l.desc.Size, nil }
+func (l *blobLayer) MediaType() (types.MediaType, error) { return l.desc.MediaType, nil }
+func (l *blobLayer) Descriptor() (*v1.Descriptor, error) { return &l.desc, nil }
+func (l *blobLayer) Uncompressed() (io.ReadCloser, error) {
+	p, err := partial.CompressedToLayer(l)
+	if err != nil {
+		return nil, err
+	}
+	return p.Uncompressed()
+}
+
+func (l *blobLayer) Compressed() (io.ReadCloser, error) {
+	r, err := l.open(l.ctx, l.desc)
+	if err != nil {
+		return nil, err
+	}
+	return &checkedReader{ctx: l.ctx, ReadCloser: r, sum: sha256.New(), want: l.desc.Digest}, nil
+}
+
+// checkedReader fails at the end where the content is not what the digest names.
+type checkedReader struct {
+	io.ReadCloser
+	ctx  context.Context
+	sum  hash.Hash
+	want v1.Hash
+}
+
+func (r *checkedReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := r.ReadCloser.Read(p)
+	r.sum.Write(p[:n])
+	if err == io.EOF {
+		if got := hex.EncodeToString(r.sum.Sum(nil)); got != r.want.Hex {
+			return n, fmt.Errorf("%w: %s is sha256:%s", errDigest, r.want, got)
+		}
+	}
+	return n, err
+}

@@ -1,0 +1,237 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/google/renameio/v2"
+)
+
+// Annotation of a tag in a layout's index (OCI image specification, "Pre-Defined Annotation Keys").
+const annotationRefName = "org.opencontainers.image.ref.name"
+
+const maxIndex = 16 << 20
+
+func blobPath(dir string, h v1.Hash) string { return filepath.Join(dir, "blobs", h.Algorithm, h.Hex) }
+
+func readLayoutIndex(dir string) (*v1.IndexManifest, error) {
+	b, err := readFile(filepath.Join(dir, "index.json"), maxIndex)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s is not an OCI layout", ErrNotFound, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var index v1.IndexManifest
+	if err := json.Unmarshal(b, &index); err != nil {
+		return nil, fmt.Errorf("reading index.json: %w", err)
+	}
+	return &index, nil
+}
+
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return b, err
+}
+
+func openLayout(ctx context.Context, ref Reference) (*Image, error) {
+	index, err := readLayoutIndex(ref.Path)
+	if err != nil {
+		return nil, err
+	}
+	d, err := chooseTag(index.Manifests, ref)
+	if err != nil {
+		return nil, err
+	}
+	open := func(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+		if d.Digest.Algorithm != "sha256" {
+			return nil, fmt.Errorf("the digest %s is %w", d.Digest, ErrUnsupported)
+		}
+		f, err := os.Open(blobPath(ref.Path, d.Digest)) // a v1.Hash is hexadecimal: no path of the image's
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("blob %s: %w", d.Digest, ErrNotFound)
+		}
+		return f, err
+	}
+	raw, err := readBlob(ctx, d, open)
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	for range 2 { // an index may name an index
+		if !d.MediaType.IsIndex() {
+			break
+		}
+		var inner v1.IndexManifest
+		if err := json.Unmarshal(raw, &inner); err != nil {
+			return nil, fmt.Errorf("reading the index: %w", err)
+		}
+		if d, err = choose(inner.Manifests); err != nil {
+			return nil, err
+		}
+		if raw, err = readBlob(ctx, d, open); err != nil {
+			return nil, fmt.Errorf("reading the manifest: %w", err)
+		}
+	}
+	return newImage(ctx, ref, d.MediaType, raw, open, func(l *blobLayer) v1.Layer { return l })
+}
+
+// chooseTag finds a tag or digest in a layout's index; without either, the only image there is.
+func chooseTag(manifests []v1.Descriptor, ref Reference) (v1.Descriptor, error) {
+	var tags []string
+	var found []v1.Descriptor
+	for _, d := range manifests {
+		t := d.Annotations[annotationRefName]
+		if t != "" {
+			tags = append(tags, t)
+		}
+		if (ref.Tag == "" || t == ref.Tag) && (ref.Digest == "" || d.Digest.String() == ref.Digest) {
+			found = append(found, d)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return v1.Descriptor{}, fmt.Errorf("%w: the layout holds the tags %q", ErrNotFound, tags)
+	case len(found) == 1 || ref.Digest != "":
+		return found[0], nil
+	case ref.Tag == "" && len(tags) > 0:
+		return v1.Descriptor{}, fmt.Errorf("%w: the layout holds several images, name one of the tags %q", ErrNotFound, tags)
+	}
+	return choose(found)
+}
+
+// writeLayout adds the image to a layout. Blobs come first, each complete or not there at all; the
+// index, which makes the image visible, is replaced last.
+func writeLayout(ctx context.Context, ref Reference, img *Output) error {
+	if err := os.MkdirAll(filepath.Join(ref.Path, "blobs", "sha256"), 0o755); err != nil {
+		return err
+	}
+	index, err := readLayoutIndex(ref.Path)
+	if errors.Is(err, ErrNotFound) {
+		index, err = &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}, nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, l := range append(slices.Clone(img.layers), configLayer(img)) {
+		if mt, err := l.MediaType(); err == nil && mt.IsLayer() && !mt.IsDistributable() {
+			continue // kept by reference
+		}
+		if err := writeLayoutBlob(ctx, ref.Path, l); err != nil {
+			return err
+		}
+	}
+	digest, err := v1.NewHash(img.Digest)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(blobPath(ref.Path, digest), img.manifest, 0o644); err != nil {
+		return err
+	}
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
+		return d.Annotations[annotationRefName] == ref.Tag && (ref.Tag != "" || d.Digest == digest)
+	})
+	d := v1.Descriptor{
+		MediaType: img.mediaType, Size: int64(len(img.manifest)), Digest: digest,
+		Platform: &v1.Platform{OS: "linux", Architecture: "amd64"},
+	}
+	if ref.Tag != "" {
+		d.Annotations = map[string]string{annotationRefName: ref.Tag}
+	}
+	index.Manifests = append(index.Manifests, d)
+	raw, err := json.MarshalIndent(index, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(ref.Path, "oci-layout"), []byte(`{"imageLayoutVersion": "1.0.0"}`), 0o644); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return renameio.WriteFile(filepath.Join(ref.Path, "index.json"), raw, 0o644)
+}
+
+func writeLayoutBlob(ctx context.Context, dir string, l v1.Layer) error {
+	digest, err := l.Digest()
+	if err != nil {
+		return err
+	}
+	size, err := l.Size()
+	if err != nil {
+		return err
+	}
+	file := blobPath(dir, digest)
+	if s, err := os.Stat(file); err == nil && s.Size() == size {
+		return nil
+	}
+	r, err := l.Compressed()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return writeAtomically(ctx, file, func(w io.Writer) error {
+		_, err := io.Copy(w, r)
+		return err
+	})
+}
+
+// writeAtomically makes a file that is there with all its content or not at all.
+func writeAtomically(ctx context.Context, file string, write func(io.Writer) error) error {
+	t, err := renameio.NewPendingFile(file, renameio.WithPermissions(0o644), renameio.WithExistingPermissions())
+	if err != nil {
+		return err
+	}
+	defer t.Cleanup() //nolint:errcheck // after success there is nothing to clean up
+	if err := write(&contextWriter{ctx, t}); err != nil {
+		return err
+	}
+	return t.CloseAtomicallyReplace()
+}
+
+type contextWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (w *contextWriter) Write(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.w.Write(p)
+}
+
+// archiveName is a name to be written into an archive.
+func archiveName(ref Reference) (name.Tag, error) {
+	switch n := ref.Name.(type) {
+	case name.Tag:
+		return n, nil
+	case nil:
+		base := strings.TrimSuffix(filepath.Base(ref.Path), filepath.Ext(ref.Path))
+		t, err := name.NewTag(strings.ToLower(base))
+		if err != nil {
+			return t, fmt.Errorf("the archive needs a name: write docker-archive:FILE:NAME:TAG")
+		}
+		return t, nil
+	default:
+		return name.Tag{}, fmt.Errorf("%s is a digest: a tag is needed", n)
+	}
+}

@@ -1,0 +1,207 @@
+package image
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
+)
+
+// NewLayer is a layer to be put on top of an image: a tar archive compressed with gzip.
+type NewLayer struct {
+	Blob   []byte
+	Digest string // of Blob
+	DiffID string // of the archive
+}
+
+// ReadNewLayer takes a compressed archive and computes its digests.
+func ReadNewLayer(blob []byte) (NewLayer, error) {
+	z, err := gzip.NewReader(bytes.NewReader(blob))
+	if err != nil {
+		return NewLayer{}, err
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, z); err != nil {
+		return NewLayer{}, err
+	}
+	return NewLayer{blob, digestOf(blob), "sha256:" + hex.EncodeToString(sum.Sum(nil))}, nil
+}
+
+// CompressLayer compresses a tar archive, the same every time.
+func CompressLayer(archive []byte, level int) (NewLayer, error) {
+	var b bytes.Buffer
+	z, err := gzip.NewWriterLevel(&b, level)
+	if err != nil {
+		return NewLayer{}, err
+	}
+	if _, err := z.Write(archive); err != nil {
+		return NewLayer{}, err
+	}
+	if err := z.Close(); err != nil {
+		return NewLayer{}, err
+	}
+	return NewLayer{b.Bytes(), digestOf(b.Bytes()), digestOf(archive)}, nil
+}
+
+// Output is an image that is complete but not stored. It is a v1.Image of go-containerregistry.
+type Output struct {
+	// Digest of the manifest.
+	Digest string
+	// ImageID is the digest of the configuration, by which Docker knows the image.
+	ImageID string
+
+	source    Reference
+	manifest  []byte
+	config    []byte
+	mediaType types.MediaType
+	layers    []v1.Layer
+}
+
+// Append puts layers on top of an image. The source's layers stay as they are, and so does all of its
+// manifest that is not about layers or configuration. Config is the new configuration but for its
+// rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
+func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Output, error) {
+	raw, err := img.manifest()
+	if err != nil {
+		return nil, err
+	}
+	var manifest map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &manifest); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	var layers []json.RawMessage // descriptors are kept to the letter: they may carry annotations
+	if err := json.Unmarshal(manifest["layers"], &layers); err != nil {
+		return nil, fmt.Errorf("reading the manifest's layers: %w", err)
+	}
+	var rootfs v1.RootFS
+	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
+		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
+	}
+	layerType, configType := types.OCILayer, types.OCIConfigJSON
+	if img.mediaType == types.DockerManifestSchema2 {
+		layerType, configType = types.DockerLayer, types.DockerConfigJSON
+	}
+	out := &Output{source: img.Ref, mediaType: img.mediaType}
+	for _, l := range img.Layers {
+		out.layers = append(out.layers, l.push)
+	}
+	for _, l := range add {
+		digest, err := v1.NewHash(l.Digest)
+		if err != nil {
+			return nil, err
+		}
+		diffID, err := v1.NewHash(l.DiffID)
+		if err != nil {
+			return nil, err
+		}
+		rootfs.DiffIDs = append(rootfs.DiffIDs, diffID)
+		d, err := json.Marshal(v1.Descriptor{MediaType: layerType, Size: int64(len(l.Blob)), Digest: digest})
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, d)
+		out.layers = append(out.layers, &memoryLayer{static.NewLayer(l.Blob, layerType), diffID})
+	}
+	if config["rootfs"], err = json.Marshal(rootfs); err != nil {
+		return nil, err
+	}
+	if out.config, err = json.Marshal(config); err != nil {
+		return nil, err
+	}
+	out.ImageID = digestOf(out.config)
+	configDigest, err := v1.NewHash(out.ImageID)
+	if err != nil {
+		return nil, err
+	}
+	manifest["layers"], err = json.Marshal(layers)
+	if err != nil {
+		return nil, err
+	}
+	manifest["config"], err = json.Marshal(v1.Descriptor{MediaType: configType, Size: int64(len(out.config)), Digest: configDigest})
+	if err != nil {
+		return nil, err
+	}
+	if out.manifest, err = json.Marshal(manifest); err != nil {
+		return nil, err
+	}
+	out.Digest = digestOf(out.manifest)
+	return out, nil
+}
+
+// memoryLayer is a compressed layer in memory whose DiffID is known.
+type memoryLayer struct {
+	v1.Layer
+	diffID v1.Hash
+}
+
+func (l *memoryLayer) DiffID() (v1.Hash, error) { return l.diffID, nil }
+
+func (l *memoryLayer) Uncompressed() (io.ReadCloser, error) {
+	r, err := l.Compressed()
+	if err != nil {
+		return nil, err
+	}
+	return gzip.NewReader(r)
+}
+
+// output is a v1.Image over an Output, whose fields have the methods' names.
+type output struct{ *Output }
+
+var _ v1.Image = output{}
+
+func (o output) MediaType() (types.MediaType, error) { return o.mediaType, nil }
+func (o output) Size() (int64, error)                { return int64(len(o.manifest)), nil }
+func (o output) ConfigName() (v1.Hash, error)        { return v1.NewHash(o.ImageID) }
+func (o output) ConfigFile() (*v1.ConfigFile, error) { return partial.ConfigFile(o) }
+func (o output) RawConfigFile() ([]byte, error)      { return o.config, nil }
+func (o output) Digest() (v1.Hash, error)            { return v1.NewHash(o.Output.Digest) }
+func (o output) Manifest() (*v1.Manifest, error)     { return partial.Manifest(o) }
+func (o output) RawManifest() ([]byte, error)        { return o.manifest, nil }
+func (o output) Layers() ([]v1.Layer, error)         { return o.layers, nil }
+
+func (o output) LayerByDigest(h v1.Hash) (v1.Layer, error) {
+	return o.find(h, v1.Layer.Digest)
+}
+
+func (o output) LayerByDiffID(h v1.Hash) (v1.Layer, error) {
+	return o.find(h, v1.Layer.DiffID)
+}
+
+func (o output) find(h v1.Hash, by func(v1.Layer) (v1.Hash, error)) (v1.Layer, error) {
+	for _, l := range o.layers {
+		if got, err := by(l); err == nil && got == h {
+			return l, nil
+		}
+	}
+	return nil, errors.New("no layer " + h.String())
+}
+
+// configLayer is the configuration as a blob to be uploaded.
+func configLayer(img *Output) v1.Layer {
+	mt := types.OCIConfigJSON
+	if img.mediaType == types.DockerManifestSchema2 {
+		mt = types.DockerConfigJSON
+	}
+	return static.NewLayer(img.config, mt)
+}
+
+// Name gives the name by which a stored image is found for certain, and the digest in it: in a registry
+// or layout that of the manifest, in an archive or daemon, which know no manifests, the image's ID.
+func (out *Output) Name(at Reference) (ref, digest string) {
+	switch at.Transport {
+	case Registry:
+		return at.Name.Context().Name() + "@" + out.Digest, out.Digest
+	case OCILayout:
+		return "oci:" + at.Path + "@" + out.Digest, out.Digest
+	}
+	return out.ImageID, out.ImageID
+}

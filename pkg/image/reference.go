@@ -1,0 +1,165 @@
+// Package image reads container images from where they are and writes them to where they shall be: a
+// registry, an OCI layout, an archive of "docker save", or a Docker daemon.
+//
+// [Open] resolves a reference to one image for linux/amd64 and gives its layers as streams. [Append]
+// puts layers on top of it, and [Write] stores the outcome. Layers that the target has already are not
+// sent, and a tag is moved only when everything that it names is there.
+package image
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// Transport says what kind of place a reference points to. The names are those of skopeo and podman
+// (containers-transports(5)).
+type Transport string
+
+// The places that images come from and go to.
+const (
+	Registry      Transport = "docker"
+	OCILayout     Transport = "oci"
+	DockerArchive Transport = "docker-archive"
+	DockerDaemon  Transport = "docker-daemon"
+)
+
+// Reference names an image in one of the places.
+type Reference struct {
+	Transport Transport
+	// Name in a registry or Docker daemon; for an archive the name inside it, which may be nil.
+	Name name.Reference
+	// Path of a layout's directory or an archive.
+	Path string
+	// Tag in a layout, which may be empty, or the digest of a manifest, "sha256:…".
+	Tag, Digest string
+}
+
+// ErrReference says that a reference is not well-formed.
+var ErrReference = errors.New("not an image reference")
+
+// ParseReference reads a reference: a bare name or docker://NAME for a registry, oci:DIR[:TAG],
+// docker-archive:FILE[:NAME], docker-daemon:NAME. Insecure allows a registry to be spoken to over HTTP.
+func ParseReference(s string, insecure bool) (Reference, error) {
+	opts := []name.Option{}
+	if insecure {
+		opts = append(opts, name.Insecure)
+	}
+	parse := func(s string) (name.Reference, error) {
+		n, err := name.ParseReference(s, opts...)
+		if err != nil {
+			return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+		}
+		return n, nil
+	}
+	transport, rest, found := strings.Cut(s, ":")
+	if !found {
+		transport = ""
+	}
+	switch Transport(transport) {
+	case Registry:
+		if !strings.HasPrefix(rest, "//") {
+			break // a repository that is called "docker"
+		}
+		n, err := parse(rest[2:])
+		return Reference{Transport: Registry, Name: n}, err
+	case DockerDaemon:
+		n, err := parse(rest)
+		return Reference{Transport: DockerDaemon, Name: n}, err
+	case OCILayout:
+		rest, digest, _ := strings.Cut(rest, "@")
+		// As in skopeo, what follows the first colon is the tag.
+		dir, tag, _ := strings.Cut(rest, ":")
+		if dir == "" {
+			return Reference{}, fmt.Errorf("%q is %w: the directory is missing", s, ErrReference)
+		}
+		if _, err := v1.NewHash(digest); digest != "" && err != nil {
+			return Reference{}, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+		}
+		return Reference{Transport: OCILayout, Path: filepath.Clean(dir), Tag: tag, Digest: digest}, nil
+	case DockerArchive:
+		r := Reference{Transport: DockerArchive}
+		file, inside, named := strings.Cut(rest, ":")
+		if file == "" {
+			return r, fmt.Errorf("%q is %w: the file is missing", s, ErrReference)
+		}
+		r.Path = filepath.Clean(file)
+		if named {
+			var err error
+			if r.Name, err = parse(inside); err != nil {
+				return r, err
+			}
+		}
+		return r, nil
+	case "containers-storage", "dir", "oci-archive", "ostree", "docker-remote", "http", "https":
+		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported; use a registry name, oci:, docker-archive: or docker-daemon:",
+			s, ErrReference, transport)
+	}
+	n, err := parse(s)
+	return Reference{Transport: Registry, Name: n}, err
+}
+
+// String is the form that ParseReference reads.
+func (r Reference) String() string {
+	switch r.Transport {
+	case OCILayout:
+		out := "oci:" + r.Path
+		if r.Tag != "" {
+			out += ":" + r.Tag
+		}
+		if r.Digest != "" {
+			out += "@" + r.Digest
+		}
+		return out
+	case DockerArchive:
+		if r.Name == nil {
+			return "docker-archive:" + r.Path
+		}
+		return "docker-archive:" + r.Path + ":" + r.Name.Name()
+	case DockerDaemon:
+		return "docker-daemon:" + r.Name.Name()
+	}
+	return r.Name.Name()
+}
+
+// tagOf gives what stands for the tag in a new name: the tag, or the digest in a form that a tag allows.
+func tagOf(n name.Reference) string {
+	return strings.ReplaceAll(n.Identifier(), ":", "-")
+}
+
+// Target derives where a converted image goes when nobody said: beside its source, the tag with the
+// suffix; or, where repo is set, below that repository prefix with the same tag.
+func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error) {
+	if repo != "" {
+		if r.Name == nil {
+			return Reference{}, fmt.Errorf("%s has no name to be put below %s: say where it goes", r, repo)
+		}
+		path := strings.TrimPrefix(r.Name.Context().RepositoryStr(), "library/")
+		return ParseReference(strings.TrimSuffix(repo, "/")+"/"+path+":"+tagOf(r.Name)+suffix, insecure)
+	}
+	out := r
+	switch r.Transport {
+	case OCILayout:
+		switch {
+		case r.Tag != "":
+			out.Tag += suffix
+		case r.Digest != "":
+			out.Tag = strings.ReplaceAll(r.Digest, ":", "-") + suffix
+		default:
+			out.Tag = "latest" + suffix
+		}
+		out.Digest = ""
+		return out, nil
+	case DockerArchive:
+		ext := filepath.Ext(r.Path)
+		out.Path = strings.TrimSuffix(r.Path, ext) + suffix + ext
+	}
+	if r.Name != nil {
+		out.Name = r.Name.Context().Tag(tagOf(r.Name) + suffix)
+	}
+	return out, nil
+}

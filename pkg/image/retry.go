@@ -1,0 +1,115 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+const (
+	attempts      = 6
+	maxRetryAfter = 2 * time.Minute
+	maxAnswer     = 64 << 20 // of answers that are read whole: manifests, configurations, tokens
+)
+
+// pause waits between attempts; false when the context ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func newBackoff(first time.Duration) *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = first, 30*first, 2
+	return b
+}
+
+// retry does something again while its failure is transient.
+func retry(ctx context.Context, first time.Duration, do func() error) error {
+	b := newBackoff(first)
+	for i := 1; ; i++ {
+		err := do()
+		if err == nil || i == attempts || !Transient(err) || !pause(ctx, b.NextBackOff()) {
+			return err
+		}
+	}
+}
+
+type contextKey int
+
+const (
+	// streamed answers are not read into memory, so that their breaking off is the reader's to mend.
+	streamed contextKey = iota
+	// unrepeated requests are part of a sequence that is repeated as a whole.
+	unrepeated
+)
+
+// retryTransport repeats requests whose answer was transient, did not come, or broke off. It waits as
+// long as the server says in Retry-After (RFC 9110, 10.2.3).
+type retryTransport struct {
+	inner http.RoundTripper
+	first time.Duration
+}
+
+func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
+	ctx := in.Context()
+	once := ctx.Value(unrepeated) != nil || (in.Body != nil && in.Body != http.NoBody && in.GetBody == nil)
+	b := newBackoff(t.first)
+	for i := 1; ; i++ {
+		out, err := t.inner.RoundTrip(in)
+		if err == nil && ctx.Value(streamed) == nil {
+			err = readWhole(out)
+		}
+		again := err != nil && Transient(err) || err == nil && slices.Contains(transientStatus, out.StatusCode)
+		if !again || once || i == attempts {
+			return out, err
+		}
+		wait := b.NextBackOff()
+		if err == nil {
+			if s, convErr := strconv.Atoi(out.Header.Get("Retry-After")); convErr == nil && s > 0 {
+				if wait = time.Duration(s) * time.Second; wait > maxRetryAfter {
+					return out, nil
+				}
+			}
+			out.Body.Close()
+		}
+		if !pause(ctx, wait) {
+			return nil, ctx.Err()
+		}
+		if in.GetBody != nil {
+			body, err := in.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			in = in.Clone(ctx)
+			in.Body = body
+		}
+	}
+}
+
+// readWhole replaces an answer's body by its content in memory.
+func readWhole(out *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(out.Body, maxAnswer+1))
+	out.Body.Close()
+	if err != nil {
+		return fmt.Errorf("reading the answer to %s %s: %w", out.Request.Method, out.Request.URL.Path, err)
+	}
+	if len(b) > maxAnswer {
+		return fmt.Errorf("the answer to %s %s has more than %d bytes", out.Request.Method, out.Request.URL.Path, maxAnswer)
+	}
+	out.Body = io.NopCloser(bytes.NewReader(b))
+	return nil
+}
