@@ -1,0 +1,145 @@
+package launch
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// Keep lists the files whose content Build reads, as patterns for rootfs.Scan.
+var Keep = []string{
+	"/etc/passwd", "/etc/group", "/etc/ld.so.conf", "/etc/ld.so.conf.d/*.conf",
+}
+
+// ErrImage says that an image lacks what starting it needs.
+var ErrImage = errors.New("the image cannot be started")
+
+// Build works out how an image starts, from its configuration as stored and its files.
+func Build(tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
+	var c v1.ConfigFile
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	s := &Spec{HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Enclave: o.Enclave}
+	if s.WorkDir = c.Config.WorkingDir; s.WorkDir == "" {
+		s.WorkDir = "/"
+	}
+	home, err := s.identify(tree, c.Config.User)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.environment(c.Config.Env, o.Env, home); err != nil {
+		return nil, err
+	}
+	if err := s.command(tree, c.Config, o.Args); err != nil {
+		return nil, err
+	}
+	if err := s.libC(tree); err != nil {
+		return nil, err
+	}
+	f := &files{spec: s, tree: tree, writable: map[string]Mount{}}
+	if err := f.chooseWritable(c.Config.Volumes, o); err != nil {
+		return nil, err
+	}
+	f.chooseTrusted()
+	s.weaknesses(c.Config)
+	return s, nil
+}
+
+// defaultPath is what container engines set where the image says nothing.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// environment gives the program what it would have in a container: the image's variables, PATH and
+// HOME. The host's are not taken over.
+func (s *Spec) environment(image []string, added []EnvVar, home string) error {
+	vars := map[string]EnvVar{
+		"PATH": {Name: "PATH", Value: defaultPath},
+		"HOME": {Name: "HOME", Value: home},
+	}
+	for _, kv := range image {
+		name, value, ok := strings.Cut(kv, "=")
+		if !ok || name == "" {
+			return fmt.Errorf("%w: its environment holds %q, which is not NAME=VALUE", ErrImage, kv)
+		}
+		vars[name] = EnvVar{Name: name, Value: value}
+	}
+	for _, v := range added {
+		vars[v.Name] = v
+		if v.PassThrough {
+			s.find(CodePassThrough, Warning, "", "the host chooses the value of the variable "+v.Name)
+		}
+	}
+	for _, v := range vars {
+		if strings.ContainsRune(v.Name+v.Value, 0) {
+			return fmt.Errorf("%w: the variable %q holds a NUL byte", ErrImage, v.Name)
+		}
+		s.Env = append(s.Env, v)
+	}
+	slices.SortFunc(s.Env, func(a, b EnvVar) int { return cmp.Compare(a.Name, b.Name) })
+	return nil
+}
+
+// Getenv gives the value that the program sees; false where it is not set or not known beforehand.
+func (s *Spec) Getenv(name string) (string, bool) {
+	for _, v := range s.Env {
+		if v.Name == name {
+			return v.Value, !v.PassThrough
+		}
+	}
+	return "", false
+}
+
+// Steering are the beginnings of the names of variables by which a host that chooses them could run
+// code of its own in the program.
+var steering = []string{
+	"LD_", "GLIBC_TUNABLES", "GCONV_PATH", "LOCPATH", "NLSPATH", "RES_OPTIONS", "LOCALDOMAIN", "MALLOC_",
+	"PYTHON", "NODE_", "NPM_", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH",
+	"PERL", "RUBY", "GEM_", "BUNDLE_", "PHP_INI_SCAN_DIR", "PHPRC", "LUA_", "DOTNET_", "CORECLR_", "COMPlus_",
+	"BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PATH", "GODEBUG", "OPENSSL_", "SSL_CERT_", "GIO_", "GTK_", "QT_", "R_",
+	"TCLLIBPATH", "ERL_", "ELIXIR_", "GUILE_", "OCAML", "MONO_", "HOME", "TMPDIR",
+}
+
+// exact names in the list above end the comparison; the others are prefixes.
+var steeringExact = map[string]bool{"ENV": true, "IFS": true, "PATH": true, "HOME": true, "TMPDIR": true, "PS4": true}
+
+// Steers says whether a variable of this name steers loaders or interpreters, so that whoever chooses
+// its value chooses what code runs.
+func Steers(name string) bool {
+	return slices.ContainsFunc(steering, func(s string) bool {
+		if steeringExact[s] {
+			return name == s
+		}
+		return strings.HasPrefix(name, s)
+	}) || strings.HasPrefix(name, "BASH_FUNC_")
+}
+
+// weaknesses reports what the user decided against the defaults, and what differs from a container.
+func (s *Spec) weaknesses(c v1.Config) {
+	if s.HostArgs {
+		s.find(CodeHostArguments, Warning, "", "the host chooses the program's arguments")
+	} else {
+		s.find(CodeArgumentsFixed, Info, "", "the arguments are measured: what follows the image's name in \"docker run\", or args in a pod, has no effect")
+	}
+	for _, p := range s.Allowed {
+		s.find(CodeAllowedFile, Warning, p, "the host can read and change this file")
+	}
+	if s.Enclave.Debug {
+		s.find(CodeDebug, Warning, "", "the enclave can be read with a debugger: it keeps no secrets")
+	}
+	if sig := c.StopSignal; sig != "" && sig != "SIGTERM" && sig != "15" && sig != "TERM" {
+		s.find(CodeStopSignal, Warning, "", fmt.Sprintf("the image stops on %s, which does not reach an enclave: it is sent SIGTERM instead", sig))
+	}
+	for _, name := range []string{"LD_PRELOAD", "LD_AUDIT"} {
+		if v, ok := s.Getenv(name); ok && v != "" {
+			s.find(CodeLoaderEnv, Warning, "", fmt.Sprintf(
+				"%s=%s is set inside the enclave only: outside, it would be loaded into the runtime's loader", name, v))
+		}
+	}
+}

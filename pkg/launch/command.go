@@ -1,0 +1,113 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// maxInterpreters is how many scripts may interpret each other, as in Linux (execve(2)).
+const maxInterpreters = 4
+
+// command finds the program that the image starts.
+func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
+	cmd := c.Cmd
+	if args != nil {
+		cmd = args
+		if len(c.Entrypoint) == 0 && len(c.Cmd) > 0 {
+			// The image has no ENTRYPOINT: arguments belong to the program that CMD names.
+			cmd = append(slices.Clone(c.Cmd[:1]), args...)
+		}
+	}
+	s.Argv = slices.Concat(c.Entrypoint, cmd)
+	if len(s.Argv) == 0 || s.Argv[0] == "" {
+		return fmt.Errorf("%w: it has neither ENTRYPOINT nor CMD", ErrImage)
+	}
+	n, err := s.lookUp(tree, s.Argv[0])
+	if err != nil {
+		return err
+	}
+	s.Entrypoint = n.Path
+	return nil
+}
+
+// lookUp finds a program as execvp does: by its path, or by its name in the directories of PATH.
+func (s *Spec) lookUp(tree *rootfs.Tree, program string) (*rootfs.Node, error) {
+	var tried []string
+	if strings.Contains(program, "/") {
+		tried = []string{s.abs(program)}
+	} else {
+		list, _ := s.Getenv("PATH")
+		for dir := range strings.SplitSeq(list, ":") {
+			tried = append(tried, s.abs(path.Join(dir, program)))
+		}
+	}
+	var because error
+	for _, p := range tried {
+		n, _, err := tree.Resolve(p)
+		switch {
+		case err != nil:
+			if !errors.Is(err, fs.ErrNotExist) {
+				because = err
+			}
+		case n.Type != rootfs.Regular:
+			because = fmt.Errorf("%s is not a regular file", n.Path)
+		case n.Mode&0o111 == 0:
+			because = fmt.Errorf("%s is not executable", n.Path)
+		default:
+			return n, nil
+		}
+	}
+	err := fmt.Errorf("%w: its program %q was not found, tried %s", ErrImage, program, strings.Join(tried, ", "))
+	if because != nil {
+		err = fmt.Errorf("%w: %w", err, because)
+	}
+	return nil, err
+}
+
+// abs is a path seen from the working directory. It is not cleaned: ".." is resolved by the tree.
+func (s *Spec) abs(p string) string {
+	if path.IsAbs(p) {
+		return p
+	}
+	return s.WorkDir + "/" + p
+}
+
+// interpreters follows the first lines of scripts to the ELF file that runs in the end.
+func (s *Spec) interpreter(tree *rootfs.Tree, n *rootfs.Node) (*rootfs.Node, error) {
+	for range maxInterpreters {
+		if n.ELF != nil || n.Shebang == "" {
+			return n, nil
+		}
+		line := strings.Fields(n.Shebang)
+		program := line[0]
+		if path.Base(program) == "env" {
+			if program = envProgram(line[1:]); program == "" {
+				program = line[0]
+			}
+		}
+		next, err := s.lookUp(tree, program)
+		if err != nil {
+			return nil, fmt.Errorf("the script %s begins with #!%s: %w", n.Path, n.Shebang, err)
+		}
+		n = next
+	}
+	return nil, fmt.Errorf("%w: the scripts up to %s interpret each other", ErrImage, n.Path)
+}
+
+// envProgram finds the program in the arguments of env(1).
+func envProgram(args []string) string {
+	for _, a := range args {
+		if !strings.HasPrefix(a, "-") && !strings.Contains(a, "=") {
+			return a
+		}
+	}
+	return ""
+}

@@ -1,0 +1,185 @@
+package launch
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"sort"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// A library OS asks the host for a file by the path as the program spelled it, after "." and ".." are
+// gone, and looks that spelling up among the trusted files. So each spelling must lead somewhere:
+//
+//   - a link to a file is listed with the target's digest, beside the target;
+//   - a link to a directory is a mount of the directory it leads to, once for each spelling of the
+//     link's own path, since links below a mounted directory are met under the mount's path too;
+//   - mounts below a directory that is linked to must be repeated under the link.
+
+const maxMounts = 20_000
+
+// console are the names of standard output, to which images link their log files.
+var console = []string{
+	"/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/console", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2",
+}
+
+// chooseTrusted lists every file that the program may read, and the mounts that make all spellings of
+// its path lead to it.
+func (f *files) chooseTrusted() {
+	var links []Mount // every directory link, at its path free of links
+	hiddenFiles := map[string]int{}
+	_ = f.tree.Walk(func(n *rootfs.Node) error {
+		if !f.visible(n, hiddenFiles) {
+			return nil
+		}
+		switch n.Type {
+		case rootfs.Regular:
+			f.trust(n.Path, n)
+		case rootfs.Symlink:
+			if m, ok := f.link(n); ok {
+				links = append(links, m)
+			}
+		case rootfs.CharDevice, rootfs.BlockDevice, rootfs.FIFO:
+			f.spec.find(CodeDeviceNode, Info, n.Path, "a device or pipe is not measured and cannot be opened")
+		}
+		return nil
+	})
+	for _, p := range sortedKeys(hiddenFiles) {
+		m := f.writable[p]
+		switch {
+		case m.Type == Encrypted:
+			f.spec.find(CodeVolumeHides, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be read: it holds encrypted files only, and starts empty", hiddenFiles[p]))
+		default:
+			f.spec.find(CodeHiddenFiles, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be seen: it is temporary storage and starts empty", hiddenFiles[p]))
+		}
+	}
+	slices.SortFunc(f.spec.Trusted, func(a, b TrustedFile) int { return cmp.Compare(a.Path, b.Path) })
+	f.spec.Mounts = f.allMounts(links)
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// visible says whether an entry can be reached by the program at its own path.
+func (f *files) visible(n *rootfs.Node, hiddenFiles map[string]int) bool {
+	if belowAny(n.Path, hostTrees) || slices.Contains(hostFiles, n.Path) {
+		return false
+	}
+	if m, ok := f.cover(n.Path); ok {
+		if n.Type == rootfs.Regular && n.Size > 0 {
+			hiddenFiles[m.Path]++
+		}
+		return false
+	}
+	if !utf8.ValidString(n.Path) {
+		if n.Type != rootfs.Dir {
+			f.spec.find(CodeNameNotUTF8, Warning, fmt.Sprintf("%q", n.Path), "the name is not UTF-8, so a manifest cannot list it: the program cannot read it")
+		}
+		return false
+	}
+	return true
+}
+
+func (f *files) trust(p string, n *rootfs.Node) {
+	f.spec.Trusted = append(f.spec.Trusted, TrustedFile{Path: p, SHA256: n.SHA256, Size: n.Size})
+}
+
+// link decides what a symbolic link needs; a link to a directory is returned as a mount.
+func (f *files) link(n *rootfs.Node) (Mount, bool) {
+	target, real, err := f.tree.Resolve(n.Path)
+	switch {
+	case slices.Contains(console, real):
+		return Mount{Type: Console, Path: n.Path}, true
+	case errors.Is(err, rootfs.ErrLoop):
+		f.spec.find(CodeLinkLoop, Info, n.Path, "the symbolic link leads to itself")
+		return Mount{}, false
+	case real == "" || slices.Contains(hostFiles, real):
+		return Mount{}, false
+	case belowAny(real, hostTrees):
+		f.spec.find(CodeLinkOutside, Info, n.Path, "the link leads to "+real+", which is the library OS's own: it works only by that name")
+		return Mount{}, false
+	}
+	m, covered := f.cover(real)
+	if covered {
+		return f.linkIntoMount(n, target, real, m)
+	}
+	switch {
+	case err != nil: // leads nowhere, here as in a container
+	case target.Type == rootfs.Dir:
+		return Mount{Type: Bind, Path: n.Path, Target: real}, true
+	case target.Type == rootfs.Regular:
+		f.trust(n.Path, target)
+	}
+	return Mount{}, false
+}
+
+// linkIntoMount handles a link to a place below a writable mount. A plain mount of the target would
+// reach the host's files there.
+func (f *files) linkIntoMount(n, target *rootfs.Node, real string, m Mount) (Mount, bool) {
+	isDir := real == m.Path || target != nil && target.Type == rootfs.Dir
+	if m.Type == Encrypted {
+		if !isDir {
+			return Mount{}, false
+		}
+		return Mount{Type: Encrypted, Path: n.Path, Target: real, Key: m.Key}, true
+	}
+	if !isDir {
+		f.spec.find(CodeLinkIntoTmpfs, Warning, n.Path, "the link leads to "+real+" in temporary storage: the program must use that name")
+		return Mount{}, false
+	}
+	f.spec.find(CodeLinkIntoTmpfs, Info, n.Path, "the link leads to "+real+": both are temporary storage, but files written under one name do not appear under the other")
+	return Mount{Type: Tmpfs, Path: n.Path}, true
+}
+
+// allMounts repeats links and writable mounts under every link that leads above them, and sorts them so
+// that parents come first.
+func (f *files) allMounts(links []Mount) []Mount {
+	points := links
+	for _, m := range f.writable {
+		points = append(points, m)
+	}
+	slices.SortFunc(points, func(a, b Mount) int { return cmp.Compare(a.Path, b.Path) })
+	mounts := map[string]Mount{}
+	var expand func(m Mount, chain []string)
+	expand = func(m Mount, chain []string) {
+		if _, ok := mounts[m.Path]; ok || len(mounts) > maxMounts {
+			return
+		}
+		mounts[m.Path] = m
+		// A link to a directory that contains it leads in circles: what is below has a shorter name.
+		circle := slices.ContainsFunc(chain, func(dir string) bool { return below(dir, m.Target) })
+		if m.Type != Bind || circle {
+			return
+		}
+		prefix := strings.TrimSuffix(m.Target, "/") + "/"
+		for i := sort.Search(len(points), func(i int) bool { return points[i].Path >= prefix }); i < len(points) && strings.HasPrefix(points[i].Path, prefix); i++ {
+			p := points[i]
+			chain := append(slices.Clone(chain), path.Dir(p.Path))
+			p.Path = m.Path + "/" + points[i].Path[len(prefix):]
+			expand(p, chain)
+		}
+	}
+	for _, p := range points {
+		expand(p, []string{path.Dir(p.Path)})
+	}
+	if len(mounts) > maxMounts {
+		f.spec.find(CodeTooManyMounts, Warning, "", fmt.Sprintf("symbolic links to directories give more than %d names: some are left out", maxMounts))
+	}
+	sorted := make([]Mount, 0, len(mounts))
+	for _, m := range mounts {
+		sorted = append(sorted, m)
+	}
+	slices.SortFunc(sorted, func(a, b Mount) int { return slices.Compare(strings.Split(a.Path, "/"), strings.Split(b.Path, "/")) })
+	return sorted
+}

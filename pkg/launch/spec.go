@@ -1,0 +1,116 @@
+// Package launch answers, for any library OS, how a container image starts: which program with which
+// arguments, environment and identity; which files it may read; where it may write; how large the
+// enclave must be. [Build] finds the answer in the image's configuration and its files.
+package launch
+
+import "crypto/sha256"
+
+// Spec is how an image starts, in terms of no particular library OS.
+type Spec struct {
+	// Entrypoint is the program's path with all symbolic links resolved.
+	Entrypoint string
+	// Argv are the arguments, the first being the program as the image names it.
+	Argv []string
+	// HostArgs lets whoever starts the container choose the arguments, unmeasured.
+	HostArgs bool
+	Env      []EnvVar // sorted by name
+	WorkDir  string
+	UID, GID uint32
+	// Mounts are in the order in which they must be made: parents first.
+	Mounts []Mount
+	// Trusted are the files that the program may read, sorted by path.
+	Trusted []TrustedFile
+	// Allowed are paths that the program may use without protection.
+	Allowed []string
+	LibC    LibC
+	Enclave Enclave
+	// Findings are what the user should know.
+	Findings []Finding
+}
+
+// EnvVar is an environment variable.
+type EnvVar struct {
+	Name, Value string
+	// PassThrough takes the value from the host at start, unmeasured.
+	PassThrough bool
+}
+
+// MountType is what a Mount puts at its path.
+type MountType string
+
+// Types of mounts.
+const (
+	Bind      MountType = "bind"      // another directory or file of the image
+	Tmpfs     MountType = "tmpfs"     // an empty directory in the enclave's memory
+	Encrypted MountType = "encrypted" // a directory of the host whose files are encrypted
+	Console   MountType = "console"   // the container's standard output
+)
+
+// Mount makes something else appear at a path.
+type Mount struct {
+	Type MountType
+	Path string
+	// Target is the path on the host of a Bind or Encrypted mount.
+	Target string
+	// Key names the key of an Encrypted mount.
+	Key string
+}
+
+// TrustedFile is a file that the program may read because its content is measured.
+type TrustedFile struct {
+	Path   string
+	SHA256 [sha256.Size]byte
+	Size   int64
+}
+
+// Kind of the C library that the program is linked to.
+type LibCKind string
+
+// The kinds of C libraries that matter.
+const (
+	GLIBC  LibCKind = "glibc"
+	Musl   LibCKind = "musl"
+	Static LibCKind = "static" // none: system calls come from the program itself
+)
+
+// LibC is what the program needs of a C library.
+type LibC struct {
+	Kind LibCKind
+	// Program is the path of the ELF file that was looked at: the entrypoint or its interpreter.
+	Program string
+	// Interp is the dynamic linker that the program names.
+	Interp string
+	// NeedsGLIBC is the highest version that any program of the image needs, as "2.36".
+	NeedsGLIBC string
+	// Cache is the path of the image's ld.so.cache, if it has one.
+	Cache string
+	// Dirs are the directories of ld.so.conf and the usual ones that exist, for images without a cache.
+	Dirs []string
+	// HasLocaltime, HasZoneinfo and Locales are the data that a C library reads from its own paths.
+	Localtime, Zoneinfo, Locales string
+	// Gconv is the directory of character set converters, if there is one.
+	Gconv string
+}
+
+// Enclave is what is asked of the enclave.
+type Enclave struct {
+	Size        uint64 // bytes
+	Threads     int
+	EDMM        bool
+	Debug       bool
+	ISVProdID   uint16
+	ISVSVN      uint16
+	Attestation string // "none" or "dcap"
+	LogLevel    string
+}
+
+// Options are the user's decisions. The zero value decides nothing, but for Enclave, which must be filled.
+type Options struct {
+	Env          []EnvVar // added to the image's, or instead of them
+	Args         []string // instead of the image's CMD, unless nil
+	HostArgs     bool
+	AllowedFiles []string
+	Tmpfs        []string
+	Encrypted    []Mount // Path and Key
+	Enclave      Enclave
+}

@@ -1,0 +1,178 @@
+package launch
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// SealingKey is the key that the CPU derives for the enclave's signer.
+const SealingKey = "_sgx_mrsigner"
+
+var (
+	// temporary directories are writable in every container and start empty.
+	temporary = []string{"/tmp", "/run", "/var/tmp", "/dev/shm"}
+	// stateDirs hold directories that are shipped empty to be written to.
+	stateDirs = []string{"/var/log", "/var/cache", "/var/lib", "/var/run"}
+	// managed directories belong to package managers, which do not run in an enclave.
+	managed = []string{
+		"/var/lib/dpkg", "/var/lib/apt", "/var/cache/apt", "/var/cache/debconf", "/var/log/apt", "/var/lib/rpm", "/var/lib/dnf",
+		"/var/cache/dnf", "/var/cache/yum", "/var/lib/yum", "/var/cache/apk", "/var/lib/pam", "/var/lib/systemd", "/var/cache/ldconfig",
+	}
+	// hostFiles are mounted over by every container engine: no measurement of them could hold.
+	hostFiles = []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname"}
+	// hostTrees are the kernel's, emulated by a library OS.
+	hostTrees = []string{"/proc", "/sys", "/dev"}
+)
+
+// below says whether p is dir or under it.
+func below(p, dir string) bool {
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir) && p[len(dir)] == '/'
+}
+
+func belowAny(p string, dirs []string) bool {
+	return slices.ContainsFunc(dirs, func(d string) bool { return below(p, d) })
+}
+
+// files decides what can be read and written.
+type files struct {
+	spec     *Spec
+	tree     *rootfs.Tree
+	writable map[string]Mount // by path, free of links
+}
+
+// chooseWritable finds the places to write to. What the user says goes before what the image declares,
+// and that before what containers usually have.
+func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
+	for _, m := range o.Encrypted {
+		if err := f.add(Mount{Type: Encrypted, Path: m.Path, Key: m.Key}); err != nil {
+			return err
+		}
+	}
+	for _, p := range o.Tmpfs {
+		if err := f.add(Mount{Type: Tmpfs, Path: p}); err != nil {
+			return err
+		}
+	}
+	sorted := make([]string, 0, len(volumes))
+	for v := range volumes {
+		sorted = append(sorted, v)
+	}
+	slices.Sort(sorted)
+	for _, v := range sorted {
+		if err := f.volume(v); err != nil {
+			return err
+		}
+	}
+	for _, p := range temporary {
+		_, real, err := f.tree.Resolve(p)
+		if real == "" {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
+			f.spec.find(CodeTmpfsSkipped, Warning, p, "the program lies here, so nothing can be written here")
+			continue
+		}
+		f.set(Mount{Type: Tmpfs, Path: real})
+	}
+	for _, p := range stateDirs {
+		if n := f.tree.Lookup(p); n != nil && n.Type == rootfs.Dir {
+			f.emptyDirs(n)
+		}
+	}
+	return nil
+}
+
+// add makes a mount that the user asked for.
+func (f *files) add(m Mount) error {
+	if !path.IsAbs(m.Path) {
+		return fmt.Errorf("%w: the mount %q is not an absolute path", ErrImage, m.Path)
+	}
+	_, real, err := f.tree.Resolve(m.Path)
+	if real == "" {
+		return fmt.Errorf("the mount %s: %w", m.Path, err)
+	}
+	if below(f.spec.Entrypoint, real) {
+		return fmt.Errorf("%w: the mount %s would hide the program %s", ErrImage, m.Path, f.spec.Entrypoint)
+	}
+	m.Path = real
+	f.set(m)
+	return nil
+}
+
+// set makes a mount unless there is one at the path.
+func (f *files) set(m Mount) {
+	if _, ok := f.writable[m.Path]; ok {
+		return
+	}
+	if m.Type == Encrypted {
+		m.Target = m.Path
+		if m.Key == "" {
+			m.Key = SealingKey
+		}
+	}
+	f.writable[m.Path] = m
+}
+
+// volume makes a VOLUME of the image an encrypted directory.
+func (f *files) volume(v string) error {
+	if !path.IsAbs(v) {
+		v = "/" + v
+	}
+	_, real, err := f.tree.Resolve(v)
+	if real == "" {
+		return fmt.Errorf("the volume %s: %w", v, err)
+	}
+	if _, ok := f.writable[real]; ok {
+		return nil
+	}
+	if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
+		f.spec.find(CodeVolumeSkipped, Warning, v, "the program lies in this volume: it stays readable as it is in the image, and nothing can be written to it")
+		return nil
+	}
+	f.set(Mount{Type: Encrypted, Path: real})
+	f.spec.find(CodeVolumeSealed, Warning, v, "what is written to this volume is sealed to one CPU and one signer: no other machine can read it, unless --encrypt-mount names a key that is provisioned")
+	return nil
+}
+
+// emptyDirs mounts temporary storage on the directories that the image ships empty, or with empty
+// files only. It stays on the directories that exist, because a mount hides everything below it.
+func (f *files) emptyDirs(dir *rootfs.Node) {
+	if slices.Contains(managed, dir.Path) || f.hidden(dir.Path) {
+		return
+	}
+	leaf := true
+	for _, c := range dir.Children() {
+		if c.Type == rootfs.Dir {
+			f.emptyDirs(c)
+		}
+		if c.Type != rootfs.Regular || c.Size > 0 {
+			leaf = false
+		}
+	}
+	if leaf && !slices.Contains(stateDirs, dir.Path) {
+		f.set(Mount{Type: Tmpfs, Path: dir.Path})
+	}
+}
+
+// cover gives the innermost mount at or above a path.
+func (f *files) cover(p string) (Mount, bool) {
+	for ; ; p = path.Dir(p) {
+		if m, ok := f.writable[p]; ok {
+			return m, true
+		}
+		if p == "/" {
+			return Mount{}, false
+		}
+	}
+}
+
+// hidden says whether a path of the image cannot be seen by the program: a mount or the kernel's own
+// files are there.
+func (f *files) hidden(p string) bool {
+	_, covered := f.cover(p)
+	return covered || belowAny(p, hostTrees)
+}
