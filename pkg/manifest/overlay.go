@@ -1,0 +1,103 @@
+package manifest
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Overlay is a user's manifest, to be merged over the generated one.
+type Overlay struct {
+	// Trusted are its trusted files; where the digest is missing it is that of the image's file.
+	Trusted []TrustedFile
+	table   Table
+}
+
+// KeyError says what is wrong with a key of a manifest, and where.
+type KeyError struct {
+	File    string
+	Line    int // from 1; 0 where it is not known
+	Key     string
+	Problem string
+}
+
+func (e *KeyError) Error() string {
+	where := e.File
+	if e.Line > 0 {
+		where = fmt.Sprintf("%s:%d", e.File, e.Line)
+	}
+	return fmt.Sprintf("%s: %s: %s", where, e.Key, e.Problem)
+}
+
+// ParseOverlay reads a user's manifest and checks every key and type against what Gramine accepts.
+// Required keys may be missing: the generated manifest has them. The file's name is for errors only,
+// which are *KeyError, joined.
+func ParseOverlay(file string, text []byte) (*Overlay, error) {
+	t, err := decode(file, text)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(file, text, t, false); err != nil {
+		return nil, err
+	}
+	o := &Overlay{table: t}
+	sgx, _ := t["sgx"].(Table)
+	entries, _ := sgx["trusted_files"].([]any)
+	for _, v := range entries {
+		switch v := v.(type) {
+		case string:
+			o.Trusted = append(o.Trusted, TrustedFile{URI: v})
+		case Table:
+			uri, _ := v["uri"].(string)
+			sum, _ := v["sha256"].(string)
+			o.Trusted = append(o.Trusted, TrustedFile{uri, sum})
+		}
+	}
+	return o, nil
+}
+
+// Check checks a whole manifest, as Gramine's gramine-manifest-check does: keys, types and what is
+// required.
+func Check(file string, text []byte) error {
+	t, err := decode(file, text)
+	if err != nil {
+		return err
+	}
+	return check(file, text, t, true)
+}
+
+// CheckTable checks a manifest that was put together. Lines are not known.
+func (m *Manifest) Check() error {
+	return check("manifest", nil, m.Table, true)
+}
+
+func decode(file string, text []byte) (Table, error) {
+	t := Table{}
+	if err := toml.Unmarshal(text, &t); err != nil {
+		var at *toml.DecodeError
+		if errors.As(err, &at) {
+			line, _ := at.Position()
+			return nil, &KeyError{File: file, Line: line, Key: "syntax", Problem: at.Error()}
+		}
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return t, nil
+}
+
+func check(file string, text []byte, t Table, whole bool) error {
+	var c checker
+	c.whole = whole
+	c.check("", schema, map[string]any(maps.Clone(t)))
+	if len(c.problems) == 0 {
+		return nil
+	}
+	lines := keyLines(text)
+	var errs []error
+	for _, p := range c.problems {
+		p.File, p.Line = file, lines[p.Key]
+		errs = append(errs, p)
+	}
+	return errors.Join(errs...)
+}
