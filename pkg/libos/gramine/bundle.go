@@ -1,0 +1,331 @@
+package gramine
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/templates"
+)
+
+// DefaultSource is the project's own image.
+const DefaultSource = "docker://docker.io/gramineproject/gramine:stable-jammy"
+
+// Prefix is where the runtime lies in a converted image.
+const Prefix = libos.Root + "/gramine"
+
+const (
+	loaderPath = Prefix + "/loader"
+	palPath    = Prefix + "/libpal.so"
+	libosPath  = Prefix + "/libsysdb.so"
+	glibcDir   = Prefix + "/runtime/glibc"
+	muslDir    = Prefix + "/runtime/musl"
+
+	// bundleVersion rises whenever the same source would give another layer.
+	bundleVersion = 1
+)
+
+// Backend is Gramine.
+type Backend struct{}
+
+// Kind is "gramine".
+func (Backend) Kind() string { return "gramine" }
+
+// Load finds a Gramine installation by its files and packs what an image needs of it.
+func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
+	b := &loading{ctx: ctx, o: o, name: o.Source}
+	if b.name == "" {
+		b.name = DefaultSource
+	}
+	bundle, err := b.load()
+	if err == nil && o.Layer != "" && bundle.Layer.Digest != o.Layer {
+		err = fmt.Errorf("its layer is %s, not the pinned %s", bundle.Layer.Digest, o.Layer)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("loading the runtime from %s: %w", b.name, err)
+	}
+	return bundle, nil
+}
+
+type loading struct {
+	ctx    context.Context
+	o      libos.LoadOptions
+	name   string
+	digest string // of the image, where the source is one
+	pinned bool
+}
+
+func (l *loading) load() (*libos.Bundle, error) {
+	source, key, err := l.resolve()
+	if err != nil {
+		return nil, err
+	}
+	if l.o.Cache != nil && key != "" {
+		if blob, ok := l.o.Cache.Get(key); ok {
+			if layer, err := image.ReadNewLayer(blob); err == nil {
+				if b, err := libos.ReadBundle(layer); err == nil {
+					return l.finish(b), nil
+				}
+			}
+		}
+	}
+	s, err := libos.OpenSource(l.ctx, source, l.o)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	b, err := l.pack(s)
+	if err != nil {
+		return nil, err
+	}
+	if l.o.Cache != nil && key != "" {
+		// A cache that cannot be written costs time, nothing else.
+		_ = l.o.Cache.Put(key, b.Layer.Blob)
+	}
+	return l.finish(b), nil
+}
+
+// resolve turns a tag into a digest, once, so that what is reported is what is used.
+func (l *loading) resolve() (source, key string, err error) {
+	if kind, _, _ := strings.Cut(l.name, ":"); kind == "dir" || kind == "deb" {
+		l.pinned = true // the files are what they are
+		return l.name, "", nil
+	}
+	ref, err := image.ParseReference(l.name, l.o.Insecure)
+	if err != nil {
+		return "", "", err
+	}
+	if ref.Transport != image.Registry {
+		l.pinned = true
+		return l.name, "", nil
+	}
+	l.digest = l.o.Digest
+	_, tagged := ref.Name.(interface{ TagStr() string })
+	l.pinned = l.digest != "" || !tagged
+	if l.digest == "" {
+		if l.digest, err = image.ResolveTag(l.ctx, ref, l.o.Image); err != nil {
+			return "", "", err
+		}
+	}
+	sum := sha256.Sum256([]byte(fmt.Sprint("gramine ", bundleVersion, " ", l.digest, " ", l.o.Libs)))
+	if l.o.Libs == "" {
+		key = "runtime/" + hex.EncodeToString(sum[:])
+	}
+	return "docker://" + ref.Name.Context().Name() + "@" + l.digest, key, nil
+}
+
+func (l *loading) finish(b *libos.Bundle) *libos.Bundle {
+	b.Source, b.SourceDigest, b.Pinned = l.name, l.digest, l.pinned
+	return b
+}
+
+// wanted are the files that make a directory a runtime's.
+var wanted = []string{"libsysdb.so", "sgx/loader", "sgx/libpal.so", "direct/libpal.so"}
+
+func (l *loading) pack(s libos.Source) (*libos.Bundle, error) {
+	dir, err := libos.FindRuntime(s, wanted...)
+	if err != nil {
+		return nil, err
+	}
+	paths := map[string]string{ // where from: where to
+		path.Join(dir, "sgx/loader"):       loaderPath,
+		path.Join(dir, "sgx/libpal.so"):    palPath,
+		path.Join(dir, "libsysdb.so"):      libosPath,
+		path.Join(dir, "direct/libpal.so"): Prefix + "/direct/libpal.so",
+	}
+	// Every library once, under the name by which programs ask for it.
+	for _, name := range s.List(path.Join(dir, "runtime/glibc")) {
+		if sharedLibrary.MatchString(name) && !strings.Contains(name, "gramine") && !strings.HasPrefix(name, "libthread_db") {
+			paths[path.Join(dir, "runtime/glibc", name)] = path.Join(glibcDir, name)
+		}
+	}
+	musl := path.Join(dir, "runtime/musl/ld-musl-x86_64.so.1")
+	hasMusl := slices.Contains(s.List(path.Dir(musl)), path.Base(musl))
+	if hasMusl {
+		paths[musl] = path.Join(muslDir, path.Base(musl))
+	}
+	contents, err := s.Read(l.ctx, slices.Sorted(maps.Keys(paths))...)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]libos.File{}
+	for from, to := range paths {
+		files[to] = libos.File{Path: to, Mode: 0o755, Content: contents[from]}
+	}
+	if err := l.loaderLibraries(s, dir, files); err != nil {
+		return nil, err
+	}
+	files[Prefix+"/direct/loader"] = libos.File{Path: Prefix + "/direct/loader", Link: "libpal.so"}
+	for name, text := range templates.RuntimeLicenses() {
+		p := path.Join(Prefix, "licenses", name)
+		files[p] = libos.File{Path: p, Mode: 0o644, Content: text}
+	}
+	m := libos.Meta{Kind: "gramine", Layout: LayoutVersion, Musl: hasMusl, Version: commit(files[libosPath].Content)}
+	if libc, ok := files[path.Join(glibcDir, "libc.so.6")]; ok {
+		m.GLIBC, m.GLIBCData = patchedVersion(files), dataPaths(libc.Content)
+	}
+	if err := l.checkOffsets(s); err != nil {
+		return nil, err
+	}
+	return libos.PackBundle(m, slices.Collect(maps.Values(files)))
+}
+
+// patchedVersion is the highest version that any part of the patched C library provides.
+func patchedVersion(files map[string]libos.File) string {
+	best := ""
+	for p, f := range files {
+		if path.Dir(p) != glibcDir {
+			continue
+		}
+		if facts, err := rootfs.ParseELF(bytes.NewReader(f.Content)); err == nil && rootfs.CompareVersions(facts.DefinesGLIBC, best) > 0 {
+			best = facts.DefinesGLIBC
+		}
+	}
+	return best
+}
+
+var sharedLibrary = regexp.MustCompile(`^(lib|ld-).*\.so\.[0-9]+$`)
+
+// loaderLibraries adds the loader's interpreter and libraries, and patches it to use them.
+func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]libos.File) error {
+	libs := s
+	if l.o.Libs != "" {
+		name := l.o.Libs
+		if !strings.HasPrefix(name, "deb:") {
+			name = "dir:" + name
+		}
+		var err error
+		if libs, err = libos.OpenSource(l.ctx, name, l.o); err != nil {
+			return err
+		}
+		defer libs.Close()
+	}
+	loader := files[loaderPath]
+	facts, err := rootfs.ParseELF(bytes.NewReader(loader.Content))
+	if err != nil {
+		return fmt.Errorf("reading the loader: %w", err)
+	}
+	if facts.Interp == "" {
+		return nil // static: it needs nothing
+	}
+	if loader.Content, err = patchLoader(loader.Content); err != nil {
+		return err
+	}
+	files[loaderPath] = loader
+	todo := append(slices.Clone(facts.Needed), path.Base(facts.Interp))
+	for len(todo) > 0 {
+		name := path.Base(todo[0])
+		todo = todo[1:]
+		to := Prefix + "/lib/" + name
+		if name == path.Base(facts.Interp) {
+			to = loaderInterp
+		}
+		if _, ok := files[to]; ok {
+			continue
+		}
+		from, ok := libos.FindLibrary(libs, name, path.Join(dir, "runtime"))
+		if !ok {
+			return fmt.Errorf("the loader needs %s, which is not there: name a directory or package that has it with --runtime-libs", name)
+		}
+		content, err := libs.Read(l.ctx, from)
+		if err != nil {
+			return err
+		}
+		files[to] = libos.File{Path: to, Mode: 0o755, Content: content[from]}
+		lib, err := rootfs.ParseELF(bytes.NewReader(content[from]))
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", from, err)
+		}
+		todo = append(todo, lib.Needed...)
+	}
+	return nil
+}
+
+var commitPattern = regexp.MustCompile(`\x00([0-9a-f]{40})\x00`)
+
+// commit finds the commit that a build of the library OS carries.
+func commit(libsysdb []byte) string {
+	if m := commitPattern.FindSubmatch(libsysdb); m != nil {
+		return string(m[1])
+	}
+	return "unknown"
+}
+
+var (
+	localtimePattern = regexp.MustCompile(`\x00(/[^\x00]*)/etc/localtime\x00`)
+	zoneinfoPattern  = regexp.MustCompile(`\x00(/[^\x00:%]*/share/zoneinfo)\x00`)
+	localesPattern   = regexp.MustCompile(`\x00(/[^\x00]*)/locale-archive\x00`)
+)
+
+// dataPaths finds the paths that are compiled into a C library.
+func dataPaths(libc []byte) libos.DataPaths {
+	var d libos.DataPaths
+	if m := localtimePattern.FindSubmatch(libc); m != nil {
+		d.Localtime = string(m[1]) + "/etc/localtime"
+		d.Cache = string(m[1]) + "/etc/ld.so.cache"
+	}
+	if m := zoneinfoPattern.FindSubmatch(libc); m != nil {
+		d.Zoneinfo = string(m[1])
+	}
+	if m := localesPattern.FindSubmatch(libc); m != nil {
+		d.Locales = string(m[1])
+	}
+	return d
+}
+
+// checkOffsets compares the constants that a full installation ships with those that are known here.
+func (l *loading) checkOffsets(s libos.Source) error {
+	found := s.Find("/_graminelibos_offsets.py")
+	if len(found) == 0 {
+		return nil // the bare runtime does not carry them
+	}
+	contents, err := s.Read(l.ctx, found[0])
+	if err != nil {
+		return err
+	}
+	return layouts[LayoutVersion].compare(string(contents[found[0]]))
+}
+
+// compare checks lines NAME = 0x… against the geometry.
+func (g geometry) compare(text string) error {
+	known := map[string]uint64{
+		"SSA_FRAME_NUM": g.ssaFrames, "SSA_FRAME_SIZE": g.ssaFrameSize, "SGX_GPR_SIZE": g.gprSize,
+		"ENCLAVE_STACK_SIZE": g.stackSize, "ENCLAVE_SIG_STACK_SIZE": g.sigStackSize, "MMAP_MIN_ADDR": g.heapMin,
+		"DEFAULT_ENCLAVE_BASE": 0, "STACK_PROTECTOR_CANARY_DEFAULT": g.canary, "SGX_XFRM_MASK_CONST": g.xfrmMask,
+		"SGX_COMMON_SELF": uint64(g.tls.self), "SGX_COMMON_STACK_PROTECTOR_CANARY": uint64(g.tls.canary),
+		"SGX_ENCLAVE_SIZE": uint64(g.tls.enclaveSize), "SGX_TCS_OFFSET": uint64(g.tls.tcs),
+		"SGX_INITIAL_STACK_ADDR": uint64(g.tls.stack), "SGX_SIG_STACK_LOW": uint64(g.tls.sigStackLow),
+		"SGX_SIG_STACK_HIGH": uint64(g.tls.sigStackHigh), "SGX_SSA": uint64(g.tls.ssa), "SGX_GPR": uint64(g.tls.gpr),
+		"SGX_MANIFEST_SIZE": uint64(g.tls.manifestSize), "SGX_HEAP_MIN": uint64(g.tls.heapMin), "SGX_HEAP_MAX": uint64(g.tls.heapMax),
+	}
+	for _, f := range g.features {
+		known["SGX_XFRM_"+strings.ToUpper(f.name)] = f.xfrm
+	}
+	for line := range strings.Lines(text) {
+		name, value, ok := strings.Cut(line, "=")
+		name = strings.TrimSpace(name)
+		want, isKnown := known[name]
+		if !ok || !isKnown {
+			continue
+		}
+		delete(known, name)
+		if got, err := strconv.ParseUint(strings.TrimSpace(value), 0, 64); err != nil || got != want {
+			return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is %s, not %#x", name, strings.TrimSpace(value), want)
+		}
+	}
+	if len(known) > 0 {
+		return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is not among its constants", slices.Sorted(maps.Keys(known))[0])
+	}
+	return nil
+}

@@ -1,0 +1,225 @@
+package gramine
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Seal makes the manifest of a specification for this runtime, and the enclave that it starts.
+func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
+	r := Runtime{
+		LibOS: libosPath, PAL: palPath, Loader: loaderPath, Layout: in.Bundle.Layout,
+		Prepare: func(m *manifest.Manifest, s *libos.Sealed) { chooseLibC(in, m, s) },
+	}
+	return r.Seal(in)
+}
+
+// Reseal lays out the enclave that a manifest and the runtime give.
+func (Backend) Reseal(b *libos.Bundle, text []byte) (sgx.Layout, error) {
+	e, err := NewEnclave(b.Layout, b.Files[palPath], text)
+	if err != nil {
+		return sgx.Layout{}, err
+	}
+	return e.Layout, nil
+}
+
+// Runtime is something that starts programs from Gramine's manifests in an enclave of Gramine's layout.
+type Runtime struct {
+	// LibOS is the path of what the enclave image loads first, PAL that of the enclave image, Loader
+	// that of the program that builds the enclave.
+	LibOS, PAL, Loader string
+	Layout             int
+	// Prepare adds to the manifest what is the runtime's own.
+	Prepare func(*manifest.Manifest, *libos.Sealed)
+}
+
+// hosts is what /etc/hosts says in the enclave: the one on the host is written by the container engine.
+const hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+
+// Seal makes the manifest and lays out the enclave.
+func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
+	out := &libos.Sealed{Findings: in.Spec.Findings}
+	m, err := manifest.New(in.Spec)
+	if err != nil {
+		return nil, err
+	}
+	m.Section("loader")["entrypoint"] = manifest.Table{"uri": "file:" + r.LibOS, "sha256": hexSum(in.Bundle.Files[r.LibOS])}
+	m.AddMounts(manifest.Table{"path": "/etc/hosts", "uri": "file:" + libos.HostsPath})
+	m.Trusted = append(m.Trusted, manifest.TrustedFile{URI: "file:" + libos.HostsPath, SHA256: hexSum([]byte(hosts))})
+	if r.Prepare != nil {
+		r.Prepare(m, out)
+	}
+	if in.Overlay != nil {
+		m.Merge(in.Overlay)
+	}
+	if err := completeTrusted(m, in.Tree); err != nil {
+		return nil, err
+	}
+	if err := normalise(m); err != nil {
+		return nil, err
+	}
+	if err := m.Check(); err != nil {
+		return nil, err
+	}
+	for _, setting := range m.Weaknesses() {
+		out.Findings = append(out.Findings, launch.Finding{
+			Code: launch.CodeInsecureSetting, Severity: launch.Warning, Path: setting, Message: "this setting weakens the enclave",
+		})
+	}
+	if out.Manifest, err = m.Render(); err != nil {
+		return nil, err
+	}
+	e, err := NewEnclave(r.Layout, in.Bundle.Files[r.PAL], out.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	out.Layout, out.Enclave, out.Trusted = e.Layout, e.SGX, len(m.Trusted)
+	out.SigStruct = e.SigStruct(sgx.Measurement{}, in.Date)
+	out.Entrypoint = []string{r.Loader, r.PAL, "init", libos.App}
+	out.Files = []libos.File{
+		{Path: libos.ManifestPath, Mode: 0o644, Content: out.Manifest},
+		// The loader of direct mode looks for another suffix.
+		{Path: libos.App + ".manifest", Link: path.Base(libos.ManifestPath)},
+		{Path: libos.HostsPath, Mode: 0o644, Content: []byte(hosts)},
+	}
+	return out, nil
+}
+
+func hexSum(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// normalise writes the sizes as the loader reads them: in decimal.
+func normalise(m *manifest.Manifest) error {
+	enclave := m.Section("sgx")
+	if s, ok := enclave["enclave_size"].(string); ok {
+		n, err := manifest.ParseSize(s)
+		if err != nil {
+			return fmt.Errorf("sgx.enclave_size: %w", err)
+		}
+		enclave["enclave_size"] = manifest.FormatSize(n)
+	}
+	m.SortTrusted()
+	return nil
+}
+
+// completeTrusted finds the digests of the files that an overlay names without them.
+func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
+	var more []manifest.TrustedFile
+	complete := m.Trusted[:0]
+	for _, f := range m.Trusted {
+		if f.SHA256 != "" {
+			complete = append(complete, f)
+			continue
+		}
+		p, ok := strings.CutPrefix(f.URI, "file:")
+		if !ok || !path.IsAbs(p) {
+			return fmt.Errorf("trusted file %q: it must be file: and an absolute path", f.URI)
+		}
+		n, _, err := tree.Resolve(p)
+		if err != nil {
+			return fmt.Errorf("trusted file %q: %w", f.URI, err)
+		}
+		switch {
+		case n.Type == rootfs.Regular:
+			more = append(more, manifest.TrustedFile{URI: f.URI, SHA256: hex.EncodeToString(n.SHA256[:])})
+		case n.Type == rootfs.Dir && strings.HasSuffix(p, "/"):
+			more = append(more, below(n, strings.TrimSuffix(f.URI, "/"))...)
+		default:
+			return fmt.Errorf("trusted file %q: it is not a regular file; a directory is written with a slash at its end", f.URI)
+		}
+	}
+	m.Trusted = append(complete, more...)
+	return nil
+}
+
+// below lists the regular files of a directory.
+func below(dir *rootfs.Node, uri string) []manifest.TrustedFile {
+	var files []manifest.TrustedFile
+	for _, c := range dir.Children() {
+		switch c.Type {
+		case rootfs.Regular:
+			files = append(files, manifest.TrustedFile{URI: uri + "/" + c.Name(), SHA256: hex.EncodeToString(c.SHA256[:])})
+		case rootfs.Dir:
+			files = append(files, below(c, uri+"/"+c.Name())...)
+		}
+	}
+	return files
+}
+
+// chooseLibC lets the program use the runtime's patched C library where that works. The library OS
+// looks for the program's interpreter by its base name in the directories of LD_LIBRARY_PATH or, where
+// that is unset, in /lib and /lib64.
+func chooseLibC(in libos.Input, m *manifest.Manifest, out *libos.Sealed) {
+	c, b := in.Spec.LibC, in.Bundle
+	find := func(code string, severity launch.Severity, message string) {
+		out.Findings = append(out.Findings, launch.Finding{Code: code, Severity: severity, Path: c.Program, Message: message})
+	}
+	path0, hasPath := in.Spec.Getenv("LD_LIBRARY_PATH")
+	hasPath = hasPath && path0 != ""
+	set := func(dirs ...string) {
+		if hasPath {
+			dirs = append(dirs, path0)
+		}
+		env, _ := m.Section("loader")["env"].(manifest.Table)
+		env["LD_LIBRARY_PATH"] = strings.Join(dirs, ":")
+	}
+	switch {
+	case c.Kind == launch.GLIBC && b.GLIBC != "" && rootfs.CompareVersions(b.GLIBC, c.NeedsGLIBC) >= 0:
+		dirs := []string{glibcDir}
+		if c.Cache == "" {
+			dirs = append(dirs, c.Dirs...)
+		}
+		set(dirs...)
+		trustRuntime(m, b, glibcDir)
+		for at, from := range map[string]string{
+			b.GLIBCData.Cache: c.Cache, b.GLIBCData.Localtime: c.Localtime, b.GLIBCData.Zoneinfo: c.Zoneinfo, b.GLIBCData.Locales: c.Locales,
+		} {
+			if at != "" && from != "" && at != from && in.Tree.Lookup(at) == nil {
+				m.AddMounts(manifest.Table{"path": at, "uri": "file:" + from})
+			}
+		}
+		if c.Gconv != "" {
+			find(launch.CodeGconv, launch.Info, "the runtime's C library does not load the converters in "+c.Gconv+": iconv knows only the built-in character sets")
+		}
+		return
+	case c.Kind == launch.Musl && b.Musl:
+		set(muslDir)
+		trustRuntime(m, b, muslDir)
+		return
+	case c.Kind == launch.GLIBC && b.GLIBC != "":
+		find(launch.CodeGLIBCTooNew, launch.Warning, fmt.Sprintf(
+			"the image needs glibc %s, the runtime has %s: the image's own is used, and every system call is trapped, which is slower", c.NeedsGLIBC, b.GLIBC))
+	default:
+		find(launch.CodeSyscallTraps, launch.Info, "every system call is trapped, which is slower")
+	}
+	// The image's own interpreter must be found.
+	if dir := path.Dir(c.Interp); c.Interp != "" && (hasPath || !slices.Contains([]string{"/lib", "/lib64"}, dir)) {
+		if hasPath {
+			env, _ := m.Section("loader")["env"].(manifest.Table)
+			env["LD_LIBRARY_PATH"] = path0 + ":" + dir
+		} else {
+			set(dir)
+		}
+	}
+}
+
+// trustRuntime lists the runtime's own files below a directory.
+func trustRuntime(m *manifest.Manifest, b *libos.Bundle, dir string) {
+	for p, content := range b.Files {
+		if strings.HasPrefix(p, dir+"/") {
+			m.Trusted = append(m.Trusted, manifest.TrustedFile{URI: "file:" + p, SHA256: hexSum(content)})
+		}
+	}
+}

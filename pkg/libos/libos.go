@@ -1,0 +1,70 @@
+// Package libos knows the library operating systems that run a program inside an enclave: how their
+// runtime becomes a layer, and how a launch specification becomes the files that they start from.
+//
+// A [Backend] is one of them: gramine, the real one, and sim, which has no enclave. What a runtime
+// consists of is a [Bundle]; what a conversion adds to an image is [Sealed].
+package libos
+
+import (
+	"context"
+
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Places in a converted image.
+const (
+	// Root is the directory of all that a conversion adds.
+	Root = "/cconvert"
+	// App is the name of the application for the runtime's loader, which adds suffixes to it.
+	App = Root + "/app/entrypoint"
+	// ManifestPath is the manifest that is measured, SigPath the signature over the measurement.
+	ManifestPath = App + ".manifest.sgx"
+	SigPath      = App + ".sig"
+	// RecipePath describes how the image was made.
+	RecipePath = Root + "/app/recipe.json"
+	// HostsPath replaces /etc/hosts, which container engines write.
+	HostsPath = Root + "/app/hosts"
+)
+
+// Backend is a library OS.
+type Backend interface {
+	// Kind is the name by which users choose it.
+	Kind() string
+	// Load finds the runtime and packs it into a layer, the same bytes for the same runtime.
+	Load(ctx context.Context, o LoadOptions) (*Bundle, error)
+	// Seal turns a specification into the files and the enclave that the runtime starts.
+	Seal(in Input) (*Sealed, error)
+	// Reseal lays out the enclave again from what a converted image holds.
+	Reseal(b *Bundle, manifest []byte) (sgx.Layout, error)
+}
+
+// Input is what a Backend seals.
+type Input struct {
+	Spec    *launch.Spec
+	Bundle  *Bundle
+	Overlay *manifest.Overlay // may be nil
+	Tree    *rootfs.Tree      // for the digests of files that the overlay names
+	Date    sgx.Date
+}
+
+// Sealed is what a conversion adds to an image, but for the signature.
+type Sealed struct {
+	// Manifest is what is measured.
+	Manifest []byte
+	// Files of the enclave layer, the signature and the recipe excepted.
+	Files []File
+	// Layout is the enclave's initial memory.
+	Layout sgx.Layout
+	// SigStruct is to be completed with the measurement and signed.
+	SigStruct *sgx.SigStruct
+	// Entrypoint is the command that starts the enclave.
+	Entrypoint []string
+	// Enclave is what the manifest says of the enclave in the end.
+	Enclave manifest.SGX
+	// Trusted is the number of trusted files.
+	Trusted  int
+	Findings []launch.Finding
+}

@@ -1,0 +1,92 @@
+package sim
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/landlock-lsm/go-landlock/landlock"
+	landlocksys "github.com/landlock-lsm/go-landlock/landlock/syscall"
+
+	"github.com/cconvert/cconvert/pkg/libos"
+)
+
+// unconfined is the variable by which a user accepts that the program is not confined.
+const unconfined = "CCONVERT_SIM_UNCONFINED"
+
+// run confines this process and replaces it by the program.
+func (p *program) run(argv, env, readable []string) error {
+	if abi, err := landlocksys.LandlockGetABIVersion(); err != nil || abi < 1 {
+		if os.Getenv(unconfined) != "1" {
+			return fmt.Errorf("this kernel or the container's seccomp profile has no Landlock, so the program cannot be confined to its files: set %s=1 to run it all the same", unconfined)
+		}
+		fmt.Fprintln(os.Stderr, "cconvert sim: the program is NOT CONFINED to the files of its manifest")
+	} else if err := p.confine(readable); err != nil {
+		return fmt.Errorf("confining the program: %w", err)
+	}
+	if err := p.assume(); err != nil {
+		return err
+	}
+	if dir := p.FS.StartDir; dir != "" {
+		if err := os.Chdir(dir); err != nil {
+			return fmt.Errorf("entering the working directory: %w", err)
+		}
+	}
+	if err := syscall.Exec(p.LibOS.Entrypoint, argv, env); err != nil {
+		return fmt.Errorf("starting %s: %w", p.LibOS.Entrypoint, err)
+	}
+	return nil
+}
+
+// confine lets this process and its children open only what an enclave would let them: the trusted
+// files to read and execute, the writable directories, directories for listing. /proc, /sys and /dev
+// are emulated in an enclave and are the real ones here.
+func (p *program) confine(readable []string) error {
+	const list = landlocksys.AccessFSReadDir
+	rules := []landlock.Rule{
+		landlock.ROFiles(readable...),
+		landlock.PathAccess(list, "/"),
+		landlock.RWDirs("/proc").IgnoreIfMissing(),
+		landlock.RODirs("/sys").IgnoreIfMissing(),
+		landlock.RWDirs("/dev").WithIoctlDev().IgnoreIfMissing(),
+		landlock.ROFiles("/etc/resolv.conf", "/etc/hosts", "/etc/hostname").IgnoreIfMissing(),
+		landlock.RWDirs(p.writable()...).WithRefer().IgnoreIfMissing(),
+	}
+	for _, uri := range p.SGX.Allowed {
+		name := strings.TrimPrefix(uri, "file:")
+		info, err := os.Stat(name)
+		switch {
+		case err != nil:
+		case info.IsDir():
+			rules = append(rules, landlock.RWDirs(name).WithRefer())
+		default:
+			rules = append(rules, landlock.RWFiles(name))
+		}
+	}
+	return landlock.V5.BestEffort().RestrictPaths(rules...)
+}
+
+// assume takes on the identity of the manifest where this process may.
+func (p *program) assume() error {
+	if os.Getuid() == p.Loader.UID && os.Getgid() == p.Loader.GID {
+		return nil
+	}
+	if os.Getuid() != 0 {
+		fmt.Fprintf(os.Stderr, "cconvert sim: the program runs as %d:%d, in an enclave it would see %d:%d\n",
+			os.Getuid(), os.Getgid(), p.Loader.UID, p.Loader.GID)
+		return nil
+	}
+	if err := syscall.Setgroups(nil); err != nil && !os.IsPermission(err) {
+		return fmt.Errorf("leaving groups: %w", err)
+	}
+	if err := syscall.Setgid(p.Loader.GID); err != nil {
+		return fmt.Errorf("becoming the group %d: %w", p.Loader.GID, err)
+	}
+	if err := syscall.Setuid(p.Loader.UID); err != nil {
+		return fmt.Errorf("becoming the user %d: %w", p.Loader.UID, err)
+	}
+	return nil
+}
+
+var _ libos.Backend = Backend{}

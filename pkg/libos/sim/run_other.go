@@ -1,0 +1,9 @@
+//go:build !linux
+
+package sim
+
+import "errors"
+
+func (p *program) run([]string, []string, []string) error {
+	return errors.New("the simulated runtime runs on Linux only")
+}

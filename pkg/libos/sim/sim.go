@@ -1,0 +1,136 @@
+// Package sim is the runtime without an enclave, for laptops and pipelines that have no SGX. It takes
+// the place of a library OS: the same manifest, the same measurement, the same signature are checked
+// when the container starts, and the program is confined to the files it may use. Nothing is
+// confidential: whoever owns the machine can read and change the program's memory.
+package sim
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// loaderPath is cconvert's own program in a converted image. It is both the loader and the enclave
+// image that is measured.
+const loaderPath = libos.Root + "/sim/loader"
+
+const maxProgram = 512 << 20
+
+// Backend is the simulation.
+type Backend struct{}
+
+// Kind is "sim".
+func (Backend) Kind() string { return "sim" }
+
+// Load packs this program, or the one that the source names, which must be a build of cconvert for
+// linux/amd64.
+func (Backend) Load(_ context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
+	file := o.Source
+	if file == "" {
+		if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+			return nil, fmt.Errorf("this build of cconvert is for %s/%s and cannot run in the image: name one for linux/amd64 with --runtime sim=FILE",
+				runtime.GOOS, runtime.GOARCH)
+		}
+		var err error
+		if file, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("finding the simulated runtime: %w", err)
+		}
+	}
+	program, err := readProgram(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the simulated runtime: %w", err)
+	}
+	sum := sha256.Sum256(program)
+	key := "runtime/sim-" + hex.EncodeToString(sum[:])
+	b, err := pack(program, key, o.Cache)
+	if err != nil {
+		return nil, err
+	}
+	b.Source, b.Pinned = "cconvert "+hex.EncodeToString(sum[:8]), true
+	return b, nil
+}
+
+func readProgram(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	program, err := io.ReadAll(io.LimitReader(f, maxProgram))
+	if err != nil {
+		return nil, err
+	}
+	facts, err := rootfs.ParseELF(bytes.NewReader(program))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if facts.Machine != elf.EM_X86_64 || facts.Interp != "" {
+		return nil, fmt.Errorf("%s is not a static program for x86-64: build cconvert with CGO_ENABLED=0", file)
+	}
+	return program, nil
+}
+
+func pack(program []byte, key string, cache libos.Cache) (*libos.Bundle, error) {
+	if cache != nil {
+		if blob, ok := cache.Get(key); ok {
+			if layer, err := image.ReadNewLayer(blob); err == nil {
+				if b, err := libos.ReadBundle(layer); err == nil {
+					return b, nil
+				}
+			}
+		}
+	}
+	b, err := libos.PackBundle(libos.Meta{Kind: "sim", Version: version(), Layout: gramine.LayoutVersion},
+		[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
+	if err == nil && cache != nil {
+		_ = cache.Put(key, b.Layer.Blob) // a cache that cannot be written costs time, nothing else
+	}
+	return b, err
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+func simulated() gramine.Runtime {
+	return gramine.Runtime{LibOS: loaderPath, PAL: loaderPath, Loader: loaderPath, Layout: gramine.LayoutVersion}
+}
+
+// Seal makes the same manifest that a real enclave would have, for this program as the runtime.
+func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
+	out, err := simulated().Seal(in)
+	if err != nil {
+		return nil, err
+	}
+	out.Findings = append(out.Findings, launch.Finding{
+		Code: launch.CodeUnconfined, Severity: launch.Warning,
+		Message: "the runtime is simulated: there is no enclave, and nothing is confidential",
+	})
+	return out, nil
+}
+
+// Reseal lays out the enclave that a manifest and the runtime give.
+func (Backend) Reseal(b *libos.Bundle, manifest []byte) (sgx.Layout, error) {
+	e, err := gramine.NewEnclave(b.Layout, b.Files[loaderPath], manifest)
+	if err != nil {
+		return sgx.Layout{}, err
+	}
+	return e.Layout, nil
+}

@@ -1,0 +1,225 @@
+package sim
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// refusedError says that what would be started is not what was signed.
+type refusedError struct{ err error }
+
+func (e *refusedError) Error() string { return "refused: " + e.err.Error() }
+func (e *refusedError) Unwrap() error { return e.err }
+
+func refused(format string, args ...any) error { return &refusedError{fmt.Errorf(format, args...)} }
+
+// Invoked says whether a command line is that of the loader in a converted image.
+func Invoked(args []string) bool {
+	return len(args) >= 4 && args[0] == loaderPath && args[2] == "init" && strings.HasPrefix(args[3], libos.Root+"/")
+}
+
+// Main is the loader: LOADER LIBPAL init APP [ARGS…]. It replaces itself by the program and returns
+// only an exit code: 4 where something was tampered with, else 1.
+func Main(args []string) int {
+	err := start(args)
+	fmt.Fprintln(os.Stderr, "cconvert sim:", err)
+	var r *refusedError
+	if errors.As(err, &r) {
+		return 4
+	}
+	return 1
+}
+
+// program is the part of a manifest that the simulation acts on.
+type program struct {
+	LibOS struct {
+		Entrypoint string `toml:"entrypoint"`
+	} `toml:"libos"`
+	Loader struct {
+		Entrypoint struct {
+			URI    string `toml:"uri"`
+			SHA256 string `toml:"sha256"`
+		} `toml:"entrypoint"`
+		Argv     []string       `toml:"argv"`
+		HostArgs bool           `toml:"insecure__use_cmdline_argv"`
+		HostEnv  bool           `toml:"insecure__use_host_env"`
+		Env      map[string]any `toml:"env"`
+		UID      int            `toml:"uid"`
+		GID      int            `toml:"gid"`
+	} `toml:"loader"`
+	FS struct {
+		StartDir string `toml:"start_dir"`
+		Mounts   []struct {
+			Type string `toml:"type"`
+			Path string `toml:"path"`
+			URI  string `toml:"uri"`
+		} `toml:"mounts"`
+	} `toml:"fs"`
+	SGX struct {
+		Trusted []struct {
+			URI    string `toml:"uri"`
+			SHA256 string `toml:"sha256"`
+		} `toml:"trusted_files"`
+		Allowed []string `toml:"allowed_files"`
+	} `toml:"sgx"`
+}
+
+func start(args []string) error {
+	pal, app := args[1], args[3]
+	text, err := os.ReadFile(app + ".manifest.sgx")
+	if err != nil {
+		return refused("%w", err)
+	}
+	if err := checkSignature(pal, app, text); err != nil {
+		return err
+	}
+	var p program
+	if err := toml.Unmarshal(text, &p); err != nil {
+		return refused("%s: %w", app+".manifest.sgx", err)
+	}
+	readable, err := p.checkFiles()
+	if err != nil {
+		return err
+	}
+	argv := p.Loader.Argv
+	if p.Loader.HostArgs {
+		argv = args[3:]
+	} else if len(args) > 4 {
+		fmt.Fprintf(os.Stderr, "cconvert sim: the arguments %q are ignored: arguments are measured\n", args[4:])
+	}
+	if len(argv) == 0 {
+		argv = []string{p.LibOS.Entrypoint}
+	}
+	fmt.Fprintln(os.Stderr, "cconvert sim: SIMULATION, nothing is confidential: there is no enclave around this program")
+	return p.run(argv, p.environment(), readable)
+}
+
+// checkSignature does what the CPU does when an enclave starts: it measures the enclave image and the
+// manifest and compares that with what was signed.
+func checkSignature(pal, app string, manifestText []byte) error {
+	image, err := os.ReadFile(pal)
+	if err != nil {
+		return refused("%w", err)
+	}
+	sig, err := os.ReadFile(app + ".sig")
+	if err != nil {
+		return refused("%w", err)
+	}
+	signed, err := sgx.ParseSigStruct(sig)
+	if err != nil {
+		return refused("%s: %w", app+".sig", err)
+	}
+	enclave, err := gramine.NewEnclave(gramine.LayoutVersion, image, manifestText)
+	if err != nil {
+		return refused("%s: %w", app+".manifest.sgx", err)
+	}
+	m, err := sgx.Measure(context.Background(), enclave.Layout)
+	if err != nil {
+		return refused("%w", err)
+	}
+	own := enclave.SigStruct(m, sgx.Date{})
+	if err := signed.CheckEnclave(m, own.Attributes, own.MiscSelect); err != nil {
+		return refused("%s or %s was changed after signing: %w", app+".manifest.sgx", pal, err)
+	}
+	return nil
+}
+
+// checkFiles compares every trusted file with its digest and gives the paths of those that there are.
+// A file that this user cannot open, or that is not there, cannot harm: the program cannot read it.
+func (p *program) checkFiles() ([]string, error) {
+	files := p.SGX.Trusted
+	files = append(files, p.Loader.Entrypoint)
+	readable := make([]string, len(files))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, f := range files {
+		g.Go(func() error {
+			name, ok := strings.CutPrefix(f.URI, "file:")
+			if !ok {
+				return refused("trusted file %q is not a file", f.URI)
+			}
+			sum, err := digest(name)
+			switch {
+			case errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist):
+				return nil
+			case err != nil:
+				return refused("%s: %w", name, err)
+			case sum != f.SHA256:
+				return refused("%s was changed: its SHA-256 is %s, the signed manifest says %s", name, sum, f.SHA256)
+			}
+			readable[i] = name
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(readable, func(s string) bool { return s == "" }), nil
+}
+
+func digest(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// environment gives what the manifest says; of the host's only what it lets through.
+func (p *program) environment() []string {
+	var env []string
+	if p.Loader.HostEnv {
+		env = os.Environ()
+	}
+	for name, v := range p.Loader.Env {
+		switch v := v.(type) {
+		case string:
+			env = append(env, name+"="+v)
+		case map[string]any:
+			if s, ok := v["value"].(string); ok {
+				env = append(env, name+"="+s)
+			} else if host, ok := os.LookupEnv(name); ok {
+				env = append(env, name+"="+host)
+			}
+		}
+	}
+	slices.Sort(env)
+	return env
+}
+
+// writable gives the directories that the program may change, making those that are missing.
+func (p *program) writable() []string {
+	var dirs []string
+	for _, m := range p.FS.Mounts {
+		if m.Type != "tmpfs" && m.Type != "encrypted" {
+			continue
+		}
+		_ = os.MkdirAll(m.Path, 0o755) // where that is not possible, the program cannot either
+		if real, err := filepath.EvalSymlinks(m.Path); err == nil {
+			dirs = append(dirs, real)
+		}
+	}
+	return dirs
+}
