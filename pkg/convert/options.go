@@ -1,0 +1,105 @@
+package convert
+
+import (
+	"io"
+	"runtime"
+	"time"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// FormatEpoch rises whenever the same input would give another output.
+const FormatEpoch = 1
+
+// Options say what to convert and how.
+type Options struct {
+	Source  image.Reference
+	Backend libos.Backend
+	Runtime libos.LoadOptions
+	Launch  launch.Options
+	// Overlay is the user's manifest, nil for none; OverlayText is what it was read from.
+	Overlay     *manifest.Overlay
+	OverlayText string
+	// Date is what the SIGSTRUCT says of the day; nil: that of the source image's creation.
+	Date *sgx.Date
+	// Image says how images are fetched and stored.
+	Image image.Options
+	// Jobs is how many layers are read at a time; 0: as many as there are processors.
+	Jobs int
+	// Observer is told how the conversion gets on; nil: nobody.
+	Observer Observer
+}
+
+func (o Options) jobs() int {
+	if o.Jobs > 0 {
+		return o.Jobs
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// Observer is told how a conversion gets on. Its methods are called from several goroutines.
+type Observer interface {
+	// Stage begins a step, named for people.
+	Stage(name string)
+	// Layer gives a reader that counts what is read of a layer; size is -1 where it is not known.
+	Layer(digest string, size int64, r io.ReadCloser) io.ReadCloser
+}
+
+type nobody struct{}
+
+func (nobody) Stage(string)                                           {}
+func (nobody) Layer(_ string, _ int64, r io.ReadCloser) io.ReadCloser { return r }
+
+// Result describes a conversion for programs. The names of SGX's values are those of
+// gramine-sgx-sigstruct-view.
+type Result struct {
+	Source       string             `json:"source"`
+	Output       Output             `json:"output"`
+	Runtime      Runtime            `json:"runtime"`
+	MREnclave    sgx.Measurement    `json:"mr_enclave"`
+	MRSigner     sgx.Measurement    `json:"mr_signer"`
+	ISVProdID    uint16             `json:"isv_prod_id"`
+	ISVSVN       uint16             `json:"isv_svn"`
+	DebugEnclave bool               `json:"debug_enclave"`
+	EnclaveSize  uint64             `json:"enclave_size"`
+	MaxThreads   int                `json:"max_threads"`
+	EDMM         bool               `json:"edmm"`
+	TrustedFiles int                `json:"trusted_files"`
+	ManifestSize int                `json:"manifest_bytes"`
+	Warnings     []launch.Finding   `json:"warnings"`
+	Timings      map[string]float64 `json:"timings"` // seconds by step
+}
+
+// Output is where the converted image is.
+type Output struct {
+	// Ref names the image by its digest; in an archive or daemon, by its ID.
+	Ref        string `json:"ref"`
+	Digest     string `json:"digest"`
+	AddedBytes int    `json:"added_bytes"` // compressed, of the two new layers
+}
+
+// Runtime is what runs the program.
+type Runtime struct {
+	Kind    string `json:"kind"`
+	Version string `json:"version"`
+	Digest  string `json:"digest"` // of its layer
+	Source  string `json:"source"`
+}
+
+// stopwatch notes how long steps took. A nil one notes nothing.
+type stopwatch struct {
+	last  time.Time
+	steps map[string]float64
+}
+
+func startWatch() *stopwatch { return &stopwatch{time.Now(), map[string]float64{}} }
+
+func (w *stopwatch) lap(step string) {
+	now := time.Now()
+	w.steps[step] += now.Sub(w.last).Seconds()
+	w.last = now
+}

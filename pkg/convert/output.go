@@ -1,0 +1,238 @@
+package convert
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Labels of a converted image.
+const (
+	labelBaseDigest = "org.opencontainers.image.base.digest"
+	LabelEpoch      = "cconvert.epoch"
+	LabelMREnclave  = "cconvert.mrenclave"
+	LabelMRSigner   = "cconvert.mrsigner"
+)
+
+// Recipe is how an image was made: what it takes to make the same again. It holds no secrets and
+// nothing that depends on where the source was found.
+type Recipe struct {
+	Epoch    int           `json:"epoch"`
+	Source   string        `json:"source"` // digest
+	Platform string        `json:"platform"`
+	Runtime  RecipeRuntime `json:"runtime"`
+	Options  RecipeOptions `json:"options"`
+	Date     string        `json:"date"`
+	Overlay  string        `json:"overlay,omitempty"` // the user's manifest, as it was given
+}
+
+// RecipeRuntime identifies the runtime by its layer.
+type RecipeRuntime struct {
+	libos.Meta
+	Digest string `json:"digest"`
+}
+
+// RecipeOptions are the user's decisions.
+type RecipeOptions struct {
+	EnclaveSize uint64   `json:"enclave_size"`
+	Threads     int      `json:"max_threads"`
+	EDMM        bool     `json:"edmm,omitempty"`
+	Debug       bool     `json:"debug,omitempty"`
+	ISVProdID   uint16   `json:"isv_prod_id"`
+	ISVSVN      uint16   `json:"isv_svn"`
+	Attestation string   `json:"attestation"`
+	LogLevel    string   `json:"log_level"`
+	Env         []string `json:"env,omitempty"`
+	PassEnv     []string `json:"pass_env,omitempty"`
+	Args        []string `json:"args,omitzero"`
+	HostArgs    bool     `json:"insecure_args,omitempty"`
+	Allowed     []string `json:"allow_file,omitempty"`
+	Tmpfs       []string `json:"tmpfs,omitempty"`
+	Encrypted   []string `json:"encrypt_mount,omitempty"`
+}
+
+func recipeOptions(o launch.Options) RecipeOptions {
+	r := RecipeOptions{
+		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
+		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation, LogLevel: o.Enclave.LogLevel,
+		Args: o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
+	}
+	for _, v := range o.Env {
+		if v.PassThrough {
+			r.PassEnv = append(r.PassEnv, v.Name)
+		} else {
+			r.Env = append(r.Env, v.Name+"="+v.Value)
+		}
+	}
+	for _, m := range o.Encrypted {
+		r.Encrypted = append(r.Encrypted, m.Path+"="+m.Key)
+	}
+	return r
+}
+
+func (p *Prepared) writeRecipe(date sgx.Date) ([]byte, error) {
+	b, err := json.MarshalIndent(Recipe{
+		Epoch: FormatEpoch, Source: p.source.Digest, Platform: "linux/amd64",
+		Runtime: RecipeRuntime{p.bundle.Meta, p.bundle.Layer.Digest},
+		Options: recipeOptions(p.opts.Launch), Date: date.String(), Overlay: p.opts.OverlayText,
+	}, "", "  ")
+	return append(b, '\n'), err
+}
+
+// date is the SIGSTRUCT's: what the user says or the day on which the source image was created.
+func (p *Prepared) date() (sgx.Date, error) {
+	if p.opts.Date != nil {
+		return *p.opts.Date, nil
+	}
+	var c struct {
+		Created string `json:"created"`
+	}
+	if err := json.Unmarshal(p.source.Config, &c); err != nil {
+		return sgx.Date{}, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	day, _, _ := strings.Cut(c.Created, "T")
+	d, err := sgx.ParseDate(day)
+	if err != nil || d.Year < 2000 || d.Year > 9999 {
+		return sgx.Date{}, nil // absent, or one of the values by which builders say "none"
+	}
+	return d, nil
+}
+
+func (p *Prepared) enclaveLayer() (image.NewLayer, error) {
+	files := append(slices.Clone(p.sealed.Files),
+		libos.File{Path: libos.SigPath, Mode: 0o644, Content: p.sealed.SigStruct.Bytes()},
+		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: p.recipe})
+	archive, err := libos.Pack(files)
+	if err != nil {
+		return image.NewLayer{}, fmt.Errorf("packing the enclave: %w", err)
+	}
+	return image.CompressLayer(archive, gzip.DefaultCompression)
+}
+
+// config is the source's configuration with the start of the enclave in it. What is not about that
+// stays to the letter, fields that nobody knows included.
+func (p *Prepared) config() (map[string]json.RawMessage, error) {
+	var config, run map[string]json.RawMessage
+	if err := json.Unmarshal(p.source.Config, &config); err != nil {
+		return nil, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	if raw, ok := config["config"]; ok {
+		if err := json.Unmarshal(raw, &run); err != nil {
+			return nil, fmt.Errorf("reading the image's configuration: %w", err)
+		}
+	}
+	if run == nil {
+		run = map[string]json.RawMessage{}
+	}
+	var labels map[string]string
+	var env, entrypoint, cmd []string
+	for name, to := range map[string]any{"Labels": &labels, "Env": &env, "Entrypoint": &entrypoint, "Cmd": &cmd} {
+		if raw, ok := run[name]; ok {
+			if err := json.Unmarshal(raw, to); err != nil {
+				return nil, fmt.Errorf("reading %s in the image's configuration: %w", name, err)
+			}
+		}
+	}
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	s := p.sealed.SigStruct
+	labels[labelBaseDigest] = p.source.Digest
+	labels[LabelEpoch] = fmt.Sprint(FormatEpoch)
+	labels[LabelMREnclave] = s.MREnclave.String()
+	labels[LabelMRSigner] = s.MRSigner().String()
+
+	start := slices.Clone(p.sealed.Entrypoint)
+	rest := []string{} // Cmd is empty: arguments are measured
+	if p.spec.HostArgs {
+		// The host's arguments follow what the image fixes; its CMD is what they replace.
+		if len(entrypoint) > 0 {
+			start, rest = append(start, entrypoint[1:]...), cmd
+		} else {
+			rest = cmd[1:]
+		}
+		if p.opts.Launch.Args != nil {
+			rest = p.opts.Launch.Args
+		}
+	}
+	// These two would act on the runtime's loader, which has other libraries than the image.
+	env = slices.DeleteFunc(env, func(kv string) bool {
+		return strings.HasPrefix(kv, "LD_PRELOAD=") || strings.HasPrefix(kv, "LD_AUDIT=")
+	})
+	for name, v := range map[string]any{
+		"Labels": labels, "Env": env, "Entrypoint": start, "Cmd": rest, "StopSignal": "SIGTERM",
+	} {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		run[name] = raw
+	}
+	var err error
+	if config["config"], err = json.Marshal(run); err != nil {
+		return nil, err
+	}
+	if raw, ok := config["history"]; ok {
+		if config["history"], err = addHistory(raw, config["created"]); err != nil {
+			return nil, err
+		}
+	}
+	return config, nil
+}
+
+// addHistory notes the two new layers, at the time of the source's creation: there is no clock here.
+func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
+	var history []json.RawMessage
+	if err := json.Unmarshal(raw, &history); err != nil {
+		return nil, fmt.Errorf("reading the history in the image's configuration: %w", err)
+	}
+	for _, by := range []string{"cconvert: runtime", "cconvert: enclave"} {
+		entry := map[string]any{"created_by": by}
+		if created != nil {
+			entry["created"] = created
+		}
+		b, err := json.Marshal(entry)
+		if err != nil {
+			return nil, err
+		}
+		history = append(history, b)
+	}
+	return json.Marshal(history)
+}
+
+func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Result {
+	s, e := p.sealed.SigStruct, p.sealed.Enclave
+	r := &Result{
+		Source:  p.source.Ref.String(),
+		Output:  Output{AddedBytes: added},
+		Runtime: Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest, Source: p.bundle.Source},
+
+		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
+		EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
+		TrustedFiles: p.sealed.Trusted, ManifestSize: len(p.sealed.Manifest),
+		Warnings: []launch.Finding{}, Timings: p.watch.steps,
+	}
+	if p.bundle.SourceDigest != "" {
+		r.Runtime.Source += "@" + p.bundle.SourceDigest
+	}
+	for _, f := range p.sealed.Findings {
+		if f.Severity != launch.Info {
+			r.Warnings = append(r.Warnings, f)
+		}
+	}
+	total := 0.0
+	for _, seconds := range r.Timings {
+		total += seconds
+	}
+	r.Timings["total"] = total
+	r.Output.Ref, r.Output.Digest = out.Name(to)
+	return r
+}
