@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/google/renameio/v2"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+)
+
+const convertLong = `Convert an image for linux/amd64 and store the result.
+
+IMAGE, and the target of --to, is a name in a registry, oci:DIR[:TAG], docker-archive:FILE
+or docker-daemon:NAME. Without --to the result goes where the image is, its tag with a
+suffix; or below --repo.
+
+On success standard output is one line: the name of the result by its digest. Everything
+else goes to standard error. Every flag can be set by a variable: --isv-svn by
+CCONVERT_ISV_SVN.`
+
+const convertExamples = `  # From registry to registry
+  cconvert convert redis:7 --to registry.example/confidential/redis:7
+
+  # In a pipeline: key from a file, facts to a file
+  cconvert convert registry.example/app:1.4 --key enclave-key.pem --output-json result.json
+
+  # With a runtime that is installed on this machine, into a directory
+  cconvert convert app:1.4 --to oci:out:1.4 --runtime gramine=dir:/usr`
+
+func newConvert() *cobra.Command {
+	var (
+		registry                        registryFlags
+		library                         runtimeFlags
+		start                           launchFlags
+		to, suffix, repo, key, jsonFile string
+		platform                        string
+	)
+	cmd := &cobra.Command{
+		Use:     "convert IMAGE",
+		Short:   "Convert an image and store the result",
+		Long:    convertLong,
+		Example: convertExamples,
+		Args:    exactArgs("IMAGE"),
+	}
+	f := cmd.Flags()
+	f.StringVar(&to, "to", "", "where the result goes")
+	f.StringVar(&suffix, "suffix", "-confidential", "what is added to the tag where --to is not given")
+	f.StringVar(&repo, "repo", "", "repository below which results go where --to is not given, with the tag as it is")
+	f.StringVar(&key, "key", "", "file with the signing key (default: enclave-key.pem in the configuration directory)")
+	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of the result")
+	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
+	library.add(f)
+	start.add(f)
+	registry.add(f)
+
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if platform != "linux/amd64" {
+			return usagef("--platform %s: SGX exists on linux/amd64 only", platform)
+		}
+		source, err := image.ParseReference(args[0], registry.insecure)
+		if err != nil {
+			return err
+		}
+		target, err := targetOf(source, to, suffix, repo, cmd.Flags().Changed("suffix"), registry.insecure)
+		if err != nil {
+			return err
+		}
+		o := convert.Options{Source: source, Image: registry.options(), Jobs: registry.jobs}
+		if o.Launch, err = start.options(); err != nil {
+			return err
+		}
+		if o.Overlay, o.OverlayText, err = start.overlay(); err != nil {
+			return err
+		}
+		if o.Date, err = parseDate(start.date); err != nil {
+			return err
+		}
+		if o.Backend, o.Runtime, err = library.choose(registry); err != nil {
+			return err
+		}
+		signer, err := loadKey(key)
+		if err != nil {
+			return err
+		}
+		progress := newProgress(cmd.ErrOrStderr())
+		defer progress.finish()
+		o.Observer = progress
+		r, err := run(cmd.Context(), o, func(p *convert.Prepared) (*convert.Result, error) {
+			public, signature, err := convert.Sign(cmd.Context(), p, signer)
+			if err != nil {
+				return nil, err
+			}
+			return convert.Finish(cmd.Context(), p, public, signature, target)
+		})
+		progress.finish()
+		if err != nil {
+			return err
+		}
+		report(cmd.ErrOrStderr(), r)
+		if jsonFile != "" {
+			b, err := json.MarshalIndent(r, "", "  ")
+			if err != nil {
+				return err
+			}
+			if err := renameio.WriteFile(jsonFile, append(b, '\n'), 0o644); err != nil {
+				return fmt.Errorf("the image is stored as %s, but describing it failed: %w", r.Output.Ref, err)
+			}
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), r.Output.Ref)
+		return nil
+	}
+	return cmd
+}
+
+func run(ctx context.Context, o convert.Options, finish func(*convert.Prepared) (*convert.Result, error)) (*convert.Result, error) {
+	p, err := convert.Prepare(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	for _, f := range p.Findings() {
+		logrus.Debugf("%s: %s %s", f.Code, f.Path, f.Message)
+	}
+	return finish(p)
+}
+
+func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, insecure bool) (image.Reference, error) {
+	if to != "" {
+		return image.ParseReference(to, insecure)
+	}
+	if repo != "" && !suffixGiven {
+		suffix = ""
+	}
+	if repo == "" && suffix == "" {
+		return image.Reference{}, usagef("an empty --suffix would replace the source: say where the result goes with --to")
+	}
+	return source.Target(suffix, repo, insecure)
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+// Exit codes, as documented in the README.
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitRefused     = 4
+	exitTransient   = 5
+	exitInterrupted = 130
+)
+
+// usageError says that the command line, or a file that it names for settings, is wrong.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// errRefused says that something was read and is not what it must be.
+var errRefused = errors.New("refused")
+
+func exitCode(ctx context.Context, err error) int {
+	var usage *usageError
+	var key *manifest.KeyError
+	switch {
+	case err == nil:
+		return 0
+	case ctx.Err() != nil:
+		return exitInterrupted
+	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference):
+		return exitUsage
+	case errors.Is(err, errRefused):
+		return exitRefused
+	case image.Transient(err):
+		return exitTransient
+	}
+	return exitFailed
+}
+
+// hintFor says what to do about an error, where there is something to do.
+func hintFor(err error) string {
+	var small *gramine.TooSmallError
+	switch {
+	case errors.As(err, &small):
+		return "give the enclave more memory: --memory " + manifest.FormatSize(small.Needed)
+	case errors.Is(err, image.ErrUnauthorized):
+		return "check the name; for a private registry, log in with \"docker login\": cconvert uses the same credentials. A registry may also answer this where there is no such image."
+	case errors.Is(err, image.ErrNotFound):
+		return "check the name and the tag; a local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE"
+	case errors.Is(err, image.ErrPlatform):
+		return "SGX exists on x86-64 only: the image must be built for linux/amd64"
+	case errors.Is(err, convert.ErrConverted):
+		return "convert the image that it was made from, or look at this one with \"cconvert inspect\""
+	case errors.Is(err, verify.ErrNotConverted):
+		return "convert it first: cconvert IMAGE"
+	case errors.Is(err, launch.ErrImage):
+		return "check that the image starts with \"docker run\"; --arg sets other arguments"
+	case errors.Is(err, libos.ErrNoRuntime):
+		return "name a Gramine installation: --runtime gramine=dir:PREFIX, gramine=deb:FILE or gramine=docker://IMAGE"
+	case errors.Is(err, sgx.ErrNoKey):
+		return "make a key: cconvert keygen"
+	case errors.Is(err, rootfs.ErrDigest):
+		return "the image is damaged where it is stored, or on its way: push it again"
+	case errors.Is(err, syscall.ENOSPC):
+		return "the disk is full: nothing was changed; make room and run the same command again"
+	case errors.Is(err, fs.ErrPermission):
+		return "the file or directory belongs to another user"
+	case image.Transient(err):
+		return "this may be a passing fault: run the same command again"
+	}
+	return ""
+}

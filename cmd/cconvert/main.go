@@ -1,0 +1,28 @@
+// Command cconvert turns container images into images that run inside SGX enclaves.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/cconvert/cconvert/pkg/libos/sim"
+)
+
+func main() {
+	if sim.Invoked(os.Args) {
+		os.Exit(sim.Main(os.Args))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	err := newRoot().ExecuteContext(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cconvert:", err)
+		if hint := hintFor(err); hint != "" {
+			fmt.Fprintln(os.Stderr, "hint:", hint)
+		}
+	}
+	os.Exit(exitCode(ctx, err))
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/google/renameio/v2"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
+
+	"github.com/cconvert/cconvert/pkg/cache"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// registryFlags are about where images are.
+type registryFlags struct {
+	insecure bool
+	jobs     int
+}
+
+func (r *registryFlags) add(f *pflag.FlagSet) {
+	f.BoolVar(&r.insecure, "insecure", false, "speak HTTP to registries (always tried for loopback addresses)")
+	f.IntVarP(&r.jobs, "jobs", "j", 0, "layers that are read or sent at a time (default: one for each processor)")
+}
+
+func (r *registryFlags) options() image.Options { return image.Options{Jobs: r.jobs} }
+
+// runtimeFlags choose the library OS.
+type runtimeFlags struct {
+	runtime, libs, lock string
+}
+
+const lockFile = "cconvert.lock"
+
+func (r *runtimeFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&r.runtime, "runtime", "gramine", "what runs the program: gramine or sim; gramine=SOURCE takes it from docker://IMAGE, oci:DIR, dir:PREFIX or deb:FILE[,FILE...]")
+	f.StringVar(&r.libs, "runtime-libs", "", "where the runtime's loader finds its libraries, if not in its source: DIR or deb:FILE[,FILE...]")
+	f.StringVar(&r.lock, "lock", lockFile, "file that pins the runtime, used if it exists")
+}
+
+// lock is the content of a lock file.
+type lock struct {
+	Version int `json:"version"`
+	Runtime struct {
+		Source string `json:"source"`
+		// Digest of the image that the source names, Layer of the runtime's layer.
+		Digest string `json:"digest,omitempty"`
+		Layer  string `json:"layer"`
+	} `json:"runtime"`
+}
+
+func readLock(file string) (*lock, error) {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var l lock
+	if err := json.Unmarshal(b, &l); err != nil || l.Version != 1 {
+		return nil, usagef("%s is not a lock file of version 1", file)
+	}
+	return &l, nil
+}
+
+func (l *lock) write(file string) error {
+	b, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(file, append(b, '\n'), 0o644)
+}
+
+// choose gives the backend and where its runtime comes from, kept to the lock file where there is one.
+func (r *runtimeFlags) choose(reg registryFlags) (libos.Backend, libos.LoadOptions, error) {
+	kind, source, _ := strings.Cut(r.runtime, "=")
+	o := libos.LoadOptions{Source: source, Libs: r.libs, Image: reg.options(), Insecure: reg.insecure}
+	if d, ok := cache.Default(); ok {
+		o.Cache = d
+	}
+	switch kind {
+	case "sim":
+		return sim.Backend{}, o, nil
+	case "gramine":
+	default:
+		return nil, o, usagef("--runtime %s: there is gramine and sim", r.runtime)
+	}
+	l, err := readLock(r.lock)
+	if err != nil || l == nil {
+		return gramine.Backend{}, o, err
+	}
+	if o.Source == "" {
+		o.Source = l.Runtime.Source
+	}
+	if o.Source != l.Runtime.Source {
+		logrus.Warnf("%s is about %s and is not used", r.lock, l.Runtime.Source)
+		return gramine.Backend{}, o, nil
+	}
+	if o.Digest = l.Runtime.Digest; o.Digest == "" {
+		o.Layer = l.Runtime.Layer
+	}
+	return gramine.Backend{}, o, nil
+}
+
+// launchFlags are about the enclave and its program.
+type launchFlags struct {
+	memory, date, attestation, logLevel string
+	threads                             int
+	prodID, svn                         uint16
+	edmm, debug, hostArgs               bool
+	env, passEnv, args, allow, tmpfs    []string
+	encrypt                             []string
+	manifest                            string
+}
+
+func (l *launchFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&l.memory, "memory", "1G", "size of the enclave, for each process: a power of two")
+	f.IntVar(&l.threads, "threads", 32, "threads that can run at a time in the enclave")
+	f.BoolVar(&l.edmm, "edmm", false, "add memory while the enclave runs (needs SGX2)")
+	f.BoolVar(&l.debug, "debug", false, "make an enclave that a debugger can read: it keeps no secrets")
+	f.StringArrayVar(&l.env, "env", nil, "set a variable, NAME=VALUE, measured (repeatable)")
+	f.StringArrayVar(&l.passEnv, "pass-env", nil, "let the host choose a variable's value at start, unmeasured (repeatable)")
+	f.StringArrayVar(&l.args, "arg", nil, "argument instead of the image's CMD, measured (repeatable)")
+	f.BoolVar(&l.hostArgs, "insecure-args", false, "let the host choose the arguments at start, unmeasured")
+	f.StringArrayVar(&l.allow, "allow-file", nil, "path that the program may use without protection (repeatable)")
+	f.StringArrayVar(&l.tmpfs, "tmpfs", nil, "directory of temporary storage in the enclave (repeatable)")
+	f.StringArrayVar(&l.encrypt, "encrypt-mount", nil, "directory whose files are encrypted, PATH[=KEY]; the default key is sealed to CPU and signer (repeatable)")
+	f.Uint16Var(&l.prodID, "isv-prod-id", 0, "product number in the signature")
+	f.Uint16Var(&l.svn, "isv-svn", 0, "security version number in the signature")
+	f.StringVar(&l.date, "date", "", "date in the signature, YYYY-MM-DD (default: when the image was created)")
+	f.StringVar(&l.attestation, "attestation", "none", "remote attestation: none, or dcap, which needs the AESM service at start")
+	f.StringVar(&l.logLevel, "runtime-log-level", "error", "how much the runtime logs: none, error, warning, debug, trace or all")
+	f.StringVar(&l.manifest, "manifest", "", "TOML file that is merged over the generated manifest")
+}
+
+func (l *launchFlags) options() (launch.Options, error) {
+	o := launch.Options{
+		HostArgs: l.hostArgs, Tmpfs: l.tmpfs, AllowedFiles: l.allow, Args: l.args,
+		Enclave: launch.Enclave{
+			Threads: l.threads, EDMM: l.edmm, Debug: l.debug, ISVProdID: l.prodID, ISVSVN: l.svn,
+			Attestation: l.attestation, LogLevel: l.logLevel,
+		},
+	}
+	var err error
+	if o.Enclave.Size, err = manifest.ParseSize(l.memory); err != nil {
+		return o, usagef("--memory: %w", err)
+	}
+	if l.threads < 1 {
+		return o, usagef("--threads: %d is not a number of threads", l.threads)
+	}
+	for _, kv := range l.env {
+		name, value, ok := strings.Cut(kv, "=")
+		if !ok || name == "" {
+			return o, usagef("--env %s: NAME=VALUE expected; to take the host's value, use --pass-env", kv)
+		}
+		o.Env = append(o.Env, launch.EnvVar{Name: name, Value: value})
+	}
+	for _, name := range l.passEnv {
+		if name == "" || strings.Contains(name, "=") {
+			return o, usagef("--pass-env %s: the name of a variable expected", name)
+		}
+		if launch.Steers(name) {
+			return o, usagef("--pass-env %s: whoever chooses this variable chooses what code runs in the enclave; set it with --env, which is measured", name)
+		}
+		o.Env = append(o.Env, launch.EnvVar{Name: name, PassThrough: true})
+	}
+	for _, p := range l.allow {
+		if !strings.HasPrefix(p, "/") {
+			return o, usagef("--allow-file %s: an absolute path expected", p)
+		}
+	}
+	for _, p := range l.tmpfs {
+		if !strings.HasPrefix(p, "/") {
+			return o, usagef("--tmpfs %s: an absolute path expected", p)
+		}
+	}
+	for _, v := range l.encrypt {
+		p, key, _ := strings.Cut(v, "=")
+		if !strings.HasPrefix(p, "/") {
+			return o, usagef("--encrypt-mount %s: an absolute path expected", v)
+		}
+		o.Encrypted = append(o.Encrypted, launch.Mount{Path: p, Key: key})
+	}
+	return o, nil
+}
+
+// overlay reads the user's manifest.
+func (l *launchFlags) overlay() (*manifest.Overlay, string, error) {
+	if l.manifest == "" {
+		return nil, "", nil
+	}
+	text, err := os.ReadFile(l.manifest)
+	if err != nil {
+		return nil, "", &usageError{err}
+	}
+	o, err := manifest.ParseOverlay(l.manifest, text)
+	return o, string(text), err
+}
+
+func parseDate(s string) (*sgx.Date, error) {
+	if s == "" {
+		return nil, nil
+	}
+	d, err := sgx.ParseDate(s)
+	if err != nil {
+		return nil, &usageError{fmt.Errorf("--date: %w", err)}
+	}
+	return &d, nil
+}

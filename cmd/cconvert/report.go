@@ -1,0 +1,48 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/launch"
+)
+
+// report says what came out of a conversion, for people.
+func report(w io.Writer, r *convert.Result) {
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("source", "%s", r.Source)
+	line("runtime", "%s %.12s", r.Runtime.Kind, r.Runtime.Version)
+	line("enclave", "%s, %d threads", humanize.IBytes(r.EnclaveSize), r.MaxThreads)
+	line("may read", "%s files, each by its digest", humanize.Comma(int64(r.TrustedFiles)))
+	line("added", "%s in two layers", humanize.Bytes(uint64(r.Output.AddedBytes)))
+	line("MRENCLAVE", "%s", r.MREnclave)
+	line("", "what runs: the hash of the enclave, another one after any change")
+	line("MRSIGNER", "%s", r.MRSigner)
+	line("", "who signed: the hash of your public key")
+	line("took", "%.1f s", r.Timings["total"])
+	t.Flush()
+	reportFindings(w, r.Warnings)
+}
+
+func reportFindings(w io.Writer, findings []launch.Finding) {
+	if len(findings) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%d to know:\n", len(findings))
+	for _, f := range findings {
+		where := ""
+		if f.Path != "" {
+			where = f.Path + ": "
+		}
+		fmt.Fprintf(w, "  [%s] %s%s\n", f.Code, where, f.Message)
+	}
+	fmt.Fprintln(w)
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"os"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+const rootLong = `cconvert takes a container image and gives back one that runs inside an Intel SGX enclave:
+memory that the machine's owner can neither read nor change. It adds a library operating
+system (Gramine) and a list of digests of every file the program may read, and signs the
+measurement of it all. It needs no Docker daemon, no root and no SGX hardware, and runs
+nothing of the image.
+
+Three names appear in its output:
+
+  MRENCLAVE   the hash of what is started: the same input always gives the same value, and
+              a change in any measured byte gives another one
+  MRSIGNER    the hash of the public key that signed: who stands behind the enclave
+  SIGSTRUCT   the signature itself, which the CPU checks before it starts the enclave`
+
+const rootExamples = `  # Convert an image and push the result beside it, as redis:7-confidential
+  cconvert registry.example/redis:7
+
+  # The same without SGX, on a laptop, from Docker to Docker
+  cconvert --runtime sim docker-daemon:app:latest`
+
+// newRoot makes the command line.
+func newRoot() *cobra.Command {
+	var verbose bool
+	convert := newConvert()
+	root := &cobra.Command{
+		Use:           "cconvert [flags] IMAGE",
+		Short:         "Turn container images into confidential ones, for Intel SGX",
+		Long:          rootLong,
+		Example:       rootExamples,
+		Args:          convert.Args,
+		RunE:          convert.RunE,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := fromEnvironment(cmd.Flags()); err != nil {
+				return err
+			}
+			logrus.SetOutput(cmd.ErrOrStderr())
+			logrus.SetFormatter(&logrus.TextFormatter{FullTimestamp: false, DisableTimestamp: true})
+			if verbose {
+				logrus.SetLevel(logrus.TraceLevel)
+			}
+			return nil
+		},
+	}
+	root.Flags().AddFlagSet(convert.Flags())
+	root.PersistentFlags().BoolVarP(&verbose, "verbose", "v", false, "log what is being done")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.AddCommand(convert, newMeasure(), newInspect(), newRuntime(), newKeygen(), newVersion())
+	return root
+}
+
+// fromEnvironment sets every flag that was not given from the variable CCONVERT_ and its name.
+func fromEnvironment(flags *pflag.FlagSet) error {
+	var failed error
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := "CCONVERT_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value, ok := os.LookupEnv(name)
+		if !ok || f.Changed || failed != nil || f.Name == "help" {
+			return
+		}
+		if err := flags.Set(f.Name, value); err != nil {
+			failed = usagef("the variable %s: %w", name, err)
+		}
+	})
+	return failed
+}
+
+// exactArgs wants so many arguments, and says what they are.
+func exactArgs(what ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != len(what) {
+			if len(what) == 0 {
+				return usagef("this command takes no arguments")
+			}
+			return usagef("%s expected: see --help", strings.Join(what, " "))
+		}
+		return nil
+	}
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/dustin/go-humanize"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/libos"
+)
+
+func newRuntime() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "runtime",
+		Short: "Look at the library operating system that goes into images, or pin it",
+		Args:  exactArgs(),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newRuntimeLock(), newRuntimeInspect())
+	return cmd
+}
+
+func newRuntimeLock() *cobra.Command {
+	var registry registryFlags
+	var library runtimeFlags
+	cmd := &cobra.Command{
+		Use:   "lock",
+		Short: "Pin the runtime, so that measurements stay the same",
+		Long: `Find the runtime and write its digest to cconvert.lock. A conversion that finds this file
+keeps to it. The MRENCLAVE covers the runtime: with another build of it, every image's
+measurement is another one.`,
+		Example: `  cconvert runtime lock`,
+		Args:    exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			file := library.lock
+			library.lock = "" // what is pinned now does not count
+			backend, o, err := library.choose(registry)
+			if err != nil {
+				return err
+			}
+			if backend.Kind() == "sim" {
+				return usagef("the simulated runtime is cconvert itself: there is nothing to pin")
+			}
+			b, err := backend.Load(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			var l lock
+			l.Version, l.Runtime.Source, l.Runtime.Digest, l.Runtime.Layer = 1, b.Source, b.SourceDigest, b.Layer.Digest
+			if err := l.write(file); err != nil {
+				return err
+			}
+			logrus.Infof("%s keeps to %s", file, b.Source)
+			fmt.Fprintln(cmd.OutOrStdout(), pinned(b))
+			return nil
+		},
+	}
+	registry.add(cmd.Flags())
+	library.add(cmd.Flags())
+	return cmd
+}
+
+func pinned(b *libos.Bundle) string {
+	if b.SourceDigest != "" {
+		return b.SourceDigest
+	}
+	return b.Layer.Digest
+}
+
+func newRuntimeInspect() *cobra.Command {
+	var registry registryFlags
+	var library runtimeFlags
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "inspect",
+		Short:   "Show what the runtime adds to an image",
+		Example: `  cconvert runtime inspect --runtime gramine=dir:/usr`,
+		Args:    exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			backend, o, err := library.choose(registry)
+			if err != nil {
+				return err
+			}
+			b, err := backend.Load(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			paths := slices.Sorted(maps.Keys(b.Files))
+			if asJSON {
+				return printJSON(cmd, map[string]any{
+					"kind": b.Kind, "version": b.Version, "layout": b.Meta.Layout, "glibc": b.GLIBC, "musl": b.Musl,
+					"source": b.Source, "source_digest": b.SourceDigest, "layer_digest": b.Layer.Digest,
+					"layer_bytes": len(b.Layer.Blob), "files": paths,
+				})
+			}
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			for _, l := range [][2]string{
+				{"runtime", b.Kind + " " + b.Version}, {"source", b.Source}, {"source digest", b.SourceDigest},
+				{"layer", b.Layer.Digest}, {"compressed", humanize.Bytes(uint64(len(b.Layer.Blob)))},
+				{"glibc", b.GLIBC}, {"musl", fmt.Sprint(b.Musl)},
+			} {
+				fmt.Fprintf(t, "%s\t%s\n", l[0], l[1])
+			}
+			for _, p := range paths {
+				fmt.Fprintf(t, "%s\t%s\n", humanize.Bytes(uint64(len(b.Files[p]))), p)
+			}
+			return t.Flush()
+		},
+	}
+	registry.add(cmd.Flags())
+	library.add(cmd.Flags())
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
