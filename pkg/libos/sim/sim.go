@@ -14,7 +14,6 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
@@ -54,13 +53,11 @@ func (Backend) Load(_ context.Context, o libos.LoadOptions) (*libos.Bundle, erro
 	if err != nil {
 		return nil, fmt.Errorf("reading the simulated runtime: %w", err)
 	}
-	sum := sha256.Sum256(program)
-	key := "runtime/sim-" + hex.EncodeToString(sum[:])
-	b, err := pack(program, key, o.Cache)
+	b, err := pack(program, o.Cache)
 	if err != nil {
 		return nil, err
 	}
-	b.Source, b.Pinned = "cconvert "+hex.EncodeToString(sum[:8]), true
+	b.Source, b.Pinned = "cconvert", true
 	return b, nil
 }
 
@@ -84,7 +81,10 @@ func readProgram(file string) ([]byte, error) {
 	return program, nil
 }
 
-func pack(program []byte, key string, cache libos.Cache) (*libos.Bundle, error) {
+func pack(program []byte, cache libos.Cache) (*libos.Bundle, error) {
+	sum := sha256.Sum256(program)
+	version := hex.EncodeToString(sum[:]) // a build of cconvert knows its own version only by that
+	key := "runtime/sim-" + version
 	if cache != nil {
 		if blob, ok := cache.Get(key); ok {
 			if layer, err := image.ReadNewLayer(blob); err == nil {
@@ -94,19 +94,12 @@ func pack(program []byte, key string, cache libos.Cache) (*libos.Bundle, error) 
 			}
 		}
 	}
-	b, err := libos.PackBundle(libos.Meta{Kind: "sim", Version: version(), Layout: gramine.LayoutVersion},
+	b, err := libos.PackBundle(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
 		[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
 	if err == nil && cache != nil {
 		_ = cache.Put(key, b.Layer.Blob) // a cache that cannot be written costs time, nothing else
 	}
 	return b, err
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 func simulated() gramine.Runtime {

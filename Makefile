@@ -1,0 +1,34 @@
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# The program is also the simulated runtime, which is measured: nothing of this machine may be in it.
+BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
+LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: build test demo e2e lint image
+
+build:
+	$(BUILD) -o bin/cconvert ./cmd/cconvert
+
+# Everything that needs nothing but Go.
+test:
+	$(GO) test ./...
+
+# A minute's tour: convert, run, verify, tamper, be refused.
+demo: build
+	$(BUILD) -o bin/demo-server ./demo/server
+	$(GO) run ./demo
+
+# Real images, a real registry and Docker. Needs root, and the Debian packages that .ci/run installs.
+e2e: build
+	$(GO) test -tags e2e -count 1 -timeout 30m -v ./e2e
+
+lint:
+	test -z "$$(gofmt -l .)"
+	$(GO) vet ./...
+	$(GO) vet -tags e2e ./e2e
+	$(GO) run $(LINT) run
+
+# An image of cconvert itself, built without a network.
+image: build
+	cp /etc/ssl/certs/ca-certificates.crt bin/
+	docker build -t cconvert .
