@@ -158,7 +158,7 @@ func entryOf(h *tar.Header) (*Entry, error) {
 	case base == whiteoutOpaque:
 		e.Type, e.Path = Opaque, path.Clean(dir)
 		return e, nil
-	case strings.HasPrefix(base, whiteoutAUFS):
+	case strings.Contains(p, "/"+whiteoutAUFS):
 		return nil, nil
 	case strings.HasPrefix(base, whiteoutPrefix):
 		e.Type, e.Path = Whiteout, path.Join(dir, base[len(whiteoutPrefix):])

@@ -1,0 +1,319 @@
+package rootfs_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func scan(t *testing.T, entries ...Entry) *rootfs.Index {
+	t.Helper()
+	b := Tar(t, entries...)
+	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), digest(b), rootfs.Options{Keep: []string{"/etc/passwd", "/keep/*"}})
+	require.NoError(t, err)
+	return i
+}
+
+func merge(t *testing.T, layers ...*rootfs.Index) *rootfs.Tree {
+	t.Helper()
+	tree, err := rootfs.Merge(layers)
+	require.NoError(t, err)
+	return tree
+}
+
+// listing gives the tree as lines "path content", links as "path -> target".
+func listing(tree *rootfs.Tree, contents ...string) string {
+	known := map[[32]byte]string{}
+	for _, c := range contents {
+		known[sha256.Sum256([]byte(c))] = c
+	}
+	var b strings.Builder
+	_ = tree.Walk(func(n *rootfs.Node) error {
+		switch n.Type {
+		case rootfs.Dir:
+			fmt.Fprintln(&b, n.Path+"/")
+		case rootfs.Symlink:
+			fmt.Fprintln(&b, n.Path, "->", n.Link)
+		case rootfs.Regular:
+			fmt.Fprintln(&b, n.Path, known[n.SHA256])
+		default:
+			fmt.Fprintln(&b, n.Path, "special")
+		}
+		return nil
+	})
+	return strings.TrimSpace(b.String())
+}
+
+func TestMerge(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		layers [][]Entry
+		want   string
+	}{
+		{"later layers win", [][]Entry{{File("a", "1"), File("b", "1")}, {File("a", "2")}}, "/a 2\n/b 1"},
+		{"whiteout", [][]Entry{{File("d/a", "1"), File("d/b", "1")}, {File("d/.wh.a", "")}}, "/d/\n/d/b 1"},
+		{"whiteout of a directory", [][]Entry{{File("d/x/a", "1")}, {File("d/.wh.x", "")}}, "/d/"},
+		{"whiteout in its own layer hides nothing of it", [][]Entry{{File("a", "1")}, {File("a", "2"), File(".wh.a", "")}}, "/a 2"},
+		{"opaque", [][]Entry{{File("d/a", "1"), File("d/s/b", "1")}, {File("d/c", "2"), File("d/.wh..wh..opq", "")}}, "/d/\n/d/c 2"},
+		{"opaque root", [][]Entry{{File("a", "1")}, {File(".wh..wh..opq", ""), File("b", "2")}}, "/b 2"},
+		{"bookkeeping of AUFS", [][]Entry{{File("a", "1"), File(".wh..wh.plnk/5.6", "")}}, "/a 1"},
+		{"file becomes directory", [][]Entry{{File("a", "1")}, {File("a/b", "2")}}, "/a/\n/a/b 2"},
+		{"directory becomes file", [][]Entry{{File("a/b", "1")}, {File("a", "2")}}, "/a 2"},
+		{"directory becomes link", [][]Entry{{File("a/b", "1")}, {Symlink("a", "/c")}}, "/a -> /c"},
+		{"link becomes directory, as overlays do", [][]Entry{{Symlink("lib", "usr/lib"), File("usr/lib/a", "1")}, {File("lib/b", "2")}}, "/lib/\n/lib/b 2\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
+		{"links of the same layer are followed", [][]Entry{{Dir("usr/lib"), Symlink("lib", "usr/lib"), File("lib/a", "1")}}, "/lib -> usr/lib\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
+		{"hard link", [][]Entry{{File("a", "1"), Hardlink("b", "a")}}, "/a 1\n/b 1"},
+		{"hard link keeps its content when the other name changes", [][]Entry{{File("a", "1"), Hardlink("b", "a")}, {File("a", "2")}}, "/a 2\n/b 1"},
+		{"hard link to a lower layer", [][]Entry{{File("a", "1")}, {Hardlink("b", "a"), File(".wh.a", "")}}, "/b 1"},
+		{"duplicates in one layer", [][]Entry{{File("a", "1"), File("a", "2"), Dir("d"), File("d/x", "1"), Dir("d")}}, "/a 2\n/d/\n/d/x 1"},
+		{"absolute names", [][]Entry{{File("/a", "1"), File("./b", "1"), File("//c//d", "1")}}, "/a 1\n/b 1\n/c/\n/c/d 1"},
+		{"devices and pipes", [][]Entry{{Special("null", tar.TypeChar), Special("sda", tar.TypeBlock), Special("pipe", tar.TypeFifo)}}, "/null special\n/pipe special\n/sda special"},
+		{"a replaced directory's whiteouts are spent", [][]Entry{{File("a", "1")}, {File("a/.wh.x", ""), File("a/y", "2")}}, "/a/\n/a/y 2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var layers []*rootfs.Index
+			for _, l := range c.layers {
+				layers = append(layers, scan(t, l...))
+			}
+			assert.Equal(t, c.want, listing(merge(t, layers...), "1", "2"))
+		})
+	}
+}
+
+func TestMergeRefuses(t *testing.T) {
+	for want, entries := range map[string][]Entry{
+		"which does not exist":            {Hardlink("a", "b")},
+		"hard link to the directory":      {Dir("d"), Hardlink("a", "d")},
+		"which is not a directory":        {File("a", "1"), File("a/b", "2")},
+		"too many levels of symbolic lin": {Symlink("a", "b"), Symlink("b", "a"), File("a/c", "1")},
+	} {
+		_, err := rootfs.Merge([]*rootfs.Index{scan(t, entries...)})
+		assert.ErrorContains(t, err, want)
+	}
+}
+
+func TestScanRefuses(t *testing.T) {
+	good := Tar(t, File("a", strings.Repeat("x", 100_000)))
+	var zipped bytes.Buffer
+	z := gzip.NewWriter(&zipped)
+	_, _ = z.Write(good)
+	require.NoError(t, z.Close())
+	corrupt := bytes.Clone(zipped.Bytes())
+	corrupt[len(corrupt)/2] ^= 0xff
+	long := Entry{Header: tar.Header{Name: strings.Repeat("d/", 2100) + "f", Typeflag: tar.TypeReg, Format: tar.FormatPAX}}
+	for _, c := range []struct {
+		name, want string
+		blob       []byte
+	}{
+		{"path out of the image", `the path "../etc/passwd" contains ".."`, Tar(t, File("../etc/passwd", "x"))},
+		{"path through the image and out", `contains ".."`, Tar(t, File("a/../../x", "x"))},
+		{"hard link out of the image", `hard link "/a"`, Tar(t, Hardlink("a", "../../etc/shadow"))},
+		{"whiteout of nothing", "names nothing", Tar(t, File("d/.wh.", ""))},
+		{"whiteout of the parent", "names nothing", Tar(t, File("d/.wh...", ""))},
+		{"truncated archive", "unexpected EOF", good[:len(good)/2]},
+		{"truncated gzip", "unexpected EOF", zipped.Bytes()[:zipped.Len()/2]},
+		{"corrupt gzip", "reading", corrupt},
+		{"unknown type", "unknown entry type", Tar(t, Special("a", 'Z'))},
+		{"path too long", "more than 4096", Tar(t, long)},
+		{"not an archive", "invalid tar header", bytes.Repeat([]byte("no"), 1000)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := rootfs.Scan(context.Background(), bytes.NewReader(c.blob), digest(c.blob), rootfs.Options{})
+			assert.ErrorContains(t, err, c.want)
+			assert.NotErrorIs(t, err, rootfs.ErrDigest, "the digest was right")
+			assert.ErrorContains(t, err, digest(c.blob), "the error names the layer")
+		})
+	}
+	t.Run("wrong digest", func(t *testing.T) {
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(good), digest(nil), rootfs.Options{})
+		assert.ErrorIs(t, err, rootfs.ErrDigest)
+	})
+	t.Run("damaged on the way", func(t *testing.T) {
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(corrupt), digest(zipped.Bytes()), rootfs.Options{})
+		assert.ErrorIs(t, err, rootfs.ErrDigest)
+	})
+	t.Run("bytes after the archive count", func(t *testing.T) {
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(append(bytes.Clone(good), "more"...)), digest(good), rootfs.Options{})
+		assert.ErrorIs(t, err, rootfs.ErrDigest)
+	})
+	t.Run("interrupted", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_, err := rootfs.Scan(ctx, bytes.NewReader(good), digest(good), rootfs.Options{})
+		assert.ErrorIs(t, err, context.Canceled)
+	})
+	t.Run("read error", func(t *testing.T) {
+		broken := errors.New("line cut")
+		_, err := rootfs.Scan(context.Background(), io.MultiReader(bytes.NewReader(good[:700]), &failing{broken}), digest(good), rootfs.Options{})
+		assert.ErrorIs(t, err, broken)
+	})
+}
+
+type failing struct{ err error }
+
+func (f *failing) Read([]byte) (int, error) { return 0, f.err }
+
+func TestScanFormats(t *testing.T) {
+	long := strings.Repeat("long/", 60) + "name"
+	pax := File(long, "1")
+	pax.Header.Format = tar.FormatPAX
+	gnu := File("gnu/"+long, "2")
+	gnu.Header.Format = tar.FormatGNU
+	latin1 := File("caf\xe9", "3")
+	plain := Tar(t, pax, gnu, latin1, File("empty", ""))
+
+	var zipped, zst bytes.Buffer
+	z := gzip.NewWriter(&zipped)
+	_, _ = z.Write(plain[:1000])
+	_ = z.Close()
+	z.Reset(&zipped) // a second member
+	_, _ = z.Write(plain[1000:])
+	_ = z.Close()
+	s, err := zstd.NewWriter(&zst)
+	require.NoError(t, err)
+	_, _ = s.Write(plain)
+	_ = s.Close()
+
+	for name, blob := range map[string][]byte{"plain": plain, "gzip with two members": zipped.Bytes(), "zstd": zst.Bytes()} {
+		t.Run(name, func(t *testing.T) {
+			i, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+			require.NoError(t, err)
+			require.Len(t, i.Entries, 4)
+			assert.Equal(t, "/"+long, i.Entries[0].Path)
+			assert.Equal(t, "/gnu/"+long, i.Entries[1].Path)
+			assert.Equal(t, "/caf\xe9", i.Entries[2].Path)
+			assert.Equal(t, sha256.Sum256([]byte("1")), i.Entries[0].SHA256)
+			assert.Equal(t, sha256.Sum256(nil), i.Entries[3].SHA256)
+		})
+	}
+}
+
+func TestScanSparse(t *testing.T) {
+	// A sparse file in PAX format 1.0: a map of one data region "0..3" in a file of 1000 bytes.
+	const sparse = "1\n997\n3\n"
+	body := sparse + strings.Repeat("\x00", 512-len(sparse)) + "end"
+	h := tar.Header{Name: "GNUSparseFile.0/s", Typeflag: tar.TypeReg, Size: int64(len(body)), Mode: 0o644, Format: tar.FormatPAX}
+	b := Tar(t, Entry{Header: h, Body: body})
+	// archive/tar refuses to write the records, so they are put in by hand as an extended header.
+	records := ""
+	for _, r := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=s", "GNU.sparse.realsize=1000"} {
+		n := len(r) + 4
+		if n >= 100 {
+			n++
+		}
+		records += fmt.Sprintf("%d %s\n", n, r)
+	}
+	x := Tar(t, Entry{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Size: int64(len(records)), Format: tar.FormatUSTAR}, Body: records})
+	x = x[:1024]
+	x[156] = tar.TypeXHeader
+	copy(x[148:156], "        ")
+	sum := 0
+	for _, c := range x[:512] {
+		sum += int(c)
+	}
+	copy(x[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	b = append(x, b...)
+
+	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), digest(b), rootfs.Options{})
+	require.NoError(t, err)
+	require.Len(t, i.Entries, 1)
+	assert.Equal(t, "/s", i.Entries[0].Path)
+	assert.EqualValues(t, 1000, i.Entries[0].Size)
+	want := append(make([]byte, 997), "end"...)
+	assert.Equal(t, sha256.Sum256(want), i.Entries[0].SHA256, "holes are zeroes")
+}
+
+func TestScanKeepsAndReads(t *testing.T) {
+	i := scan(t, File("etc/passwd", "root:x:0:0::/root:/bin/sh\n"), File("keep/a", "A"), File("other", "O"),
+		Program("run.sh", "#! /bin/sh -e\necho"), Program("bin", ELF("/lib/ld.so")))
+	by := map[string]rootfs.Entry{}
+	for _, e := range i.Entries {
+		by[e.Path] = e
+	}
+	assert.Equal(t, "root:x:0:0::/root:/bin/sh\n", string(by["/etc/passwd"].Content))
+	assert.Equal(t, "A", string(by["/keep/a"].Content))
+	assert.Nil(t, by["/other"].Content)
+	assert.Equal(t, "/bin/sh -e", by["/run.sh"].Shebang)
+	require.NotNil(t, by["/bin"].ELF)
+	assert.Equal(t, "/lib/ld.so", by["/bin"].ELF.Interp)
+	assert.Nil(t, by["/other"].ELF)
+}
+
+func TestResolve(t *testing.T) {
+	tree := merge(t, scan(t,
+		File("usr/lib/libc.so", "1"), Symlink("lib", "usr/lib"), Symlink("usr/lib/up", "../.."), Symlink("abs", "/usr/lib/libc.so"),
+		Symlink("out", "../../../../usr"), Symlink("a", "b"), Symlink("b", "a"), Symlink("self", "."), Symlink("dangling", "run/x"), Symlink("through", "usr/lib/libc.so/x")))
+	for p, want := range map[string]string{
+		"/lib/libc.so": "/usr/lib/libc.so", "/abs": "/usr/lib/libc.so", "/out/lib": "/usr/lib", "/lib/up/lib": "/usr/lib",
+		"/self/self/self": "/", "/lib/../lib/libc.so": "/usr/lib/libc.so", "/": "/",
+	} {
+		n, real, err := tree.Resolve(p)
+		if assert.NoError(t, err, p) {
+			assert.Equal(t, want, real, p)
+			assert.Equal(t, want, n.Path, p)
+		}
+	}
+	_, _, err := tree.Resolve("/a")
+	assert.ErrorIs(t, err, rootfs.ErrLoop)
+	_, real, err := tree.Resolve("/dangling")
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+	assert.Equal(t, "/run/x", real)
+	_, _, err = tree.Resolve("/through")
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+	n, _, err := tree.ResolveParent("/lib/up")
+	require.NoError(t, err)
+	assert.Equal(t, rootfs.Symlink, n.Type)
+}
+
+func TestParseELF(t *testing.T) {
+	f, err := os.Open("../../testdata/vectors/pal/pal-foursegments.so")
+	require.NoError(t, err)
+	defer f.Close()
+	facts, err := rootfs.ParseELF(f)
+	require.NoError(t, err)
+	assert.True(t, facts.Dynamic)
+	assert.NotZero(t, facts.MemSize)
+
+	b, err := os.ReadFile(f.Name())
+	require.NoError(t, err)
+	for i := range 1024 { // damage: any answer, no panic
+		c := bytes.Clone(b)
+		c[i] ^= 0xff
+		_, _ = rootfs.ParseELF(bytes.NewReader(c))
+		_, _ = rootfs.ParseELF(bytes.NewReader(b[:i]))
+	}
+	assert.Positive(t, rootfs.CompareVersions("2.36", "2.4"))
+	assert.Zero(t, rootfs.CompareVersions("2.4", "2.4"))
+	assert.Negative(t, rootfs.CompareVersions("", "2.0"))
+}
+
+func TestExtract(t *testing.T) {
+	b := Tar(t, File("a", "1"), File("b", "22"))
+	found, err := rootfs.Extract(context.Background(), bytes.NewReader(b), map[string]bool{"/b": true, "/c": true}, 10)
+	require.NoError(t, err)
+	assert.Equal(t, map[string][]byte{"/b": []byte("22")}, found)
+	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), map[string]bool{"/b": true}, 1)
+	assert.ErrorContains(t, err, "more than 1")
+}
