@@ -223,14 +223,15 @@ func (c *checker) check(key string, r rule, v any) {
 // checkAny tries the alternatives and reports those problems of the one that fits best.
 func (c *checker) checkAny(key string, alternatives oneOf, v any) {
 	var best []*KeyError
-	for i, r := range alternatives {
+	for _, r := range alternatives {
 		inner := checker{whole: true}
 		inner.check(key, r, v)
 		if len(inner.problems) == 0 {
 			return
 		}
-		// A problem further inside means that more of the value fitted.
-		if i == 0 || len(inner.problems[0].Key) > len(best[0].Key) || len(inner.problems) < len(best) && len(inner.problems[0].Key) == len(best[0].Key) {
+		// The fewest problems, as long as they are inside the value and not with its type.
+		outside := inner.problems[0].Key == key
+		if best == nil || best[0].Key == key && !outside || !outside && len(inner.problems) < len(best) {
 			best = inner.problems
 		}
 	}

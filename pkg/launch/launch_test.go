@@ -1,0 +1,326 @@
+package launch_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+func tree(t *testing.T, entries ...Entry) *rootfs.Tree {
+	t.Helper()
+	b := Tar(t, entries...)
+	sum := sha256.Sum256(b)
+	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: launch.Keep})
+	require.NoError(t, err)
+	tr, err := rootfs.Merge([]*rootfs.Index{i})
+	require.NoError(t, err)
+	return tr
+}
+
+func try(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) (*launch.Spec, error) {
+	t.Helper()
+	config, err := json.Marshal(v1.ConfigFile{Config: c})
+	require.NoError(t, err)
+	return launch.Build(tree(t, entries...), config, o)
+}
+
+func build(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) *launch.Spec {
+	t.Helper()
+	s, err := try(t, c, o, entries...)
+	require.NoError(t, err)
+	return s
+}
+
+var app = v1.Config{Cmd: []string{"/app"}}
+
+func withApp(entries ...Entry) []Entry {
+	return append(entries, Program("app", ELF("")))
+}
+
+func trusted(s *launch.Spec) string {
+	var paths []string
+	for _, f := range s.Trusted {
+		paths = append(paths, f.Path)
+	}
+	return strings.Join(paths, " ")
+}
+
+// mounts gives the mounts in short, without those that every image has.
+func mounts(s *launch.Spec) string {
+	var list []string
+	for _, m := range s.Mounts {
+		switch m.Type {
+		case launch.Bind:
+			list = append(list, m.Path+"="+m.Target)
+		case launch.Encrypted:
+			list = append(list, m.Path+"=encrypted:"+m.Target+":"+m.Key)
+		default:
+			if m.Path != "/tmp" && m.Path != "/run" && m.Path != "/var/tmp" && m.Path != "/dev/shm" {
+				list = append(list, m.Path+"="+string(m.Type))
+			}
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+func codes(s *launch.Spec) string {
+	var list []string
+	for _, f := range s.Findings {
+		if f.Code != launch.CodeArgumentsFixed {
+			list = append(list, strings.TrimSuffix(f.Code+":"+f.Path, ":"))
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+// The rules of paths and links, one by one.
+func TestPaths(t *testing.T) {
+	for _, c := range []struct {
+		name                   string
+		entries                []Entry
+		trusted, mounts, codes string
+	}{
+		{"a file once", []Entry{File("a/b", "x")}, "/a/b /app", "", ""},
+		{"link to a file", []Entry{File("usr/x", "x"), Symlink("y", "usr/x")}, "/app /usr/x /y", "", ""},
+		{"link to a link to a file", []Entry{File("x", "x"), Symlink("y", "x"), Symlink("z", "y")}, "/app /x /y /z", "", ""},
+		{"link to a directory", []Entry{File("usr/lib/x", "x"), Symlink("lib", "usr/lib")}, "/app /usr/lib/x", "/lib=/usr/lib", ""},
+		{"directory aliased twice", []Entry{File("d/x", "x"), Symlink("a", "d"), Symlink("b", "a")}, "/app /d/x", "/a=/d /b=/d", ""},
+		{
+			"a link in a linked directory has a mount for each spelling",
+			[]Entry{File("real/x", "x"), File("d/f", "x"), Symlink("d/in", "/real"), Symlink("a", "d"), Symlink("b", "d")},
+			"/app /d/f /real/x", "/a=/d /a/in=/real /b=/d /b/in=/real /d/in=/real", "",
+		},
+		{
+			"three levels",
+			[]Entry{File("r/x", "x"), Symlink("m/r", "/r"), Symlink("d/m", "/m"), Symlink("a", "d")},
+			"/app /r/x", "/a=/d /a/m=/m /a/m/r=/r /d/m=/m /d/m/r=/r /m/r=/r", "",
+		},
+		{
+			"a file link in a linked directory is found by its real directory",
+			[]Entry{File("x", "x"), Symlink("d/l", "/x"), Symlink("a", "d")}, "/app /d/l /x", "/a=/d", "",
+		},
+		{"link to itself", []Entry{File("d/x", "x"), Symlink("d/self", ".")}, "/app /d/x", "/d/self=/d", ""},
+		{"link to an ancestor", []Entry{File("d/e/x", "x"), Symlink("d/e/up", "../..")}, "/app /d/e/x", "/d/e/up=/", ""},
+		{
+			"two directories that link to each other",
+			[]Entry{File("a/x", "x"), File("b/x", "x"), Symlink("a/b", "/b"), Symlink("b/a", "/a")},
+			"/a/x /app /b/x", "/a/b=/b /a/b/a=/a /b/a=/a /b/a/b=/b", "",
+		},
+		{"loop", []Entry{Symlink("a", "b"), Symlink("b", "a")}, "/app", "", "link-loop:/a link-loop:/b"},
+		{"leads nowhere", []Entry{Symlink("a", "/none")}, "/app", "", ""},
+		{"leads out", []Entry{File("x", "x"), Symlink("d/a", "../../../x")}, "/app /d/a /x", "", ""},
+		{
+			"link into temporary storage",
+			[]Entry{Dir("run"), Dir("var"), Symlink("var/run", "/run")}, "/app", "/var/run=tmpfs", "link-into-tmpfs:/var/run",
+		},
+		{
+			"link to a directory in temporary storage",
+			[]Entry{Dir("run/lock"), Symlink("var/lock", "../run/lock")}, "/app", "/var/lock=tmpfs", "link-into-tmpfs:/var/lock",
+		},
+		{
+			"link to a file in temporary storage",
+			[]Entry{Dir("run"), Symlink("etc/x", "/run/x")}, "/app", "", "link-into-tmpfs:/etc/x",
+		},
+		{
+			"temporary storage is there under linked names too",
+			[]Entry{Dir("srv/log"), Dir("var"), Symlink("var/log", "/srv/log"), Dir("var/lib/x/empty"), Symlink("state", "/var/lib")},
+			"/app", "/state=/var/lib /state/x/empty=tmpfs /var/lib/x/empty=tmpfs /var/log=/srv/log", "",
+		},
+		{"links to the console", []Entry{Symlink("var/log/nginx/access.log", "/dev/stdout")}, "/app", "/var/log/nginx/access.log=console", ""},
+		{"link into the kernel's trees", []Entry{Symlink("etc/mtab", "/proc/self/mounts")}, "/app", "", "link-into-proc:/etc/mtab"},
+		{
+			"the kernel's trees, devices and host files are not trusted",
+			[]Entry{File("proc/x", "x"), File("sys/x", "x"), File("dev/x", "x"), File("etc/resolv.conf", "x"), File("etc/hosts", "x"), File("etc/hostname", "x"), Special("pipe", '6')},
+			"/app", "", "device-node:/pipe",
+		},
+		{
+			"a link to a host file is not trusted either",
+			[]Entry{File("etc/hosts", "x"), Symlink("h", "etc/hosts")}, "/app", "", "",
+		},
+		{
+			"odd names",
+			[]Entry{File("new\nline", "x"), File("quo\"te", "x"), File("back\\slash", "x"), File("caf\xe9", "x"), File("日本", "x")},
+			"/app /back\\slash /new\nline /quo\"te /日本", "", `name-not-utf8:"/caf\xe9"`,
+		},
+		{"files in temporary storage", []Entry{File("tmp/a", "x"), File("tmp/b", "x")}, "/app", "", "hidden-by-tmpfs:/tmp"},
+		{
+			"directories shipped empty, or with empty files",
+			[]Entry{Dir("var/log/nginx"), File("var/log/redis/redis.log", ""), File("var/lib/app/data", "x"), Dir("var/cache/a/b"), Dir("var/lib/dpkg/parts"), Dir("srv/empty")},
+			"/app /var/lib/app/data", "/var/cache/a/b=tmpfs /var/log/nginx=tmpfs /var/log/redis=tmpfs", "",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := build(t, app, launch.Options{}, withApp(c.entries...)...)
+			assert.Equal(t, c.trusted, trusted(s))
+			assert.Equal(t, c.mounts, mounts(s))
+			assert.Equal(t, c.codes, codes(s))
+		})
+	}
+}
+
+// A hostile image must not make a list without end.
+func TestLinksExplode(t *testing.T) {
+	entries := withApp()
+	for i := range 12 {
+		entries = append(entries, File(fmt.Sprintf("d%d/f", i), "x"))
+		for j := range 12 {
+			if i != j {
+				entries = append(entries, Symlink(fmt.Sprintf("d%d/l%d", i, j), fmt.Sprintf("/d%d", j)))
+			}
+		}
+	}
+	s := build(t, app, launch.Options{}, entries...)
+	assert.Less(t, len(s.Mounts), 30_000)
+	assert.Contains(t, codes(s), "too-many-mounts")
+}
+
+func TestVolumesAndUserMounts(t *testing.T) {
+	volumes := func(v ...string) v1.Config {
+		c := app
+		c.Volumes = map[string]struct{}{}
+		for _, p := range v {
+			c.Volumes[p] = struct{}{}
+		}
+		return c
+	}
+	s := build(t, volumes("/data"), launch.Options{}, withApp(Dir("data"), Symlink("d", "data"), File("data/shipped", "x"))...)
+	assert.Equal(t, "/d=encrypted:/data:_sgx_mrsigner /data=encrypted:/data:_sgx_mrsigner", mounts(s))
+	assert.Equal(t, "volume-sealed:/data volume-hides-files:/data", codes(s))
+	assert.Equal(t, "/app", trusted(s))
+
+	s = build(t, volumes("/data", "/cache"), launch.Options{
+		Tmpfs: []string{"/cache"}, Encrypted: []launch.Mount{{Type: launch.Encrypted, Path: "/data", Key: "mine"}},
+	}, withApp(Dir("data"))...)
+	assert.Equal(t, "/cache=tmpfs /data=encrypted:/data:mine", mounts(s))
+	assert.Empty(t, codes(s))
+
+	s = build(t, volumes("/opt"), launch.Options{}, Program("opt/app", ELF("")), Symlink("app", "opt/app"))
+	assert.Empty(t, mounts(s))
+	assert.Equal(t, "volume-skipped:/opt", codes(s))
+	assert.Equal(t, "/app /opt/app", trusted(s))
+
+	s = build(t, v1.Config{Entrypoint: []string{"/run/app"}}, launch.Options{}, Program("run/app", ELF("")))
+	assert.Equal(t, "tmpfs-skipped:/run", codes(s))
+
+	_, err := try(t, app, launch.Options{Tmpfs: []string{"/"}}, withApp()...)
+	assert.ErrorContains(t, err, "would hide the program")
+}
+
+func TestCommand(t *testing.T) {
+	files := []Entry{
+		Program("usr/bin/tool", ELF("")), Symlink("bin", "usr/bin"), Symlink("etc/alternatives/t", "/usr/bin/tool"), Symlink("usr/bin/t", "/etc/alternatives/t"),
+		File("usr/bin/plain", "x"), Program("srv/script", "#!/usr/bin/env -S tool -x\n"), Program("srv/other", "#!t\n"), Program("srv/lost", "#!/bin/none\n"),
+		Program("srv/a", "#!/srv/b\n"), Program("srv/b", "#!/srv/a\n"), Program("srv/text", "hello"), Program("usr/bin/sh", ELF("")),
+	}
+	for _, c := range []struct {
+		name       string
+		config     v1.Config
+		args       []string
+		want, argv string
+	}{
+		{"entrypoint and cmd", v1.Config{Entrypoint: []string{"/bin/tool", "a"}, Cmd: []string{"b"}}, nil, "/usr/bin/tool", "/bin/tool a b"},
+		{"through PATH and alternatives", v1.Config{Cmd: []string{"t"}}, nil, "/usr/bin/tool", "t"},
+		{"PATH of the image", v1.Config{Cmd: []string{"script"}, Env: []string{"PATH=/nowhere:/srv:/usr/bin"}}, nil, "/srv/script", "script"},
+		{"relative to the working directory", v1.Config{Cmd: []string{"./script"}, WorkingDir: "/srv"}, nil, "/srv/script", "./script"},
+		{"shell form", v1.Config{Entrypoint: []string{"/bin/sh", "-c", "exec tool"}}, nil, "/usr/bin/sh", "/bin/sh -c exec tool"},
+		{"arguments instead of cmd", v1.Config{Entrypoint: []string{"tool"}, Cmd: []string{"old"}}, []string{"new", "er"}, "/usr/bin/tool", "tool new er"},
+		{"arguments where cmd is the program", v1.Config{Cmd: []string{"tool", "old"}}, []string{"new"}, "/usr/bin/tool", "tool new"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := build(t, c.config, launch.Options{Args: c.args}, files...)
+			assert.Equal(t, c.want, s.Entrypoint)
+			assert.Equal(t, c.argv, strings.Join(s.Argv, " "))
+		})
+	}
+	for want, c := range map[string]v1.Config{
+		"neither ENTRYPOINT nor CMD": {},
+		`"none" was not found, tried /usr/local/sbin/none, /usr/local/bin/none`: {Cmd: []string{"none"}},
+		"/usr/bin/plain is not executable":                                      {Cmd: []string{"/bin/plain"}},
+		"/usr/bin is not a regular file":                                        {Cmd: []string{"/bin"}},
+		"the script /srv/lost begins with #!":                                   {Cmd: []string{"/srv/lost"}},
+		"interpret each other":                                                  {Cmd: []string{"/srv/a"}},
+		"/srv/text is neither a program nor a sc":                               {Cmd: []string{"/srv/text"}},
+		"which is not NAME=VALUE":                                               {Cmd: []string{"tool"}, Env: []string{"BROKEN"}},
+	} {
+		_, err := try(t, c, launch.Options{}, files...)
+		assert.ErrorContains(t, err, want)
+		assert.ErrorIs(t, err, launch.ErrImage)
+	}
+	_, err := try(t, app, launch.Options{}, Program("app", strings.Replace(ELF(""), "\x3e\x00", "\xb7\x00", 1)))
+	assert.ErrorContains(t, err, "not a 64-bit program for x86-64")
+}
+
+func TestIdentity(t *testing.T) {
+	passwd := File("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww:x:33:34:web:/srv/www:/bin/false\nbroken line\n")
+	group := File("etc/group", "root:x:0:\nwww:x:34:\nstaff:x:50:www\n")
+	for user, want := range map[string]string{
+		"": "0:0 /root", "www": "33:34 /srv/www", "33": "33:34 /srv/www", "www:staff": "33:50 /srv/www", "1000": "1000:0 /", "1000:2000": "1000:2000 /", "0:50": "0:50 /root",
+	} {
+		c := app
+		c.User = user
+		s := build(t, c, launch.Options{}, withApp(passwd, group)...)
+		home, _ := s.Getenv("HOME")
+		assert.Equal(t, want, fmt.Sprintf("%d:%d %s", s.UID, s.GID, home), user)
+	}
+	for user, want := range map[string]string{"nobody": `user "nobody" is not in /etc/passwd`, "0:none": `group "none" is not in /etc/group`, "99999999999": "is not in"} {
+		c := app
+		c.User = user
+		_, err := try(t, c, launch.Options{}, withApp(passwd, group)...)
+		assert.ErrorContains(t, err, want)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	c := app
+	c.Env = []string{"A=1", "B=x=y\nz", "LD_PRELOAD=/x.so"}
+	s := build(t, c, launch.Options{Env: []launch.EnvVar{{Name: "A", Value: "2"}, {Name: "HOSTNAME", PassThrough: true}}}, withApp()...)
+	got := map[string]string{}
+	for _, v := range s.Env {
+		got[v.Name] = v.Value
+	}
+	assert.Equal(t, "2", got["A"])
+	assert.Equal(t, "x=y\nz", got["B"])
+	assert.Contains(t, got["PATH"], "/usr/bin")
+	assert.Equal(t, "/", got["HOME"])
+	assert.Contains(t, codes(s), "pass-env")
+	assert.Contains(t, codes(s), "loader-env")
+	for _, name := range []string{"LD_PRELOAD", "LD_X", "GLIBC_TUNABLES", "PYTHONPATH", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "PERL5LIB", "RUBYOPT", "PATH", "BASH_ENV", "ENV"} {
+		assert.True(t, launch.Steers(name), name)
+	}
+	for _, name := range []string{"HOSTNAME", "POD_NAME", "ENVIRONMENT", "PATHS", "TZ"} {
+		assert.False(t, launch.Steers(name), name)
+	}
+}
+
+func TestLibC(t *testing.T) {
+	for want, interp := range map[launch.LibCKind]string{launch.Static: "", launch.GLIBC: "/lib64/ld-linux-x86-64.so.2", launch.Musl: "/lib/ld-musl-x86_64.so.1"} {
+		s := build(t, app, launch.Options{}, Program("app", ELF(interp)))
+		assert.Equal(t, want, s.LibC.Kind)
+	}
+	s := build(t, v1.Config{Cmd: []string{"/s"}}, launch.Options{}, Program("s", "#!/i\n"), Program("i", ELF("/lib64/ld-linux-x86-64.so.2")),
+		File("etc/ld.so.conf", "# comment\ninclude /etc/ld.so.conf.d/*.conf\n/opt/lib # mine\n"), File("etc/ld.so.conf.d/a.conf", "/usr/local/lib\n"),
+		Dir("opt/lib"), Dir("usr/local/lib"), Dir("usr/lib"), Symlink("lib", "usr/lib"))
+	assert.Equal(t, "/i", s.LibC.Program)
+	assert.Equal(t, []string{"/opt/lib", "/usr/local/lib", "/usr/lib"}, s.LibC.Dirs)
+}
+
+func TestStopSignal(t *testing.T) {
+	c := app
+	c.StopSignal = "SIGQUIT"
+	assert.Equal(t, "stop-signal", codes(build(t, c, launch.Options{}, withApp()...)))
+	c.StopSignal = "SIGTERM"
+	assert.Empty(t, codes(build(t, c, launch.Options{}, withApp()...)))
+}

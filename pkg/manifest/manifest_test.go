@@ -1,0 +1,163 @@
+package manifest
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/tools/txtar"
+
+	"github.com/cconvert/cconvert/pkg/launch"
+)
+
+const minimal = `
+loader.entrypoint.uri = "file:/libsysdb.so"
+libos.entrypoint = "/app"
+`
+
+func TestCheckAgreesWithGramine(t *testing.T) {
+	cases, err := txtar.ParseFile("testdata/checker.txtar")
+	require.NoError(t, err)
+	require.Greater(t, len(cases.Files), 60)
+	for _, c := range cases.Files {
+		text := string(c.Data)
+		if !strings.HasSuffix(c.Name, "/whole") {
+			text += minimal
+			if !strings.Contains(text, "fs.mounts") {
+				text += "fs.mounts = []\n"
+			}
+		}
+		err := Check(c.Name, []byte(text))
+		if strings.HasPrefix(c.Name, "ok/") {
+			assert.NoError(t, err, c.Name)
+		} else {
+			assert.Error(t, err, c.Name)
+		}
+	}
+}
+
+func TestOverlayErrorsNamePlaceAndNearestKey(t *testing.T) {
+	for text, want := range map[string]string{
+		"[sgx]\nmax_thread = 4\n":        `o.toml:2: sgx.max_thread: this key does not exist; the nearest is "max_threads"`,
+		"[sgx]\n\nmax_threads = \"4\"\n": "o.toml:3: sgx.max_threads: it must be an integer, not a string",
+		"[[fs.mounts]]\ntype = \"tmpfs\"\npath = \"/a\"\n[[fs.mounts]]\ntyp = \"tmpfs\"\npath = \"/b\"\n": "o.toml:5: fs.mounts[1].typ: this key does not exist",
+		"sgx.trusted_files = [\n \"file:/a\",\n { uri = 1 },\n]\n":                                        "o.toml:3: sgx.trusted_files[1].uri: it must be a string",
+		"a = \n":                            "o.toml:1: syntax",
+		"loader.log_level = \"loud\"\n":     `o.toml:1: loader.log_level: "loud" is not allowed: it must be one of none, error`,
+		"lodaer.argv = []\n":                `the nearest is "loader"`,
+		"fs.mounts = [{ path = \"/a\" }]\n": "fs.mounts[0].uri: this key is missing",
+	} {
+		_, err := ParseOverlay("o.toml", []byte(text))
+		assert.ErrorContains(t, err, want, text)
+		var at *KeyError
+		assert.ErrorAs(t, err, &at)
+	}
+}
+
+func spec() *launch.Spec {
+	return &launch.Spec{
+		Entrypoint: "/usr/bin/app", Argv: []string{"app", "two words", "quote\" back\\slash\nnew\tline \x01\x7f é"}, WorkDir: "/srv",
+		UID: 33, GID: 34, Env: []launch.EnvVar{{Name: "A.b c", Value: "1"}, {Name: "TZ", PassThrough: true}, {Name: "", Value: "odd"}},
+		Mounts: []launch.Mount{
+			{Type: launch.Bind, Path: "/lib", Target: "/usr/lib"}, {Type: launch.Tmpfs, Path: "/tmp"},
+			{Type: launch.Encrypted, Path: "/data", Target: "/data", Key: launch.SealingKey}, {Type: launch.Console, Path: "/var/log/x"},
+		},
+		Trusted: []launch.TrustedFile{{Path: "/usr/bin/app", SHA256: [32]byte{1}}, {Path: "/etc/na\nme", SHA256: [32]byte{2}}},
+		Allowed: []string{"/host"},
+		Enclave: launch.Enclave{Size: 1 << 30, Threads: 8, Debug: true, ISVProdID: 1, ISVSVN: 2, Attestation: "dcap", LogLevel: "error"},
+	}
+}
+
+func render(t *testing.T, m *Manifest) string {
+	t.Helper()
+	m.Section("loader")["entrypoint"] = Table{"uri": "file:/libsysdb.so"}
+	m.AddMounts()
+	m.SortTrusted()
+	require.NoError(t, m.Check())
+	b, err := m.Render()
+	require.NoError(t, err)
+	require.NoError(t, Check("rendered", b), "what is written can be read back")
+	return string(b)
+}
+
+func TestRenderGolden(t *testing.T) {
+	m, err := New(spec())
+	require.NoError(t, err)
+	got := render(t, m)
+	const file = "testdata/golden.manifest"
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		require.NoError(t, os.WriteFile(file, []byte(got), 0o644))
+	}
+	want, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, string(want), got)
+	for range 20 { // no order of a map shows
+		m, err := New(spec())
+		require.NoError(t, err)
+		require.Equal(t, got, render(t, m))
+	}
+}
+
+func TestMerge(t *testing.T) {
+	m, err := New(spec())
+	require.NoError(t, err)
+	o, err := ParseOverlay("o.toml", []byte(`
+loader.argv = ["other"]
+loader.env.NEW = "1"
+sgx.enclave_size = "2G"
+sgx.allowed_files = ["file:/more"]
+sgx.trusted_files = [{ uri = "file:/usr/bin/app", sha256 = "ff" }, "file:/needs-digest"]
+fs.mounts = [{ type = "tmpfs", path = "/lib" }, { path = "/a", uri = "file:/b" }]
+sys.stack.size = "1M"
+`))
+	require.NoError(t, err)
+	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", "ff"}, {URI: "file:/needs-digest"}}, o.Trusted)
+	m.Merge(o)
+	got := render(t, m)
+	for _, want := range []string{
+		`argv = ["other"]`, `env.NEW = "1"`, `env."A.b c" = "1"`, `enclave_size = "2G"`, `stack.size = "1M"`,
+		"allowed_files = [\n  \"file:/host\",\n  \"file:/more\",\n]", `{ path = "/lib", type = "tmpfs" }`, `{ path = "/a", uri = "file:/b" }`,
+		`{ uri = "file:/usr/bin/app", sha256 = "ff" }`,
+	} {
+		assert.Contains(t, got, want)
+	}
+	assert.NotContains(t, got, `uri = "file:/usr/lib"`, "the user's mount replaces the one at its path")
+	assert.Less(t, strings.Index(got, `path = "/a"`), strings.Index(got, `path = "/data"`), "parents first, after the user's were added")
+}
+
+func TestWeaknesses(t *testing.T) {
+	m, err := New(spec())
+	require.NoError(t, err)
+	o, err := ParseOverlay("o.toml", []byte(`
+loader.insecure__use_host_env = true
+loader.insecure__disable_aslr = false
+loader.log_level = "all"
+sgx.file_check_policy = "allow_all_but_log"
+sys.insecure__allow_eventfd = true
+fs.insecure__keys.k = "00"
+fs.mounts = [{ type = "untrusted_shm", path = "/shm", uri = "dev:/shm" }]
+`))
+	require.NoError(t, err)
+	m.Merge(o)
+	assert.Equal(t, []string{
+		"fs.insecure__keys.k", "fs.mounts (untrusted_shm)", "loader.env.TZ", "loader.insecure__use_host_env", "loader.log_level",
+		"sgx.allowed_files", "sgx.debug", "sgx.file_check_policy", "sys.insecure__allow_eventfd",
+	}, m.Weaknesses())
+}
+
+func TestSizes(t *testing.T) {
+	for s, want := range map[string]uint64{"1": 1, "4K": 4096, "0x10": 16, "512M": 512 << 20, "64G": 64 << 30} {
+		n, err := ParseSize(s)
+		require.NoError(t, err)
+		assert.Equal(t, want, n)
+	}
+	for _, bad := range []string{"", "K", "-1", "1T", "1m", "99999999999999999999", "9999999999G"} {
+		_, err := ParseSize(bad)
+		assert.Error(t, err, bad)
+	}
+	for n, want := range map[uint64]string{0: "0", 1: "1", 1 << 30: "1G", 3 << 20: "3M", 1536: "1536", 2048: "2K"} {
+		assert.Equal(t, want, FormatSize(n))
+	}
+}
