@@ -119,11 +119,11 @@ func (r Reference) String() string {
 		if r.Name == nil {
 			return "docker-archive:" + r.Path
 		}
-		return "docker-archive:" + r.Path + ":" + r.Name.Name()
+		return "docker-archive:" + r.Path + ":" + r.Name.String()
 	case DockerDaemon:
-		return "docker-daemon:" + r.Name.Name()
+		return "docker-daemon:" + r.Name.String()
 	}
-	return r.Name.Name()
+	return r.Name.String()
 }
 
 // tagOf gives what stands for the tag in a new name: the tag, or the digest in a form that a tag allows.

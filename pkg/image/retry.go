@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -71,7 +72,10 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	for i := 1; ; i++ {
 		out, err := t.inner.RoundTrip(in)
 		if err == nil && ctx.Value(streamed) == nil {
-			err = readWhole(out)
+			out, err = readWhole(out)
+		}
+		if errors.Is(err, io.EOF) { // closed before an answer came
+			err = fmt.Errorf("%w: %w", errBroken, err)
 		}
 		again := err != nil && Transient(err) || err == nil && slices.Contains(transientStatus, out.StatusCode)
 		if !again || once || i == attempts {
@@ -101,15 +105,15 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 }
 
 // readWhole replaces an answer's body by its content in memory.
-func readWhole(out *http.Response) error {
+func readWhole(out *http.Response) (*http.Response, error) {
 	b, err := io.ReadAll(io.LimitReader(out.Body, maxAnswer+1))
 	out.Body.Close()
 	if err != nil {
-		return fmt.Errorf("reading the answer to %s %s: %w", out.Request.Method, out.Request.URL.Path, err)
+		return nil, fmt.Errorf("reading the answer to %s %s: %w", out.Request.Method, out.Request.URL.Path, err)
 	}
 	if len(b) > maxAnswer {
-		return fmt.Errorf("the answer to %s %s has more than %d bytes", out.Request.Method, out.Request.URL.Path, maxAnswer)
+		return nil, fmt.Errorf("the answer to %s %s has more than %d bytes", out.Request.Method, out.Request.URL.Path, maxAnswer)
 	}
 	out.Body = io.NopCloser(bytes.NewReader(b))
-	return nil
+	return out, nil
 }
