@@ -66,7 +66,12 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	var tree *rootfs.Tree
 	o.Observer.Stage("reading the layers and the runtime")
 	both, bothCtx := errgroup.WithContext(ctx)
-	both.Go(func() (err error) { tree, err = scan(bothCtx, p.source, o); return err })
+	both.Go(func() (err error) {
+		if tree, err = scan(bothCtx, p.source, o); err != nil {
+			return fmt.Errorf("%s: %w", o.Source, err)
+		}
+		return nil
+	})
 	both.Go(func() (err error) { p.bundle, err = o.Backend.Load(bothCtx, o.Runtime); return err })
 	if err := both.Wait(); err != nil {
 		return nil, err
