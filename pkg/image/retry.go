@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	attempts      = 6
+	attempts      = 5
 	maxRetryAfter = 2 * time.Minute
 	maxAnswer     = 64 << 20 // of answers that are read whole: manifests, configurations, tokens
 )

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+)
+
+// program is cconvert as it is shipped: static, since it is the simulated runtime as well.
+var program string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "cconvert-test-")
+	if err != nil {
+		panic(err)
+	}
+	program = filepath.Join(dir, "cconvert")
+	build := exec.Command("go", "build", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func TestScripts(t *testing.T) {
+	vectors, err := filepath.Abs("../../testdata/vectors")
+	require.NoError(t, err)
+	testscript.Run(t, testscript.Params{
+		Dir: "../../testdata/scripts",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", filepath.Dir(program)+":"+os.Getenv("PATH"))
+			e.Setenv("HOME", e.WorkDir+"/home")
+			e.Setenv("XDG_CONFIG_HOME", e.WorkDir+"/config")
+			e.Setenv("XDG_CACHE_HOME", e.WorkDir+"/cache")
+			e.Setenv("VECTORS", vectors)
+			e.Setenv("KEY", filepath.Join(vectors, "test-signing-key.pem"))
+			reg := fixture.NewRegistry(e.T().(testing.TB))
+			e.Setenv("REG", reg.Host)
+			pushSamples(e.T().(testing.TB), reg)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exitcode": exitcode, "lines": lines},
+	})
+}
+
+// pushSamples fills a registry with images by name.
+func pushSamples(t testing.TB, reg *fixture.Registry) {
+	config := v1.Config{Entrypoint: []string{"/app"}, Cmd: []string{"--serve"}, Env: []string{"A=1"}}
+	app := fixture.Layer(t, fixture.Program("app", fixture.ELF("")), fixture.File("etc/conf", "x"))
+	img := fixture.Image(t, config, app)
+	for _, name := range []string{"app:1", "app:1.4", "redis:7", "redis:7-confidential"} {
+		reg.Push(t, name, img)
+	}
+	reg.Push(t, "noentry:1", fixture.Image(t, v1.Config{}, app))
+	reg.Push(t, "broken:1", fixture.Image(t, config, fixture.Layer(t, fixture.File("../app", "x"))))
+	reg.Push(t, "big:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("opt/big", strings.Repeat("random", 5_000_000)))))
+}
+
+// exitcode runs a program and checks its exit code: exitcode CODE PROGRAM [ARGS…].
+func exitcode(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	if err != nil {
+		var exit *exec.ExitError
+		if e, ok := err.(*exec.ExitError); ok {
+			exit = e
+		} else {
+			ts.Fatalf("%v", err)
+		}
+		code = exit.ExitCode()
+	}
+	if fmt.Sprint(code) != args[0] {
+		ts.Fatalf("exit code %d, not %s", code, args[0])
+	}
+}
+
+// lines checks how many lines a file has: lines N FILE.
+func lines(ts *testscript.TestScript, _ bool, args []string) {
+	if n := strings.Count(ts.ReadFile(args[1]), "\n"); fmt.Sprint(n) != args[0] {
+		ts.Fatalf("%s has %d lines, not %s", args[1], n, args[0])
+	}
+}
+
+// Every vector through the command line.
+func TestMeasureVectors(t *testing.T) {
+	const dir = "../../testdata/vectors/"
+	var cases []struct {
+		Name, PAL, Manifest, SigStruct, Date string
+		MREnclave                            string `json:"mr_enclave"`
+		MRSigner                             string `json:"mr_signer"`
+	}
+	b, err := os.ReadFile(dir + "cases/index.json")
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(b, &cases))
+	require.Len(t, cases, 9)
+	for _, c := range cases {
+		sig := filepath.Join(t.TempDir(), "sig")
+		args := []string{"measure", "--enclave", dir + "pal/" + c.PAL, "--manifest", dir + "cases/" + c.Manifest}
+		out, err := exec.Command(program, args...).Output()
+		require.NoError(t, err, c.Name)
+		assert.Equal(t, c.MREnclave+"\n", string(out))
+		out, err = exec.Command(program, append(args, "--key", dir+"test-signing-key.pem", "--date", c.Date, "--sig", sig, "--json")...).Output()
+		require.NoError(t, err, c.Name)
+		var got map[string]any
+		require.NoError(t, json.Unmarshal(out, &got))
+		assert.Equal(t, c.MREnclave, got["mr_enclave"])
+		assert.Equal(t, c.MRSigner, got["mr_signer"])
+		want, err := os.ReadFile(dir + "cases/" + c.SigStruct)
+		require.NoError(t, err)
+		have, err := os.ReadFile(sig)
+		require.NoError(t, err)
+		assert.Equal(t, want, have, c.Name)
+	}
+}
+
+// Every example of --help runs, with the names of registries and runtimes replaced by those of the test.
+func TestHelpExamplesRun(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	pushSamples(t, reg)
+	key, err := filepath.Abs("../../testdata/vectors/test-signing-key.pem")
+	require.NoError(t, err)
+	vectors := filepath.Dir(key)
+	var examples []string
+	var collect func(*cobra.Command)
+	collect = func(c *cobra.Command) {
+		if c.Runnable() && c.Name() != "completion" && c.Parent() != nil && c.Parent().Name() != "completion" && c.Name() != "help" && !c.HasSubCommands() {
+			assert.NotEmpty(t, c.Example, "%s has no example", c.CommandPath())
+		}
+		for line := range strings.Lines(c.Example) {
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, "cconvert ") {
+				examples = append(examples, line)
+			}
+		}
+		for _, sub := range c.Commands() {
+			collect(sub)
+		}
+	}
+	collect(newRoot())
+	require.Greater(t, len(examples), 8)
+	replace := strings.NewReplacer(
+		"registry.example", reg.Host, " redis:7 ", " "+reg.Host+"/redis:7 ", " app:1.4 ", " "+reg.Host+"/app:1.4 ",
+		"docker-daemon:app:latest", reg.Host+"/app:1", "gramine=dir:/usr", "sim",
+		"libpal.so", vectors+"/pal/pal-twosegments.so", "app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
+	)
+	dir := t.TempDir()
+	for _, e := range examples {
+		args := strings.Fields(replace.Replace(e))[1:]
+		if args[0] == "runtime" && args[1] == "lock" {
+			args = append(args, "--runtime", "gramine=oci:none") // there is no runtime to lock here
+		}
+		if args[0] == "keygen" {
+			args[2] = "new-" + args[2]
+		}
+		cmd := exec.Command(program, args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "HOME="+dir)
+		for _, name := range []string{"enclave-key.pem", "key.pem"} {
+			require.NoError(t, copyFile(key, filepath.Join(dir, name)))
+		}
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, "cconvert"), 0o700))
+		require.NoError(t, copyFile(key, filepath.Join(dir, "cconvert", "enclave-key.pem")))
+		out, err := cmd.CombinedOutput()
+		switch {
+		case args[0] == "runtime" && args[1] == "lock":
+			assert.Contains(t, string(out), "image not found")
+		case args[0] == "inspect" && !strings.Contains(string(out), "MRENCLAVE") && !strings.Contains(string(out), "mr_enclave"):
+			t.Errorf("%s: %s", e, out)
+		default:
+			assert.NoError(t, err, "%s: %s", e, out)
+		}
+	}
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o600)
+}
+
+// Ctrl-C stops within a second, whether reading or writing hangs, and leaves nothing behind.
+func TestInterrupt(t *testing.T) {
+	key, err := filepath.Abs("../../testdata/vectors/test-signing-key.pem")
+	require.NoError(t, err)
+	for name, hangs := range map[string]func(*http.Request) bool{
+		"reading": func(r *http.Request) bool {
+			return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/")
+		},
+		"writing": func(r *http.Request) bool { return r.Method == http.MethodPatch },
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := fixture.NewRegistry(t)
+			pushSamples(t, reg)
+			dir := t.TempDir()
+			reached := make(chan struct{}, 100)
+			reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+				if !hangs(r) {
+					return false
+				}
+				reached <- struct{}{}
+				_, _ = io.Copy(io.Discard, r.Body)
+				<-r.Context().Done()
+				return true
+			})
+			cmd := exec.Command(program, reg.Host+"/app:1", "--runtime", "sim", "--key", key, "--to", reg.Host+"/out:1")
+			cmd.Env = append(os.Environ(), "TMPDIR="+dir, "XDG_CACHE_HOME="+dir+"/cache")
+			require.NoError(t, cmd.Start())
+			<-reached
+			start := time.Now()
+			require.NoError(t, cmd.Process.Signal(os.Interrupt))
+			_ = cmd.Wait()
+			assert.Less(t, time.Since(start), time.Second)
+			assert.Equal(t, 130, cmd.ProcessState.ExitCode())
+			reg.Intercept(nil)
+			assert.Empty(t, reg.Digest(t, "out:1"))
+			_ = filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+				if err == nil && !d.IsDir() {
+					assert.NotContains(t, d.Name(), ".tmp", p)
+					assert.NotEqual(t, dir, filepath.Dir(p), p)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// The parts of the private key do not show in the most talkative log, nor in temporary files.
+func TestKeyIsNotLogged(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	pushSamples(t, reg)
+	text, err := os.ReadFile("../../testdata/vectors/test-signing-key.pem")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key.pem")
+	require.NoError(t, os.WriteFile(key, text, 0o600))
+	tmp := filepath.Join(dir, "tmp")
+	require.NoError(t, os.Mkdir(tmp, 0o700))
+	for _, args := range [][]string{
+		{"-v", "convert", reg.Host + "/app:1", "--runtime", "sim", "--key", key, "--to", "oci:" + dir + "/out:1"},
+		{"-v", "convert", reg.Host + "/none:1", "--runtime", "sim", "--key", key},
+	} {
+		cmd := exec.Command(program, args...)
+		cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "XDG_CACHE_HOME="+dir+"/cache")
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		_ = cmd.Run()
+		require.NotEmpty(t, out.String())
+		for _, secret := range secrets(t, text) {
+			assert.NotContains(t, strings.ToLower(out.String()), secret)
+		}
+		left, err := os.ReadDir(tmp)
+		require.NoError(t, err)
+		assert.Empty(t, left, "temporary files")
+	}
+}
+
+func secrets(t *testing.T, text []byte) []string {
+	t.Helper()
+	block, _ := pem.Decode(text)
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		parsed, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	}
+	require.NoError(t, err)
+	key, ok := parsed.(*rsa.PrivateKey)
+	require.True(t, ok)
+	var list []string
+	for _, n := range [][]byte{
+		key.D.Bytes(), key.Primes[0].Bytes(), key.Primes[1].Bytes(), key.Precomputed.Dp.Bytes(), key.Precomputed.Dq.Bytes(), key.Precomputed.Qinv.Bytes(),
+	} {
+		list = append(list, hex.EncodeToString(n)[:32], strings.ToLower(fmt.Sprintf("%d", n[:8])))
+	}
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "-----") {
+			list = append(list, strings.ToLower(strings.TrimSpace(line)))
+		}
+	}
+	return list
+}
