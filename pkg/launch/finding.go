@@ -41,10 +41,8 @@ const (
 	CodeGconv           = "gconv"
 	CodeLoaderEnv       = "loader-env"
 	CodeRuntimeUnpinned = "runtime-unpinned"
-	CodeManifestOverlay = "manifest-overlay"
 	CodeInsecureSetting = "insecure-setting"
 	CodeUnconfined      = "simulated"
-	CodeAVX512          = "avx512-clears-avx"
 )
 
 func (s *Spec) find(code string, severity Severity, path, message string) {

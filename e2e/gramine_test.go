@@ -1,0 +1,208 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// gramineDir names a real installation of Gramine, with which the same images are run.
+const gramineDir = "CCONVERT_GRAMINE_DIR"
+
+// hostLibs is where this machine has the libraries of the loader.
+const hostLibs = "/usr/lib/x86_64-linux-gnu"
+
+// realRuntime gives the images to be run with a real Gramine, if there is one.
+func realRuntime(t *testing.T) []*sample {
+	if os.Getenv(gramineDir) == "" {
+		return nil
+	}
+	return samples(t)
+}
+
+// runReal converts with a real Gramine, runs the result without SGX, and takes the SGX loader up to the
+// point where a CPU would accept the enclave.
+func runReal(t *testing.T, port string, s *sample) {
+	source := "127.0.0.1:" + port + "/gramine/" + s.name + ":1"
+	buildImage(t, source, debian(t, s.packages), s.dockerfile)
+	image := "cconvert-e2e/gramine-" + s.name + ":1"
+	cconvert(t, source, "--runtime", "gramine=dir:"+os.Getenv(gramineDir), "--runtime-libs", hostLibs, "--to", "docker-daemon:"+image)
+	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", image) })
+	c := start(t, image, []string{"--security-opt", "seccomp=unconfined", "--entrypoint", "/cconvert/gramine/direct/loader"},
+		[]string{"/cconvert/gramine/direct/libpal.so", "init", "/cconvert/app/entrypoint"})
+	s.use(t, s, c)
+	startCheck(t, image)
+}
+
+// startCheck runs the image's SGX loader up to EINIT with a stand-in for the kernel's driver.
+func startCheck(t *testing.T, image string) {
+	t.Helper()
+	dir := t.TempDir()
+	check, root := filepath.Join(dir, "check"), filepath.Join(dir, "root")
+	command(t, "gcc", "-O2", "-o", check, filepath.Join(project, "../shared/tools/sgx-start-check/main.c"), "-lcrypto")
+	require.NoError(t, os.Mkdir(root, 0o755))
+	id := command(t, "docker", "create", image)
+	command(t, "sh", "-c", "docker export "+id+" | tar -x -C "+root)
+	command(t, "docker", "rm", "-v", id)
+	for _, m := range []string{"proc", "sys", "dev"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(root, m), 0o755))
+		command(t, "mount", "--rbind", "/"+m, filepath.Join(root, m))
+		t.Cleanup(func() { _, _ = try("umount", "-R", "-l", filepath.Join(root, m)) })
+	}
+	out := command(t, check, "--root", root, "/cconvert/gramine/loader", "/cconvert/gramine/libpal.so", "init", "/cconvert/app/entrypoint")
+	var answer struct{ EINIT string }
+	require.NoError(t, json.Unmarshal([]byte(out), &answer))
+	assert.Equal(t, "accepted", answer.EINIT, out)
+}
+
+// standIn compiles an installation of Gramine's shape: a loader that is linked to a library, an enclave
+// image, the library OS. It gives the prefix and the directory of the libraries.
+func standIn(t *testing.T) (prefix, libs string) {
+	t.Helper()
+	dir := t.TempDir()
+	prefix, libs = filepath.Join(dir, "opt/gramine"), filepath.Join(dir, "libs")
+	run := filepath.Join(prefix, "lib/x86_64-linux-gnu/gramine")
+	for _, d := range []string{run + "/sgx", run + "/direct", run + "/runtime/glibc", libs} {
+		require.NoError(t, os.MkdirAll(d, 0o755))
+	}
+	source := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(p, []byte(text), 0o644))
+		return p
+	}
+	library := source("library.c", "int answer(void) { return 42; }\n")
+	loader := source("loader.c", `#include <stdio.h>
+int answer(void);
+int main(int argc, char** argv) {
+    printf("loader started with %d arguments, the library says %d\n", argc, answer());
+    return argc == 4 ? 7 : 1;
+}
+`)
+	inside := source("inside.c", "int data[5000] = {1};\nvoid _start(void) { for (;;) data[0]++; }\n")
+	command(t, "gcc", "-shared", "-fPIC", "-Wl,-soname,libprotobuf-c.so.1", "-o", libs+"/libprotobuf-c.so.1", library)
+	command(t, "gcc", "-pie", "-fPIE", "-o", run+"/sgx/loader", loader, libs+"/libprotobuf-c.so.1")
+	command(t, "gcc", "-shared", "-fPIC", "-nostdlib", "-o", run+"/sgx/libpal.so", inside)
+	command(t, "gcc", "-shared", "-fPIC", "-nostdlib", "-o", run+"/libsysdb.so", inside)
+	command(t, "gcc", "-static-pie", "-fPIE", "-nostdlib", "-o", run+"/direct/libpal.so", inside)
+	require.NoError(t, os.Symlink("libpal.so", run+"/direct/loader"))
+	for _, name := range []string{"libc.so.6", "ld-linux-x86-64.so.2"} {
+		for _, to := range []string{libs, run + "/runtime/glibc"} {
+			b, err := os.ReadFile(filepath.Join(hostLibs, name))
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(filepath.Join(to, name), b, 0o755))
+		}
+	}
+	return prefix, libs
+}
+
+// The loader starts in an image that has nothing, whatever the image's environment says, and the same
+// runtime from any kind of source is the same layer.
+func TestRuntimeFromAnySource(t *testing.T) {
+	port := startRegistry(t)
+	prefix, libs := standIn(t)
+	dir := t.TempDir()
+
+	// One static program in an image of nothing else, with an environment that misleads loaders.
+	app := filepath.Join(dir, "app.c")
+	require.NoError(t, os.WriteFile(app, []byte("int main(void) { return 0; }\n"), 0o644))
+	root := filepath.Join(dir, "scratch")
+	require.NoError(t, os.MkdirAll(root+"/lib", 0o755))
+	command(t, "gcc", "-static", "-o", root+"/app", app)
+	require.NoError(t, os.WriteFile(root+"/lib/libprotobuf-c.so.1", []byte("not a library"), 0o644))
+	command(t, "tar", "-C", root, "-cf", dir+"/scratch.tar", ".")
+	source := "127.0.0.1:" + port + "/scratch:1"
+	buildImage(t, source, dir+"/scratch.tar", "ENV LD_LIBRARY_PATH=/lib LD_PRELOAD=/lib/libprotobuf-c.so.1\nENTRYPOINT [\"/app\"]\n")
+
+	// The installation as a directory, as packages, as an image in a registry and in a layout.
+	deb := func(name, from, to string) string {
+		tree := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(tree+"/DEBIAN", 0o755))
+		require.NoError(t, os.MkdirAll(filepath.Dir(tree+to), 0o755))
+		control := "Package: " + name + "\nVersion: 1\nArchitecture: amd64\nMaintainer: none <none@example.org>\nDescription: test\n"
+		require.NoError(t, os.WriteFile(tree+"/DEBIAN/control", []byte(control), 0o644))
+		command(t, "cp", "-a", from, tree+to)
+		command(t, "dpkg-deb", "--build", tree, tree+".deb")
+		return tree + ".deb"
+	}
+	runtimeDeb, libsDeb := deb("gramine", prefix, "/opt/gramine"), deb("libs", libs, "/usr/lib/x86_64-linux-gnu")
+	whole := filepath.Join(dir, "whole")
+	require.NoError(t, os.MkdirAll(whole+"/opt", 0o755))
+	require.NoError(t, os.MkdirAll(whole+"/usr/lib", 0o755))
+	command(t, "cp", "-a", prefix, whole+"/opt/gramine")
+	command(t, "cp", "-a", libs, whole+hostLibs)
+	command(t, "tar", "-C", whole, "-cf", dir+"/whole.tar", ".")
+	runtimeImage := "127.0.0.1:" + port + "/runtime:stable"
+	buildImage(t, runtimeImage, dir+"/whole.tar", "CMD [\"/none\"]\n")
+	command(t, "skopeo", "copy", "-q", "--src-tls-verify=false", "docker://"+runtimeImage, "oci:"+dir+"/runtime:1")
+
+	layers := map[string]string{}
+	for name, args := range map[string][]string{
+		"directory":              {"--runtime", "gramine=dir:" + prefix, "--runtime-libs", libs},
+		"directory and packages": {"--runtime", "gramine=dir:" + prefix, "--runtime-libs", "deb:" + libsDeb},
+		"packages":               {"--runtime", "gramine=deb:" + runtimeDeb + "," + libsDeb},
+		"registry":               {"--runtime", "gramine=docker://" + runtimeImage},
+		"layout":                 {"--runtime", "gramine=oci:" + dir + "/runtime:1"},
+	} {
+		facts := filepath.Join(dir, "facts.json")
+		image := "cconvert-e2e/scratch:" + strings.ReplaceAll(name, " ", "-")
+		cconvert(t, append([]string{source, "--to", "docker-daemon:" + image, "--output-json", facts}, args...)...)
+		t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", image) })
+		var r struct {
+			Runtime  struct{ Digest string }
+			Warnings []struct{ Code string }
+		}
+		b, err := os.ReadFile(facts)
+		require.NoError(t, err)
+		require.NoError(t, json.Unmarshal(b, &r))
+		layers[r.Runtime.Digest] += name + " "
+		var codes []string
+		for _, w := range r.Warnings {
+			codes = append(codes, w.Code)
+		}
+		assert.Equal(t, name == "registry", strings.Contains(strings.Join(codes, " "), "runtime-unpinned"), name)
+		if name == "directory" {
+			c := start(t, image, nil, nil)
+			assert.Equal(t, "7", c.wait())
+			assert.Contains(t, c.logs(), "loader started with 4 arguments, the library says 42")
+			assert.Equal(t, "1", start(t, image, nil, []string{"more"}).wait(), "it sees one argument more")
+		}
+	}
+	assert.Len(t, layers, 1, "the same runtime, the same layer: %v", layers)
+
+	// Without its libraries the loader could not start: that is said, with what to do.
+	out, err := exec.Command(program, source, "--to", "oci:"+dir+"/x:1", "--key", key, "--runtime", "gramine=dir:"+prefix).CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(out), "--runtime-libs")
+
+	testLock(t, source, runtimeImage, dir)
+}
+
+// A lock file keeps conversions to a runtime when its tag moves.
+func testLock(t *testing.T, source, runtimeImage, dir string) {
+	t.Helper()
+	work := t.TempDir()
+	in := func(args ...string) string {
+		cmd := exec.Command(program, args...)
+		cmd.Dir = work
+		out, err := cmd.Output()
+		require.NoError(t, err, "%s", args)
+		return strings.TrimSpace(string(out))
+	}
+	locked := in("runtime", "lock", "--runtime", "gramine=docker://"+runtimeImage)
+	assert.True(t, strings.HasPrefix(locked, "sha256:"))
+	before := in(source, "--to", "oci:"+work+"/out:1", "--key", key)
+
+	buildImage(t, runtimeImage, dir+"/scratch.tar", "CMD [\"/moved\"]\n") // the tag moves to something else
+	after := in(source, "--to", "oci:"+work+"/out:2", "--key", key)
+	assert.Equal(t, before, after)
+	_, err := try(program, source, "--to", "oci:"+work+"/out:3", "--key", key, "--runtime", "gramine=docker://"+runtimeImage)
+	assert.ErrorContains(t, err, "no runtime found", "without the lock the moved tag is used")
+}

@@ -1,0 +1,163 @@
+//go:build e2e
+
+// Package e2e converts real images, made from Debian's packages, between a real registry and Docker,
+// and runs what comes out. It needs root and what .ci/run installs.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	project = func() string {
+		dir, err := filepath.Abs("..")
+		if err != nil {
+			panic(err)
+		}
+		return dir
+	}()
+	program = filepath.Join(project, "bin/cconvert")
+	key     = filepath.Join(project, "testdata/vectors/test-signing-key.pem")
+)
+
+// command runs a program and gives its standard output; its standard error is in the failure.
+func command(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := try(name, args...)
+	require.NoError(t, err)
+	return out
+}
+
+func try(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, stderr.String())
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// cconvert converts with the test key and gives the line that it prints.
+func cconvert(t testing.TB, args ...string) string {
+	t.Helper()
+	return command(t, program, append(args, "--key", key)...)
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	require.NoError(t, err)
+	return port
+}
+
+// startRegistry runs Debian's docker-registry on loopback and gives its port.
+func startRegistry(t testing.TB) string {
+	t.Helper()
+	dir, port := t.TempDir(), freePort(t)
+	config := filepath.Join(dir, "config.yml")
+	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil,
+		"version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: '127.0.0.1:%s'}\n", dir, port), 0o600))
+	cmd := exec.Command("docker-registry", "serve", config)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	eventually(t, "the registry answers", func() error {
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	return port
+}
+
+func eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if err = f(); err == nil {
+			return
+		}
+	}
+	t.Fatalf("%s: %v", what, err)
+}
+
+// debian makes a root filesystem with packages from Debian, once for all runs of this checkout.
+func debian(t testing.TB, packages string) string {
+	t.Helper()
+	file := filepath.Join(project, "bin", "e2e", strings.ReplaceAll(packages, ",", "+")+".tar")
+	if _, err := os.Stat(file); err == nil {
+		return file
+	}
+	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	command(t, "mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages, "bookworm", file+".part.tar")
+	require.NoError(t, os.Rename(file+".part.tar", file))
+	return file
+}
+
+// buildImage has Docker make an image from an archive and the lines of a Dockerfile, and pushes it.
+func buildImage(t testing.TB, name, archive, dockerfile string) {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, os.Link(archive, filepath.Join(dir, "root.tar")))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nADD root.tar /\n"+dockerfile), 0o644))
+	command(t, "docker", "build", "-q", "-t", name, dir)
+	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", name) })
+	command(t, "docker", "push", "-q", name)
+}
+
+// container is a running container.
+type container struct {
+	t    testing.TB
+	name string
+}
+
+// start runs an image in the background, on the host's network. The options go before the image.
+func start(t testing.TB, image string, options, args []string) *container {
+	t.Helper()
+	c := &container{t, fmt.Sprintf("cconvert-e2e-%d", time.Now().UnixNano())}
+	command(t, "docker", append(append(append([]string{"run", "-d", "--network", "host", "--name", c.name}, options...), image), args...)...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.logs())
+		}
+		_, _ = try("docker", "rm", "-f", "-v", c.name)
+	})
+	return c
+}
+
+func (c *container) logs() string {
+	out, _ := exec.Command("docker", "logs", c.name).CombinedOutput()
+	return string(out)
+}
+
+// wait gives the exit code.
+func (c *container) wait() string {
+	c.t.Helper()
+	return command(c.t, "docker", "wait", c.name)
+}
+
+// stop stops the container as its image says and fails if it takes longer than five seconds.
+func (c *container) stop() {
+	c.t.Helper()
+	begin := time.Now()
+	command(c.t, "docker", "stop", "--time", "30", c.name)
+	require.Less(c.t, time.Since(begin), 5*time.Second, "stopping the container")
+}
