@@ -90,7 +90,7 @@ func unpack(dir string, img v1.Image) error {
 	defer files.Close()
 	for r := tar.NewReader(files); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -92,7 +92,7 @@ func newRuntimeInspect() *cobra.Command {
 			paths := slices.Sorted(maps.Keys(b.Files))
 			if asJSON {
 				return printJSON(cmd, map[string]any{
-					"kind": b.Kind, "version": b.Version, "layout": b.Meta.Layout, "glibc": b.GLIBC, "musl": b.Musl,
+					"kind": b.Kind, "version": b.Version, "layout": b.Layout, "glibc": b.GLIBC, "musl": b.Musl,
 					"source": b.Source, "source_digest": b.SourceDigest, "layer_digest": b.Layer.Digest,
 					"layer_bytes": len(b.Layer.Blob), "files": paths,
 				})

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -86,9 +87,7 @@ func exitcode(ts *testscript.TestScript, _ bool, args []string) {
 	code := 0
 	if err != nil {
 		var exit *exec.ExitError
-		if e, ok := err.(*exec.ExitError); ok {
-			exit = e
-		} else {
+		if !errors.As(err, &exit) {
 			ts.Fatalf("%v", err)
 		}
 		code = exit.ExitCode()

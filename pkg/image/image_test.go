@@ -132,7 +132,8 @@ func TestRoundTrips(t *testing.T) {
 	assert.Equal(t, out.Digest, d.String())
 
 	for _, place := range []string{"oci:" + dir + "/layout:v1", "docker-archive:" + dir + "/a.tar:app:1"} {
-		t.Run(place[:strings.Index(place, ":")], func(t *testing.T) {
+		kind, _, _ := strings.Cut(place, ":")
+		t.Run(kind, func(t *testing.T) {
 			out, err := extend(ctx, t, from, place, quick)
 			require.NoError(t, err)
 			back, err := image.Open(ctx, parse(t, place), quick)

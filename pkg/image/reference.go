@@ -96,7 +96,7 @@ func ParseReference(s string, insecure bool) (Reference, error) {
 		}
 		return r, nil
 	case "containers-storage", "dir", "oci-archive", "ostree", "docker-remote", "http", "https":
-		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported; use a registry name, oci:, docker-archive: or docker-daemon:",
+		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported, only docker, oci, docker-archive and docker-daemon are",
 			s, ErrReference, transport)
 	}
 	n, err := parse(s)

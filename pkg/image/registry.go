@@ -175,7 +175,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 				r.broken = 0
 				return n, nil // an error comes again
 			}
-			if err == nil || err == io.EOF {
+			if err == nil || errors.Is(err, io.EOF) {
 				return n, err
 			}
 			r.body.Close()

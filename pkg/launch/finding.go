@@ -42,6 +42,7 @@ const (
 	CodeLoaderEnv       = "loader-env"
 	CodeRuntimeUnpinned = "runtime-unpinned"
 	CodeInsecureSetting = "insecure-setting"
+	CodeAVX512          = "avx512-clears-avx"
 	CodeUnconfined      = "simulated"
 )
 

@@ -50,9 +50,8 @@ func (f *files) chooseTrusted() {
 		return nil
 	})
 	for _, p := range sortedKeys(hiddenFiles) {
-		m := f.writable[p]
-		switch {
-		case m.Type == Encrypted:
+		switch f.writable[p].Type {
+		case Encrypted:
 			f.spec.find(CodeVolumeHides, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be read: it holds encrypted files only, and starts empty", hiddenFiles[p]))
 		default:
 			f.spec.find(CodeHiddenFiles, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be seen: it is temporary storage and starts empty", hiddenFiles[p]))

@@ -63,7 +63,7 @@ type TrustedFile struct {
 	Size   int64
 }
 
-// Kind of the C library that the program is linked to.
+// LibCKind is the kind of C library that the program is linked to.
 type LibCKind string
 
 // The kinds of C libraries that matter.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -134,7 +135,7 @@ func ReadBundle(layer image.NewLayer) (*Bundle, error) {
 	limited := &io.LimitedReader{R: z, N: maxBundle}
 	for r := tar.NewReader(limited); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -280,7 +280,7 @@ func debContents(file string) ([]byte, error) {
 	defer f.Close()
 	for r := ar.NewReader(f); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil, errors.New("it has no data.tar")
 		}
 		if err != nil {

@@ -3,7 +3,6 @@ package manifest
 import (
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -13,6 +12,16 @@ type Overlay struct {
 	// Trusted are its trusted files; where the digest is missing it is that of the image's file.
 	Trusted []TrustedFile
 	table   Table
+}
+
+// Features gives sgx.cpu_features of the overlay, which may be nil.
+func (o *Overlay) Features() map[string]any {
+	if o == nil {
+		return nil
+	}
+	sgx, _ := o.table["sgx"].(Table)
+	features, _ := sgx["cpu_features"].(Table)
+	return features
 }
 
 // KeyError says what is wrong with a key of a manifest, and where.
@@ -68,7 +77,7 @@ func Check(file string, text []byte) error {
 	return check(file, text, t, true)
 }
 
-// CheckTable checks a manifest that was put together. Lines are not known.
+// Check checks a manifest that was put together. Lines are not known.
 func (m *Manifest) Check() error {
 	return check("manifest", nil, m.Table, true)
 }
@@ -89,7 +98,7 @@ func decode(file string, text []byte) (Table, error) {
 func check(file string, text []byte, t Table, whole bool) error {
 	var c checker
 	c.whole = whole
-	c.check("", schema, map[string]any(maps.Clone(t)))
+	c.check("", schema, t)
 	if len(c.problems) == 0 {
 		return nil
 	}

@@ -142,7 +142,7 @@ func ParseELF(r io.ReaderAt) (*ELF, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.Machine, f.Type = elf.Machine(h.Machine), elf.Type(h.Header64.Type)
+	f.Machine, f.Type = elf.Machine(h.Machine), elf.Type(h.Type)
 	d := &dynamic{r: r, segments: h.segments, values: map[elf.DynTag]uint64{}}
 	for _, p := range h.segments {
 		switch elf.ProgType(p.Type) {

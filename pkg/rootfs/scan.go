@@ -93,7 +93,7 @@ func (s *scanner) layer(blob io.Reader) error {
 	archive := tar.NewReader(r)
 	for {
 		h, err := archive.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -274,7 +274,7 @@ func Extract(ctx context.Context, blob io.Reader, want map[string]bool, limit in
 	archive := tar.NewReader(r)
 	for {
 		h, err := archive.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return found, nil
 		}
 		if err != nil {

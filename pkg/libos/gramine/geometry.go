@@ -1,3 +1,5 @@
+// Package gramine is the library OS Gramine: what an image needs of an installation, the manifest for it,
+// and how its loader lays out an enclave, so that the measurement can be computed without it.
 package gramine
 
 import (

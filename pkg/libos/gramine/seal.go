@@ -71,6 +71,12 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err := m.Check(); err != nil {
 		return nil, err
 	}
+	if f := in.Overlay.Features(); f["avx"] == "required" && f["avx512"] == "disabled" {
+		out.Findings = append(out.Findings, launch.Finding{
+			Code: launch.CodeAVX512, Severity: launch.Warning, Path: "sgx.cpu_features",
+			Message: "disabling avx512 disables avx as well, although it is required: they share a bit",
+		})
+	}
 	for _, setting := range m.Weaknesses() {
 		out.Findings = append(out.Findings, launch.Finding{
 			Code: launch.CodeInsecureSetting, Severity: launch.Warning, Path: setting, Message: "this setting weakens the enclave",
@@ -116,8 +122,7 @@ func normalise(m *manifest.Manifest) error {
 
 // completeTrusted finds the digests of the files that an overlay names without them.
 func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
-	var more []manifest.TrustedFile
-	complete := m.Trusted[:0]
+	complete := make([]manifest.TrustedFile, 0, len(m.Trusted))
 	for _, f := range m.Trusted {
 		if f.SHA256 != "" {
 			complete = append(complete, f)
@@ -133,14 +138,14 @@ func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
 		}
 		switch {
 		case n.Type == rootfs.Regular:
-			more = append(more, manifest.TrustedFile{URI: f.URI, SHA256: hex.EncodeToString(n.SHA256[:])})
+			complete = append(complete, manifest.TrustedFile{URI: f.URI, SHA256: hex.EncodeToString(n.SHA256[:])})
 		case n.Type == rootfs.Dir && strings.HasSuffix(p, "/"):
-			more = append(more, below(n, strings.TrimSuffix(f.URI, "/"))...)
+			complete = append(complete, below(n, strings.TrimSuffix(f.URI, "/"))...)
 		default:
 			return fmt.Errorf("trusted file %q: it is not a regular file; a directory is written with a slash at its end", f.URI)
 		}
 	}
-	m.Trusted = append(complete, more...)
+	m.Trusted = complete
 	return nil
 }
 
