@@ -22,6 +22,7 @@ const (
 	CodeNameNotUTF8     = "name-not-utf8"
 	CodeLinkIntoTmpfs   = "link-into-tmpfs"
 	CodeLinkOutside     = "link-into-proc"
+	CodeLinkToConsole   = "link-to-console"
 	CodeHiddenFiles     = "hidden-by-tmpfs"
 	CodeTmpfsSkipped    = "tmpfs-skipped"
 	CodeVolumeSealed    = "volume-sealed"

@@ -139,7 +139,10 @@ func TestPaths(t *testing.T) {
 			[]Entry{Dir("srv/log"), Dir("var"), Symlink("var/log", "/srv/log"), Dir("var/lib/x/empty"), Symlink("state", "/var/lib")},
 			"/app", "/state=/var/lib /state/x/empty=tmpfs /var/lib/x/empty=tmpfs /var/log=/srv/log", "",
 		},
-		{"links to the console", []Entry{Symlink("var/log/nginx/access.log", "/dev/stdout")}, "/app", "/var/log/nginx/access.log=console", ""},
+		{
+			"links to the console", []Entry{Symlink("var/log/nginx/access.log", "/dev/stdout"), File("var/log/nginx/error.log", "")},
+			"/app", "/var/log/nginx=tmpfs", "link-to-console:/var/log/nginx/access.log",
+		},
 		{"link into the kernel's trees", []Entry{Symlink("etc/mtab", "/proc/self/mounts")}, "/app", "", "link-into-proc:/etc/mtab"},
 		{
 			"the kernel's trees, devices and host files are not trusted",

@@ -23,11 +23,6 @@ import (
 
 const maxMounts = 20_000
 
-// console are the names of standard output, to which images link their log files.
-var console = []string{
-	"/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/console", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2",
-}
-
 // chooseTrusted lists every file that the program may read, and the mounts that make all spellings of
 // its path lead to it.
 func (f *files) chooseTrusted() {
@@ -79,6 +74,9 @@ func (f *files) visible(n *rootfs.Node, hiddenFiles map[string]int) bool {
 		if n.Type == rootfs.Regular && n.Size > 0 {
 			hiddenFiles[m.Path]++
 		}
+		if f.toConsole(n) {
+			f.spec.find(CodeLinkToConsole, Warning, n.Path, "what is written here does not reach the console: it stays in temporary storage, in the enclave's memory")
+		}
 		return false
 	}
 	if !utf8.ValidString(n.Path) {
@@ -98,8 +96,6 @@ func (f *files) trust(p string, n *rootfs.Node) {
 func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	target, real, err := f.tree.Resolve(n.Path)
 	switch {
-	case slices.Contains(console, real):
-		return Mount{Type: Console, Path: n.Path}, true
 	case errors.Is(err, rootfs.ErrLoop):
 		f.spec.find(CodeLinkLoop, Info, n.Path, "the symbolic link leads to itself")
 		return Mount{}, false

@@ -43,7 +43,6 @@ const (
 	Bind      MountType = "bind"      // another directory or file of the image
 	Tmpfs     MountType = "tmpfs"     // an empty directory in the enclave's memory
 	Encrypted MountType = "encrypted" // a directory of the host whose files are encrypted
-	Console   MountType = "console"   // the container's standard output
 )
 
 // Mount makes something else appear at a path.

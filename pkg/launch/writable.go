@@ -139,7 +139,8 @@ func (f *files) volume(v string) error {
 }
 
 // emptyDirs mounts temporary storage on the directories that the image ships empty, or with empty
-// files only. It stays on the directories that exist, because a mount hides everything below it.
+// files and links to the console only. It stays on the directories that exist, because a mount hides
+// everything below it.
 func (f *files) emptyDirs(dir *rootfs.Node) {
 	if slices.Contains(managed, dir.Path) || f.hidden(dir.Path) {
 		return
@@ -149,13 +150,26 @@ func (f *files) emptyDirs(dir *rootfs.Node) {
 		if c.Type == rootfs.Dir {
 			f.emptyDirs(c)
 		}
-		if c.Type != rootfs.Regular || c.Size > 0 {
+		if (c.Type != rootfs.Regular || c.Size > 0) && !f.toConsole(c) {
 			leaf = false
 		}
 	}
 	if leaf && !slices.Contains(stateDirs, dir.Path) {
 		f.set(Mount{Type: Tmpfs, Path: dir.Path})
 	}
+}
+
+// console are the names of standard output, to which images link their log files.
+var console = []string{
+	"/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/console", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2",
+}
+
+func (f *files) toConsole(n *rootfs.Node) bool {
+	if n.Type != rootfs.Symlink {
+		return false
+	}
+	_, real, _ := f.tree.Resolve(n.Path)
+	return slices.Contains(console, real)
 }
 
 // cover gives the innermost mount at or above a path.

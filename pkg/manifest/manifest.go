@@ -112,9 +112,6 @@ func mountTable(m launch.Mount) Table {
 		return Table{"type": "tmpfs", "path": m.Path}
 	case launch.Encrypted:
 		return Table{"type": "encrypted", "path": m.Path, "uri": "file:" + m.Target, "key_name": m.Key}
-	case launch.Console:
-		// The only device that Gramine gives programs: the process's own standard output.
-		return Table{"path": m.Path, "uri": "dev:tty"}
 	}
 	return Table{"path": m.Path, "uri": "file:" + m.Target}
 }

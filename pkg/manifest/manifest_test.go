@@ -62,7 +62,7 @@ func spec() *launch.Spec {
 		UID: 33, GID: 34, Env: []launch.EnvVar{{Name: "A.b c", Value: "1"}, {Name: "TZ", PassThrough: true}, {Name: "", Value: "odd"}},
 		Mounts: []launch.Mount{
 			{Type: launch.Bind, Path: "/lib", Target: "/usr/lib"}, {Type: launch.Tmpfs, Path: "/tmp"},
-			{Type: launch.Encrypted, Path: "/data", Target: "/data", Key: launch.SealingKey}, {Type: launch.Console, Path: "/var/log/x"},
+			{Type: launch.Encrypted, Path: "/data", Target: "/data", Key: launch.SealingKey},
 		},
 		Trusted: []launch.TrustedFile{{Path: "/usr/bin/app", SHA256: [32]byte{1}}, {Path: "/etc/na\nme", SHA256: [32]byte{2}}},
 		Allowed: []string{"/host"},
