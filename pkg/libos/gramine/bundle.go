@@ -297,9 +297,9 @@ func (l *loading) checkOffsets(s libos.Source) error {
 	return layouts[LayoutVersion].compare(string(contents[found[0]]))
 }
 
-// compare checks lines NAME = 0x… against the geometry.
-func (g geometry) compare(text string) error {
-	known := map[string]uint64{
+// constants are the geometry under the names that Gramine gives its numbers.
+func (g geometry) constants() map[string]uint64 {
+	c := map[string]uint64{
 		"SSA_FRAME_NUM": g.ssaFrames, "SSA_FRAME_SIZE": g.ssaFrameSize, "SGX_GPR_SIZE": g.gprSize,
 		"ENCLAVE_STACK_SIZE": g.stackSize, "ENCLAVE_SIG_STACK_SIZE": g.sigStackSize, "MMAP_MIN_ADDR": g.heapMin,
 		"DEFAULT_ENCLAVE_BASE": 0, "STACK_PROTECTOR_CANARY_DEFAULT": g.canary, "SGX_XFRM_MASK_CONST": g.xfrmMask,
@@ -310,8 +310,14 @@ func (g geometry) compare(text string) error {
 		"SGX_MANIFEST_SIZE": uint64(g.tls.manifestSize), "SGX_HEAP_MIN": uint64(g.tls.heapMin), "SGX_HEAP_MAX": uint64(g.tls.heapMax),
 	}
 	for _, f := range g.features {
-		known["SGX_XFRM_"+strings.ToUpper(f.name)] = f.xfrm
+		c["SGX_XFRM_"+strings.ToUpper(f.name)] = f.xfrm
 	}
+	return c
+}
+
+// compare checks lines NAME = 0x… against the geometry.
+func (g geometry) compare(text string) error {
+	known := g.constants()
 	for line := range strings.Lines(text) {
 		name, value, ok := strings.Cut(line, "=")
 		name = strings.TrimSpace(name)

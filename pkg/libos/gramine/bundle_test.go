@@ -1,0 +1,84 @@
+package gramine
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/libos"
+)
+
+// offsets writes the geometry as an installation ships it.
+func offsets(g geometry) string {
+	var b strings.Builder
+	for name, v := range g.constants() {
+		fmt.Fprintf(&b, "%s = %#x\n", name, v)
+	}
+	return "# generated\nSOMETHING_ELSE = 0x1\n" + b.String()
+}
+
+func TestOffsetsOfAnInstallation(t *testing.T) {
+	g := layouts[LayoutVersion]
+	assert.NoError(t, g.compare(offsets(g)))
+	assert.ErrorContains(t, g.compare(strings.Replace(offsets(g), "ENCLAVE_STACK_SIZE = 0x40000", "ENCLAVE_STACK_SIZE = 0x80000", 1)), "ENCLAVE_STACK_SIZE is 0x80000, not 0x40000")
+	assert.ErrorContains(t, g.compare("SSA_FRAME_NUM = 0x2\n"), "is not among its constants")
+}
+
+func install(t *testing.T, without string) string {
+	t.Helper()
+	prefix := t.TempDir()
+	dir := filepath.Join(prefix, "lib/gramine")
+	for name, content := range map[string]string{
+		"sgx/loader": fixture.ELF(""), "sgx/libpal.so": fixture.ELF(""), "direct/libpal.so": fixture.ELF(""),
+		"libsysdb.so": "x\x00" + strings.Repeat("ab", 20) + "\x00y", "runtime/musl/ld-musl-x86_64.so.1": "musl",
+	} {
+		if name == without {
+			continue
+		}
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755))
+	}
+	return prefix
+}
+
+func TestLoadDirectory(t *testing.T) {
+	b, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, "")})
+	require.NoError(t, err)
+	assert.Equal(t, strings.Repeat("ab", 20), b.Version)
+	assert.True(t, b.Musl)
+	assert.True(t, b.Pinned)
+	assert.Contains(t, b.Files, libosPath)
+	assert.Contains(t, b.Files, Prefix+"/licenses/LGPL-3.0.txt")
+
+	back, err := libos.ReadBundle(b.Layer)
+	require.NoError(t, err)
+	assert.Equal(t, b.Meta, back.Meta)
+	again, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, "")})
+	require.NoError(t, err)
+	assert.Equal(t, b.Layer.Digest, again.Layer.Digest, "the same files, the same layer")
+
+	_, err = Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, ""), Layer: "sha256:other"})
+	assert.ErrorContains(t, err, "not the pinned sha256:other")
+	for _, name := range wanted {
+		_, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, name)})
+		assert.ErrorIs(t, err, libos.ErrNoRuntime, name)
+	}
+}
+
+func TestPatchLoaderRefuses(t *testing.T) {
+	for want, file := range map[string]string{
+		"reading the loader":    "no program",
+		"not dynamically":       fixture.ELF(""),
+		"not dynamically linke": fixture.ELF("/lib64/ld-linux-x86-64.so.2"),
+	} {
+		_, err := patchLoader([]byte(file))
+		assert.ErrorContains(t, err, want)
+	}
+}
