@@ -13,8 +13,10 @@ import (
 
 // progress shows how a conversion gets on: bars on a terminal, lines elsewhere.
 type progress struct {
-	bars *mpb.Progress // nil where there is no terminal
-	once sync.Once
+	bars  *mpb.Progress // nil where there is no terminal
+	once  sync.Once
+	mu    sync.Mutex
+	stage *mpb.Bar
 }
 
 func newProgress(w io.Writer) *progress {
@@ -27,7 +29,15 @@ func newProgress(w io.Writer) *progress {
 func (p *progress) Stage(name string) {
 	if p.bars == nil {
 		logrus.Info(name)
+		return
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stage != nil {
+		p.stage.Abort(true)
+	}
+	p.stage = p.bars.New(0, mpb.SpinnerStyle(), mpb.BarWidth(1),
+		mpb.AppendDecorators(decor.Name(name), decor.Elapsed(decor.ET_STYLE_GO, decor.WC{W: 6})))
 }
 
 func (p *progress) Layer(digest string, size int64, r io.ReadCloser) io.ReadCloser {

@@ -125,6 +125,7 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 	if err != nil {
 		return nil, err
 	}
+	p.opts.Observer.Stage("putting the image together")
 	out, err := image.Append(p.source, config, []image.NewLayer{p.bundle.Layer, enclave})
 	if err != nil {
 		return nil, fmt.Errorf("putting the image together: %w", err)

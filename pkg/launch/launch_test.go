@@ -120,6 +120,14 @@ func TestPaths(t *testing.T) {
 			"/a/x /app /b/x", "/a/b=/b /a/b/a=/a /b/a=/a /b/a/b=/b", "",
 		},
 		{"loop", []Entry{Symlink("a", "b"), Symlink("b", "a")}, "/app", "", "link-loop:/a link-loop:/b"},
+		{
+			"linked interpreter",
+			[]Entry{
+				File("usr/lib/x86_64-linux-gnu/ld.so", "x"), Symlink("usr/lib64/ld.so", "../lib/x86_64-linux-gnu/ld.so"),
+				Symlink("lib64", "usr/lib64"), Symlink("lib", "usr/lib"),
+			},
+			"/app /usr/lib/x86_64-linux-gnu/ld.so /usr/lib64/ld.so", "/lib=/usr/lib /lib64=/usr/lib64", "",
+		},
 		{"leads nowhere", []Entry{Symlink("a", "/none")}, "/app", "", ""},
 		{"leads out", []Entry{File("x", "x"), Symlink("d/a", "../../../x")}, "/app /d/a /x", "", ""},
 		{
