@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -27,7 +28,10 @@ func Build(tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
 	if err := json.Unmarshal(config, &c); err != nil {
 		return nil, fmt.Errorf("reading the image's configuration: %w", err)
 	}
-	s := &Spec{HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Enclave: o.Enclave}
+	s := &Spec{HostArgs: o.HostArgs, Enclave: o.Enclave}
+	for _, p := range o.AllowedFiles {
+		s.Allowed = append(s.Allowed, path.Clean(p))
+	}
 	if s.WorkDir = c.Config.WorkingDir; s.WorkDir == "" {
 		s.WorkDir = "/"
 	}

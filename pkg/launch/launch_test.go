@@ -226,6 +226,10 @@ func TestVolumesAndUserMounts(t *testing.T) {
 	s = build(t, v1.Config{Entrypoint: []string{"/run/app"}}, launch.Options{}, Program("run/app", ELF("")))
 	assert.Equal(t, "tmpfs-skipped:/run", codes(s))
 
+	s = build(t, app, launch.Options{AllowedFiles: []string{"/d/", "/f"}}, withApp(File("d/x", "x"), File("f", "x"), File("ff", "x"))...)
+	assert.Equal(t, "/app /ff", trusted(s), "what the host may change is not trusted")
+	assert.Equal(t, "allow-file:/d allow-file:/f", codes(s))
+
 	_, err := try(t, app, launch.Options{Tmpfs: []string{"/"}}, withApp()...)
 	assert.ErrorContains(t, err, "would hide the program")
 }

@@ -32,6 +32,9 @@ func (f *files) chooseTrusted() {
 		if !f.visible(n, hiddenFiles) {
 			return nil
 		}
+		if n.Type != rootfs.Dir && belowAny(n.Path, f.spec.Allowed) {
+			return nil // the user lets the host change it: no digest could hold
+		}
 		switch n.Type {
 		case rootfs.Regular:
 			f.trust(n.Path, n)

@@ -63,6 +63,7 @@ func ParseKey(text []byte) (*Key, error) {
 		if block, text = pem.Decode(text); block == nil {
 			return nil, ErrNoKey
 		}
+		defer clear(block.Bytes)
 		switch block.Type {
 		case "RSA PRIVATE KEY":
 			if block.Headers["DEK-Info"] != "" {
