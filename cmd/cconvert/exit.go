@@ -48,7 +48,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference):
 		return exitUsage
-	case errors.Is(err, errRefused):
+	case errors.Is(err, errRefused), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return exitRefused
 	case image.Transient(err):
 		return exitTransient
@@ -78,7 +78,7 @@ func hintFor(err error) string {
 		return "name a Gramine installation: --runtime gramine=dir:PREFIX, gramine=deb:FILE or gramine=docker://IMAGE"
 	case errors.Is(err, sgx.ErrNoKey):
 		return "make a key: cconvert keygen"
-	case errors.Is(err, rootfs.ErrDigest):
+	case errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return "the image is damaged where it is stored, or on its way: push it again"
 	case errors.Is(err, syscall.ENOSPC):
 		return "the disk is full: nothing was changed; make room and run the same command again"

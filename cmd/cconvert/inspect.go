@@ -41,10 +41,14 @@ setting that weakens it. Only the top layer is fetched.`,
 				return fmt.Errorf("%s: %w", ref, err)
 			}
 			if asJSON {
-				return printJSON(cmd, c)
+				err = printJSON(cmd, c)
+			} else {
+				printConverted(cmd.OutOrStdout(), c)
 			}
-			printConverted(cmd.OutOrStdout(), c)
-			return nil
+			if err == nil && c.SignatureError != "" {
+				err = fmt.Errorf("%w: %s", errRefused, c.SignatureError)
+			}
+			return err
 		},
 	}
 	registry.add(cmd.Flags())

@@ -132,9 +132,15 @@ func (p *Prepared) config() (map[string]json.RawMessage, error) {
 	if run == nil {
 		run = map[string]json.RawMessage{}
 	}
+	if err := exactKeys(config, "config", "rootfs", "history", "created"); err != nil {
+		return nil, err
+	}
+	if err := exactKeys(run, "Labels", "Env", "Entrypoint", "Cmd", "StopSignal"); err != nil {
+		return nil, err
+	}
 	var labels map[string]string
-	var env, entrypoint, cmd []string
-	for name, to := range map[string]any{"Labels": &labels, "Env": &env, "Entrypoint": &entrypoint, "Cmd": &cmd} {
+	var env []string
+	for name, to := range map[string]any{"Labels": &labels, "Env": &env} {
 		if raw, ok := run[name]; ok {
 			if err := json.Unmarshal(raw, to); err != nil {
 				return nil, fmt.Errorf("reading %s in the image's configuration: %w", name, err)
@@ -154,14 +160,8 @@ func (p *Prepared) config() (map[string]json.RawMessage, error) {
 	rest := []string{} // Cmd is empty: arguments are measured
 	if p.spec.HostArgs {
 		// The host's arguments follow what the image fixes; its CMD is what they replace.
-		if len(entrypoint) > 0 {
-			start, rest = append(start, entrypoint[1:]...), cmd
-		} else {
-			rest = cmd[1:]
-		}
-		if p.opts.Launch.Args != nil {
-			rest = p.opts.Launch.Args
-		}
+		start = append(start, p.spec.Argv[1:p.spec.FixedArgs]...)
+		rest = p.spec.Argv[p.spec.FixedArgs:]
 	}
 	// These two would act on the runtime's loader, which has other libraries than the image.
 	env = slices.DeleteFunc(env, func(kv string) bool {
@@ -186,6 +186,19 @@ func (p *Prepared) config() (map[string]json.RawMessage, error) {
 		}
 	}
 	return config, nil
+}
+
+// exactKeys refuses keys that differ from a known one in upper and lower case alone. Some readers of
+// JSON take them for the same, so that what was set under the right name could be overruled.
+func exactKeys(m map[string]json.RawMessage, known ...string) error {
+	for k := range m {
+		for _, name := range known {
+			if k != name && strings.EqualFold(k, name) {
+				return fmt.Errorf("the image's configuration has the key %q, which must be %q", k, name)
+			}
+		}
+	}
+	return nil
 }
 
 // addHistory notes the two new layers, at the time of the source's creation: there is no clock here.

@@ -21,6 +21,8 @@ var (
 	ErrUnauthorized = errors.New("access denied")
 	// ErrUnsupported says that what the reference names cannot be converted by anybody.
 	ErrUnsupported = errors.New("not supported")
+	// ErrDigest says that a blob is not the one that its digest names.
+	ErrDigest = errors.New("content does not match its digest")
 	// ErrPlatform says that the image exists, but not for linux/amd64.
 	ErrPlatform = errors.New("no image for linux/amd64")
 )

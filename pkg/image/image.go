@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -221,12 +220,10 @@ func readBlob(ctx context.Context, d v1.Descriptor, open func(context.Context, v
 		return nil, err
 	}
 	if got := digestOf(b); got != d.Digest.String() {
-		return nil, fmt.Errorf("%w: %s is %s", errDigest, d.Digest, got)
+		return nil, fmt.Errorf("%w: %s is %s", ErrDigest, d.Digest, got)
 	}
 	return b, nil
 }
-
-var errDigest = errors.New("content does not match its digest")
 
 // blobLayer is a layer in a registry or layout, to be copied as it is.
 type blobLayer struct {
@@ -273,7 +270,7 @@ func (r *checkedReader) Read(p []byte) (int, error) {
 	r.sum.Write(p[:n])
 	if err == io.EOF {
 		if got := hex.EncodeToString(r.sum.Sum(nil)); got != r.want.Hex {
-			return n, fmt.Errorf("%w: %s is sha256:%s", errDigest, r.want, got)
+			return n, fmt.Errorf("%w: %s is sha256:%s", ErrDigest, r.want, got)
 		}
 	}
 	return n, err

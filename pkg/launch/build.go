@@ -16,7 +16,8 @@ import (
 
 // Keep lists the files whose content Build reads, as patterns for rootfs.Scan.
 var Keep = []string{
-	"/etc/passwd", "/etc/group", "/etc/ld.so.conf", "/etc/ld.so.conf.d/*.conf",
+	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group", "/usr/share/etc/passwd", "/usr/share/etc/group",
+	"/etc/ld.so.conf", "/etc/ld.so.conf.d/*.conf",
 }
 
 // ErrImage says that an image lacks what starting it needs.
@@ -30,7 +31,12 @@ func Build(tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
 	}
 	s := &Spec{HostArgs: o.HostArgs, Enclave: o.Enclave}
 	for _, p := range o.AllowedFiles {
-		s.Allowed = append(s.Allowed, path.Clean(p))
+		// The host is asked for the path without links, through the mounts that stand for them.
+		_, real, _ := tree.Resolve(p)
+		if real == "" {
+			real = path.Clean(p)
+		}
+		s.Allowed = append(s.Allowed, real)
 	}
 	if s.WorkDir = c.Config.WorkingDir; s.WorkDir == "" {
 		s.WorkDir = "/"
@@ -104,9 +110,9 @@ func (s *Spec) Getenv(name string) (string, bool) {
 // code of its own in the program.
 var steering = []string{
 	"LD_", "GLIBC_TUNABLES", "GCONV_PATH", "LOCPATH", "NLSPATH", "RES_OPTIONS", "LOCALDOMAIN", "MALLOC_",
-	"PYTHON", "NODE_", "NPM_", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH",
+	"PYTHON", "NODE_OPTIONS", "NODE_PATH", "NODE_EXTRA_CA_CERTS", "NODE_TLS_REJECT_UNAUTHORIZED", "NODE_ICU_DATA", "NODE_V8_COVERAGE", "NPM_CONFIG", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH",
 	"PERL", "RUBY", "GEM_", "BUNDLE_", "PHP_INI_SCAN_DIR", "PHPRC", "LUA_", "DOTNET_", "CORECLR_", "COMPlus_",
-	"BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PATH", "GODEBUG", "OPENSSL_", "SSL_CERT_", "GIO_", "GTK_", "QT_", "R_",
+	"BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PATH", "GODEBUG", "OPENSSL_", "SSL_CERT_", "GIO_EXTRA_MODULES", "GIO_MODULE_DIR", "GTK_PATH", "GTK_MODULES", "QT_PLUGIN_PATH", "R_LIBS", "R_PROFILE", "R_ENVIRON",
 	"TCLLIBPATH", "ERL_", "ELIXIR_", "GUILE_", "OCAML", "MONO_", "HOME", "TMPDIR",
 }
 
@@ -130,6 +136,9 @@ func (s *Spec) weaknesses(c v1.Config) {
 		s.find(CodeHostArguments, Warning, "", "the host chooses the program's arguments")
 	} else {
 		s.find(CodeArgumentsFixed, Info, "", "the arguments are measured: what follows the image's name in \"docker run\", or args in a pod, has no effect")
+	}
+	if s.LibC.Shell != "" {
+		s.find(CodeTmpfsPerProcess, Warning, s.Entrypoint, "the program is a script, and temporary storage is there for each process alone: a file that one of its commands writes, such as a rendered configuration, is not seen by the others. Render it when the image is built, or write it to an encrypted mount")
 	}
 	for _, p := range s.Allowed {
 		s.find(CodeAllowedFile, Warning, p, "the host can read and change this file")

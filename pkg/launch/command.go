@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -21,10 +22,6 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	cmd := c.Cmd
 	if args != nil {
 		cmd = args
-		if len(c.Entrypoint) == 0 && len(c.Cmd) > 0 {
-			// The image has no ENTRYPOINT: arguments belong to the program that CMD names.
-			cmd = append(slices.Clone(c.Cmd[:1]), args...)
-		}
 	}
 	s.Argv = slices.Concat(c.Entrypoint, cmd)
 	if len(s.Argv) == 0 || s.Argv[0] == "" {
@@ -34,7 +31,14 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	if err != nil {
 		return err
 	}
+	if !utf8.ValidString(n.Path) {
+		return fmt.Errorf("%w: the name of its program %q is not UTF-8, so a manifest cannot hold it", ErrImage, n.Path)
+	}
 	s.Entrypoint = n.Path
+	s.FixedArgs = max(len(c.Entrypoint), 1)
+	if s.HostArgs && s.Argv[0] != n.Path {
+		s.find(CodeArgvZero, Warning, s.Argv[0], "with arguments of the host, the program does not see this name as its first argument: one that acts by its name, as busybox does, will not work")
+	}
 	return nil
 }
 
@@ -80,13 +84,16 @@ func (s *Spec) abs(p string) string {
 	return s.WorkDir + "/" + p
 }
 
-// interpreters follows the first lines of scripts to the ELF file that runs in the end.
+// interpreter follows the first lines of scripts to the ELF file that runs in the end.
 func (s *Spec) interpreter(tree *rootfs.Tree, n *rootfs.Node) (*rootfs.Node, error) {
 	for range maxInterpreters {
 		if n.ELF != nil || n.Shebang == "" {
 			return n, nil
 		}
-		line := strings.Fields(n.Shebang)
+		line := strings.FieldsFunc(n.Shebang, func(c rune) bool { return c == ' ' || c == '\t' })
+		if len(line) == 0 {
+			return nil, fmt.Errorf("%w: the script %s names no interpreter", ErrImage, n.Path)
+		}
 		program := line[0]
 		if path.Base(program) == "env" {
 			if program = envProgram(line[1:]); program == "" {

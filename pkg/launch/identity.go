@@ -1,10 +1,7 @@
 package launch
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
-	"iter"
 	"strconv"
 	"strings"
 
@@ -19,12 +16,16 @@ func (s *Spec) identify(tree *rootfs.Tree, user string) (home string, err error)
 		name = "0"
 	}
 	home = "/"
-	uid, err := strconv.ParseUint(name, 10, 32)
-	found := err == nil
-	for f := range records(tree, "/etc/passwd", 7) {
+	uid, nameErr := strconv.ParseUint(name, 10, 32)
+	found := nameErr == nil
+	passwd, err := records(tree, "/etc/passwd", 7)
+	if err != nil {
+		return "", err
+	}
+	for _, f := range passwd {
 		u, uerr := strconv.ParseUint(f[2], 10, 32)
 		g, gerr := strconv.ParseUint(f[3], 10, 32)
-		if uerr != nil || gerr != nil || f[0] != name && (err != nil || u != uid) {
+		if uerr != nil || gerr != nil || f[0] != name && (nameErr != nil || u != uid) {
 			continue
 		}
 		uid, s.GID, found = u, uint32(g), true
@@ -40,9 +41,13 @@ func (s *Spec) identify(tree *rootfs.Tree, user string) (home string, err error)
 	if !hasGroup || group == "" {
 		return home, nil
 	}
-	gid, err := strconv.ParseUint(group, 10, 32)
-	found = err == nil
-	for f := range records(tree, "/etc/group", 4) {
+	gid, groupErr := strconv.ParseUint(group, 10, 32)
+	found = groupErr == nil
+	groups, err := records(tree, "/etc/group", 4)
+	if err != nil {
+		return "", err
+	}
+	for _, f := range groups {
 		if g, gerr := strconv.ParseUint(f[2], 10, 32); gerr == nil && f[0] == group {
 			gid, found = g, true
 			break
@@ -56,16 +61,19 @@ func (s *Spec) identify(tree *rootfs.Tree, user string) (home string, err error)
 }
 
 // records gives the lines of a colon-separated file that have so many fields.
-func records(tree *rootfs.Tree, path string, fields int) iter.Seq[[]string] {
-	return func(yield func([]string) bool) {
-		n, _, err := tree.Resolve(path)
-		if err != nil {
-			return
-		}
-		for lines := bufio.NewScanner(bytes.NewReader(n.Content)); lines.Scan(); {
-			if f := strings.Split(lines.Text(), ":"); len(f) >= fields && !yield(f) {
-				return
-			}
+func records(tree *rootfs.Tree, path string, fields int) ([][]string, error) {
+	n, _, err := tree.Resolve(path)
+	if err != nil {
+		return nil, nil //nolint:nilerr // no such file, as in many small images
+	}
+	if n.Content == nil && n.Size > 0 {
+		return nil, fmt.Errorf("%w: %s leads to %s, which is not one of the places where it is looked for", ErrImage, path, n.Path)
+	}
+	var list [][]string
+	for line := range strings.Lines(string(n.Content)) {
+		if f := strings.Split(strings.TrimSuffix(line, "\n"), ":"); len(f) >= fields {
+			list = append(list, f)
 		}
 	}
+	return list, nil
 }

@@ -136,7 +136,7 @@ func TestPaths(t *testing.T) {
 		},
 		{
 			"link to a directory in temporary storage",
-			[]Entry{Dir("run/lock"), Symlink("var/lock", "../run/lock")}, "/app", "/var/lock=tmpfs", "link-into-tmpfs:/var/lock",
+			[]Entry{Dir("run/lock"), Symlink("var/lock", "../run/lock")}, "/app", "/run/lock=tmpfs /var/lock=tmpfs", "link-into-tmpfs:/var/lock",
 		},
 		{
 			"link to a file in temporary storage",
@@ -166,6 +166,18 @@ func TestPaths(t *testing.T) {
 			[]Entry{File("new\nline", "x"), File("quo\"te", "x"), File("back\\slash", "x"), File("caf\xe9", "x"), File("日本", "x")},
 			"/app /back\\slash /new\nline /quo\"te /日本", "", `name-not-utf8:"/caf\xe9"`,
 		},
+		{
+			"directories in temporary storage exist in it",
+			[]Entry{Dir("run/mysqld/x"), Dir("var"), Symlink("var/run", "/run"), Symlink("run/l", "/app")},
+			"/app", "/run/mysqld=tmpfs /run/mysqld/x=tmpfs /var/run=tmpfs", "link-into-tmpfs:/var/run hidden-by-tmpfs:/run",
+		},
+		{
+			"files that engines mount over, behind links",
+			[]Entry{Dir("usr/etc"), Symlink("etc", "usr/etc"), File("usr/etc/hosts", "x"), File("usr/etc/resolv.conf", "x"), File("usr/etc/conf", "x")},
+			"/app /usr/etc/conf", "/etc=/usr/etc", "",
+		},
+		{"link to a name that is not UTF-8", []Entry{File("caf\xe9/x", "x"), Symlink("l", "caf\xe9")}, "/app", "", `name-not-utf8:"/caf\xe9/x" name-not-utf8:/l`},
+		{"shared memory that is a link", []Entry{Dir("run/shm"), Symlink("dev/shm", "/run/shm")}, "/app", "/run/shm=tmpfs", ""},
 		{"files in temporary storage", []Entry{File("tmp/a", "x"), File("tmp/b", "x")}, "/app", "", "hidden-by-tmpfs:/tmp"},
 		{
 			"directories shipped empty, or with empty files",
@@ -193,9 +205,17 @@ func TestLinksExplode(t *testing.T) {
 			}
 		}
 	}
+	entries = append(entries, Symlink("zlib", "d0"))
 	s := build(t, app, launch.Options{}, entries...)
 	assert.Less(t, len(s.Mounts), 30_000)
 	assert.Contains(t, codes(s), "too-many-mounts")
+	have := map[string]bool{}
+	for _, m := range s.Mounts {
+		have[m.Path] = true
+	}
+	for _, p := range []string{"/tmp", "/run", "/zlib", "/d0/l1", "/d11/l0"} {
+		assert.True(t, have[p], "%s has a short name and is there", p)
+	}
 }
 
 func TestVolumesAndUserMounts(t *testing.T) {
@@ -218,6 +238,9 @@ func TestVolumesAndUserMounts(t *testing.T) {
 	assert.Equal(t, "/cache=tmpfs /data=encrypted:/data:mine", mounts(s))
 	assert.Empty(t, codes(s))
 
+	s = build(t, volumes("/data"), launch.Options{}, withApp(Dir("data"), File("data/f", "x"), Symlink("l", "data/f"))...)
+	assert.Contains(t, codes(s), "link-into-volume:/l")
+
 	s = build(t, volumes("/opt"), launch.Options{}, Program("opt/app", ELF("")), Symlink("app", "opt/app"))
 	assert.Empty(t, mounts(s))
 	assert.Equal(t, "volume-skipped:/opt", codes(s))
@@ -228,6 +251,9 @@ func TestVolumesAndUserMounts(t *testing.T) {
 
 	s = build(t, app, launch.Options{AllowedFiles: []string{"/d/", "/f"}}, withApp(File("d/x", "x"), File("f", "x"), File("ff", "x"))...)
 	assert.Equal(t, "/app /ff", trusted(s), "what the host may change is not trusted")
+	s2 := build(t, app, launch.Options{AllowedFiles: []string{"/lib/x"}}, withApp(File("usr/lib/x", "x"), Symlink("lib", "usr/lib"), Symlink("y", "lib/x"))...)
+	assert.Equal(t, "/app", trusted(s2))
+	assert.Equal(t, []string{"/usr/lib/x", "/y"}, s2.Allowed, "by every name that the host is asked for")
 	assert.Equal(t, "allow-file:/d allow-file:/f", codes(s))
 
 	_, err := try(t, app, launch.Options{Tmpfs: []string{"/"}}, withApp()...)
@@ -238,7 +264,7 @@ func TestCommand(t *testing.T) {
 	files := []Entry{
 		Program("usr/bin/tool", ELF("")), Symlink("bin", "usr/bin"), Symlink("etc/alternatives/t", "/usr/bin/tool"), Symlink("usr/bin/t", "/etc/alternatives/t"),
 		File("usr/bin/plain", "x"), Program("srv/script", "#!/usr/bin/env -S tool -x\n"), Program("srv/other", "#!t\n"), Program("srv/lost", "#!/bin/none\n"),
-		Program("srv/a", "#!/srv/b\n"), Program("srv/b", "#!/srv/a\n"), Program("srv/text", "hello"), Program("usr/bin/sh", ELF("")),
+		Program("srv/a", "#!/srv/b\n"), Program("srv/b", "#!/srv/a\n"), Program("srv/text", "hello"), Program("srv/vt", "#!\v\n"), Program("usr/bin/sh", ELF("")),
 	}
 	for _, c := range []struct {
 		name       string
@@ -252,7 +278,7 @@ func TestCommand(t *testing.T) {
 		{"relative to the working directory", v1.Config{Cmd: []string{"./script"}, WorkingDir: "/srv"}, nil, "/srv/script", "./script"},
 		{"shell form", v1.Config{Entrypoint: []string{"/bin/sh", "-c", "exec tool"}}, nil, "/usr/bin/sh", "/bin/sh -c exec tool"},
 		{"arguments instead of cmd", v1.Config{Entrypoint: []string{"tool"}, Cmd: []string{"old"}}, []string{"new", "er"}, "/usr/bin/tool", "tool new er"},
-		{"arguments where cmd is the program", v1.Config{Cmd: []string{"tool", "old"}}, []string{"new"}, "/usr/bin/tool", "tool new"},
+		{"arguments where cmd is the program, as docker run has it", v1.Config{Cmd: []string{"none", "old"}}, []string{"tool", "new"}, "/usr/bin/tool", "tool new"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := build(t, c.config, launch.Options{Args: c.args}, files...)
@@ -267,6 +293,7 @@ func TestCommand(t *testing.T) {
 		"/usr/bin is not a regular file":                                        {Cmd: []string{"/bin"}},
 		"the script /srv/lost begins with #!":                                   {Cmd: []string{"/srv/lost"}},
 		"interpret each other":                                                  {Cmd: []string{"/srv/a"}},
+		"names no interpreter":                                                  {Cmd: []string{"/srv/empty"}},
 		"/srv/text is neither a program nor a sc":                               {Cmd: []string{"/srv/text"}},
 		"which is not NAME=VALUE":                                               {Cmd: []string{"tool"}, Env: []string{"BROKEN"}},
 	} {
@@ -276,6 +303,30 @@ func TestCommand(t *testing.T) {
 	}
 	_, err := try(t, app, launch.Options{}, Program("app", strings.Replace(ELF(""), "\x3e\x00", "\xb7\x00", 1)))
 	assert.ErrorContains(t, err, "not a 64-bit program for x86-64")
+}
+
+func TestLinkedPasswd(t *testing.T) {
+	c := app
+	c.User = "1000"
+	s := build(t, c, launch.Options{}, withApp(File("usr/lib/passwd", "u:x:1000:1001::/h:\n"), Symlink("etc/passwd", "/usr/lib/passwd"))...)
+	assert.EqualValues(t, 1001, s.GID)
+	_, err := try(t, c, launch.Options{}, withApp(File("odd/passwd", "u:x:1000:1001::/h:\n"), Symlink("etc/passwd", "/odd/passwd"))...)
+	assert.ErrorContains(t, err, "/etc/passwd leads to /odd/passwd")
+}
+
+func TestScriptEntrypoint(t *testing.T) {
+	sh := Program("bin/sh", ELF(""))
+	for _, cmd := range [][]string{{"/start.sh"}, {"/bin/sh", "-c", "exec app"}} {
+		assert.Contains(t, codes(build(t, v1.Config{Cmd: cmd}, launch.Options{}, withApp(sh, Program("start.sh", "#!/bin/sh\n"))...)), "tmpfs-per-process")
+	}
+	assert.Empty(t, codes(build(t, app, launch.Options{}, withApp(sh)...)))
+}
+
+func TestHostArgs(t *testing.T) {
+	s := build(t, v1.Config{}, launch.Options{HostArgs: true, Args: []string{"/app"}}, withApp()...)
+	assert.Equal(t, 1, s.FixedArgs)
+	s = build(t, v1.Config{Cmd: []string{"link", "x"}, Env: []string{"PATH=/"}}, launch.Options{HostArgs: true}, withApp(Symlink("link", "app"))...)
+	assert.Contains(t, codes(s), "argv-zero")
 }
 
 func TestIdentity(t *testing.T) {
@@ -315,7 +366,7 @@ func TestEnvironment(t *testing.T) {
 	for _, name := range []string{"LD_PRELOAD", "LD_X", "GLIBC_TUNABLES", "PYTHONPATH", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "PERL5LIB", "RUBYOPT", "PATH", "BASH_ENV", "ENV"} {
 		assert.True(t, launch.Steers(name), name)
 	}
-	for _, name := range []string{"HOSTNAME", "POD_NAME", "ENVIRONMENT", "PATHS", "TZ"} {
+	for _, name := range []string{"HOSTNAME", "NODE_NAME", "POD_NAME", "ENVIRONMENT", "PATHS", "TZ"} {
 		assert.False(t, launch.Steers(name), name)
 	}
 }

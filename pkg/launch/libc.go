@@ -12,6 +12,9 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
+// shells are the programs by which an image's script or command line is run.
+var shells = map[string]bool{"sh": true, "bash": true, "dash": true, "ash": true, "busybox": true, "zsh": true, "ksh": true}
+
 // libC finds out which C library the program uses and what the image has of it.
 func (s *Spec) libC(tree *rootfs.Tree) error {
 	entry := tree.Lookup(s.Entrypoint)
@@ -21,6 +24,9 @@ func (s *Spec) libC(tree *rootfs.Tree) error {
 	}
 	l := &s.LibC
 	l.Program = n.Path
+	if shells[path.Base(n.Path)] && (n != entry || slices.Contains(s.Argv, "-c")) {
+		l.Shell = n.Path
+	}
 	switch {
 	case n.ELF == nil:
 		return fmt.Errorf("%w: %s is neither a program nor a script", ErrImage, n.Path)
@@ -53,12 +59,10 @@ func (s *Spec) libC(tree *rootfs.Tree) error {
 	l.Localtime = existing("/etc/localtime", rootfs.Regular)
 	l.Zoneinfo = existing("/usr/share/zoneinfo", rootfs.Dir)
 	l.Locales = existing("/usr/lib/locale", rootfs.Dir)
-	if l.Cache == "" {
-		dirs := append(loaderDirs(tree), "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
-		for _, d := range dirs {
-			if real := existing(d, rootfs.Dir); real != "" && !slices.Contains(l.Dirs, real) {
-				l.Dirs = append(l.Dirs, real)
-			}
+	dirs := append(loaderDirs(tree), "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+	for _, d := range dirs {
+		if real := existing(d, rootfs.Dir); real != "" && !slices.Contains(l.Dirs, real) {
+			l.Dirs = append(l.Dirs, real)
 		}
 	}
 	for _, d := range []string{"/usr/lib/x86_64-linux-gnu/gconv", "/usr/lib64/gconv", "/usr/lib/gconv"} {

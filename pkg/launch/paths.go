@@ -26,6 +26,15 @@ const maxMounts = 20_000
 // chooseTrusted lists every file that the program may read, and the mounts that make all spellings of
 // its path lead to it.
 func (f *files) chooseTrusted() {
+	for _, p := range hostFiles {
+		f.hostFile = append(f.hostFile, p)
+		if _, real, _ := f.tree.ResolveParent(p); real != "" {
+			f.hostFile = append(f.hostFile, real)
+		}
+		if _, real, _ := f.tree.Resolve(p); real != "" {
+			f.hostFile = append(f.hostFile, real)
+		}
+	}
 	var links []Mount // every directory link, at its path free of links
 	hiddenFiles := map[string]int{}
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
@@ -70,11 +79,11 @@ func sortedKeys[V any](m map[string]V) []string {
 
 // visible says whether an entry can be reached by the program at its own path.
 func (f *files) visible(n *rootfs.Node, hiddenFiles map[string]int) bool {
-	if belowAny(n.Path, hostTrees) || slices.Contains(hostFiles, n.Path) {
+	if belowAny(n.Path, hostTrees) || slices.Contains(f.hostFile, n.Path) {
 		return false
 	}
 	if m, ok := f.cover(n.Path); ok {
-		if n.Type == rootfs.Regular && n.Size > 0 {
+		if n.Type == rootfs.Regular && n.Size > 0 || n.Type == rootfs.Symlink && !f.toConsole(n) {
 			hiddenFiles[m.Path]++
 		}
 		if f.toConsole(n) {
@@ -102,7 +111,13 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	case errors.Is(err, rootfs.ErrLoop):
 		f.spec.find(CodeLinkLoop, Info, n.Path, "the symbolic link leads to itself")
 		return Mount{}, false
-	case real == "" || slices.Contains(hostFiles, real):
+	case real == "" || slices.Contains(f.hostFile, real):
+		return Mount{}, false
+	case !utf8.ValidString(real):
+		f.spec.find(CodeNameNotUTF8, Warning, n.Path, fmt.Sprintf("the link leads to %q, whose name is not UTF-8: the program cannot read it", real))
+		return Mount{}, false
+	case target != nil && target.Type != rootfs.Dir && belowAny(real, f.spec.Allowed):
+		f.spec.Allowed = append(f.spec.Allowed, n.Path) // another name of what the host may change
 		return Mount{}, false
 	case belowAny(real, hostTrees):
 		f.spec.find(CodeLinkOutside, Info, n.Path, "the link leads to "+real+", which is the library OS's own: it works only by that name")
@@ -128,6 +143,7 @@ func (f *files) linkIntoMount(n, target *rootfs.Node, real string, m Mount) (Mou
 	isDir := real == m.Path || target != nil && target.Type == rootfs.Dir
 	if m.Type == Encrypted {
 		if !isDir {
+			f.spec.find(CodeLinkIntoVolume, Warning, n.Path, "the link leads to "+real+" among encrypted files: the program must use that name")
 			return Mount{}, false
 		}
 		return Mount{Type: Encrypted, Path: n.Path, Target: real, Key: m.Key}, true
@@ -148,31 +164,41 @@ func (f *files) allMounts(links []Mount) []Mount {
 		points = append(points, m)
 	}
 	slices.SortFunc(points, func(a, b Mount) int { return cmp.Compare(a.Path, b.Path) })
+	// Level by level: where there are too many names, it is the long ones that are left out.
+	type spelled struct {
+		Mount
+		chain []string // the real directories of the links that led here
+	}
 	mounts := map[string]Mount{}
-	var expand func(m Mount, chain []string)
-	expand = func(m Mount, chain []string) {
-		if _, ok := mounts[m.Path]; ok || len(mounts) > maxMounts {
-			return
-		}
-		mounts[m.Path] = m
-		// A link to a directory that contains it leads in circles: what is below has a shorter name.
-		circle := slices.ContainsFunc(chain, func(dir string) bool { return below(dir, m.Target) })
-		if m.Type != Bind || circle {
-			return
-		}
-		prefix := strings.TrimSuffix(m.Target, "/") + "/"
-		for i := sort.Search(len(points), func(i int) bool { return points[i].Path >= prefix }); i < len(points) && strings.HasPrefix(points[i].Path, prefix); i++ {
-			p := points[i]
-			chain := append(slices.Clone(chain), path.Dir(p.Path))
-			p.Path = m.Path + "/" + points[i].Path[len(prefix):]
-			expand(p, chain)
-		}
-	}
+	var level []spelled
 	for _, p := range points {
-		expand(p, []string{path.Dir(p.Path)})
+		level = append(level, spelled{p, []string{path.Dir(p.Path)}})
 	}
-	if len(mounts) > maxMounts {
-		f.spec.find(CodeTooManyMounts, Warning, "", fmt.Sprintf("symbolic links to directories give more than %d names: some are left out", maxMounts))
+	for left := maxMounts + len(points); len(level) > 0; {
+		var next []spelled
+		for _, m := range level {
+			if _, ok := mounts[m.Path]; ok {
+				continue
+			}
+			if left--; left < 0 {
+				f.spec.find(CodeTooManyMounts, Warning, m.Path, fmt.Sprintf("symbolic links to directories give more than %d names: this one and others are left out", maxMounts))
+				next = nil
+				break
+			}
+			mounts[m.Path] = m.Mount
+			// A link to a directory that contains it leads in circles: what is below has a shorter name.
+			circle := slices.ContainsFunc(m.chain, func(dir string) bool { return below(dir, m.Target) })
+			if m.Type != Bind || circle {
+				continue
+			}
+			prefix := strings.TrimSuffix(m.Target, "/") + "/"
+			for i := sort.Search(len(points), func(i int) bool { return points[i].Path >= prefix }); i < len(points) && strings.HasPrefix(points[i].Path, prefix); i++ {
+				p := points[i]
+				p.Path = m.Path + "/" + points[i].Path[len(prefix):]
+				next = append(next, spelled{p, append(slices.Clone(m.chain), path.Dir(points[i].Path))})
+			}
+		}
+		level = next
 	}
 	sorted := make([]Mount, 0, len(mounts))
 	for _, m := range mounts {

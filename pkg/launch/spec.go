@@ -13,9 +13,12 @@ type Spec struct {
 	Argv []string
 	// HostArgs lets whoever starts the container choose the arguments, unmeasured.
 	HostArgs bool
-	Env      []EnvVar // sorted by name
-	WorkDir  string
-	UID, GID uint32
+	// FixedArgs is how many of Argv belong to the ENTRYPOINT: the others are what arguments of the host
+	// replace.
+	FixedArgs int
+	Env       []EnvVar // sorted by name
+	WorkDir   string
+	UID, GID  uint32
 	// Mounts are in the order in which they must be made: parents first.
 	Mounts []Mount
 	// Trusted are the files that the program may read, sorted by path.
@@ -77,15 +80,17 @@ type LibC struct {
 	Kind LibCKind
 	// Program is the path of the ELF file that was looked at: the entrypoint or its interpreter.
 	Program string
+	// Shell is the path of the shell that runs the entrypoint, if one does.
+	Shell string
 	// Interp is the dynamic linker that the program names.
 	Interp string
 	// NeedsGLIBC is the highest version that any program of the image needs, as "2.36".
 	NeedsGLIBC string
 	// Cache is the path of the image's ld.so.cache, if it has one.
 	Cache string
-	// Dirs are the directories of ld.so.conf and the usual ones that exist, for images without a cache.
+	// Dirs are the directories of ld.so.conf and the usual ones that exist, for when there is no cache.
 	Dirs []string
-	// HasLocaltime, HasZoneinfo and Locales are the data that a C library reads from its own paths.
+	// Localtime, Zoneinfo and Locales are the data that a C library reads from its own paths.
 	Localtime, Zoneinfo, Locales string
 	// Gconv is the directory of character set converters, if there is one.
 	Gconv string

@@ -5,6 +5,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -42,6 +43,8 @@ type files struct {
 	spec     *Spec
 	tree     *rootfs.Tree
 	writable map[string]Mount // by path, free of links
+	made     int              // directories below temporary storage
+	hostFile []string         // hostFiles and where they lead to
 }
 
 // chooseWritable finds the places to write to. What the user says goes before what the image declares,
@@ -68,7 +71,10 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 		}
 	}
 	for _, p := range temporary {
-		_, real, err := f.tree.Resolve(p)
+		n, real, err := f.tree.Resolve(p)
+		if belowAny(p, hostTrees) {
+			real = p // /dev is the library OS's own: no link of the image is there
+		}
 		if real == "" {
 			return fmt.Errorf("%s: %w", p, err)
 		}
@@ -77,6 +83,14 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 			continue
 		}
 		f.set(Mount{Type: Tmpfs, Path: real})
+		if n != nil && n.Type == rootfs.Dir && real == n.Path {
+			f.subdirectories(n, p)
+		}
+	}
+	if _, real, _ := f.tree.Resolve(f.spec.WorkDir); real != "" {
+		if m, ok := f.cover(real); ok && m.Type == Tmpfs && m.Path != real {
+			f.set(Mount{Type: Tmpfs, Path: real}) // the program starts in it
+		}
 	}
 	for _, p := range stateDirs {
 		if n := f.tree.Lookup(p); n != nil && n.Type == rootfs.Dir {
@@ -94,6 +108,9 @@ func (f *files) add(m Mount) error {
 	_, real, err := f.tree.Resolve(m.Path)
 	if real == "" {
 		return fmt.Errorf("the mount %s: %w", m.Path, err)
+	}
+	if !utf8.ValidString(real) {
+		return fmt.Errorf("%w: the mount %s leads to %q, which is not UTF-8", ErrImage, m.Path, real)
 	}
 	if below(f.spec.Entrypoint, real) {
 		return fmt.Errorf("%w: the mount %s would hide the program %s", ErrImage, m.Path, f.spec.Entrypoint)
@@ -126,6 +143,9 @@ func (f *files) volume(v string) error {
 	if real == "" {
 		return fmt.Errorf("the volume %s: %w", v, err)
 	}
+	if !utf8.ValidString(real) {
+		return fmt.Errorf("%w: the volume %q is not UTF-8", ErrImage, real)
+	}
 	if _, ok := f.writable[real]; ok {
 		return nil
 	}
@@ -138,11 +158,30 @@ func (f *files) volume(v string) error {
 	return nil
 }
 
+// maxSubdirectories is how many directories below temporary storage are made again in it.
+const maxSubdirectories = 200
+
+// subdirectories makes the directories that the image ships in temporary storage exist there, which
+// starts empty: each is temporary storage of its own.
+func (f *files) subdirectories(dir *rootfs.Node, root string) {
+	for _, c := range dir.Children() {
+		if c.Type != rootfs.Dir || !utf8.ValidString(c.Path) {
+			continue
+		}
+		if f.made++; f.made > maxSubdirectories {
+			f.spec.find(CodeHiddenDirs, Warning, c.Path, "the image has more directories in "+root+" than are made again: this one does not exist for the program")
+			return
+		}
+		f.set(Mount{Type: Tmpfs, Path: c.Path})
+		f.subdirectories(c, root)
+	}
+}
+
 // emptyDirs mounts temporary storage on the directories that the image ships empty, or with empty
 // files and links to the console only. It stays on the directories that exist, because a mount hides
 // everything below it.
 func (f *files) emptyDirs(dir *rootfs.Node) {
-	if slices.Contains(managed, dir.Path) || f.hidden(dir.Path) {
+	if slices.Contains(managed, dir.Path) || f.hidden(dir.Path) || !utf8.ValidString(dir.Path) {
 		return
 	}
 	leaf := true

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -83,7 +84,7 @@ func OpenSource(ctx context.Context, source string, o LoadOptions) (Source, erro
 			return nil, err
 		}
 		indexes = append(indexes, index)
-		s.open = append(s.open, l.Open)
+		s.open, s.digests = append(s.open, l.Open), append(s.digests, l.Digest)
 	}
 	if s.tree, err = rootfs.Merge(indexes); err != nil {
 		img.Close()
@@ -111,6 +112,9 @@ func openDir(dir string) (Source, error) {
 	}
 	if !info.IsDir() {
 		return nil, fmt.Errorf("%s is not a directory", dir)
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil { // walking does not follow the first link
+		return nil, err
 	}
 	return dirSource{dir}, nil
 }
@@ -168,9 +172,10 @@ func (s dirSource) Close() error { return nil }
 
 // treeSource are layers of an image or the contents of packages.
 type treeSource struct {
-	tree  *rootfs.Tree
-	open  []func(context.Context) (io.ReadCloser, error)
-	close func() error
+	tree    *rootfs.Tree
+	open    []func(context.Context) (io.ReadCloser, error)
+	digests []string // of what they open
+	close   func() error
 }
 
 func (s *treeSource) Find(suffix string) []string {
@@ -223,7 +228,7 @@ func (s *treeSource) Read(ctx context.Context, paths ...string) (map[string][]by
 		if err != nil {
 			return nil, err
 		}
-		byLayer[i], err = rootfs.Extract(ctx, r, want, maxRuntimeFile)
+		byLayer[i], err = rootfs.Extract(ctx, r, s.digests[i], want, maxRuntimeFile)
 		r.Close()
 		if err != nil {
 			return nil, err
@@ -262,6 +267,7 @@ func openDebs(ctx context.Context, files []string) (Source, error) {
 			return nil, fmt.Errorf("reading the package %s: %w", file, err)
 		}
 		indexes = append(indexes, index)
+		s.digests = append(s.digests, index.Digest)
 		s.open = append(s.open, func(context.Context) (io.ReadCloser, error) {
 			return io.NopCloser(bytes.NewReader(archive)), nil
 		})
@@ -315,14 +321,34 @@ func debContents(file string) ([]byte, error) {
 	}
 }
 
-// FindLibrary looks for a shared library by its name, outside of a directory.
-func FindLibrary(s Source, name, notBelow string) (string, bool) {
-	for _, p := range s.Find("/" + name) {
-		if notBelow == "" || !strings.HasPrefix(p, notBelow+"/") {
-			return p, true
+// ReadLibrary finds a shared library for x86-64 by its name and reads it: in a directory where it is
+// there, otherwise anywhere but below notBelow. The path is empty where there is none.
+func ReadLibrary(ctx context.Context, s Source, name, preferred, notBelow string) (at string, content []byte, err error) {
+	candidates := s.Find("/" + name)
+	slices.SortStableFunc(candidates, func(a, b string) int {
+		return boolToInt(path.Dir(a) != preferred) - boolToInt(path.Dir(b) != preferred)
+	})
+	for _, p := range candidates {
+		if notBelow != "" && strings.HasPrefix(p, notBelow+"/") {
+			continue
+		}
+		contents, err := s.Read(ctx, p)
+		if err != nil {
+			return "", nil, err
+		}
+		facts, err := rootfs.ParseELF(bytes.NewReader(contents[p]))
+		if err == nil && facts.Class == elf.ELFCLASS64 && facts.Machine == elf.EM_X86_64 {
+			return p, contents[p], nil
 		}
 	}
-	return "", false
+	return "", nil, nil
+}
+
+func boolToInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // ErrNoRuntime says that a source holds no runtime.

@@ -41,7 +41,9 @@ const (
 	maxSegments   = 512
 	maxDynamic    = 1 << 20
 	maxELFString  = 4096
-	maxELFEntries = 4096
+	maxELFName    = 256  // of libraries and symbol versions
+	maxELFEntries = 1024 // libraries that a file needs
+	maxELFRecords = 8192 // of symbol versions, in all chains of a file
 )
 
 var errNotELF = errors.New("not an ELF file")
@@ -65,7 +67,7 @@ func newELFCapture(first []byte, size int64, buf []byte) *elfCapture {
 	c := &elfCapture{head: buf[:0], size: size}
 	if h, err := readELFHeader(bytes.NewReader(first)); err == nil {
 		for _, p := range h.segments {
-			if p.Type == uint32(elf.PT_DYNAMIC) && p.Filesz <= maxDynamic {
+			if p.Type == uint32(elf.PT_DYNAMIC) && p.Filesz <= maxDynamic && p.Off < uint64(size) {
 				c.dynFrom, c.dynTo = int64(p.Off), int64(p.Off+p.Filesz)
 			}
 		}
@@ -86,9 +88,10 @@ func (c *elfCapture) write(b []byte) {
 
 func (c *elfCapture) ReadAt(p []byte, off int64) (int, error) {
 	switch {
-	case off >= 0 && off <= int64(len(c.head)) && int64(len(p)) <= int64(len(c.head))-off:
+	case off < 0:
+	case off <= int64(len(c.head)) && int64(len(p)) <= int64(len(c.head))-off:
 		return copy(p, c.head[off:]), nil
-	case off >= c.dynFrom && off-c.dynFrom+int64(len(p)) <= int64(len(c.dyn)):
+	case off >= c.dynFrom && off-c.dynFrom <= int64(len(c.dyn)) && int64(len(p)) <= int64(len(c.dyn))-(off-c.dynFrom):
 		return copy(p, c.dyn[off-c.dynFrom:]), nil
 	}
 	return 0, io.ErrUnexpectedEOF
@@ -143,7 +146,7 @@ func ParseELF(r io.ReaderAt) (*ELF, error) {
 		return nil, err
 	}
 	f.Machine, f.Type = elf.Machine(h.Machine), elf.Type(h.Type)
-	d := &dynamic{r: r, segments: h.segments, values: map[elf.DynTag]uint64{}}
+	d := &dynamic{r: r, segments: h.segments, values: map[elf.DynTag]uint64{}, records: maxELFRecords}
 	for _, p := range h.segments {
 		switch elf.ProgType(p.Type) {
 		case elf.PT_LOAD:
@@ -171,15 +174,14 @@ func ParseELF(r io.ReaderAt) (*ELF, error) {
 		return f, nil
 	}
 	for _, off := range d.needed {
-		f.Needed = append(f.Needed, d.str(off))
+		f.Needed = append(f.Needed, d.str(off, maxELFName))
 	}
 	for tag, field := range map[elf.DynTag]*string{elf.DT_SONAME: &f.SOName, elf.DT_RPATH: &f.RPath, elf.DT_RUNPATH: &f.RunPath} {
 		if off, ok := d.values[tag]; ok {
-			*field = d.str(off)
+			*field = d.str(off, maxELFString)
 		}
 	}
-	f.NeedsGLIBC = highestGLIBC(d.versionsNeeded())
-	f.DefinesGLIBC = highestGLIBC(d.versionsDefined())
+	f.NeedsGLIBC, f.DefinesGLIBC = d.glibcNeeded(), d.glibcDefined()
 	return f, nil
 }
 
@@ -189,6 +191,7 @@ type dynamic struct {
 	segments []elf.Prog64
 	values   map[elf.DynTag]uint64
 	needed   []uint64 // offsets into the string table
+	records  int      // of symbol versions that may still be read
 }
 
 func (d *dynamic) read(p elf.Prog64) error {
@@ -223,12 +226,12 @@ func (d *dynamic) offset(addr uint64) (int64, bool) {
 }
 
 // str reads a string of the string table; empty where there is none.
-func (d *dynamic) str(off uint64) string {
+func (d *dynamic) str(off uint64, limit uint64) string {
 	base, ok := d.offset(d.values[elf.DT_STRTAB])
 	if size := d.values[elf.DT_STRSZ]; !ok || off >= size {
 		return ""
 	}
-	size := min(d.values[elf.DT_STRSZ]-off, maxELFString)
+	size := min(d.values[elf.DT_STRSZ]-off, limit)
 	b := make([]byte, size)
 	for len(b) > 0 {
 		if _, err := d.r.ReadAt(b, base+int64(off)); err == nil {
@@ -240,61 +243,59 @@ func (d *dynamic) str(off uint64) string {
 	return string(b)
 }
 
-// versionsNeeded lists the symbol versions in the "needed" chain (gABI extension of the GNU toolchain,
-// Elf64_Verneed and Elf64_Vernaux).
-func (d *dynamic) versionsNeeded() []string {
-	var names []string
-	d.chain(elf.DT_VERNEED, elf.DT_VERNEEDNUM, 16, 12, func(at int64, b []byte) {
-		d.list(at+int64(binary.LittleEndian.Uint32(b[8:])), int(binary.LittleEndian.Uint16(b[2:])), 16, 12, func(_ int64, aux []byte) {
-			names = append(names, d.str(uint64(binary.LittleEndian.Uint32(aux[8:]))))
+// glibcNeeded is the highest version GLIBC_x.y in the chain of needed symbol versions (GNU extension of
+// the gABI, Elf64_Verneed and Elf64_Vernaux).
+func (d *dynamic) glibcNeeded() (best string) {
+	d.chain(elf.DT_VERNEED, 16, 12, func(at int64, b []byte) {
+		d.list(at+int64(binary.LittleEndian.Uint32(b[8:])), 16, 12, func(_ int64, aux []byte) bool {
+			best = higherGLIBC(best, d.str(uint64(binary.LittleEndian.Uint32(aux[8:])), maxELFName))
+			return true
 		})
 	})
-	return names
+	return best
 }
 
-// versionsDefined lists the names in the chain of definitions (Elf64_Verdef and Elf64_Verdaux).
-func (d *dynamic) versionsDefined() []string {
-	var names []string
-	d.chain(elf.DT_VERDEF, elf.DT_VERDEFNUM, 20, 16, func(at int64, b []byte) {
-		d.list(at+int64(binary.LittleEndian.Uint32(b[12:])), 1, 8, 4, func(_ int64, aux []byte) {
-			names = append(names, d.str(uint64(binary.LittleEndian.Uint32(aux))))
+// glibcDefined is the highest one in the chain of definitions (Elf64_Verdef and Elf64_Verdaux).
+func (d *dynamic) glibcDefined() (best string) {
+	d.chain(elf.DT_VERDEF, 20, 16, func(at int64, b []byte) {
+		d.list(at+int64(binary.LittleEndian.Uint32(b[12:])), 8, 4, func(_ int64, aux []byte) bool {
+			best = higherGLIBC(best, d.str(uint64(binary.LittleEndian.Uint32(aux)), maxELFName))
+			return false // the first name is the version's own, the others are its parents'
 		})
 	})
-	return names
+	return best
 }
 
-func (d *dynamic) chain(table, count elf.DynTag, size, next int, visit func(at int64, record []byte)) {
-	at, ok := d.offset(d.values[table])
-	if d.values[table] == 0 || !ok {
-		return
+func (d *dynamic) chain(table elf.DynTag, size, next int, visit func(at int64, record []byte)) {
+	if at, ok := d.offset(d.values[table]); ok && d.values[table] != 0 {
+		d.list(at, size, next, func(at int64, record []byte) bool {
+			visit(at, bytes.Clone(record))
+			return true
+		})
 	}
-	d.list(at, int(min(d.values[count], maxELFEntries)), size, next, visit)
 }
 
-// list visits records that are chained by a relative offset in their bytes [next, next+4).
-func (d *dynamic) list(at int64, count, size, next int, visit func(at int64, record []byte)) {
+// list visits records that are chained by a relative offset in their bytes [next, next+4), until the
+// visitor has enough.
+func (d *dynamic) list(at int64, size, next int, visit func(at int64, record []byte) bool) {
 	b := make([]byte, size)
-	for range min(count, maxELFEntries) {
+	for ; d.records > 0; d.records-- {
 		if _, err := d.r.ReadAt(b, at); err != nil {
 			return
 		}
-		visit(at, b)
 		step := binary.LittleEndian.Uint32(b[next:])
-		if step == 0 {
+		if !visit(at, b) || step == 0 {
 			return
 		}
 		at += int64(step)
 	}
 }
 
-// highestGLIBC picks the highest of the names GLIBC_x.y; GLIBC_PRIVATE and GLIBC_ABI_* are no versions.
-func highestGLIBC(names []string) string {
-	best := ""
-	for _, name := range names {
-		v, ok := strings.CutPrefix(name, "GLIBC_")
-		if ok && isVersion(v) && (best == "" || CompareVersions(v, best) > 0) {
-			best = v
-		}
+// higherGLIBC gives the higher of a version and that in a name GLIBC_x.y; GLIBC_PRIVATE and GLIBC_ABI_*
+// are no versions.
+func higherGLIBC(best, name string) string {
+	if v, ok := strings.CutPrefix(name, "GLIBC_"); ok && isVersion(v) && CompareVersions(v, best) > 0 {
+		return v
 	}
 	return best
 }

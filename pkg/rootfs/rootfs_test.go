@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -85,6 +88,7 @@ func TestMerge(t *testing.T) {
 		{"link becomes directory, as overlays do", [][]Entry{{Symlink("lib", "usr/lib"), File("usr/lib/a", "1")}, {File("lib/b", "2")}}, "/lib/\n/lib/b 2\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
 		{"links of the same layer are followed", [][]Entry{{Dir("usr/lib"), Symlink("lib", "usr/lib"), File("lib/a", "1")}}, "/lib -> usr/lib\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
 		{"hard link", [][]Entry{{File("a", "1"), Hardlink("b", "a")}}, "/a 1\n/b 1"},
+		{"hard link through a link", [][]Entry{{Dir("usr/lib"), Symlink("lib", "usr/lib"), File("usr/lib/a", "1"), Hardlink("b", "lib/a")}}, "/b 1\n/lib -> usr/lib\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
 		{"hard link keeps its content when the other name changes", [][]Entry{{File("a", "1"), Hardlink("b", "a")}, {File("a", "2")}}, "/a 2\n/b 1"},
 		{"hard link to a lower layer", [][]Entry{{File("a", "1")}, {Hardlink("b", "a"), File(".wh.a", "")}}, "/b 1"},
 		{"duplicates in one layer", [][]Entry{{File("a", "1"), File("a", "2"), Dir("d"), File("d/x", "1"), Dir("d")}}, "/a 2\n/d/\n/d/x 1"},
@@ -309,11 +313,43 @@ func TestParseELF(t *testing.T) {
 	assert.Negative(t, rootfs.CompareVersions("", "2.0"))
 }
 
+// hostileELF is a file whose headers point where they should not, in a layer, since there only parts of
+// it are at hand.
+func hostileELF(segments ...elf.Prog64) Entry {
+	var b bytes.Buffer
+	h := elf.Header64{Type: uint16(elf.ET_DYN), Machine: uint16(elf.EM_X86_64), Phoff: 64, Phentsize: 56, Phnum: uint16(len(segments))}
+	copy(h.Ident[:], elf.ELFMAG+"\x02\x01\x01")
+	_ = binary.Write(&b, binary.LittleEndian, h)
+	_ = binary.Write(&b, binary.LittleEndian, segments)
+	return Program("p", b.String()+strings.Repeat("\x01\x00\x00\x00", 50_000))
+}
+
+func TestHostileELF(t *testing.T) {
+	for _, off := range []uint64{0, 1, 1 << 20, 1 << 40, 1<<63 - 1, 1 << 63, ^uint64(0)} {
+		for _, size := range []uint64{0, 16, 1 << 20, 1 << 62, ^uint64(0)} {
+			scan(t, hostileELF(
+				elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: off, Filesz: size}, elf.Prog64{Type: uint32(elf.PT_INTERP), Off: 1 << 40, Filesz: size},
+				elf.Prog64{Type: uint32(elf.PT_NOTE), Off: off}, elf.Prog64{Type: uint32(elf.PT_LOAD), Vaddr: off, Filesz: size, Off: size}))
+		}
+	}
+	// Version records that overlap, each naming a long string: no more work than the file is large.
+	tags := []uint64{uint64(elf.DT_STRTAB), 0, uint64(elf.DT_STRSZ), 1 << 18, 0x6ffffffe, 4096, 0x6fffffff, 1 << 30, 0, 0}
+	var dyn bytes.Buffer
+	_ = binary.Write(&dyn, binary.LittleEndian, tags)
+	e := hostileELF(elf.Prog64{Type: uint32(elf.PT_LOAD), Filesz: 1 << 30}, elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: 176, Filesz: uint64(dyn.Len())})
+	e.Body = e.Body[:176] + dyn.String() + e.Body[176+dyn.Len():]
+	start := time.Now()
+	scan(t, e)
+	assert.Less(t, time.Since(start), 5*time.Second)
+}
+
 func TestExtract(t *testing.T) {
 	b := Tar(t, File("a", "1"), File("b", "22"))
-	found, err := rootfs.Extract(context.Background(), bytes.NewReader(b), map[string]bool{"/b": true, "/c": true}, 10)
+	found, err := rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b), map[string]bool{"/b": true, "/c": true}, 10)
 	require.NoError(t, err)
 	assert.Equal(t, map[string][]byte{"/b": []byte("22")}, found)
-	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), map[string]bool{"/b": true}, 1)
+	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(nil), map[string]bool{"/b": true}, 10)
+	assert.ErrorIs(t, err, rootfs.ErrDigest)
+	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b), map[string]bool{"/b": true}, 1)
 	assert.ErrorContains(t, err, "more than 1")
 }

@@ -16,12 +16,13 @@ import (
 
 // Bounds on what one layer may hold.
 const (
-	maxEntries   = 20_000_000
+	maxEntries   = 5_000_000
 	maxPath      = 4096
 	maxFileBytes = 1 << 40
 	maxKeepFile  = 64 << 20
 	maxKeepLayer = 256 << 20
-	maxShebang   = 256 // as Linux, BINPRM_BUF_SIZE
+	maxShebang   = 256     // as Linux, BINPRM_BUF_SIZE
+	maxNames     = 4 << 30 // bytes of all paths and links
 )
 
 // ErrDigest says that a blob is not the one that its digest names.
@@ -38,24 +39,32 @@ type Options struct {
 // must have the given digest ("sha256:…"), else the error is ErrDigest.
 func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
 	s := &scanner{ctx: ctx, keep: o.Keep, buf: make([]byte, 128<<10)}
-	sum := sha256.New()
-	blob = &contextReader{ctx, io.TeeReader(blob, sum)}
-	err := s.layer(blob)
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	// Whatever follows the archive's end belongs to the digest as well. After an error it tells
-	// a damaged transfer from a damaged image.
-	if _, copyErr := io.CopyBuffer(onlyWriter{io.Discard}, blob, s.buf); copyErr != nil {
-		return nil, fmt.Errorf("layer %s: %w", digest, errors.Join(copyErr, err))
-	}
-	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != digest {
-		return nil, fmt.Errorf("layer %s: %w: it is %s", digest, ErrDigest, got)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", digest, err)
+	if err := checked(ctx, blob, digest, s.layer); err != nil {
+		return nil, err
 	}
 	return &Index{Digest: digest, Entries: s.entries}, nil
+}
+
+// checked reads a blob and then compares its digest. The error of reading is told only of a blob that
+// is the right one: after an error the digest tells a damaged transfer from a damaged image.
+func checked(ctx context.Context, blob io.Reader, digest string, read func(io.Reader) error) error {
+	sum := sha256.New()
+	blob = &contextReader{ctx, io.TeeReader(blob, sum)}
+	err := read(blob)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	// Whatever follows the archive's end belongs to the digest as well.
+	if _, copyErr := io.CopyBuffer(onlyWriter{io.Discard}, blob, make([]byte, 128<<10)); copyErr != nil {
+		return fmt.Errorf("layer %s: %w", digest, errors.Join(copyErr, err))
+	}
+	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != digest {
+		return fmt.Errorf("layer %s: %w: it is %s", digest, ErrDigest, got)
+	}
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", digest, err)
+	}
+	return nil
 }
 
 // onlyWriter hides io.Discard's ReaderFrom, which would not use our buffer.
@@ -77,6 +86,7 @@ type scanner struct {
 	ctx     context.Context
 	keep    []string
 	kept    int64
+	names   int64
 	entries []Entry
 	buf     []byte
 	elfHead []byte // reused between files
@@ -108,6 +118,9 @@ func (s *scanner) layer(blob io.Reader) error {
 		}
 		if e == nil {
 			continue
+		}
+		if s.names += int64(len(e.Path) + len(e.Link)); s.names > maxNames {
+			return fmt.Errorf("its names have more than %d bytes", int64(maxNames))
 		}
 		if e.Type == Regular {
 			if err := s.file(e, archive); err != nil {
@@ -206,6 +219,9 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 	}
 	var program *elfCapture
 	for first, left := true, e.Size; left > 0; first = false {
+		if err := s.ctx.Err(); err != nil { // the holes of a sparse file are read from nowhere
+			return err
+		}
 		n, err := io.ReadFull(r, s.buf[:min(left, int64(len(s.buf)))])
 		if err != nil {
 			return err
@@ -263,35 +279,40 @@ func shebang(head []byte) string {
 }
 
 // Extract reads the contents of the wanted regular files from a layer, by the path of their entry. Files
-// of more than limit bytes are an error.
-func Extract(ctx context.Context, blob io.Reader, want map[string]bool, limit int64) (map[string][]byte, error) {
-	r, err := decompress(&contextReader{ctx, blob})
+// of more than limit bytes are an error, and so is a blob that is not the one that its digest names.
+func Extract(ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64) (map[string][]byte, error) {
+	found := map[string][]byte{}
+	err := checked(ctx, blob, digest, func(blob io.Reader) error { return extract(blob, want, limit, found) })
+	return found, err
+}
+
+func extract(blob io.Reader, want map[string]bool, limit int64, found map[string][]byte) error {
+	r, err := decompress(blob)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer r.Close()
-	found := map[string][]byte{}
 	archive := tar.NewReader(r)
 	for {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			return found, nil
+			return nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading the archive: %w", err)
+			return fmt.Errorf("reading the archive: %w", err)
 		}
 		e, err := entryOf(h)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if e == nil || e.Type != Regular || !want[e.Path] {
 			continue
 		}
 		if e.Size > limit {
-			return nil, fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
+			return fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
 		}
 		if found[e.Path], err = io.ReadAll(archive); err != nil {
-			return nil, fmt.Errorf("reading %q: %w", e.Path, err)
+			return fmt.Errorf("reading %q: %w", e.Path, err)
 		}
 	}
 }

@@ -115,11 +115,11 @@ func (b *layerBuilder) add(e *Entry) error {
 		}
 		n.children = map[string]*Node{}
 	case Hardlink:
-		target := b.own.Lookup(e.Link)
-		if target == nil {
-			target = b.lower.Lookup(e.Link)
+		target, _, err := b.own.ResolveParent(e.Link)
+		if err != nil {
+			target, _, err = b.lower.ResolveParent(e.Link)
 		}
-		if target == nil {
+		if err != nil {
 			return fmt.Errorf("%q is a hard link to %q, which does not exist", e.Path, e.Link)
 		}
 		if target.Type == Dir {

@@ -84,9 +84,9 @@ func Read(ctx context.Context, img *image.Image) (*Converted, error) {
 		return nil, err
 	}
 	defer r.Close()
-	files, err := rootfs.Extract(ctx, r, map[string]bool{libos.ManifestPath: true, libos.SigPath: true, libos.RecipePath: true}, maxEnclaveFile)
+	files, err := rootfs.Extract(ctx, r, top.Digest, map[string]bool{libos.ManifestPath: true, libos.SigPath: true, libos.RecipePath: true}, maxEnclaveFile)
 	if err != nil {
-		return nil, fmt.Errorf("reading the layer %s: %w", top.Digest, err)
+		return nil, err
 	}
 	c := &Converted{Image: img.Ref.String(), Digest: img.Digest, Manifest: files[libos.ManifestPath]}
 	if c.Manifest == nil || files[libos.RecipePath] == nil {

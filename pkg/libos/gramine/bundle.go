@@ -223,7 +223,8 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 		return err
 	}
 	files[loaderPath] = loader
-	todo := append(slices.Clone(facts.Needed), path.Base(facts.Interp))
+	// The dynamic linker first: its C library must be of the same build.
+	todo, dirOfInterp := append([]string{path.Base(facts.Interp)}, facts.Needed...), ""
 	for len(todo) > 0 {
 		name := path.Base(todo[0])
 		todo = todo[1:]
@@ -234,16 +235,18 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 		if _, ok := files[to]; ok {
 			continue
 		}
-		from, ok := libos.FindLibrary(libs, name, path.Join(dir, "runtime"))
-		if !ok {
-			return fmt.Errorf("the loader needs %s, which is not there: name a directory or package that has it with --runtime-libs", name)
-		}
-		content, err := libs.Read(l.ctx, from)
+		from, content, err := libos.ReadLibrary(l.ctx, libs, name, dirOfInterp, path.Join(dir, "runtime"))
 		if err != nil {
 			return err
 		}
-		files[to] = libos.File{Path: to, Mode: 0o755, Content: content[from]}
-		lib, err := rootfs.ParseELF(bytes.NewReader(content[from]))
+		if from == "" {
+			return fmt.Errorf("the loader needs %s, which is not there: name a directory or package that has it with --runtime-libs", name)
+		}
+		if to == loaderInterp {
+			dirOfInterp = path.Dir(from)
+		}
+		files[to] = libos.File{Path: to, Mode: 0o755, Content: content}
+		lib, err := rootfs.ParseELF(bytes.NewReader(content))
 		if err != nil {
 			return fmt.Errorf("reading %s: %w", from, err)
 		}
