@@ -32,8 +32,9 @@ type container struct {
 
 const dockerName = "cconvert-demo"
 
-// newContainer unpacks the image and finds out what can run it.
-func newContainer(root, ref string) (*container, error) {
+// newContainer unpacks the image and finds out what can run it. For Docker it is converted once more. With
+// DEMO_DOCKER set, Docker is used in any case.
+func newContainer(root, ref string, convert func(...string) (string, error)) (*container, error) {
 	digest, err := name.NewDigest(ref)
 	if err != nil {
 		return nil, err
@@ -50,16 +51,18 @@ func newContainer(root, ref string) (*container, error) {
 		return nil, err
 	}
 	c := &container{root: root, argv: config.Config.Entrypoint}
-	probe := exec.Command("/proc/self/exe")
+	program, err := filepath.Abs("bin/cconvert")
+	if err != nil {
+		return nil, err
+	}
+	probe := exec.Command(program, "version")
 	probe.SysProcAttr = namespace("/")
-	if err := probe.Start(); err == nil {
-		_ = probe.Process.Kill()
-		_ = probe.Wait()
+	if os.Getenv("DEMO_DOCKER") == "" && probe.Run() == nil {
 		return c, nil
 	}
 	if exec.Command("docker", "version").Run() == nil {
 		c.image = "cconvert-demo:latest"
-		_, err := cconvert(ref, "--to", "docker-daemon:"+c.image)
+		_, err := convert("--to", "docker-daemon:"+c.image)
 		return c, err
 	}
 	return nil, errors.New("the image is converted, but cannot be run here: this machine allows neither user namespaces (see user_namespaces(7), sysctl kernel.apparmor_restrict_unprivileged_userns) nor Docker")

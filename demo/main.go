@@ -37,7 +37,12 @@ func main() {
 	}
 }
 
-func say(format string, args ...any) { fmt.Printf("\n\033[1m"+format+"\033[0m\n", args...) }
+func say(format string, args ...any) {
+	if info, err := os.Stdout.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		format = "\033[1m" + format + "\033[0m"
+	}
+	fmt.Printf("\n"+format+"\n", args...)
+}
 
 func run() error {
 	dir, err := os.MkdirTemp("", "cconvert-demo-")
@@ -63,7 +68,10 @@ func run() error {
 	if _, err := cconvert("keygen", "--out", key); err != nil {
 		return err
 	}
-	converted, err := cconvert(source, "--runtime", "sim", "--key", key, "--memory", "256M", "--threads", "8")
+	convert := func(more ...string) (string, error) {
+		return cconvert(append([]string{source, "--runtime", "sim", "--key", key, "--memory", "256M", "--threads", "8"}, more...)...)
+	}
+	converted, err := convert()
 	if err != nil {
 		return err
 	}
@@ -76,7 +84,7 @@ func run() error {
 	}
 	fmt.Println(facts)
 
-	c, err := newContainer(filepath.Join(dir, "root"), converted)
+	c, err := newContainer(filepath.Join(dir, "root"), converted, convert)
 	if err != nil {
 		return err
 	}
@@ -171,6 +179,11 @@ func pushImage(ref, address string) error {
 func cconvert(args ...string) (string, error) {
 	fmt.Println("$ cconvert", strings.Join(args, " "))
 	cmd := exec.Command("bin/cconvert", args...)
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "CCONVERT_") { // the settings of whoever tries this are not for it
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	return strings.TrimSpace(string(out)), err

@@ -4,13 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/renameio/v2"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
 )
 
 const convertLong = `Convert an image for linux/amd64 and store the result.
@@ -70,6 +74,9 @@ func newConvert() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := checkTarget(source, target); err != nil {
+			return err
+		}
 		o := convert.Options{Source: source, Image: registry.options(), Jobs: registry.jobs}
 		if o.Launch, err = start.options(); err != nil {
 			return err
@@ -79,6 +86,11 @@ func newConvert() *cobra.Command {
 		}
 		if o.Date, err = parseDate(start.date); err != nil {
 			return err
+		}
+		if jsonFile != "" {
+			if dir := filepath.Dir(jsonFile); !isDir(dir) {
+				return usagef("--output-json %s: %s is not a directory", jsonFile, dir)
+			}
 		}
 		if o.Backend, o.Runtime, err = library.choose(registry); err != nil {
 			return err
@@ -111,10 +123,17 @@ func newConvert() *cobra.Command {
 				return fmt.Errorf("the image is stored as %s, but describing it failed: %w", r.Output.Ref, err)
 			}
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), r.Output.Ref)
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), r.Output.Ref); err != nil {
+			return fmt.Errorf("the image is stored as %s, but that could not be printed: %w", r.Output.Ref, err)
+		}
 		return nil
 	}
 	return cmd
+}
+
+func isDir(p string) bool {
+	info, err := os.Stat(p)
+	return err == nil && info.IsDir()
 }
 
 func run(ctx context.Context, o convert.Options, finish func(*convert.Prepared) (*convert.Result, error)) (*convert.Result, error) {
@@ -124,7 +143,9 @@ func run(ctx context.Context, o convert.Options, finish func(*convert.Prepared) 
 	}
 	defer p.Close()
 	for _, f := range p.Findings() {
-		logrus.Debugf("%s: %s %s", f.Code, f.Path, f.Message)
+		if f.Severity == launch.Info { // warnings are in the report
+			logrus.Debugf("[%s] %s %s", f.Code, f.Path, f.Message)
+		}
 	}
 	return finish(p)
 }
@@ -136,8 +157,19 @@ func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, inse
 	if repo != "" && !suffixGiven {
 		suffix = ""
 	}
-	if repo == "" && suffix == "" {
-		return image.Reference{}, usagef("an empty --suffix would replace the source: say where the result goes with --to")
-	}
 	return source.Target(suffix, repo, insecure)
+}
+
+// checkTarget refuses targets that cannot be what was meant.
+func checkTarget(source, target image.Reference) error {
+	if target.Same(source) {
+		return usagef("the result would replace the source, %s: say where it goes with --to, --repo or --suffix", source)
+	}
+	if target.Digest != "" {
+		return usagef("--to %s: a target is named by a tag, its digest is what comes out", target)
+	}
+	if _, ok := target.Name.(name.Digest); ok {
+		return usagef("--to %s: a target is named by a tag, its digest is what comes out", target)
+	}
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"syscall"
 
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -59,9 +60,16 @@ func exitCode(ctx context.Context, err error) int {
 // hintFor says what to do about an error, where there is something to do.
 func hintFor(err error) string {
 	var small *gramine.TooSmallError
+	var dns *net.DNSError
 	switch {
 	case errors.As(err, &small):
 		return "give the enclave more memory: --memory " + manifest.FormatSize(small.Needed)
+	case errors.Is(err, fs.ErrExist):
+		return "there is a key already: use it, or choose another file with --out"
+	case errors.As(err, &dns):
+		return "no such registry. A local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE, a layout oci:DIR. Without a network, take the runtime from this machine: --runtime gramine=dir:PREFIX, or --runtime sim"
+	case errors.Is(err, image.ErrReference):
+		return "names are NAME:TAG in lower case, oci:DIR:TAG, docker-archive:FILE or docker-daemon:NAME"
 	case errors.Is(err, image.ErrUnauthorized):
 		return "check the name; for a private registry, log in with \"docker login\": cconvert uses the same credentials. A registry may also answer this where there is no such image."
 	case errors.Is(err, image.ErrNotFound):
@@ -73,7 +81,7 @@ func hintFor(err error) string {
 	case errors.Is(err, verify.ErrNotConverted):
 		return "convert it first: cconvert IMAGE"
 	case errors.Is(err, launch.ErrImage):
-		return "check that the image starts with \"docker run\"; --arg sets other arguments"
+		return "does the image start with \"docker run\"? What does not start there does not start here"
 	case errors.Is(err, libos.ErrNoRuntime):
 		return "name a Gramine installation: --runtime gramine=dir:PREFIX, gramine=deb:FILE or gramine=docker://IMAGE"
 	case errors.Is(err, sgx.ErrNoKey):

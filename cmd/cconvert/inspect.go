@@ -72,8 +72,13 @@ func printConverted(w io.Writer, c *verify.Converted) {
 	line("enclave", "%s, %d threads%s%s", humanize.IBytes(c.Enclave.EnclaveSize), c.Enclave.MaxThreads,
 		when(c.Enclave.EDMM, ", memory added at run time"), when(c.Debug, ", DEBUG: keeps no secrets"))
 	line("may read", "%s files, each by its digest", humanize.Comma(int64(c.TrustedFiles)))
+	line("attestation", "%s", c.Recipe.Options.Attestation)
 	line("program", "%s", c.Program.Entrypoint)
-	line("arguments", "%q (measured: others given at start are ignored)", c.Program.Argv)
+	if c.Program.HostArgs {
+		line("arguments", "CHOSEN BY THE HOST, not measured")
+	} else {
+		line("arguments", "%q (measured: others given at start are ignored)", c.Program.Argv)
+	}
 	line("directory", "%s", c.Program.WorkDir)
 	line("identity", "%d:%d", c.Program.UID, c.Program.GID)
 	for i, name := range sortedNames(c.Program.Env) {

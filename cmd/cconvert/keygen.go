@@ -133,7 +133,7 @@ you signed. The key is your enclaves' identity: whoever has it can sign in your 
 			if err != nil {
 				return err
 			}
-			logrus.Infof("the key is in %s", out)
+			logrus.Infof("the key is in %s, its MRSIGNER is:", out)
 			fmt.Fprintln(cmd.OutOrStdout(), sgx.MRSigner(public))
 			return nil
 		},

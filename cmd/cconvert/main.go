@@ -18,7 +18,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	err := newRoot().ExecuteContext(ctx)
-	if err != nil {
+	if err != nil && ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "cconvert: interrupted: no tag was moved and nothing is half stored")
+	} else if err != nil {
 		fmt.Fprintln(os.Stderr, "cconvert:", err)
 		if hint := hintFor(err); hint != "" {
 			fmt.Fprintln(os.Stderr, "hint:", hint)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -156,12 +157,21 @@ func (l *launchFlags) options() (launch.Options, error) {
 	if o.Enclave.Size, err = manifest.ParseSize(l.memory); err != nil {
 		return o, usagef("--memory: %w", err)
 	}
-	if l.threads < 1 {
-		return o, usagef("--threads: %d is not a number of threads", l.threads)
+	if n := o.Enclave.Size; n&(n-1) != 0 || n == 0 {
+		return o, usagef("--memory %s: the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G", l.memory)
+	}
+	if l.threads < 1 || l.threads > 1<<16 {
+		return o, usagef("--threads: %d is not between 1 and 65536", l.threads)
+	}
+	if !slices.Contains([]string{"none", "dcap"}, l.attestation) {
+		return o, usagef("--attestation %s: there is none and dcap", l.attestation)
+	}
+	if levels := []string{"none", "error", "warning", "debug", "trace", "all"}; !slices.Contains(levels, l.logLevel) {
+		return o, usagef("--runtime-log-level %s: there is %s", l.logLevel, strings.Join(levels, ", "))
 	}
 	for _, kv := range l.env {
 		name, value, ok := strings.Cut(kv, "=")
-		if !ok || name == "" {
+		if !ok || name == "" || strings.ContainsAny(name, " \t\n") {
 			return o, usagef("--env %s: NAME=VALUE expected; to take the host's value, use --pass-env", kv)
 		}
 		o.Env = append(o.Env, launch.EnvVar{Name: name, Value: value})
@@ -189,6 +199,12 @@ func (l *launchFlags) options() (launch.Options, error) {
 		p, key, _ := strings.Cut(v, "=")
 		if !strings.HasPrefix(p, "/") {
 			return o, usagef("--encrypt-mount %s: an absolute path expected", v)
+		}
+		if slices.Contains(l.tmpfs, p) {
+			return o, usagef("%s is both --tmpfs and --encrypt-mount: it can be one", p)
+		}
+		if strings.HasPrefix(key, "_sgx_") && key != "_sgx_mrsigner" && key != "_sgx_mrenclave" {
+			return o, usagef("--encrypt-mount %s: of the keys that the CPU gives there are _sgx_mrsigner and _sgx_mrenclave", v)
 		}
 		o.Encrypted = append(o.Encrypted, launch.Mount{Path: p, Key: key})
 	}

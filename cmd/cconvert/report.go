@@ -28,6 +28,10 @@ func report(w io.Writer, r *convert.Result) {
 	line("MRSIGNER", "%s", r.MRSigner)
 	line("", "who signed: the hash of your public key")
 	line("took", "%.1f s", r.Timings["total"])
+	line("stored as", "%s", r.Target)
+	if !r.HostArgs {
+		line("", "arguments after its name have no effect: they are measured")
+	}
 	t.Flush()
 	reportFindings(w, r.Warnings)
 }

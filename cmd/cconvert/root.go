@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -55,7 +57,11 @@ func newRoot() *cobra.Command {
 	}
 	root.Flags().AddFlagSet(convert.Flags())
 	root.PersistentFlags().BoolVarP(&verbose, "verbose", "v", false, "log what is being done")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%s%s", strings.Replace(err.Error(), "strconv.ParseUint: ", "", 1), nearestFlag(cmd, err))
+	})
+	root.Version = versionText()
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(convert, newMeasure(), newInspect(), newRuntime(), newKeygen(), newVersion())
 	return root
 }
@@ -76,6 +82,24 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 	return failed
 }
 
+// nearestFlag suggests the flag that was probably meant.
+func nearestFlag(cmd *cobra.Command, err error) string {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return ""
+	}
+	best, distance := "", 4
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if d := levenshtein.ComputeDistance(f.Name, unknown.GetSpecifiedName()); d < distance {
+			best, distance = f.Name, d
+		}
+	})
+	if best == "" {
+		return ""
+	}
+	return "; the nearest is --" + best
+}
+
 // exactArgs wants so many arguments, and says what they are.
 func exactArgs(what ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
@@ -83,7 +107,7 @@ func exactArgs(what ...string) cobra.PositionalArgs {
 			if len(what) == 0 {
 				return usagef("this command takes no arguments")
 			}
-			return usagef("%s expected: see --help", strings.Join(what, " "))
+			return usagef("%s expected, %d arguments given (%s): see --help", strings.Join(what, " "), len(args), strings.Join(args, " "))
 		}
 		return nil
 	}

@@ -13,21 +13,25 @@ import (
 // version is set by the build.
 var version string
 
+func versionText() string {
+	v := version
+	if info, ok := debug.ReadBuildInfo(); v == "" && ok {
+		v = info.Main.Version
+	}
+	return fmt.Sprintf("cconvert %s, format epoch %d, %s", v, convert.FormatEpoch, runtime.Version())
+}
+
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version and the format epoch",
 		Long: `Print the version and the format epoch. Two versions with the same epoch convert the same
-input to the same output.`,
+input to the same output; but for the simulated runtime, which is cconvert itself.`,
 		Example: "  cconvert version",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := version
-			if info, ok := debug.ReadBuildInfo(); v == "" && ok {
-				v = info.Main.Version
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "cconvert %s, format epoch %d, %s\n", v, convert.FormatEpoch, runtime.Version())
-			return nil
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionText())
+			return err
 		},
 	}
 }

@@ -72,6 +72,10 @@ type Result struct {
 	ManifestSize int                `json:"manifest_bytes"`
 	Warnings     []launch.Finding   `json:"warnings"`
 	Timings      map[string]float64 `json:"timings"` // seconds by step
+	// Target is where the image went, as it was asked for.
+	Target string `json:"target"`
+	// HostArgs says that the host chooses the arguments.
+	HostArgs bool `json:"insecure_args"`
 }
 
 // Output is where the converted image is.
@@ -90,7 +94,7 @@ type Runtime struct {
 	Source  string `json:"source"`
 }
 
-// stopwatch notes how long steps took. A nil one notes nothing.
+// stopwatch notes how long steps took.
 type stopwatch struct {
 	last  time.Time
 	steps map[string]float64

@@ -246,6 +246,7 @@ func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Res
 		total += seconds
 	}
 	r.Timings["total"] = total
+	r.Target, r.HostArgs = to.String(), p.spec.HostArgs
 	r.Output.Ref, r.Output.Digest = out.Name(to)
 	return r
 }

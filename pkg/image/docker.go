@@ -16,7 +16,7 @@ import (
 )
 
 // openArchive reads a file of "docker save".
-func openArchive(ref Reference) (*Image, error) {
+func openArchive(ctx context.Context, ref Reference) (*Image, error) {
 	f, err := os.Open(ref.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
@@ -24,20 +24,26 @@ func openArchive(ref Reference) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openSaved(ref, f)
+	return openSaved(ctx, ref, f)
 }
 
 // openSaved reads an archive; the image keeps the file open.
-func openSaved(ref Reference, f *os.File) (*Image, error) {
+func openSaved(ctx context.Context, ref Reference, f *os.File) (*Image, error) {
 	info, err := f.Stat()
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	opener := func() (io.ReadCloser, error) { return sectionFile{io.NewSectionReader(f, 0, info.Size())}, nil }
+	opener := func() (io.ReadCloser, error) { return sectionFile{ctx, io.NewSectionReader(f, 0, info.Size())}, nil }
 	var tag *name.Tag
 	if t, ok := ref.Name.(name.Tag); ok && ref.Transport == DockerArchive {
 		tag = &t
+	}
+	if tag == nil {
+		if tag, err = onlyTag(opener, ref); err != nil {
+			f.Close()
+			return nil, err
+		}
 	}
 	img, err := tarball.Image(opener, tag)
 	if err != nil {
@@ -53,7 +59,34 @@ func openSaved(ref Reference, f *os.File) (*Image, error) {
 	return out, nil
 }
 
-type sectionFile struct{ *io.SectionReader }
+// onlyTag finds the name of the one image in an archive; nil where it has none.
+func onlyTag(opener tarball.Opener, ref Reference) (*name.Tag, error) {
+	m, err := tarball.LoadManifest(opener)
+	if err != nil {
+		return nil, fmt.Errorf("reading the archive: %w", err)
+	}
+	if len(m) == 1 {
+		return nil, nil
+	}
+	var tags []string
+	for _, d := range m {
+		tags = append(tags, d.RepoTags...)
+	}
+	return nil, fmt.Errorf("%w: the archive holds several images, name one of %q as %s:NAME", ErrNotFound, tags, ref)
+}
+
+// sectionFile reads a part of a file until the context ends.
+type sectionFile struct {
+	ctx context.Context
+	*io.SectionReader
+}
+
+func (s sectionFile) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return s.SectionReader.Read(p)
+}
 
 func (sectionFile) Close() error { return nil }
 
@@ -135,7 +168,7 @@ func openDaemon(ctx context.Context, ref Reference) (*Image, error) {
 		f.Close()
 		return nil, fmt.Errorf("saving the image: %w", err)
 	}
-	return openSaved(ref, f)
+	return openSaved(ctx, ref, f)
 }
 
 func writeDaemon(ctx context.Context, ref Reference, img *Output) error {

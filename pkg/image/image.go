@@ -90,7 +90,7 @@ func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 	case OCILayout:
 		img, err = openLayout(ctx, ref)
 	case DockerArchive:
-		img, err = openArchive(ref)
+		img, err = openArchive(ctx, ref)
 	case DockerDaemon:
 		img, err = openDaemon(ctx, ref)
 	}

@@ -147,7 +147,7 @@ func writeLayout(ctx context.Context, ref Reference, img *Output) error {
 		return err
 	}
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
-		return d.Annotations[annotationRefName] == ref.Tag && (ref.Tag != "" || d.Digest == digest)
+		return d.Annotations[annotationRefName] == ref.Tag
 	})
 	d := v1.Descriptor{
 		MediaType: img.mediaType, Size: int64(len(img.manifest)), Digest: digest,

@@ -126,6 +126,24 @@ func (r Reference) String() string {
 	return r.Name.String()
 }
 
+// Same says whether two references name the same place.
+func (r Reference) Same(o Reference) bool {
+	if r.Transport != o.Transport || r.Tag != o.Tag || r.Digest != o.Digest {
+		return false
+	}
+	if r.Path != o.Path {
+		a, errA := filepath.Abs(r.Path)
+		b, errB := filepath.Abs(o.Path)
+		if errA != nil || errB != nil || a != b {
+			return false
+		}
+	}
+	if r.Transport == DockerArchive {
+		return true // writing replaces the file, whatever is in it
+	}
+	return r.Name == nil && o.Name == nil || r.Name != nil && o.Name != nil && r.Name.Name() == o.Name.Name()
+}
+
 // tagOf gives what stands for the tag in a new name: the tag, or the digest in a form that a tag allows.
 func tagOf(n name.Reference) string {
 	return strings.ReplaceAll(n.Identifier(), ":", "-")

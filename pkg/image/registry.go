@@ -80,7 +80,10 @@ func openRegistry(ctx context.Context, ref Reference, o Options) (*Image, error)
 	if err != nil {
 		return nil, err
 	}
-	if d.MediaType.IsIndex() {
+	for range 2 { // an index may name an index
+		if !d.MediaType.IsIndex() {
+			break
+		}
 		var index v1.IndexManifest
 		if err := json.Unmarshal(d.Manifest, &index); err != nil {
 			return nil, fmt.Errorf("reading the index: %w", err)
@@ -180,6 +183,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 			}
 			r.body.Close()
 			r.body = nil
+			err = fmt.Errorf("%w: %w", errBroken, err)
 		}
 		if err == nil {
 			continue

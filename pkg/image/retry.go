@@ -3,9 +3,11 @@ package image
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -74,7 +76,7 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		if err == nil && ctx.Value(streamed) == nil {
 			out, err = readWhole(out)
 		}
-		if errors.Is(err, io.EOF) { // closed before an answer came
+		if err != nil && ctx.Err() == nil && !lasting(err) {
 			err = fmt.Errorf("%w: %w", errBroken, err)
 		}
 		again := err != nil && Transient(err) || err == nil && slices.Contains(transientStatus, out.StatusCode)
@@ -104,6 +106,17 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	}
 }
 
+// lasting says whether a request failed for a reason that stays: no such host, or no trust in it. Every
+// other failure below HTTP is the network's, in more forms than could be listed.
+func lasting(err error) bool {
+	var dns *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &certificate) || errors.As(err, &record) || errors.Is(err, errTooLarge)
+}
+
+var errTooLarge = errors.New("answer too large")
+
 // readWhole replaces an answer's body by its content in memory.
 func readWhole(out *http.Response) (*http.Response, error) {
 	b, err := io.ReadAll(io.LimitReader(out.Body, maxAnswer+1))
@@ -112,7 +125,7 @@ func readWhole(out *http.Response) (*http.Response, error) {
 		return nil, fmt.Errorf("reading the answer to %s %s: %w", out.Request.Method, out.Request.URL.Path, err)
 	}
 	if len(b) > maxAnswer {
-		return nil, fmt.Errorf("the answer to %s %s has more than %d bytes", out.Request.Method, out.Request.URL.Path, maxAnswer)
+		return nil, fmt.Errorf("%w: that to %s %s has more than %d bytes", errTooLarge, out.Request.Method, out.Request.URL.Path, maxAnswer)
 	}
 	out.Body = io.NopCloser(bytes.NewReader(b))
 	return out, nil

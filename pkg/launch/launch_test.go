@@ -293,7 +293,7 @@ func TestCommand(t *testing.T) {
 		"/usr/bin is not a regular file":                                        {Cmd: []string{"/bin"}},
 		"the script /srv/lost begins with #!":                                   {Cmd: []string{"/srv/lost"}},
 		"interpret each other":                                                  {Cmd: []string{"/srv/a"}},
-		"names no interpreter":                                                  {Cmd: []string{"/srv/empty"}},
+		"the script /srv/vt begins with #!":                                     {Cmd: []string{"/srv/vt"}},
 		"/srv/text is neither a program nor a sc":                               {Cmd: []string{"/srv/text"}},
 		"which is not NAME=VALUE":                                               {Cmd: []string{"tool"}, Env: []string{"BROKEN"}},
 	} {

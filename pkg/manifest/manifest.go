@@ -7,10 +7,12 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -271,6 +273,9 @@ func (m *Manifest) Render() ([]byte, error) {
 		}
 		b.WriteByte('\n')
 	}
+	if !utf8.Valid(b.Bytes()) {
+		return nil, errors.New("manifest: it holds a name that is not UTF-8, which TOML cannot")
+	}
 	return b.Bytes(), nil
 }
 
@@ -360,8 +365,11 @@ func key(k string) string {
 // quote writes a basic string (TOML 1.0, "String").
 func quote(b *bytes.Buffer, s string) {
 	b.WriteByte('"')
-	for _, c := range s {
+	for i, c := range s {
 		switch c {
+		case utf8.RuneError:
+			_, n := utf8.DecodeRuneInString(s[i:])
+			b.WriteString(s[i : i+n]) // as it is, and found out in the end where it is no character
 		case '"', '\\':
 			b.WriteByte('\\')
 			b.WriteRune(c)

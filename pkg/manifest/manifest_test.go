@@ -44,6 +44,7 @@ func TestOverlayErrorsNamePlaceAndNearestKey(t *testing.T) {
 		"[sgx]\n\nmax_threads = \"4\"\n": "o.toml:3: sgx.max_threads: it must be an integer, not a string",
 		"[[fs.mounts]]\ntype = \"tmpfs\"\npath = \"/a\"\n[[fs.mounts]]\ntyp = \"tmpfs\"\npath = \"/b\"\n": "o.toml:5: fs.mounts[1].typ: this key does not exist",
 		"sgx.trusted_files = [\n \"file:/a\",\n { uri = 1 },\n]\n":                                        "o.toml:3: sgx.trusted_files[1].uri: it must be a string",
+		"sgx.trusted_files = [\n {uri = \"file:/a\", sha256 = \"ff\"}]\n":                                 "o.toml:2: sgx.trusted_files[0].sha256: it must be 64 hexadecimal digits",
 		"a = \n":                            "o.toml:1: syntax",
 		"loader.log_level = \"loud\"\n":     `o.toml:1: loader.log_level: "loud" is not allowed: it must be one of none, error`,
 		"lodaer.argv = []\n":                `the nearest is "loader"`,
@@ -108,18 +109,18 @@ loader.argv = ["other"]
 loader.env.NEW = "1"
 sgx.enclave_size = "2G"
 sgx.allowed_files = ["file:/more"]
-sgx.trusted_files = [{ uri = "file:/usr/bin/app", sha256 = "ff" }, "file:/needs-digest"]
+sgx.trusted_files = [{ uri = "file:/usr/bin/app", sha256 = "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF" }, "file:/needs-digest"]
 fs.mounts = [{ type = "tmpfs", path = "/lib" }, { path = "/a", uri = "file:/b" }]
 sys.stack.size = "1M"
 `))
 	require.NoError(t, err)
-	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", "ff"}, {URI: "file:/needs-digest"}}, o.Trusted)
+	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", strings.Repeat("ff", 32)}, {URI: "file:/needs-digest"}}, o.Trusted)
 	m.Merge(o)
 	got := render(t, m)
 	for _, want := range []string{
 		`argv = ["other"]`, `env.NEW = "1"`, `env."A.b c" = "1"`, `enclave_size = "2G"`, `stack.size = "1M"`,
 		"allowed_files = [\n  \"file:/host\",\n  \"file:/more\",\n]", `{ path = "/lib", type = "tmpfs" }`, `{ path = "/a", uri = "file:/b" }`,
-		`{ uri = "file:/usr/bin/app", sha256 = "ff" }`,
+		`{ uri = "file:/usr/bin/app", sha256 = "` + strings.Repeat("ff", 32) + `" }`,
 	} {
 		assert.Contains(t, got, want)
 	}

@@ -1,8 +1,11 @@
 package manifest
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -54,13 +57,18 @@ func ParseOverlay(file string, text []byte) (*Overlay, error) {
 	o := &Overlay{table: t}
 	sgx, _ := t["sgx"].(Table)
 	entries, _ := sgx["trusted_files"].([]any)
-	for _, v := range entries {
+	for i, v := range entries {
 		switch v := v.(type) {
 		case string:
 			o.Trusted = append(o.Trusted, TrustedFile{URI: v})
 		case Table:
 			uri, _ := v["uri"].(string)
 			sum, _ := v["sha256"].(string)
+			sum = strings.ToLower(sum)
+			if b, err := hex.DecodeString(sum); sum != "" && (err != nil || len(b) != sha256.Size) {
+				key := fmt.Sprintf("sgx.trusted_files[%d].sha256", i)
+				return nil, &KeyError{file, keyLines(text)[key], key, "it must be 64 hexadecimal digits"}
+			}
 			o.Trusted = append(o.Trusted, TrustedFile{uri, sum})
 		}
 	}

@@ -52,6 +52,7 @@ type Converted struct {
 type Program struct {
 	Entrypoint string         `json:"entrypoint"`
 	Argv       []string       `json:"argv"`
+	HostArgs   bool           `json:"insecure_args"` // the host chooses the arguments
 	Env        map[string]any `json:"env"`
 	WorkDir    string         `json:"workdir"`
 	UID        int            `json:"uid"`
@@ -135,6 +136,7 @@ func (c *Converted) readManifest() error {
 		} `toml:"libos"`
 		Loader struct {
 			Argv []string       `toml:"argv"`
+			Host bool           `toml:"insecure__use_cmdline_argv"`
 			Env  map[string]any `toml:"env"`
 			UID  int            `toml:"uid"`
 			GID  int            `toml:"gid"`
@@ -161,7 +163,7 @@ func (c *Converted) readManifest() error {
 	}
 	c.Weaknesses = whole.Weaknesses()
 	c.Program = Program{
-		Entrypoint: m.LibOS.Entrypoint, Argv: m.Loader.Argv, Env: m.Loader.Env, WorkDir: m.FS.StartDir,
+		Entrypoint: m.LibOS.Entrypoint, Argv: m.Loader.Argv, HostArgs: m.Loader.Host, Env: m.Loader.Env, WorkDir: m.FS.StartDir,
 		UID: m.Loader.UID, GID: m.Loader.GID, Mounts: m.FS.Mounts,
 	}
 	c.ManifestBytes, c.Trusted, c.TrustedFiles, c.AllowedFiles = len(c.Manifest), m.SGX.Trusted, len(m.SGX.Trusted), m.SGX.Allowed

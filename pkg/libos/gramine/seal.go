@@ -59,6 +59,7 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if r.Prepare != nil {
 		r.Prepare(m, out)
 	}
+	asked := m.Weaknesses() // which the specification's findings speak of
 	if in.Overlay != nil {
 		m.Merge(in.Overlay)
 	}
@@ -78,6 +79,9 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		})
 	}
 	for _, setting := range m.Weaknesses() {
+		if slices.Contains(asked, setting) {
+			continue
+		}
 		out.Findings = append(out.Findings, launch.Finding{
 			Code: launch.CodeInsecureSetting, Severity: launch.Warning, Path: setting, Message: "this setting weakens the enclave",
 		})
@@ -116,6 +120,9 @@ func normalise(m *manifest.Manifest) error {
 		}
 		enclave["enclave_size"] = manifest.FormatSize(n)
 	}
+	// What the host may change cannot have a digest as well.
+	allowed, _ := enclave["allowed_files"].([]any)
+	m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool { return slices.Contains(allowed, any(f.URI)) })
 	m.SortTrusted()
 	return nil
 }
@@ -183,8 +190,8 @@ func chooseLibC(in libos.Input, m *manifest.Manifest, out *libos.Sealed) {
 	switch {
 	case c.Kind == launch.GLIBC && b.GLIBC != "" && rootfs.CompareVersions(b.GLIBC, c.NeedsGLIBC) >= 0:
 		dirs := []string{glibcDir}
-		if c.Cache == "" {
-			dirs = append(dirs, c.Dirs...)
+		if c.Cache == "" || b.GLIBCData.Cache == "" || in.Tree.Lookup(b.GLIBCData.Cache) != nil && b.GLIBCData.Cache != c.Cache {
+			dirs = append(dirs, c.Dirs...) // it will not find the image's cache
 		}
 		set(dirs...)
 		trustRuntime(m, b, glibcDir)

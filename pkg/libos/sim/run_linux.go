@@ -15,15 +15,21 @@ import (
 // unconfined is the variable by which a user accepts that the program is not confined.
 const unconfined = "CCONVERT_SIM_UNCONFINED"
 
-// run confines this process and replaces it by the program.
-func (p *program) run(argv, env, readable []string) error {
-	if abi, err := landlocksys.LandlockGetABIVersion(); err != nil || abi < 1 {
+// run confines this process and replaces it by the program. The signature is a file that the program must
+// not be able to read.
+func (p *program) run(argv, env, readable []string, sig string) error {
+	// The first version could not allow moving files between directories; the library would then confine
+	// nothing at all. So it counts as none.
+	if abi, err := landlocksys.LandlockGetABIVersion(); err != nil || abi < 2 {
 		if os.Getenv(unconfined) != "1" {
-			return fmt.Errorf("this kernel or the container's seccomp profile has no Landlock, so the program cannot be confined to its files: set %s=1 to run it all the same", unconfined)
+			return fmt.Errorf("this kernel or the container's seccomp profile has no Landlock of version 2 (Linux 5.19), so the program cannot be confined to its files: set %s=1 to run it all the same", unconfined)
 		}
 		fmt.Fprintln(os.Stderr, "cconvert sim: the program is NOT CONFINED to the files of its manifest")
 	} else if err := p.confine(readable); err != nil {
 		return fmt.Errorf("confining the program: %w", err)
+	} else if f, err := os.Open(sig); err == nil {
+		f.Close()
+		return fmt.Errorf("confining the program had no effect: %s, which is not in its manifest, can be read", sig)
 	}
 	if err := p.assume(); err != nil {
 		return err

@@ -4,6 +4,6 @@ package sim
 
 import "errors"
 
-func (p *program) run([]string, []string, []string) error {
+func (p *program) run([]string, []string, []string, string) error {
 	return errors.New("the simulated runtime runs on Linux only")
 }

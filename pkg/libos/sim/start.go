@@ -100,7 +100,7 @@ func start(args []string) error {
 	}
 	argv := p.Loader.Argv
 	if p.Loader.HostArgs {
-		argv = args[3:]
+		argv = append([]string{p.LibOS.Entrypoint}, args[4:]...) // as Gramine does
 	} else if len(args) > 4 {
 		fmt.Fprintf(os.Stderr, "cconvert sim: the arguments %q are ignored: arguments are measured\n", args[4:])
 	}
@@ -108,7 +108,7 @@ func start(args []string) error {
 		argv = []string{p.LibOS.Entrypoint}
 	}
 	fmt.Fprintln(os.Stderr, "cconvert sim: SIMULATION, nothing is confidential: there is no enclave around this program")
-	return p.run(argv, p.environment(), readable)
+	return p.run(argv, p.environment(), readable, app+".sig")
 }
 
 // checkSignature does what the CPU does when an enclave starts: it measures the enclave image and the
@@ -128,7 +128,7 @@ func checkSignature(pal, app string, manifestText []byte) error {
 	}
 	enclave, err := gramine.NewEnclave(gramine.LayoutVersion, image, manifestText)
 	if err != nil {
-		return refused("%s: %w", app+".manifest.sgx", err)
+		return refused("%s or %s was changed after signing: %w", app+".manifest.sgx", pal, err)
 	}
 	m, err := sgx.Measure(context.Background(), enclave.Layout)
 	if err != nil {
