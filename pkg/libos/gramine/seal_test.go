@@ -1,0 +1,137 @@
+package gramine
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
+
+// needing is a program that needs a version of glibc: its facts are put into the tree by hand, since
+// making such a file takes a linker.
+func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay string, entries ...Entry) (*libos.Sealed, string) {
+	t.Helper()
+	archive := Tar(t, entries...)
+	sum := sha256.Sum256(archive)
+	index, err := rootfs.Scan(context.Background(), bytes.NewReader(archive), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: launch.Keep})
+	require.NoError(t, err)
+	for i := range index.Entries {
+		if f := index.Entries[i].ELF; f != nil {
+			f.NeedsGLIBC = needs
+		}
+	}
+	tree, err := rootfs.Merge([]*rootfs.Index{index})
+	require.NoError(t, err)
+	config, err := json.Marshal(v1.ConfigFile{Config: v1.Config{Cmd: []string{"/app"}, Env: env}})
+	require.NoError(t, err)
+	spec, err := launch.Build(tree, config, launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}})
+	require.NoError(t, err)
+	in := libos.Input{Spec: spec, Bundle: b, Tree: tree}
+	if overlay != "" {
+		in.Overlay, err = manifest.ParseOverlay("o.toml", []byte(overlay))
+		require.NoError(t, err)
+	}
+	s, err := Backend{}.Seal(in)
+	require.NoError(t, err)
+	return s, string(s.Manifest)
+}
+
+func bundle() *libos.Bundle {
+	return &libos.Bundle{
+		Meta: libos.Meta{Kind: "gramine", Layout: LayoutVersion, GLIBC: "2.39", Musl: true, GLIBCData: libos.DataPaths{
+			Cache: "/opt/g/etc/ld.so.cache", Localtime: "/opt/g/etc/localtime", Zoneinfo: "/opt/g/share/zoneinfo", Locales: "/opt/g/locale",
+		}},
+		Files: map[string][]byte{
+			palPath: []byte(ELF("")), libosPath: []byte("libos"), loaderPath: []byte("loader"),
+			glibcDir + "/libc.so.6": []byte("c"), glibcDir + "/ld-linux-x86-64.so.2": []byte("ld"), muslDir + "/ld-musl-x86_64.so.1": []byte("musl"),
+		},
+	}
+}
+
+func codesOf(s *libos.Sealed) string {
+	var codes []string
+	for _, f := range s.Findings {
+		codes = append(codes, f.Code)
+	}
+	return strings.Join(codes, " ")
+}
+
+// libraryPath gives the value of LD_LIBRARY_PATH in a manifest; "-" where it is unset.
+func libraryPath(text string) string {
+	for line := range strings.Lines(text) {
+		if v, ok := strings.CutPrefix(line, "env.LD_LIBRARY_PATH = "); ok {
+			return strings.Trim(strings.TrimSpace(v), `"`)
+		}
+	}
+	return "-"
+}
+
+func TestCLibrary(t *testing.T) {
+	glibc := []Entry{Program("app", ELF(glibcInterp)), File("etc/ld.so.cache", "cache"), File("usr/share/zoneinfo/UTC", "z"), Symlink("etc/localtime", "/usr/share/zoneinfo/UTC"), File("usr/lib/locale/C.utf8/x", "l")}
+	for _, c := range []struct {
+		name, needs string
+		env         []string
+		entries     []Entry
+		path, codes string
+		trusts      string // one of the runtime's directories
+	}{
+		{"glibc that is old enough", "2.36", nil, glibc, glibcDir, "", glibcDir},
+		{"glibc as new as the runtime's", "2.39", nil, glibc, glibcDir, "", glibcDir},
+		{"the image's own path is kept", "2.36", []string{"LD_LIBRARY_PATH=/opt/a:/opt/b"}, glibc, glibcDir + ":/opt/a:/opt/b", "", glibcDir},
+		{"no cache: the directories", "2.36", nil, []Entry{Program("app", ELF(glibcInterp)), File("usr/lib64/libx.so", "x"), Symlink("lib64", "usr/lib64")}, glibcDir + ":/usr/lib64", "", glibcDir},
+		{"glibc that is too new", "2.40", nil, glibc, "-", "glibc-too-new", ""},
+		{"too new, with a path of the image", "2.40", []string{"LD_LIBRARY_PATH=/opt/a"}, glibc, "/opt/a:/lib64", "glibc-too-new", ""},
+		{"too new, in a place of its own", "2.40", nil, []Entry{Program("app", ELF("/nix/store/g/lib/ld-linux-x86-64.so.2"))}, "/nix/store/g/lib", "glibc-too-new", ""},
+		{"musl", "", nil, []Entry{Program("app", ELF(muslInterp))}, muslDir, "", muslDir},
+		{"static", "", nil, []Entry{Program("app", ELF(""))}, "-", "syscall-traps", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, text := seal(t, c.needs, c.env, bundle(), "", c.entries...)
+			assert.Equal(t, c.path, libraryPath(text))
+			codes := strings.TrimSpace(strings.ReplaceAll(codesOf(s), "arguments-fixed", ""))
+			assert.Equal(t, c.codes, codes)
+			for _, dir := range []string{glibcDir, muslDir} {
+				assert.Equal(t, dir == c.trusts, strings.Contains(text, "file:"+dir+"/"), dir)
+			}
+		})
+	}
+	_, text := seal(t, "2.36", nil, bundle(), "", glibc...)
+	for _, mount := range []string{
+		`{ path = "/opt/g/etc/ld.so.cache", uri = "file:/etc/ld.so.cache" }`, `{ path = "/opt/g/etc/localtime", uri = "file:/usr/share/zoneinfo/UTC" }`,
+		`{ path = "/opt/g/share/zoneinfo", uri = "file:/usr/share/zoneinfo" }`, `{ path = "/opt/g/locale", uri = "file:/usr/lib/locale" }`,
+		`{ path = "/etc/hosts", uri = "file:/cconvert/app/hosts" }`,
+	} {
+		assert.Contains(t, text, mount)
+	}
+	old := bundle()
+	old.Musl = false
+	s, text := seal(t, "", nil, old, "", Program("app", ELF(muslInterp)))
+	assert.Equal(t, "-", libraryPath(text), "never the directories of glibc")
+	assert.Contains(t, codesOf(s), "syscall-traps")
+}
+
+func TestSealWithOverlay(t *testing.T) {
+	s, text := seal(t, "", nil, bundle(), `
+sgx.allowed_files = ["file:/f"]
+sgx.cpu_features = { avx = "required", avx512 = "disabled" }
+loader.log_level = "debug"
+`, Program("app", ELF("")), File("f", "x"))
+	assert.NotContains(t, text, `{ uri = "file:/f"`, "what is allowed has no digest")
+	assert.Contains(t, codesOf(s), launch.CodeAVX512)
+	assert.Contains(t, codesOf(s), launch.CodeInsecureSetting)
+}

@@ -1,0 +1,117 @@
+package sim
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+const vectors = "../../../testdata/vectors/"
+
+// signed puts an enclave image, a manifest and their signature into a directory, as in an image.
+func signed(t *testing.T, manifest string) (pal, app string) {
+	t.Helper()
+	dir := t.TempDir()
+	pal, app = filepath.Join(dir, "pal"), filepath.Join(dir, "entrypoint")
+	image, err := os.ReadFile(vectors + "pal/pal-foursegments.so")
+	require.NoError(t, err)
+	text, err := os.ReadFile(vectors + "test-signing-key.pem")
+	require.NoError(t, err)
+	key, err := sgx.ParseKey(text)
+	require.NoError(t, err)
+	e, err := gramine.NewEnclave(gramine.LayoutVersion, image, []byte(manifest))
+	require.NoError(t, err)
+	m, err := sgx.Measure(context.Background(), e.Layout)
+	require.NoError(t, err)
+	s := e.SigStruct(m, sgx.Date{})
+	sig, err := key.Sign(context.Background(), s.ToBeSigned())
+	require.NoError(t, err)
+	public, _ := key.Public(context.Background())
+	require.NoError(t, s.Attach(public, sig))
+	for name, content := range map[string][]byte{pal: image, app + ".manifest.sgx": []byte(manifest), app + ".sig": s.Bytes()} {
+		require.NoError(t, os.WriteFile(name, content, 0o600))
+	}
+	return pal, app
+}
+
+func isRefused(err error) bool {
+	var r *refusedError
+	return errors.As(err, &r)
+}
+
+// A byte changed anywhere in what was signed is refused.
+func TestSignatureIsChecked(t *testing.T) {
+	const manifest = "sgx.enclave_size = \"4M\"\nsgx.max_threads = 1\n"
+	pal, app := signed(t, manifest)
+	read := func() []byte {
+		b, err := os.ReadFile(app + ".manifest.sgx")
+		require.NoError(t, err)
+		return b
+	}
+	require.NoError(t, checkSignature(pal, app, read()))
+	for _, file := range []string{pal, app + ".manifest.sgx", app + ".sig"} {
+		b, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, at := range []int{0, len(b) / 2, len(b) - 1} {
+			if file == pal && at != 0 {
+				at = 0x1000 // in a segment: bytes between segments are not loaded
+			}
+			c := append([]byte(nil), b...)
+			c[at] ^= 1
+			require.NoError(t, os.WriteFile(file, c, 0o600))
+			assert.True(t, isRefused(checkSignature(pal, app, read())), "%s, byte %d", filepath.Base(file), at)
+		}
+		require.NoError(t, os.WriteFile(file, b, 0o600))
+	}
+	require.NoError(t, os.Remove(app+".sig"))
+	assert.True(t, isRefused(checkSignature(pal, app, read())))
+}
+
+func TestFilesAreChecked(t *testing.T) {
+	dir := t.TempDir()
+	good, missing := filepath.Join(dir, "good"), filepath.Join(dir, "missing")
+	require.NoError(t, os.WriteFile(good, []byte("content"), 0o600))
+	sum := sha256.Sum256([]byte("content"))
+	digest := hex.EncodeToString(sum[:])
+	parse := func(uri, sha string) *program {
+		var p program
+		require.NoError(t, toml.Unmarshal(fmt.Appendf(nil,
+			"loader.entrypoint = { uri = %q, sha256 = %q }\nsgx.trusted_files = [{ uri = %q, sha256 = %q }, { uri = %q, sha256 = %q }]\n",
+			"file:"+good, digest, uri, sha, "file:"+missing, digest), &p))
+		return &p
+	}
+	readable, err := parse("file:"+good, digest).checkFiles()
+	require.NoError(t, err)
+	assert.Equal(t, []string{good, good}, readable)
+	_, err = parse("file:"+good, hex.EncodeToString(make([]byte, 32))).checkFiles()
+	assert.True(t, isRefused(err))
+	assert.ErrorContains(t, err, good+" was changed")
+	_, err = parse("dev:x", digest).checkFiles()
+	assert.True(t, isRefused(err))
+}
+
+func TestEnvironmentIsTheManifests(t *testing.T) {
+	t.Setenv("HOST", "h")
+	t.Setenv("SECRET", "s")
+	var p program
+	require.NoError(t, toml.Unmarshal([]byte("loader.env = { A = \"1\", B = { value = \"2\" }, HOST = { passthrough = true }, UNSET = { passthrough = true } }\n"), &p))
+	assert.Equal(t, []string{"A=1", "B=2", "HOST=h"}, p.environment())
+}
+
+func TestInvoked(t *testing.T) {
+	assert.True(t, Invoked([]string{loaderPath, loaderPath, "init", "/cconvert/app/entrypoint"}))
+	assert.False(t, Invoked([]string{"cconvert", "x", "init", "/cconvert/app/entrypoint"}))
+	assert.False(t, Invoked([]string{loaderPath}))
+}
