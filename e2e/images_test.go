@@ -199,6 +199,34 @@ func TestSimulationProtects(t *testing.T) {
 	}
 }
 
+// A disk that fills up leaves no image, and is said.
+func TestFullDisk(t *testing.T) {
+	port := startRegistry(t)
+	var s *sample
+	for _, s = range samples(t) {
+		if s.name == "python" {
+			break
+		}
+	}
+	source := "127.0.0.1:" + port + "/full:1"
+	buildImage(t, source, debian(t, s.packages), s.dockerfile)
+	disk := t.TempDir()
+	command(t, "mount", "-t", "tmpfs", "-o", "size=20m", "none", disk)
+	t.Cleanup(func() { _, _ = try("umount", "-l", disk) })
+	for _, to := range []string{"oci:" + disk + "/layout:1", "docker-archive:" + disk + "/a.tar:a:1"} {
+		_, err := try(program, source, "--runtime", "sim", "--key", key, "--to", to)
+		require.Error(t, err)
+		assert.ErrorContains(t, err, "no space left on device")
+		assert.ErrorContains(t, err, "the disk is full")
+		assert.ErrorContains(t, err, "exit status 1")
+		_, err = try(program, "inspect", to)
+		assert.Error(t, err, "no image is there")
+	}
+	left, err := filepath.Glob(disk + "/*.tar*")
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
+
 func has(s, want string) error {
 	if !strings.Contains(s, want) {
 		return fmt.Errorf("%q is not in %q", want, s)

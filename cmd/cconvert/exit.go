@@ -82,6 +82,8 @@ func hintFor(err error) string {
 		return "convert it first: cconvert IMAGE"
 	case errors.Is(err, launch.ErrImage):
 		return "does the image start with \"docker run\"? What does not start there does not start here"
+	case errors.Is(err, libos.ErrPinned):
+		return "cconvert.lock pins the runtime: bring that one back, or pin this one with \"cconvert runtime lock\", which changes every MRENCLAVE"
 	case errors.Is(err, libos.ErrNoRuntime):
 		return "name a Gramine installation: --runtime gramine=dir:PREFIX, gramine=deb:FILE or gramine=docker://IMAGE"
 	case errors.Is(err, sgx.ErrNoKey):

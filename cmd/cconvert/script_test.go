@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -15,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -194,6 +197,36 @@ func TestHelpExamplesRun(t *testing.T) {
 	}
 }
 
+// What the README shows under "Use it" runs, up to where it needs SGX.
+func TestREADME(t *testing.T) {
+	reg, other := fixture.NewRegistry(t), fixture.NewRegistry(t)
+	pushSamples(t, reg)
+	text, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	_, use, ok := strings.Cut(string(text), "\n## Use it\n")
+	require.True(t, ok)
+	use, _, ok = strings.Cut(use, "\n### Without SGX")
+	require.True(t, ok)
+	script := "set -e\n"
+	for line := range strings.Lines(use) {
+		if code, ok := strings.CutPrefix(line, "    "); ok && !strings.HasPrefix(code, "docker run") {
+			script += code
+		}
+	}
+	require.Greater(t, strings.Count(script, "cconvert "), 4)
+	script = strings.NewReplacer("registry.example", reg.Host, "other.example", other.Host).Replace(script)
+	reg.Push(t, "app:1.3", fixture.Image(t, v1.Config{Cmd: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
+	dir := t.TempDir()
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Regexp(t, "confidential/app@sha256:[0-9a-f]{64} runs as [0-9a-f]{64}", string(out))
+	assert.NotEmpty(t, other.Digest(t, "app:1.3"))
+	assert.NotEmpty(t, other.Digest(t, "app:1.4"))
+}
+
 func copyFile(from, to string) error {
 	b, err := os.ReadFile(from)
 	if err != nil {
@@ -206,27 +239,50 @@ func copyFile(from, to string) error {
 func TestInterrupt(t *testing.T) {
 	key, err := filepath.Abs("../../testdata/vectors/test-signing-key.pem")
 	require.NoError(t, err)
+	// The layer is read once to be measured, and once more to be copied.
+	var mu sync.Mutex
+	copied := map[string]int{}
+	copying := func(r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+			copied[r.URL.Path]++
+		}
+		return copied[r.URL.Path] == 2
+	}
 	for name, hangs := range map[string]func(*http.Request) bool{
 		"reading": func(r *http.Request) bool {
 			return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/")
 		},
-		"writing": func(r *http.Request) bool { return r.Method == http.MethodPatch },
+		"writing":          func(r *http.Request) bool { return r.Method == http.MethodPatch },
+		"writing oci":      copying,
+		"writing archives": copying,
 	} {
 		t.Run(name, func(t *testing.T) {
 			reg := fixture.NewRegistry(t)
 			pushSamples(t, reg)
 			dir := t.TempDir()
 			reached := make(chan struct{}, 100)
-			reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+			reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 				if !hangs(r) {
 					return false
 				}
-				reached <- struct{}{}
 				_, _ = io.Copy(io.Discard, r.Body)
+				if r.Method == http.MethodGet { // the beginning of the blob, and then nothing more
+					w.Header().Set("Content-Length", "100000")
+					_, _ = w.Write([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0})
+					w.(http.Flusher).Flush()
+				}
+				reached <- struct{}{}
 				<-r.Context().Done()
 				return true
 			})
-			cmd := exec.Command(program, reg.Host+"/app:1", "--runtime", "sim", "--key", key, "--to", reg.Host+"/out:1")
+			clear(copied)
+			to := map[string]string{"writing oci": "oci:" + dir + "/out:1", "writing archives": "docker-archive:" + dir + "/out.tar:app:1"}[name]
+			if to == "" {
+				to = reg.Host + "/out:1"
+			}
+			cmd := exec.Command(program, reg.Host+"/app:1", "--runtime", "sim", "--key", key, "--to", to)
 			cmd.Env = append(os.Environ(), "TMPDIR="+dir, "XDG_CACHE_HOME="+dir+"/cache")
 			require.NoError(t, cmd.Start())
 			<-reached
@@ -238,9 +294,12 @@ func TestInterrupt(t *testing.T) {
 			reg.Intercept(nil)
 			assert.Empty(t, reg.Digest(t, "out:1"))
 			_ = filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
-				if err == nil && !d.IsDir() {
-					assert.NotContains(t, d.Name(), ".tmp", p)
-					assert.NotEqual(t, dir, filepath.Dir(p), p)
+				// What is there is in the cache, or a blob that is complete.
+				if err == nil && !d.IsDir() && !strings.HasPrefix(p, dir+"/cache/") {
+					b, err := os.ReadFile(p)
+					require.NoError(t, err)
+					sum := sha256.Sum256(b)
+					assert.Equal(t, hex.EncodeToString(sum[:]), d.Name(), p)
 				}
 				return nil
 			})
@@ -292,7 +351,10 @@ func secrets(t *testing.T, text []byte) []string {
 	for _, n := range [][]byte{
 		key.D.Bytes(), key.Primes[0].Bytes(), key.Primes[1].Bytes(), key.Precomputed.Dp.Bytes(), key.Precomputed.Dq.Bytes(), key.Precomputed.Qinv.Bytes(),
 	} {
-		list = append(list, hex.EncodeToString(n)[:32], strings.ToLower(fmt.Sprintf("%d", n[:8])))
+		list = append(list, hex.EncodeToString(n)[:32], fmt.Sprintf("%d", n[:8]), strings.ToLower(string(n[:24])))
+		for shift := range 3 {
+			list = append(list, strings.ToLower(base64.StdEncoding.EncodeToString(n[shift:])[:32]))
+		}
 	}
 	for line := range strings.Lines(string(text)) {
 		if !strings.HasPrefix(line, "-----") {

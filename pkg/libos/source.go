@@ -351,6 +351,9 @@ func boolToInt(b bool) int {
 	return 0
 }
 
+// ErrPinned says that a runtime is not the one that was pinned.
+var ErrPinned = errors.New("another runtime than before")
+
 // ErrNoRuntime says that a source holds no runtime.
 var ErrNoRuntime = errors.New("no runtime found")
 

@@ -50,7 +50,7 @@ func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, er
 	}
 	bundle, err := b.load()
 	if err == nil && o.Layer != "" && bundle.Layer.Digest != o.Layer {
-		err = fmt.Errorf("its layer is %s, not the pinned %s", bundle.Layer.Digest, o.Layer)
+		err = fmt.Errorf("%w: its layer is %s, not the pinned %s", libos.ErrPinned, bundle.Layer.Digest, o.Layer)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("loading the runtime from %s: %w", b.name, err)
