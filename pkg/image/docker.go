@@ -40,7 +40,7 @@ func openSaved(ctx context.Context, ref Reference, f *os.File) (*Image, error) {
 		tag = &t
 	}
 	if tag == nil {
-		if tag, err = onlyTag(opener, ref); err != nil {
+		if err := checkSingle(opener, ref); err != nil {
 			f.Close()
 			return nil, err
 		}
@@ -59,20 +59,20 @@ func openSaved(ctx context.Context, ref Reference, f *os.File) (*Image, error) {
 	return out, nil
 }
 
-// onlyTag finds the name of the one image in an archive; nil where it has none.
-func onlyTag(opener tarball.Opener, ref Reference) (*name.Tag, error) {
+// checkSingle makes sure that an archive of which no image was named holds one only.
+func checkSingle(opener tarball.Opener, ref Reference) error {
 	m, err := tarball.LoadManifest(opener)
 	if err != nil {
-		return nil, fmt.Errorf("reading the archive: %w", err)
+		return fmt.Errorf("reading the archive: %w", err)
 	}
 	if len(m) == 1 {
-		return nil, nil
+		return nil
 	}
 	var tags []string
 	for _, d := range m {
 		tags = append(tags, d.RepoTags...)
 	}
-	return nil, fmt.Errorf("%w: the archive holds several images, name one of %q as %s:NAME", ErrNotFound, tags, ref)
+	return fmt.Errorf("%w: the archive holds several images, name one of %q as %s:NAME", ErrNotFound, tags, ref)
 }
 
 // sectionFile reads a part of a file until the context ends.

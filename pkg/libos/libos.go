@@ -37,8 +37,6 @@ type Backend interface {
 	Load(ctx context.Context, o LoadOptions) (*Bundle, error)
 	// Seal turns a specification into the files and the enclave that the runtime starts.
 	Seal(in Input) (*Sealed, error)
-	// Reseal lays out the enclave again from what a converted image holds.
-	Reseal(b *Bundle, manifest []byte) (sgx.Layout, error)
 }
 
 // Input is what a Backend seals.

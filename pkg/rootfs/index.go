@@ -10,9 +10,6 @@ package rootfs
 
 import "crypto/sha256"
 
-// Version rises whenever Scan would give another Index for the same layer.
-const Version = 1
-
 // Type is the kind of a directory entry.
 type Type uint8
 

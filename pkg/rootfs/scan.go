@@ -94,12 +94,31 @@ type scanner struct {
 }
 
 func (s *scanner) layer(blob io.Reader) error {
+	s.sum = sha256.New()
+	return eachEntry(blob, func(e *Entry, content io.Reader) error {
+		if len(s.entries) == maxEntries {
+			return fmt.Errorf("more than %d entries", maxEntries)
+		}
+		if s.names += int64(len(e.Path) + len(e.Link)); s.names > maxNames {
+			return fmt.Errorf("its names have more than %d bytes", int64(maxNames))
+		}
+		if e.Type == Regular {
+			if err := s.file(e, content); err != nil {
+				return fmt.Errorf("reading %q: %w", e.Path, err)
+			}
+		}
+		s.entries = append(s.entries, *e)
+		return nil
+	})
+}
+
+// eachEntry visits the entries of a layer in their order, with the content of regular files.
+func eachEntry(blob io.Reader, visit func(e *Entry, content io.Reader) error) error {
 	r, err := decompress(blob)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	s.sum = sha256.New()
 	archive := tar.NewReader(r)
 	for {
 		h, err := archive.Next()
@@ -109,9 +128,6 @@ func (s *scanner) layer(blob io.Reader) error {
 		if err != nil {
 			return fmt.Errorf("reading the archive: %w", err)
 		}
-		if len(s.entries) == maxEntries {
-			return fmt.Errorf("more than %d entries", maxEntries)
-		}
 		e, err := entryOf(h)
 		if err != nil {
 			return err
@@ -119,15 +135,9 @@ func (s *scanner) layer(blob io.Reader) error {
 		if e == nil {
 			continue
 		}
-		if s.names += int64(len(e.Path) + len(e.Link)); s.names > maxNames {
-			return fmt.Errorf("its names have more than %d bytes", int64(maxNames))
+		if err := visit(e, archive); err != nil {
+			return err
 		}
-		if e.Type == Regular {
-			if err := s.file(e, archive); err != nil {
-				return fmt.Errorf("reading %q: %w", e.Path, err)
-			}
-		}
-		s.entries = append(s.entries, *e)
 	}
 }
 
@@ -282,37 +292,19 @@ func shebang(head []byte) string {
 // of more than limit bytes are an error, and so is a blob that is not the one that its digest names.
 func Extract(ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64) (map[string][]byte, error) {
 	found := map[string][]byte{}
-	err := checked(ctx, blob, digest, func(blob io.Reader) error { return extract(blob, want, limit, found) })
-	return found, err
-}
-
-func extract(blob io.Reader, want map[string]bool, limit int64, found map[string][]byte) error {
-	r, err := decompress(blob)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	archive := tar.NewReader(r)
-	for {
-		h, err := archive.Next()
-		if errors.Is(err, io.EOF) {
+	err := checked(ctx, blob, digest, func(blob io.Reader) error {
+		return eachEntry(blob, func(e *Entry, content io.Reader) (err error) {
+			if e.Type != Regular || !want[e.Path] {
+				return nil
+			}
+			if e.Size > limit {
+				return fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
+			}
+			if found[e.Path], err = io.ReadAll(content); err != nil {
+				return fmt.Errorf("reading %q: %w", e.Path, err)
+			}
 			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("reading the archive: %w", err)
-		}
-		e, err := entryOf(h)
-		if err != nil {
-			return err
-		}
-		if e == nil || e.Type != Regular || !want[e.Path] {
-			continue
-		}
-		if e.Size > limit {
-			return fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
-		}
-		if found[e.Path], err = io.ReadAll(archive); err != nil {
-			return fmt.Errorf("reading %q: %w", e.Path, err)
-		}
-	}
+		})
+	})
+	return found, err
 }

@@ -24,15 +24,6 @@ func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	return r.Seal(in)
 }
 
-// Reseal lays out the enclave that a manifest and the runtime give.
-func (Backend) Reseal(b *libos.Bundle, text []byte) (sgx.Layout, error) {
-	e, err := NewEnclave(b.Layout, b.Files[palPath], text)
-	if err != nil {
-		return sgx.Layout{}, err
-	}
-	return e.Layout, nil
-}
-
 // Runtime is something that starts programs from Gramine's manifests in an enclave of Gramine's layout.
 type Runtime struct {
 	// LibOS is the path of what the enclave image loads first, PAL that of the enclave image, Loader

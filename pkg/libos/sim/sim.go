@@ -20,7 +20,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/rootfs"
-	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // loaderPath is cconvert's own program in a converted image. It is both the loader and the enclave
@@ -117,13 +116,4 @@ func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 		Message: "the runtime is simulated: there is no enclave, and nothing is confidential",
 	})
 	return out, nil
-}
-
-// Reseal lays out the enclave that a manifest and the runtime give.
-func (Backend) Reseal(b *libos.Bundle, manifest []byte) (sgx.Layout, error) {
-	e, err := gramine.NewEnclave(b.Layout, b.Files[loaderPath], manifest)
-	if err != nil {
-		return sgx.Layout{}, err
-	}
-	return e.Layout, nil
 }
