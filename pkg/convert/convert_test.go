@@ -214,6 +214,23 @@ var root = func() string {
 	return d
 }()
 
+// No clock can show in the output: the only one there is times the steps for the report.
+func TestNoClock(t *testing.T) {
+	allowed := map[string]bool{"convert/options.go": true}
+	err := filepath.WalkDir(filepath.Join(root, ".."), func(p string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(p)
+		require.NoError(t, err)
+		rel, err := filepath.Rel(filepath.Join(root, ".."), p)
+		require.NoError(t, err)
+		assert.Equal(t, allowed[rel], strings.Contains(string(b), "time.Now("), rel)
+		return nil
+	})
+	require.NoError(t, err)
+}
+
 // The parts of the private key are nowhere in what is stored.
 func TestKeyStaysOut(t *testing.T) {
 	reg := fixture.NewRegistry(t)

@@ -118,6 +118,17 @@ func TestMergeRefuses(t *testing.T) {
 	}
 }
 
+// Links that prolong paths again and again are refused before the paths are.
+func TestEndlessPaths(t *testing.T) {
+	deep := strings.Repeat("d/", 1500)
+	entries := []Entry{Symlink("l0", deep)}
+	for i := range 50 {
+		entries = append(entries, File(fmt.Sprintf("l%d/%sf", i, deep), "x"), Symlink(fmt.Sprintf("l%d", i+1), fmt.Sprintf("l%d/%s", i, deep)))
+	}
+	_, err := rootfs.Merge([]*rootfs.Index{scan(t, entries...)})
+	assert.ErrorContains(t, err, "more than 4096 bytes")
+}
+
 func TestScanRefuses(t *testing.T) {
 	good := Tar(t, File("a", strings.Repeat("x", 100_000)))
 	var zipped bytes.Buffer

@@ -148,6 +148,9 @@ func (b *layerBuilder) dir(p string) (*Node, error) {
 		c := n.children[name]
 		switch {
 		case c == nil:
+			if len(n.Path)+len(name) > maxPath { // links to links could make it longer and longer
+				return nil, fmt.Errorf("%q leads to a path of more than %d bytes", p, maxPath)
+			}
 			c = newDir(path.Join(n.Path, name), b.layer)
 			n.children[name] = c
 		case c.Type == Symlink:
