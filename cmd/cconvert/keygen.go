@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
-
-const maxKeyFile = 64 << 10
 
 // defaultKey is where the signing key lies if nobody says otherwise.
 func defaultKey() (string, error) {
@@ -44,7 +41,7 @@ func loadKey(file string) (sgx.Signer, error) {
 	if !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stderr.Fd())) {
 		return nil, usagef("there is no signing key at %s: a key that is made anew in every run would be a new identity in every run. Make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key", file)
 	}
-	if err := makeKey(file); err != nil {
+	if err := sgx.CreateKeyFile(file); err != nil {
 		return nil, err
 	}
 	logrus.Warnf("made a signing key, %s: it is your enclaves' identity (MRSIGNER), so keep it safe", file)
@@ -52,57 +49,11 @@ func loadKey(file string) (sgx.Signer, error) {
 }
 
 func readKey(file string) (*sgx.Key, error) {
-	info, err := os.Stat(file)
-	if err != nil {
-		return nil, fmt.Errorf("reading the signing key: %w", err)
-	}
-	if info.Size() > maxKeyFile {
-		return nil, fmt.Errorf("reading the signing key %s: it has %d bytes, which no key has", file, info.Size())
-	}
-	if info.Mode().Perm()&0o077 != 0 {
+	key, exposed, err := sgx.ReadKeyFile(file)
+	if exposed {
 		logrus.Warnf("the signing key %s can be read by others: chmod 600 %s", file, file)
 	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("reading the signing key: %w", err)
-	}
-	defer clear(text)
-	key, err := sgx.ParseKey(text)
-	if err != nil {
-		return nil, fmt.Errorf("reading the signing key %s: %w", file, err)
-	}
-	return key, nil
-}
-
-// makeKey writes a new key, never over a file that exists.
-func makeKey(file string) error {
-	key, err := sgx.GenerateKey(rand.Reader)
-	if err != nil {
-		return err
-	}
-	text, err := key.PEM()
-	if err != nil {
-		return err
-	}
-	defer clear(text)
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("writing the signing key: %w", err)
-	}
-	if _, err = f.Write(text); err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		os.Remove(file)
-		return fmt.Errorf("writing the signing key: %w", err)
-	}
-	return nil
+	return key, err
 }
 
 func newKeygen() *cobra.Command {
@@ -122,7 +73,7 @@ you signed. The key is your enclaves' identity: whoever has it can sign in your 
 					return err
 				}
 			}
-			if err := makeKey(out); err != nil {
+			if err := sgx.CreateKeyFile(out); err != nil {
 				return err
 			}
 			key, err := readKey(out)

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
 
-	"github.com/google/renameio/v2"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
@@ -41,46 +38,10 @@ type runtimeFlags struct {
 	runtime, libs, lock string
 }
 
-const lockFile = "cconvert.lock"
-
 func (r *runtimeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&r.runtime, "runtime", "gramine", "what runs the program: gramine or sim; gramine=SOURCE takes it from docker://IMAGE, oci:DIR, dir:PREFIX or deb:FILE[,FILE...]")
 	f.StringVar(&r.libs, "runtime-libs", "", "where the runtime's loader finds its libraries, if not in its source: DIR or deb:FILE[,FILE...]")
-	f.StringVar(&r.lock, "lock", lockFile, "file that pins the runtime, used if it exists")
-}
-
-// lock is the content of a lock file.
-type lock struct {
-	Version int `json:"version"`
-	Runtime struct {
-		Source string `json:"source"`
-		// Digest of the image that the source names, Layer of the runtime's layer.
-		Digest string `json:"digest,omitempty"`
-		Layer  string `json:"layer"`
-	} `json:"runtime"`
-}
-
-func readLock(file string) (*lock, error) {
-	b, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var l lock
-	if err := json.Unmarshal(b, &l); err != nil || l.Version != 1 {
-		return nil, usagef("%s is not a lock file of version 1", file)
-	}
-	return &l, nil
-}
-
-func (l *lock) write(file string) error {
-	b, err := json.MarshalIndent(l, "", "  ")
-	if err != nil {
-		return err
-	}
-	return renameio.WriteFile(file, append(b, '\n'), 0o644)
+	f.StringVar(&r.lock, "lock", libos.LockFile, "file that pins the runtime, used if it exists")
 }
 
 // choose gives the backend and where its runtime comes from, kept to the lock file where there is one.
@@ -97,21 +58,14 @@ func (r *runtimeFlags) choose(reg registryFlags) (libos.Backend, libos.LoadOptio
 	default:
 		return nil, o, usagef("--runtime %s: there is gramine and sim", r.runtime)
 	}
-	l, err := readLock(r.lock)
-	if err != nil || l == nil {
-		return gramine.Backend{}, o, err
+	l, err := libos.ReadLock(r.lock)
+	if errors.Is(err, libos.ErrLock) {
+		err = &usageError{err}
 	}
-	if o.Source == "" {
-		o.Source = l.Runtime.Source
-	}
-	if o.Source != l.Runtime.Source {
+	if err == nil && l != nil && !l.Pin(&o) {
 		logrus.Warnf("%s is about %s and is not used", r.lock, l.Runtime.Source)
-		return gramine.Backend{}, o, nil
 	}
-	if o.Digest = l.Runtime.Digest; o.Digest == "" {
-		o.Layer = l.Runtime.Layer
-	}
-	return gramine.Backend{}, o, nil
+	return gramine.Backend{}, o, err
 }
 
 // launchFlags are about the enclave and its program.

@@ -49,9 +49,7 @@ measurement is another one.`,
 			if err != nil {
 				return err
 			}
-			var l lock
-			l.Version, l.Runtime.Source, l.Runtime.Digest, l.Runtime.Layer = 1, b.Source, b.SourceDigest, b.Layer.Digest
-			if err := l.write(file); err != nil {
+			if err := libos.WriteLock(file, b); err != nil {
 				return err
 			}
 			logrus.Infof("%s keeps to %s", file, b.Source)
