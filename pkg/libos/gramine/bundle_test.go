@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -81,4 +82,49 @@ func TestPatchLoaderRefuses(t *testing.T) {
 		_, err := patchLoader([]byte(file))
 		assert.ErrorContains(t, err, want)
 	}
+}
+
+// memory is a cache for a test.
+type memory map[string][]byte
+
+func (m memory) Get(key string) ([]byte, bool)  { b, ok := m[key]; return b, ok }
+func (m memory) Put(key string, b []byte) error { m[key] = b; return nil }
+
+// A runtime from a registry is fetched once; a moved tag is noticed; what is in the cache is checked.
+func TestLoadFromRegistryOnce(t *testing.T) {
+	reg, cache := fixture.NewRegistry(t), memory{}
+	image := func(commit string) v1.Image {
+		dir := "opt/g/lib/gramine/"
+		return fixture.Image(t, v1.Config{}, fixture.Layer(t,
+			fixture.Program(dir+"sgx/loader", fixture.ELF("")), fixture.Program(dir+"sgx/libpal.so", fixture.ELF("")),
+			fixture.Program(dir+"direct/libpal.so", fixture.ELF("")), fixture.File(dir+"libsysdb.so", "\x00"+strings.Repeat(commit, 20)+"\x00")))
+	}
+	load := func(digest string) (*libos.Bundle, string) {
+		reg.Intercept(nil)
+		b, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "docker://" + reg.Host + "/gramine:stable", Cache: cache, Digest: digest})
+		require.NoError(t, err)
+		return b, strings.Join(reg.Requests(), "\n")
+	}
+	reg.Push(t, "gramine:stable", image("ab"))
+	first, requests := load("")
+	assert.Contains(t, requests, "/blobs/")
+	assert.False(t, first.Pinned)
+	second, requests := load("")
+	assert.NotContains(t, requests, "/blobs/", "the layers are not fetched again")
+	assert.Equal(t, first.Layer, second.Layer)
+	assert.Equal(t, first.Meta, second.Meta)
+
+	reg.Push(t, "gramine:stable", image("cd"))
+	moved, _ := load("")
+	assert.NotEqual(t, first.Layer.Digest, moved.Layer.Digest)
+	pinned, requests := load(first.SourceDigest)
+	assert.True(t, pinned.Pinned)
+	assert.Equal(t, first.Layer.Digest, pinned.Layer.Digest)
+	assert.Empty(t, requests, "a pinned runtime that is known needs no registry")
+
+	for key := range cache {
+		cache[key] = []byte("damaged")
+	}
+	again, _ := load(first.SourceDigest)
+	assert.Equal(t, first.Layer.Digest, again.Layer.Digest)
 }
