@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -38,8 +39,11 @@ func Build(tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
 		}
 		s.Allowed = append(s.Allowed, real)
 	}
-	if s.WorkDir = c.Config.WorkingDir; s.WorkDir == "" {
-		s.WorkDir = "/"
+	s.WorkDir = path.Clean("/" + c.Config.WorkingDir)
+	for _, text := range slices.Concat(c.Config.Entrypoint, c.Config.Cmd, o.Args, []string{s.WorkDir}, slices.Collect(maps.Keys(c.Config.Volumes))) {
+		if strings.ContainsRune(text, 0) {
+			return nil, fmt.Errorf("%w: %q holds a NUL byte", ErrImage, text)
+		}
 	}
 	home, err := s.identify(tree, c.Config.User)
 	if err != nil {

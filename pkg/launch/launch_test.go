@@ -295,6 +295,8 @@ func TestCommand(t *testing.T) {
 		"interpret each other":                                                  {Cmd: []string{"/srv/a"}},
 		"the script /srv/vt begins with #!":                                     {Cmd: []string{"/srv/vt"}},
 		"/srv/text is neither a program nor a sc":                               {Cmd: []string{"/srv/text"}},
+		`"a\x00b" holds a NUL byte`:                                             {Cmd: []string{"tool", "a\x00b"}},
+		`"/v\x00" holds a NUL byte`:                                             {Cmd: []string{"tool"}, Volumes: map[string]struct{}{"/v\x00": {}}},
 		"which is not NAME=VALUE":                                               {Cmd: []string{"tool"}, Env: []string{"BROKEN"}},
 	} {
 		_, err := try(t, c, launch.Options{}, files...)
@@ -327,6 +329,14 @@ func TestHostArgs(t *testing.T) {
 	assert.Equal(t, 1, s.FixedArgs)
 	s = build(t, v1.Config{Cmd: []string{"link", "x"}, Env: []string{"PATH=/"}}, launch.Options{HostArgs: true}, withApp(Symlink("link", "app"))...)
 	assert.Contains(t, codes(s), "argv-zero")
+}
+
+func TestWorkingDirectory(t *testing.T) {
+	for dir, want := range map[string]string{"": "/", "/a/": "/a", "rel": "/rel", "/../..": "/"} {
+		c := app
+		c.WorkingDir = dir
+		assert.Equal(t, want, build(t, c, launch.Options{}, withApp()...).WorkDir)
+	}
 }
 
 func TestIdentity(t *testing.T) {
