@@ -59,7 +59,7 @@ setting that weakens it. Only the top layer is fetched.`,
 func printConverted(w io.Writer, c *verify.Converted) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(t, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))
 	}
 	line("image", "%s", c.Image)
 	line("digest", "%s", c.Digest)

@@ -3,7 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 	"text/tabwriter"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
 
@@ -36,17 +42,37 @@ func report(w io.Writer, r *convert.Result) {
 	reportFindings(w, r.Warnings)
 }
 
+// maxOfACode is how many findings of one kind the report lists.
+const maxOfACode = 8
+
+// printable is text from an image in a form that cannot pretend to be other lines or steer a terminal.
+func printable(s string) string {
+	if strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }) || !utf8.ValidString(s) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
 func reportFindings(w io.Writer, findings []launch.Finding) {
 	if len(findings) == 0 {
 		return
 	}
 	fmt.Fprintf(w, "\n%d to know:\n", len(findings))
+	count := map[string]int{}
 	for _, f := range findings {
+		if count[f.Code]++; count[f.Code] > maxOfACode {
+			continue
+		}
 		where := ""
 		if f.Path != "" {
-			where = f.Path + ": "
+			where = printable(f.Path) + ": "
 		}
-		fmt.Fprintf(w, "  [%s] %s%s\n", f.Code, where, f.Message)
+		fmt.Fprintf(w, "  [%s] %s%s\n", f.Code, where, printable(f.Message))
+	}
+	for _, code := range slices.Sorted(maps.Keys(count)) {
+		if more := count[code] - maxOfACode; more > 0 {
+			fmt.Fprintf(w, "  [%s] and %d more, in --output-json\n", code, more)
+		}
 	}
 	fmt.Fprintln(w)
 }

@@ -159,7 +159,12 @@ func scan(ctx context.Context, img *image.Image, o Options) (*rootfs.Tree, error
 	indexes := make([]*rootfs.Index, len(img.Layers))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(o.jobs())
+	first := map[string]int{}
 	for i, l := range img.Layers {
+		if _, again := first[l.Digest]; again {
+			continue // builders repeat layers, such as the empty one
+		}
+		first[l.Digest] = i
 		g.Go(func() error {
 			r, err := l.Open(ctx)
 			if err != nil {
@@ -173,6 +178,9 @@ func scan(ctx context.Context, img *image.Image, o Options) (*rootfs.Tree, error
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
+	}
+	for i, l := range img.Layers {
+		indexes[i] = indexes[first[l.Digest]]
 	}
 	return rootfs.Merge(indexes)
 }

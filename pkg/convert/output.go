@@ -207,6 +207,9 @@ func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 	if err := json.Unmarshal(raw, &history); err != nil {
 		return nil, fmt.Errorf("reading the history in the image's configuration: %w", err)
 	}
+	if len(history) == 0 {
+		return raw, nil // none is kept: it would have to be of every layer
+	}
 	for _, by := range []string{"cconvert: runtime", "cconvert: enclave"} {
 		entry := map[string]any{"created_by": by}
 		if created != nil {

@@ -1,12 +1,14 @@
 package image
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -39,11 +41,10 @@ func openSaved(ctx context.Context, ref Reference, f *os.File) (*Image, error) {
 	if t, ok := ref.Name.(name.Tag); ok && ref.Transport == DockerArchive {
 		tag = &t
 	}
-	if tag == nil {
-		if err := checkSingle(opener, ref); err != nil {
-			f.Close()
-			return nil, err
-		}
+	layers, err := checkArchive(opener, tag, ref)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("reading the archive: %w", err)
 	}
 	img, err := tarball.Image(opener, tag)
 	if err != nil {
@@ -51,6 +52,9 @@ func openSaved(ctx context.Context, ref Reference, f *os.File) (*Image, error) {
 		return nil, fmt.Errorf("reading the archive: %w", err)
 	}
 	out, err := fromArchive(ref, img)
+	if err == nil && len(out.Layers) != layers {
+		err = fmt.Errorf("the archive lists %d layers, the configuration %d", layers, len(out.Layers))
+	}
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -59,20 +63,61 @@ func openSaved(ctx context.Context, ref Reference, f *os.File) (*Image, error) {
 	return out, nil
 }
 
-// checkSingle makes sure that an archive of which no image was named holds one only.
-func checkSingle(opener tarball.Opener, ref Reference) error {
+const maxArchiveEntries = 100_000
+
+// checkArchive makes sure that what is read whole is small, and that it is clear which image is meant.
+// It gives the number of layers that the archive lists for it.
+func checkArchive(opener tarball.Opener, tag *name.Tag, ref Reference) (layers int, err error) {
+	sizes, err := archiveSizes(opener)
+	if err != nil {
+		return 0, err
+	}
+	if size := sizes["manifest.json"]; size > maxConfig {
+		return 0, fmt.Errorf("its manifest.json has %d bytes, more than %d", size, maxConfig)
+	}
 	m, err := tarball.LoadManifest(opener)
 	if err != nil {
-		return fmt.Errorf("reading the archive: %w", err)
-	}
-	if len(m) == 1 {
-		return nil
+		return 0, err
 	}
 	var tags []string
 	for _, d := range m {
+		if size := sizes[d.Config]; size > maxConfig {
+			return 0, fmt.Errorf("the configuration %q has %d bytes, more than %d", d.Config, size, maxConfig)
+		}
 		tags = append(tags, d.RepoTags...)
+		if tag != nil && slices.ContainsFunc(d.RepoTags, func(s string) bool {
+			t, err := name.NewTag(s)
+			return err == nil && t.Name() == tag.Name()
+		}) {
+			return len(d.Layers), nil
+		}
 	}
-	return fmt.Errorf("%w: the archive holds several images, name one of %q as %s:NAME", ErrNotFound, tags, ref)
+	if len(m) == 1 && tag == nil {
+		return len(m[0].Layers), nil
+	}
+	return 0, fmt.Errorf("%w: name one of %q as docker-archive:%s:NAME", ErrNotFound, tags, ref.Path)
+}
+
+func archiveSizes(opener tarball.Opener) (map[string]int64, error) {
+	r, err := opener()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	sizes := map[string]int64{}
+	for archive := tar.NewReader(r); ; {
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return sizes, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(sizes) == maxArchiveEntries {
+			return nil, fmt.Errorf("it has more than %d entries", maxArchiveEntries)
+		}
+		sizes[h.Name] = h.Size
+	}
 }
 
 // sectionFile reads a part of a file until the context ends.

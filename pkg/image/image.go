@@ -166,6 +166,18 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 	default:
 		return nil, fmt.Errorf("the media type %q is %w: it is not a container image", mt, ErrUnsupported)
 	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &keys); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	for k := range keys {
+		for _, known := range []string{"schemaVersion", "mediaType", "config", "layers"} {
+			if k != known && strings.EqualFold(k, known) {
+				// Readers of JSON that ignore case would see another manifest than those that do not.
+				return nil, fmt.Errorf("reading the manifest: it has the key %q, which must be %q", k, known)
+			}
+		}
+	}
 	m, err := v1.ParseManifest(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)

@@ -578,3 +578,75 @@ func TestArchiveOfDocker(t *testing.T) {
 	_, err = image.Open(context.Background(), parse(t, "docker-archive:"+file+":other:2"), quick)
 	assert.Error(t, err)
 }
+
+// archive writes a file as docker save would, with the given entries.
+func archive(t *testing.T, entries ...fixture.Entry) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "a.tar")
+	require.NoError(t, os.WriteFile(file, fixture.Tar(t, entries...), 0o600))
+	return file
+}
+
+func TestBadArchives(t *testing.T) {
+	layer := string(fixture.Tar(t, fixture.File("a", "1")))
+	config := func(diffIDs string) string {
+		return `{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[` + diffIDs + `]}}`
+	}
+	id := `"sha256:` + strings.Repeat("0", 64) + `"`
+	manifest := func(layers string) fixture.Entry {
+		return fixture.File("manifest.json", `[{"Config":"c.json","RepoTags":["app:1"],"Layers":[`+layers+`]}]`)
+	}
+	for want, entries := range map[string][]fixture.Entry{
+		"lists 1 layers, the configuration 2": {manifest(`"l.tar"`), fixture.File("c.json", config(id+","+id)), fixture.File("l.tar", layer)},
+		"lists 1 layers, the configuration 0": {manifest(`"l.tar"`), fixture.File("c.json", config("")), fixture.File("l.tar", layer)},
+		"more than 33554432":                  {manifest(`"l.tar"`), fixture.File("c.json", strings.Repeat(" ", 33<<20)), fixture.File("l.tar", layer)},
+		"manifest.json":                       {fixture.File("x", "")},
+		"name one of":                         {fixture.File("manifest.json", `[{"Config":"c","RepoTags":["a:1"]},{"Config":"c","RepoTags":["b:1"]}]`)},
+	} {
+		_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, entries...)), quick)
+		assert.ErrorContains(t, err, want)
+	}
+}
+
+// A manifest that two kinds of readers would read in two ways is refused.
+func TestAmbiguousManifest(t *testing.T) {
+	dir := t.TempDir()
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	_, err := extend(context.Background(), t, from, "oci:"+dir+":1", quick)
+	require.NoError(t, err)
+	index, err := os.ReadFile(dir + "/index.json")
+	require.NoError(t, err)
+	var i v1.IndexManifest
+	require.NoError(t, json.Unmarshal(index, &i))
+	raw, err := os.ReadFile(dir + "/blobs/sha256/" + i.Manifests[0].Digest.Hex)
+	require.NoError(t, err)
+	raw = bytes.Replace(raw, []byte(`"layers":`), []byte(`"Layers":[],"layers":`), 1)
+	h, size, err := v1.SHA256(bytes.NewReader(raw))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(dir+"/blobs/sha256/"+h.Hex, raw, 0o600))
+	i.Manifests[0].Digest, i.Manifests[0].Size = h, size
+	index, err = json.Marshal(i)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(dir+"/index.json", index, 0o600))
+	_, err = image.Open(context.Background(), parse(t, "oci:"+dir+":1"), quick)
+	assert.ErrorContains(t, err, `has the key "Layers", which must be "layers"`)
+}
+
+// A blob in a layout that is damaged is written again, not taken for granted.
+func TestDamagedBlobIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	out, err := extend(context.Background(), t, from, "oci:"+dir+":1", quick)
+	require.NoError(t, err)
+	file := dir + "/blobs/sha256/" + strings.TrimPrefix(out.ImageID, "sha256:")
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, bytes.ToUpper(b), 0o644))
+	_, err = extend(context.Background(), t, from, "oci:"+dir+":2", quick)
+	require.NoError(t, err)
+	again, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, b, again)
+}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -146,6 +147,17 @@ func writeLayout(ctx context.Context, ref Reference, img *Output) error {
 	if err := renameio.WriteFile(blobPath(ref.Path, digest), img.manifest, 0o644); err != nil {
 		return err
 	}
+	if ref.Tag == "" {
+		others := 0
+		for _, d := range index.Manifests {
+			if d.Annotations[annotationRefName] == "" && d.Digest != digest {
+				others++
+			}
+		}
+		if others > 1 {
+			return fmt.Errorf("the layout holds %d images without a tag: name this one as oci:%s:TAG", others, ref.Path)
+		}
+	}
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
 		return d.Annotations[annotationRefName] == ref.Tag
 	})
@@ -180,7 +192,7 @@ func writeLayoutBlob(ctx context.Context, dir string, l v1.Layer) error {
 		return err
 	}
 	file := blobPath(dir, digest)
-	if s, err := os.Stat(file); err == nil && s.Size() == size {
+	if s, err := os.Stat(file); err == nil && s.Size() == size && holds(ctx, file, digest) {
 		return nil
 	}
 	r, err := l.Compressed()
@@ -192,6 +204,17 @@ func writeLayoutBlob(ctx context.Context, dir string, l v1.Layer) error {
 		_, err := io.Copy(w, r)
 		return err
 	})
+}
+
+// holds says whether a file's content is what the digest names.
+func holds(ctx context.Context, file string, digest v1.Hash) bool {
+	f, err := os.Open(file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	_, err = io.Copy(io.Discard, &checkedReader{ctx: ctx, ReadCloser: f, sum: sha256.New(), want: digest})
+	return err == nil
 }
 
 // writeAtomically makes a file that is there with all its content or not at all.

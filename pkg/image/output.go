@@ -82,6 +82,9 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	if err := json.Unmarshal(manifest["layers"], &layers); err != nil {
 		return nil, fmt.Errorf("reading the manifest's layers: %w", err)
 	}
+	if len(layers) != len(img.Layers) {
+		return nil, fmt.Errorf("the manifest lists %d layers, %d were read", len(layers), len(img.Layers))
+	}
 	var rootfs v1.RootFS
 	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
 		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
@@ -89,6 +92,9 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	layerType, configType := types.OCILayer, types.OCIConfigJSON
 	if img.mediaType == types.DockerManifestSchema2 {
 		layerType, configType = types.DockerLayer, types.DockerConfigJSON
+	}
+	if len(rootfs.DiffIDs) != len(img.Layers) {
+		return nil, fmt.Errorf("the configuration lists %d layers, %d were read", len(rootfs.DiffIDs), len(img.Layers))
 	}
 	out := &Output{source: img.Ref, mediaType: img.mediaType}
 	for _, l := range img.Layers {

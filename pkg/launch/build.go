@@ -110,7 +110,7 @@ func (s *Spec) Getenv(name string) (string, bool) {
 	return "", false
 }
 
-// Steering are the beginnings of the names of variables by which a host that chooses them could run
+// steering are the beginnings of the names of variables by which a host that chooses them could run
 // code of its own in the program.
 var steering = []string{
 	"LD_", "GLIBC_TUNABLES", "GCONV_PATH", "LOCPATH", "NLSPATH", "RES_OPTIONS", "LOCALDOMAIN", "MALLOC_",

@@ -111,7 +111,10 @@ func (s *Spec) interpreter(tree *rootfs.Tree, n *rootfs.Node) (*rootfs.Node, err
 
 // envProgram finds the program in the arguments of env(1).
 func envProgram(args []string) string {
-	for _, a := range args {
+	for i, a := range args {
+		if i > 0 && (args[i-1] == "-u" || args[i-1] == "-C") {
+			continue // the option's value
+		}
 		if !strings.HasPrefix(a, "-") && !strings.Contains(a, "=") {
 			return a
 		}

@@ -23,6 +23,7 @@ const (
 	CodeLinkIntoTmpfs   = "link-into-tmpfs"
 	CodeLinkOutside     = "link-into-proc"
 	CodeLinkToConsole   = "link-to-console"
+	CodeVolumeTemporary = "volume-temporary"
 	CodeHiddenDirs      = "hidden-directory"
 	CodeLinkIntoVolume  = "link-into-volume"
 	CodeArgvZero        = "argv-zero"

@@ -241,6 +241,10 @@ func TestVolumesAndUserMounts(t *testing.T) {
 	s = build(t, volumes("/data"), launch.Options{}, withApp(Dir("data"), File("data/f", "x"), Symlink("l", "data/f"))...)
 	assert.Contains(t, codes(s), "link-into-volume:/l")
 
+	s = build(t, volumes("/tmp", "/sys/fs/cgroup"), launch.Options{}, withApp()...)
+	assert.Empty(t, mounts(s))
+	assert.Equal(t, "volume-skipped:/sys/fs/cgroup volume-temporary:/tmp", codes(s))
+
 	s = build(t, volumes("/opt"), launch.Options{}, Program("opt/app", ELF("")), Symlink("app", "opt/app"))
 	assert.Empty(t, mounts(s))
 	assert.Equal(t, "volume-skipped:/opt", codes(s))
@@ -256,7 +260,9 @@ func TestVolumesAndUserMounts(t *testing.T) {
 	assert.Equal(t, []string{"/usr/lib/x", "/y"}, s2.Allowed, "by every name that the host is asked for")
 	assert.Equal(t, "allow-file:/d allow-file:/f", codes(s))
 
-	_, err := try(t, app, launch.Options{Tmpfs: []string{"/"}}, withApp()...)
+	_, err := try(t, app, launch.Options{Tmpfs: []string{"/proc/x"}}, withApp()...)
+	assert.ErrorContains(t, err, "the library OS's own")
+	_, err = try(t, app, launch.Options{Tmpfs: []string{"/"}}, withApp()...)
 	assert.ErrorContains(t, err, "would hide the program")
 }
 
@@ -264,7 +270,7 @@ func TestCommand(t *testing.T) {
 	files := []Entry{
 		Program("usr/bin/tool", ELF("")), Symlink("bin", "usr/bin"), Symlink("etc/alternatives/t", "/usr/bin/tool"), Symlink("usr/bin/t", "/etc/alternatives/t"),
 		File("usr/bin/plain", "x"), Program("srv/script", "#!/usr/bin/env -S tool -x\n"), Program("srv/other", "#!t\n"), Program("srv/lost", "#!/bin/none\n"),
-		Program("srv/a", "#!/srv/b\n"), Program("srv/b", "#!/srv/a\n"), Program("srv/text", "hello"), Program("srv/vt", "#!\v\n"), Program("usr/bin/sh", ELF("")),
+		Program("srv/a", "#!/srv/b\n"), Program("srv/b", "#!/srv/a\n"), Program("srv/text", "hello"), Program("srv/env", "#!/usr/bin/env -u NAME -C / A=1 tool\n"), Program("srv/vt", "#!\v\n"), Program("usr/bin/sh", ELF("")),
 	}
 	for _, c := range []struct {
 		name       string
@@ -273,6 +279,7 @@ func TestCommand(t *testing.T) {
 		want, argv string
 	}{
 		{"entrypoint and cmd", v1.Config{Entrypoint: []string{"/bin/tool", "a"}, Cmd: []string{"b"}}, nil, "/usr/bin/tool", "/bin/tool a b"},
+		{"env with options", v1.Config{Cmd: []string{"/srv/env"}}, nil, "/srv/env", "/srv/env"},
 		{"through PATH and alternatives", v1.Config{Cmd: []string{"t"}}, nil, "/usr/bin/tool", "t"},
 		{"PATH of the image", v1.Config{Cmd: []string{"script"}, Env: []string{"PATH=/nowhere:/srv:/usr/bin"}}, nil, "/srv/script", "script"},
 		{"relative to the working directory", v1.Config{Cmd: []string{"./script"}, WorkingDir: "/srv"}, nil, "/srv/script", "./script"},

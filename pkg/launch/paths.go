@@ -192,7 +192,7 @@ func (f *files) allMounts(links []Mount) []Mount {
 				continue
 			}
 			prefix := strings.TrimSuffix(m.Target, "/") + "/"
-			for i := sort.Search(len(points), func(i int) bool { return points[i].Path >= prefix }); i < len(points) && strings.HasPrefix(points[i].Path, prefix); i++ {
+			for i := sort.Search(len(points), func(i int) bool { return points[i].Path >= prefix }); i < len(points) && strings.HasPrefix(points[i].Path, prefix) && len(next) <= left; i++ {
 				p := points[i]
 				p.Path = m.Path + "/" + points[i].Path[len(prefix):]
 				next = append(next, spelled{p, append(slices.Clone(m.chain), path.Dir(points[i].Path))})

@@ -112,7 +112,10 @@ func (f *files) add(m Mount) error {
 	if !utf8.ValidString(real) {
 		return fmt.Errorf("%w: the mount %s leads to %q, which is not UTF-8", ErrImage, m.Path, real)
 	}
-	if below(f.spec.Entrypoint, real) {
+	if belowAny(real, hostTrees) && !below(real, "/dev/shm") {
+		return fmt.Errorf("%w: the mount %s is in a directory of the library OS's own", ErrImage, m.Path)
+	}
+	if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
 		return fmt.Errorf("%w: the mount %s would hide the program %s", ErrImage, m.Path, f.spec.Entrypoint)
 	}
 	m.Path = real
@@ -145,6 +148,15 @@ func (f *files) volume(v string) error {
 	}
 	if !utf8.ValidString(real) {
 		return fmt.Errorf("%w: the volume %q is not UTF-8", ErrImage, real)
+	}
+	if belowAny(real, temporary) {
+		f.set(Mount{Type: Tmpfs, Path: real})
+		f.spec.find(CodeVolumeTemporary, Info, v, "this volume is in a directory for temporary files: it is temporary storage in the enclave")
+		return nil
+	}
+	if belowAny(real, hostTrees) {
+		f.spec.find(CodeVolumeSkipped, Warning, v, "this volume is in a directory of the library OS's own: nothing is mounted there")
+		return nil
 	}
 	if _, ok := f.writable[real]; ok {
 		return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -42,9 +43,18 @@ const (
 	maxDynamic    = 1 << 20
 	maxELFString  = 4096
 	maxELFName    = 256  // of libraries and symbol versions
-	maxELFEntries = 1024 // libraries that a file needs
+	maxELFEntries = 256  // libraries that a file needs
 	maxELFRecords = 8192 // of symbol versions, in all chains of a file
 )
+
+// names is how many bytes the file's strings have.
+func (f *ELF) names() int64 {
+	n := len(f.Interp) + len(f.SOName) + len(f.RPath) + len(f.RunPath)
+	for _, s := range f.Needed {
+		n += len(s)
+	}
+	return int64(n)
+}
 
 var errNotELF = errors.New("not an ELF file")
 
@@ -164,6 +174,9 @@ func ParseELF(r io.ReaderAt) (*ELF, error) {
 				f.Go = true
 			}
 		case elf.PT_DYNAMIC:
+			if f.Dynamic {
+				continue // there is one, as for the dynamic linker
+			}
 			f.Dynamic = true
 			if err := d.read(p); err != nil {
 				return f, err
@@ -205,7 +218,7 @@ func (d *dynamic) read(p elf.Prog64) error {
 		case elf.DT_NULL:
 			return nil
 		case elf.DT_NEEDED:
-			if len(d.needed) < maxELFEntries {
+			if len(d.needed) < maxELFEntries && !slices.Contains(d.needed, value) {
 				d.needed = append(d.needed, value)
 			}
 		default:

@@ -21,8 +21,8 @@ const (
 	maxFileBytes = 1 << 40
 	maxKeepFile  = 64 << 20
 	maxKeepLayer = 256 << 20
-	maxShebang   = 256     // as Linux, BINPRM_BUF_SIZE
-	maxNames     = 4 << 30 // bytes of all paths and links
+	maxShebang   = 256       // as Linux, BINPRM_BUF_SIZE
+	maxNames     = 512 << 20 // bytes of all paths, links and names in programs
 )
 
 // ErrDigest says that a blob is not the one that its digest names.
@@ -252,7 +252,9 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 	}
 	s.sum.Sum(e.SHA256[:0])
 	if program != nil {
-		e.ELF, _ = ParseELF(program) // not a program after all: nothing to know
+		if e.ELF, _ = ParseELF(program); e.ELF != nil { // else it is not a program after all
+			s.names += e.ELF.names()
+		}
 		s.elfHead = program.head[:0]
 	}
 	if content != nil {

@@ -21,8 +21,11 @@ func chooseLibC(in libos.Input, m *manifest.Manifest, out *libos.Sealed) {
 		out.Findings = append(out.Findings, launch.Finding{Code: code, Severity: severity, Path: c.Program, Message: message})
 	}
 	image, _ := in.Spec.Getenv("LD_LIBRARY_PATH")
+	env, _ := m.Section("loader")["env"].(manifest.Table)
+	if image == "" {
+		delete(env, "LD_LIBRARY_PATH") // set and empty, no interpreter would be found at all
+	}
 	setPath := func(dirs ...string) {
-		env, _ := m.Section("loader")["env"].(manifest.Table)
 		env["LD_LIBRARY_PATH"] = strings.Join(slices.DeleteFunc(dirs, func(d string) bool { return d == "" }), ":")
 	}
 	switch {
@@ -47,8 +50,12 @@ func chooseLibC(in libos.Input, m *manifest.Manifest, out *libos.Sealed) {
 	default:
 		find(launch.CodeSyscallTraps, launch.Info, "every system call is trapped, which is slower")
 	}
-	// The image's own interpreter must be found.
-	if dir := path.Dir(c.Interp); c.Interp != "" && (image != "" || dir != "/lib" && dir != "/lib64") {
+	// The image's own interpreter must be found: that of the program or, where that has none, those of
+	// the programs that it starts.
+	switch dir := path.Dir(c.Interp); {
+	case c.Interp == "" && image != "":
+		setPath(image, "/lib", "/lib64")
+	case c.Interp != "" && (image != "" || dir != "/lib" && dir != "/lib64"):
 		setPath(image, dir)
 	}
 }

@@ -98,6 +98,8 @@ func TestCLibrary(t *testing.T) {
 		{"too new, with a path of the image", "2.40", []string{"LD_LIBRARY_PATH=/opt/a"}, glibc, "/opt/a:/lib64", "glibc-too-new", ""},
 		{"too new, in a place of its own", "2.40", nil, []Entry{Program("app", ELF("/nix/store/g/lib/ld-linux-x86-64.so.2"))}, "/nix/store/g/lib", "glibc-too-new", ""},
 		{"musl", "", nil, []Entry{Program("app", ELF(muslInterp))}, muslDir, "", muslDir},
+		{"static, with a path of the image", "", []string{"LD_LIBRARY_PATH=/cuda"}, []Entry{Program("app", ELF(""))}, "/cuda:/lib:/lib64", "syscall-traps", ""},
+		{"an empty path", "2.40", []string{"LD_LIBRARY_PATH="}, glibc, "-", "glibc-too-new", ""},
 		{"static", "", nil, []Entry{Program("app", ELF(""))}, "-", "syscall-traps", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -50,6 +50,10 @@ func (p *program) run(argv, env, readable []string, sig string) error {
 // are emulated in an enclave and are the real ones here.
 func (p *program) confine(readable []string) error {
 	const list = landlocksys.AccessFSReadDir
+	writable, err := p.writable()
+	if err != nil {
+		return err
+	}
 	rules := []landlock.Rule{
 		landlock.ROFiles(readable...),
 		landlock.PathAccess(list, "/"),
@@ -57,7 +61,7 @@ func (p *program) confine(readable []string) error {
 		landlock.RODirs("/sys").IgnoreIfMissing(),
 		landlock.RWDirs("/dev").WithIoctlDev().IgnoreIfMissing(),
 		landlock.ROFiles("/etc/resolv.conf", "/etc/hosts", "/etc/hostname").IgnoreIfMissing(),
-		landlock.RWDirs(p.writable()...).WithRefer().IgnoreIfMissing(),
+		landlock.RWDirs(writable...).WithRefer().IgnoreIfMissing(),
 	}
 	for _, uri := range p.SGX.Allowed {
 		name := strings.TrimPrefix(uri, "file:")

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sync/errgroup"
@@ -175,11 +176,14 @@ func (p *program) checkFiles() ([]string, error) {
 }
 
 func digest(name string) (string, error) {
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe in its place must not block
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", fmt.Errorf("it is not a regular file")
+	}
 	sum := sha256.New()
 	if _, err := io.Copy(sum, f); err != nil {
 		return "", err
@@ -189,37 +193,54 @@ func digest(name string) (string, error) {
 
 // environment gives what the manifest says; of the host's only what it lets through.
 func (p *program) environment() []string {
-	var env []string
+	vars := map[string]string{}
 	if p.Loader.HostEnv {
-		env = os.Environ()
+		for _, kv := range os.Environ() {
+			name, value, _ := strings.Cut(kv, "=")
+			vars[name] = value
+		}
 	}
 	for name, v := range p.Loader.Env {
 		switch v := v.(type) {
 		case string:
-			env = append(env, name+"="+v)
+			vars[name] = v
 		case map[string]any:
 			if s, ok := v["value"].(string); ok {
-				env = append(env, name+"="+s)
+				vars[name] = s
 			} else if host, ok := os.LookupEnv(name); ok {
-				env = append(env, name+"="+host)
+				vars[name] = host
 			}
 		}
+	}
+	env := make([]string, 0, len(vars))
+	for name, value := range vars {
+		env = append(env, name+"="+value)
 	}
 	slices.Sort(env)
 	return env
 }
 
-// writable gives the directories that the program may change, making those that are missing.
-func (p *program) writable() []string {
+// writable gives the directories that the program may change, making those that are missing. Each must
+// lead to one of them: a link that was put there could lead to any files.
+func (p *program) writable() ([]string, error) {
 	var dirs []string
+	known := map[string]bool{}
+	for _, m := range p.FS.Mounts {
+		known[m.Path] = m.Type == "tmpfs" || m.Type == "encrypted"
+	}
 	for _, m := range p.FS.Mounts {
 		if m.Type != "tmpfs" && m.Type != "encrypted" {
 			continue
 		}
 		_ = os.MkdirAll(m.Path, 0o755) // where that is not possible, the program cannot either
-		if real, err := filepath.EvalSymlinks(m.Path); err == nil {
-			dirs = append(dirs, real)
+		real, err := filepath.EvalSymlinks(m.Path)
+		if err != nil {
+			continue
 		}
+		if !known[real] {
+			return nil, refused("%s leads to %s, which the signed manifest does not", m.Path, real)
+		}
+		dirs = append(dirs, real)
 	}
-	return dirs
+	return dirs, nil
 }

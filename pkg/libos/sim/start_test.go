@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
@@ -98,6 +99,10 @@ func TestFilesAreChecked(t *testing.T) {
 	_, err = parse("file:"+good, hex.EncodeToString(make([]byte, 32))).checkFiles()
 	assert.True(t, isRefused(err))
 	assert.ErrorContains(t, err, good+" was changed")
+	require.NoError(t, os.Remove(good))
+	require.NoError(t, syscall.Mkfifo(good, 0o600))
+	_, err = parse("file:"+good, digest).checkFiles()
+	assert.True(t, isRefused(err), "a pipe in the file's place does not block")
 	_, err = parse("dev:x", digest).checkFiles()
 	assert.True(t, isRefused(err))
 }
@@ -108,6 +113,30 @@ func TestEnvironmentIsTheManifests(t *testing.T) {
 	var p program
 	require.NoError(t, toml.Unmarshal([]byte("loader.env = { A = \"1\", B = { value = \"2\" }, HOST = { passthrough = true }, UNSET = { passthrough = true } }\n"), &p))
 	assert.Equal(t, []string{"A=1", "B=2", "HOST=h"}, p.environment())
+}
+
+func TestWritableDirectoriesLeadToEachOther(t *testing.T) {
+	dir := t.TempDir()
+	tmp, link, secret := filepath.Join(dir, "tmp"), filepath.Join(dir, "link"), filepath.Join(dir, "secret")
+	require.NoError(t, os.Mkdir(secret, 0o700))
+	var p program
+	require.NoError(t, toml.Unmarshal(fmt.Appendf(nil, "fs.mounts = [{ type = \"tmpfs\", path = %q }, { type = \"tmpfs\", path = %q }]\n", tmp, link), &p))
+	require.NoError(t, os.Symlink("tmp", link))
+	dirs, err := p.writable()
+	require.NoError(t, err)
+	assert.Equal(t, []string{tmp, tmp}, dirs, "made, and found through the link")
+	require.NoError(t, os.Remove(tmp))
+	require.NoError(t, os.Symlink(secret, tmp))
+	_, err = p.writable()
+	assert.True(t, isRefused(err))
+}
+
+func TestHostEnvironmentDoesNotOverrule(t *testing.T) {
+	t.Setenv("PATH", "/evil")
+	var p program
+	require.NoError(t, toml.Unmarshal([]byte("loader.insecure__use_host_env = true\nloader.env.PATH = \"/usr/bin\"\n"), &p))
+	assert.Contains(t, p.environment(), "PATH=/usr/bin")
+	assert.NotContains(t, p.environment(), "PATH=/evil")
 }
 
 func TestInvoked(t *testing.T) {
