@@ -479,3 +479,46 @@ func TestResultJSON(t *testing.T) {
 		assert.Contains(t, m, key)
 	}
 }
+
+// A configuration in which some readers would find another entrypoint than ours is refused.
+func TestAmbiguousConfiguration(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	dir := t.TempDir()
+	_, err := run(context.Background(), t, options(t, from), "oci:"+dir+":1")
+	require.NoError(t, err)
+	config := []byte(`{"os":"linux","architecture":"amd64","config":{"Cmd":["/usr/bin/app"],"entrypoint":["/usr/bin/app"]},"rootfs":{"type":"layers","diff_ids":[]}}`)
+	h, size, err := v1.SHA256(bytes.NewReader(config))
+	require.NoError(t, err)
+	layers, err := sample(t).Layers()
+	require.NoError(t, err)
+	desc := v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: h, Size: size}
+	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: desc}
+	var ids []string
+	for _, l := range layers {
+		d, err := l.Digest()
+		require.NoError(t, err)
+		n, err := l.Size()
+		require.NoError(t, err)
+		id, err := l.DiffID()
+		require.NoError(t, err)
+		ids = append(ids, `"`+id.String()+`"`)
+		m.Layers = append(m.Layers, v1.Descriptor{MediaType: types.OCILayer, Digest: d, Size: n})
+	}
+	config = bytes.Replace(config, []byte(`"diff_ids":[]`), []byte(`"diff_ids":[`+strings.Join(ids, ",")+`]`), 1)
+	put := func(b []byte) (v1.Hash, int64) {
+		h, n, err := v1.SHA256(bytes.NewReader(b))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "blobs/sha256", h.Hex), b, 0o600))
+		return h, n
+	}
+	m.Config.Digest, m.Config.Size = put(config)
+	raw, err := json.Marshal(m)
+	require.NoError(t, err)
+	digest, n := put(raw)
+	index, err := json.Marshal(v1.IndexManifest{SchemaVersion: 2, Manifests: []v1.Descriptor{{MediaType: m.MediaType, Digest: digest, Size: n}}})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "index.json"), index, 0o600))
+	_, err = run(context.Background(), t, options(t, "oci:"+dir), "oci:"+t.TempDir()+":1")
+	assert.ErrorContains(t, err, `has the key "entrypoint", which must be "Entrypoint"`)
+}

@@ -128,3 +128,24 @@ func TestLoadFromRegistryOnce(t *testing.T) {
 	again, _ := load(first.SourceDigest)
 	assert.Equal(t, first.Layer.Digest, again.Layer.Digest)
 }
+
+// A library of another architecture, found first, is passed over, and one beside the preferred place wins.
+func TestReadLibrary(t *testing.T) {
+	dir := t.TempDir()
+	other := strings.Replace(fixture.ELF(""), "\x3e\x00", "\xb7\x00", 1)
+	for name, content := range map[string]string{"aarch64/libx.so.1": other, "b/libx.so.1": fixture.ELF(""), "c/libx.so.1": fixture.ELF("")} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755))
+	}
+	s, err := libos.OpenSource(context.Background(), "dir:"+dir, libos.LoadOptions{})
+	require.NoError(t, err)
+	at, _, err := libos.ReadLibrary(context.Background(), s, "libx.so.1", "", "")
+	require.NoError(t, err)
+	assert.Equal(t, filepath.Join(dir, "b/libx.so.1"), at)
+	at, _, err = libos.ReadLibrary(context.Background(), s, "libx.so.1", filepath.Join(dir, "c"), "")
+	require.NoError(t, err)
+	assert.Equal(t, filepath.Join(dir, "c/libx.so.1"), at)
+	at, _, err = libos.ReadLibrary(context.Background(), s, "none.so", "", "")
+	require.NoError(t, err)
+	assert.Empty(t, at)
+}
