@@ -50,6 +50,17 @@ CMD ["python3", "-c", "import os, signal, sys, time\nsignal.signal(signal.SIGTER
 	}
 }
 
+func named(t *testing.T, name string) *sample {
+	t.Helper()
+	for _, s := range samples(t) {
+		if s.name == name {
+			return s
+		}
+	}
+	t.Fatalf("there is no image %s", name)
+	return nil
+}
+
 func useRedis(t *testing.T, s *sample, c *container) {
 	ask := func(request, want string) error {
 		conn, err := net.DialTimeout("tcp", "127.0.0.1:"+s.port, time.Second)
@@ -159,12 +170,7 @@ func TestRealImages(t *testing.T) {
 // A file that is not in the manifest cannot be read, a file that was changed stops the start.
 func TestSimulationProtects(t *testing.T) {
 	port := startRegistry(t)
-	var s *sample
-	for _, s = range samples(t) {
-		if s.name == "python" {
-			break
-		}
-	}
+	s := named(t, "python")
 	source := "127.0.0.1:" + port + "/src/python:1"
 	buildImage(t, source, debian(t, s.packages), s.dockerfile)
 	image := "cconvert-e2e/protect:1"
@@ -202,12 +208,7 @@ func TestSimulationProtects(t *testing.T) {
 // A disk that fills up leaves no image, and is said.
 func TestFullDisk(t *testing.T) {
 	port := startRegistry(t)
-	var s *sample
-	for _, s = range samples(t) {
-		if s.name == "python" {
-			break
-		}
-	}
+	s := named(t, "python")
 	source := "127.0.0.1:" + port + "/full:1"
 	buildImage(t, source, debian(t, s.packages), s.dockerfile)
 	disk := t.TempDir()

@@ -15,6 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 const convertLong = `Convert an image for linux/amd64 and store the result.
@@ -102,13 +103,7 @@ func newConvert() *cobra.Command {
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		r, err := run(cmd.Context(), o, func(p *convert.Prepared) (*convert.Result, error) {
-			public, signature, err := convert.Sign(cmd.Context(), p, signer)
-			if err != nil {
-				return nil, err
-			}
-			return convert.Finish(cmd.Context(), p, public, signature, target)
-		})
+		r, err := run(cmd.Context(), o, signer, target)
 		progress.finish()
 		if err != nil {
 			return err
@@ -136,7 +131,7 @@ func isDir(p string) bool {
 	return err == nil && info.IsDir()
 }
 
-func run(ctx context.Context, o convert.Options, finish func(*convert.Prepared) (*convert.Result, error)) (*convert.Result, error) {
+func run(ctx context.Context, o convert.Options, signer sgx.Signer, target image.Reference) (*convert.Result, error) {
 	p, err := convert.Prepare(ctx, o)
 	if err != nil {
 		return nil, err
@@ -147,7 +142,11 @@ func run(ctx context.Context, o convert.Options, finish func(*convert.Prepared) 
 			logrus.Debugf("[%s] %s %s", f.Code, f.Path, f.Message)
 		}
 	}
-	return finish(p)
+	public, signature, err := convert.Sign(ctx, p, signer)
+	if err != nil {
+		return nil, err
+	}
+	return convert.Finish(ctx, p, public, signature, target)
 }
 
 func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, insecure bool) (image.Reference, error) {
@@ -165,10 +164,7 @@ func checkTarget(source, target image.Reference) error {
 	if target.Same(source) {
 		return usagef("the result would replace the source, %s: say where it goes with --to, --repo or --suffix", source)
 	}
-	if target.Digest != "" {
-		return usagef("--to %s: a target is named by a tag, its digest is what comes out", target)
-	}
-	if _, ok := target.Name.(name.Digest); ok {
+	if _, ok := target.Name.(name.Digest); ok || target.Digest != "" {
 		return usagef("--to %s: a target is named by a tag, its digest is what comes out", target)
 	}
 	return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -81,7 +82,7 @@ func printConverted(w io.Writer, c *verify.Converted) {
 	}
 	line("directory", "%s", c.Program.WorkDir)
 	line("identity", "%d:%d", c.Program.UID, c.Program.GID)
-	for i, name := range sortedNames(c.Program.Env) {
+	for i, name := range slices.Sorted(maps.Keys(c.Program.Env)) {
 		label := ""
 		if i == 0 {
 			label = "environment"
@@ -117,13 +118,4 @@ func when(b bool, s string) string {
 		return s
 	}
 	return ""
-}
-
-func sortedNames(m map[string]any) []string {
-	names := make([]string, 0, len(m))
-	for k := range m {
-		names = append(names, k)
-	}
-	slices.Sort(names)
-	return names
 }

@@ -37,9 +37,6 @@ type Prepared struct {
 // ToBeSigned gives the 256 bytes that the signature covers.
 func (p *Prepared) ToBeSigned() []byte { return p.sealed.SigStruct.ToBeSigned() }
 
-// SigStruct is the structure to be signed, for reading.
-func (p *Prepared) SigStruct() sgx.SigStruct { return *p.sealed.SigStruct }
-
 // Findings are what the user should know of the image, before anything is stored.
 func (p *Prepared) Findings() []launch.Finding { return p.sealed.Findings }
 

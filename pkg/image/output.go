@@ -2,8 +2,6 @@ package image
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,19 +19,6 @@ type NewLayer struct {
 	Blob   []byte
 	Digest string // of Blob
 	DiffID string // of the archive
-}
-
-// ReadNewLayer takes a compressed archive and computes its digests.
-func ReadNewLayer(blob []byte) (NewLayer, error) {
-	z, err := gzip.NewReader(bytes.NewReader(blob))
-	if err != nil {
-		return NewLayer{}, err
-	}
-	sum := sha256.New()
-	if _, err := io.Copy(sum, z); err != nil {
-		return NewLayer{}, err
-	}
-	return NewLayer{blob, digestOf(blob), "sha256:" + hex.EncodeToString(sum.Sum(nil))}, nil
 }
 
 // CompressLayer compresses a tar archive, the same every time.

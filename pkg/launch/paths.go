@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"sort"
@@ -56,7 +57,7 @@ func (f *files) chooseTrusted() {
 		}
 		return nil
 	})
-	for _, p := range sortedKeys(hiddenFiles) {
+	for _, p := range slices.Sorted(maps.Keys(hiddenFiles)) {
 		switch f.writable[p].Type {
 		case Encrypted:
 			f.spec.find(CodeVolumeHides, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be read: it holds encrypted files only, and starts empty", hiddenFiles[p]))
@@ -68,26 +69,17 @@ func (f *files) chooseTrusted() {
 	f.spec.Mounts = f.allMounts(links)
 }
 
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
 // visible says whether an entry can be reached by the program at its own path.
 func (f *files) visible(n *rootfs.Node, hiddenFiles map[string]int) bool {
 	if belowAny(n.Path, hostTrees) || slices.Contains(f.hostFile, n.Path) {
 		return false
 	}
 	if m, ok := f.cover(n.Path); ok {
-		if n.Type == rootfs.Regular && n.Size > 0 || n.Type == rootfs.Symlink && !f.toConsole(n) {
-			hiddenFiles[m.Path]++
-		}
-		if f.toConsole(n) {
+		switch {
+		case f.toConsole(n):
 			f.spec.find(CodeLinkToConsole, Warning, n.Path, "what is written here does not reach the console: it stays in temporary storage, in the enclave's memory")
+		case n.Type == rootfs.Regular && n.Size > 0, n.Type == rootfs.Symlink:
+			hiddenFiles[m.Path]++
 		}
 		return false
 	}

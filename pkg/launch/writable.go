@@ -2,6 +2,7 @@ package launch
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -60,12 +61,7 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 			return err
 		}
 	}
-	sorted := make([]string, 0, len(volumes))
-	for v := range volumes {
-		sorted = append(sorted, v)
-	}
-	slices.Sort(sorted)
-	for _, v := range sorted {
+	for _, v := range slices.Sorted(maps.Keys(volumes)) {
 		if err := f.volume(v); err != nil {
 			return err
 		}

@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -122,17 +124,36 @@ func PackBundle(m Meta, files []File) (*Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packing the runtime: %w", err)
 	}
-	return ReadBundle(layer)
+	return ReadBundle(layer.Blob)
 }
 
-// ReadBundle reads a runtime's layer back.
-func ReadBundle(layer image.NewLayer) (*Bundle, error) {
-	z, err := gzip.NewReader(bytes.NewReader(layer.Blob))
+// Cached gives the runtime that is kept under a key or, where there is none, packs it and keeps it. An
+// empty key and a nil cache keep nothing.
+func Cached(cache Cache, key string, pack func() (*Bundle, error)) (*Bundle, error) {
+	if cache == nil || key == "" {
+		return pack()
+	}
+	if blob, ok := cache.Get(key); ok {
+		if b, err := ReadBundle(blob); err == nil {
+			return b, nil
+		}
+	}
+	b, err := pack()
+	if err == nil {
+		_ = cache.Put(key, b.Layer.Blob) // a cache that cannot be written costs time, nothing else
+	}
+	return b, err
+}
+
+// ReadBundle reads a runtime's layer back: a tar archive compressed with gzip.
+func ReadBundle(blob []byte) (*Bundle, error) {
+	z, err := gzip.NewReader(bytes.NewReader(blob))
 	if err != nil {
 		return nil, fmt.Errorf("reading the runtime layer: %w", err)
 	}
-	b := &Bundle{Layer: layer, Files: map[string][]byte{}}
-	limited := &io.LimitedReader{R: z, N: maxBundle}
+	b := &Bundle{Files: map[string][]byte{}}
+	diffID := sha256.New()
+	limited := io.TeeReader(&io.LimitedReader{R: z, N: maxBundle}, diffID)
 	for r := tar.NewReader(limited); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -155,6 +176,13 @@ func ReadBundle(layer image.NewLayer) (*Bundle, error) {
 				return nil, fmt.Errorf("reading the runtime layer: %s: %w", metaName, err)
 			}
 		}
+	}
+	if _, err := io.Copy(io.Discard, limited); err != nil { // what follows the archive's end
+		return nil, fmt.Errorf("reading the runtime layer: %w", err)
+	}
+	digest := sha256.Sum256(blob)
+	b.Layer = image.NewLayer{
+		Blob: blob, Digest: "sha256:" + hex.EncodeToString(digest[:]), DiffID: "sha256:" + hex.EncodeToString(diffID.Sum(nil)),
 	}
 	if b.Kind == "" {
 		return nil, fmt.Errorf("the layer holds no runtime: there is no %s", metaName)

@@ -71,29 +71,19 @@ func (l *loading) load() (*libos.Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.o.Cache != nil && key != "" {
-		if blob, ok := l.o.Cache.Get(key); ok {
-			if layer, err := image.ReadNewLayer(blob); err == nil {
-				if b, err := libos.ReadBundle(layer); err == nil {
-					return l.finish(b), nil
-				}
-			}
+	b, err := libos.Cached(l.o.Cache, key, func() (*libos.Bundle, error) {
+		s, err := libos.OpenSource(l.ctx, source, l.o)
+		if err != nil {
+			return nil, err
 		}
-	}
-	s, err := libos.OpenSource(l.ctx, source, l.o)
+		defer s.Close()
+		return l.pack(s)
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close()
-	b, err := l.pack(s)
-	if err != nil {
-		return nil, err
-	}
-	if l.o.Cache != nil && key != "" {
-		// A cache that cannot be written costs time, nothing else.
-		_ = l.o.Cache.Put(key, b.Layer.Blob)
-	}
-	return l.finish(b), nil
+	b.Source, b.SourceDigest, b.Pinned = l.name, l.digest, l.pinned
+	return b, nil
 }
 
 // resolve turns a tag into a digest, once, so that what is reported is what is used.
@@ -118,16 +108,11 @@ func (l *loading) resolve() (source, key string, err error) {
 			return "", "", err
 		}
 	}
-	sum := sha256.Sum256([]byte(fmt.Sprint("gramine ", bundleVersion, " ", l.digest, " ", l.o.Libs)))
-	if l.o.Libs == "" {
+	if l.o.Libs == "" { // files of this machine can change under a name
+		sum := sha256.Sum256(fmt.Append(nil, "gramine ", bundleVersion, " ", l.digest))
 		key = "runtime/" + hex.EncodeToString(sum[:])
 	}
 	return "docker://" + ref.Name.Context().Name() + "@" + l.digest, key, nil
-}
-
-func (l *loading) finish(b *libos.Bundle) *libos.Bundle {
-	b.Source, b.SourceDigest, b.Pinned = l.name, l.digest, l.pinned
-	return b
 }
 
 // wanted are the files that make a directory a runtime's.

@@ -58,9 +58,10 @@ func TestLoadDirectory(t *testing.T) {
 	assert.Contains(t, b.Files, libosPath)
 	assert.Contains(t, b.Files, Prefix+"/licenses/LGPL-3.0.txt")
 
-	back, err := libos.ReadBundle(b.Layer)
+	back, err := libos.ReadBundle(b.Layer.Blob)
 	require.NoError(t, err)
 	assert.Equal(t, b.Meta, back.Meta)
+	assert.Equal(t, b.Layer, back.Layer)
 	again, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, "")})
 	require.NoError(t, err)
 	assert.Equal(t, b.Layer.Digest, again.Layer.Digest, "the same files, the same layer")

@@ -15,7 +15,6 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -83,22 +82,10 @@ func readProgram(file string) ([]byte, error) {
 func pack(program []byte, cache libos.Cache) (*libos.Bundle, error) {
 	sum := sha256.Sum256(program)
 	version := hex.EncodeToString(sum[:]) // a build of cconvert knows its own version only by that
-	key := "runtime/sim-" + version
-	if cache != nil {
-		if blob, ok := cache.Get(key); ok {
-			if layer, err := image.ReadNewLayer(blob); err == nil {
-				if b, err := libos.ReadBundle(layer); err == nil {
-					return b, nil
-				}
-			}
-		}
-	}
-	b, err := libos.PackBundle(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
-		[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
-	if err == nil && cache != nil {
-		_ = cache.Put(key, b.Layer.Blob) // a cache that cannot be written costs time, nothing else
-	}
-	return b, err
+	return libos.Cached(cache, "runtime/sim-"+version, func() (*libos.Bundle, error) {
+		return libos.PackBundle(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
+			[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
+	})
 }
 
 func simulated() gramine.Runtime {
