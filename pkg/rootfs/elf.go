@@ -34,6 +34,8 @@ type ELF struct {
 	Go bool
 	// Dynamic says that it has a dynamic section.
 	Dynamic bool
+	// Imports are those functions of the list in imports.go that it takes from libraries, sorted.
+	Imports []string
 }
 
 // Bounds on what is read of one file.
@@ -195,6 +197,7 @@ func ParseELF(r io.ReaderAt) (*ELF, error) {
 		}
 	}
 	f.NeedsGLIBC, f.DefinesGLIBC = d.glibcNeeded(), d.glibcDefined()
+	f.Imports = d.imports()
 	return f, nil
 }
 

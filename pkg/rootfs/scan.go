@@ -22,6 +22,8 @@ const (
 	maxKeepFile  = 64 << 20
 	maxKeepLayer = 256 << 20
 	maxShebang   = 256       // as Linux, BINPRM_BUF_SIZE
+	maxScript    = 64 << 10  // of a script whose text is kept
+	maxScripts   = 32 << 20  // of all of them in a layer
 	maxNames     = 512 << 20 // bytes of all paths, links and names in programs
 )
 
@@ -86,6 +88,7 @@ type scanner struct {
 	ctx     context.Context
 	keep    []string
 	kept    int64
+	scripts int64
 	names   int64
 	entries []Entry
 	buf     []byte
@@ -246,6 +249,10 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 		if program != nil {
 			program.write(chunk)
 		}
+		if first && content == nil && e.Size <= maxScript && shellScript(e) && s.scripts+e.Size <= maxScripts {
+			s.scripts += e.Size
+			content = bytes.NewBuffer(make([]byte, 0, e.Size))
+		}
 		if content != nil {
 			content.Write(chunk)
 		}
@@ -261,6 +268,18 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 		e.Content = content.Bytes()
 	}
 	return nil
+}
+
+// shellScript says whether a file is text for a shell, of which later steps read which programs it
+// starts. What a script includes has no first line to tell it by, only its name.
+func shellScript(e *Entry) bool {
+	for _, word := range strings.Fields(e.Shebang) { // the interpreter itself, or what env(1) starts
+		switch path.Base(word) {
+		case "sh", "bash", "dash", "ash", "ksh", "zsh", "busybox":
+			return true
+		}
+	}
+	return strings.HasSuffix(e.Path, ".sh")
 }
 
 // keeper gives a buffer for the file's content where it is to be kept.

@@ -256,14 +256,15 @@ func (t *Tree) resolve(p string, last bool) (*Node, string, error) {
 }
 
 // Walk visits every node but the root, parents first, sorted by name.
-func (t *Tree) Walk(visit func(*Node) error) error { return walk(t.root, visit) }
+func (t *Tree) Walk(visit func(*Node) error) error { return t.root.Walk(visit) }
 
-func walk(n *Node, visit func(*Node) error) error {
+// Walk visits every node below this one, parents first, sorted by name.
+func (n *Node) Walk(visit func(*Node) error) error {
 	for _, c := range n.Children() {
 		if err := visit(c); err != nil {
 			return err
 		}
-		if err := walk(c, visit); err != nil {
+		if err := c.Walk(visit); err != nil {
 			return err
 		}
 	}
