@@ -1,0 +1,111 @@
+package packages
+
+import (
+	"context"
+	"path"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+const (
+	dpkgStatus = "/var/lib/dpkg/status"
+	dpkgInfo   = "/var/lib/dpkg/info"
+	// dpkgStatusDir has one record for each package in distroless images, and their lists of files.
+	dpkgStatusDir = "/var/lib/dpkg/status.d"
+)
+
+var dpkgFiles = []string{dpkgStatus, dpkgInfo + "/*.list", dpkgStatusDir + "/*"}
+
+// readDPKG reads dpkg's database (dpkg(1), deb-control(5)).
+func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
+	var list []*Package
+	if n, _, err := tree.Resolve(dpkgStatus); err == nil {
+		for _, r := range stanzas(string(n.Content)) {
+			p := dpkgPackage(r)
+			if p == nil || !strings.HasSuffix(r["Status"], " installed") {
+				continue
+			}
+			for _, name := range []string{p.Name, p.Name + ":" + r["Architecture"]} {
+				if n, _, err := tree.Resolve(path.Join(dpkgInfo, name+".list")); err == nil {
+					p.Files = strings.Split(strings.TrimSuffix(string(n.Content), "\n"), "\n")
+				}
+			}
+			list = append(list, p)
+		}
+	}
+	dir, _, err := tree.Resolve(dpkgStatusDir)
+	if err != nil {
+		return list, nil //nolint:nilerr // most images have none
+	}
+	for _, n := range dir.Children() {
+		if strings.HasSuffix(n.Name(), ".md5sums") {
+			continue
+		}
+		for _, r := range stanzas(string(n.Content)) {
+			p := dpkgPackage(r)
+			if p == nil {
+				continue
+			}
+			if sums := tree.Lookup(n.Path + ".md5sums"); sums != nil {
+				for line := range strings.Lines(string(sums.Content)) {
+					if _, file, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "  "); ok {
+						p.Files = append(p.Files, path.Clean("/"+file))
+					}
+				}
+			}
+			list = append(list, p)
+		}
+	}
+	return list, nil
+}
+
+// stanzas reads the records of a control file, continued lines left out.
+func stanzas(text string) []map[string]string {
+	var list []map[string]string
+	for record := range strings.SplitSeq(text, "\n\n") {
+		fields := map[string]string{}
+		for line := range strings.SplitSeq(record, "\n") {
+			if name, value, ok := strings.Cut(line, ":"); ok && !strings.HasPrefix(line, " ") && !strings.HasPrefix(line, "\t") {
+				fields[name] = strings.TrimSpace(value)
+			}
+		}
+		list = append(list, fields)
+	}
+	return list
+}
+
+func dpkgPackage(fields map[string]string) *Package {
+	if fields["Package"] == "" {
+		return nil
+	}
+	p := &Package{Name: fields["Package"], Version: fields["Version"], Essential: fields["Essential"] == "yes"}
+	for _, field := range []string{"Pre-Depends", "Depends"} {
+		for relation := range strings.SplitSeq(fields[field], ",") {
+			var alternatives []string
+			for a := range strings.SplitSeq(relation, "|") {
+				if name := relationName(a); name != "" {
+					alternatives = append(alternatives, name)
+				}
+			}
+			if alternatives != nil {
+				p.Depends = append(p.Depends, alternatives)
+			}
+		}
+	}
+	for provided := range strings.SplitSeq(fields["Provides"], ",") {
+		if name := relationName(provided); name != "" {
+			p.Provides = append(p.Provides, name)
+		}
+	}
+	return p
+}
+
+// relationName is the name in a relation such as "python3:any (>= 3.11)".
+func relationName(s string) string {
+	s = strings.TrimSpace(s)
+	if i := strings.IndexAny(s, " (:"); i >= 0 {
+		s = s[:i]
+	}
+	return s
+}

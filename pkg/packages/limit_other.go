@@ -1,0 +1,5 @@
+//go:build !unix
+
+package packages
+
+func limitMemory(uint64) {}

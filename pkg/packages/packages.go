@@ -1,0 +1,117 @@
+// Package packages reads the databases that package managers leave in an image: which package a file
+// belongs to, and what that package needs at run time. It knows dpkg, with the separate records of
+// distroless images, apk and rpm.
+package packages
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// Keep lists the files whose content Read needs, as patterns for rootfs.Scan.
+var Keep = slices.Concat(dpkgFiles, apkFiles, rpmFiles)
+
+// Package is an installed package.
+type Package struct {
+	Name, Version string
+	// Manager is what installed it: dpkg, apk or rpm.
+	Manager string
+	// Essential packages are there in every installation, and others need them without saying so.
+	Essential bool
+	// Depends are what it needs at run time, each by any of the alternatives.
+	Depends [][]string
+	// Provides are names by which others depend on it, besides its own: virtual packages, libraries,
+	// commands.
+	Provides []string
+	// Files are the paths that it installs, as the database spells them.
+	Files []string
+}
+
+// DB is what an image has of packages. The zero value is one of no packages.
+type DB struct {
+	Packages []*Package
+	owners   map[string]*Package   // by path free of links
+	dirs     map[string][]*Package // of directories, likewise
+	byName   map[string][]*Package // and by what they provide
+}
+
+// Read reads all databases of a tree. Damaged ones give an error.
+func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
+	db := &DB{owners: map[string]*Package{}, dirs: map[string][]*Package{}, byName: map[string][]*Package{}}
+	for name, read := range map[string]func(context.Context, *rootfs.Tree) ([]*Package, error){"dpkg": readDPKG, "apk": readAPK, "rpm": readRPM} {
+		list, err := read(ctx, tree)
+		if err != nil {
+			return nil, fmt.Errorf("reading the database of %s: %w", name, err)
+		}
+		for _, p := range list {
+			p.Manager = name
+		}
+		db.Packages = append(db.Packages, list...)
+	}
+	slices.SortFunc(db.Packages, func(a, b *Package) int { return strings.Compare(a.Name+"\x00"+a.Manager, b.Name+"\x00"+b.Manager) })
+	for _, p := range db.Packages {
+		for _, name := range append([]string{p.Name}, p.Provides...) {
+			db.byName[name] = append(db.byName[name], p)
+		}
+		for _, file := range p.Files {
+			// Packages spell paths as they were before /bin, /lib and /sbin became links.
+			n, _, err := tree.Resolve(file)
+			if err == nil && n.Type == rootfs.Dir {
+				db.dirs[n.Path] = append(db.dirs[n.Path], p)
+			} else if n, _, err = tree.ResolveParent(file); err == nil {
+				db.owners[n.Path] = p
+			}
+		}
+	}
+	return db, nil
+}
+
+// Owner gives the package that installed the file of this path, which has no links in it; nil if none.
+func (db *DB) Owner(p string) *Package { return db.owners[p] }
+
+// DirOwners gives the packages that have a directory of this path.
+func (db *DB) DirOwners(p string) []*Package { return db.dirs[p] }
+
+// Provider gives the packages of a name, or that provide it. A path stands for its owner.
+func (db *DB) Provider(name string) []*Package {
+	if list := db.byName[name]; list != nil || !path.IsAbs(name) {
+		return list
+	}
+	if p := db.owners[name]; p != nil {
+		return []*Package{p}
+	}
+	return nil
+}
+
+// Closure gives the packages and everything that they depend on, of alternatives all that are
+// installed. Packages for which skip says yes are left out, unless they are among the roots.
+func (db *DB) Closure(roots []*Package, skip func(*Package) bool) []*Package {
+	seen := map[*Package]bool{}
+	var list []*Package
+	var visit func(*Package)
+	visit = func(p *Package) {
+		if seen[p] {
+			return
+		}
+		seen[p] = true
+		list = append(list, p)
+		for _, alternatives := range p.Depends {
+			for _, name := range alternatives {
+				for _, q := range db.Provider(name) {
+					if !skip(q) {
+						visit(q)
+					}
+				}
+			}
+		}
+	}
+	for _, p := range roots {
+		visit(p)
+	}
+	return list
+}

@@ -1,0 +1,214 @@
+package packages_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/sys/reexec"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/packages"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+func TestMain(m *testing.M) {
+	if reexec.Init() {
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func tree(t *testing.T, entries ...Entry) *rootfs.Tree {
+	t.Helper()
+	b := Tar(t, entries...)
+	sum := sha256.Sum256(b)
+	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: packages.Keep})
+	require.NoError(t, err)
+	tr, err := rootfs.Merge([]*rootfs.Index{i})
+	require.NoError(t, err)
+	return tr
+}
+
+func read(t *testing.T, entries ...Entry) *packages.DB {
+	t.Helper()
+	db, err := packages.Read(context.Background(), tree(t, entries...))
+	require.NoError(t, err)
+	return db
+}
+
+func names(list []*packages.Package) string {
+	var s []string
+	for _, p := range list {
+		s = append(s, p.Name)
+	}
+	return strings.Join(s, " ")
+}
+
+func owner(db *packages.DB, p string) string {
+	if o := db.Owner(p); o != nil {
+		return o.Name
+	}
+	return ""
+}
+
+func none(*packages.Package) bool { return false }
+
+const status = `Package: app
+Status: install ok installed
+Architecture: amd64
+Version: 1.0-1
+Depends: libc6 (>= 2.36), mail-agent | exim,
+ python3:any, missing
+Pre-Depends: dpkg (>= 1)
+Description: words
+ Depends: not this
+
+Package: libc6
+Essential: no
+Status: install ok installed
+Architecture: amd64
+Version: 2.36
+
+Package: postfix
+Status: install ok installed
+Provides: mail-agent (= 1), smtp
+Version: 3
+
+Package: dpkg
+Essential: yes
+Status: install ok installed
+Version: 1
+
+Package: gone
+Status: deinstall ok config-files
+Version: 1
+`
+
+func TestDPKG(t *testing.T) {
+	db := read(t,
+		File("var/lib/dpkg/status", status), Symlink("lib", "usr/lib"),
+		File("usr/lib/x86_64-linux-gnu/libc.so.6", "x"), File("usr/bin/app", "x"), File("etc/gone", "x"),
+		File("var/lib/dpkg/info/app.list", "/.\n/usr\n/usr/bin\n/usr/bin/app\n"),
+		File("var/lib/dpkg/info/libc6:amd64.list", "/.\n/lib\n/lib/x86_64-linux-gnu/libc.so.6\n"),
+		File("var/lib/dpkg/info/gone.list", "/etc/gone\n"))
+	assert.Equal(t, "app dpkg libc6 postfix", names(db.Packages))
+	assert.Equal(t, "app", owner(db, "/usr/bin/app"))
+	assert.Equal(t, "libc6", owner(db, "/usr/lib/x86_64-linux-gnu/libc.so.6"), "through the link /lib")
+	assert.Empty(t, owner(db, "/etc/gone"), "removed packages own nothing")
+	assert.Empty(t, owner(db, "/usr/lib"))
+	app := db.Owner("/usr/bin/app")
+	assert.Equal(t, "dpkg", app.Manager)
+	assert.Equal(t, "1.0-1", app.Version)
+	assert.Equal(t, "app dpkg libc6 postfix", names(db.Closure([]*packages.Package{app}, none)), "a virtual package, of two alternatives the one there is")
+	assert.Equal(t, "app libc6 postfix", names(db.Closure([]*packages.Package{app}, func(p *packages.Package) bool { return p.Name == "dpkg" })))
+	assert.True(t, db.Provider("dpkg")[0].Essential)
+	assert.False(t, db.Provider("libc6")[0].Essential)
+}
+
+func TestDistroless(t *testing.T) {
+	db := read(t,
+		File("var/lib/dpkg/status.d/libssl3", "Package: libssl3\nVersion: 3.0\nDepends: libc6\n"),
+		File("var/lib/dpkg/status.d/libssl3.md5sums", "d41d8cd98f00b204e9800998ecf8427e  usr/lib/libssl.so.3\n"),
+		File("var/lib/dpkg/status.d/base", "Package: base-files\nVersion: 12\n"),
+		File("usr/lib/libssl.so.3", "x"))
+	assert.Equal(t, "base-files libssl3", names(db.Packages))
+	assert.Equal(t, "libssl3", owner(db, "/usr/lib/libssl.so.3"))
+}
+
+func TestAPK(t *testing.T) {
+	const installed = `C:Q1x
+P:busybox
+V:1.36
+D:so:libc.musl-x86_64.so.1
+p:cmd:busybox=1.36 cmd:sh
+F:bin
+R:busybox
+a:0:0:755
+
+P:musl
+V:1.2.5
+p:so:libc.musl-x86_64.so.1=1
+F:lib
+R:ld-musl-x86_64.so.1
+
+P:app
+V:1
+D:busybox>=1 !other so:libz.so.1 /bin/busybox
+F:
+R:app
+`
+	for _, at := range []string{"lib/apk/db/installed", "usr/lib/apk/db/installed"} {
+		entries := []Entry{File(at, installed), File("bin/busybox", "x"), File("app", "x")}
+		if strings.HasPrefix(at, "usr") {
+			entries = append(entries, Symlink("lib", "usr/lib"), File("usr/lib/ld-musl-x86_64.so.1", "x"))
+		} else {
+			entries = append(entries, File("lib/ld-musl-x86_64.so.1", "x"))
+		}
+		db := read(t, entries...)
+		assert.Equal(t, "app busybox musl", names(db.Packages), at)
+		assert.Equal(t, "app busybox musl", names(db.Closure(db.Provider("app"), none)))
+		assert.Equal(t, "busybox", owner(db, "/bin/busybox"))
+		assert.Equal(t, "app", owner(db, "/app"))
+		assert.True(t, db.Provider("cmd:sh")[0].Essential)
+	}
+}
+
+// moduleData is the test data of the library that reads databases of rpm.
+func moduleData(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/anchore/go-rpmdb").Output()
+	require.NoError(t, err)
+	return filepath.Join(strings.TrimSpace(string(out)), "pkg/testdata")
+}
+
+func TestRPM(t *testing.T) {
+	data := moduleData(t)
+	for _, c := range []struct{ from, at string }{
+		{"fedora35/rpmdb.sqlite", "var/lib/rpm/rpmdb.sqlite"},
+		{"rockylinux-9/rpmdb.sqlite", "usr/lib/sysimage/rpm/rpmdb.sqlite"},
+		{"centos7-plain/Packages", "var/lib/rpm/Packages"},
+		{"sle15-bci/Packages.db", "usr/lib/sysimage/rpm/Packages.db"},
+	} {
+		b, err := os.ReadFile(filepath.Join(data, c.from))
+		require.NoError(t, err)
+		db := read(t, File(c.at, string(b)), Symlink("bin", "usr/bin"), Symlink("lib64", "usr/lib64"),
+			Program("usr/bin/bash", "x"), File("usr/lib64/libc.so.6", "x"))
+		assert.Greater(t, len(db.Packages), 30, c.from)
+		assert.Equal(t, "bash", owner(db, "/usr/bin/bash"), c.from)
+		assert.Equal(t, "glibc", owner(db, "/usr/lib64/libc.so.6"), c.from)
+		closure := names(db.Closure([]*packages.Package{db.Owner("/usr/bin/bash")}, none))
+		assert.Contains(t, closure, "glibc", c.from)
+		assert.NotContains(t, names(db.Packages), "gpg-pubkey")
+	}
+}
+
+// A hostile database is an error, whatever it does to its reader.
+func TestHostileRPM(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(moduleData(t), "centos7-plain/Packages"))
+	require.NoError(t, err)
+	page := bytes.Repeat([]byte{0xff}, 4096)
+	copy(b[4096*3:], page)
+	b[4096*3+25] = 2 // a page of the hash table, with entries anywhere
+	b[4096*3+20], b[4096*3+21] = 0xfe, 0x01
+	for name, content := range map[string]string{
+		"pages":   string(b),
+		"nothing": "x",
+		"sqlite":  "SQLite format 3\x00" + strings.Repeat("\xff", 9000),
+	} {
+		_, err := packages.Read(context.Background(), tree(t, File("var/lib/rpm/Packages", content)))
+		assert.ErrorContains(t, err, "reading the database of rpm: /var/lib/rpm/Packages: ", name)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err = packages.Read(ctx, tree(t, File("var/lib/rpm/Packages", string(b))))
+	require.Error(t, err)
+}

@@ -1,0 +1,147 @@
+package packages
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	rpmdb "github.com/anchore/go-rpmdb/pkg"
+	_ "github.com/glebarez/go-sqlite" // the driver by which rpmdb reads databases of SQLite
+	"github.com/moby/sys/reexec"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// rpmFiles are the databases of rpm, in the order in which they are looked for: SQLite (Fedora, RHEL 9),
+// ndb (SUSE), Berkeley DB (RHEL 8 and before).
+var rpmFiles = []string{
+	"/usr/lib/sysimage/rpm/rpmdb.sqlite", "/var/lib/rpm/rpmdb.sqlite",
+	"/usr/lib/sysimage/rpm/Packages.db", "/var/lib/rpm/Packages.db",
+	"/usr/lib/sysimage/rpm/Packages", "/var/lib/rpm/Packages",
+}
+
+// rpmEssential are the packages of every installation, of which rpm has no mark.
+var rpmEssential = map[string]bool{
+	"bash": true, "coreutils": true, "coreutils-single": true, "coreutils-common": true, "filesystem": true, "findutils": true, "gawk": true,
+	"glibc": true, "glibc-common": true, "grep": true, "sed": true, "setup": true, "util-linux-core": true, "system-release": true,
+}
+
+// Bounds on the child that reads a database.
+const (
+	rpmTimeout = 10 * time.Second
+	rpmMemory  = 4 << 30 // bytes of address space
+	rpmOutput  = 1 << 30 // bytes
+	rpmCommand = "cconvert-rpmdb"
+)
+
+// The library that reads rpm's databases is not made for hostile ones: it can loop, or panic in a
+// goroutine of its own. It runs in a child of the same program, for which main must call reexec.Init.
+func init() { reexec.Register(rpmCommand, rpmChild) }
+
+// readRPM reads rpm's database (rpm's lib/rpmtag.h; the file formats are the library's affair).
+func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
+	for _, file := range rpmFiles {
+		n, _, err := tree.Resolve(file)
+		if err != nil || len(n.Content) == 0 {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, rpmTimeout)
+		defer cancel()
+		dir, err := os.MkdirTemp("", "cconvert-rpmdb-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+		db := dir + "/db"
+		if err := os.WriteFile(db, n.Content, 0o600); err != nil {
+			return nil, err
+		}
+		self := exec.CommandContext(ctx, reexec.Self())
+		self.Args, self.Env = []string{rpmCommand, db}, []string{}
+		self.WaitDelay = time.Second
+		out, err := limitedOutput(self)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", n.Path, err)
+		}
+		var list []*Package
+		if err := json.Unmarshal(out, &list); err != nil {
+			return nil, fmt.Errorf("%s: %w", n.Path, err)
+		}
+		return list, nil
+	}
+	return nil, nil
+}
+
+// limitedOutput runs a command and gives what it prints.
+func limitedOutput(cmd *exec.Cmd) ([]byte, error) {
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &bounded{&out, rpmOutput}, &bounded{&said, 4096}
+	if err := cmd.Run(); err != nil {
+		line, _, _ := bytes.Cut(said.Bytes(), []byte("\n"))
+		return nil, fmt.Errorf("%w: %s", err, line)
+	}
+	return out.Bytes(), nil
+}
+
+// bounded is a buffer that takes so many bytes and drops the rest.
+type bounded struct {
+	*bytes.Buffer
+	left int
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	keep := min(len(p), b.left)
+	b.left -= keep
+	b.Buffer.Write(p[:keep])
+	return len(p), nil
+}
+
+// rpmChild is the child: it reads the database that its argument names and prints the packages.
+func rpmChild() {
+	out := os.Stdout
+	os.Stdout = os.Stderr // where the library prints what it finds wrong
+	limitMemory(rpmMemory)
+	list, err := listRPM(os.Args[1])
+	if err == nil {
+		err = json.NewEncoder(out).Encode(list)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func listRPM(file string) ([]*Package, error) {
+	db, err := rpmdb.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	infos, err := db.ListPackages()
+	if err != nil {
+		return nil, err
+	}
+	if len(infos) == 0 {
+		return nil, errors.New("it lists no packages")
+	}
+	var list []*Package
+	for _, info := range infos {
+		if info.Name == "gpg-pubkey" {
+			continue // a key, not a package
+		}
+		p := &Package{Name: info.Name, Version: info.Version + "-" + info.Release, Essential: rpmEssential[info.Name], Provides: info.Provides}
+		for _, name := range info.Requires {
+			p.Depends = append(p.Depends, []string{name})
+		}
+		if p.Files, err = info.InstalledFileNames(); err != nil {
+			return nil, fmt.Errorf("the files of %s: %w", info.Name, err)
+		}
+		list = append(list, p)
+	}
+	return list, nil
+}
