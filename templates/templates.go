@@ -12,6 +12,16 @@ import (
 //go:embed base.toml
 var Base []byte
 
+// Trust is the data of the trust policy "auto", in TOML.
+//
+//go:embed trust.toml
+var Trust []byte
+
+// Profiles are the profiles of programs and language runtimes, one TOML file each.
+//
+//go:embed profiles/*.toml
+var Profiles embed.FS
+
 //go:embed licenses
 var licenses embed.FS
 

@@ -1,0 +1,260 @@
+// Package profile knows what kinds of programs need of an enclave: how large it is to be, how many threads
+// it has, which settings its library OS wants. A profile is data, with the rule by which it is recognised:
+// see templates/profiles.
+package profile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cconvert/cconvert/templates"
+)
+
+// Profile is what a kind of program needs.
+type Profile struct {
+	Name        string `toml:"-"`
+	Text        string `toml:"-"` // what it was read from
+	Description string `toml:"description"`
+	Detect      Detect `toml:"detect"`
+	Enclave     struct {
+		Size    Size `toml:"size"`
+		Threads int  `toml:"threads"`
+	} `toml:"enclave"`
+	// Env are variables that are set where the image does not.
+	Env   map[string]string `toml:"env"`
+	Paths struct {
+		// Read are patterns of files that are trusted whatever the policy finds.
+		Read []string `toml:"read"`
+		// Tmpfs are directories of temporary storage.
+		Tmpfs []string `toml:"tmpfs"`
+	} `toml:"paths"`
+	// Manifest is merged over the base manifest.
+	Manifest map[string]any `toml:"manifest"`
+	// Memory and Threads are options of the program that say how much it will take.
+	Memory   []Option  `toml:"memory"`
+	Threads  []Option  `toml:"threads"`
+	Findings []Finding `toml:"finding"`
+}
+
+// Detect is the rule by which a profile is recognised: any of its parts is enough.
+type Detect struct {
+	// Programs are patterns for the program's name, or that of a link to it.
+	Programs []string `toml:"programs"`
+	// Libraries are patterns for the names of libraries that it is linked to.
+	Libraries []string `toml:"libraries"`
+	// Go is for programs of the Go linker.
+	Go bool `toml:"go"`
+	// StartsOthers is for programs that only start another one.
+	StartsOthers bool `toml:"starts_others"`
+}
+
+// Option is one of the program's that has a number: as "-Xmx512m" or "--threads 8".
+type Option struct {
+	// Option is the text before the number. A blank or "=" at its end stands for either.
+	Option string `toml:"option"`
+	// Base of the number, 10 if zero.
+	Base int `toml:"base"`
+	// Unit of numbers without a suffix, one if empty.
+	Unit Size `toml:"unit"`
+	// Times and Plus make the need from the number: times one if zero, plus nothing.
+	Times float64 `toml:"times"`
+	Plus  Size    `toml:"plus"`
+}
+
+// Finding is what is to be said of every program of the profile.
+type Finding struct {
+	Code     string `toml:"code"`
+	Severity string `toml:"severity"`
+	Message  string `toml:"message"`
+}
+
+// Size is a number of bytes or of things: an integer, or text such as "512M".
+type Size uint64
+
+// UnmarshalText reads sizes as "512M".
+func (s *Size) UnmarshalText(b []byte) error {
+	n, err := parse(string(b), 10)
+	*s = Size(n)
+	return err
+}
+
+// ErrProfile says that a profile cannot be read.
+var ErrProfile = errors.New("not a profile")
+
+// Parse reads a profile. The name is for messages.
+func Parse(name string, text []byte) (*Profile, error) {
+	p := &Profile{Name: name, Text: string(text)}
+	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
+	if err := d.Decode(p); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			return nil, fmt.Errorf("%s: %w: it has keys that do not exist:\n%s", name, ErrProfile, strict.String())
+		}
+		return nil, fmt.Errorf("%s: %w: %w", name, ErrProfile, err)
+	}
+	if p.Enclave.Size&(p.Enclave.Size-1) != 0 {
+		return nil, fmt.Errorf("%s: %w: enclave.size %d is not a power of two", name, ErrProfile, p.Enclave.Size)
+	}
+	for _, o := range slices.Concat(p.Memory, p.Threads) {
+		if o.Option == "" || o.Base != 0 && o.Base != 16 && o.Base != 10 {
+			return nil, fmt.Errorf("%s: %w: the option %q has no text, or its base is neither 10 nor 16", name, ErrProfile, o.Option)
+		}
+	}
+	for _, pattern := range slices.Concat(p.Detect.Programs, p.Detect.Libraries) {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, fmt.Errorf("%s: %w: the pattern %q: %w", name, ErrProfile, pattern, err)
+		}
+	}
+	return p, nil
+}
+
+// All gives the profiles that come with the program, sorted by name.
+var All = sync.OnceValue(func() []*Profile {
+	var list []*Profile
+	files, err := templates.Profiles.ReadDir("profiles")
+	if err != nil {
+		panic(err) // embedded, and read by every test
+	}
+	for _, f := range files {
+		text, err := templates.Profiles.ReadFile("profiles/" + f.Name())
+		if err != nil {
+			panic(err)
+		}
+		p, err := Parse(strings.TrimSuffix(f.Name(), ".toml"), text)
+		if err != nil {
+			panic(err)
+		}
+		list = append(list, p)
+	}
+	return list
+})
+
+// Find gives the profile of a name, nil if there is none.
+func Find(name string) *Profile {
+	for _, p := range All() {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// Program is one that an image starts.
+type Program struct {
+	// Names are its own and those of links to it.
+	Names []string
+	// Libraries are those that it loads.
+	Libraries []string
+	// Go says that the Go linker made it.
+	Go bool
+	// Surely says that it is started; others are only named by a script.
+	Surely bool
+}
+
+// Recognise finds the profile of what an image starts in the end, given its programs from the entrypoint
+// on, and says why. Programs that only start others are passed over.
+func Recognise(programs []Program) (*Profile, string) {
+	var starter *Profile
+	why := ""
+	for _, program := range programs {
+		p, reason := recogniseOne(program)
+		switch {
+		case p == nil && !program.Surely:
+		case p == nil:
+			return Find("native"), "no other profile fits " + program.Names[0]
+		case !p.Detect.StartsOthers:
+			return p, reason
+		case starter == nil:
+			starter, why = p, reason
+		}
+	}
+	if starter != nil {
+		return starter, why
+	}
+	return Find("native"), "no other profile fits"
+}
+
+func recogniseOne(program Program) (*Profile, string) {
+	for _, p := range All() {
+		for _, pattern := range p.Detect.Programs {
+			for _, name := range program.Names {
+				if ok, _ := path.Match(pattern, name); ok {
+					return p, "the program is " + name
+				}
+			}
+		}
+	}
+	for _, p := range All() {
+		for _, pattern := range p.Detect.Libraries {
+			for _, name := range program.Libraries {
+				if ok, _ := path.Match(pattern, name); ok {
+					return p, program.Names[0] + " loads " + name
+				}
+			}
+		}
+		if p.Detect.Go && program.Go {
+			return p, program.Names[0] + " was made by Go"
+		}
+	}
+	return nil, ""
+}
+
+// Need gives the largest number that the options have in the texts, which are arguments and variables
+// as NAME=VALUE, and the text that has it; zero if none.
+func Need(options []Option, texts []string) (need uint64, said string) {
+	for _, o := range options {
+		digits := "[0-9]+"
+		if o.Base == 16 {
+			digits = "[0-9a-fA-F]+"
+		}
+		name := strings.TrimRight(o.Option, " =")
+		between := ""
+		if name != o.Option {
+			between = `(?:\s*=\s*|\s+)`
+		}
+		re := regexp.MustCompile(`(?:^|[^\w-])(` + regexp.QuoteMeta(name) + between + `(` + digits + `(?:[kKmMgGtT](?:i?[bB])?)?))(?:\W|$)`)
+		for _, text := range texts {
+			for _, m := range re.FindAllStringSubmatch(text, -1) {
+				n, err := parse(m[2], max(o.Base, 10))
+				if err != nil {
+					continue
+				}
+				if o.Unit > 0 && strings.Trim(m[2], "0123456789") == "" {
+					n *= uint64(o.Unit)
+				}
+				total := float64(n)*max(o.Times, 1) + float64(o.Plus)
+				if v := uint64(min(total, math.MaxInt64)); v > need {
+					need, said = v, strings.TrimSpace(m[1])
+				}
+			}
+		}
+	}
+	return need, said
+}
+
+// parse reads a number with an optional suffix of powers of 1024.
+func parse(s string, base int) (uint64, error) {
+	digits := strings.TrimRight(s, "kKmMgGtTiIbB")
+	if base == 16 {
+		digits = s
+	}
+	n, err := strconv.ParseUint(digits, base, 63)
+	if err != nil || digits == s {
+		return n, err
+	}
+	shift := 10 * (1 + strings.IndexByte("kmgt", strings.ToLower(s)[len(digits)]))
+	if n > math.MaxInt64>>shift {
+		return 0, strconv.ErrRange
+	}
+	return n << shift, nil
+}

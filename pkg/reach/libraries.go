@@ -1,0 +1,252 @@
+package reach
+
+import (
+	"bufio"
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/bmatcuk/doublestar/v4"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+var loaderFiles = []string{"/etc/ld.so.conf", "/etc/ld.so.conf.d/*.conf", "/etc/ld.so.cache", "/etc/ld-musl-x86_64.path"}
+
+// defaultDirs are the directories that dynamic linkers know without being told: glibc's as Debian and as
+// Fedora builds it, and musl's.
+var defaultDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/local/lib", "/usr/lib"}
+
+// hwcaps are the subdirectories for newer processors, which glibc prefers (ld.so(8)).
+var hwcaps = []string{"", "glibc-hwcaps/x86-64-v4/", "glibc-hwcaps/x86-64-v3/", "glibc-hwcaps/x86-64-v2/", "haswell/", "tls/", "x86_64/"}
+
+// libraries finds shared libraries as dynamic linkers do (ld.so(8)).
+type libraries struct {
+	tree  *rootfs.Tree
+	env   []string            // LD_LIBRARY_PATH
+	cache map[string][]string // of ld.so.cache, by name
+	dirs  []string            // of ld.so.conf, and the usual ones
+	known map[*rootfs.Node][]*rootfs.Node
+	lost  map[*rootfs.Node][]string
+}
+
+func newLibraries(tree *rootfs.Tree, libraryPath string) *libraries {
+	l := &libraries{
+		tree: tree, cache: map[string][]string{}, dirs: append(LoaderDirs(tree), defaultDirs...),
+		known: map[*rootfs.Node][]*rootfs.Node{}, lost: map[*rootfs.Node][]string{},
+	}
+	for d := range strings.SplitSeq(libraryPath, ":") {
+		if path.IsAbs(d) {
+			l.env = append(l.env, d)
+		}
+	}
+	if n, _, err := tree.Resolve("/etc/ld.so.cache"); err == nil {
+		l.cache = readCache(n.Content)
+	}
+	if n, _, err := tree.Resolve("/etc/ld-musl-x86_64.path"); err == nil {
+		l.dirs = append(strings.FieldsFunc(string(n.Content), func(c rune) bool { return c == ':' || c == '\n' }), l.dirs...)
+	}
+	return l
+}
+
+// LoaderDirs lists the directories of ld.so.conf and of what it includes (ldconfig(8)). Includes other
+// than of the usual directory are not read.
+func LoaderDirs(tree *rootfs.Tree) []string {
+	conf := []*rootfs.Node{tree.Lookup("/etc/ld.so.conf")}
+	if d := tree.Lookup("/etc/ld.so.conf.d"); d != nil {
+		conf = append(conf, d.Children()...)
+	}
+	var dirs []string
+	for _, n := range conf {
+		if n == nil {
+			continue
+		}
+		for lines := bufio.NewScanner(bytes.NewReader(n.Content)); lines.Scan(); {
+			line, _, _ := strings.Cut(lines.Text(), "#")
+			if line = strings.TrimSpace(line); path.IsAbs(line) {
+				dirs = append(dirs, line)
+			}
+		}
+	}
+	return dirs
+}
+
+// readCache reads ld.so.cache in its present format (glibc, sysdeps/generic/dl-cache.h): a header of 48
+// bytes that begins with the magic, entries of 24 bytes, and strings by their offset from the header.
+func readCache(b []byte) map[string][]string {
+	const headerSize, entrySize = 48, 24
+	found := map[string][]string{}
+	at := bytes.Index(b, []byte("glibc-ld.so.cache1.1"))
+	if at < 0 || len(b)-at < headerSize {
+		return found
+	}
+	b = b[at:]
+	str := func(off uint32) string {
+		if uint64(off) >= uint64(len(b)) {
+			return ""
+		}
+		s, _, _ := bytes.Cut(b[off:min(len(b), int(off)+4096)], []byte{0})
+		return string(s)
+	}
+	count := binary.LittleEndian.Uint32(b[20:])
+	for rest := b[headerSize:]; count > 0 && len(rest) >= entrySize; count, rest = count-1, rest[entrySize:] {
+		key, value := str(binary.LittleEndian.Uint32(rest[4:])), str(binary.LittleEndian.Uint32(rest[8:]))
+		found[key] = append(found[key], value)
+	}
+	return found
+}
+
+// closure gives the libraries that a program loads at its start, its dynamic linker first, and the names
+// of those that are missing.
+func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missing []string) {
+	if program.ELF == nil {
+		return nil, nil
+	}
+	if loaded, ok := l.known[program]; ok {
+		return loaded, l.lost[program]
+	}
+	seen := map[*rootfs.Node]bool{program: true}
+	found := func(n *rootfs.Node) bool {
+		if seen[n] {
+			return false
+		}
+		seen[n] = true
+		loaded = append(loaded, n)
+		return true
+	}
+	if program.ELF.Interp != "" {
+		if n, _, err := l.tree.Resolve(program.ELF.Interp); err == nil && n.Type == rootfs.Regular {
+			found(n)
+		} else {
+			missing = append(missing, program.ELF.Interp)
+		}
+	}
+	type object struct {
+		node  *rootfs.Node
+		rpath []string // of the objects that led here
+	}
+	for queue := []object{{program, nil}}; len(queue) > 0; queue = queue[1:] {
+		o := queue[0]
+		rpath := o.rpath
+		if o.node.ELF.RunPath == "" {
+			rpath = slices.Concat(expand(o.node.ELF.RPath, o.node), o.rpath)
+		}
+		for _, name := range o.node.ELF.Needed {
+			list := l.find(name, o.node, rpath)
+			if len(list) == 0 && !slices.Contains(missing, name) && !strings.HasPrefix(name, "libc.musl-") {
+				missing = append(missing, name)
+			}
+			for _, n := range list {
+				if found(n) {
+					queue = append(queue, object{n, rpath})
+				}
+			}
+		}
+	}
+	l.known[program], l.lost[program] = loaded, missing
+	return loaded, missing
+}
+
+// find gives the files that a name can stand for: one, or one for each kind of processor.
+func (l *libraries) find(name string, by *rootfs.Node, rpath []string) []*rootfs.Node {
+	if strings.Contains(name, "/") {
+		return l.library(path.Join("/", name))
+	}
+	for _, dir := range slices.Concat(rpath, l.env, expand(by.ELF.RunPath, by)) {
+		if list := l.in(dir, name); len(list) > 0 {
+			return list
+		}
+	}
+	var list []*rootfs.Node
+	for _, file := range l.cache[name] {
+		list = append(list, l.library(file)...)
+	}
+	if len(list) > 0 {
+		return list
+	}
+	for _, dir := range l.dirs {
+		if list := l.in(dir, name); len(list) > 0 {
+			return list
+		}
+	}
+	return nil
+}
+
+func (l *libraries) in(dir, name string) []*rootfs.Node {
+	var list []*rootfs.Node
+	for _, sub := range hwcaps {
+		list = append(list, l.library(path.Join(dir, sub, name))...)
+	}
+	return list
+}
+
+// library gives the file if it is a library that a program for x86-64 can load.
+func (l *libraries) library(file string) []*rootfs.Node {
+	if n, _, err := l.tree.Resolve(file); err == nil && n.ELF != nil && n.ELF.Machine == elf.EM_X86_64 {
+		return []*rootfs.Node{n}
+	}
+	return nil
+}
+
+// expand gives the directories of a RPATH or RUNPATH (ld.so(8), "Dynamic string tokens").
+func expand(list string, by *rootfs.Node) []string {
+	var dirs []string
+	for d := range strings.SplitSeq(list, ":") {
+		if d == "" {
+			continue
+		}
+		for _, lib := range []string{"lib64", "lib", "lib/x86_64-linux-gnu"} {
+			r := strings.NewReplacer("${ORIGIN}", path.Dir(by.Path), "$ORIGIN", path.Dir(by.Path),
+				"${LIB}", lib, "$LIB", lib, "${PLATFORM}", "x86_64", "$PLATFORM", "x86_64")
+			if dir := r.Replace(d); path.IsAbs(dir) && !slices.Contains(dirs, dir) {
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	return dirs
+}
+
+// modules gives the files that a library loads by name.
+func (l *libraries) modules(library *rootfs.Node) []*rootfs.Node {
+	if library.ELF == nil {
+		return nil
+	}
+	var list []*rootfs.Node
+	for name, globs := range data.Modules {
+		if ok, _ := path.Match(name, library.Name()); !ok {
+			if ok, _ = path.Match(name, library.ELF.SOName); !ok {
+				continue
+			}
+		}
+		dir := path.Dir(library.Path)
+		for _, d := range []string{dir, path.Join("/usr", dir)} {
+			for _, g := range globs {
+				list = append(list, l.below(d, g)...)
+			}
+		}
+	}
+	return list
+}
+
+// below gives the regular files that a pattern matches below a directory.
+func (l *libraries) below(dir, glob string) []*rootfs.Node {
+	var list []*rootfs.Node
+	fixed := glob
+	if i := strings.IndexAny(glob, "*?["); i >= 0 {
+		fixed = path.Dir(glob[:i] + "x")
+	}
+	top := l.tree.Lookup(path.Join(dir, fixed))
+	if top == nil {
+		return nil
+	}
+	_ = top.Walk(func(n *rootfs.Node) error {
+		if n.Type == rootfs.Regular && doublestar.MatchUnvalidated(path.Join(dir, glob), n.Path) {
+			list = append(list, n)
+		}
+		return nil
+	})
+	return list
+}

@@ -1,0 +1,402 @@
+// Package reach finds the files that a program can be expected to open: by what it is linked to, by the
+// packages it belongs to and what these depend on, by the commands that its scripts name, and by what
+// nobody but the image's author can have put there. It never runs anything, so it errs on the side of too
+// many files.
+package reach
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cconvert/cconvert/pkg/packages"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/templates"
+)
+
+// Keep lists the files whose content Find needs, as patterns for rootfs.Scan.
+var Keep = slices.Concat(packages.Keep, loaderFiles)
+
+// Reason says why a file is in the set.
+type Reason string
+
+// Reasons, those first whose files a program is most likely to open.
+const (
+	Program     Reason = "program"
+	Library     Reason = "linked library"
+	Named       Reason = "named at start"
+	Shell       Reason = "shell"
+	Profile     Reason = "profile"
+	Module      Reason = "module of a library"
+	Config      Reason = "configuration"
+	Unpackaged  Reason = "owned by no package"
+	Package     Reason = "package"
+	Locale      Reason = "locale"
+	Generated   Reason = "generated for a package"
+	Dependency  Reason = "package it depends on"
+	Essential   Reason = "essential package"
+	Certificate Reason = "certificates"
+	TimeZone    Reason = "time zones"
+)
+
+var order = []Reason{
+	Program, Library, Named, Shell, Profile, Module, Config, Unpackaged, Package, Locale, Generated, Dependency, Essential, Certificate, TimeZone,
+}
+
+// Rank is the place of a reason in their order; unknown ones come last.
+func (r Reason) Rank() int {
+	if i := slices.Index(order, r); i >= 0 {
+		return i
+	}
+	return len(order)
+}
+
+// File says why a file is in the set and which package it belongs to, if any.
+type File struct {
+	Reason  Reason
+	Package string
+}
+
+// Start is where a program begins.
+type Start struct {
+	// Programs are what is started, the entrypoint first, then its interpreters.
+	Programs []*rootfs.Node
+	// Words are the arguments and whatever else can name programs and files.
+	Words []string
+	// LookUp finds a program by its name or path, as the program's shell would.
+	LookUp func(name string) (*rootfs.Node, error)
+	// Interpreters gives the programs that run a script, none for other programs.
+	Interpreters func(*rootfs.Node) ([]*rootfs.Node, error)
+	// LibraryPath is LD_LIBRARY_PATH.
+	LibraryPath string
+	// Locales are the values of LANG and its like.
+	Locales []string
+	// Read are patterns of further files.
+	Read []string
+}
+
+// Set is what a program reaches.
+type Set struct {
+	// Files are regular files, by their path free of links.
+	Files map[string]File
+	// Started are the programs and scripts that are started or named, in the order in which they were
+	// found: the entrypoint first.
+	Started []*rootfs.Node
+	// Linked are the programs and libraries that are loaded into the entrypoint's process.
+	Linked []*rootfs.Node
+	// Scripts says that one of Started is a script.
+	Scripts bool
+	// Missing are libraries that something in Linked needs and the image does not have.
+	Missing []string
+	// LeftOut are the packages of which nothing is in the set.
+	LeftOut []string
+}
+
+// rules is templates/trust.toml.
+type rules struct {
+	MaintainerOnly []string            `toml:"maintainer_only"`
+	Never          []string            `toml:"never"`
+	Secrets        []string            `toml:"secrets"`
+	Administrators []string            `toml:"administrators"`
+	Shared         []string            `toml:"shared"`
+	Always         map[string][]string `toml:"always"`
+	Except         map[string][]string `toml:"except"`
+	Modules        map[string][]string `toml:"modules"`
+}
+
+var data = func() (r rules) {
+	if err := toml.Unmarshal(templates.Trust, &r); err != nil {
+		panic(err) // embedded, and read by every test
+	}
+	return r
+}()
+
+var (
+	neverRead    = compile(data.Never)
+	secrets      = compile(data.Secrets)
+	certificates = compile(data.Always["certificates"])
+	timezones    = compile(data.Always["timezones"])
+	otherZones   = compile(data.Except["timezones"])
+	authors      = compile(data.Administrators)
+	shared       = compile(data.Shared)
+)
+
+type finder struct {
+	tree  *rootfs.Tree
+	db    *packages.DB
+	start Start
+	libs  *libraries
+	set   *Set
+	seen  map[*rootfs.Node]bool
+}
+
+// Find works out what a program reaches.
+func Find(tree *rootfs.Tree, db *packages.DB, start Start) (*Set, error) {
+	f := &finder{
+		tree: tree, db: db, start: start, libs: newLibraries(tree, start.LibraryPath),
+		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{},
+	}
+	for _, n := range start.Programs {
+		f.startProgram(n, Program)
+	}
+	f.words(start.Words)
+	if sh, err := start.LookUp("/bin/sh"); err == nil { // system(3) and popen(3) need it
+		f.add(sh, Shell)
+		f.link(sh)
+	}
+	if len(f.set.Started) > 0 {
+		f.linked()
+	}
+	patterns := compile(start.Read)
+	if err := patterns.check(); err != nil {
+		return nil, err
+	}
+	f.unowned(patterns)
+	f.packages()
+	return f.set, nil
+}
+
+// add puts a regular file into the set; the first reason stays.
+func (f *finder) add(n *rootfs.Node, why Reason) {
+	if n.Type != rootfs.Regular {
+		return
+	}
+	if _, ok := f.set.Files[n.Path]; ok {
+		return
+	}
+	file := File{Reason: why}
+	if p := f.db.Owner(n.Path); p != nil {
+		file.Package = p.Name
+	}
+	f.set.Files[n.Path] = file
+}
+
+// startProgram follows a program that is started or can be: its interpreters, its libraries, and what a
+// shell script names.
+func (f *finder) startProgram(n *rootfs.Node, why Reason) {
+	if f.seen[n] {
+		return
+	}
+	f.seen[n] = true
+	f.set.Started = append(f.set.Started, n)
+	f.add(n, why)
+	f.link(n)
+	if n.ELF != nil {
+		return
+	}
+	if n.Shebang != "" {
+		f.set.Scripts = true
+	}
+	if chain, err := f.start.Interpreters(n); err == nil {
+		for _, i := range chain {
+			f.startProgram(i, why)
+		}
+	}
+	f.words(Words(string(n.Content)))
+}
+
+// words looks up what can be the name of a program or a file.
+func (f *finder) words(words []string) {
+	for _, w := range words {
+		if n, err := f.start.LookUp(w); err == nil {
+			f.startProgram(n, Named)
+		} else if strings.Contains(w, "/") && path.IsAbs(w) {
+			if n, _, err := f.tree.Resolve(w); err == nil && n.Type == rootfs.Regular {
+				f.startProgram(n, Named) // a script that is included or given to an interpreter, or settings
+			}
+		}
+	}
+}
+
+// link adds the libraries of a program, and the modules that these load.
+func (f *finder) link(n *rootfs.Node) {
+	loaded, _ := f.libs.closure(n)
+	for _, l := range loaded {
+		f.add(l, Library)
+	}
+	for _, l := range slices.Concat([]*rootfs.Node{n}, loaded) {
+		for _, m := range f.libs.modules(l) {
+			f.add(m, Module)
+			more, _ := f.libs.closure(m)
+			for _, l := range more {
+				f.add(l, Library)
+			}
+		}
+	}
+}
+
+// linked notes what the entrypoint's own process loads.
+func (f *finder) linked() {
+	for _, n := range f.start.Programs {
+		if n.ELF != nil {
+			loaded, missing := f.libs.closure(n)
+			f.set.Linked = append(append(f.set.Linked, n), loaded...)
+			f.set.Missing = append(f.set.Missing, missing...)
+		}
+	}
+}
+
+// unowned adds what no package has brought: the image's author did. Programs among it have libraries.
+func (f *finder) unowned(read patterns) {
+	_ = f.tree.Walk(func(n *rootfs.Node) error {
+		if n.Type != rootfs.Regular {
+			return nil
+		}
+		switch {
+		case read.match(n.Path):
+			f.add(n, Profile)
+		case secrets.match(n.Path):
+			return nil
+		case certificates.match(n.Path):
+			f.add(n, Certificate)
+		case timezones.match(n.Path) && !otherZones.match(n.Path):
+			f.add(n, TimeZone)
+		case f.locale(n.Path):
+			f.add(n, Locale)
+		case neverRead.match(n.Path), timezones.match(n.Path):
+			return nil
+		case strings.HasPrefix(n.Path, "/etc/"):
+			f.add(n, Config)
+		case f.db.Owner(n.Path) == nil && f.author(n.Path):
+			f.add(n, Unpackaged)
+		default:
+			return nil
+		}
+		if n.ELF != nil {
+			f.link(n)
+		}
+		return nil
+	})
+}
+
+// author says whether an unowned file lies where the image's author puts things, rather than in a
+// directory that packages have for themselves and fill at installation.
+func (f *finder) author(p string) bool {
+	return len(f.keepers(p)) == 0
+}
+
+// keepers gives the packages that have the innermost directory around a path for themselves.
+func (f *finder) keepers(p string) []*packages.Package {
+	if authors.match(p) {
+		return nil
+	}
+	for dir := path.Dir(p); dir != "/" && !shared.match(dir); dir = path.Dir(dir) {
+		if owners := f.db.DirOwners(dir); len(owners) > 0 {
+			return owners
+		}
+	}
+	return nil
+}
+
+// packages adds the files of the packages that own something in the set, and of those that they need.
+func (f *finder) packages() {
+	reasons := map[*packages.Package]Reason{}
+	var roots []*packages.Package
+	root := func(p *packages.Package, why Reason) {
+		if p == nil {
+			return
+		}
+		if _, ok := reasons[p]; !ok {
+			roots = append(roots, p)
+			reasons[p] = why
+		}
+	}
+	for file, why := range f.set.Files {
+		switch why.Reason {
+		case Program, Library, Named, Shell, Module:
+			root(f.db.Owner(file), Package)
+		}
+	}
+	if f.set.Scripts {
+		for _, p := range f.db.Packages {
+			if p.Essential {
+				root(p, Essential)
+			}
+		}
+	}
+	needed := f.db.Closure(roots, func(p *packages.Package) bool {
+		return slices.ContainsFunc(data.MaintainerOnly, func(pattern string) bool { ok, _ := path.Match(pattern, p.Name); return ok })
+	})
+	for _, p := range needed {
+		if _, ok := reasons[p]; !ok {
+			reasons[p] = Dependency
+		}
+	}
+	_ = f.tree.Walk(func(n *rootfs.Node) error {
+		if n.Type != rootfs.Regular || neverRead.match(n.Path) || secrets.match(n.Path) || timezones.match(n.Path) {
+			return nil
+		}
+		if p := f.db.Owner(n.Path); p != nil {
+			if why, ok := reasons[p]; ok {
+				f.add(n, why)
+			}
+			return nil
+		}
+		if slices.ContainsFunc(f.keepers(n.Path), func(p *packages.Package) bool { return reasons[p] != "" }) {
+			f.add(n, Generated)
+		}
+		return nil
+	})
+	for _, p := range f.db.Packages {
+		if reasons[p] == "" {
+			f.set.LeftOut = append(f.set.LeftOut, p.Name)
+		}
+	}
+}
+
+// locale says whether a file belongs to a locale that the program is told to use, or to the one that
+// programs take where they are told nothing.
+func (f *finder) locale(p string) bool {
+	dir, rest, ok := strings.Cut(strings.TrimPrefix(p, "/usr/"), "/locale/")
+	if !ok || dir != "lib" && dir != "share" && dir != "lib64" {
+		return false
+	}
+	name, _, _ := strings.Cut(rest, "/")
+	if dir != "share" && (name == "locale-archive" || normalised(name) == "C.utf8") {
+		return true
+	}
+	return slices.ContainsFunc(f.start.Locales, func(l string) bool {
+		language, _, _ := strings.Cut(l, "_")
+		territory, _, _ := strings.Cut(l, ".")
+		return normalised(name) == normalised(l) || name == language || name == territory
+	})
+}
+
+// normalised is a locale's name with its character set as libraries spell directories: utf8 for UTF-8.
+func normalised(l string) string {
+	name, charset, ok := strings.Cut(l, ".")
+	if !ok {
+		return l
+	}
+	return name + "." + strings.ReplaceAll(strings.ToLower(charset), "-", "")
+}
+
+// Words splits the text of a script or command line into what can be names of programs and files.
+// Lines that are comments are left out; of the rest everything counts.
+func Words(text string) []string {
+	var words []string
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(strings.TrimSpace(line), "#") {
+			continue
+		}
+		for _, w := range strings.FieldsFunc(line, func(c rune) bool {
+			return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("_./+-%@[", c)
+		}) {
+			if w = strings.Trim(w, "%"); w != "" && w[0] != '-' && len(w) < 4096 {
+				words = append(words, w)
+			}
+		}
+	}
+	return words
+}
+
+// String describes a file's place in the set.
+func (f File) String() string {
+	if f.Package == "" {
+		return string(f.Reason)
+	}
+	return fmt.Sprintf("%s %s", f.Reason, f.Package)
+}
