@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/renameio/v2"
@@ -44,6 +47,7 @@ func newConvert() *cobra.Command {
 		start                           launchFlags
 		to, suffix, repo, key, jsonFile string
 		platform                        string
+		gate                            gate
 	)
 	cmd := &cobra.Command{
 		Use:     "convert IMAGE",
@@ -59,6 +63,8 @@ func newConvert() *cobra.Command {
 	f.StringVar(&key, "key", "", "file with the signing key (default: enclave-key.pem in the configuration directory)")
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of the result")
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
+	f.BoolVar(&gate.strict, "strict", false, "fail on warnings, before anything is stored")
+	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings to go on in spite of (repeatable)")
 	library.add(f)
 	start.add(f)
 	registry.add(f)
@@ -76,6 +82,9 @@ func newConvert() *cobra.Command {
 			return err
 		}
 		if err := checkTarget(source, target); err != nil {
+			return err
+		}
+		if err := gate.check(); err != nil {
 			return err
 		}
 		o := convert.Options{Source: source, Image: registry.options(), Jobs: registry.jobs}
@@ -103,7 +112,14 @@ func newConvert() *cobra.Command {
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		r, err := run(cmd.Context(), o, signer, target)
+		r, err := run(cmd.Context(), o, signer, target, func(findings []launch.Finding) error {
+			err := gate.pass(findings)
+			if err != nil {
+				progress.finish()
+				reportFindings(cmd.ErrOrStderr(), findings)
+			}
+			return err
+		})
 		progress.finish()
 		if err != nil {
 			return err
@@ -131,12 +147,48 @@ func isDir(p string) bool {
 	return err == nil && info.IsDir()
 }
 
-func run(ctx context.Context, o convert.Options, signer sgx.Signer, target image.Reference) (*convert.Result, error) {
+// gate decides which findings stop a conversion: errors and, if it is strict, warnings, but for those that
+// are ignored.
+type gate struct {
+	strict bool
+	ignore []string
+}
+
+func (g gate) check() error {
+	for _, code := range g.ignore {
+		if !launch.KnownCode(code) {
+			return usagef("--ignore %s: no finding has this code; docs/findings.md lists them", code)
+		}
+	}
+	return nil
+}
+
+func (g gate) pass(findings []launch.Finding) error {
+	var codes []string
+	for _, f := range findings {
+		grave := f.Severity == launch.Error || g.strict && f.Severity == launch.Warning
+		if grave && !slices.Contains(g.ignore, f.Code) && !slices.Contains(codes, f.Code) {
+			codes = append(codes, f.Code)
+		}
+	}
+	if len(codes) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", errFindings, strings.Join(codes, ", "))
+}
+
+// errFindings says that a conversion stopped because of what was found.
+var errFindings = errors.New("nothing was stored because of what was found")
+
+func run(ctx context.Context, o convert.Options, signer sgx.Signer, target image.Reference, pass func([]launch.Finding) error) (*convert.Result, error) {
 	p, err := convert.Prepare(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
+	if err := pass(p.Findings()); err != nil {
+		return nil, err
+	}
 	for _, f := range p.Findings() {
 		if f.Severity == launch.Info { // warnings are in the report
 			logrus.Debugf("[%s] %s %s", f.Code, f.Path, f.Message)

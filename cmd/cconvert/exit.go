@@ -78,6 +78,8 @@ func hintFor(err error) string {
 		return "SGX exists on x86-64 only: the image must be built for linux/amd64"
 	case errors.Is(err, convert.ErrConverted):
 		return "convert the image that it was made from, or look at this one with \"cconvert inspect\""
+	case errors.Is(err, errFindings):
+		return "mend the image as the findings say; --ignore CODE goes on in spite of one"
 	case errors.Is(err, verify.ErrNotConverted):
 		return "convert it first: cconvert IMAGE"
 	case errors.Is(err, launch.ErrImage):

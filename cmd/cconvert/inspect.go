@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -17,7 +18,7 @@ import (
 
 func newInspect() *cobra.Command {
 	var registry registryFlags
-	var asJSON bool
+	var asJSON, files bool
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Show what a converted image starts, and with which identity",
@@ -25,7 +26,10 @@ func newInspect() *cobra.Command {
 (MRSIGNER), the program with its arguments and environment, where it can write, and every
 setting that weakens it. Only the top layer is fetched.`,
 		Example: `  cconvert inspect registry.example/redis:7-confidential
-  cconvert inspect --json oci:out:1.4`,
+  cconvert inspect --json oci:out:1.4
+
+  # Every file that the program may read, why, and of which package
+  cconvert inspect --files oci:out:1.4`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := image.ParseReference(args[0], registry.insecure)
@@ -41,9 +45,14 @@ setting that weakens it. Only the top layer is fetched.`,
 			if err != nil {
 				return fmt.Errorf("%s: %w", ref, err)
 			}
-			if asJSON {
+			switch {
+			case files && asJSON:
+				err = printJSON(cmd, c.Trusted)
+			case files:
+				printFiles(cmd.OutOrStdout(), c.Trusted)
+			case asJSON:
 				err = printJSON(cmd, c)
-			} else {
+			default:
 				printConverted(cmd.OutOrStdout(), c)
 			}
 			if err == nil && c.SignatureError != "" {
@@ -54,6 +63,7 @@ setting that weakens it. Only the top layer is fetched.`,
 	}
 	registry.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&files, "files", false, "list the files that the program may read, why, and of which package they are")
 	return cmd
 }
 
@@ -102,6 +112,15 @@ func printConverted(w io.Writer, c *verify.Converted) {
 	line("can write", "%s", strings.Join(writable, ", "))
 	if len(c.Weaknesses) > 0 {
 		line("weakened by", "%s", strings.Join(c.Weaknesses, ", "))
+	}
+	t.Flush()
+}
+
+// printFiles lists the trusted files in the manifest's order, with what the conversion said of each.
+func printFiles(w io.Writer, files []verify.FileEntry) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, f := range files {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", printable(f.Reason), printable(cmp.Or(f.Package, "-")), printable(strings.TrimPrefix(f.URI, "file:")))
 	}
 	t.Flush()
 }

@@ -8,10 +8,15 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/moby/sys/reexec"
+
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 )
 
 func main() {
+	if reexec.Init() {
+		return // a child that reads a database for this program
+	}
 	if sim.Invoked(os.Args) {
 		os.Exit(sim.Main(os.Args))
 	}

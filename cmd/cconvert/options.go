@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -77,11 +79,15 @@ type launchFlags struct {
 	env, passEnv, args, allow, tmpfs    []string
 	encrypt                             []string
 	manifest                            string
+	trust, profile, libc                string
 }
 
 func (l *launchFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&l.memory, "memory", "1G", "size of the enclave, for each process: a power of two")
-	f.IntVar(&l.threads, "threads", 32, "threads that can run at a time in the enclave")
+	f.StringVar(&l.trust, "trust", "auto", "files that the program may read: auto (what it can be expected to open), all, or list:FILE (paths, or the output of strace -f -e trace=%file)")
+	f.StringVar(&l.profile, "profile", "auto", "what kind of program it is: auto, none, a name or a file; see docs/profiles.md")
+	f.StringVar(&l.libc, "libc", "auto", "C library to use: auto, patched (the runtime's) or image (its own, slower)")
+	f.StringVar(&l.memory, "memory", "auto", "size of the enclave, for each process: auto or a power of two such as 1G")
+	f.IntVar(&l.threads, "threads", 0, "threads that can run at a time in the enclave (default: as the profile says)")
 	f.BoolVar(&l.edmm, "edmm", false, "add memory while the enclave runs (needs SGX2)")
 	f.BoolVar(&l.debug, "debug", false, "make an enclave that a debugger can read: it keeps no secrets")
 	f.StringArrayVar(&l.env, "env", nil, "set a variable, NAME=VALUE, measured (repeatable)")
@@ -108,14 +114,19 @@ func (l *launchFlags) options() (launch.Options, error) {
 		},
 	}
 	var err error
-	if o.Enclave.Size, err = manifest.ParseSize(l.memory); err != nil {
-		return o, usagef("--memory: %w", err)
+	if l.memory != "auto" {
+		if o.Enclave.Size, err = manifest.ParseSize(l.memory); err != nil {
+			return o, usagef("--memory: %w", err)
+		}
+		if n := o.Enclave.Size; n&(n-1) != 0 || n == 0 {
+			return o, usagef("--memory %s: the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G", l.memory)
+		}
 	}
-	if n := o.Enclave.Size; n&(n-1) != 0 || n == 0 {
-		return o, usagef("--memory %s: the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G", l.memory)
-	}
-	if l.threads < 1 || l.threads > 1<<16 {
+	if l.threads < 0 || l.threads > 1<<16 {
 		return o, usagef("--threads: %d is not between 1 and 65536", l.threads)
+	}
+	if err := l.choices(&o); err != nil {
+		return o, err
 	}
 	if !slices.Contains([]string{"none", "dcap"}, l.attestation) {
 		return o, usagef("--attestation %s: there is none and dcap", l.attestation)
@@ -163,6 +174,52 @@ func (l *launchFlags) options() (launch.Options, error) {
 		o.Encrypted = append(o.Encrypted, launch.Mount{Path: p, Key: key})
 	}
 	return o, nil
+}
+
+// choices reads the flags that name one of several ways.
+func (l *launchFlags) choices(o *launch.Options) error {
+	switch kind, file, _ := strings.Cut(l.trust, ":"); {
+	case kind == "list" && file != "":
+		f, err := os.Open(file)
+		if err != nil {
+			return &usageError{fmt.Errorf("--trust: %w", err)}
+		}
+		defer f.Close()
+		if o.List, err = launch.ParseList(f); err != nil {
+			return &usageError{fmt.Errorf("--trust %s: %w", l.trust, err)}
+		}
+		o.Trust = launch.TrustList
+	case l.trust == "auto" || l.trust == "all":
+		o.Trust = launch.Policy(l.trust)
+	default:
+		return usagef("--trust %s: there is auto, all and list:FILE", l.trust)
+	}
+	o.LibC = launch.LibCChoice(l.libc)
+	if !slices.Contains([]launch.LibCChoice{launch.LibCAuto, launch.LibCPatched, launch.LibCImage}, o.LibC) {
+		return usagef("--libc %s: there is auto, patched and image", l.libc)
+	}
+	switch name := l.profile; {
+	case name == "auto":
+	case name == "none":
+		o.Profile = profile.Find("native")
+	case strings.ContainsAny(name, "/."):
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return &usageError{fmt.Errorf("--profile: %w", err)}
+		}
+		if o.Profile, err = profile.Parse(strings.TrimSuffix(filepath.Base(name), ".toml"), text); err != nil {
+			return &usageError{fmt.Errorf("--profile %s: %w", name, err)}
+		}
+	default:
+		if o.Profile = profile.Find(name); o.Profile == nil {
+			var names []string
+			for _, p := range profile.All() {
+				names = append(names, p.Name)
+			}
+			return usagef("--profile %s: there is auto, none, %s, or a file by its path", name, strings.Join(names, ", "))
+		}
+	}
+	return nil
 }
 
 // overlay reads the user's manifest.

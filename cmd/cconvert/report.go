@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -26,8 +27,9 @@ func report(w io.Writer, r *convert.Result) {
 	}
 	line("source", "%s", r.Source)
 	line("runtime", "%s %.12s", r.Runtime.Kind, r.Runtime.Version)
-	line("enclave", "%s, %d threads", humanize.IBytes(r.EnclaveSize), r.MaxThreads)
-	line("may read", "%s files, each by its digest", humanize.Comma(int64(r.TrustedFiles)))
+	line("profile", "%s: %s", r.Profile, printable(r.ProfileWhy))
+	line("enclave", "%s (%s), %d threads; as much for each process", humanize.IBytes(r.EnclaveSize), printable(r.SizeWhy), r.MaxThreads)
+	line("may read", "%s files, each by its digest; reading the list takes about %.1f s at start", humanize.Comma(int64(r.TrustedFiles)), r.StartSeconds)
 	line("added", "%s in two layers", humanize.Bytes(uint64(r.Output.AddedBytes)))
 	line("MRENCLAVE", "%s", r.MREnclave)
 	line("", "what runs: the hash of the enclave, another one after any change")
@@ -53,21 +55,29 @@ func printable(s string) string {
 	return s
 }
 
+// reportFindings lists findings, the gravest first, each kind followed by its remedy.
 func reportFindings(w io.Writer, findings []launch.Finding) {
 	if len(findings) == 0 {
 		return
 	}
+	grave := []launch.Severity{launch.Error, launch.Warning, launch.Info}
+	findings = slices.Clone(findings)
+	slices.SortStableFunc(findings, func(a, b launch.Finding) int {
+		return cmp.Or(slices.Index(grave, a.Severity)-slices.Index(grave, b.Severity), cmp.Compare(a.Code, b.Code))
+	})
 	fmt.Fprintf(w, "\n%d to know:\n", len(findings))
 	count := map[string]int{}
-	for _, f := range findings {
-		if count[f.Code]++; count[f.Code] > maxOfACode {
-			continue
+	for i, f := range findings {
+		if count[f.Code]++; count[f.Code] <= maxOfACode {
+			where := ""
+			if f.Path != "" {
+				where = printable(f.Path) + ": "
+			}
+			fmt.Fprintf(w, "  %-7s [%s] %s%s\n", f.Severity, f.Code, where, printable(f.Message))
 		}
-		where := ""
-		if f.Path != "" {
-			where = printable(f.Path) + ": "
+		if last := i+1 == len(findings) || findings[i+1].Code != f.Code; last && f.Remedy != "" && f.Severity != launch.Info {
+			fmt.Fprintf(w, "          → %s\n", f.Remedy)
 		}
-		fmt.Fprintf(w, "  [%s] %s%s\n", f.Code, where, printable(f.Message))
 	}
 	for _, code := range slices.Sorted(maps.Keys(count)) {
 		if more := count[code] - maxOfACode; more > 0 {

@@ -78,7 +78,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if tree.Lookup(libos.ManifestPath) != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, ErrConverted)
 	}
-	if p.spec, err = launch.Build(tree, p.source.Config, o.Launch); err != nil {
+	if p.spec, err = launch.Build(ctx, tree, p.source.Config, o.Launch); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
 	date, err := p.date()
@@ -90,10 +90,8 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
 	if !p.bundle.Pinned {
-		p.sealed.Findings = append(p.sealed.Findings, launch.Finding{
-			Code: launch.CodeRuntimeUnpinned, Severity: launch.Warning, Path: p.bundle.Source,
-			Message: "the runtime was found by a tag, which can move: it is " + p.bundle.SourceDigest + " now; cconvert runtime lock keeps to it",
-		})
+		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
+			"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
 	}
 	if p.recipe, err = p.writeRecipe(date); err != nil {
 		return nil, err

@@ -347,10 +347,8 @@ func TestBadImages(t *testing.T) {
 	t.Run("name that is not UTF-8", func(t *testing.T) {
 		p, err := convert.Prepare(context.Background(), options(t, reg.Push(t, "ok:1", fixture.Image(t, app, fixture.Layer(t, program, fixture.File("caf\xe9", "x"))))))
 		require.NoError(t, err)
-		assert.Contains(t, p.Findings(), launch.Finding{
-			Code: launch.CodeNameNotUTF8, Severity: launch.Warning, Path: `"/caf\xe9"`,
-			Message: "the name is not UTF-8, so a manifest cannot list it: the program cannot read it",
-		})
+		assert.Contains(t, p.Findings(), launch.NewFinding(launch.CodeNameNotUTF8, launch.Warning, `"/caf\xe9"`,
+			"the name is not UTF-8, so a manifest cannot list it: the program cannot read it"))
 	})
 	t.Run("blob that is not its digest", func(t *testing.T) {
 		from := reg.Push(t, "ok:1", fixture.Image(t, app, fixture.Layer(t, program)))
@@ -456,7 +454,7 @@ func TestOverlay(t *testing.T) {
 	assert.Equal(t, text, c.Recipe.Overlay)
 	assert.Contains(t, string(c.Manifest), `enclave_size = "128M"`, "in decimal, as the loader reads it")
 	sum := sha256.Sum256([]byte(fixture.ELF("")))
-	assert.Contains(t, c.Trusted, verify.FileEntry{URI: "file:/bin/app", SHA256: hex.EncodeToString(sum[:])})
+	assert.Contains(t, c.Trusted, verify.FileEntry{URI: "file:/bin/app", SHA256: hex.EncodeToString(sum[:]), Reason: string(manifest.ReasonOverlay)})
 
 	o.Overlay, err = manifest.ParseOverlay("o.toml", []byte("sgx.trusted_files = [\"file:/none\"]\n"))
 	require.NoError(t, err)

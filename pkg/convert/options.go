@@ -57,18 +57,25 @@ func (nobody) Layer(_ string, _ int64, r io.ReadCloser) io.ReadCloser { return r
 // Result describes a conversion for programs. The names of SGX's values are those of
 // gramine-sgx-sigstruct-view.
 type Result struct {
-	Source       string             `json:"source"`
-	Output       Output             `json:"output"`
-	Runtime      Runtime            `json:"runtime"`
-	MREnclave    sgx.Measurement    `json:"mr_enclave"`
-	MRSigner     sgx.Measurement    `json:"mr_signer"`
-	ISVProdID    uint16             `json:"isv_prod_id"`
-	ISVSVN       uint16             `json:"isv_svn"`
-	DebugEnclave bool               `json:"debug_enclave"`
-	EnclaveSize  uint64             `json:"enclave_size"`
-	MaxThreads   int                `json:"max_threads"`
-	EDMM         bool               `json:"edmm"`
-	TrustedFiles int                `json:"trusted_files"`
+	Source       string          `json:"source"`
+	Output       Output          `json:"output"`
+	Runtime      Runtime         `json:"runtime"`
+	MREnclave    sgx.Measurement `json:"mr_enclave"`
+	MRSigner     sgx.Measurement `json:"mr_signer"`
+	ISVProdID    uint16          `json:"isv_prod_id"`
+	ISVSVN       uint16          `json:"isv_svn"`
+	DebugEnclave bool            `json:"debug_enclave"`
+	EnclaveSize  uint64          `json:"enclave_size"`
+	MaxThreads   int             `json:"max_threads"`
+	EDMM         bool            `json:"edmm"`
+	TrustedFiles int             `json:"trusted_files"`
+	// Trust is the policy by which they were chosen.
+	Trust      string `json:"trust"`
+	Profile    string `json:"profile"`
+	ProfileWhy string `json:"profile_reason"`
+	SizeWhy    string `json:"size_reason"`
+	// StartSeconds is how long the runtime is expected to read the list of files at each start.
+	StartSeconds float64            `json:"start_seconds"`
 	ManifestSize int                `json:"manifest_bytes"`
 	Warnings     []launch.Finding   `json:"warnings"`
 	Timings      map[string]float64 `json:"timings"` // seconds by step

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -11,6 +12,9 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -57,6 +61,12 @@ type RecipeOptions struct {
 	Allowed     []string `json:"allow_file,omitempty"`
 	Tmpfs       []string `json:"tmpfs,omitempty"`
 	Encrypted   []string `json:"encrypt_mount,omitempty"`
+	Trust       string   `json:"trust"`
+	List        []string `json:"trust_list,omitempty"`
+	LibC        string   `json:"libc"`
+	Profile     string   `json:"profile,omitempty"` // empty: recognised
+	// ProfileText is the profile where it is none that comes with the program.
+	ProfileText string `json:"profile_text,omitempty"`
 }
 
 func recipeOptions(o launch.Options) RecipeOptions {
@@ -64,6 +74,13 @@ func recipeOptions(o launch.Options) RecipeOptions {
 		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
 		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation, LogLevel: o.Enclave.LogLevel,
 		Args: o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
+	}
+	r.Trust, r.List, r.LibC = string(cmp.Or(o.Trust, launch.TrustAuto)), o.List, string(cmp.Or(o.LibC, launch.LibCAuto))
+	if o.Profile != nil {
+		r.Profile = o.Profile.Name
+		if profile.Find(o.Profile.Name) != o.Profile {
+			r.ProfileText = o.Profile.Text
+		}
 	}
 	for _, v := range o.Env {
 		if v.PassThrough {
@@ -107,14 +124,37 @@ func (p *Prepared) date() (sgx.Date, error) {
 }
 
 func (p *Prepared) enclaveLayer() (image.NewLayer, error) {
+	reasons, err := json.Marshal(fileRuns(p.sealed.Trusted))
+	if err != nil {
+		return image.NewLayer{}, err
+	}
 	files := append(slices.Clone(p.sealed.Files),
 		libos.File{Path: libos.SigPath, Mode: 0o644, Content: p.sealed.SigStruct.Bytes()},
+		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
 		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: p.recipe})
 	archive, err := libos.Pack(files)
 	if err != nil {
 		return image.NewLayer{}, fmt.Errorf("packing the enclave: %w", err)
 	}
 	return image.CompressLayer(archive, gzip.DefaultCompression)
+}
+
+// FileRun says why so many of the trusted files, one after the other in the manifest, are listed.
+type FileRun struct {
+	Count   int          `json:"count"`
+	Reason  reach.Reason `json:"reason"`
+	Package string       `json:"package,omitempty"`
+}
+
+func fileRuns(files []manifest.TrustedFile) []FileRun {
+	var runs []FileRun
+	for _, f := range files {
+		if n := len(runs); n == 0 || runs[n-1].Reason != f.Why.Reason || runs[n-1].Package != f.Why.Package {
+			runs = append(runs, FileRun{Reason: f.Why.Reason, Package: f.Why.Package})
+		}
+		runs[len(runs)-1].Count++
+	}
+	return runs
 }
 
 // config is the source's configuration with the start of the enclave in it. What is not about that
@@ -233,7 +273,8 @@ func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Res
 
 		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
 		EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
-		TrustedFiles: p.sealed.Trusted, ManifestSize: len(p.sealed.Manifest),
+		TrustedFiles: len(p.sealed.Trusted), Trust: string(p.spec.Policy), Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
+		StartSeconds: launch.StartSeconds(len(p.sealed.Trusted)), ManifestSize: len(p.sealed.Manifest),
 		Warnings: []launch.Finding{}, Timings: p.watch.steps,
 	}
 	if p.bundle.SourceDigest != "" {

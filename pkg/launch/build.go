@@ -2,6 +2,7 @@ package launch
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,20 +13,20 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // Keep lists the files whose content Build reads, as patterns for rootfs.Scan.
-var Keep = []string{
+var Keep = append([]string{
 	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group", "/usr/share/etc/passwd", "/usr/share/etc/group",
-	"/etc/ld.so.conf", "/etc/ld.so.conf.d/*.conf",
-}
+}, reach.Keep...)
 
 // ErrImage says that an image lacks what starting it needs.
 var ErrImage = errors.New("the image cannot be started")
 
 // Build works out how an image starts, from its configuration as stored and its files.
-func Build(tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
+func Build(ctx context.Context, tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
 	var c v1.ConfigFile
 	if err := json.Unmarshal(config, &c); err != nil {
 		return nil, fmt.Errorf("reading the image's configuration: %w", err)
@@ -55,15 +56,25 @@ func Build(tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
 	if err := s.command(tree, c.Config, o.Args); err != nil {
 		return nil, err
 	}
-	if err := s.libC(tree); err != nil {
+	if err := s.program(tree); err != nil {
 		return nil, err
 	}
-	f := &files{spec: s, tree: tree, writable: map[string]Mount{}}
+	f := &files{spec: s, tree: tree, writable: map[string]Mount{}, policy: cmp.Or(o.Trust, TrustAuto)}
+	if err := f.reach(ctx, o); err != nil {
+		return nil, err
+	}
+	s.libC(tree, f.set, f.policy == TrustAll)
+	s.LibC.Choice = cmp.Or(o.LibC, LibCAuto)
+	s.chooseProfile(tree, f.set, o)
+	s.size(f.set, o.Enclave)
 	if err := f.chooseWritable(c.Config.Volumes, o); err != nil {
 		return nil, err
 	}
-	f.chooseTrusted()
+	if err := f.chooseTrusted(o.List); err != nil {
+		return nil, err
+	}
 	s.weaknesses(c.Config)
+	f.notice(c.Config, o)
 	return s, nil
 }
 
@@ -96,8 +107,12 @@ func (s *Spec) environment(image []string, added []EnvVar, home string) error {
 		}
 		s.Env = append(s.Env, v)
 	}
-	slices.SortFunc(s.Env, func(a, b EnvVar) int { return cmp.Compare(a.Name, b.Name) })
+	s.sortEnv()
 	return nil
+}
+
+func (s *Spec) sortEnv() {
+	slices.SortFunc(s.Env, func(a, b EnvVar) int { return cmp.Compare(a.Name, b.Name) })
 }
 
 // Getenv gives the value that the program sees; false where it is not set or not known beforehand.
@@ -140,9 +155,6 @@ func (s *Spec) weaknesses(c v1.Config) {
 		s.find(CodeHostArguments, Warning, "", "the host chooses the program's arguments")
 	} else {
 		s.find(CodeArgumentsFixed, Info, "", "the arguments are measured: what follows the image's name in \"docker run\", or args in a pod, has no effect")
-	}
-	if s.LibC.Shell != "" {
-		s.find(CodeTmpfsPerProcess, Warning, s.Entrypoint, "the program is a script, and temporary storage is there for each process alone: a file that one of its commands writes, such as a rendered configuration, is not seen by the others. Render it when the image is built, or write it to an encrypted mount")
 	}
 	for _, p := range s.Allowed {
 		s.find(CodeAllowedFile, Warning, p, "the host can read and change this file")

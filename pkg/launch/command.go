@@ -84,27 +84,31 @@ func (s *Spec) abs(p string) string {
 	return s.WorkDir + "/" + p
 }
 
-// interpreter follows the first lines of scripts to the ELF file that runs in the end.
-func (s *Spec) interpreter(tree *rootfs.Tree, n *rootfs.Node) (*rootfs.Node, error) {
+// interpreters follows the first lines of scripts to the ELF file that runs in the end, which comes last.
+// It gives every program on the way, env(1) included; none for what is no script.
+func (s *Spec) interpreters(tree *rootfs.Tree, n *rootfs.Node) ([]*rootfs.Node, error) {
+	var chain []*rootfs.Node
 	for range maxInterpreters {
 		if n.ELF != nil || n.Shebang == "" {
-			return n, nil
+			return chain, nil
 		}
 		line := strings.FieldsFunc(n.Shebang, func(c rune) bool { return c == ' ' || c == '\t' })
 		if len(line) == 0 {
 			return nil, fmt.Errorf("%w: the script %s names no interpreter", ErrImage, n.Path)
 		}
 		program := line[0]
-		if path.Base(program) == "env" {
-			if program = envProgram(line[1:]); program == "" {
-				program = line[0]
+		programs := []string{program}
+		if inner := envProgram(line[1:]); path.Base(program) == "env" && inner != "" {
+			programs = append(programs, inner)
+		}
+		for _, program := range programs {
+			next, err := s.lookUp(tree, program)
+			if err != nil {
+				return nil, fmt.Errorf("the script %s begins with #!%s: %w", n.Path, n.Shebang, err)
 			}
+			chain = append(chain, next)
 		}
-		next, err := s.lookUp(tree, program)
-		if err != nil {
-			return nil, fmt.Errorf("the script %s begins with #!%s: %w", n.Path, n.Shebang, err)
-		}
-		n = next
+		n = chain[len(chain)-1]
 	}
 	return nil, fmt.Errorf("%w: the scripts up to %s interpret each other", ErrImage, n.Path)
 }

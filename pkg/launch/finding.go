@@ -7,6 +7,7 @@ type Severity string
 const (
 	Info    Severity = "info"
 	Warning Severity = "warning"
+	Error   Severity = "error" // the image cannot run
 )
 
 // Finding is something that the user should know about an image. Codes are stable.
@@ -15,43 +16,128 @@ type Finding struct {
 	Severity Severity `json:"severity"`
 	Path     string   `json:"path,omitempty"`
 	Message  string   `json:"message"`
+	// Remedy says what to do about it.
+	Remedy string `json:"remedy"`
 }
+
+// NewFinding makes a finding with the remedy of its code. The path may be empty.
+func NewFinding(code string, severity Severity, path, message string) Finding {
+	return Finding{code, severity, path, message, remedies[code]}
+}
+
+func (s *Spec) find(code string, severity Severity, path, message string) {
+	s.Findings = append(s.Findings, NewFinding(code, severity, path, message))
+}
+
+// KnownCode says whether there are findings of this code.
+func KnownCode(code string) bool { return remedies[code] != "" }
 
 // Codes of findings.
 const (
-	CodeNameNotUTF8     = "name-not-utf8"
-	CodeLinkIntoTmpfs   = "link-into-tmpfs"
-	CodeLinkOutside     = "link-into-proc"
-	CodeLinkToConsole   = "link-to-console"
-	CodeVolumeTemporary = "volume-temporary"
-	CodeHiddenDirs      = "hidden-directory"
-	CodeLinkIntoVolume  = "link-into-volume"
-	CodeArgvZero        = "argv-zero"
-	CodeTmpfsPerProcess = "tmpfs-per-process"
-	CodeHiddenFiles     = "hidden-by-tmpfs"
-	CodeTmpfsSkipped    = "tmpfs-skipped"
-	CodeVolumeSealed    = "volume-sealed"
-	CodeVolumeHides     = "volume-hides-files"
-	CodeVolumeSkipped   = "volume-skipped"
-	CodeDeviceNode      = "device-node"
-	CodeLinkLoop        = "link-loop"
-	CodeTooManyMounts   = "too-many-mounts"
-	CodeStopSignal      = "stop-signal"
-	CodeArgumentsFixed  = "arguments-fixed"
-	CodeHostArguments   = "insecure-args"
-	CodePassThrough     = "pass-env"
-	CodeAllowedFile     = "allow-file"
-	CodeDebug           = "debug"
-	CodeGLIBCTooNew     = "glibc-too-new"
-	CodeSyscallTraps    = "syscall-traps"
-	CodeGconv           = "gconv"
-	CodeLoaderEnv       = "loader-env"
-	CodeRuntimeUnpinned = "runtime-unpinned"
-	CodeInsecureSetting = "insecure-setting"
-	CodeAVX512          = "avx512-clears-avx"
-	CodeUnconfined      = "simulated"
+	CodeNameNotUTF8       = "name-not-utf8"
+	CodeLinkIntoTmpfs     = "link-into-tmpfs"
+	CodeLinkOutside       = "link-into-proc"
+	CodeLinkToConsole     = "link-to-console"
+	CodeVolumeTemporary   = "volume-temporary"
+	CodeHiddenDirs        = "hidden-directory"
+	CodeLinkIntoVolume    = "link-into-volume"
+	CodeArgvZero          = "argv-zero"
+	CodeTmpfsPerProcess   = "tmpfs-per-process"
+	CodeHiddenFiles       = "hidden-by-tmpfs"
+	CodeTmpfsSkipped      = "tmpfs-skipped"
+	CodeVolumeSealed      = "volume-sealed"
+	CodeVolumeHides       = "volume-hides-files"
+	CodeVolumeSkipped     = "volume-skipped"
+	CodeDeviceNode        = "device-node"
+	CodeLinkLoop          = "link-loop"
+	CodeTooManyMounts     = "too-many-mounts"
+	CodeStopSignal        = "stop-signal"
+	CodeArgumentsFixed    = "arguments-fixed"
+	CodeHostArguments     = "insecure-args"
+	CodePassThrough       = "pass-env"
+	CodeAllowedFile       = "allow-file"
+	CodeDebug             = "debug"
+	CodeGLIBCTooNew       = "glibc-too-new"
+	CodeSyscallTraps      = "syscall-traps"
+	CodeGconv             = "gconv"
+	CodeLoaderEnv         = "loader-env"
+	CodeRuntimeUnpinned   = "runtime-unpinned"
+	CodeInsecureSetting   = "insecure-setting"
+	CodeAVX512            = "avx512-clears-avx"
+	CodeUnconfined        = "simulated"
+	CodePackageDatabase   = "package-database"
+	CodeNoPackages        = "no-package-database"
+	CodeLeftOut           = "left-out"
+	CodeLongList          = "long-file-list"
+	CodeThreads           = "threads"
+	CodeProcesses         = "process-per-enclave"
+	CodeSharedMemory      = "shared-memory"
+	CodeFileLocks         = "file-locks"
+	CodeRenameDir         = "rename-directory"
+	CodeInterfaces        = "network-interfaces"
+	CodeSetUID            = "setuid"
+	CodeUserCannotRead    = "user-cannot-read"
+	CodeDeviceUser        = "device-user"
+	CodeHealthcheck       = "healthcheck"
+	CodeMountedSecrets    = "mounted-secrets"
+	CodeLocale            = "locale-missing"
+	CodeContainsEnclave   = "contains-enclave"
+	CodeConverted         = "already-converted"
+	CodeInterpreterAbsent = "interpreter-missing"
+	CodeLibraryAbsent     = "library-missing"
 )
 
-func (s *Spec) find(code string, severity Severity, path, message string) {
-	s.Findings = append(s.Findings, Finding{code, severity, path, message})
+// remedies say what to do, by code. docs/findings.md has them in its last column.
+var remedies = map[string]string{
+	CodeNameNotUTF8:       "Rename the file in the image.",
+	CodeLinkIntoTmpfs:     "Use one name for the place.",
+	CodeLinkOutside:       "Use the target's own name.",
+	CodeLinkToConsole:     "Have the program log to /dev/stdout by that name.",
+	CodeVolumeTemporary:   "--encrypt-mount if the data must stay.",
+	CodeHiddenDirs:        "Have the program make the directory.",
+	CodeLinkIntoVolume:    "Use the target's name.",
+	CodeArgvZero:          "Fixed arguments, or a program that does not act by its name.",
+	CodeTmpfsPerProcess:   "Render the configuration when the image is built, or write it to an --encrypt-mount.",
+	CodeHiddenFiles:       "Move the files elsewhere in the image.",
+	CodeTmpfsSkipped:      "Move the program, or name another place with --tmpfs.",
+	CodeVolumeSealed:      "--encrypt-mount PATH=KEY with a key that is provisioned, or --tmpfs PATH if the data need not stay.",
+	CodeVolumeHides:       "Let the program create its files, or copy them from another directory at start.",
+	CodeVolumeSkipped:     "Move the program out of the volume.",
+	CodeDeviceNode:        "None, usually.",
+	CodeLinkLoop:          "None needed: it did not work before.",
+	CodeTooManyMounts:     "Remove links that lead to each other.",
+	CodeStopSignal:        "Make sure that the program ends on SIGTERM.",
+	CodeArgumentsFixed:    "--arg when converting.",
+	CodeHostArguments:     "Leave --insecure-args out.",
+	CodePassThrough:       "--env NAME=VALUE.",
+	CodeAllowedFile:       "Leave --allow-file out.",
+	CodeDebug:             "Leave --debug out.",
+	CodeGLIBCTooNew:       "A newer runtime, or --libc patched to try the runtime's all the same.",
+	CodeSyscallTraps:      "None needed; it is slower. A program that is linked to glibc or musl dynamically is faster.",
+	CodeGconv:             "Convert character sets in the program, or use the image's own C library with --libc image.",
+	CodeLoaderEnv:         "None needed. docker exec and health checks do not see it.",
+	CodeRuntimeUnpinned:   "cconvert runtime lock.",
+	CodeInsecureSetting:   "Remove it from the merged manifest.",
+	CodeAVX512:            "Leave avx512 unspecified.",
+	CodeUnconfined:        "Leave --runtime sim out for production.",
+	CodePackageDatabase:   "Repair the database, or name the files with --trust list:FILE.",
+	CodeNoPackages:        "Nothing, or --trust list:FILE with a recording of what the program opens.",
+	CodeLeftOut:           "If the program misses a file: --trust all, or a profile that names the files.",
+	CodeLongList:          "--trust auto, or --trust list:FILE; or a smaller image.",
+	CodeThreads:           "Raise --threads, or ask the program for fewer.",
+	CodeProcesses:         "Start the program itself rather than a script; let it have one worker; or reckon with the memory of an enclave for each process.",
+	CodeSharedMemory:      "Another program for the purpose: one process with threads.",
+	CodeFileLocks:         "sys.experimental__enable_flock = true in a manifest given with --manifest, if one program alone uses the file.",
+	CodeRenameDir:         "Make the directories when the image is built.",
+	CodeInterfaces:        "Tell the program the addresses that it should listen on.",
+	CodeSetUID:            "Start the program as the user that it is to have: USER in the image.",
+	CodeUserCannotRead:    "Let the image's USER read the file.",
+	CodeDeviceUser:        "docker run --group-add with the device's group; in Kubernetes, supplementalGroups.",
+	CodeHealthcheck:       "Probe the program from outside, over its network port.",
+	CodeMountedSecrets:    "Have the program fetch its secrets after attestation.",
+	CodeLocale:            "Add the locale to the image, or use C.UTF-8.",
+	CodeContainsEnclave:   "Convert the image that it was made from.",
+	CodeConverted:         "Convert the image that it was made from: its digest is in the label org.opencontainers.image.base.digest.",
+	CodeInterpreterAbsent: "Add the C library that the program was built for, or link the program statically.",
+	CodeLibraryAbsent:     "Add the package that has the library.",
 }

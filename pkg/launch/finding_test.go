@@ -1,10 +1,8 @@
-package launch_test
+package launch
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -12,21 +10,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every code is explained in the documentation, and nothing else is.
+// Every code is explained in the documentation with its remedy, and nothing else is.
 func TestFindingsAreDocumented(t *testing.T) {
-	file, err := parser.ParseFile(token.NewFileSet(), "finding.go", nil, 0)
-	require.NoError(t, err)
 	docs, err := os.ReadFile("../../docs/findings.md")
 	require.NoError(t, err)
-	codes := 0
-	ast.Inspect(file, func(n ast.Node) bool {
-		spec, ok := n.(*ast.ValueSpec)
-		if ok && strings.HasPrefix(spec.Names[0].Name, "Code") {
-			code := strings.Trim(spec.Values[0].(*ast.BasicLit).Value, `"`)
-			assert.Contains(t, string(docs), "| `"+code+"` |")
-			codes++
-		}
-		return true
-	})
-	assert.Equal(t, strings.Count(string(docs), "\n| `"), codes)
+	documented := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|.*\\| ([^|]*) \\|$").FindAllStringSubmatch(string(docs), -1) {
+		documented[row[1]] = strings.ReplaceAll(row[2], "`", "")
+	}
+	assert.Equal(t, remedies, documented)
+	source, err := os.ReadFile("finding.go")
+	require.NoError(t, err)
+	codes := regexp.MustCompile(`(?m)^\tCode\w+ += "([\w-]+)"$`).FindAllStringSubmatch(string(source), -1)
+	assert.Len(t, codes, len(remedies))
+	for _, c := range codes {
+		assert.True(t, KnownCode(c[1]), "%s has a remedy", c[1])
+	}
 }

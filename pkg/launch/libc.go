@@ -1,52 +1,80 @@
 package launch
 
 import (
-	"bufio"
-	"bytes"
 	"debug/elf"
 	"fmt"
 	"path"
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // shells are the programs by which an image's script or command line is run.
 var shells = map[string]bool{"sh": true, "bash": true, "dash": true, "ash": true, "busybox": true, "zsh": true, "ksh": true}
 
-// libC finds out which C library the program uses and what the image has of it.
-func (s *Spec) libC(tree *rootfs.Tree) error {
+// program finds the ELF file that runs in the end: the entrypoint or its interpreter.
+func (s *Spec) program(tree *rootfs.Tree) error {
 	entry := tree.Lookup(s.Entrypoint)
-	n, err := s.interpreter(tree, entry)
+	chain, err := s.interpreters(tree, entry)
 	if err != nil {
 		return err
 	}
-	l := &s.LibC
-	l.Program = n.Path
-	if shells[path.Base(n.Path)] && (n != entry || slices.Contains(s.Argv, "-c")) {
-		l.Shell = n.Path
+	n := entry
+	if len(chain) > 0 {
+		n = chain[len(chain)-1]
 	}
 	switch {
 	case n.ELF == nil:
 		return fmt.Errorf("%w: %s is neither a program nor a script", ErrImage, n.Path)
 	case n.ELF.Machine != elf.EM_X86_64 || n.ELF.Class != elf.ELFCLASS64:
 		return fmt.Errorf("%w: %s is not a 64-bit program for x86-64", ErrImage, n.Path)
-	case n.ELF.Interp == "":
-		l.Kind = Static
-		return nil
 	}
-	l.Interp, l.Kind = n.ELF.Interp, GLIBC
-	if strings.HasPrefix(path.Base(l.Interp), "ld-musl-") {
-		l.Kind = Musl
-		return nil
+	s.LibC.Program = n.Path
+	if shells[path.Base(n.Path)] && (n != entry || slices.Contains(s.Argv, "-c")) {
+		s.LibC.Shell = n.Path
 	}
+	return nil
+}
+
+// kind is the C library of a program, told by its dynamic linker.
+func kind(e *rootfs.ELF) LibCKind {
+	switch {
+	case e.Interp == "":
+		return Static
+	case strings.HasPrefix(path.Base(e.Interp), "ld-musl-"):
+		return Musl
+	}
+	return GLIBC
+}
+
+// libC finds out which C libraries the programs use and what the image has of them. With all, every
+// program of the image counts, otherwise those that are reached.
+func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
+	l := &s.LibC
+	program := tree.Lookup(l.Program).ELF
+	l.Kind, l.Interp, l.Interps = kind(program), program.Interp, map[string]string{}
+	l.Kinds = []LibCKind{l.Kind}
+	l.addInterp(tree, l.Interp) // before others of the same name
 	_ = tree.Walk(func(n *rootfs.Node) error {
-		// The C library's own files need each other in versions that only they provide.
-		if n.ELF != nil && n.ELF.DefinesGLIBC == "" && n.ELF.Machine == elf.EM_X86_64 &&
-			rootfs.CompareVersions(n.ELF.NeedsGLIBC, l.NeedsGLIBC) > 0 {
+		if n.ELF == nil || n.ELF.Machine != elf.EM_X86_64 {
+			return nil
+		}
+		if _, reached := set.Files[n.Path]; !reached && !all {
+			return nil
+		}
+		l.addInterp(tree, n.ELF.Interp)
+		if n.ELF.DefinesGLIBC != "" {
+			return nil // the C library's own files need each other in versions that only they provide
+		}
+		if k := kind(n.ELF); n.ELF.Interp != "" && !slices.Contains(l.Kinds, k) {
+			l.Kinds = append(l.Kinds, k)
+		}
+		if rootfs.CompareVersions(n.ELF.NeedsGLIBC, l.NeedsGLIBC) > 0 {
 			l.NeedsGLIBC = n.ELF.NeedsGLIBC
 		}
+		l.UsesIconv = l.UsesIconv || slices.Contains(n.ELF.Imports, "iconv_open")
 		return nil
 	})
 	existing := func(p string, t rootfs.Type) string {
@@ -59,7 +87,7 @@ func (s *Spec) libC(tree *rootfs.Tree) error {
 	l.Localtime = existing("/etc/localtime", rootfs.Regular)
 	l.Zoneinfo = existing("/usr/share/zoneinfo", rootfs.Dir)
 	l.Locales = existing("/usr/lib/locale", rootfs.Dir)
-	dirs := append(loaderDirs(tree), "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+	dirs := append(reach.LoaderDirs(tree), "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
 	for _, d := range dirs {
 		if real := existing(d, rootfs.Dir); real != "" && !slices.Contains(l.Dirs, real) {
 			l.Dirs = append(l.Dirs, real)
@@ -71,27 +99,15 @@ func (s *Spec) libC(tree *rootfs.Tree) error {
 			break
 		}
 	}
-	return nil
 }
 
-// loaderDirs lists the directories of ld.so.conf and of what it includes (ldconfig(8)). Includes other
-// than of the usual directory are not read.
-func loaderDirs(tree *rootfs.Tree) []string {
-	conf := []*rootfs.Node{tree.Lookup("/etc/ld.so.conf")}
-	if d := tree.Lookup("/etc/ld.so.conf.d"); d != nil {
-		conf = append(conf, d.Children()...)
+// addInterp notes a dynamic linker that exists; of two with one name the first stays.
+func (l *LibC) addInterp(tree *rootfs.Tree, interp string) {
+	name := path.Base(interp)
+	if interp == "" || l.Interps[name] != "" {
+		return
 	}
-	var dirs []string
-	for _, n := range conf {
-		if n == nil {
-			continue
-		}
-		for lines := bufio.NewScanner(bytes.NewReader(n.Content)); lines.Scan(); {
-			line, _, _ := strings.Cut(lines.Text(), "#")
-			if line = strings.TrimSpace(line); path.IsAbs(line) {
-				dirs = append(dirs, line)
-			}
-		}
+	if n, real, err := tree.Resolve(interp); err == nil && n.Type == rootfs.Regular {
+		l.Interps[name] = real
 	}
-	return dirs
 }

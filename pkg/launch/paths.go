@@ -24,9 +24,12 @@ import (
 
 const maxMounts = 20_000
 
-// chooseTrusted lists every file that the program may read, and the mounts that make all spellings of
-// its path lead to it.
-func (f *files) chooseTrusted() {
+// chooseTrusted lists the files that the program may read, and the mounts that make all spellings of
+// their paths lead to them.
+func (f *files) chooseTrusted(list []string) error {
+	if err := f.applyPolicy(list); err != nil {
+		return err
+	}
 	for _, p := range hostFiles {
 		f.hostFile = append(f.hostFile, p)
 		if _, real, _ := f.tree.ResolveParent(p); real != "" {
@@ -65,8 +68,12 @@ func (f *files) chooseTrusted() {
 			f.spec.find(CodeHiddenFiles, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be seen: it is temporary storage and starts empty", hiddenFiles[p]))
 		}
 	}
-	slices.SortFunc(f.spec.Trusted, func(a, b TrustedFile) int { return cmp.Compare(a.Path, b.Path) })
+	slices.SortFunc(f.spec.Trusted, func(a, b TrustedFile) int {
+		return cmp.Or(cmp.Compare(a.Reason.Rank(), b.Reason.Rank()), cmp.Compare(a.Package, b.Package), cmp.Compare(a.Path, b.Path))
+	})
 	f.spec.Mounts = f.allMounts(links)
+	f.summarise()
+	return nil
 }
 
 // visible says whether an entry can be reached by the program at its own path.
@@ -92,8 +99,16 @@ func (f *files) visible(n *rootfs.Node, hiddenFiles map[string]int) bool {
 	return true
 }
 
+// trust lists a file by one of its paths, if the policy says so.
 func (f *files) trust(p string, n *rootfs.Node) {
-	f.spec.Trusted = append(f.spec.Trusted, TrustedFile{Path: p, SHA256: n.SHA256, Size: n.Size})
+	why, ok := f.choose(n)
+	if !ok {
+		if p == n.Path {
+			f.spec.LeftOut++
+		}
+		return
+	}
+	f.spec.Trusted = append(f.spec.Trusted, TrustedFile{Path: p, SHA256: n.SHA256, Size: n.Size, File: why})
 }
 
 // link decides what a symbolic link needs; a link to a directory is returned as a mount.

@@ -3,7 +3,12 @@
 // enclave must be. [Build] finds the answer in the image's configuration and its files.
 package launch
 
-import "crypto/sha256"
+import (
+	"crypto/sha256"
+
+	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/reach"
+)
 
 // Spec is how an image starts, in terms of no particular library OS.
 type Spec struct {
@@ -21,8 +26,21 @@ type Spec struct {
 	UID, GID  uint32
 	// Mounts are in the order in which they must be made: parents first.
 	Mounts []Mount
-	// Trusted are the files that the program may read, sorted by path.
+	// Trusted are the files that the program may read, those first that it is most likely to open.
 	Trusted []TrustedFile
+	// Policy is the one by which they were chosen in the end, and LeftOut how many files of the image it
+	// leaves out.
+	Policy  Policy
+	LeftOut int
+	// Profile is the program's, and ProfileWhy why it was chosen.
+	Profile    *profile.Profile
+	ProfileWhy string
+	// SizeWhy says what the enclave's size comes from.
+	SizeWhy string
+	// OpenBytes are the bytes of files that are opened at every start: the program's and its libraries.
+	OpenBytes int64
+	// Packages are those that have files among the trusted, sorted.
+	Packages []string
 	// Allowed are paths that the program may use without protection.
 	Allowed []string
 	LibC    LibC
@@ -63,7 +81,24 @@ type TrustedFile struct {
 	Path   string
 	SHA256 [sha256.Size]byte
 	Size   int64
+	reach.File
 }
+
+// Policy is a way to choose the files that the program may read.
+type Policy string
+
+// Policies.
+const (
+	TrustAuto Policy = "auto" // what the program can be expected to open
+	TrustAll  Policy = "all"  // every file
+	TrustList Policy = "list" // those of a list
+)
+
+// Reasons of the policies that do not look for any.
+const (
+	reasonAll    reach.Reason = "every file is listed"
+	reasonListed reach.Reason = "listed by the user"
+)
 
 // LibCKind is the kind of C library that the program is linked to.
 type LibCKind string
@@ -84,6 +119,15 @@ type LibC struct {
 	Shell string
 	// Interp is the dynamic linker that the program names.
 	Interp string
+	// Choice is the user's: which C library is to be used.
+	Choice LibCChoice
+	// Interps are the dynamic linkers that the programs of the image name, by base name: the path without
+	// links. That of Program is there too.
+	Interps map[string]string
+	// Kinds are the C libraries of all programs that can be started, Kind first.
+	Kinds []LibCKind
+	// UsesIconv says that a program that can be started converts character sets.
+	UsesIconv bool
 	// NeedsGLIBC is the highest version that any program of the image needs, as "2.36".
 	NeedsGLIBC string
 	// Cache is the path of the image's ld.so.cache, if it has one.
@@ -96,10 +140,20 @@ type LibC struct {
 	Gconv string
 }
 
+// LibCChoice says which C library is to be used.
+type LibCChoice string
+
+// Choices. The zero value is LibCAuto.
+const (
+	LibCAuto    LibCChoice = "auto"    // the runtime's patched one where it works
+	LibCPatched LibCChoice = "patched" // the runtime's, even where the image's is newer
+	LibCImage   LibCChoice = "image"   // the image's own: every system call is trapped
+)
+
 // Enclave is what is asked of the enclave.
 type Enclave struct {
-	Size        uint64 // bytes
-	Threads     int
+	Size        uint64 // bytes; in Options, zero leaves it to the profile and the image
+	Threads     int    // likewise
 	EDMM        bool
 	Debug       bool
 	ISVProdID   uint16
@@ -108,7 +162,7 @@ type Enclave struct {
 	LogLevel    string
 }
 
-// Options are the user's decisions. The zero value decides nothing, but for Enclave, which must be filled.
+// Options are the user's decisions. The zero value decides nothing.
 type Options struct {
 	Env          []EnvVar // added to the image's, or instead of them
 	Args         []string // instead of the image's CMD, unless nil
@@ -117,4 +171,10 @@ type Options struct {
 	Tmpfs        []string
 	Encrypted    []Mount // Path and Key
 	Enclave      Enclave
+	// Trust is the policy, TrustAuto if empty, and List its files for TrustList.
+	Trust Policy
+	List  []string
+	LibC  LibCChoice
+	// Profile is used instead of the one that is recognised, unless nil.
+	Profile *profile.Profile
 }

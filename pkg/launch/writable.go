@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -46,6 +47,9 @@ type files struct {
 	writable map[string]Mount // by path, free of links
 	made     int              // directories below temporary storage
 	hostFile []string         // hostFiles and where they lead to
+	set      *reach.Set       // what the program reaches
+	policy   Policy
+	choose   func(*rootfs.Node) (reach.File, bool) // whether a file is trusted
 }
 
 // chooseWritable finds the places to write to. What the user says goes before what the image declares,
@@ -59,6 +63,11 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 	for _, p := range o.Tmpfs {
 		if err := f.add(Mount{Type: Tmpfs, Path: p}); err != nil {
 			return err
+		}
+	}
+	for _, p := range f.spec.Profile.Paths.Tmpfs {
+		if _, real, err := f.tree.Resolve(p); err != nil && real != "" { // to be made at start
+			f.mount(Mount{Type: Tmpfs, Path: real})
 		}
 	}
 	for _, v := range slices.Sorted(maps.Keys(volumes)) {
@@ -78,14 +87,14 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 			f.spec.find(CodeTmpfsSkipped, Warning, p, "the program lies here, so nothing can be written here")
 			continue
 		}
-		f.set(Mount{Type: Tmpfs, Path: real})
+		f.mount(Mount{Type: Tmpfs, Path: real})
 		if n != nil && n.Type == rootfs.Dir && real == n.Path {
 			f.subdirectories(n, p)
 		}
 	}
 	if _, real, _ := f.tree.Resolve(f.spec.WorkDir); real != "" {
 		if m, ok := f.cover(real); ok && m.Type == Tmpfs && m.Path != real {
-			f.set(Mount{Type: Tmpfs, Path: real}) // the program starts in it
+			f.mount(Mount{Type: Tmpfs, Path: real}) // the program starts in it
 		}
 	}
 	for _, p := range stateDirs {
@@ -115,12 +124,12 @@ func (f *files) add(m Mount) error {
 		return fmt.Errorf("%w: the mount %s would hide the program %s", ErrImage, m.Path, f.spec.Entrypoint)
 	}
 	m.Path = real
-	f.set(m)
+	f.mount(m)
 	return nil
 }
 
-// set makes a mount unless there is one at the path.
-func (f *files) set(m Mount) {
+// mount makes a mount unless there is one at the path.
+func (f *files) mount(m Mount) {
 	if _, ok := f.writable[m.Path]; ok {
 		return
 	}
@@ -146,7 +155,7 @@ func (f *files) volume(v string) error {
 		return fmt.Errorf("%w: the volume %q is not UTF-8", ErrImage, real)
 	}
 	if belowAny(real, temporary) {
-		f.set(Mount{Type: Tmpfs, Path: real})
+		f.mount(Mount{Type: Tmpfs, Path: real})
 		f.spec.find(CodeVolumeTemporary, Info, v, "this volume is in a directory for temporary files: it is temporary storage in the enclave")
 		return nil
 	}
@@ -161,7 +170,7 @@ func (f *files) volume(v string) error {
 		f.spec.find(CodeVolumeSkipped, Warning, v, "the program lies in this volume: it stays readable as it is in the image, and nothing can be written to it")
 		return nil
 	}
-	f.set(Mount{Type: Encrypted, Path: real})
+	f.mount(Mount{Type: Encrypted, Path: real})
 	f.spec.find(CodeVolumeSealed, Warning, v, "what is written to this volume is sealed to one CPU and one signer: no other machine can read it, unless --encrypt-mount names a key that is provisioned")
 	return nil
 }
@@ -180,7 +189,7 @@ func (f *files) subdirectories(dir *rootfs.Node, root string) {
 			f.spec.find(CodeHiddenDirs, Warning, c.Path, "the image has more directories in "+root+" than are made again: this one does not exist for the program")
 			return
 		}
-		f.set(Mount{Type: Tmpfs, Path: c.Path})
+		f.mount(Mount{Type: Tmpfs, Path: c.Path})
 		f.subdirectories(c, root)
 	}
 }
@@ -202,7 +211,7 @@ func (f *files) emptyDirs(dir *rootfs.Node) {
 		}
 	}
 	if leaf && !slices.Contains(stateDirs, dir.Path) {
-		f.set(Mount{Type: Tmpfs, Path: dir.Path})
+		f.mount(Mount{Type: Tmpfs, Path: dir.Path})
 	}
 }
 

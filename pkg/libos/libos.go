@@ -23,6 +23,8 @@ const (
 	// ManifestPath is the manifest that is measured, SigPath the signature over the measurement.
 	ManifestPath = App + ".manifest.sgx"
 	SigPath      = App + ".sig"
+	// ReasonsPath says why each trusted file is listed. It is for people, and not measured.
+	ReasonsPath = Root + "/app/files.json"
 	// RecipePath describes how the image was made.
 	RecipePath = Root + "/app/recipe.json"
 	// HostsPath replaces /etc/hosts, which container engines write.
@@ -62,7 +64,7 @@ type Sealed struct {
 	Entrypoint []string
 	// Enclave is what the manifest says of the enclave in the end.
 	Enclave manifest.SGX
-	// Trusted is the number of trusted files.
-	Trusted  int
+	// Trusted are the manifest's trusted files, in its order.
+	Trusted  []manifest.TrustedFile
 	Findings []launch.Finding
 }

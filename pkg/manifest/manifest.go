@@ -5,7 +5,6 @@ package manifest
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/templates"
 )
 
@@ -27,7 +27,15 @@ type Table = map[string]any
 type TrustedFile struct {
 	URI    string // "file:" and a path
 	SHA256 string // hexadecimal; empty where it is still to be found out
+	// Why says why it is listed, and of which package it is. That is not written.
+	Why reach.File
 }
+
+// Reasons for files that are not the image's.
+const (
+	ReasonRuntime reach.Reason = "the runtime's"
+	ReasonOverlay reach.Reason = "in the user's manifest"
+)
 
 // Manifest is a manifest's content. The trusted files, of which there can be very many, stand apart.
 type Manifest struct {
@@ -35,12 +43,15 @@ type Manifest struct {
 	Trusted []TrustedFile
 }
 
-// New makes the manifest of a launch specification, over the base template. What belongs to the
-// runtime is still missing: loader.entrypoint, and its own files.
+// New makes the manifest of a launch specification, over the base template and the program's profile.
+// What belongs to the runtime is still missing: loader.entrypoint, and its own files.
 func New(s *launch.Spec) (*Manifest, error) {
 	m := &Manifest{Table: Table{}}
 	if err := toml.Unmarshal(templates.Base, &m.Table); err != nil {
 		return nil, fmt.Errorf("reading the base manifest: %w", err)
+	}
+	if s.Profile != nil {
+		merge(m.Table, s.Profile.Manifest, "")
 	}
 	loader := Table{"uid": int64(s.UID), "gid": int64(s.GID)}
 	if s.Enclave.LogLevel != "" {
@@ -95,7 +106,7 @@ func New(s *launch.Spec) (*Manifest, error) {
 	}, "")
 	m.Trusted = make([]TrustedFile, 0, len(s.Trusted))
 	for _, f := range s.Trusted {
-		m.Trusted = append(m.Trusted, TrustedFile{"file:" + f.Path, hex.EncodeToString(f.SHA256[:])})
+		m.Trusted = append(m.Trusted, TrustedFile{"file:" + f.Path, hex.EncodeToString(f.SHA256[:]), f.File})
 	}
 	return m, nil
 }
@@ -169,6 +180,10 @@ func merge(base, over Table, prefix string) {
 			had, _ := base[k].([]any)
 			added, _ := v.([]any)
 			base[k] = slices.Concat(had, added)
+		case isTable:
+			fresh := Table{} // the other's own tables are not to be changed later
+			merge(fresh, sub, prefix+k+".")
+			base[k] = fresh
 		default:
 			base[k] = v
 		}
@@ -189,14 +204,18 @@ func (m *Manifest) Merge(o *Overlay) {
 	m.AddMounts()
 }
 
-// SortTrusted brings the trusted files into their order and drops repeated URIs, keeping the last.
-func (m *Manifest) SortTrusted() {
-	slices.SortStableFunc(m.Trusted, func(a, b TrustedFile) int { return cmp.Compare(a.URI, b.URI) })
+// DropRepeated leaves one of several trusted files with the same URI: the last, at the place of the
+// first. The order counts: the library OS looks for a file from the front.
+func (m *Manifest) DropRepeated() {
+	at := make(map[string]int, len(m.Trusted))
 	kept := m.Trusted[:0]
-	for i, f := range m.Trusted {
-		if i+1 == len(m.Trusted) || m.Trusted[i+1].URI != f.URI {
-			kept = append(kept, f)
+	for _, f := range m.Trusted {
+		if i, ok := at[f.URI]; ok {
+			kept[i] = f
+			continue
 		}
+		at[f.URI] = len(kept)
+		kept = append(kept, f)
 	}
 	m.Trusted = kept
 }

@@ -75,7 +75,7 @@ func render(t *testing.T, m *Manifest) string {
 	t.Helper()
 	m.Section("loader")["entrypoint"] = Table{"uri": "file:/libsysdb.so"}
 	m.AddMounts()
-	m.SortTrusted()
+	m.DropRepeated()
 	require.NoError(t, m.Check())
 	b, err := m.Render()
 	require.NoError(t, err)
@@ -114,7 +114,7 @@ fs.mounts = [{ type = "tmpfs", path = "/lib" }, { path = "/a", uri = "file:/b" }
 sys.stack.size = "1M"
 `))
 	require.NoError(t, err)
-	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", strings.Repeat("ff", 32)}, {URI: "file:/needs-digest"}}, o.Trusted)
+	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", strings.Repeat("ff", 32), byOverlay}, {URI: "file:/needs-digest", Why: byOverlay}}, o.Trusted)
 	m.Merge(o)
 	got := render(t, m)
 	for _, want := range []string{

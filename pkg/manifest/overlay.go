@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cconvert/cconvert/pkg/reach"
 )
 
 // Overlay is a user's manifest, to be merged over the generated one.
@@ -26,6 +28,8 @@ func (o *Overlay) Features() map[string]any {
 	features, _ := sgx["cpu_features"].(Table)
 	return features
 }
+
+var byOverlay = reach.File{Reason: ReasonOverlay}
 
 // KeyError says what is wrong with a key of a manifest, and where.
 type KeyError struct {
@@ -60,7 +64,7 @@ func ParseOverlay(file string, text []byte) (*Overlay, error) {
 	for i, v := range entries {
 		switch v := v.(type) {
 		case string:
-			o.Trusted = append(o.Trusted, TrustedFile{URI: v})
+			o.Trusted = append(o.Trusted, TrustedFile{URI: v, Why: byOverlay})
 		case Table:
 			uri, _ := v["uri"].(string)
 			sum, _ := v["sha256"].(string)
@@ -69,7 +73,7 @@ func ParseOverlay(file string, text []byte) (*Overlay, error) {
 				key := fmt.Sprintf("sgx.trusted_files[%d].sha256", i)
 				return nil, &KeyError{file, keyLines(text)[key], key, "it must be 64 hexadecimal digits"}
 			}
-			o.Trusted = append(o.Trusted, TrustedFile{uri, sum})
+			o.Trusted = append(o.Trusted, TrustedFile{uri, sum, byOverlay})
 		}
 	}
 	return o, nil

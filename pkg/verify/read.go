@@ -72,6 +72,9 @@ type Mount struct {
 type FileEntry struct {
 	URI    string `json:"uri" toml:"uri"`
 	SHA256 string `json:"sha256" toml:"sha256"`
+	// Reason and Package are what the conversion said of it: nothing that was measured.
+	Reason  string `json:"reason,omitempty" toml:"-"`
+	Package string `json:"package,omitempty" toml:"-"`
 }
 
 // Read finds the enclave of a converted image. Only the layer on top is fetched.
@@ -85,7 +88,7 @@ func Read(ctx context.Context, img *image.Image) (*Converted, error) {
 		return nil, err
 	}
 	defer r.Close()
-	files, err := rootfs.Extract(ctx, r, top.Digest, map[string]bool{libos.ManifestPath: true, libos.SigPath: true, libos.RecipePath: true}, maxEnclaveFile)
+	files, err := rootfs.Extract(ctx, r, top.Digest, map[string]bool{libos.ManifestPath: true, libos.SigPath: true, libos.RecipePath: true, libos.ReasonsPath: true}, maxEnclaveFile)
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +102,7 @@ func Read(ctx context.Context, img *image.Image) (*Converted, error) {
 	if err := c.readManifest(); err != nil {
 		return nil, err
 	}
+	c.readReasons(files[libos.ReasonsPath])
 	if err := c.readSigStruct(files[libos.SigPath]); err != nil {
 		return nil, err
 	}
@@ -110,6 +114,20 @@ func Read(ctx context.Context, img *image.Image) (*Converted, error) {
 	}
 	c.Entrypoint = config.Config.Entrypoint
 	return c, nil
+}
+
+// readReasons gives each trusted file its reason, where there are any.
+func (c *Converted) readReasons(b []byte) {
+	var runs []convert.FileRun
+	if json.Unmarshal(b, &runs) != nil {
+		return
+	}
+	rest := c.Trusted
+	for _, r := range runs {
+		for ; r.Count > 0 && len(rest) > 0; r.Count, rest = r.Count-1, rest[1:] {
+			rest[0].Reason, rest[0].Package = string(r.Reason), r.Package
+		}
+	}
 }
 
 func (c *Converted) readSigStruct(b []byte) error {

@@ -1,7 +1,9 @@
 package gramine
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -12,68 +14,106 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-// chooseLibC lets the program use the runtime's patched C library where that works. The library OS
-// looks for the program's interpreter by its base name in the directories of LD_LIBRARY_PATH or, where
-// that is unset, in /lib and /lib64.
-func chooseLibC(in libos.Input, m *manifest.Manifest, out *libos.Sealed) {
-	c, b := in.Spec.LibC, in.Bundle
-	find := func(code string, severity launch.Severity, message string) {
-		out.Findings = append(out.Findings, launch.Finding{Code: code, Severity: severity, Path: c.Program, Message: message})
-	}
-	image, _ := in.Spec.Getenv("LD_LIBRARY_PATH")
-	env, _ := m.Section("loader")["env"].(manifest.Table)
-	if image == "" {
-		delete(env, "LD_LIBRARY_PATH") // set and empty, no interpreter would be found at all
-	}
-	setPath := func(dirs ...string) {
-		env["LD_LIBRARY_PATH"] = strings.Join(slices.DeleteFunc(dirs, func(d string) bool { return d == "" }), ":")
-	}
-	switch {
-	case c.Kind == launch.GLIBC && b.GLIBC != "" && rootfs.CompareVersions(b.GLIBC, c.NeedsGLIBC) >= 0:
-		var dirs []string
-		if !mountData(in, m) {
-			dirs = c.Dirs
+// interpDir has the image's own dynamic linkers and nothing else, by mounts of single files.
+const interpDir = libos.Root + "/app/interp"
+
+// libC lets the programs use the runtime's patched C libraries where that works. The library OS looks
+// for a program's dynamic linker by its base name in the directories of LD_LIBRARY_PATH, as it is at the
+// start, or in /lib and /lib64 where that is unset. What the image has itself is offered in a directory of
+// its own: with the image's library directories in LD_LIBRARY_PATH, which goes before RUNPATH, programs
+// that bring libraries along would load others.
+type libC struct {
+	in  libos.Input
+	m   *manifest.Manifest
+	out *libos.Sealed
+}
+
+func (l libC) find(code string, severity launch.Severity, message string) {
+	l.out.Findings = append(l.out.Findings, launch.NewFinding(code, severity, l.in.Spec.LibC.Program, message))
+}
+
+// choose sets LD_LIBRARY_PATH and lists what has to be found by it.
+func (l libC) choose() {
+	c := l.in.Spec.LibC
+	var dirs, trusted []string
+	for _, kind := range c.Kinds { // the program's own first
+		switch {
+		case kind == launch.GLIBC && l.patchedGLIBC():
+			dirs, trusted = append(dirs, glibcDir), append(trusted, glibcDir)
+			if !l.mountData() {
+				dirs = append(dirs, c.Dirs...)
+			}
+			if c.Gconv != "" && c.UsesIconv {
+				l.find(launch.CodeGconv, launch.Info, "the runtime's C library does not load the converters in "+c.Gconv+": iconv knows only the built-in character sets")
+			}
+		case kind == launch.Musl && l.in.Bundle.Musl && c.Choice != launch.LibCImage:
+			dirs, trusted = append(dirs, muslDir), append(trusted, muslDir)
+		case kind == launch.GLIBC && l.tooNew() && c.Choice != launch.LibCImage:
+			l.find(launch.CodeGLIBCTooNew, launch.Warning, fmt.Sprintf(
+				"the image needs glibc %s, the runtime has %s: the image's own is used, and every system call is trapped, which is slower", c.NeedsGLIBC, l.in.Bundle.GLIBC))
+		case kind == c.Kind:
+			l.find(launch.CodeSyscallTraps, launch.Info, "every system call of it is trapped, which is slower: "+l.why(kind))
 		}
-		setPath(append(append([]string{glibcDir}, dirs...), image)...)
-		trustRuntime(m, b, glibcDir)
-		if c.Gconv != "" {
-			find(launch.CodeGconv, launch.Info, "the runtime's C library does not load the converters in "+c.Gconv+": iconv knows only the built-in character sets")
-		}
-		return
-	case c.Kind == launch.Musl && b.Musl:
-		setPath(muslDir, image)
-		trustRuntime(m, b, muslDir)
-		return
-	case c.Kind == launch.GLIBC && b.GLIBC != "":
-		find(launch.CodeGLIBCTooNew, launch.Warning, fmt.Sprintf(
-			"the image needs glibc %s, the runtime has %s: the image's own is used, and every system call is trapped, which is slower", c.NeedsGLIBC, b.GLIBC))
-	default:
-		find(launch.CodeSyscallTraps, launch.Info, "every system call is trapped, which is slower")
 	}
-	// The image's own interpreter must be found: that of the program or, where that has none, those of
-	// the programs that it starts.
-	switch dir := path.Dir(c.Interp); {
-	case c.Interp == "" && image != "":
-		setPath(image, "/lib", "/lib64")
-	case c.Interp != "" && (image != "" || dir != "/lib" && dir != "/lib64"):
-		setPath(image, dir)
+	l.trustRuntime(trusted)
+	if l.mountInterps() {
+		dirs = append(dirs, interpDir)
 	}
+	env, _ := l.m.Section("loader")["env"].(manifest.Table)
+	if image, _ := l.in.Spec.Getenv("LD_LIBRARY_PATH"); image != "" {
+		dirs = append(dirs, image)
+	}
+	delete(env, "LD_LIBRARY_PATH") // set and empty, no dynamic linker would be found at all
+	if len(dirs) > 0 {
+		env["LD_LIBRARY_PATH"] = strings.Join(dirs, ":")
+	}
+}
+
+func (l libC) why(kind launch.LibCKind) string {
+	switch kind {
+	case launch.Static:
+		return "it is linked statically"
+	case launch.Musl:
+		return "the runtime has no patched musl for it"
+	}
+	return "it uses the image's own C library"
+}
+
+// patchedGLIBC says whether the runtime's glibc is to be used.
+func (l libC) patchedGLIBC() bool {
+	choice := l.in.Spec.LibC.Choice
+	return l.in.Bundle.GLIBC != "" && (choice == launch.LibCPatched || choice != launch.LibCImage && !l.tooNew())
+}
+
+// tooNew says whether the image's programs need more than the runtime's glibc provides.
+func (l libC) tooNew() bool {
+	runtime := l.in.Bundle.GLIBC
+	return runtime != "" && rootfs.CompareVersions(runtime, l.in.Spec.LibC.NeedsGLIBC) < 0
+}
+
+// mountInterps offers the image's dynamic linkers, and says whether there are any.
+func (l libC) mountInterps() bool {
+	interps := l.in.Spec.LibC.Interps
+	for _, name := range slices.Sorted(maps.Keys(interps)) {
+		l.m.AddMounts(manifest.Table{"path": path.Join(interpDir, name), "uri": "file:" + interps[name]})
+	}
+	return len(interps) > 0
 }
 
 // mountData puts the image's data where the patched C library looks for it, by paths that are compiled
 // into it, and says whether it will find the image's libraries by the cache.
-func mountData(in libos.Input, m *manifest.Manifest) (cached bool) {
-	c, d := in.Spec.LibC, in.Bundle.GLIBCData
+func (l libC) mountData() (cached bool) {
+	c, d := l.in.Spec.LibC, l.in.Bundle.GLIBCData
 	mount := func(at, from string) bool {
 		switch {
 		case at == "" || from == "":
 			return false
 		case at == from:
 			return true
-		case in.Tree.Lookup(at) != nil:
+		case l.in.Tree.Lookup(at) != nil:
 			return false // the image has something of its own there
 		}
-		m.AddMounts(manifest.Table{"path": at, "uri": "file:" + from})
+		l.m.AddMounts(manifest.Table{"path": at, "uri": "file:" + from})
 		return true
 	}
 	mount(d.Localtime, c.Localtime)
@@ -82,11 +122,14 @@ func mountData(in libos.Input, m *manifest.Manifest) (cached bool) {
 	return mount(d.Cache, c.Cache)
 }
 
-// trustRuntime lists the runtime's own files below a directory.
-func trustRuntime(m *manifest.Manifest, b *libos.Bundle, dir string) {
-	for p, content := range b.Files {
-		if strings.HasPrefix(p, dir+"/") {
-			m.Trusted = append(m.Trusted, manifest.TrustedFile{URI: "file:" + p, SHA256: hexSum(content)})
+// trustRuntime lists the runtime's own files below directories, before the image's: they are opened first.
+func (l libC) trustRuntime(dirs []string) {
+	var files []manifest.TrustedFile
+	for p, content := range l.in.Bundle.Files {
+		if slices.Contains(dirs, path.Dir(p)) {
+			files = append(files, trusted(p, content))
 		}
 	}
+	slices.SortFunc(files, func(a, b manifest.TrustedFile) int { return cmp.Compare(a.URI, b.URI) })
+	l.m.Trusted = append(files, l.m.Trusted...)
 }

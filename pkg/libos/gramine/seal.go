@@ -11,6 +11,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -19,7 +20,7 @@ import (
 func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	r := Runtime{
 		LibOS: libosPath, PAL: palPath, Loader: loaderPath, Layout: in.Bundle.Layout,
-		Prepare: func(m *manifest.Manifest, s *libos.Sealed) { chooseLibC(in, m, s) },
+		Prepare: func(m *manifest.Manifest, s *libos.Sealed) { libC{in, m, s}.choose() },
 	}
 	return r.Seal(in)
 }
@@ -46,7 +47,7 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	}
 	m.Section("loader")["entrypoint"] = manifest.Table{"uri": "file:" + r.LibOS, "sha256": hexSum(in.Bundle.Files[r.LibOS])}
 	m.AddMounts(manifest.Table{"path": "/etc/hosts", "uri": "file:" + libos.HostsPath})
-	m.Trusted = append(m.Trusted, manifest.TrustedFile{URI: "file:" + libos.HostsPath, SHA256: hexSum([]byte(hosts))})
+	m.Trusted = append([]manifest.TrustedFile{trusted(libos.HostsPath, []byte(hosts))}, m.Trusted...)
 	if r.Prepare != nil {
 		r.Prepare(m, out)
 	}
@@ -64,18 +65,14 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		return nil, err
 	}
 	if f := in.Overlay.Features(); f["avx"] == "required" && f["avx512"] == "disabled" {
-		out.Findings = append(out.Findings, launch.Finding{
-			Code: launch.CodeAVX512, Severity: launch.Warning, Path: "sgx.cpu_features",
-			Message: "disabling avx512 disables avx as well, although it is required: they share a bit",
-		})
+		out.Findings = append(out.Findings, launch.NewFinding(launch.CodeAVX512, launch.Warning, "sgx.cpu_features",
+			"disabling avx512 disables avx as well, although it is required: they share a bit"))
 	}
 	for _, setting := range m.Weaknesses() {
 		if slices.Contains(asked, setting) {
 			continue
 		}
-		out.Findings = append(out.Findings, launch.Finding{
-			Code: launch.CodeInsecureSetting, Severity: launch.Warning, Path: setting, Message: "this setting weakens the enclave",
-		})
+		out.Findings = append(out.Findings, launch.NewFinding(launch.CodeInsecureSetting, launch.Warning, setting, "this setting weakens the enclave"))
 	}
 	if out.Manifest, err = m.Render(); err != nil {
 		return nil, err
@@ -84,7 +81,7 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.Layout, out.Enclave, out.Trusted = e.Layout, e.SGX, len(m.Trusted)
+	out.Layout, out.Enclave, out.Trusted = e.Layout, e.SGX, m.Trusted
 	out.SigStruct = e.SigStruct(sgx.Measurement{}, in.Date)
 	out.Entrypoint = []string{r.Loader, r.PAL, "init", libos.App}
 	out.Files = []libos.File{
@@ -94,6 +91,11 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		{Path: libos.HostsPath, Mode: 0o644, Content: []byte(hosts)},
 	}
 	return out, nil
+}
+
+// trusted is the entry of a file that the runtime brings.
+func trusted(p string, content []byte) manifest.TrustedFile {
+	return manifest.TrustedFile{URI: "file:" + p, SHA256: hexSum(content), Why: reach.File{Reason: manifest.ReasonRuntime}}
 }
 
 func hexSum(b []byte) string {
@@ -114,7 +116,7 @@ func normalise(m *manifest.Manifest) error {
 	// What the host may change cannot have a digest as well.
 	allowed, _ := enclave["allowed_files"].([]any)
 	m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool { return slices.Contains(allowed, any(f.URI)) })
-	m.SortTrusted()
+	m.DropRepeated()
 	return nil
 }
 
@@ -136,9 +138,9 @@ func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
 		}
 		switch {
 		case n.Type == rootfs.Regular:
-			complete = append(complete, manifest.TrustedFile{URI: f.URI, SHA256: hex.EncodeToString(n.SHA256[:])})
+			complete = append(complete, manifest.TrustedFile{URI: f.URI, SHA256: hex.EncodeToString(n.SHA256[:]), Why: f.Why})
 		case n.Type == rootfs.Dir && strings.HasSuffix(p, "/"):
-			complete = append(complete, below(n, strings.TrimSuffix(f.URI, "/"))...)
+			complete = append(complete, below(n, strings.TrimSuffix(f.URI, "/"), f.Why)...)
 		default:
 			return fmt.Errorf("trusted file %q: it is not a regular file; a directory is written with a slash at its end", f.URI)
 		}
@@ -148,14 +150,14 @@ func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
 }
 
 // below lists the regular files of a directory.
-func below(dir *rootfs.Node, uri string) []manifest.TrustedFile {
+func below(dir *rootfs.Node, uri string, why reach.File) []manifest.TrustedFile {
 	var files []manifest.TrustedFile
 	for _, c := range dir.Children() {
 		switch c.Type {
 		case rootfs.Regular:
-			files = append(files, manifest.TrustedFile{URI: uri + "/" + c.Name(), SHA256: hex.EncodeToString(c.SHA256[:])})
+			files = append(files, manifest.TrustedFile{URI: uri + "/" + c.Name(), SHA256: hex.EncodeToString(c.SHA256[:]), Why: why})
 		case rootfs.Dir:
-			files = append(files, below(c, uri+"/"+c.Name())...)
+			files = append(files, below(c, uri+"/"+c.Name(), why)...)
 		}
 	}
 	return files

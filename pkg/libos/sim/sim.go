@@ -98,9 +98,7 @@ func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.Findings = append(out.Findings, launch.Finding{
-		Code: launch.CodeUnconfined, Severity: launch.Warning,
-		Message: "the runtime is simulated: there is no enclave, and nothing is confidential",
-	})
+	out.Findings = append(out.Findings, launch.NewFinding(launch.CodeUnconfined, launch.Warning, "",
+		"the runtime is simulated: there is no enclave, and nothing is confidential"))
 	return out, nil
 }

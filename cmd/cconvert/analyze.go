@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/dustin/go-humanize"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+)
+
+func newAnalyze() *cobra.Command {
+	var (
+		registry registryFlags
+		library  runtimeFlags
+		start    launchFlags
+		gate     gate
+		asJSON   bool
+	)
+	cmd := &cobra.Command{
+		Use:   "analyze IMAGE",
+		Short: "Say how an image would run in an enclave, without converting it",
+		Long: `Say how an image would run in an enclave, without converting it: what kind of program it
+is, how large the enclave would be, how many files it would read and how long that takes at
+each start, where the program can write, and what will not work as it does in a container.
+Nothing is stored, and no key is needed. The exit code is 1 if the image cannot run; with
+--strict, if there is any warning.`,
+		Example: `  cconvert analyze registry.example/app:1.4
+
+  # In a pipeline, for a program to read
+  cconvert analyze --json registry.example/app:1.4`,
+		Args: exactArgs("IMAGE"),
+	}
+	f := cmd.Flags()
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.BoolVar(&gate.strict, "strict", false, "fail on warnings")
+	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings not to fail on (repeatable)")
+	library.add(f)
+	start.add(f)
+	registry.add(f)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		source, err := image.ParseReference(args[0], registry.insecure)
+		if err != nil {
+			return err
+		}
+		if err := gate.check(); err != nil {
+			return err
+		}
+		o := convert.Options{Source: source, Image: registry.options(), Jobs: registry.jobs}
+		if o.Launch, err = start.options(); err != nil {
+			return err
+		}
+		if o.Overlay, o.OverlayText, err = start.overlay(); err != nil {
+			return err
+		}
+		if o.Backend, o.Runtime, err = library.choose(registry); err != nil {
+			return err
+		}
+		progress := newProgress(cmd.ErrOrStderr())
+		defer progress.finish()
+		o.Observer = progress
+		a, unread, err := convert.Analyze(cmd.Context(), o)
+		progress.finish()
+		if err != nil {
+			return err
+		}
+		if unread != nil {
+			logrus.Warnf("the runtime could not be read, so what depends on it is missing: %v", unread)
+		}
+		if asJSON {
+			err = printJSON(cmd, a)
+		} else {
+			printAnalysis(cmd.OutOrStdout(), a)
+		}
+		if err != nil {
+			return err
+		}
+		return gate.pass(a.Findings)
+	}
+	return cmd
+}
+
+func printAnalysis(w io.Writer, a *convert.Analysis) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))
+	}
+	line("image", "%s", a.Source)
+	line("digest", "%s", a.Digest)
+	line("program", "%s", a.Entrypoint)
+	if a.Program != a.Entrypoint {
+		line("run by", "%s", a.Program)
+	}
+	line("arguments", "%q", a.Argv)
+	line("identity", "%d:%d", a.UID, a.GID)
+	line("profile", "%s: %s", a.Profile, a.ProfileWhy)
+	line("C library", "%s%s", a.LibC, when(a.NeedsGLIBC != "", ", version "+a.NeedsGLIBC+" or newer"))
+	line("enclave", "%s for each process (%s), %d threads, %s pages", humanize.IBytes(a.EnclaveSize), a.SizeWhy, a.Threads, humanize.Comma(int64(a.Pages)))
+	line("image has", "%s files", humanize.Comma(int64(a.Files)))
+	for _, p := range []launch.Policy{launch.TrustAuto, launch.TrustList, launch.TrustAll} {
+		if c, ok := a.Policies[p]; ok {
+			line("trust "+string(p), "%s entries, %s, list read in about %.1f s at start", humanize.Comma(int64(c.Entries)), humanize.Bytes(uint64(c.Bytes)), c.StartSeconds)
+		}
+	}
+	line("at start", "%s of programs and libraries are hashed, about %.1f s", humanize.Bytes(uint64(a.OpenBytes)), float64(a.OpenBytes)/hashRate)
+	var writable []string
+	for _, m := range a.Writable {
+		writable = append(writable, m.Path+" ("+string(m.Type)+")")
+	}
+	line("can write", "%s", strings.Join(writable, ", "))
+	t.Flush()
+	reportFindings(w, a.Findings)
+}
+
+// hashRate is how many bytes a second a library OS hashes when it opens a file, as measured with Gramine.
+const hashRate = 100e6

@@ -1,0 +1,137 @@
+package convert
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Analysis is what a conversion would make of an image.
+type Analysis struct {
+	Source     string   `json:"source"`
+	Digest     string   `json:"digest"`
+	Program    string   `json:"program"`
+	Entrypoint string   `json:"entrypoint"`
+	Argv       []string `json:"argv"`
+	UID        uint32   `json:"uid"`
+	GID        uint32   `json:"gid"`
+	Profile    string   `json:"profile"`
+	ProfileWhy string   `json:"profile_reason"`
+	// LibC is the program's C library, and NeedsGLIBC the version that the image needs.
+	LibC        string `json:"libc"`
+	NeedsGLIBC  string `json:"needs_glibc,omitempty"`
+	EnclaveSize uint64 `json:"enclave_size"`
+	SizeWhy     string `json:"size_reason"`
+	// Pages of 4 KiB that are added at the start of every process.
+	Pages    uint64                       `json:"enclave_pages"`
+	Threads  int                          `json:"max_threads"`
+	Files    int                          `json:"files"` // of the image
+	Policy   string                       `json:"trust"` // the one that would be used
+	Policies map[launch.Policy]PolicyCost `json:"policies"`
+	// OpenBytes are hashed at every start: the program and its libraries.
+	OpenBytes int64            `json:"bytes_hashed_at_start"`
+	Packages  []string         `json:"packages"`
+	Writable  []launch.Mount   `json:"writable"`
+	Findings  []launch.Finding `json:"findings"`
+	Spec      *launch.Spec     `json:"-"`
+}
+
+// PolicyCost is what a trust policy costs.
+type PolicyCost struct {
+	Entries      int     `json:"entries"`
+	Bytes        int64   `json:"bytes"`
+	StartSeconds float64 `json:"start_seconds"`
+}
+
+// Analyze looks at an image as Prepare does, without making anything. Where the runtime cannot be read,
+// the findings that depend on it are missing, and unread says why.
+func Analyze(ctx context.Context, o Options) (a *Analysis, unread error, err error) { //nolint:revive,staticcheck // not the outcome of this function
+	if o.Observer == nil {
+		o.Observer = nobody{}
+	}
+	o.Observer.Stage("opening " + o.Source.String())
+	source, err := image.Open(ctx, o.Source, o.Image)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer source.Close()
+	var tree *rootfs.Tree
+	var bundle *libos.Bundle
+	o.Observer.Stage("reading the layers and the runtime")
+	both, bothCtx := errgroup.WithContext(ctx)
+	both.Go(func() (err error) {
+		if tree, err = scan(bothCtx, source, o); err != nil {
+			return fmt.Errorf("%s: %w", o.Source, err)
+		}
+		return nil
+	})
+	both.Go(func() error { bundle, unread = o.Backend.Load(bothCtx, o.Runtime); return nil })
+	if err := both.Wait(); err != nil {
+		return nil, nil, err
+	}
+	specs := map[launch.Policy]*launch.Spec{}
+	for _, policy := range []launch.Policy{launch.TrustAll, launch.TrustAuto, o.Launch.Trust} {
+		if policy == "" || specs[policy] != nil {
+			continue
+		}
+		o.Launch.Trust = policy
+		if specs[policy], err = launch.Build(ctx, tree, source.Config, o.Launch); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", o.Source, err)
+		}
+	}
+	chosen := specs[o.Launch.Trust]
+	a = describe(chosen)
+	a.Source, a.Digest = source.Ref.String(), source.Digest
+	a.Files = chosen.LeftOut
+	for policy, s := range specs {
+		c := PolicyCost{Entries: len(s.Trusted), StartSeconds: launch.StartSeconds(len(s.Trusted))}
+		for _, f := range s.Trusted {
+			c.Bytes += f.Size
+		}
+		a.Policies[policy] = c
+	}
+	_ = tree.Walk(func(n *rootfs.Node) error {
+		if n.Type == rootfs.Regular {
+			a.Files++
+		}
+		return nil
+	})
+	a.Files -= chosen.LeftOut
+	if tree.Lookup(libos.ManifestPath) != nil {
+		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath, "the image is the output of a conversion"))
+	}
+	if unread != nil {
+		return a, unread, nil
+	}
+	sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree, Date: sgx.Date{}})
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", o.Source, err)
+	}
+	a.Findings = append(sealed.Findings, a.Findings[len(chosen.Findings):]...)
+	a.EnclaveSize, a.Threads = sealed.Enclave.EnclaveSize, sealed.Enclave.MaxThreads
+	a.Pages = a.EnclaveSize / sgx.PageSize
+	return a, nil, nil
+}
+
+func describe(s *launch.Spec) *Analysis {
+	a := &Analysis{
+		Program: s.LibC.Program, Entrypoint: s.Entrypoint, Argv: s.Argv, UID: s.UID, GID: s.GID,
+		Profile: s.Profile.Name, ProfileWhy: s.ProfileWhy, LibC: string(s.LibC.Kind), NeedsGLIBC: s.LibC.NeedsGLIBC,
+		EnclaveSize: s.Enclave.Size, SizeWhy: s.SizeWhy, Pages: s.Enclave.Size / sgx.PageSize, Threads: s.Enclave.Threads,
+		Policy: string(s.Policy), Policies: map[launch.Policy]PolicyCost{}, OpenBytes: s.OpenBytes, Packages: s.Packages,
+		Findings: s.Findings, Spec: s,
+	}
+	for _, m := range s.Mounts {
+		if m.Type != launch.Bind {
+			a.Writable = append(a.Writable, m)
+		}
+	}
+	return a
+}

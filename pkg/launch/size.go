@@ -1,0 +1,105 @@
+package launch
+
+import (
+	"fmt"
+	"math/bits"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// chooseProfile finds the profile of what the image starts, and sets its variables where the image does
+// not.
+func (s *Spec) chooseProfile(tree *rootfs.Tree, set *reach.Set, o Options) {
+	if s.Profile, s.ProfileWhy = o.Profile, "as asked for"; o.Profile == nil {
+		s.Profile, s.ProfileWhy = profile.Recognise(s.programs(tree, set))
+	}
+	for name, value := range s.Profile.Env {
+		if !slices.ContainsFunc(s.Env, func(v EnvVar) bool { return v.Name == name }) {
+			s.Env = append(s.Env, EnvVar{Name: name, Value: value})
+		}
+	}
+	s.sortEnv()
+}
+
+// programs are those that the image starts: the entrypoint's, then those of its arguments, then those
+// that its scripts name.
+func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) []profile.Program {
+	var list []profile.Program
+	add := func(n *rootfs.Node, surely bool, spelled ...string) {
+		p := profile.Program{Names: []string{n.Name()}, Surely: surely}
+		for _, s := range spelled {
+			p.Names = append(p.Names, path.Base(s))
+		}
+		if n.ELF != nil {
+			p.Go, p.Libraries = n.ELF.Go, n.ELF.Needed
+		}
+		list = append(list, p)
+	}
+	entry := tree.Lookup(s.Entrypoint)
+	add(entry, entry.ELF != nil, s.Argv[0])
+	if s.LibC.Program != s.Entrypoint {
+		add(tree.Lookup(s.LibC.Program), true)
+	}
+	for _, a := range s.Argv[1:] {
+		if n, err := s.lookUp(tree, a); err == nil {
+			add(n, n.ELF != nil, a)
+			if chain, err := s.interpreters(tree, n); err == nil && len(chain) > 0 {
+				add(chain[len(chain)-1], true)
+			}
+		}
+	}
+	for _, n := range set.Started {
+		add(n, false)
+	}
+	return list
+}
+
+// overhead is what the library OS takes of an enclave: its code, its heap, the file system's bookkeeping.
+const overhead = 64 << 20
+
+// size chooses the enclave's size and number of threads: the profile's, raised by what the image
+// contains.
+func (s *Spec) size(set *reach.Set, asked Enclave) {
+	texts := []string{strings.Join(s.Argv, " ")}
+	for _, v := range s.Env {
+		texts = append(texts, v.Name+"="+v.Value)
+	}
+	for _, n := range set.Started {
+		texts = append(texts, string(n.Content))
+	}
+	threads, said := profile.Need(s.Profile.Threads, texts)
+	threads = min(threads, 1<<16)
+	switch {
+	case s.Enclave.Threads == 0:
+		s.Enclave.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
+	case int(threads) > s.Enclave.Threads:
+		s.find(CodeThreads, Warning, "", fmt.Sprintf("%s asks for some %d threads, and the enclave has %d: what is more than that fails to start", said, threads, s.Enclave.Threads))
+	}
+	if asked.Size != 0 {
+		s.SizeWhy = "as asked for"
+		return
+	}
+	size := max(uint64(s.Profile.Enclave.Size), 1<<28)
+	s.SizeWhy = "profile " + s.Profile.Name
+	raise := func(need uint64, why string) {
+		// A size is a power of two (SGX SDM, "SECS"); 64 GB is the most that any machine is asked for.
+		if need = min(need, 1<<36); need > size {
+			size = 1 << bits.Len64(need-1)
+			s.SizeWhy = why
+		}
+	}
+	var mapped uint64
+	for _, n := range set.Linked {
+		mapped += n.ELF.MemSize
+	}
+	raise(2*mapped+overhead, fmt.Sprintf("its program and libraries take %d MB", mapped>>20))
+	if need, said := profile.Need(s.Profile.Memory, texts); need > 0 {
+		raise(need+mapped+overhead, said)
+	}
+	s.Enclave.Size = size
+}

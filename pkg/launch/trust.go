@@ -1,0 +1,109 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cconvert/cconvert/pkg/packages"
+	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// reach finds what the program can be expected to open.
+func (f *files) reach(ctx context.Context, o Options) error {
+	s := f.spec
+	db, err := packages.Read(ctx, f.tree)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		s.find(CodePackageDatabase, Warning, "", fmt.Sprintf("%v: which files belong together is not known", err))
+		db = &packages.DB{}
+	}
+	if len(db.Packages) == 0 && f.policy == TrustAuto {
+		f.policy = TrustAll
+	}
+	entry := f.tree.Lookup(s.Entrypoint)
+	chain, err := s.interpreters(f.tree, entry)
+	if err != nil {
+		return err
+	}
+	start := reach.Start{
+		Programs: append([]*rootfs.Node{entry}, chain...),
+		LookUp:   func(name string) (*rootfs.Node, error) { return s.lookUp(f.tree, name) },
+		Interpreters: func(n *rootfs.Node) ([]*rootfs.Node, error) {
+			return s.interpreters(f.tree, n)
+		},
+	}
+	for _, a := range s.Argv[1:] {
+		start.Words = append(start.Words, a)
+		start.Words = append(start.Words, reach.Words(a)...)
+	}
+	start.LibraryPath, _ = s.Getenv("LD_LIBRARY_PATH")
+	for _, name := range []string{"LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LANGUAGE"} {
+		if v, ok := s.Getenv(name); ok && v != "" {
+			start.Locales = append(start.Locales, v)
+		}
+	}
+	if o.Profile != nil {
+		start.Read = o.Profile.Paths.Read
+	}
+	f.set, err = reach.Find(f.tree, db, start)
+	return err
+}
+
+// applyPolicy decides how files are chosen.
+func (f *files) applyPolicy(list []string) error {
+	f.spec.Policy = f.policy
+	switch f.policy {
+	case TrustAuto:
+		f.choose = func(n *rootfs.Node) (reach.File, bool) { why, ok := f.set.Files[n.Path]; return why, ok }
+	case TrustAll:
+		f.choose = func(n *rootfs.Node) (reach.File, bool) {
+			if why, ok := f.set.Files[n.Path]; ok {
+				return why, true
+			}
+			return reach.File{Reason: reasonAll}, true
+		}
+	case TrustList:
+		listed := map[string]bool{}
+		for _, p := range list {
+			if n, real, err := f.tree.Resolve(p); err == nil && n.Type == rootfs.Regular {
+				listed[real] = true
+			}
+		}
+		if len(listed) == 0 {
+			return errors.New("the list of trusted files names no file of the image")
+		}
+		f.choose = func(n *rootfs.Node) (reach.File, bool) {
+			why, reached := f.set.Files[n.Path]
+			switch {
+			case reached && (why.Reason == reach.Program || why.Reason == reach.Library || listed[n.Path]):
+				return why, true
+			case listed[n.Path]:
+				return reach.File{Reason: reasonListed}, true
+			}
+			return reach.File{}, false
+		}
+	default:
+		return fmt.Errorf("there is no trust policy %q", f.policy)
+	}
+	return nil
+}
+
+// summarise notes what the report says of the trusted files.
+func (f *files) summarise() {
+	owners := map[string]bool{}
+	for _, t := range f.spec.Trusted {
+		if t.Package != "" {
+			owners[t.Package] = true
+		}
+		if t.Reason == reach.Program || t.Reason == reach.Library {
+			f.spec.OpenBytes += t.Size
+		}
+	}
+	f.spec.Packages = slices.Sorted(maps.Keys(owners))
+}
