@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,26 +21,49 @@ const gramineDir = "CCONVERT_GRAMINE_DIR"
 // hostLibs is where this machine has the libraries of the loader.
 const hostLibs = "/usr/lib/x86_64-linux-gnu"
 
-// realRuntime gives the images to be run with a real Gramine, if there is one.
-func realRuntime(t *testing.T) []*sample {
-	if os.Getenv(gramineDir) == "" {
-		return nil
+// runReal converts with a real Gramine, runs the result without SGX, and takes the SGX loader up to the
+// point where a CPU would accept the enclave. It gives the seconds until the answer and the added bytes.
+func (s *sample) runReal(t *testing.T, source string, runtimes map[string]bool) (string, int) {
+	t.Helper()
+	target := strings.Replace(source, "/corpus/", "/gramine/", 1)
+	facts := filepath.Join(t.TempDir(), "facts.json")
+	cconvert(t, source, "--runtime", "gramine=dir:"+os.Getenv(gramineDir), "--runtime-libs", hostLibs, "--to", target, "--output-json", facts)
+	b, err := os.ReadFile(facts)
+	require.NoError(t, err)
+	var r struct {
+		Output struct {
+			AddedBytes int `json:"added_bytes"`
+		}
+		Runtime struct{ Digest string }
 	}
-	return samples(t)
+	require.NoError(t, json.Unmarshal(b, &r))
+	runtimes[r.Runtime.Digest] = true
+	assert.Less(t, layerSize(t, target, r.Runtime.Digest), 6_000_000)
+	command(t, "docker", "pull", "-q", target)
+	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
+	seconds := s.run(t, target, []string{"--security-opt", "seccomp=unconfined", "--entrypoint", "/cconvert/gramine/direct/loader"},
+		[]string{"/cconvert/gramine/direct/libpal.so", "init", "/cconvert/app/entrypoint"})
+	startCheck(t, target)
+	return fmt.Sprintf("%.1f s", seconds), r.Output.AddedBytes
 }
 
-// runReal converts with a real Gramine, runs the result without SGX, and takes the SGX loader up to the
-// point where a CPU would accept the enclave.
-func runReal(t *testing.T, port string, s *sample) {
-	source := "127.0.0.1:" + port + "/gramine/" + s.name + ":1"
-	buildImage(t, source, debian(t, s.packages), s.dockerfile)
-	image := "cconvert-e2e/gramine-" + s.name + ":1"
-	cconvert(t, source, "--runtime", "gramine=dir:"+os.Getenv(gramineDir), "--runtime-libs", hostLibs, "--to", "docker-daemon:"+image)
-	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", image) })
-	c := start(t, image, []string{"--security-opt", "seccomp=unconfined", "--entrypoint", "/cconvert/gramine/direct/loader"},
-		[]string{"/cconvert/gramine/direct/libpal.so", "init", "/cconvert/app/entrypoint"})
-	s.use(t, s, c)
-	startCheck(t, image)
+// layerSize gives the compressed size of one of an image's layers.
+func layerSize(t *testing.T, image, digest string) int {
+	t.Helper()
+	var m struct {
+		Layers []struct {
+			Digest string
+			Size   int
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(command(t, "skopeo", "inspect", "--raw", "--tls-verify=false", "docker://"+image)), &m))
+	for _, l := range m.Layers {
+		if l.Digest == digest {
+			return l.Size
+		}
+	}
+	t.Fatalf("%s has no layer %s", image, digest)
+	return 0
 }
 
 // startCheck runs the image's SGX loader up to EINIT with a stand-in for the kernel's driver.

@@ -65,7 +65,6 @@ func Build(ctx context.Context, tree *rootfs.Tree, config []byte, o Options) (*S
 	}
 	s.libC(tree, f.set, f.policy == TrustAll)
 	s.LibC.Choice = cmp.Or(o.LibC, LibCAuto)
-	s.chooseProfile(tree, f.set, o)
 	s.size(f.set, o.Enclave)
 	if err := f.chooseWritable(c.Config.Volumes, o); err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	if len(s.Argv) == 0 || s.Argv[0] == "" {
 		return fmt.Errorf("%w: it has neither ENTRYPOINT nor CMD", ErrImage)
 	}
-	n, err := s.lookUp(tree, s.Argv[0])
+	n, _, err := s.lookUp(tree, s.Argv[0])
 	if err != nil {
 		return err
 	}
@@ -42,8 +42,9 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	return nil
 }
 
-// lookUp finds a program as execvp does: by its path, or by its name in the directories of PATH.
-func (s *Spec) lookUp(tree *rootfs.Tree, program string) (*rootfs.Node, error) {
+// lookUp finds a program as execvp does: by its path, or by its name in the directories of PATH. It gives
+// the path by which it was found as well.
+func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelled string, err error) {
 	var tried []string
 	if strings.Contains(program, "/") {
 		tried = []string{s.abs(program)}
@@ -66,14 +67,14 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (*rootfs.Node, error) {
 		case n.Mode&0o111 == 0:
 			because = fmt.Errorf("%s is not executable", n.Path)
 		default:
-			return n, nil
+			return n, p, nil
 		}
 	}
-	err := fmt.Errorf("%w: its program %q was not found, tried %s", ErrImage, program, strings.Join(tried, ", "))
+	err = fmt.Errorf("%w: its program %q was not found, tried %s", ErrImage, program, strings.Join(tried, ", "))
 	if because != nil {
 		err = fmt.Errorf("%w: %w", err, because)
 	}
-	return nil, err
+	return nil, "", err
 }
 
 // abs is a path seen from the working directory. It is not cleaned: ".." is resolved by the tree.
@@ -102,7 +103,7 @@ func (s *Spec) interpreters(tree *rootfs.Tree, n *rootfs.Node) ([]*rootfs.Node, 
 			programs = append(programs, inner)
 		}
 		for _, program := range programs {
-			next, err := s.lookUp(tree, program)
+			next, _, err := s.lookUp(tree, program)
 			if err != nil {
 				return nil, fmt.Errorf("the script %s begins with #!%s: %w", n.Path, n.Shebang, err)
 			}

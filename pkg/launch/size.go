@@ -13,10 +13,15 @@ import (
 )
 
 // chooseProfile finds the profile of what the image starts, and sets its variables where the image does
-// not.
-func (s *Spec) chooseProfile(tree *rootfs.Tree, set *reach.Set, o Options) {
+// not. It gives the patterns of files to be read: of that profile, and of those of other programs that
+// are started.
+func (s *Spec) chooseProfile(tree *rootfs.Tree, set *reach.Set, o Options) (read []string) {
+	programs := s.programs(tree, set)
 	if s.Profile, s.ProfileWhy = o.Profile, "as asked for"; o.Profile == nil {
-		s.Profile, s.ProfileWhy = profile.Recognise(s.programs(tree, set))
+		s.Profile, s.ProfileWhy = profile.Recognise(programs)
+		for _, p := range profile.Matching(programs) {
+			read = append(read, p.Paths.Read...)
+		}
 	}
 	for name, value := range s.Profile.Env {
 		if !slices.ContainsFunc(s.Env, func(v EnvVar) bool { return v.Name == name }) {
@@ -24,6 +29,7 @@ func (s *Spec) chooseProfile(tree *rootfs.Tree, set *reach.Set, o Options) {
 		}
 	}
 	s.sortEnv()
+	return append(read, s.Profile.Paths.Read...)
 }
 
 // programs are those that the image starts: the entrypoint's, then those of its arguments, then those
@@ -46,7 +52,7 @@ func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) []profile.Program {
 		add(tree.Lookup(s.LibC.Program), true)
 	}
 	for _, a := range s.Argv[1:] {
-		if n, err := s.lookUp(tree, a); err == nil {
+		if n, _, err := s.lookUp(tree, a); err == nil {
 			add(n, n.ELF != nil, a)
 			if chain, err := s.interpreters(tree, n); err == nil && len(chain) > 0 {
 				add(chain[len(chain)-1], true)

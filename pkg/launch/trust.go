@@ -33,7 +33,7 @@ func (f *files) reach(ctx context.Context, o Options) error {
 	}
 	start := reach.Start{
 		Programs: append([]*rootfs.Node{entry}, chain...),
-		LookUp:   func(name string) (*rootfs.Node, error) { return s.lookUp(f.tree, name) },
+		LookUp:   func(name string) (*rootfs.Node, string, error) { return s.lookUp(f.tree, name) },
 		Interpreters: func(n *rootfs.Node) ([]*rootfs.Node, error) {
 			return s.interpreters(f.tree, n)
 		},
@@ -48,10 +48,9 @@ func (f *files) reach(ctx context.Context, o Options) error {
 			start.Locales = append(start.Locales, v)
 		}
 	}
-	if o.Profile != nil {
-		start.Read = o.Profile.Paths.Read
-	}
-	f.set, err = reach.Find(f.tree, db, start)
+	finder, set := reach.Programs(f.tree, db, start)
+	read := s.chooseProfile(f.tree, set, o)
+	f.set, err = finder.Files(read)
 	return err
 }
 

@@ -184,6 +184,17 @@ func Recognise(programs []Program) (*Profile, string) {
 	return Find("native"), "no other profile fits"
 }
 
+// Matching gives the profiles of all the programs.
+func Matching(programs []Program) []*Profile {
+	var list []*Profile
+	for _, program := range programs {
+		if p, _ := recogniseOne(program); p != nil && !slices.Contains(list, p) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
 func recogniseOne(program Program) (*Profile, string) {
 	for _, p := range All() {
 		for _, pattern := range p.Detect.Programs {

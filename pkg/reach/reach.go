@@ -66,16 +66,15 @@ type Start struct {
 	Programs []*rootfs.Node
 	// Words are the arguments and whatever else can name programs and files.
 	Words []string
-	// LookUp finds a program by its name or path, as the program's shell would.
-	LookUp func(name string) (*rootfs.Node, error)
+	// LookUp finds a program by its name or path, as the program's shell would, and gives the path by
+	// which it was found.
+	LookUp func(name string) (n *rootfs.Node, spelled string, err error)
 	// Interpreters gives the programs that run a script, none for other programs.
 	Interpreters func(*rootfs.Node) ([]*rootfs.Node, error)
 	// LibraryPath is LD_LIBRARY_PATH.
 	LibraryPath string
 	// Locales are the values of LANG and its like.
 	Locales []string
-	// Read are patterns of further files.
-	Read []string
 }
 
 // Set is what a program reaches.
@@ -100,6 +99,7 @@ type rules struct {
 	MaintainerOnly []string            `toml:"maintainer_only"`
 	Never          []string            `toml:"never"`
 	Secrets        []string            `toml:"secrets"`
+	Names          []string            `toml:"names"`
 	Administrators []string            `toml:"administrators"`
 	Shared         []string            `toml:"shared"`
 	Always         map[string][]string `toml:"always"`
@@ -120,37 +120,45 @@ var (
 	certificates = compile(data.Always["certificates"])
 	timezones    = compile(data.Always["timezones"])
 	otherZones   = compile(data.Except["timezones"])
+	names        = compile(data.Names)
 	authors      = compile(data.Administrators)
 	shared       = compile(data.Shared)
 )
 
-type finder struct {
+// Finder works out what a program reaches, in two steps, because what kind of program it is, and so which
+// files it needs without saying so, shows only after the first.
+type Finder struct {
 	tree  *rootfs.Tree
 	db    *packages.DB
 	start Start
 	libs  *libraries
 	set   *Set
 	seen  map[*rootfs.Node]bool
+	roots map[string]bool // further paths whose packages are needed
 }
 
-// Find works out what a program reaches.
-func Find(tree *rootfs.Tree, db *packages.DB, start Start) (*Set, error) {
-	f := &finder{
+// Programs finds the programs that are started, with their libraries: everything in the set but Files and
+// LeftOut is then known.
+func Programs(tree *rootfs.Tree, db *packages.DB, start Start) (*Finder, *Set) {
+	f := &Finder{
 		tree: tree, db: db, start: start, libs: newLibraries(tree, start.LibraryPath),
-		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{},
+		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{},
 	}
 	for _, n := range start.Programs {
 		f.startProgram(n, Program)
 	}
 	f.words(start.Words)
-	if sh, err := start.LookUp("/bin/sh"); err == nil { // system(3) and popen(3) need it
+	if sh, _, err := start.LookUp("/bin/sh"); err == nil { // system(3) and popen(3) need it
 		f.add(sh, Shell)
 		f.link(sh)
 	}
-	if len(f.set.Started) > 0 {
-		f.linked()
-	}
-	patterns := compile(start.Read)
+	f.linked()
+	return f, f.set
+}
+
+// Files completes the set with everything else, and with the files of patterns.
+func (f *Finder) Files(read []string) (*Set, error) {
+	patterns := compile(read)
 	if err := patterns.check(); err != nil {
 		return nil, err
 	}
@@ -160,7 +168,7 @@ func Find(tree *rootfs.Tree, db *packages.DB, start Start) (*Set, error) {
 }
 
 // add puts a regular file into the set; the first reason stays.
-func (f *finder) add(n *rootfs.Node, why Reason) {
+func (f *Finder) add(n *rootfs.Node, why Reason) {
 	if n.Type != rootfs.Regular {
 		return
 	}
@@ -176,7 +184,7 @@ func (f *finder) add(n *rootfs.Node, why Reason) {
 
 // startProgram follows a program that is started or can be: its interpreters, its libraries, and what a
 // shell script names.
-func (f *finder) startProgram(n *rootfs.Node, why Reason) {
+func (f *Finder) startProgram(n *rootfs.Node, why Reason) {
 	if f.seen[n] {
 		return
 	}
@@ -199,9 +207,10 @@ func (f *finder) startProgram(n *rootfs.Node, why Reason) {
 }
 
 // words looks up what can be the name of a program or a file.
-func (f *finder) words(words []string) {
+func (f *Finder) words(words []string) {
 	for _, w := range words {
-		if n, err := f.start.LookUp(w); err == nil {
+		if n, spelled, err := f.start.LookUp(w); err == nil {
+			f.roots[spelled] = true // a link can be of another package
 			f.startProgram(n, Named)
 		} else if strings.Contains(w, "/") && path.IsAbs(w) {
 			if n, _, err := f.tree.Resolve(w); err == nil && n.Type == rootfs.Regular {
@@ -212,7 +221,7 @@ func (f *finder) words(words []string) {
 }
 
 // link adds the libraries of a program, and the modules that these load.
-func (f *finder) link(n *rootfs.Node) {
+func (f *Finder) link(n *rootfs.Node) {
 	loaded, _ := f.libs.closure(n)
 	for _, l := range loaded {
 		f.add(l, Library)
@@ -229,7 +238,7 @@ func (f *finder) link(n *rootfs.Node) {
 }
 
 // linked notes what the entrypoint's own process loads.
-func (f *finder) linked() {
+func (f *Finder) linked() {
 	for _, n := range f.start.Programs {
 		if n.ELF != nil {
 			loaded, missing := f.libs.closure(n)
@@ -240,8 +249,15 @@ func (f *finder) linked() {
 }
 
 // unowned adds what no package has brought: the image's author did. Programs among it have libraries.
-func (f *finder) unowned(read patterns) {
+// Where the configuration has a link, that is how the author switched something on.
+func (f *Finder) unowned(read patterns) {
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
+		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !names.match(n.Path) && !neverRead.match(n.Path) {
+			if to, _, err := f.tree.Resolve(n.Path); err == nil && to.Type == rootfs.Regular && !certificates.match(to.Path) && !timezones.match(to.Path) && !secrets.match(to.Path) {
+				f.add(to, Config)
+				f.roots[to.Path] = true
+			}
+		}
 		if n.Type != rootfs.Regular {
 			return nil
 		}
@@ -274,12 +290,12 @@ func (f *finder) unowned(read patterns) {
 
 // author says whether an unowned file lies where the image's author puts things, rather than in a
 // directory that packages have for themselves and fill at installation.
-func (f *finder) author(p string) bool {
+func (f *Finder) author(p string) bool {
 	return len(f.keepers(p)) == 0
 }
 
 // keepers gives the packages that have the innermost directory around a path for themselves.
-func (f *finder) keepers(p string) []*packages.Package {
+func (f *Finder) keepers(p string) []*packages.Package {
 	if authors.match(p) {
 		return nil
 	}
@@ -292,7 +308,7 @@ func (f *finder) keepers(p string) []*packages.Package {
 }
 
 // packages adds the files of the packages that own something in the set, and of those that they need.
-func (f *finder) packages() {
+func (f *Finder) packages() {
 	reasons := map[*packages.Package]Reason{}
 	var roots []*packages.Package
 	root := func(p *packages.Package, why Reason) {
@@ -306,8 +322,13 @@ func (f *finder) packages() {
 	}
 	for file, why := range f.set.Files {
 		switch why.Reason {
-		case Program, Library, Named, Shell, Module:
+		case Program, Library, Named, Shell, Module, Profile:
 			root(f.db.Owner(file), Package)
+		}
+	}
+	for p := range f.roots {
+		if _, real, _ := f.tree.ResolveParent(p); real != "" {
+			root(f.db.Owner(real), Package)
 		}
 	}
 	if f.set.Scripts {
@@ -349,7 +370,7 @@ func (f *finder) packages() {
 
 // locale says whether a file belongs to a locale that the program is told to use, or to the one that
 // programs take where they are told nothing.
-func (f *finder) locale(p string) bool {
+func (f *Finder) locale(p string) bool {
 	dir, rest, ok := strings.Cut(strings.TrimPrefix(p, "/usr/"), "/locale/")
 	if !ok || dir != "lib" && dir != "share" && dir != "lib64" {
 		return false
