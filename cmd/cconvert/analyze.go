@@ -65,13 +65,13 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		a, unread, err := convert.Analyze(cmd.Context(), o)
+		a, err := convert.Analyze(cmd.Context(), o)
 		progress.finish()
 		if err != nil {
 			return err
 		}
-		if unread != nil {
-			logrus.Warnf("the runtime could not be read, so what depends on it is missing: %v", unread)
+		if a.RuntimeError != "" {
+			logrus.Warnf("the runtime could not be read, so what depends on it is missing: %s", a.RuntimeError)
 		}
 		if asJSON {
 			err = printJSON(cmd, a)

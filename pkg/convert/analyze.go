@@ -40,7 +40,9 @@ type Analysis struct {
 	Packages  []string         `json:"packages"`
 	Writable  []launch.Mount   `json:"writable"`
 	Findings  []launch.Finding `json:"findings"`
-	Spec      *launch.Spec     `json:"-"`
+	// RuntimeError says why the runtime could not be read: what depends on it is then missing.
+	RuntimeError string       `json:"runtime_error,omitempty"`
+	Spec         *launch.Spec `json:"-"`
 }
 
 // PolicyCost is what a trust policy costs.
@@ -50,20 +52,21 @@ type PolicyCost struct {
 	StartSeconds float64 `json:"start_seconds"`
 }
 
-// Analyze looks at an image as Prepare does, without making anything. Where the runtime cannot be read,
-// the findings that depend on it are missing, and unread says why.
-func Analyze(ctx context.Context, o Options) (a *Analysis, unread error, err error) { //nolint:revive,staticcheck // not the outcome of this function
+// Analyze looks at an image as Prepare does, without making anything. A runtime that cannot be read is no
+// error.
+func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}
 	o.Observer.Stage("opening " + o.Source.String())
 	source, err := image.Open(ctx, o.Source, o.Image)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer source.Close()
 	var tree *rootfs.Tree
 	var bundle *libos.Bundle
+	var unread error
 	o.Observer.Stage("reading the layers and the runtime")
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() (err error) {
@@ -74,8 +77,15 @@ func Analyze(ctx context.Context, o Options) (a *Analysis, unread error, err err
 	})
 	both.Go(func() error { bundle, unread = o.Backend.Load(bothCtx, o.Runtime); return nil })
 	if err := both.Wait(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	files := 0
+	_ = tree.Walk(func(n *rootfs.Node) error {
+		if n.Type == rootfs.Regular {
+			files++
+		}
+		return nil
+	})
 	specs := map[launch.Policy]*launch.Spec{}
 	for _, policy := range []launch.Policy{launch.TrustAll, launch.TrustAuto, o.Launch.Trust} {
 		if policy == "" || specs[policy] != nil {
@@ -83,13 +93,12 @@ func Analyze(ctx context.Context, o Options) (a *Analysis, unread error, err err
 		}
 		o.Launch.Trust = policy
 		if specs[policy], err = launch.Build(ctx, tree, source.Config, o.Launch); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", o.Source, err)
+			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}
 	}
 	chosen := specs[o.Launch.Trust]
-	a = describe(chosen)
-	a.Source, a.Digest = source.Ref.String(), source.Digest
-	a.Files = chosen.LeftOut
+	a := describe(chosen)
+	a.Source, a.Digest, a.Files = source.Ref.String(), source.Digest, files
 	for policy, s := range specs {
 		c := PolicyCost{Entries: len(s.Trusted), StartSeconds: launch.StartSeconds(len(s.Trusted))}
 		for _, f := range s.Trusted {
@@ -97,27 +106,20 @@ func Analyze(ctx context.Context, o Options) (a *Analysis, unread error, err err
 		}
 		a.Policies[policy] = c
 	}
-	_ = tree.Walk(func(n *rootfs.Node) error {
-		if n.Type == rootfs.Regular {
-			a.Files++
+	if unread != nil {
+		a.RuntimeError = unread.Error()
+	} else {
+		sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}
-		return nil
-	})
-	a.Files -= chosen.LeftOut
+		a.Findings, a.EnclaveSize, a.Threads = sealed.Findings, sealed.Enclave.EnclaveSize, sealed.Enclave.MaxThreads
+		a.Pages = a.EnclaveSize / sgx.PageSize
+	}
 	if tree.Lookup(libos.ManifestPath) != nil {
 		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath, "the image is the output of a conversion"))
 	}
-	if unread != nil {
-		return a, unread, nil
-	}
-	sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree, Date: sgx.Date{}})
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", o.Source, err)
-	}
-	a.Findings = append(sealed.Findings, a.Findings[len(chosen.Findings):]...)
-	a.EnclaveSize, a.Threads = sealed.Enclave.EnclaveSize, sealed.Enclave.MaxThreads
-	a.Pages = a.EnclaveSize / sgx.PageSize
-	return a, nil, nil
+	return a, nil
 }
 
 func describe(s *launch.Spec) *Analysis {

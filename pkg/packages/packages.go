@@ -40,7 +40,8 @@ type DB struct {
 	byName   map[string][]*Package // and by what they provide
 }
 
-// Read reads all databases of a tree. Damaged ones give an error.
+// Read reads all databases of a tree. Damaged ones give an error. A database of rpm is read by a child
+// process, for which the program's main must begin with reexec.Init of github.com/moby/sys.
 func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 	db := &DB{owners: map[string]*Package{}, dirs: map[string][]*Package{}, byName: map[string][]*Package{}}
 	for name, read := range map[string]func(context.Context, *rootfs.Tree) ([]*Package, error){"dpkg": readDPKG, "apk": readAPK, "rpm": readRPM} {

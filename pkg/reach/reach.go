@@ -307,6 +307,11 @@ func (f *Finder) keepers(p string) []*packages.Package {
 	return nil
 }
 
+// maintainerOnly says whether a package is needed by the scripts that install others only.
+func maintainerOnly(p *packages.Package) bool {
+	return slices.ContainsFunc(data.MaintainerOnly, func(pattern string) bool { ok, _ := path.Match(pattern, p.Name); return ok })
+}
+
 // packages adds the files of the packages that own something in the set, and of those that they need.
 func (f *Finder) packages() {
 	reasons := map[*packages.Package]Reason{}
@@ -333,14 +338,12 @@ func (f *Finder) packages() {
 	}
 	if f.set.Scripts {
 		for _, p := range f.db.Packages {
-			if p.Essential {
+			if p.Essential && !maintainerOnly(p) {
 				root(p, Essential)
 			}
 		}
 	}
-	needed := f.db.Closure(roots, func(p *packages.Package) bool {
-		return slices.ContainsFunc(data.MaintainerOnly, func(pattern string) bool { ok, _ := path.Match(pattern, p.Name); return ok })
-	})
+	needed := f.db.Closure(roots, maintainerOnly)
 	for _, p := range needed {
 		if _, ok := reasons[p]; !ok {
 			reasons[p] = Dependency

@@ -40,7 +40,7 @@ const hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 // Seal makes the manifest and lays out the enclave.
 func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
-	out := &libos.Sealed{Findings: in.Spec.Findings}
+	out := &libos.Sealed{Findings: slices.Clone(in.Spec.Findings)}
 	m, err := manifest.New(in.Spec)
 	if err != nil {
 		return nil, err

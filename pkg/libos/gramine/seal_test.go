@@ -22,6 +22,9 @@ import (
 
 const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
 
+// libcChoice is what the user asks of seal.
+var libcChoice launch.LibCChoice
+
 // needing is a program that needs a version of glibc: its facts are put into the tree by hand, since
 // making such a file takes a linker.
 func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay string, entries ...Entry) (*libos.Sealed, string) {
@@ -32,14 +35,18 @@ func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay str
 	require.NoError(t, err)
 	for i := range index.Entries {
 		if f := index.Entries[i].ELF; f != nil && index.Entries[i].Path == "/app" {
-			f.NeedsGLIBC = needs
+			version, imports, _ := strings.Cut(needs, " ")
+			f.NeedsGLIBC = version
+			if imports != "" {
+				f.Imports = []string{"iconv_open"}
+			}
 		}
 	}
 	tree, err := rootfs.Merge([]*rootfs.Index{index})
 	require.NoError(t, err)
 	config, err := json.Marshal(v1.ConfigFile{Config: v1.Config{Cmd: []string{"/app"}, Env: env}})
 	require.NoError(t, err)
-	spec, err := launch.Build(context.Background(), tree, config, launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}})
+	spec, err := launch.Build(context.Background(), tree, config, launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
 	require.NoError(t, err)
 	in := libos.Input{Spec: spec, Bundle: b, Tree: tree}
 	if overlay != "" {
@@ -129,9 +136,22 @@ func TestCLibrary(t *testing.T) {
 	assert.Equal(t, glibcDir+":"+muslDir+":"+interpDir, libraryPath(text), "a program of glibc that starts one of musl")
 	assert.Contains(t, text, `uri = "file:`+muslInterp+`" }`)
 
+	converters := append([]Entry{File("usr/lib64/gconv/ISO8859-1.so", "x")}, glibc...)
+	s, _ := seal(t, "2.36", nil, bundle(), "", converters...)
+	assert.NotContains(t, codesOf(s), launch.CodeGconv, "nobody converts")
+	s, _ = seal(t, "2.36 iconv", nil, bundle(), "", converters...)
+	assert.Contains(t, codesOf(s), launch.CodeGconv)
+
+	for choice, want := range map[launch.LibCChoice]string{launch.LibCImage: interpDir, launch.LibCPatched: glibcDir + ":" + interpDir, launch.LibCAuto: interpDir} {
+		libcChoice = choice
+		_, text := seal(t, "2.41", nil, bundle(), "", glibc...)
+		assert.Equal(t, want, libraryPath(text), choice)
+	}
+	libcChoice = ""
+
 	old := bundle()
 	old.Musl = false
-	s, text := seal(t, "", nil, old, "", Program("app", ELF(muslInterp)), ld(muslInterp))
+	s, text = seal(t, "", nil, old, "", Program("app", ELF(muslInterp)), ld(muslInterp))
 	assert.Equal(t, interpDir, libraryPath(text), "never the directories of glibc")
 	assert.Contains(t, codesOf(s), "syscall-traps")
 }

@@ -1,0 +1,56 @@
+package convert_test
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+)
+
+func found(a *convert.Analysis, code string) bool {
+	return slices.ContainsFunc(a.Findings, func(f launch.Finding) bool { return f.Code == code })
+}
+
+func TestAnalyze(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	o := options(t, reg.Push(t, "src:1", sample(t)))
+	o.Launch.Trust = launch.TrustAll
+	reg.Intercept(nil)
+	a, err := convert.Analyze(context.Background(), o)
+	require.NoError(t, err)
+	assert.Empty(t, a.RuntimeError)
+	assert.Equal(t, "/usr/bin/app", a.Entrypoint)
+	assert.Equal(t, 3, a.Files)
+	assert.EqualValues(t, 64<<20/4096, a.Pages)
+	assert.Equal(t, "all", a.Policy)
+	assert.Equal(t, 3, a.Policies[launch.TrustAll].Entries)
+	assert.Equal(t, a.Policies[launch.TrustAll], a.Policies[launch.TrustAuto], "there is no database of packages")
+	assert.True(t, found(a, launch.CodeUnconfined))
+	assert.False(t, found(a, launch.CodeConverted))
+	for _, r := range reg.Requests() {
+		assert.NotContains(t, r, "PUT", "nothing is stored")
+	}
+
+	r, err := run(context.Background(), t, o, reg.Host+"/dst:1")
+	require.NoError(t, err)
+	a, err = convert.Analyze(context.Background(), options(t, r.Output.Ref))
+	require.NoError(t, err)
+	assert.True(t, found(a, launch.CodeConverted))
+
+	// Without a runtime everything else is still said.
+	o.Backend, o.Runtime = gramine.Backend{}, libos.LoadOptions{Source: "dir:" + filepath.Join(t.TempDir(), "none")}
+	a, err = convert.Analyze(context.Background(), o)
+	require.NoError(t, err)
+	assert.NotEmpty(t, a.RuntimeError)
+	assert.Equal(t, 3, a.Files)
+	assert.False(t, found(a, launch.CodeUnconfined))
+}

@@ -1,0 +1,293 @@
+package launch_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/moby/sys/reexec"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// testImage is an image for one finding.
+type testImage struct {
+	config  v1.Config
+	options launch.Options
+	facts   map[string]rootfs.ELF // of programs, instead of what their files say
+	entries []Entry
+}
+
+func (i testImage) build(t *testing.T) *launch.Spec {
+	t.Helper()
+	if i.config.Cmd == nil && i.config.Entrypoint == nil {
+		i.config.Cmd = []string{"/app"}
+	}
+	entries := append(slices.Clone(i.entries), Program("app", ELF("")), Program("bin/sh", ELF("")))
+	b := Tar(t, entries...)
+	sum := sha256.Sum256(b)
+	index, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: launch.Keep})
+	require.NoError(t, err)
+	for k := range index.Entries {
+		if e := &index.Entries[k]; e.ELF != nil {
+			if f, ok := i.facts[e.Path]; ok {
+				f.Class, f.Machine = e.ELF.Class, e.ELF.Machine
+				*e.ELF = f
+			}
+		}
+	}
+	tr, err := rootfs.Merge([]*rootfs.Index{index})
+	require.NoError(t, err)
+	config, err := json.Marshal(v1.ConfigFile{Config: i.config})
+	require.NoError(t, err)
+	s, err := launch.Build(context.Background(), tr, config, i.options)
+	require.NoError(t, err)
+	return s
+}
+
+const oneInstalled = "Package: base\nStatus: install ok installed\n"
+
+func volume(names ...string) v1.Config {
+	c := v1.Config{Volumes: map[string]struct{}{}}
+	for _, n := range names {
+		c.Volumes[n] = struct{}{}
+	}
+	return c
+}
+
+func cmd(args ...string) v1.Config { return v1.Config{Cmd: args} }
+
+func env(kv ...string) v1.Config { return v1.Config{Env: kv} }
+
+func manyFiles(n int, name string) []Entry {
+	var list []Entry
+	for i := range n {
+		list = append(list, File(fmt.Sprintf(name, i), "x"))
+	}
+	return list
+}
+
+// Each code with an image that has the finding and one that all but has it.
+var findingImages = map[string]struct{ with, without testImage }{
+	launch.CodeNameNotUTF8:     {testImage{entries: []Entry{File("caf\xe9", "x")}}, testImage{entries: []Entry{File("café", "x")}}},
+	launch.CodeLinkIntoTmpfs:   {testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/run")}}, testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/app")}}},
+	launch.CodeLinkOutside:     {testImage{entries: []Entry{Symlink("mounts", "/proc/mounts")}}, testImage{entries: []Entry{Symlink("mounts", "/app")}}},
+	launch.CodeLinkToConsole:   {testImage{entries: []Entry{Symlink("var/log/app/access.log", "/dev/stdout")}}, testImage{entries: []Entry{Symlink("logs", "/dev/stdout")}}},
+	launch.CodeVolumeTemporary: {testImage{config: volume("/tmp/x")}, testImage{config: volume("/data")}},
+	launch.CodeVolumeSealed:    {testImage{config: volume("/data")}, testImage{config: volume("/data"), options: launch.Options{Tmpfs: []string{"/data"}}}},
+	launch.CodeVolumeHides:     {testImage{config: volume("/data"), entries: []Entry{File("data/x", "x")}}, testImage{config: volume("/data"), entries: []Entry{File("data/x", "")}}},
+	launch.CodeVolumeSkipped:   {testImage{config: v1.Config{Cmd: []string{"/opt/app"}, Volumes: map[string]struct{}{"/opt": {}}}, entries: []Entry{Program("opt/app", ELF(""))}}, testImage{config: volume("/data")}},
+	launch.CodeLinkIntoVolume:  {testImage{config: volume("/data"), entries: []Entry{File("data/x", "x"), Symlink("l", "data/x")}}, testImage{config: volume("/data"), entries: []Entry{File("datas/x", "x"), Symlink("l", "datas/x")}}},
+	launch.CodeHiddenDirs:      {testImage{entries: manyFiles(300, "run/%d/x")}, testImage{entries: manyFiles(100, "run/%d/x")}},
+	launch.CodeHiddenFiles:     {testImage{entries: []Entry{File("tmp/x", "x")}}, testImage{entries: []Entry{File("tmp/x", "")}}},
+	launch.CodeTmpfsSkipped:    {testImage{config: cmd("/run/app"), entries: []Entry{Program("run/app", ELF(""))}}, testImage{}},
+	launch.CodeDeviceNode:      {testImage{entries: []Entry{Special("pipe", '6')}}, testImage{entries: []Entry{File("pipe", "x")}}},
+	launch.CodeLinkLoop:        {testImage{entries: []Entry{Symlink("a", "b"), Symlink("b", "a")}}, testImage{entries: []Entry{Symlink("a", "b")}}},
+	launch.CodeTooManyMounts:   {testImage{entries: linkMaze(14)}, testImage{entries: linkMaze(3)}},
+	launch.CodeArgvZero:        {testImage{config: cmd("/link"), options: launch.Options{HostArgs: true}, entries: []Entry{Symlink("link", "app")}}, testImage{options: launch.Options{HostArgs: true}}},
+	launch.CodeTmpfsPerProcess: {testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nsed s/a/b/ /t >/tmp/c\n")}}, testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app 2>/dev/null\n")}}},
+	launch.CodeProcesses:       {testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nother\nexec /app\n"), Program("usr/bin/other", ELF(""))}}, testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app\n")}}},
+	launch.CodeStopSignal:      {testImage{config: v1.Config{StopSignal: "SIGQUIT"}}, testImage{config: v1.Config{StopSignal: "SIGTERM"}}},
+	launch.CodeArgumentsFixed:  {testImage{}, testImage{options: launch.Options{HostArgs: true}}},
+	launch.CodeHostArguments:   {testImage{options: launch.Options{HostArgs: true}}, testImage{}},
+	launch.CodePassThrough:     {testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", PassThrough: true}}}}, testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", Value: "1"}}}}},
+	launch.CodeAllowedFile:     {testImage{options: launch.Options{AllowedFiles: []string{"/x"}}}, testImage{}},
+	launch.CodeDebug:           {testImage{options: launch.Options{Enclave: launch.Enclave{Debug: true}}}, testImage{}},
+	launch.CodeLoaderEnv:       {testImage{config: env("LD_PRELOAD=/x.so")}, testImage{config: env("LD_PRELOAD=")}},
+	launch.CodePackageDatabase: {testImage{entries: []Entry{File("var/lib/rpm/Packages", "damaged")}}, testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}}},
+	launch.CodeNoPackages:      {testImage{}, testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}}},
+	launch.CodeLeftOut: {
+		testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/x\n"), File("usr/x", "x")}},
+		testImage{options: launch.Options{Trust: launch.TrustAll}, entries: []Entry{File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/x\n"), File("usr/x", "x")}},
+	},
+	launch.CodeLongList: {testImage{entries: manyFiles(11000, "d/%d")}, testImage{entries: manyFiles(5000, "d/%d")}},
+	launch.CodeThreads: {
+		testImage{config: cmd("/memcached", "-t", "64"), options: launch.Options{Enclave: launch.Enclave{Threads: 16}}, entries: []Entry{Program("memcached", ELF(""))}},
+		testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}},
+	},
+	launch.CodeSharedMemory: {testImage{config: cmd("/postgres"), entries: []Entry{Program("postgres", ELF(""))}}, testImage{config: cmd("/postgrest"), entries: []Entry{Program("postgrest", ELF(""))}}},
+	launch.CodeFileLocks:    {testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock"}}}}, testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"setlocale"}}}}},
+	launch.CodeRenameDir:    {testImage{config: cmd("/etcd"), entries: []Entry{Program("etcd", ELF(""))}}, testImage{config: cmd("/etcdctl"), entries: []Entry{Program("etcdctl", ELF(""))}}},
+	launch.CodeInterfaces: {
+		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"getifaddrs"}}}},
+		testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"libc.so.6"}}, "/lib64/libc.so.6": {Imports: []string{"getifaddrs"}, DefinesGLIBC: "2.36"}}, entries: []Entry{Program("lib64/libc.so.6", ELF(""))}},
+	},
+	launch.CodeSetUID: {testImage{config: cmd("/su", "/app"), entries: []Entry{setuid("su")}}, testImage{entries: []Entry{setuid("su")}}},
+	launch.CodeUserCannotRead: {
+		testImage{config: v1.Config{Cmd: []string{"/mine"}, User: "1000"}, entries: []Entry{withMode(Program("mine", ELF("")), 0o711)}},
+		testImage{config: v1.Config{Cmd: []string{"/mine"}, User: "0"}, entries: []Entry{withMode(Program("mine", ELF("")), 0o711)}},
+	},
+	launch.CodeDeviceUser:        {testImage{config: v1.Config{User: "1000"}}, testImage{config: v1.Config{User: "0"}}},
+	launch.CodeHealthcheck:       {testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"CMD", "true"}}}}, testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"NONE"}}}}},
+	launch.CodeMountedSecrets:    {testImage{config: env("PASSWORD_FILE=/run/secrets/password")}, testImage{config: env("PASSWORD_FILE=/run/secret")}},
+	launch.CodeLocale:            {testImage{config: env("LANG=de_DE.UTF-8"), facts: glibcApp, entries: glibcFiles}, testImage{config: env("LANG=de_DE.UTF-8"), facts: glibcApp, entries: append(slices.Clone(glibcFiles), File("usr/lib/locale/de_DE.utf8/x", "x"))}},
+	launch.CodeContainsEnclave:   {testImage{entries: []Entry{File("opt/x.signed.so", "x")}}, testImage{entries: []Entry{File("opt/x.so", "x")}}},
+	launch.CodeInterpreterAbsent: {testImage{facts: glibcApp}, testImage{facts: glibcApp, entries: glibcFiles}},
+	launch.CodeLibraryAbsent:     {testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}}}, testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}}, entries: []Entry{Program("usr/lib/liba.so", ELF(""))}}},
+}
+
+var (
+	glibcApp   = map[string]rootfs.ELF{"/app": {Interp: "/lib64/ld-linux-x86-64.so.2"}}
+	glibcFiles = []Entry{Program("lib64/ld-linux-x86-64.so.2", ELF(""))}
+)
+
+func withMode(e Entry, mode int64) Entry { e.Header.Mode = mode; return e }
+
+func setuid(name string) Entry { return withMode(Program(name, ELF("")), 0o4755) }
+
+// linkMaze has so many directories, each with links to all the others.
+func linkMaze(n int) []Entry {
+	var list []Entry
+	for i := range n {
+		for j := range n {
+			if i != j {
+				list = append(list, Symlink(fmt.Sprintf("d%d/l%d", i, j), fmt.Sprintf("/d%d", j)))
+			}
+		}
+	}
+	return list
+}
+
+// elsewhere are the codes of findings that a runtime or a conversion adds, with the test that has images
+// for them and how it calls them.
+var elsewhere = map[string][2]string{
+	launch.CodeGLIBCTooNew:     {"../libos/gramine/seal_test.go", "glibc-too-new"},
+	launch.CodeSyscallTraps:    {"../libos/gramine/seal_test.go", "syscall-traps"},
+	launch.CodeGconv:           {"../libos/gramine/seal_test.go", "CodeGconv"},
+	launch.CodeAVX512:          {"../libos/gramine/seal_test.go", "CodeAVX512"},
+	launch.CodeInsecureSetting: {"../libos/gramine/seal_test.go", "CodeInsecureSetting"},
+	launch.CodeUnconfined:      {"../convert/analyze_test.go", "CodeUnconfined"},
+	launch.CodeConverted:       {"../convert/analyze_test.go", "CodeConverted"},
+	launch.CodeRuntimeUnpinned: {"../../e2e/gramine_test.go", "runtime-unpinned"},
+}
+
+func TestMain(m *testing.M) {
+	if reexec.Init() {
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestEveryFinding(t *testing.T) {
+	has := func(s *launch.Spec, code string) bool {
+		return slices.ContainsFunc(s.Findings, func(f launch.Finding) bool { return f.Code == code && f.Remedy != "" && f.Message != "" })
+	}
+	for _, code := range slices.Sorted(maps.Keys(findingImages)) {
+		t.Run(code, func(t *testing.T) {
+			assert.True(t, has(findingImages[code].with.build(t), code), "an image that has it")
+			s := findingImages[code].without.build(t)
+			assert.False(t, has(s, code), "an image that does not: %v", s.Findings)
+		})
+	}
+	source, err := os.ReadFile("finding.go")
+	require.NoError(t, err)
+	for _, m := range regexp.MustCompile(`(?m)^\tCode\w+ += "([\w-]+)"$`).FindAllStringSubmatch(string(source), -1) {
+		if _, ok := findingImages[m[1]]; ok {
+			continue
+		}
+		require.NotEmpty(t, elsewhere[m[1]][0], "%s has no image", m[1])
+		test, err := os.ReadFile(elsewhere[m[1]][0])
+		require.NoError(t, err)
+		assert.True(t, strings.Contains(string(test), elsewhere[m[1]][1]), "%s in %s", m[1], elsewhere[m[1]][0])
+	}
+}
+
+func TestSize(t *testing.T) {
+	const gb = 1 << 30
+	java := []Entry{Program("usr/bin/java", ELF(""))}
+	s := testImage{config: cmd("java"), entries: java}.build(t)
+	assert.Equal(t, "java", s.Profile.Name)
+	assert.EqualValues(t, 4*gb, s.Enclave.Size)
+	assert.Equal(t, 128, s.Enclave.Threads)
+	s = testImage{config: cmd("java", "-Xmx3g"), entries: java}.build(t)
+	assert.EqualValues(t, 8*gb, s.Enclave.Size, "twice the heap and 1.5 GB, to the next power of two")
+	assert.Equal(t, "-Xmx3g", s.SizeWhy)
+	s = testImage{config: v1.Config{Cmd: []string{"java"}, Env: []string{"JAVA_OPTS=-Xmx3g"}}, entries: java}.build(t)
+	assert.EqualValues(t, 8*gb, s.Enclave.Size)
+	s = testImage{config: cmd("/s"), entries: append(slices.Clone(java), Program("s", "#!/bin/sh\nexec java -Xmx3g\n"))}.build(t)
+	assert.EqualValues(t, 8*gb, s.Enclave.Size, "a script's flags")
+	s = testImage{config: cmd("java", "-Xmx3g"), entries: java, options: launch.Options{Enclave: launch.Enclave{Size: gb}}}.build(t)
+	assert.EqualValues(t, gb, s.Enclave.Size, "as asked for")
+	s = testImage{facts: map[string]rootfs.ELF{"/app": {MemSize: 3 * gb}}}.build(t)
+	assert.EqualValues(t, 8*gb, s.Enclave.Size)
+	assert.Contains(t, s.SizeWhy, "3072 MB")
+	s = testImage{facts: map[string]rootfs.ELF{"/app": {MemSize: 1 << 62}}}.build(t)
+	assert.EqualValues(t, 64*gb, s.Enclave.Size, "the most there is")
+	s = testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}}.build(t)
+	assert.Equal(t, 76, s.Enclave.Threads)
+
+	mine, err := profile.Parse("mine", []byte("[enclave]\nsize = \"2G\"\nthreads = 7\n[env]\nA = \"1\"\nB = \"2\"\n[paths]\ntmpfs = [\"/run/mine\"]\nread = [\"/usr/share/mine/*\"]\n"))
+	require.NoError(t, err)
+	s = testImage{config: env("A=0"), options: launch.Options{Profile: mine}, entries: []Entry{
+		File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/share/mine/x\n"), File("usr/share/mine/x", "x"),
+	}}.build(t)
+	assert.EqualValues(t, 2*gb, s.Enclave.Size)
+	assert.Equal(t, 7, s.Enclave.Threads)
+	a, _ := s.Getenv("A")
+	b, _ := s.Getenv("B")
+	assert.Equal(t, "02", a+b, "what the image says stays")
+	assert.Contains(t, mounts(s), "/run/mine=tmpfs")
+	assert.Contains(t, trusted(s), "/usr/share/mine/x")
+	mine.Paths.Read = []string{"[a"}
+	_, err = try(t, app, launch.Options{Profile: mine}, withApp()...)
+	assert.ErrorContains(t, err, "the pattern")
+}
+
+func TestTrustList(t *testing.T) {
+	entries := []Entry{File("data/a", "x"), File("data/b", "x"), Symlink("link", "data/b"), Dir("dir"), File("dir/c", "x")}
+	s := testImage{options: launch.Options{Trust: launch.TrustList, List: []string{"/link", "/dir", "/none"}}, entries: entries}.build(t)
+	assert.Equal(t, "/app /data/b /link", trusted(s), "the program, and what is listed by each of its names")
+	assert.Equal(t, launch.TrustList, s.Policy)
+	assert.Equal(t, 3, s.LeftOut)
+	_, err := try(t, app, launch.Options{Trust: launch.TrustList, List: []string{"/none"}}, withApp()...)
+	require.ErrorContains(t, err, "names no file of the image")
+	_, err = try(t, app, launch.Options{Trust: "some"}, withApp()...)
+	assert.ErrorContains(t, err, `no trust policy "some"`)
+}
+
+func TestParseList(t *testing.T) {
+	paths, err := launch.ParseList(strings.NewReader(`1234 execve("/usr/bin/app", ["app", "/not/this"], 0x7ffd /* 5 vars */) = 0
+1234 openat(AT_FDCWD, "/etc/ld.so.cache", O_RDONLY|O_CLOEXEC) = 3
+1234 openat(AT_FDCWD, "/missing", O_RDONLY) = -1 ENOENT (No such file or directory)
+[pid  1235] newfstatat(AT_FDCWD, "/caf\303\251 \"x\"\n", {st_mode=S_IFREG|0644, st_size=1, ...}, 0) = 0
+1235 chdir("/srv") = 0
+1235 openat(AT_FDCWD, "rel", O_RDONLY) = 3
+1235 openat(4</opt/app>, "inner", O_RDONLY) = 3
+1235 openat(AT_FDCWD</work>, "there", O_RDONLY) = 3
+1235 openat(AT_FDCWD, "/unfinished", O_RDONLY <unfinished ...>
+1235 <... openat resumed>) = 5
+1235 readlink("/proc/self/exe", "/usr/bin/app", 4096) = 12
+12:00:00.123 open("/timed", O_RDONLY) = 3
++++ exited with 0 +++
+--- SIGCHLD {si_signo=SIGCHLD} ---
+`))
+	require.NoError(t, err)
+	for _, want := range []string{"/usr/bin/app", "/etc/ld.so.cache", "/café \"x\"\n", "/srv", "/srv/rel", "/rel", "/opt/app/inner", "/work/there", "/unfinished", "/timed"} {
+		assert.Contains(t, paths, want)
+	}
+	for _, not := range []string{"/missing", "/not/this", "/app"} {
+		assert.NotContains(t, paths, not)
+	}
+	paths, err = launch.ParseList(strings.NewReader("/b\n/a/../a\r\n\n/with space\n/open(\"x\")\n"))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"/a", "/b", "/open(\"x\")", "/with space"}, paths)
+	_, err = launch.ParseList(strings.NewReader("nothing\n"))
+	assert.Error(t, err)
+	_, err = launch.ParseList(strings.NewReader("/" + strings.Repeat("a", 2<<20)))
+	assert.Error(t, err)
+}

@@ -1,0 +1,226 @@
+package reach_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/packages"
+	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// image is a tree with the facts of its programs put in, so that tests need no compiler.
+func image(t *testing.T, facts map[string]rootfs.ELF, entries ...Entry) *rootfs.Tree {
+	t.Helper()
+	for p := range facts {
+		entries = append(entries, Program(strings.TrimPrefix(p, "/"), ELF("")))
+	}
+	slices.SortStableFunc(entries, func(a, b Entry) int { return strings.Compare(a.Header.Name, b.Header.Name) })
+	b := Tar(t, entries...)
+	sum := sha256.Sum256(b)
+	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: reach.Keep})
+	require.NoError(t, err)
+	for k := range i.Entries {
+		if e := &i.Entries[k]; e.ELF != nil {
+			if f, ok := facts[e.Path]; ok {
+				f.Class, f.Machine, f.Type = e.ELF.Class, e.ELF.Machine, e.ELF.Type
+				*e.ELF = f
+			}
+		}
+	}
+	tree, err := rootfs.Merge([]*rootfs.Index{i})
+	require.NoError(t, err)
+	return tree
+}
+
+// find gives what a program reaches, by reason.
+func find(t *testing.T, tree *rootfs.Tree, start reach.Start, program string, read ...string) (*reach.Set, map[reach.Reason]string) {
+	t.Helper()
+	db, err := packages.Read(context.Background(), tree)
+	require.NoError(t, err)
+	lookUp := func(name string) (*rootfs.Node, string, error) {
+		if !strings.Contains(name, "/") {
+			name = "/usr/bin/" + name
+		}
+		n, _, err := tree.Resolve(name)
+		if err == nil && (n.Type != rootfs.Regular || n.Mode&0o111 == 0) {
+			err = assert.AnError
+		}
+		return n, name, err
+	}
+	n, _, err := lookUp(program)
+	require.NoError(t, err)
+	start.Programs, start.LookUp = []*rootfs.Node{n}, lookUp
+	start.Interpreters = func(n *rootfs.Node) ([]*rootfs.Node, error) {
+		if n.Shebang == "" {
+			return nil, nil
+		}
+		i, _, err := lookUp(strings.Fields(n.Shebang)[0])
+		return []*rootfs.Node{i}, err
+	}
+	finder, _ := reach.Programs(tree, db, start)
+	set, err := finder.Files(read)
+	require.NoError(t, err)
+	reasons := map[reach.Reason]string{}
+	for _, p := range slices.Sorted(maps.Keys(set.Files)) {
+		why := set.Files[p].Reason
+		reasons[why] = strings.TrimSpace(reasons[why] + " " + p)
+	}
+	return set, reasons
+}
+
+// Each way by which a dynamic linker finds a library, and which goes before which.
+func TestLibraries(t *testing.T) {
+	lib := func(names ...string) rootfs.ELF { return rootfs.ELF{Needed: names, Dynamic: true} }
+	for _, c := range []struct {
+		name    string
+		facts   map[string]rootfs.ELF
+		entries []Entry
+		path    string
+		want    string
+		missing string
+	}{
+		{name: "default directories", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/usr/lib/x86_64-linux-gnu/liba.so": lib("libb.so"), "/usr/lib64/libb.so": lib()}, want: "/usr/lib/x86_64-linux-gnu/liba.so /usr/lib64/libb.so"},
+		{name: "dynamic linker", facts: map[string]rootfs.ELF{"/p": {Interp: "/lib64/ld.so"}, "/usr/lib/ld.so": lib()}, entries: []Entry{Symlink("lib64", "usr/lib")}, want: "/usr/lib/ld.so"},
+		{name: "no dynamic linker", facts: map[string]rootfs.ELF{"/p": {Interp: "/lib64/ld.so"}}, missing: "/lib64/ld.so"},
+		{name: "RUNPATH with ORIGIN", facts: map[string]rootfs.ELF{"/opt/app/bin/p": {Needed: []string{"liba.so"}, RunPath: "$ORIGIN/../lib"}, "/opt/app/lib/liba.so": lib(), "/usr/lib/liba.so": lib()}, want: "/opt/app/lib/liba.so"},
+		{name: "RUNPATH is not inherited", facts: map[string]rootfs.ELF{"/p": {Needed: []string{"liba.so"}, RunPath: "/a"}, "/a/liba.so": lib("libb.so"), "/a/libb.so": lib(), "/usr/lib/libb.so": lib()}, want: "/a/liba.so /usr/lib/libb.so"},
+		{name: "RPATH is inherited", facts: map[string]rootfs.ELF{"/p": {Needed: []string{"liba.so"}, RPath: "${ORIGIN}/a"}, "/a/liba.so": lib("libb.so"), "/a/libb.so": lib(), "/usr/lib/libb.so": lib()}, want: "/a/liba.so /a/libb.so"},
+		{name: "RPATH beside RUNPATH counts for nothing", facts: map[string]rootfs.ELF{"/p": {Needed: []string{"liba.so"}, RPath: "/a", RunPath: "/b"}, "/a/liba.so": lib(), "/b/liba.so": lib()}, want: "/b/liba.so"},
+		{name: "LD_LIBRARY_PATH before RUNPATH, after RPATH", facts: map[string]rootfs.ELF{"/p": {Needed: []string{"liba.so"}, RunPath: "/b"}, "/a/liba.so": lib(), "/b/liba.so": lib()}, path: "/a", want: "/a/liba.so"},
+		{name: "ld.so.conf", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/x/liba.so": lib()}, entries: []Entry{File("etc/ld.so.conf", "include /etc/ld.so.conf.d/*.conf\n"), File("etc/ld.so.conf.d/x.conf", "# x\n/x # y\n")}, want: "/x/liba.so"},
+		{name: "ld.so.cache", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/odd/liba.so.1": lib()}, entries: []Entry{File("etc/ld.so.cache", cacheFile("liba.so", "/odd/liba.so.1"))}, want: "/odd/liba.so.1"},
+		{name: "a directory of musl", facts: map[string]rootfs.ELF{"/p": lib("liba.so", "libc.musl-x86_64.so.1"), "/m/liba.so": lib()}, entries: []Entry{File("etc/ld-musl-x86_64.path", "/m:/n\n")}, want: "/m/liba.so"},
+		{name: "one for each processor", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/usr/lib64/liba.so": lib(), "/usr/lib64/glibc-hwcaps/x86-64-v3/liba.so": lib()}, want: "/usr/lib64/glibc-hwcaps/x86-64-v3/liba.so /usr/lib64/liba.so"},
+		{name: "modules of a library", facts: map[string]rootfs.ELF{"/p": lib("libcrypto.so.3"), "/usr/lib/libcrypto.so.3": lib(), "/usr/lib/engines-3/e.so": lib("libe.so"), "/usr/lib/libe.so": lib()}, want: "/usr/lib/libcrypto.so.3 /usr/lib/libe.so"},
+		{name: "cycle, and one that is missing", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/usr/lib/liba.so": lib("libb.so", "none.so"), "/usr/lib/libb.so": lib("liba.so")}, want: "/usr/lib/liba.so /usr/lib/libb.so", missing: "none.so"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			program := "/p"
+			if _, ok := c.facts[program]; !ok {
+				program = "/opt/app/bin/p"
+			}
+			set, reasons := find(t, image(t, c.facts, c.entries...), reach.Start{LibraryPath: c.path}, program)
+			assert.Equal(t, c.missing, strings.Join(set.Missing, " "))
+			if c.name == "modules of a library" {
+				assert.Equal(t, c.want, reasons[reach.Library])
+				assert.Equal(t, "/usr/lib/engines-3/e.so", reasons[reach.Module])
+				return
+			}
+			var linked []string
+			for _, n := range set.Linked[1:] {
+				linked = append(linked, n.Path)
+			}
+			assert.ElementsMatch(t, strings.Fields(c.want), linked)
+		})
+	}
+}
+
+// cacheFile is an ld.so.cache with one entry.
+func cacheFile(name, file string) string {
+	b := make([]byte, 48+24)
+	copy(b, "glibc-ld.so.cache1.1")
+	binary.LittleEndian.PutUint32(b[20:], 1)
+	binary.LittleEndian.PutUint32(b[48+4:], 72)
+	binary.LittleEndian.PutUint32(b[48+8:], uint32(72+len(name)+1))
+	return string(b) + name + "\x00" + file + "\x00"
+}
+
+const status = `Package: server
+Status: install ok installed
+Depends: libserver (>= 1), adduser, data | other-data
+
+Package: libserver
+Status: install ok installed
+
+Package: data
+Status: install ok installed
+
+Package: adduser
+Status: install ok installed
+Depends: editor
+
+Package: editor
+Status: install ok installed
+
+Package: coreutils
+Essential: yes
+Status: install ok installed
+
+Package: dpkg
+Essential: yes
+Status: install ok installed
+
+Package: module
+Status: install ok installed
+Depends: server
+`
+
+// The policy, rule by rule, on one image with packages.
+func TestPolicy(t *testing.T) {
+	list := func(name, files string) Entry {
+		return File("var/lib/dpkg/info/"+name+".list", strings.ReplaceAll(files, " ", "\n")+"\n")
+	}
+	facts := map[string]rootfs.ELF{"/usr/bin/server": {Needed: []string{"libserver.so"}}, "/usr/lib/libserver.so": {}, "/usr/bin/sh": {}, "/usr/bin/vi": {}, "/usr/bin/ls": {}, "/usr/bin/ffmpeg": {}}
+	tree := image(t, facts,
+		File("var/lib/dpkg/status", status),
+		list("server", "/usr/bin/server /usr/share/server /usr/share/server/default.conf /usr/share/doc/server/README /usr/share/man/man1/server.1 /usr/include/server.h /usr/lib/libserver.a /usr/share/locale/de/LC_MESSAGES/server.mo /etc/server.conf"),
+		list("libserver", "/usr/lib/libserver.so /usr/lib/server-plugin.dat"), list("data", "/usr/share/data/d"), list("adduser", "/usr/sbin/adduser"), list("editor", "/usr/bin/vi /usr/share/editor /usr/share/editor/x"),
+		list("coreutils", "/usr/bin/ls"), list("dpkg", "/usr/bin/dpkg"), list("module", "/usr/share/module/m.conf /usr/share/module/m.so"),
+		File("usr/share/server/default.conf", "x"), File("usr/share/doc/server/README", "x"), File("usr/share/man/man1/server.1", "x"), File("usr/include/server.h", "x"), File("usr/lib/libserver.a", "x"),
+		File("usr/share/locale/de/LC_MESSAGES/server.mo", "x"), File("usr/lib/server-plugin.dat", "x"), File("usr/share/data/d", "x"), File("usr/sbin/adduser", "x"), File("usr/share/editor/x", "x"), Program("usr/bin/dpkg", "x"),
+		File("usr/share/module/m.conf", "x"), File("usr/share/module/m.so", "x"),
+		File("etc/server.conf", "x"), File("etc/shadow", "x"), File("etc/passwd", "x"), Symlink("etc/modules/m.conf", "/usr/share/module/m.conf"), Symlink("etc/alternatives/editor", "/usr/bin/vi"),
+		File("usr/share/server/cache", "generated"), File("usr/share/editor/cache", "generated"), File("app/data", "x"), File("usr/local/lib/x.py", "x"), File("usr/bin/copied", "x"),
+		File("etc/ssl/certs/ca.pem", "x"), File("usr/share/ca-certificates/a.crt", "x"), File("usr/share/zoneinfo/UTC", "x"), File("usr/share/zoneinfo/right/UTC", "x"), File("usr/lib/locale/C.utf8/x", "x"), File("usr/lib/locale/de_DE.utf8/x", "x"),
+		File("root/.ssh/id_rsa", "x"), File("var/log/dpkg.log", "x"), Program("usr/local/bin/start.sh", "#!/usr/bin/sh\n# vi is only spoken of\nffmpeg -version | grep x\nexec \"$@\"\n"),
+	)
+	common := map[reach.Reason]string{
+		reach.Program: "/usr/bin/server", reach.Library: "/usr/lib/libserver.so", reach.Shell: "",
+		reach.Package: "/usr/lib/server-plugin.dat /usr/share/module/m.so /usr/share/server/default.conf", reach.Dependency: "/usr/share/data/d",
+		reach.Config:      "/etc/passwd /etc/server.conf /usr/share/module/m.conf",
+		reach.Generated:   "/usr/share/server/cache",
+		reach.Certificate: "/etc/ssl/certs/ca.pem /usr/share/ca-certificates/a.crt", reach.TimeZone: "/usr/share/zoneinfo/UTC", reach.Locale: "/usr/lib/locale/C.utf8/x",
+		reach.Unpackaged: "/app/data /usr/bin/copied /usr/bin/ffmpeg /usr/bin/sh /usr/lib/locale/de_DE.utf8/x /usr/local/bin/start.sh /usr/local/lib/x.py",
+	}
+	set, reasons := find(t, tree, reach.Start{}, "server")
+	for why, want := range common {
+		assert.Equal(t, want, reasons[why], string(why))
+	}
+	assert.Equal(t, "adduser coreutils dpkg editor", strings.Join(set.LeftOut, " "))
+	assert.Equal(t, "libserver", set.Files["/usr/lib/libserver.so"].Package)
+
+	_, reasons = find(t, tree, reach.Start{Locales: []string{"de_DE.UTF-8"}}, "server", "/usr/share/edit*/*")
+	assert.Equal(t, "/usr/lib/locale/C.utf8/x /usr/lib/locale/de_DE.utf8/x /usr/share/locale/de/LC_MESSAGES/server.mo", reasons[reach.Locale])
+	assert.Equal(t, "/usr/share/editor/cache /usr/share/editor/x", reasons[reach.Profile])
+
+	set, reasons = find(t, tree, reach.Start{Words: []string{"server", "/etc/server.conf"}}, "/usr/local/bin/start.sh")
+	assert.Equal(t, "/usr/bin/sh /usr/local/bin/start.sh", reasons[reach.Program])
+	assert.Equal(t, "/etc/server.conf /usr/bin/ffmpeg /usr/bin/server", reasons[reach.Named], "what the script and the arguments name, but not its comments")
+	assert.Equal(t, "/usr/bin/ls", reasons[reach.Essential])
+	assert.True(t, set.Scripts)
+	assert.Equal(t, "adduser dpkg editor", strings.Join(set.LeftOut, " "))
+}
+
+// Scripts that name each other end.
+func TestScriptsInCircles(t *testing.T) {
+	_, reasons := find(t, image(t, map[string]rootfs.ELF{"/usr/bin/sh": {}},
+		Program("usr/bin/a", "#!/usr/bin/sh\nb\n"), Program("usr/bin/b", "#!/usr/bin/sh\na; /usr/bin/c\n"), Program("usr/bin/c", "#!/usr/bin/b\nc\n")), reach.Start{}, "a")
+	assert.Equal(t, "/usr/bin/b /usr/bin/c", reasons[reach.Named])
+}
+
+func TestWords(t *testing.T) {
+	assert.Equal(t, []string{"exec", "/usr/bin/redis-server", "/etc/r.conf", "port", "1"}, reach.Words("  # comment redis\nexec /usr/bin/redis-server '/etc/r.conf' --port=port -x \"1\"\n"))
+	assert.Equal(t, []string{"A", "b"}, reach.Words("A=${b}"))
+}
