@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -38,7 +38,7 @@ func TestCorpus(t *testing.T) {
 			source := s.push(t, registry)
 			target := registry + "/confidential/" + s.name + ":1"
 			cconvert(t, source, "--runtime", "sim", "--to", target)
-			golden(t, s.name, source)
+			golden(t, s, source)
 			r := figures(t, s.name, source)
 			command(t, "docker", "pull", "-q", target)
 			t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
@@ -100,24 +100,27 @@ func table(t *testing.T, rows []row) {
 	t.Logf("entries of the list under each policy; added bytes compressed; seconds that the runtime is predicted to read the list, and from the container's start to the first answer\n%s", b.String())
 }
 
+// reviewed are the images whose launch specification is kept to be reviewed by eye.
+var reviewed = []string{"redis", "nginx", "python", "java", "script", "distroless"}
+
 // golden compares how an image starts with what was reviewed: everything but digests, sizes of files and
 // ports.
-func golden(t *testing.T, name, source string) {
+func golden(t *testing.T, s *sample, source string) {
 	t.Helper()
-	file := filepath.Join("testdata/golden", name+".txt")
-	if _, err := os.Stat(file); err != nil && os.Getenv("UPDATE_GOLDEN") == "" {
+	if !slices.Contains(reviewed, s.name) {
 		return
 	}
+	file := filepath.Join("testdata/golden", s.name+".txt")
 	var a struct {
-		Entrypoint, Program, Profile, LibC, SizeWhy, Trust string
-		Argv, Packages                                     []string
-		UID, GID, Threads                                  int
-		EnclaveSize                                        uint64 `json:"enclave_size"`
-		SizeReason                                         string `json:"size_reason"`
-		ProfileReason                                      string `json:"profile_reason"`
-		MaxThreads                                         int    `json:"max_threads"`
-		Writable                                           []struct{ Type, Path string }
-		Findings                                           []struct{ Code, Severity, Path string }
+		Entrypoint, Program, Profile, LibC, Trust string
+		Argv, Packages                            []string
+		UID, GID                                  int
+		EnclaveSize                               uint64 `json:"enclave_size"`
+		SizeReason                                string `json:"size_reason"`
+		ProfileReason                             string `json:"profile_reason"`
+		MaxThreads                                int    `json:"max_threads"`
+		Writable                                  []struct{ Type, Path string }
+		Findings                                  []struct{ Code, Severity, Path string }
 	}
 	require.NoError(t, json.Unmarshal([]byte(command(t, program, "analyze", "--json", "--runtime", "sim", source)), &a))
 	var b strings.Builder
@@ -132,7 +135,7 @@ func golden(t *testing.T, name, source string) {
 	for _, f := range a.Findings {
 		fmt.Fprintf(&b, "%-11s %s %s\n", f.Severity, f.Code, f.Path)
 	}
-	got := regexp.MustCompile(`\b\d{5}\b`).ReplaceAllString(b.String(), "PORT")
+	got := strings.ReplaceAll(b.String(), `"`+s.port+`"`, `"PORT"`)
 	if os.Getenv("UPDATE_GOLDEN") != "" {
 		require.NoError(t, os.WriteFile(file, []byte(got), 0o644))
 	}

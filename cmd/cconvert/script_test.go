@@ -79,6 +79,11 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 	for _, name := range []string{"app:1", "app:1.4", "redis:7", "redis:7-confidential"} {
 		reg.Push(t, name, img)
 	}
+	reg.Push(t, "packaged:1", fixture.Image(t, config, app, fixture.Layer(t,
+		fixture.File("var/lib/dpkg/status", "Package: other\nStatus: install ok installed\n"), fixture.File("var/lib/dpkg/info/other.list", "/usr/share/other\n"),
+		fixture.File("usr/share/other", "x"), fixture.File("opt/mine", "x"))))
+	reg.Push(t, "postgres:1", fixture.Image(t, v1.Config{Cmd: []string{"/usr/bin/postgres"}, StopSignal: "SIGINT"}, fixture.Layer(t, fixture.Program("usr/bin/postgres", fixture.ELF("")))))
+	reg.Push(t, "rpm:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("var/lib/rpm/Packages", "damaged"))))
 	reg.Push(t, "noentry:1", fixture.Image(t, v1.Config{}, app))
 	reg.Push(t, "broken:1", fixture.Image(t, config, fixture.Layer(t, fixture.File("../app", "x"))))
 	reg.Push(t, "big:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("opt/big", strings.Repeat("random", 5_000_000)))))

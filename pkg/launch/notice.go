@@ -48,6 +48,9 @@ func (f *files) notice(c v1.Config, o Options) {
 // descriptor, and commands whose purpose it is.
 var writes = regexp.MustCompile(`>>?\s*["']?(?:/(?:[^d\s]|d[^e])|[$\w.])|\bsed\b[^|;&\n]*\s-[a-zA-Z]*i\b|\b(?:envsubst|tee|install|mktemp|cp|mv)\s`)
 
+// builtins are commands that shells have in themselves, though there are programs of the name.
+var builtins = map[string]bool{"[": true, "test": true, "echo": true, "printf": true, "pwd": true, "kill": true, "true": true, "false": true}
+
 func (f *files) noticeScripts() {
 	s := f.spec
 	text, script := "", ""
@@ -69,7 +72,7 @@ func (f *files) noticeScripts() {
 	}
 	commands := map[*rootfs.Node]bool{}
 	for _, n := range f.set.Started {
-		if n.ELF != nil && n.Path != s.LibC.Program {
+		if n.ELF != nil && n.Path != s.LibC.Program && !builtins[n.Name()] {
 			commands[n] = true
 		}
 	}
