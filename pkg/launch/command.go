@@ -17,6 +17,9 @@ import (
 // maxInterpreters is how many scripts may interpret each other, as in Linux (execve(2)).
 const maxInterpreters = 4
 
+// maxPathDirs is how many directories of PATH are looked into.
+const maxPathDirs = 256
+
 // command finds the program that the image starts.
 func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	cmd := c.Cmd
@@ -51,6 +54,9 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 	} else {
 		list, _ := s.Getenv("PATH")
 		for dir := range strings.SplitSeq(list, ":") {
+			if len(tried) == maxPathDirs {
+				break
+			}
 			tried = append(tried, s.abs(path.Join(dir, program)))
 		}
 	}
@@ -63,19 +69,33 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 				because = err
 			}
 		case n.Type != rootfs.Regular:
-			because = fmt.Errorf("%s is not a regular file", n.Path)
+			because = errors.New(n.Path + " is not a regular file")
 		case n.Mode&0o111 == 0:
-			because = fmt.Errorf("%s is not executable", n.Path)
+			because = errors.New(n.Path + " is not executable")
 		default:
 			return n, p, nil
 		}
 	}
-	err = fmt.Errorf("%w: its program %q was not found, tried %s", ErrImage, program, strings.Join(tried, ", "))
-	if because != nil {
-		err = fmt.Errorf("%w: %w", err, because)
-	}
-	return nil, "", err
+	return nil, "", &notFoundError{program, tried, because}
 }
+
+// notFoundError says where a program was looked for. Its text is made only when it is wanted: most look-ups
+// are of words that are no programs.
+type notFoundError struct {
+	program string
+	tried   []string
+	because error // may be nil
+}
+
+func (e *notFoundError) Error() string {
+	text := fmt.Sprintf("%v: its program %q was not found, tried %s", ErrImage, e.program, strings.Join(e.tried, ", "))
+	if e.because != nil {
+		text += ": " + e.because.Error()
+	}
+	return text
+}
+
+func (e *notFoundError) Unwrap() error { return ErrImage }
 
 // abs is a path seen from the working directory. It is not cleaned: ".." is resolved by the tree.
 func (s *Spec) abs(p string) string {

@@ -212,3 +212,13 @@ func TestHostileRPM(t *testing.T) {
 	_, err = packages.Read(ctx, tree(t, File("var/lib/rpm/Packages", string(b))))
 	require.Error(t, err)
 }
+
+func TestNoTemporaryDirectory(t *testing.T) {
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "none"))
+	b, err := os.ReadFile(filepath.Join(moduleData(t), "sle15-bci/Packages.db"))
+	require.NoError(t, err)
+	assert.NotEmpty(t, read(t, File("var/lib/rpm/Packages.db", string(b))).Packages)
+	left, err := filepath.Glob("/dev/shm/cconvert-rpmdb-*")
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}

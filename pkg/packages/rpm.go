@@ -54,6 +54,10 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		defer cancel()
 		dir, err := os.MkdirTemp("", "cconvert-rpmdb-")
 		if err != nil {
+			// An image of nothing but a program has no /tmp; engines give it this.
+			dir, err = os.MkdirTemp("/dev/shm", "cconvert-rpmdb-")
+		}
+		if err != nil {
 			return nil, err
 		}
 		defer os.RemoveAll(dir)

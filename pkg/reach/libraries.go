@@ -31,12 +31,19 @@ type libraries struct {
 	dirs  []string            // of ld.so.conf, and the usual ones
 	known map[*rootfs.Node][]*rootfs.Node
 	lost  map[*rootfs.Node][]string
+	// places are a directory and those of its subdirectories for newer processors that exist.
+	places map[string][]*rootfs.Node
+	left   int // look-ups that may still be made
 }
+
+// maxLookUps is how many files are looked for in all: a hundred times what large images need.
+const maxLookUps = 50_000_000
 
 func newLibraries(tree *rootfs.Tree, libraryPath string) *libraries {
 	l := &libraries{
 		tree: tree, cache: map[string][]string{}, dirs: append(LoaderDirs(tree), defaultDirs...),
 		known: map[*rootfs.Node][]*rootfs.Node{}, lost: map[*rootfs.Node][]string{},
+		places: map[string][]*rootfs.Node{}, left: maxLookUps,
 	}
 	for d := range strings.SplitSeq(libraryPath, ":") {
 		if path.IsAbs(d) {
@@ -134,8 +141,9 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 		if o.node.ELF.RunPath == "" {
 			rpath = slices.Concat(expand(o.node.ELF.RPath, o.node), o.rpath)
 		}
+		dirs := slices.Concat(rpath, l.env, expand(o.node.ELF.RunPath, o.node))
 		for _, name := range o.node.ELF.Needed {
-			list := l.find(name, o.node, rpath)
+			list := l.find(name, dirs)
 			if len(list) == 0 && !slices.Contains(missing, name) && !strings.HasPrefix(name, "libc.musl-") {
 				missing = append(missing, name)
 			}
@@ -150,12 +158,16 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 	return loaded, missing
 }
 
-// find gives the files that a name can stand for: one, or one for each kind of processor.
-func (l *libraries) find(name string, by *rootfs.Node, rpath []string) []*rootfs.Node {
+// find gives the files that a name can stand for, with the directories that are looked into before the
+// usual ones: one, or one for each kind of processor.
+func (l *libraries) find(name string, dirs []string) []*rootfs.Node {
+	if l.left <= 0 {
+		return nil
+	}
 	if strings.Contains(name, "/") {
 		return l.library(path.Join("/", name))
 	}
-	for _, dir := range slices.Concat(rpath, l.env, expand(by.ELF.RunPath, by)) {
+	for _, dir := range dirs {
 		if list := l.in(dir, name); len(list) > 0 {
 			return list
 		}
@@ -176,15 +188,28 @@ func (l *libraries) find(name string, by *rootfs.Node, rpath []string) []*rootfs
 }
 
 func (l *libraries) in(dir, name string) []*rootfs.Node {
+	places, ok := l.places[dir]
+	if !ok {
+		for _, sub := range hwcaps {
+			if n, _, err := l.tree.Resolve(path.Join(dir, sub)); err == nil && n.Type == rootfs.Dir {
+				places = append(places, n)
+			}
+		}
+		l.places[dir] = places
+	}
 	var list []*rootfs.Node
-	for _, sub := range hwcaps {
-		list = append(list, l.library(path.Join(dir, sub, name))...)
+	l.left--
+	for _, d := range places {
+		if d.Child(name) != nil {
+			list = append(list, l.library(d.Path+"/"+name)...)
+		}
 	}
 	return list
 }
 
 // library gives the file if it is a library that a program for x86-64 can load.
 func (l *libraries) library(file string) []*rootfs.Node {
+	l.left--
 	if n, _, err := l.tree.Resolve(file); err == nil && n.ELF != nil && n.ELF.Machine == elf.EM_X86_64 {
 		return []*rootfs.Node{n}
 	}
@@ -194,16 +219,16 @@ func (l *libraries) library(file string) []*rootfs.Node {
 // expand gives the directories of a RPATH or RUNPATH (ld.so(8), "Dynamic string tokens").
 func expand(list string, by *rootfs.Node) []string {
 	var dirs []string
-	for d := range strings.SplitSeq(list, ":") {
-		if d == "" {
-			continue
-		}
-		for _, lib := range []string{"lib64", "lib", "lib/x86_64-linux-gnu"} {
-			r := strings.NewReplacer("${ORIGIN}", path.Dir(by.Path), "$ORIGIN", path.Dir(by.Path),
-				"${LIB}", lib, "$LIB", lib, "${PLATFORM}", "x86_64", "$PLATFORM", "x86_64")
-			if dir := r.Replace(d); path.IsAbs(dir) && !slices.Contains(dirs, dir) {
-				dirs = append(dirs, dir)
+	for _, lib := range []string{"lib64", "lib", "lib/x86_64-linux-gnu"} {
+		expanded := strings.NewReplacer("${ORIGIN}", path.Dir(by.Path), "$ORIGIN", path.Dir(by.Path),
+			"${LIB}", lib, "$LIB", lib, "${PLATFORM}", "x86_64", "$PLATFORM", "x86_64").Replace(list)
+		for d := range strings.SplitSeq(expanded, ":") {
+			if path.IsAbs(d) {
+				dirs = append(dirs, d)
 			}
+		}
+		if !strings.Contains(list, "LIB") {
+			break // the other names of the directory make no difference
 		}
 	}
 	return dirs

@@ -5,6 +5,7 @@
 package reach
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -135,6 +136,7 @@ type Finder struct {
 	set   *Set
 	seen  map[*rootfs.Node]bool
 	roots map[string]bool // further paths whose packages are needed
+	tried map[string]bool // words that were looked up
 }
 
 // Programs finds the programs that are started, with their libraries: everything in the set but Files and
@@ -142,7 +144,7 @@ type Finder struct {
 func Programs(tree *rootfs.Tree, db *packages.DB, start Start) (*Finder, *Set) {
 	f := &Finder{
 		tree: tree, db: db, start: start, libs: newLibraries(tree, start.LibraryPath),
-		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{},
+		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{}, tried: map[string]bool{},
 	}
 	for _, n := range start.Programs {
 		f.startProgram(n, Program)
@@ -164,8 +166,14 @@ func (f *Finder) Files(read []string) (*Set, error) {
 	}
 	f.unowned(patterns)
 	f.packages()
+	if f.libs.left <= 0 {
+		return nil, fmt.Errorf("%w: they name too many libraries in too many places", ErrPrograms)
+	}
 	return f.set, nil
 }
+
+// ErrPrograms says that an image's programs cannot be followed.
+var ErrPrograms = errors.New("what the image's programs load cannot be found out")
 
 // add puts a regular file into the set; the first reason stays.
 func (f *Finder) add(n *rootfs.Node, why Reason) {
@@ -206,9 +214,16 @@ func (f *Finder) startProgram(n *rootfs.Node, why Reason) {
 	f.words(Words(string(n.Content)))
 }
 
+// maxWords is how many different words are looked up.
+const maxWords = 1 << 18
+
 // words looks up what can be the name of a program or a file.
 func (f *Finder) words(words []string) {
 	for _, w := range words {
+		if f.tried[w] || len(f.tried) == maxWords {
+			continue
+		}
+		f.tried[w] = true
 		if n, spelled, err := f.start.LookUp(w); err == nil {
 			f.roots[spelled] = true // a link can be of another package
 			f.startProgram(n, Named)

@@ -6,10 +6,12 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -223,4 +225,29 @@ func TestScriptsInCircles(t *testing.T) {
 func TestWords(t *testing.T) {
 	assert.Equal(t, []string{"exec", "/usr/bin/redis-server", "/etc/r.conf", "port", "1"}, reach.Words("  # comment redis\nexec /usr/bin/redis-server '/etc/r.conf' --port=port -x \"1\"\n"))
 	assert.Equal(t, []string{"A", "b"}, reach.Words("A=${b}"))
+}
+
+// A hostile image costs seconds, not hours, and is refused.
+func TestTooManyLibraries(t *testing.T) {
+	facts := map[string]rootfs.ELF{"/p": {}}
+	var dirs []string
+	for i := range 1000 {
+		dirs = append(dirs, fmt.Sprintf("/%d", i))
+	}
+	for i := range 400 {
+		var needed []string
+		for j := range 256 {
+			needed = append(needed, fmt.Sprintf("l%d-%d.so", i, j))
+		}
+		facts[fmt.Sprintf("/opt/%d", i)] = rootfs.ELF{Needed: needed, RunPath: strings.Join(dirs, ":")}
+	}
+	tree := image(t, facts)
+	n := tree.Lookup("/p")
+	finder, _ := reach.Programs(tree, &packages.DB{}, reach.Start{
+		Programs: []*rootfs.Node{n}, LookUp: func(string) (*rootfs.Node, string, error) { return nil, "", assert.AnError },
+	})
+	begin := time.Now()
+	_, err := finder.Files(nil)
+	assert.ErrorIs(t, err, reach.ErrPrograms)
+	assert.Less(t, time.Since(begin), time.Minute)
 }

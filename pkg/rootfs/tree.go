@@ -32,6 +32,9 @@ type Node struct {
 // Name is the last component of the node's path.
 func (n *Node) Name() string { return n.name }
 
+// Child gives a directory's entry of a name, nil if there is none.
+func (n *Node) Child(name string) *Node { return n.children[name] }
+
 // Children gives a directory's entries, sorted by name.
 func (n *Node) Children() []*Node {
 	list := make([]*Node, 0, len(n.children))
