@@ -190,79 +190,6 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 	f.set.Files[n.Path] = file
 }
 
-// startProgram follows a program that is started or can be: its interpreters, its libraries, and what a
-// shell script names.
-func (f *Finder) startProgram(n *rootfs.Node, why Reason) {
-	if f.seen[n] {
-		return
-	}
-	f.seen[n] = true
-	f.set.Started = append(f.set.Started, n)
-	f.add(n, why)
-	f.link(n)
-	if n.ELF != nil {
-		return
-	}
-	if n.Shebang != "" {
-		f.set.Scripts = true
-	}
-	if chain, err := f.start.Interpreters(n); err == nil {
-		for _, i := range chain {
-			f.startProgram(i, why)
-		}
-	}
-	f.words(Words(string(n.Content)))
-}
-
-// maxWords is how many different words are looked up.
-const maxWords = 1 << 18
-
-// words looks up what can be the name of a program or a file.
-func (f *Finder) words(words []string) {
-	for _, w := range words {
-		if f.tried[w] || len(f.tried) == maxWords {
-			continue
-		}
-		f.tried[w] = true
-		if n, spelled, err := f.start.LookUp(w); err == nil {
-			f.roots[spelled] = true // a link can be of another package
-			f.startProgram(n, Named)
-		} else if strings.Contains(w, "/") && path.IsAbs(w) {
-			if n, _, err := f.tree.Resolve(w); err == nil && n.Type == rootfs.Regular {
-				f.startProgram(n, Named) // a script that is included or given to an interpreter, or settings
-			}
-		}
-	}
-}
-
-// link adds the libraries of a program, and the modules that these load.
-func (f *Finder) link(n *rootfs.Node) {
-	loaded, _ := f.libs.closure(n)
-	for _, l := range loaded {
-		f.add(l, Library)
-	}
-	for _, l := range slices.Concat([]*rootfs.Node{n}, loaded) {
-		for _, m := range f.libs.modules(l) {
-			f.add(m, Module)
-			more, _ := f.libs.closure(m)
-			for _, l := range more {
-				f.add(l, Library)
-			}
-		}
-	}
-}
-
-// linked notes what the entrypoint's own process loads.
-func (f *Finder) linked() {
-	for _, n := range f.start.Programs {
-		if n.ELF != nil {
-			loaded, missing := f.libs.closure(n)
-			f.set.Linked = append(append(f.set.Linked, n), loaded...)
-			f.set.Missing = append(f.set.Missing, missing...)
-		}
-	}
-}
-
 // unowned adds what no package has brought: the image's author did. Programs among it have libraries.
 // Where the configuration has a link, that is how the author switched something on.
 func (f *Finder) unowned(read patterns) {
@@ -384,52 +311,6 @@ func (f *Finder) packages() {
 			f.set.LeftOut = append(f.set.LeftOut, p.Name)
 		}
 	}
-}
-
-// locale says whether a file belongs to a locale that the program is told to use, or to the one that
-// programs take where they are told nothing.
-func (f *Finder) locale(p string) bool {
-	dir, rest, ok := strings.Cut(strings.TrimPrefix(p, "/usr/"), "/locale/")
-	if !ok || dir != "lib" && dir != "share" && dir != "lib64" {
-		return false
-	}
-	name, _, _ := strings.Cut(rest, "/")
-	if dir != "share" && (name == "locale-archive" || normalised(name) == "C.utf8") {
-		return true
-	}
-	return slices.ContainsFunc(f.start.Locales, func(l string) bool {
-		language, _, _ := strings.Cut(l, "_")
-		territory, _, _ := strings.Cut(l, ".")
-		return normalised(name) == normalised(l) || name == language || name == territory
-	})
-}
-
-// normalised is a locale's name with its character set as libraries spell directories: utf8 for UTF-8.
-func normalised(l string) string {
-	name, charset, ok := strings.Cut(l, ".")
-	if !ok {
-		return l
-	}
-	return name + "." + strings.ReplaceAll(strings.ToLower(charset), "-", "")
-}
-
-// Words splits the text of a script or command line into what can be names of programs and files.
-// Lines that are comments are left out; of the rest everything counts.
-func Words(text string) []string {
-	var words []string
-	for line := range strings.Lines(text) {
-		if strings.HasPrefix(strings.TrimSpace(line), "#") {
-			continue
-		}
-		for _, w := range strings.FieldsFunc(line, func(c rune) bool {
-			return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("_./+-%@[", c)
-		}) {
-			if w = strings.Trim(w, "%"); w != "" && w[0] != '-' && len(w) < 4096 {
-				words = append(words, w)
-			}
-		}
-	}
-	return words
 }
 
 // String describes a file's place in the set.
