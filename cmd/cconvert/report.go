@@ -30,6 +30,9 @@ func report(w io.Writer, r *convert.Result) {
 	line("profile", "%s: %s", r.Profile, printable(r.ProfileWhy))
 	line("enclave", "%s (%s), %d threads; as much for each process", humanize.IBytes(r.EnclaveSize), printable(r.SizeWhy), r.MaxThreads)
 	line("may read", "%s files, each by its digest; reading the list takes about %.1f s at start", humanize.Comma(int64(r.TrustedFiles)), r.StartSeconds)
+	if r.LeftOut > 0 {
+		line("", "%s other files are not expected to be opened, and cannot be; --trust all lists them", humanize.Comma(int64(r.LeftOut)))
+	}
 	line("added", "%s in two layers", humanize.Bytes(uint64(r.Output.AddedBytes)))
 	line("MRENCLAVE", "%s", r.MREnclave)
 	line("", "what runs: the hash of the enclave, another one after any change")

@@ -69,8 +69,9 @@ type Result struct {
 	MaxThreads   int             `json:"max_threads"`
 	EDMM         bool            `json:"edmm"`
 	TrustedFiles int             `json:"trusted_files"`
-	// Trust is the policy by which they were chosen.
+	// Trust is the policy by which they were chosen, and LeftOut how many files of the image it leaves out.
 	Trust      string `json:"trust"`
+	LeftOut    int    `json:"left_out"`
 	Profile    string `json:"profile"`
 	ProfileWhy string `json:"profile_reason"`
 	SizeWhy    string `json:"size_reason"`

@@ -273,7 +273,7 @@ func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Res
 
 		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
 		EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
-		TrustedFiles: len(p.sealed.Trusted), Trust: string(p.spec.Policy), Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
+		TrustedFiles: len(p.sealed.Trusted), Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
 		StartSeconds: launch.StartSeconds(len(p.sealed.Trusted)), ManifestSize: len(p.sealed.Manifest),
 		Warnings: []launch.Finding{}, Timings: p.watch.steps,
 	}

@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -20,7 +21,7 @@ import (
 // Keep lists the files whose content Build reads, as patterns for rootfs.Scan.
 var Keep = append([]string{
 	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group", "/usr/share/etc/passwd", "/usr/share/etc/group",
-}, reach.Keep...)
+}, slices.Concat(reach.Keep, profile.Keep)...)
 
 // ErrImage says that an image lacks what starting it needs.
 var ErrImage = errors.New("the image cannot be started")

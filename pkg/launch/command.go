@@ -95,7 +95,12 @@ func (e *notFoundError) Error() string {
 	return text
 }
 
-func (e *notFoundError) Unwrap() error { return ErrImage }
+func (e *notFoundError) Unwrap() []error {
+	if e.because == nil {
+		return []error{ErrImage}
+	}
+	return []error{ErrImage, e.because}
+}
 
 // abs is a path seen from the working directory. It is not cleaned: ".." is resolved by the tree.
 func (s *Spec) abs(p string) string {

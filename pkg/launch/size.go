@@ -15,13 +15,18 @@ import (
 // chooseProfile finds the profile of what the image starts, and sets its variables where the image does
 // not. It gives the patterns of files to be read: of that profile, and of those of other programs that
 // are started.
-func (s *Spec) chooseProfile(tree *rootfs.Tree, set *reach.Set, o Options) (read []string) {
+func (s *Spec) chooseProfile(tree *rootfs.Tree, finder *reach.Finder, set *reach.Set, o Options) (read []string) {
+	var commands []string
+	for _, p := range profile.Matching(s.programs(tree, set)) {
+		commands = append(commands, p.Paths.Commands...)
+	}
+	finder.Commands(commands)
 	programs := s.programs(tree, set)
+	for _, p := range profile.Matching(programs) {
+		read = append(read, p.Paths.Read...)
+	}
 	if s.Profile, s.ProfileWhy = o.Profile, "as asked for"; o.Profile == nil {
 		s.Profile, s.ProfileWhy = profile.Recognise(programs)
-		for _, p := range profile.Matching(programs) {
-			read = append(read, p.Paths.Read...)
-		}
 	}
 	for name, value := range s.Profile.Env {
 		if !slices.ContainsFunc(s.Env, func(v EnvVar) bool { return v.Name == name }) {
@@ -48,7 +53,7 @@ func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) []profile.Program {
 	}
 	entry := tree.Lookup(s.Entrypoint)
 	add(entry, entry.ELF != nil, s.Argv[0])
-	if s.LibC.Program != s.Entrypoint {
+	if s.LibC.Program != s.Entrypoint && len(profile.Matching(list)) == 0 { // a script with a profile is more than its interpreter
 		add(tree.Lookup(s.LibC.Program), true)
 	}
 	for _, a := range s.Argv[1:] {

@@ -49,7 +49,7 @@ func (f *files) reach(ctx context.Context, o Options) error {
 		}
 	}
 	finder, set := reach.Programs(f.tree, db, start)
-	read := s.chooseProfile(f.tree, set, o)
+	read := s.chooseProfile(f.tree, finder, set, o)
 	f.set, err = finder.Files(read)
 	return err
 }

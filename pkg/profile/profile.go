@@ -37,6 +37,8 @@ type Profile struct {
 		Read []string `toml:"read"`
 		// Tmpfs are directories of temporary storage.
 		Tmpfs []string `toml:"tmpfs"`
+		// Commands are patterns, as of path.Match, of files that name the programs that are started.
+		Commands []string `toml:"commands"`
 	} `toml:"paths"`
 	// Manifest is merged over the base manifest.
 	Manifest map[string]any `toml:"manifest"`
@@ -110,7 +112,7 @@ func Parse(name string, text []byte) (*Profile, error) {
 			return nil, fmt.Errorf("%s: %w: the option %q has no text, or its base is neither 10 nor 16", name, ErrProfile, o.Option)
 		}
 	}
-	for _, pattern := range slices.Concat(p.Detect.Programs, p.Detect.Libraries) {
+	for _, pattern := range slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Paths.Commands) {
 		if _, err := path.Match(pattern, ""); err != nil {
 			return nil, fmt.Errorf("%s: %w: the pattern %q: %w", name, ErrProfile, pattern, err)
 		}
@@ -138,6 +140,14 @@ var All = sync.OnceValue(func() []*Profile {
 	}
 	return list
 })
+
+// Keep lists the files whose content profiles need, as patterns for rootfs.Scan.
+var Keep = func() (patterns []string) {
+	for _, p := range All() {
+		patterns = append(patterns, p.Paths.Commands...)
+	}
+	return patterns
+}()
 
 // Find gives the profile of a name, nil if there is none.
 func Find(name string) *Profile {

@@ -39,7 +39,7 @@ func TestProfilesThatComeAlong(t *testing.T) {
 			}
 		}
 	}
-	assert.Equal(t, "dotnet etcd go java memcached native node perl php postgres python redis ruby shell workers ", names)
+	assert.Equal(t, "dotnet etcd go java memcached native node perl php postgres python redis ruby shell supervisor workers ", names)
 }
 
 func program(name string, libraries ...string) profile.Program {
@@ -75,6 +75,7 @@ func TestRecognise(t *testing.T) {
 		{"native", []profile.Program{program("tini"), program("anything"), named(program("redis-server"))}},
 		{"redis", []profile.Program{program("sh"), named(program("mkdir")), named(program("redis-server"))}},
 		{"shell", []profile.Program{program("sh"), named(program("mkdir"))}},
+		{"supervisor", []profile.Program{program("sh"), program("supervisord"), named(program("nginx"))}},
 	} {
 		p, why := profile.Recognise(c.programs)
 		assert.Equal(t, c.want, p.Name, "%v", c.programs)

@@ -158,6 +158,21 @@ func Programs(tree *rootfs.Tree, db *packages.DB, start Start) (*Finder, *Set) {
 	return f, f.set
 }
 
+// Commands follows the programs that files of such patterns name, as it follows those of scripts. Their
+// content must have been kept.
+func (f *Finder) Commands(files []string) {
+	if len(files) == 0 {
+		return
+	}
+	_ = f.tree.Walk(func(n *rootfs.Node) error {
+		if n.Type == rootfs.Regular && slices.ContainsFunc(files, func(pattern string) bool { ok, _ := path.Match(pattern, n.Path); return ok }) {
+			f.add(n, Named)
+			f.words(Words(string(n.Content)))
+		}
+		return nil
+	})
+}
+
 // Files completes the set with everything else, and with the files of patterns.
 func (f *Finder) Files(read []string) (*Set, error) {
 	patterns := compile(read)

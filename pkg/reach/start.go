@@ -29,7 +29,9 @@ func (f *Finder) startProgram(n *rootfs.Node, why Reason) {
 			f.startProgram(i, why)
 		}
 	}
-	f.words(Words(string(n.Content)))
+	if n.Shebang != "" || strings.HasSuffix(n.Path, ".sh") { // other contents that were kept are no commands
+		f.words(Words(string(n.Content)))
+	}
 }
 
 // maxWords is how many different words are looked up.
