@@ -171,7 +171,7 @@ func TestPaths(t *testing.T) {
 		{
 			"directories in temporary storage exist in it",
 			[]Entry{Dir("run/mysqld/x"), Dir("var"), Symlink("var/run", "/run"), Symlink("run/l", "/app")},
-			"/app", "/run/mysqld=tmpfs /run/mysqld/x=tmpfs /var/run=tmpfs", "link-into-tmpfs:/var/run hidden-by-tmpfs:/run",
+			"/app", "/run/mysqld=tmpfs /run/mysqld/x=tmpfs /var/run=tmpfs /var/run/mysqld=tmpfs /var/run/mysqld/x=tmpfs", "link-into-tmpfs:/var/run hidden-by-tmpfs:/run",
 		},
 		{
 			"files that engines mount over, behind links",

@@ -160,7 +160,7 @@ func (f *files) linkIntoMount(n, target *rootfs.Node, real string, m Mount) (Mou
 		return Mount{}, false
 	}
 	f.spec.find(CodeLinkIntoTmpfs, Info, n.Path, "the link leads to "+real+": both are temporary storage, but files written under one name do not appear under the other")
-	return Mount{Type: Tmpfs, Path: n.Path}, true
+	return Mount{Type: Tmpfs, Path: n.Path, Target: real}, true // the target's subdirectories are wanted here too
 }
 
 // allMounts repeats links and writable mounts under every link that leads above them, and sorts them so
@@ -195,7 +195,7 @@ func (f *files) allMounts(links []Mount) []Mount {
 			mounts[m.Path] = m.Mount
 			// A link to a directory that contains it leads in circles: what is below has a shorter name.
 			circle := slices.ContainsFunc(m.chain, func(dir string) bool { return below(dir, m.Target) })
-			if m.Type != Bind || circle {
+			if m.Target == "" || m.Type == Encrypted || circle {
 				continue
 			}
 			prefix := strings.TrimSuffix(m.Target, "/") + "/"
@@ -209,6 +209,9 @@ func (f *files) allMounts(links []Mount) []Mount {
 	}
 	sorted := make([]Mount, 0, len(mounts))
 	for _, m := range mounts {
+		if m.Type == Tmpfs {
+			m.Target = "" // there is nothing on the host
+		}
 		sorted = append(sorted, m)
 	}
 	slices.SortFunc(sorted, func(a, b Mount) int { return slices.Compare(strings.Split(a.Path, "/"), strings.Split(b.Path, "/")) })
