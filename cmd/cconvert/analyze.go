@@ -52,14 +52,8 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		if err := gate.check(); err != nil {
 			return err
 		}
-		o := convert.Options{Source: source, Image: registry.options(), Jobs: registry.jobs}
-		if o.Launch, err = start.options(); err != nil {
-			return err
-		}
-		if o.Overlay, o.OverlayText, err = start.overlay(); err != nil {
-			return err
-		}
-		if o.Backend, o.Runtime, err = library.choose(registry); err != nil {
+		o, err := conversion(source, registry, library, start)
+		if err != nil {
 			return err
 		}
 		progress := newProgress(cmd.ErrOrStderr())

@@ -87,23 +87,14 @@ func newConvert() *cobra.Command {
 		if err := gate.check(); err != nil {
 			return err
 		}
-		o := convert.Options{Source: source, Image: registry.options(), Jobs: registry.jobs}
-		if o.Launch, err = start.options(); err != nil {
-			return err
-		}
-		if o.Overlay, o.OverlayText, err = start.overlay(); err != nil {
-			return err
-		}
-		if o.Date, err = parseDate(start.date); err != nil {
+		o, err := conversion(source, registry, library, start)
+		if err != nil {
 			return err
 		}
 		if jsonFile != "" {
 			if dir := filepath.Dir(jsonFile); !isDir(dir) {
 				return usagef("--output-json %s: %s is not a directory", jsonFile, dir)
 			}
-		}
-		if o.Backend, o.Runtime, err = library.choose(registry); err != nil {
-			return err
 		}
 		signer, err := loadKey(key)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cconvert/cconvert/pkg/cache"
+	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -174,6 +175,22 @@ func (l *launchFlags) options() (launch.Options, error) {
 		o.Encrypted = append(o.Encrypted, launch.Mount{Path: p, Key: key})
 	}
 	return o, nil
+}
+
+// conversion gathers what the flags say of a conversion, but for its key and target.
+func conversion(source image.Reference, reg registryFlags, lib runtimeFlags, start launchFlags) (o convert.Options, err error) {
+	o = convert.Options{Source: source, Image: reg.options(), Jobs: reg.jobs}
+	if o.Launch, err = start.options(); err != nil {
+		return o, err
+	}
+	if o.Overlay, o.OverlayText, err = start.overlay(); err != nil {
+		return o, err
+	}
+	if o.Date, err = parseDate(start.date); err != nil {
+		return o, err
+	}
+	o.Backend, o.Runtime, err = lib.choose(reg)
+	return o, err
 }
 
 // choices reads the flags that name one of several ways.

@@ -4,9 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -58,27 +55,12 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}
-	o.Observer.Stage("opening " + o.Source.String())
-	source, err := image.Open(ctx, o.Source, o.Image)
+	in, err := read(ctx, o, false)
 	if err != nil {
 		return nil, err
 	}
-	defer source.Close()
-	var tree *rootfs.Tree
-	var bundle *libos.Bundle
-	var unread error
-	o.Observer.Stage("reading the layers and the runtime")
-	both, bothCtx := errgroup.WithContext(ctx)
-	both.Go(func() (err error) {
-		if tree, err = scan(bothCtx, source, o); err != nil {
-			return fmt.Errorf("%s: %w", o.Source, err)
-		}
-		return nil
-	})
-	both.Go(func() error { bundle, unread = o.Backend.Load(bothCtx, o.Runtime); return nil })
-	if err := both.Wait(); err != nil {
-		return nil, err
-	}
+	defer in.source.Close()
+	source, tree := in.source, in.tree
 	files := 0
 	_ = tree.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Regular {
@@ -106,10 +88,10 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		}
 		a.Policies[policy] = c
 	}
-	if unread != nil {
-		a.RuntimeError = unread.Error()
+	if in.unread != nil {
+		a.RuntimeError = in.unread.Error()
 	} else {
-		sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree})
+		sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: in.bundle, Overlay: o.Overlay, Tree: tree})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}

@@ -49,30 +49,17 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		o.Observer = nobody{}
 	}
 	p := &Prepared{opts: o, watch: startWatch()}
-	o.Observer.Stage("opening " + o.Source.String())
-	if p.source, err = image.Open(ctx, o.Source, o.Image); err != nil {
+	in, err := read(ctx, o, true)
+	if err != nil {
 		return nil, err
 	}
+	p.source, p.bundle = in.source, in.bundle
+	tree := in.tree
 	defer func() {
 		if err != nil {
 			p.source.Close()
 		}
 	}()
-	p.watch.lap("open")
-
-	var tree *rootfs.Tree
-	o.Observer.Stage("reading the layers and the runtime")
-	both, bothCtx := errgroup.WithContext(ctx)
-	both.Go(func() (err error) {
-		if tree, err = scan(bothCtx, p.source, o); err != nil {
-			return fmt.Errorf("%s: %w", o.Source, err)
-		}
-		return nil
-	})
-	both.Go(func() (err error) { p.bundle, err = o.Backend.Load(bothCtx, o.Runtime); return err })
-	if err := both.Wait(); err != nil {
-		return nil, err
-	}
 	p.watch.lap("scan")
 
 	if tree.Lookup(libos.ManifestPath) != nil {
@@ -147,6 +134,45 @@ func Sign(ctx context.Context, p *Prepared, s sgx.Signer) (*rsa.PublicKey, []byt
 		return nil, nil, fmt.Errorf("signing: %w", err)
 	}
 	return key, signature, nil
+}
+
+// inputs are what a conversion begins with.
+type inputs struct {
+	source *image.Image
+	tree   *rootfs.Tree
+	bundle *libos.Bundle
+	// unread says why there is no bundle.
+	unread error
+}
+
+// read fetches the image's layers and the runtime. Without a runtime it fails only if there must be one.
+func read(ctx context.Context, o Options, mustRun bool) (*inputs, error) {
+	o.Observer.Stage("opening " + o.Source.String())
+	source, err := image.Open(ctx, o.Source, o.Image)
+	if err != nil {
+		return nil, err
+	}
+	in := &inputs{source: source}
+	o.Observer.Stage("reading the layers and the runtime")
+	both, bothCtx := errgroup.WithContext(ctx)
+	both.Go(func() (err error) {
+		if in.tree, err = scan(bothCtx, source, o); err != nil {
+			return fmt.Errorf("%s: %w", o.Source, err)
+		}
+		return nil
+	})
+	both.Go(func() error {
+		in.bundle, in.unread = o.Backend.Load(bothCtx, o.Runtime)
+		if mustRun {
+			return in.unread
+		}
+		return nil
+	})
+	if err := both.Wait(); err != nil {
+		source.Close()
+		return nil, err
+	}
+	return in, nil
 }
 
 // scan reads the layers side by side.

@@ -1,10 +1,7 @@
 package launch_test
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -17,25 +14,13 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/launch"
-	"github.com/cconvert/cconvert/pkg/rootfs"
 )
-
-func tree(t *testing.T, entries ...Entry) *rootfs.Tree {
-	t.Helper()
-	b := Tar(t, entries...)
-	sum := sha256.Sum256(b)
-	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: launch.Keep})
-	require.NoError(t, err)
-	tr, err := rootfs.Merge([]*rootfs.Index{i})
-	require.NoError(t, err)
-	return tr
-}
 
 func try(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) (*launch.Spec, error) {
 	t.Helper()
 	config, err := json.Marshal(v1.ConfigFile{Config: c})
 	require.NoError(t, err)
-	return launch.Build(context.Background(), tree(t, entries...), config, o)
+	return launch.Build(context.Background(), Tree(t, launch.Keep, nil, entries...), config, o)
 }
 
 func build(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) *launch.Spec {

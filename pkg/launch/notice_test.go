@@ -1,10 +1,7 @@
 package launch_test
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -39,23 +36,9 @@ func (i testImage) build(t *testing.T) *launch.Spec {
 		i.config.Cmd = []string{"/app"}
 	}
 	entries := append(slices.Clone(i.entries), Program("app", ELF("")), Program("bin/sh", ELF("")))
-	b := Tar(t, entries...)
-	sum := sha256.Sum256(b)
-	index, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: launch.Keep})
-	require.NoError(t, err)
-	for k := range index.Entries {
-		if e := &index.Entries[k]; e.ELF != nil {
-			if f, ok := i.facts[e.Path]; ok {
-				f.Class, f.Machine = e.ELF.Class, e.ELF.Machine
-				*e.ELF = f
-			}
-		}
-	}
-	tr, err := rootfs.Merge([]*rootfs.Index{index})
-	require.NoError(t, err)
 	config, err := json.Marshal(v1.ConfigFile{Config: i.config})
 	require.NoError(t, err)
-	s, err := launch.Build(context.Background(), tr, config, i.options)
+	s, err := launch.Build(context.Background(), Tree(t, launch.Keep, i.facts, entries...), config, i.options)
 	require.NoError(t, err)
 	return s
 }
@@ -268,7 +251,7 @@ func TestParseList(t *testing.T) {
 1235 chdir("/srv") = 0
 1235 openat(AT_FDCWD, "rel", O_RDONLY) = 3
 1235 openat(4</opt/app>, "inner", O_RDONLY) = 3
-1235 openat(AT_FDCWD</work>, "there", O_RDONLY) = 3
+1235 openat(AT_FDCWD</job>, "there", O_RDONLY) = 3
 1235 openat(AT_FDCWD, "/unfinished", O_RDONLY <unfinished ...>
 1235 <... openat resumed>) = 5
 1235 readlink("/proc/self/exe", "/usr/bin/app", 4096) = 12
@@ -277,7 +260,7 @@ func TestParseList(t *testing.T) {
 --- SIGCHLD {si_signo=SIGCHLD} ---
 `))
 	require.NoError(t, err)
-	for _, want := range []string{"/usr/bin/app", "/etc/ld.so.cache", "/café \"x\"\n", "/srv", "/srv/rel", "/rel", "/opt/app/inner", "/work/there", "/unfinished", "/timed"} {
+	for _, want := range []string{"/usr/bin/app", "/etc/ld.so.cache", "/café \"x\"\n", "/srv", "/srv/rel", "/rel", "/opt/app/inner", "/job/there", "/unfinished", "/timed"} {
 		assert.Contains(t, paths, want)
 	}
 	for _, not := range []string{"/missing", "/not/this", "/app"} {

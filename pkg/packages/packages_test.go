@@ -3,8 +3,6 @@ package packages_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,13 +27,7 @@ func TestMain(m *testing.M) {
 
 func tree(t *testing.T, entries ...Entry) *rootfs.Tree {
 	t.Helper()
-	b := Tar(t, entries...)
-	sum := sha256.Sum256(b)
-	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: packages.Keep})
-	require.NoError(t, err)
-	tr, err := rootfs.Merge([]*rootfs.Index{i})
-	require.NoError(t, err)
-	return tr
+	return Tree(t, packages.Keep, nil, entries...)
 }
 
 func read(t *testing.T, entries ...Entry) *packages.DB {

@@ -1,11 +1,8 @@
 package reach_test
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,30 +18,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
-
-// image is a tree with the facts of its programs put in, so that tests need no compiler.
-func image(t *testing.T, facts map[string]rootfs.ELF, entries ...Entry) *rootfs.Tree {
-	t.Helper()
-	for p := range facts {
-		entries = append(entries, Program(strings.TrimPrefix(p, "/"), ELF("")))
-	}
-	slices.SortStableFunc(entries, func(a, b Entry) int { return strings.Compare(a.Header.Name, b.Header.Name) })
-	b := Tar(t, entries...)
-	sum := sha256.Sum256(b)
-	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: reach.Keep})
-	require.NoError(t, err)
-	for k := range i.Entries {
-		if e := &i.Entries[k]; e.ELF != nil {
-			if f, ok := facts[e.Path]; ok {
-				f.Class, f.Machine, f.Type = e.ELF.Class, e.ELF.Machine, e.ELF.Type
-				*e.ELF = f
-			}
-		}
-	}
-	tree, err := rootfs.Merge([]*rootfs.Index{i})
-	require.NoError(t, err)
-	return tree
-}
 
 // find gives what a program reaches, by reason.
 func find(t *testing.T, tree *rootfs.Tree, start reach.Start, program string, read ...string) (*reach.Set, map[reach.Reason]string) {
@@ -113,7 +86,7 @@ func TestLibraries(t *testing.T) {
 			if _, ok := c.facts[program]; !ok {
 				program = "/opt/app/bin/p"
 			}
-			set, reasons := find(t, image(t, c.facts, c.entries...), reach.Start{LibraryPath: c.path}, program)
+			set, reasons := find(t, Tree(t, reach.Keep, c.facts, c.entries...), reach.Start{LibraryPath: c.path}, program)
 			assert.Equal(t, c.missing, strings.Join(set.Missing, " "))
 			if c.name == "modules of a library" {
 				assert.Equal(t, c.want, reasons[reach.Library])
@@ -175,7 +148,7 @@ func TestPolicy(t *testing.T) {
 		return File("var/lib/dpkg/info/"+name+".list", strings.ReplaceAll(files, " ", "\n")+"\n")
 	}
 	facts := map[string]rootfs.ELF{"/usr/bin/server": {Needed: []string{"libserver.so"}}, "/usr/lib/libserver.so": {}, "/usr/bin/sh": {}, "/usr/bin/vi": {}, "/usr/bin/ls": {}, "/usr/bin/ffmpeg": {}}
-	tree := image(t, facts,
+	tree := Tree(t, reach.Keep, facts,
 		File("var/lib/dpkg/status", status),
 		list("server", "/usr/bin/server /usr/share/server /usr/share/server/default.conf /usr/share/doc/server/README /usr/share/man/man1/server.1 /usr/include/server.h /usr/lib/libserver.a /usr/share/locale/de/LC_MESSAGES/server.mo /etc/server.conf"),
 		list("libserver", "/usr/lib/libserver.so /usr/lib/server-plugin.dat"), list("data", "/usr/share/data/d"), list("adduser", "/usr/sbin/adduser"), list("editor", "/usr/bin/vi /usr/share/editor /usr/share/editor/x"),
@@ -217,7 +190,7 @@ func TestPolicy(t *testing.T) {
 
 // Scripts that name each other end.
 func TestScriptsInCircles(t *testing.T) {
-	_, reasons := find(t, image(t, map[string]rootfs.ELF{"/usr/bin/sh": {}},
+	_, reasons := find(t, Tree(t, reach.Keep, map[string]rootfs.ELF{"/usr/bin/sh": {}},
 		Program("usr/bin/a", "#!/usr/bin/sh\nb\n"), Program("usr/bin/b", "#!/usr/bin/sh\na; /usr/bin/c\n"), Program("usr/bin/c", "#!/usr/bin/b\nc\n")), reach.Start{}, "a")
 	assert.Equal(t, "/usr/bin/b /usr/bin/c", reasons[reach.Named])
 }
@@ -241,7 +214,7 @@ func TestTooManyLibraries(t *testing.T) {
 		}
 		facts[fmt.Sprintf("/opt/%d", i)] = rootfs.ELF{Needed: needed, RunPath: strings.Join(dirs, ":")}
 	}
-	tree := image(t, facts)
+	tree := Tree(t, reach.Keep, facts)
 	n := tree.Lookup("/p")
 	finder, _ := reach.Programs(tree, &packages.DB{}, reach.Start{
 		Programs: []*rootfs.Node{n}, LookUp: func(string) (*rootfs.Node, string, error) { return nil, "", assert.AnError },

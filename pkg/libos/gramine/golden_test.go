@@ -1,10 +1,7 @@
 package gramine
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -115,23 +112,7 @@ func shapes(t *testing.T) map[string]shape {
 func TestGoldenManifests(t *testing.T) {
 	for name, s := range shapes(t) {
 		t.Run(name, func(t *testing.T) {
-			entries := s.entries
-			for p := range s.facts {
-				entries = append(entries, Program(strings.TrimPrefix(p, "/"), ELF("")))
-			}
-			archive := Tar(t, entries...)
-			sum := sha256.Sum256(archive)
-			index, err := rootfs.Scan(context.Background(), bytes.NewReader(archive), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: launch.Keep})
-			require.NoError(t, err)
-			for i := range index.Entries {
-				if e := &index.Entries[i]; e.ELF != nil {
-					f := s.facts[e.Path]
-					f.Class, f.Machine = e.ELF.Class, e.ELF.Machine
-					*e.ELF = f
-				}
-			}
-			tree, err := rootfs.Merge([]*rootfs.Index{index})
-			require.NoError(t, err)
+			tree := Tree(t, launch.Keep, s.facts, s.entries...)
 			config, err := json.Marshal(v1.ConfigFile{Config: s.config})
 			require.NoError(t, err)
 			for range 3 { // no order of a map shows

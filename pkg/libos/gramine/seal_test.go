@@ -1,10 +1,7 @@
 package gramine
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -17,7 +14,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
-	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
@@ -25,25 +21,16 @@ const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86
 // libcChoice is what the user asks of seal.
 var libcChoice launch.LibCChoice
 
-// needing is a program that needs a version of glibc: its facts are put into the tree by hand, since
-// making such a file takes a linker.
+// seal makes the manifest of an image whose program needs a version of glibc and, after a blank, iconv.
 func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay string, entries ...Entry) (*libos.Sealed, string) {
 	t.Helper()
-	archive := Tar(t, entries...)
-	sum := sha256.Sum256(archive)
-	index, err := rootfs.Scan(context.Background(), bytes.NewReader(archive), "sha256:"+hex.EncodeToString(sum[:]), rootfs.Options{Keep: launch.Keep})
-	require.NoError(t, err)
-	for i := range index.Entries {
-		if f := index.Entries[i].ELF; f != nil && index.Entries[i].Path == "/app" {
-			version, imports, _ := strings.Cut(needs, " ")
-			f.NeedsGLIBC = version
-			if imports != "" {
-				f.Imports = []string{"iconv_open"}
-			}
-		}
+	tree := Tree(t, launch.Keep, nil, entries...)
+	version, imports, _ := strings.Cut(needs, " ")
+	program := tree.Lookup("/app").ELF
+	program.NeedsGLIBC = version
+	if imports != "" {
+		program.Imports = []string{"iconv_open"}
 	}
-	tree, err := rootfs.Merge([]*rootfs.Index{index})
-	require.NoError(t, err)
 	config, err := json.Marshal(v1.ConfigFile{Config: v1.Config{Cmd: []string{"/app"}, Env: env}})
 	require.NoError(t, err)
 	spec, err := launch.Build(context.Background(), tree, config, launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
