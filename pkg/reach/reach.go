@@ -149,7 +149,7 @@ func Programs(tree *rootfs.Tree, db *packages.DB, start Start) (*Finder, *Set) {
 	for _, n := range start.Programs {
 		f.startProgram(n, Program)
 	}
-	f.words(start.Words)
+	f.words(start.Words, "/")
 	if sh, _, err := start.LookUp("/bin/sh"); err == nil { // system(3) and popen(3) need it
 		f.add(sh, Shell)
 		f.link(sh)
@@ -167,7 +167,7 @@ func (f *Finder) Commands(files []string) {
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Regular && slices.ContainsFunc(files, func(pattern string) bool { ok, _ := path.Match(pattern, n.Path); return ok }) {
 			f.add(n, Named)
-			f.words(Words(string(n.Content)))
+			f.words(Words(string(n.Content)), path.Dir(n.Path))
 		}
 		return nil
 	})

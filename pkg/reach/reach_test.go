@@ -195,6 +195,16 @@ func TestScriptsInCircles(t *testing.T) {
 	assert.Equal(t, "/usr/bin/b /usr/bin/c", reasons[reach.Named])
 }
 
+// Scripts that include others, and directories of scripts.
+func TestIncludedScripts(t *testing.T) {
+	_, reasons := find(t, Tree(t, reach.Keep, map[string]rootfs.ELF{"/usr/bin/sh": {}, "/usr/bin/one": {}, "/usr/bin/two": {}, "/usr/bin/three": {}},
+		Program("opt/start", "#!/usr/bin/sh\n. \"$(dirname \"$0\")/lib.sh\"\nfor f in /start.d/*; do \"$f\"; done\nls /usr/share/other\n"), File("opt/lib.sh", "one\n"),
+		Program("start.d/10-two", "#!/usr/bin/sh\ntwo\n"), File("start.d/README", "three\n"), Program("usr/share/other/x.sh", "three\n"),
+		File("var/lib/dpkg/status", "Package: p\nStatus: install ok installed\n"), File("var/lib/dpkg/info/p.list", "/usr/bin/one\n/usr/bin/two\n/usr/bin/three\n/usr/share/other/x.sh\n"),
+	), reach.Start{}, "/opt/start")
+	assert.Equal(t, "/opt/lib.sh /start.d/10-two /usr/bin/one /usr/bin/two", reasons[reach.Named])
+}
+
 func TestWords(t *testing.T) {
 	assert.Equal(t, []string{"exec", "/usr/bin/redis-server", "/etc/r.conf", "port", "1"}, reach.Words("  # comment redis\nexec /usr/bin/redis-server '/etc/r.conf' --port=port -x \"1\"\n"))
 	assert.Equal(t, []string{"A", "b"}, reach.Words("A=${b}"))

@@ -30,16 +30,19 @@ func (f *Finder) startProgram(n *rootfs.Node, why Reason) {
 		}
 	}
 	if n.Shebang != "" || strings.HasSuffix(n.Path, ".sh") { // other contents that were kept are no commands
-		f.words(Words(string(n.Content)))
+		f.words(Words(string(n.Content)), path.Dir(n.Path))
 	}
 }
 
 // maxWords is how many different words are looked up.
 const maxWords = 1 << 18
 
-// words looks up what can be the name of a program or a file.
-func (f *Finder) words(words []string) {
+// words looks up what can be the name of a program or a file, in a script in a directory.
+func (f *Finder) words(words []string, dir string) {
 	for _, w := range words {
+		if strings.HasSuffix(w, ".sh") { // one that is included is often named as "$(dirname "$0")/other.sh"
+			f.file(path.Join(dir, path.Base(w)))
+		}
 		if f.tried[w] || len(f.tried) == maxWords {
 			continue
 		}
@@ -47,9 +50,25 @@ func (f *Finder) words(words []string) {
 		if n, spelled, err := f.start.LookUp(w); err == nil {
 			f.roots[spelled] = true // a link can be of another package
 			f.startProgram(n, Named)
-		} else if strings.Contains(w, "/") && path.IsAbs(w) {
-			if n, _, err := f.tree.Resolve(w); err == nil && n.Type == rootfs.Regular {
-				f.startProgram(n, Named) // a script that is included or given to an interpreter, or settings
+		} else if path.IsAbs(w) {
+			f.file(w)
+		}
+	}
+}
+
+// file follows a file that is named: a script that is included or given to an interpreter, or settings. Of
+// a directory that is named as those whose scripts are run one after the other (run-parts(8)) it follows
+// the scripts.
+func (f *Finder) file(p string) {
+	n, _, err := f.tree.Resolve(p)
+	switch {
+	case err != nil:
+	case n.Type == rootfs.Regular:
+		f.startProgram(n, Named)
+	case n.Type == rootfs.Dir && strings.HasSuffix(n.Path, ".d"):
+		for _, c := range n.Children() {
+			if c.Type == rootfs.Regular && (c.Shebang != "" || strings.HasSuffix(c.Path, ".sh")) {
+				f.startProgram(c, Named)
 			}
 		}
 	}
