@@ -39,7 +39,7 @@ func TestProfilesThatComeAlong(t *testing.T) {
 			}
 		}
 	}
-	assert.Equal(t, "dotnet etcd go java memcached native node perl php postgres python redis ruby shell supervisor workers ", names)
+	assert.Equal(t, "apache dotnet etcd go java memcached native nginx node perl php-fpm php postgres python redis ruby shell supervisor ", names)
 }
 
 func program(name string, libraries ...string) profile.Program {
@@ -65,8 +65,9 @@ func TestRecognise(t *testing.T) {
 		{"php", []profile.Program{program("php8.2")}},
 		{"perl", []profile.Program{program("perl")}},
 		{"dotnet", []profile.Program{program("dotnet")}},
-		{"workers", []profile.Program{program("php-fpm8.2")}},
-		{"workers", []profile.Program{program("nginx")}},
+		{"php-fpm", []profile.Program{program("php-fpm8.2")}},
+		{"nginx", []profile.Program{program("nginx")}},
+		{"apache", []profile.Program{program("httpd")}},
 		{"redis", []profile.Program{{Names: []string{"redis-check-rdb", "redis-server"}, Surely: true}}},
 		{"postgres", []profile.Program{program("postgres")}},
 		{"memcached", []profile.Program{program("memcached")}},
