@@ -61,7 +61,7 @@ func Build(ctx context.Context, tree *rootfs.Tree, config []byte, o Options) (*S
 		return nil, err
 	}
 	f := &files{spec: s, tree: tree, writable: map[string]Mount{}, policy: cmp.Or(o.Trust, TrustAuto)}
-	if err := f.reach(ctx, o); err != nil {
+	if err := f.follow(ctx, o); err != nil {
 		return nil, err
 	}
 	s.libC(tree, f.set, f.policy == TrustAll)

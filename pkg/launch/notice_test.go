@@ -214,17 +214,17 @@ func TestSize(t *testing.T) {
 	s = testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}}.build(t)
 	assert.Equal(t, 76, s.Enclave.Threads)
 
-	mine, err := profile.Parse("mine", []byte("[enclave]\nsize = \"2G\"\nthreads = 7\n[env]\nA = \"1\"\nB = \"2\"\n[paths]\ntmpfs = [\"/run/mine\"]\nread = [\"/usr/share/mine/*\"]\n"))
+	mine, err := profile.Parse("mine", []byte("[enclave]\nsize = \"2G\"\nthreads = 7\n[env]\nA = \"1\"\nB = \"2\"\n[paths]\ntmpfs = [\"/run/mine\", \"/usr/empty\", \"/usr/share\"]\nread = [\"/usr/share/mine/*\"]\n"))
 	require.NoError(t, err)
 	s = testImage{config: env("A=0"), options: launch.Options{Profile: mine}, entries: []Entry{
-		File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/share/mine/x\n"), File("usr/share/mine/x", "x"),
+		File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/share/mine/x\n"), File("usr/share/mine/x", "x"), Dir("usr/empty"),
 	}}.build(t)
 	assert.EqualValues(t, 2*gb, s.Enclave.Size)
 	assert.Equal(t, 7, s.Enclave.Threads)
 	a, _ := s.Getenv("A")
 	b, _ := s.Getenv("B")
 	assert.Equal(t, "02", a+b, "what the image says stays")
-	assert.Contains(t, mounts(s), "/run/mine=tmpfs")
+	assert.Equal(t, "/run/mine=tmpfs /usr/empty=tmpfs", mounts(s))
 	assert.Contains(t, trusted(s), "/usr/share/mine/x")
 	mine.Paths.Read = []string{"[a"}
 	_, err = try(t, app, launch.Options{Profile: mine}, withApp()...)

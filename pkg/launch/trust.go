@@ -12,8 +12,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-// reach finds what the program can be expected to open.
-func (f *files) reach(ctx context.Context, o Options) error {
+// follow finds what the program can be expected to open.
+func (f *files) follow(ctx context.Context, o Options) error {
 	s := f.spec
 	db, err := packages.Read(ctx, f.tree)
 	switch {

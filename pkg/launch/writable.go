@@ -66,7 +66,8 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 		}
 	}
 	for _, p := range f.spec.Profile.Paths.Tmpfs {
-		if _, real, err := f.tree.Resolve(p); err != nil && real != "" { // to be made at start
+		n, real, err := f.tree.Resolve(p)
+		if real != "" && (err != nil || n.Type == rootfs.Dir && len(n.Children()) == 0) { // to be made at start, or filled
 			f.mount(Mount{Type: Tmpfs, Path: real})
 		}
 	}
