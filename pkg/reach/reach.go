@@ -327,11 +327,3 @@ func (f *Finder) packages() {
 		}
 	}
 }
-
-// String describes a file's place in the set.
-func (f File) String() string {
-	if f.Package == "" {
-		return string(f.Reason)
-	}
-	return fmt.Sprintf("%s %s", f.Reason, f.Package)
-}
