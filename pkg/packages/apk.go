@@ -23,12 +23,16 @@ func readAPK(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	var list []*Package
 	seen := map[string]bool{} // one place can be a link to the other
 	for _, file := range apkFiles {
-		n, real, err := tree.Resolve(file)
-		if err != nil || seen[real] {
+		_, real, _ := tree.Resolve(file)
+		if seen[real] {
 			continue
 		}
 		seen[real] = true
-		for record := range strings.SplitSeq(string(n.Content), "\n\n") {
+		text, err := content(tree, file)
+		if err != nil {
+			return nil, err
+		}
+		for record := range strings.SplitSeq(string(text), "\n\n") {
 			if p := apkPackage(record); p.Name != "" {
 				list = append(list, p)
 			}

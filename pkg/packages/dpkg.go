@@ -20,19 +20,25 @@ var dpkgFiles = []string{dpkgStatus, dpkgInfo + "/*.list", dpkgStatusDir + "/*"}
 // readDPKG reads dpkg's database (dpkg(1), deb-control(5)).
 func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	var list []*Package
-	if n, _, err := tree.Resolve(dpkgStatus); err == nil {
-		for _, r := range stanzas(string(n.Content)) {
-			p := dpkgPackage(r)
-			if p == nil || !strings.HasSuffix(r["Status"], " installed") {
-				continue
-			}
-			for _, name := range []string{p.Name, p.Name + ":" + r["Architecture"]} {
-				if n, _, err := tree.Resolve(path.Join(dpkgInfo, name+".list")); err == nil {
-					p.Files = strings.Split(strings.TrimSuffix(string(n.Content), "\n"), "\n")
-				}
-			}
-			list = append(list, p)
+	text, err := content(tree, dpkgStatus)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range stanzas(string(text)) {
+		p := dpkgPackage(r)
+		if p == nil || !strings.HasSuffix(r["Status"], " installed") {
+			continue
 		}
+		for _, name := range []string{p.Name, p.Name + ":" + r["Architecture"]} {
+			files, err := content(tree, path.Join(dpkgInfo, name+".list"))
+			if err != nil {
+				return nil, err
+			}
+			if files != nil {
+				p.Files = strings.Split(strings.TrimSuffix(string(files), "\n"), "\n")
+			}
+		}
+		list = append(list, p)
 	}
 	dir, _, err := tree.Resolve(dpkgStatusDir)
 	if err != nil {

@@ -5,6 +5,7 @@ package packages
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -71,6 +72,20 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 	}
 	return db, nil
 }
+
+// content gives what a database's file holds; nil where there is no such file.
+func content(tree *rootfs.Tree, file string) ([]byte, error) {
+	n, _, err := tree.Resolve(file)
+	if err != nil || n.Type != rootfs.Regular {
+		return nil, nil //nolint:nilerr // most images have none
+	}
+	if n.Content == nil && n.Size > 0 {
+		return nil, fmt.Errorf("%s: %w", n.Path, errNotKept)
+	}
+	return n.Content, nil
+}
+
+var errNotKept = errors.New("it is too large, or a link leads to it from the place where it is looked for")
 
 // Owner gives the package that installed the file of this path, which has no links in it; nil if none.
 func (db *DB) Owner(p string) *Package { return db.owners[p] }

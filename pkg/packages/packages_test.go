@@ -214,3 +214,15 @@ func TestNoTemporaryDirectory(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, left)
 }
+
+// A database that was not kept is said, not taken for none.
+func TestDatabaseThatWasNotKept(t *testing.T) {
+	for _, entries := range [][]Entry{
+		{File("odd/status", status), Symlink("var/lib/dpkg/status", "/odd/status")},
+		{File("odd/installed", "P:x\n"), Symlink("lib/apk/db/installed", "/odd/installed")},
+		{File("odd/Packages", "x"), Symlink("var/lib/rpm/Packages", "/odd/Packages")},
+	} {
+		_, err := packages.Read(context.Background(), tree(t, entries...))
+		assert.ErrorContains(t, err, "it is too large, or a link leads to it")
+	}
+}

@@ -20,7 +20,7 @@ import (
 // rpmFiles are the databases of rpm, in the order in which they are looked for: SQLite (Fedora, RHEL 9),
 // ndb (SUSE), Berkeley DB (RHEL 8 and before).
 var rpmFiles = []string{
-	"/usr/lib/sysimage/rpm/rpmdb.sqlite", "/var/lib/rpm/rpmdb.sqlite",
+	"/usr/lib/sysimage/rpm/rpmdb.sqlite", "/usr/share/rpm/rpmdb.sqlite", "/var/lib/rpm/rpmdb.sqlite",
 	"/usr/lib/sysimage/rpm/Packages.db", "/var/lib/rpm/Packages.db",
 	"/usr/lib/sysimage/rpm/Packages", "/var/lib/rpm/Packages",
 }
@@ -46,8 +46,11 @@ func init() { reexec.Register(rpmCommand, rpmChild) }
 // readRPM reads rpm's database (rpm's lib/rpmtag.h; the file formats are the library's affair).
 func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	for _, file := range rpmFiles {
-		n, _, err := tree.Resolve(file)
-		if err != nil || len(n.Content) == 0 {
+		content, err := content(tree, file)
+		if err != nil {
+			return nil, err
+		}
+		if len(content) == 0 {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, rpmTimeout)
@@ -62,7 +65,7 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		}
 		defer os.RemoveAll(dir)
 		db := dir + "/db"
-		if err := os.WriteFile(db, n.Content, 0o600); err != nil {
+		if err := os.WriteFile(db, content, 0o600); err != nil {
 			return nil, err
 		}
 		self := exec.CommandContext(ctx, reexec.Self())
@@ -70,11 +73,11 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		self.WaitDelay = time.Second
 		out, err := limitedOutput(self)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", n.Path, err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		var list []*Package
 		if err := json.Unmarshal(out, &list); err != nil {
-			return nil, fmt.Errorf("%s: %w", n.Path, err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		return list, nil
 	}

@@ -292,9 +292,10 @@ func (s *scanner) keeper(e *Entry) (*bytes.Buffer, error) {
 		if !ok {
 			continue
 		}
-		if s.kept += e.Size; e.Size > maxKeepFile || s.kept > maxKeepLayer {
-			return nil, fmt.Errorf("it has %d bytes: too large to be analysed", e.Size)
+		if e.Size > maxKeepFile || s.kept+e.Size > maxKeepLayer {
+			return nil, nil // who needs it finds a file with a size and no content
 		}
+		s.kept += e.Size
 		return bytes.NewBuffer(make([]byte, 0, e.Size)), nil
 	}
 	return nil, nil
