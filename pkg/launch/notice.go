@@ -219,17 +219,24 @@ func (f *files) noticeLocale() {
 	}
 }
 
-// enclaveFiles are the names by which files of enclaves are known: of Gramine, of Intel's SDK, of Occlum
-// and SCONE.
-var enclaveFiles = []string{"*.manifest.sgx", "*.signed.so", "enclave_signed.so", "libsysdb.so", "libocclum-pal.so*", "libscone*.so*"}
+// The names by which files of enclaves are known: of Gramine, of Intel's SDK, of Occlum and SCONE.
+var (
+	enclaveNames    = []string{"libsysdb.so", "enclave_signed.so"}
+	enclavePrefixes = []string{"libocclum-pal.so", "libscone"}
+	enclaveSuffixes = []string{".manifest.sgx", ".signed.so"}
+)
 
 func (f *files) noticeEnclave() {
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		for _, pattern := range enclaveFiles {
-			if ok, _ := path.Match(pattern, n.Name()); ok && n.Type == rootfs.Regular {
-				f.spec.find(CodeContainsEnclave, Warning, n.Path, "the image has an enclave of its own, which cannot be started inside another one")
-				return fs.SkipAll
-			}
+		if n.Type != rootfs.Regular {
+			return nil
+		}
+		name := n.Name()
+		if slices.Contains(enclaveNames, name) ||
+			slices.ContainsFunc(enclavePrefixes, func(s string) bool { return strings.HasPrefix(name, s) }) ||
+			slices.ContainsFunc(enclaveSuffixes, func(s string) bool { return strings.HasSuffix(name, s) }) {
+			f.spec.find(CodeContainsEnclave, Warning, n.Path, "the image has an enclave of its own, which cannot be started inside another one")
+			return fs.SkipAll
 		}
 		return nil
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
+	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -36,13 +37,7 @@ type LoadOptions struct {
 	Image    image.Options
 	Insecure bool
 	// Cache keeps packed runtimes between runs; nil: they are not kept.
-	Cache Cache
-}
-
-// Cache keeps blobs by key.
-type Cache interface {
-	Get(key string) ([]byte, bool)
-	Put(key string, blob []byte) error
+	Cache cache.Store
 }
 
 // Source is a set of files to take a runtime from.
@@ -216,7 +211,7 @@ func (s *treeSource) Read(ctx context.Context, paths ...string) (map[string][]by
 		if origins[n.Layer] == nil {
 			origins[n.Layer] = map[string]bool{}
 		}
-		origins[n.Layer][n.Origin] = true
+		origins[n.Layer][n.Origin()] = true
 		nodes[p] = n
 	}
 	byLayer := make([]map[string][]byte, len(s.open))
@@ -236,7 +231,7 @@ func (s *treeSource) Read(ctx context.Context, paths ...string) (map[string][]by
 	}
 	contents := map[string][]byte{}
 	for p, n := range nodes {
-		content, ok := byLayer[n.Layer][n.Origin]
+		content, ok := byLayer[n.Layer][n.Origin()]
 		if !ok || sha256.Sum256(content) != n.SHA256 {
 			return nil, &fs.PathError{Op: "read", Path: p, Err: fs.ErrNotExist}
 		}

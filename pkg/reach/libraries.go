@@ -218,6 +218,9 @@ func (l *libraries) library(file string) []*rootfs.Node {
 
 // expand gives the directories of a RPATH or RUNPATH (ld.so(8), "Dynamic string tokens").
 func expand(list string, by *rootfs.Node) []string {
+	if list == "" {
+		return nil
+	}
 	var dirs []string
 	for _, lib := range []string{"lib64", "lib", "lib/x86_64-linux-gnu"} {
 		expanded := strings.NewReplacer("${ORIGIN}", path.Dir(by.Path), "$ORIGIN", path.Dir(by.Path),

@@ -116,14 +116,14 @@ var data = func() (r rules) {
 }()
 
 var (
-	neverRead    = compile(data.Never)
-	secrets      = compile(data.Secrets)
-	certificates = compile(data.Always["certificates"])
-	timezones    = compile(data.Always["timezones"])
-	otherZones   = compile(data.Except["timezones"])
-	names        = compile(data.Names)
-	authors      = compile(data.Administrators)
-	shared       = compile(data.Shared)
+	neverRead    = rootfs.CompilePatterns(data.Never)
+	secrets      = rootfs.CompilePatterns(data.Secrets)
+	certificates = rootfs.CompilePatterns(data.Always["certificates"])
+	timezones    = rootfs.CompilePatterns(data.Always["timezones"])
+	otherZones   = rootfs.CompilePatterns(data.Except["timezones"])
+	names        = rootfs.CompilePatterns(data.Names)
+	authors      = rootfs.CompilePatterns(data.Administrators)
+	shared       = rootfs.CompilePatterns(data.Shared)
 )
 
 // Finder works out what a program reaches, in two steps, because what kind of program it is, and so which
@@ -175,8 +175,8 @@ func (f *Finder) Commands(files []string) {
 
 // Files completes the set with everything else, and with the files of patterns.
 func (f *Finder) Files(read []string) (*Set, error) {
-	patterns := compile(read)
-	if err := patterns.check(); err != nil {
+	patterns := rootfs.CompilePatterns(read)
+	if err := patterns.Check(); err != nil {
 		return nil, err
 	}
 	f.unowned(patterns)
@@ -207,10 +207,10 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 
 // unowned adds what no package has brought: the image's author did. Programs among it have libraries.
 // Where the configuration has a link, that is how the author switched something on.
-func (f *Finder) unowned(read patterns) {
+func (f *Finder) unowned(read rootfs.Patterns) {
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !names.match(n.Path) && !neverRead.match(n.Path) {
-			if to, _, err := f.tree.Resolve(n.Path); err == nil && to.Type == rootfs.Regular && !certificates.match(to.Path) && !timezones.match(to.Path) && !secrets.match(to.Path) {
+		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !names.Match(n.Path) && !neverRead.Match(n.Path) {
+			if to, _, err := f.tree.Resolve(n.Path); err == nil && to.Type == rootfs.Regular && !certificates.Match(to.Path) && !timezones.Match(to.Path) && !secrets.Match(to.Path) {
 				f.add(to, Config)
 				f.roots[to.Path] = true
 			}
@@ -219,17 +219,17 @@ func (f *Finder) unowned(read patterns) {
 			return nil
 		}
 		switch {
-		case read.match(n.Path):
+		case read.Match(n.Path):
 			f.add(n, Profile)
-		case secrets.match(n.Path):
+		case secrets.Match(n.Path):
 			return nil
-		case certificates.match(n.Path):
+		case certificates.Match(n.Path):
 			f.add(n, Certificate)
-		case timezones.match(n.Path) && !otherZones.match(n.Path):
+		case timezones.Match(n.Path) && !otherZones.Match(n.Path):
 			f.add(n, TimeZone)
 		case f.locale(n.Path):
 			f.add(n, Locale)
-		case neverRead.match(n.Path), timezones.match(n.Path):
+		case neverRead.Match(n.Path), timezones.Match(n.Path):
 			return nil
 		case strings.HasPrefix(n.Path, "/etc/"):
 			f.add(n, Config)
@@ -253,10 +253,10 @@ func (f *Finder) author(p string) bool {
 
 // keepers gives the packages that have the innermost directory around a path for themselves.
 func (f *Finder) keepers(p string) []*packages.Package {
-	if authors.match(p) {
+	if authors.Match(p) {
 		return nil
 	}
-	for dir := path.Dir(p); dir != "/" && !shared.match(dir); dir = path.Dir(dir) {
+	for dir := path.Dir(p); dir != "/" && !shared.Match(dir); dir = path.Dir(dir) {
 		if owners := f.db.DirOwners(dir); len(owners) > 0 {
 			return owners
 		}
@@ -307,7 +307,7 @@ func (f *Finder) packages() {
 		}
 	}
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type != rootfs.Regular || neverRead.match(n.Path) || secrets.match(n.Path) || timezones.match(n.Path) {
+		if n.Type != rootfs.Regular || neverRead.Match(n.Path) || secrets.Match(n.Path) || timezones.Match(n.Path) {
 			return nil
 		}
 		if p := f.db.Owner(n.Path); p != nil {

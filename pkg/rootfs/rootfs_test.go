@@ -12,7 +12,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
+	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -363,4 +366,175 @@ func TestExtract(t *testing.T) {
 	assert.ErrorIs(t, err, rootfs.ErrDigest)
 	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b), map[string]bool{"/b": true}, 1)
 	assert.ErrorContains(t, err, "more than 1")
+}
+
+func TestIndexIsKept(t *testing.T) {
+	full := scan(t, File("plain", "p"), File("etc/passwd", "root\n"), File("keep/empty", ""), Dir("d"), Symlink("l", "plain"),
+		Hardlink("h", "plain"), Program("sh", "#!/bin/sh -e\ntrue\n"), Program("prog", ELF("/lib64/ld-linux-x86-64.so.2")),
+		Special("fifo", tar.TypeFifo), File("d/.wh.gone", ""), File("d/.wh..wh..opq", ""))
+	full.Entries[0].UID, full.Entries[0].GID = -1, 1<<31
+	for k := range full.Entries {
+		if f := full.Entries[k].ELF; f != nil {
+			f.SOName, f.RPath, f.RunPath, f.NeedsGLIBC, f.DefinesGLIBC = "a", "b", "c", "2.4", "2.36"
+			f.Needed, f.Imports, f.Go, f.Dynamic, f.MemSize = []string{"x", "y"}, []string{"flock"}, true, true, 1<<40
+		}
+	}
+	b, err := full.MarshalBinary()
+	require.NoError(t, err)
+	var back rootfs.Index
+	require.NoError(t, back.UnmarshalBinary(b))
+	assert.Equal(t, *full, back)
+
+	for n := range b {
+		assert.ErrorIs(t, new(rootfs.Index).UnmarshalBinary(b[:n]), rootfs.ErrIndex, "the first %d bytes", n)
+	}
+	assert.ErrorIs(t, new(rootfs.Index).UnmarshalBinary(append(bytes.Clone(b), 0)), rootfs.ErrIndex)
+}
+
+func FuzzIndex(f *testing.F) {
+	b, err := (&rootfs.Index{Digest: "sha256:0", Entries: []rootfs.Entry{
+		{Path: "/a", Size: 1, ELF: &rootfs.ELF{Needed: []string{"x"}}, Content: []byte("c"), Shebang: "/bin/sh"},
+		{Path: "/l", Type: rootfs.Symlink, Link: "a"}, {Path: "/a", Type: rootfs.Whiteout},
+	}}).MarshalBinary()
+	require.NoError(f, err)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var i rootfs.Index
+		if i.UnmarshalBinary(b) != nil {
+			return
+		}
+		for _, e := range i.Entries {
+			assert.True(t, path.IsAbs(e.Path) && path.Clean(e.Path) == e.Path)
+		}
+		_, _ = rootfs.Merge([]*rootfs.Index{&i, &i}) // an index of anybody's making does no harm
+	})
+}
+
+func TestIndexKey(t *testing.T) {
+	key := func(digest string, keep ...string) string { return rootfs.IndexKey(digest, rootfs.Options{Keep: keep}) }
+	assert.Equal(t, key("sha256:1", "/a", "/b"), key("sha256:1", "/b", "/a"))
+	for _, other := range []string{key("sha256:2", "/a", "/b"), key("sha256:1", "/a"), key("sha256:1", "/a/b"), key("sha256:1")} {
+		assert.NotEqual(t, key("sha256:1", "/a", "/b"), other)
+	}
+}
+
+// What inflates makes no difference; a program that fails, or writes something else, is not believed.
+func TestInflaters(t *testing.T) {
+	var entries []Entry
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range 300 {
+		content := make([]byte, 4096)
+		for k := range content {
+			content[k] = byte(rnd.Uint32())
+		}
+		entries = append(entries, File(fmt.Sprintf("f%d", i), string(content)))
+	}
+	plain := Tar(t, entries...)
+	member := func(b []byte) []byte {
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		_, err := w.Write(b)
+		require.NoError(t, err)
+		require.NoError(t, w.Close())
+		return z.Bytes()
+	}
+	one, two := member(plain), append(member(plain[:5000]), member(plain[5000:])...)
+	want, err := rootfs.Scan(context.Background(), bytes.NewReader(plain), digest(plain), rootfs.Options{})
+	require.NoError(t, err)
+
+	dir := t.TempDir()
+	script := func(name, text string) string {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text), 0o755))
+		return name
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("SECRET", "of the environment")
+	pass := map[string]string{"gzip": "exec gzip -dc", "slow": "sleep 0.1; exec gzip -dc"}
+	fail := map[string]string{
+		"exits": "gzip -dc; exit 3", "stops": "gzip -dc | head -c 102400", "dies": "kill -9 $$", "silent": "exit 0",
+		"leaks": `gzip -dc; test -z "$SECRET" && exit 1`,
+	}
+	for name, text := range pass {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, os.Rename(filepath.Join(dir, script(name, text)), filepath.Join(dir, "igzip")))
+			inflate, err := rootfs.FindInflater("auto")
+			require.NoError(t, err)
+			assert.False(t, inflate.InProcess())
+			for _, blob := range [][]byte{one, two} {
+				got, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: inflate})
+				require.NoError(t, err)
+				assert.Equal(t, want.Entries, got.Entries)
+			}
+		})
+	}
+	for name, text := range fail {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, os.Rename(filepath.Join(dir, script(name, text)), filepath.Join(dir, "igzip")))
+			inflate, err := rootfs.FindInflater("igzip")
+			require.NoError(t, err)
+			// Without the archive's end, so that it is read until the program's.
+			blob := member(plain[:len(plain)-1024])
+			_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: inflate})
+			if name == "stops" { // in the middle of a file, and said that all was well
+				assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
+			} else {
+				assert.ErrorIs(t, err, rootfs.ErrInflater)
+			}
+		})
+	}
+	t.Run("cancelled", func(t *testing.T) {
+		require.NoError(t, os.Rename(filepath.Join(dir, script("hangs", "sleep 100")), filepath.Join(dir, "igzip")))
+		inflate, err := rootfs.FindInflater("igzip")
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		start := time.Now()
+		_, err = rootfs.Scan(ctx, bytes.NewReader(one), digest(one), rootfs.Options{Inflate: inflate})
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.Less(t, time.Since(start), 5*time.Second)
+	})
+	_, err = rootfs.FindInflater("unzip")
+	assert.Error(t, err)
+}
+
+func TestPatterns(t *testing.T) {
+	p := rootfs.CompilePatterns([]string{"/a", "/dir/**", "/x/*.conf", "/y/**/z", "/usr/lib{,64}/l*", "**/any"})
+	require.NoError(t, p.Check())
+	for _, yes := range []string{"/a", "/dir/b", "/dir/b/c", "/x/a.conf", "/y/z", "/y/1/2/z", "/usr/lib/l1", "/usr/lib64/l1", "/p/q/any"} {
+		assert.True(t, p.Match(yes), yes)
+	}
+	for _, no := range []string{"/b", "/dire/b", "/x/y/a.conf", "/x/a.con", "/y/1/2/zz", "/usr/lib/k", "/anyone"} {
+		assert.False(t, p.Match(no), no)
+	}
+	assert.Error(t, rootfs.CompilePatterns([]string{"/a/[b"}).Check())
+}
+
+func BenchmarkScan(b *testing.B) {
+	var entries []Entry
+	for i := range 2000 {
+		entries = append(entries, File(fmt.Sprintf("usr/share/%d/%d", i/50, i), strings.Repeat(fmt.Sprint(i), 4096)))
+	}
+	blob := Tar(b, entries...)
+	b.SetBytes(int64(len(blob)))
+	for b.Loop() {
+		if _, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkMerge(b *testing.B) {
+	var layers []*rootfs.Index
+	for l := range 5 {
+		i := &rootfs.Index{}
+		for k := range 20_000 {
+			i.Entries = append(i.Entries, rootfs.Entry{Path: fmt.Sprintf("/usr/share/%d/%d", k/50, k+l*10_000)})
+		}
+		layers = append(layers, i)
+	}
+	for b.Loop() {
+		if _, err := rootfs.Merge(layers); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -32,32 +32,38 @@ var ErrDigest = errors.New("content does not match its digest")
 
 // Options choose what Scan keeps.
 type Options struct {
-	// Keep lists the files whose content goes into the Index: patterns as in path.Match, over the
-	// absolute path.
+	// Keep lists the files whose content goes into the Index, by patterns over the absolute path.
 	Keep []string
+	// Inflate says what inflates gzip.
+	Inflate Inflater
 }
 
 // Scan reads a layer from front to back: a tar stream, plain or compressed with gzip or zstd. The blob
 // must have the given digest ("sha256:…"), else the error is ErrDigest.
 func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
-	s := &scanner{ctx: ctx, keep: o.Keep, buf: make([]byte, 128<<10)}
+	s := &scanner{ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep), buf: make([]byte, 128<<10), sum: sha256.New()}
+	if err := s.keep.Check(); err != nil {
+		return nil, err
+	}
 	if err := checked(ctx, blob, digest, s.layer); err != nil {
 		return nil, err
 	}
 	return &Index{Digest: digest, Entries: s.entries}, nil
 }
 
-// checked reads a blob and then compares its digest. The error of reading is told only of a blob that
-// is the right one: after an error the digest tells a damaged transfer from a damaged image.
+// checked reads a blob, ahead of what is made of it, and then compares its digest. The error of reading
+// is told only of a blob that is the right one: after an error the digest tells a damaged transfer from a
+// damaged image.
 func checked(ctx context.Context, blob io.Reader, digest string, read func(io.Reader) error) error {
 	sum := sha256.New()
-	blob = &contextReader{ctx, io.TeeReader(blob, sum)}
-	err := read(blob)
+	ahead := readAhead(&contextReader{ctx, io.TeeReader(blob, sum)})
+	defer ahead.Close()
+	err := read(ahead)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	// Whatever follows the archive's end belongs to the digest as well.
-	if _, copyErr := io.CopyBuffer(onlyWriter{io.Discard}, blob, make([]byte, 128<<10)); copyErr != nil {
+	if _, copyErr := io.Copy(io.Discard, ahead); copyErr != nil {
 		return fmt.Errorf("layer %s: %w", digest, errors.Join(copyErr, err))
 	}
 	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != digest {
@@ -68,9 +74,6 @@ func checked(ctx context.Context, blob io.Reader, digest string, read func(io.Re
 	}
 	return nil
 }
-
-// onlyWriter hides io.Discard's ReaderFrom, which would not use our buffer.
-type onlyWriter struct{ io.Writer }
 
 type contextReader struct {
 	ctx context.Context
@@ -86,7 +89,8 @@ func (r *contextReader) Read(p []byte) (int, error) {
 
 type scanner struct {
 	ctx     context.Context
-	keep    []string
+	inflate Inflater
+	keep    Patterns
 	kept    int64
 	scripts int64
 	names   int64
@@ -97,8 +101,7 @@ type scanner struct {
 }
 
 func (s *scanner) layer(blob io.Reader) error {
-	s.sum = sha256.New()
-	return eachEntry(blob, func(e *Entry, content io.Reader) error {
+	return eachEntry(s.ctx, blob, s.inflate, func(e *Entry, content io.Reader) error {
 		if len(s.entries) == maxEntries {
 			return fmt.Errorf("more than %d entries", maxEntries)
 		}
@@ -116,8 +119,8 @@ func (s *scanner) layer(blob io.Reader) error {
 }
 
 // eachEntry visits the entries of a layer in their order, with the content of regular files.
-func eachEntry(blob io.Reader, visit func(e *Entry, content io.Reader) error) error {
-	r, err := decompress(blob)
+func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, visit func(e *Entry, content io.Reader) error) error {
+	r, err := inflate.decompress(ctx, blob)
 	if err != nil {
 		return err
 	}
@@ -126,6 +129,10 @@ func eachEntry(blob io.Reader, visit func(e *Entry, content io.Reader) error) er
 	for {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
+			if p, ok := r.(*program); ok && p.ended {
+				// Archives say where they end. One that does not may have lost a part unnoticed.
+				return fmt.Errorf("%w: the archive ends early", ErrInflater)
+			}
 			return nil
 		}
 		if err != nil {
@@ -226,10 +233,7 @@ func entryOf(h *tar.Header) (*Entry, error) {
 // file hashes a regular file and notes what it is.
 func (s *scanner) file(e *Entry, r io.Reader) error {
 	s.sum.Reset()
-	content, err := s.keeper(e)
-	if err != nil {
-		return err
-	}
+	content := s.keeper(e)
 	var program *elfCapture
 	for first, left := true, e.Size; left > 0; first = false {
 		if err := s.ctx.Err(); err != nil { // the holes of a sparse file are read from nowhere
@@ -282,23 +286,14 @@ func shellScript(e *Entry) bool {
 	return strings.HasSuffix(e.Path, ".sh")
 }
 
-// keeper gives a buffer for the file's content where it is to be kept.
-func (s *scanner) keeper(e *Entry) (*bytes.Buffer, error) {
-	for _, pattern := range s.keep {
-		ok, err := path.Match(pattern, e.Path)
-		if err != nil {
-			return nil, fmt.Errorf("pattern %q: %w", pattern, err)
-		}
-		if !ok {
-			continue
-		}
-		if e.Size > maxKeepFile || s.kept+e.Size > maxKeepLayer {
-			return nil, nil // who needs it finds a file with a size and no content
-		}
-		s.kept += e.Size
-		return bytes.NewBuffer(make([]byte, 0, e.Size)), nil
+// keeper gives a buffer for the file's content where it is to be kept. Who needs a file that is too large
+// finds one with a size and no content.
+func (s *scanner) keeper(e *Entry) *bytes.Buffer {
+	if e.Size > maxKeepFile || s.kept+e.Size > maxKeepLayer || !s.keep.Match(e.Path) {
+		return nil
 	}
-	return nil, nil
+	s.kept += e.Size
+	return bytes.NewBuffer(make([]byte, 0, e.Size))
 }
 
 func shebang(head []byte) string {
@@ -315,7 +310,7 @@ func shebang(head []byte) string {
 func Extract(ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64) (map[string][]byte, error) {
 	found := map[string][]byte{}
 	err := checked(ctx, blob, digest, func(blob io.Reader) error {
-		return eachEntry(blob, func(e *Entry, content io.Reader) (err error) {
+		return eachEntry(ctx, blob, Inflater{}, func(e *Entry, content io.Reader) (err error) {
 			if e.Type != Regular || !want[e.Path] {
 				return nil
 			}

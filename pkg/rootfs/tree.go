@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -15,44 +16,88 @@ const maxLinks = 40
 // ErrLoop says that a path goes through too many symbolic links.
 var ErrLoop = errors.New("too many levels of symbolic links")
 
-// Node is an entry of the merged tree.
+// Node is an entry of the merged tree. Trees hold millions of them, so what most of them have none of is
+// elsewhere: the Entry is the layer's, and must not be changed.
 type Node struct {
-	Entry
-	// Layer is the index of the layer that holds the entry's content, and Origin the path of the entry
-	// there: another one than the node's where the entry is a hard link.
-	Layer    int
-	Origin   string
-	name     string
-	children map[string]*Node
-	implicit bool // a directory that only its children's paths speak of
+	*Entry
+	// Layer is the index of the layer that holds the entry's content.
+	Layer int
+	// origin is the path of the content in that layer, where it is not the node's.
+	origin string
+	dir    *directory // nil for what is none
+}
+
+// directory is what directories have besides. Entries are found by a map while layers are merged, and
+// afterwards in a sorted list, which is smaller.
+type directory struct {
+	byName   map[string]*Node
+	sorted   []*Node
+	implicit bool // only its children's paths speak of it
 	opaque   bool // in a layer's own tree: hides what is below
 	gone     map[string]bool
 }
 
 // Name is the last component of the node's path.
-func (n *Node) Name() string { return n.name }
+func (n *Node) Name() string { return n.Path[strings.LastIndexByte(n.Path, '/')+1:] }
+
+// Origin is the path under which the node's content is in its layer: another one than the node's where
+// the entry is a hard link, or was packed through a symbolic link.
+func (n *Node) Origin() string {
+	if n.origin != "" {
+		return n.origin
+	}
+	return n.Path
+}
+
+// at gives an entry under another path.
+func (e *Entry) at(p string) *Entry {
+	if e.Path == p {
+		return e
+	}
+	moved := *e
+	moved.Path = p
+	return &moved
+}
 
 // Child gives a directory's entry of a name, nil if there is none.
-func (n *Node) Child(name string) *Node { return n.children[name] }
-
-// Children gives a directory's entries, sorted by name.
-func (n *Node) Children() []*Node {
-	list := make([]*Node, 0, len(n.children))
-	for _, c := range n.children {
-		list = append(list, c)
+func (n *Node) Child(name string) *Node {
+	if n.dir == nil {
+		return nil
 	}
-	slices.SortFunc(list, func(a, b *Node) int { return strings.Compare(a.name, b.name) })
-	return list
+	if n.dir.byName != nil {
+		return n.dir.byName[name]
+	}
+	i, ok := slices.BinarySearchFunc(n.dir.sorted, name, func(c *Node, name string) int { return strings.Compare(c.Name(), name) })
+	if !ok {
+		return nil
+	}
+	return n.dir.sorted[i]
+}
+
+// Children gives a directory's entries, sorted by name. The list must not be changed.
+func (n *Node) Children() []*Node {
+	if n.dir == nil {
+		return nil
+	}
+	return n.dir.sorted
+}
+
+// sort replaces the maps by lists, in and below a directory.
+func (n *Node) sort() {
+	n.dir.sorted = slices.SortedFunc(maps.Values(n.dir.byName), func(a, b *Node) int { return strings.Compare(a.Name(), b.Name()) })
+	n.dir.byName, n.dir.gone = nil, nil
+	for _, c := range n.dir.sorted {
+		if c.dir != nil {
+			c.sort()
+		}
+	}
 }
 
 // Tree is the filesystem that a container of the image would see.
 type Tree struct{ root *Node }
 
 func newDir(p string, layer int) *Node {
-	return &Node{
-		Entry: Entry{Path: p, Type: Dir, Mode: 0o755}, Layer: layer, name: path.Base(p),
-		children: map[string]*Node{}, implicit: true,
-	}
+	return &Node{Entry: &Entry{Path: p, Type: Dir, Mode: 0o755}, Layer: layer, dir: &directory{byName: map[string]*Node{}, implicit: true}}
 }
 
 // Merge lays layers over each other, the first being the lowest. A layer is unpacked by itself and then
@@ -69,6 +114,7 @@ func Merge(layers []*Index) (*Tree, error) {
 		}
 		overlay(t.root, b.own.root)
 	}
+	t.root.sort()
 	return t, nil
 }
 
@@ -80,43 +126,45 @@ type layerBuilder struct {
 
 func (b *layerBuilder) add(e *Entry) error {
 	if e.Path == "/" {
-		if e.Type == Dir {
-			b.own.root.Mode, b.own.root.UID, b.own.root.GID = e.Mode, e.UID, e.GID
-		}
-		if e.Type == Opaque {
-			b.own.root.opaque = true
+		switch e.Type {
+		case Dir:
+			b.own.root.Entry, b.own.root.dir.implicit = e, false
+		case Opaque:
+			b.own.root.dir.opaque = true
 		}
 		return nil
 	}
 	if e.Type == Opaque {
-		dir, err := b.dir(e.Path)
+		n, err := b.dir(e.Path)
 		if err != nil {
 			return err
 		}
-		dir.opaque = true
+		n.dir.opaque = true
 		return nil
 	}
-	dir, err := b.dir(path.Dir(e.Path))
+	parent, err := b.dir(path.Dir(e.Path))
 	if err != nil {
 		return err
 	}
 	name := path.Base(e.Path)
 	if e.Type == Whiteout {
-		if dir.gone == nil {
-			dir.gone = map[string]bool{}
+		if parent.dir.gone == nil {
+			parent.dir.gone = map[string]bool{}
 		}
-		dir.gone[name] = true
+		parent.dir.gone[name] = true
 		return nil
 	}
-	n := &Node{Entry: *e, Layer: b.layer, Origin: e.Path, name: name}
-	n.Path = path.Join(dir.Path, name)
+	n := &Node{Entry: e, Layer: b.layer}
+	if parent.Path != path.Dir(e.Path) { // through a symbolic link
+		n.Entry, n.origin = e.at(path.Join(parent.Path, name)), e.Path
+	}
 	switch e.Type {
 	case Dir:
-		if old := dir.children[name]; old != nil && old.Type == Dir {
-			old.Mode, old.UID, old.GID, old.implicit = e.Mode, e.UID, e.GID, false
+		if old := parent.dir.byName[name]; old != nil && old.Type == Dir {
+			old.Entry, old.dir.implicit = n.Entry, false
 			return nil
 		}
-		n.children = map[string]*Node{}
+		n.dir = &directory{byName: map[string]*Node{}}
 	case Hardlink:
 		target, _, err := b.own.ResolveParent(e.Link)
 		if err != nil {
@@ -128,39 +176,34 @@ func (b *layerBuilder) add(e *Entry) error {
 		if target.Type == Dir {
 			return fmt.Errorf("%q is a hard link to the directory %q", e.Path, e.Link)
 		}
-		p := n.Path
-		n.Entry = target.Entry
-		n.Path = p
-		n.Layer, n.Origin = target.Layer, target.Origin
+		n.Entry, n.Layer, n.origin = target.at(n.Path), target.Layer, target.Origin()
 	}
-	dir.children[name] = n
+	parent.dir.byName[name] = n
 	return nil
 }
 
 // dir finds a directory in the layer's own tree, making what is missing and following symbolic links of
 // the same layer.
 func (b *layerBuilder) dir(p string) (*Node, error) {
-	n, todo := b.own.root, split(p)
-	for links := 0; len(todo) > 0; {
-		name := todo[0]
-		todo = todo[1:]
+	n, links := b.own.root, 0
+	for name, todo := component(p); name != ""; name, todo = component(todo) {
 		if name == ".." {
 			n = b.own.Lookup(path.Dir(n.Path))
 			continue
 		}
-		c := n.children[name]
+		c := n.dir.byName[name]
 		switch {
 		case c == nil:
 			if len(n.Path)+len(name) > maxPath { // links to links could make it longer and longer
 				return nil, fmt.Errorf("%q leads to a path of more than %d bytes", p, maxPath)
 			}
 			c = newDir(path.Join(n.Path, name), b.layer)
-			n.children[name] = c
+			n.dir.byName[name] = c
 		case c.Type == Symlink:
 			if links++; links > maxLinks {
 				return nil, fmt.Errorf("%q: %w", p, ErrLoop)
 			}
-			todo = append(split(c.Link), todo...)
+			todo = c.Link + "/" + todo
 			if path.IsAbs(c.Link) {
 				n = b.own.root
 			}
@@ -175,28 +218,34 @@ func (b *layerBuilder) dir(p string) (*Node, error) {
 
 // overlay moves a layer's own tree over the lower one.
 func overlay(lower, upper *Node) {
-	if !upper.implicit {
-		lower.Entry, lower.Layer, lower.Origin = upper.Entry, upper.Layer, upper.Origin
+	if !upper.dir.implicit {
+		lower.Entry, lower.Layer, lower.origin = upper.Entry, upper.Layer, upper.origin
 	}
-	if upper.opaque {
-		clear(lower.children)
+	if upper.dir.opaque {
+		clear(lower.dir.byName)
 	}
-	for name := range upper.gone {
-		delete(lower.children, name)
+	for name := range upper.dir.gone {
+		delete(lower.dir.byName, name)
 	}
-	for name, c := range upper.children {
-		if old := lower.children[name]; old != nil && old.Type == Dir && c.Type == Dir {
+	for name, c := range upper.dir.byName {
+		if old := lower.dir.byName[name]; old != nil && old.Type == Dir && c.Type == Dir {
 			overlay(old, c)
 			continue
 		}
-		c.opaque, c.gone = false, nil
-		lower.children[name] = c
+		lower.dir.byName[name] = c
 	}
 }
 
-// split gives the components of a path, without "." and empty ones.
-func split(p string) []string {
-	return slices.DeleteFunc(strings.Split(p, "/"), func(s string) bool { return s == "" || s == "." })
+// component splits a path after its first component, without "." and empty ones; the name is empty where
+// there is none.
+func component(p string) (name, rest string) {
+	for p != "" {
+		name, p, _ = strings.Cut(p, "/")
+		if name != "" && name != "." {
+			return name, p
+		}
+	}
+	return "", ""
 }
 
 // Root is the directory "/".
@@ -205,8 +254,8 @@ func (t *Tree) Root() *Node { return t.root }
 // Lookup finds the node of an absolute, clean path without following symbolic links; nil if none.
 func (t *Tree) Lookup(p string) *Node {
 	n := t.root
-	for _, name := range split(p) {
-		if n = n.children[name]; n == nil {
+	for name, rest := component(p); name != ""; name, rest = component(rest) {
+		if n = n.Child(name); n == nil {
 			return nil
 		}
 	}
@@ -226,10 +275,9 @@ func (t *Tree) ResolveParent(p string) (n *Node, real string, err error) {
 }
 
 func (t *Tree) resolve(p string, last bool) (*Node, string, error) {
-	stack, todo := []*Node{t.root}, split(p)
-	for links := 0; len(todo) > 0; {
-		name := todo[0]
-		todo = todo[1:]
+	var few [16]*Node
+	stack, links := append(few[:0], t.root), 0
+	for name, todo := component(p); name != ""; name, todo = component(todo) {
 		if name == ".." {
 			stack = stack[:max(1, len(stack)-1)]
 			continue
@@ -238,19 +286,21 @@ func (t *Tree) resolve(p string, last bool) (*Node, string, error) {
 		if dir.Type != Dir {
 			return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: fmt.Errorf("%q is not a directory: %w", dir.Path, fs.ErrNotExist)}
 		}
-		c := dir.children[name]
+		c := dir.Child(name)
 		if c == nil {
-			return nil, path.Join(append([]string{dir.Path, name}, todo...)...), &fs.PathError{Op: "resolve", Path: p, Err: fs.ErrNotExist}
+			return nil, path.Join(dir.Path, name, todo), &fs.PathError{Op: "resolve", Path: p, Err: fs.ErrNotExist}
 		}
-		if c.Type == Symlink && (last || len(todo) > 0) {
-			if links++; links > maxLinks {
-				return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: ErrLoop}
+		if c.Type == Symlink {
+			if next, _ := component(todo); last || next != "" {
+				if links++; links > maxLinks {
+					return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: ErrLoop}
+				}
+				todo = c.Link + "/" + todo
+				if path.IsAbs(c.Link) {
+					stack = stack[:1]
+				}
+				continue
 			}
-			todo = append(split(c.Link), todo...)
-			if path.IsAbs(c.Link) {
-				stack = stack[:1]
-			}
-			continue
 		}
 		stack = append(stack, c)
 	}
