@@ -18,6 +18,7 @@ import (
 func newAnalyze() *cobra.Command {
 	var (
 		registry registryFlags
+		layers   layerFlags
 		library  runtimeFlags
 		start    launchFlags
 		gate     gate
@@ -43,6 +44,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings not to fail on (repeatable)")
 	library.add(f)
 	start.add(f)
+	layers.add(f)
 	registry.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		source, err := image.ParseReference(args[0], registry.insecure)
@@ -52,7 +54,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		if err := gate.check(); err != nil {
 			return err
 		}
-		o, err := conversion(source, registry, library, start)
+		o, err := conversion(source, registry, layers, library, start)
 		if err != nil {
 			return err
 		}

@@ -43,6 +43,7 @@ const convertExamples = `  # From registry to registry
 func newConvert() *cobra.Command {
 	var (
 		registry                        registryFlags
+		layers                          layerFlags
 		library                         runtimeFlags
 		start                           launchFlags
 		to, suffix, repo, key, jsonFile string
@@ -67,6 +68,7 @@ func newConvert() *cobra.Command {
 	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings to go on in spite of (repeatable)")
 	library.add(f)
 	start.add(f)
+	layers.add(f)
 	registry.add(f)
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -87,7 +89,7 @@ func newConvert() *cobra.Command {
 		if err := gate.check(); err != nil {
 			return err
 		}
-		o, err := conversion(source, registry, library, start)
+		o, err := conversion(source, registry, layers, library, start)
 		if err != nil {
 			return err
 		}
@@ -103,14 +105,16 @@ func newConvert() *cobra.Command {
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		r, err := run(cmd.Context(), o, signer, target, func(findings []launch.Finding) error {
+		o.Target = &target
+		o.Accept = func(findings []launch.Finding) error {
 			err := gate.pass(findings)
 			if err != nil {
 				progress.finish()
 				reportFindings(cmd.ErrOrStderr(), findings)
 			}
 			return err
-		})
+		}
+		r, err := run(cmd.Context(), o, signer)
 		progress.finish()
 		if err != nil {
 			return err
@@ -171,15 +175,12 @@ func (g gate) pass(findings []launch.Finding) error {
 // errFindings says that a conversion stopped because of what was found.
 var errFindings = errors.New("nothing was stored because of what was found")
 
-func run(ctx context.Context, o convert.Options, signer sgx.Signer, target image.Reference, pass func([]launch.Finding) error) (*convert.Result, error) {
+func run(ctx context.Context, o convert.Options, signer sgx.Signer) (*convert.Result, error) {
 	p, err := convert.Prepare(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
-	if err := pass(p.Findings()); err != nil {
-		return nil, err
-	}
 	for _, f := range p.Findings() {
 		if f.Severity == launch.Info { // warnings are in the report
 			logrus.Debugf("[%s] %s %s", f.Code, f.Path, f.Message)
@@ -189,7 +190,7 @@ func run(ctx context.Context, o convert.Options, signer sgx.Signer, target image
 	if err != nil {
 		return nil, err
 	}
-	return convert.Finish(ctx, p, public, signature, target)
+	return convert.Finish(ctx, p, public, signature, *o.Target)
 }
 
 func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, insecure bool) (image.Reference, error) {

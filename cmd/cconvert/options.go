@@ -11,7 +11,6 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
-	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
@@ -48,11 +47,12 @@ func (r *runtimeFlags) add(f *pflag.FlagSet) {
 }
 
 // choose gives the backend and where its runtime comes from, kept to the lock file where there is one.
-func (r *runtimeFlags) choose(reg registryFlags) (libos.Backend, libos.LoadOptions, error) {
+func (r *runtimeFlags) choose(reg registryFlags, kept cacheFlags) (libos.Backend, libos.LoadOptions, error) {
 	kind, source, _ := strings.Cut(r.runtime, "=")
 	o := libos.LoadOptions{Source: source, Libs: r.libs, Image: reg.options(), Insecure: reg.insecure}
-	if d, ok := cache.Default(); ok {
-		o.Cache = d
+	var err error
+	if o.Cache, err = kept.store(); err != nil {
+		return nil, o, err
 	}
 	switch kind {
 	case "sim":
@@ -178,8 +178,11 @@ func (l *launchFlags) options() (launch.Options, error) {
 }
 
 // conversion gathers what the flags say of a conversion, but for its key and target.
-func conversion(source image.Reference, reg registryFlags, lib runtimeFlags, start launchFlags) (o convert.Options, err error) {
+func conversion(source image.Reference, reg registryFlags, layers layerFlags, lib runtimeFlags, start launchFlags) (o convert.Options, err error) {
 	o = convert.Options{Source: source, Image: reg.options(), Jobs: reg.jobs}
+	if err := layers.choose(&o); err != nil {
+		return o, err
+	}
 	if o.Launch, err = start.options(); err != nil {
 		return o, err
 	}
@@ -189,7 +192,8 @@ func conversion(source image.Reference, reg registryFlags, lib runtimeFlags, sta
 	if o.Date, err = parseDate(start.date); err != nil {
 		return o, err
 	}
-	o.Backend, o.Runtime, err = lib.choose(reg)
+	o.Backend, o.Runtime, err = lib.choose(reg, layers.cache)
+	o.Cache = o.Runtime.Cache
 	return o, err
 }
 

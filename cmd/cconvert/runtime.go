@@ -27,6 +27,7 @@ func newRuntime() *cobra.Command {
 func newRuntimeLock() *cobra.Command {
 	var registry registryFlags
 	var library runtimeFlags
+	var kept cacheFlags
 	cmd := &cobra.Command{
 		Use:   "lock",
 		Short: "Pin the runtime, so that measurements stay the same",
@@ -38,7 +39,7 @@ measurement is another one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := library.lock
 			library.lock = "" // what is pinned now does not count
-			backend, o, err := library.choose(registry)
+			backend, o, err := library.choose(registry, kept)
 			if err != nil {
 				return err
 			}
@@ -59,6 +60,7 @@ measurement is another one.`,
 	}
 	registry.add(cmd.Flags())
 	library.add(cmd.Flags())
+	kept.add(cmd.Flags())
 	return cmd
 }
 
@@ -72,6 +74,7 @@ func pinned(b *libos.Bundle) string {
 func newRuntimeInspect() *cobra.Command {
 	var registry registryFlags
 	var library runtimeFlags
+	var kept cacheFlags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:     "inspect",
@@ -79,7 +82,7 @@ func newRuntimeInspect() *cobra.Command {
 		Example: `  cconvert runtime inspect --runtime gramine=dir:/usr`,
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			backend, o, err := library.choose(registry)
+			backend, o, err := library.choose(registry, kept)
 			if err != nil {
 				return err
 			}
@@ -104,13 +107,14 @@ func newRuntimeInspect() *cobra.Command {
 				fmt.Fprintf(t, "%s\t%s\n", l[0], l[1])
 			}
 			for _, p := range paths {
-				fmt.Fprintf(t, "%s\t%s\n", humanize.Bytes(uint64(len(b.Files[p]))), p)
+				fmt.Fprintf(t, "%s\t%s\n", humanize.Bytes(uint64(len(b.Files[p].Content))), p)
 			}
 			return t.Flush()
 		},
 	}
 	registry.add(cmd.Flags())
 	library.add(cmd.Flags())
+	kept.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -259,7 +259,9 @@ func TestInterrupt(t *testing.T) {
 		"reading": func(r *http.Request) bool {
 			return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/")
 		},
-		"writing":          func(r *http.Request) bool { return r.Method == http.MethodPatch },
+		"writing": func(r *http.Request) bool {
+			return r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/blobs/")
+		},
 		"writing oci":      copying,
 		"writing archives": copying,
 	} {
@@ -290,7 +292,12 @@ func TestInterrupt(t *testing.T) {
 			cmd := exec.Command(program, reg.Host+"/app:1", "--runtime", "sim", "--key", key, "--to", to)
 			cmd.Env = append(os.Environ(), "TMPDIR="+dir, "XDG_CACHE_HOME="+dir+"/cache")
 			require.NoError(t, cmd.Start())
-			<-reached
+			select {
+			case <-reached:
+			case <-time.After(time.Minute):
+				_ = cmd.Process.Kill()
+				t.Fatal("what should hang was not reached")
+			}
 			start := time.Now()
 			require.NoError(t, cmd.Process.Signal(os.Interrupt))
 			_ = cmd.Wait()

@@ -55,11 +55,12 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}
-	in, err := read(ctx, o, false)
+	in, err := read(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer in.source.Close()
+	defer in.runtime() //nolint:errcheck // it ends before this function does
 	source, tree := in.source, in.tree
 	files := 0
 	_ = tree.Walk(func(n *rootfs.Node) error {
@@ -88,10 +89,10 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		}
 		a.Policies[policy] = c
 	}
-	if in.unread != nil {
-		a.RuntimeError = in.unread.Error()
+	if bundle, err := in.runtime(); err != nil {
+		a.RuntimeError = err.Error()
 	} else {
-		sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: in.bundle, Overlay: o.Overlay, Tree: tree})
+		sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}

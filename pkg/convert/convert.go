@@ -10,8 +10,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
-
-	"golang.org/x/sync/errgroup"
+	"sync"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
@@ -30,18 +29,26 @@ type Prepared struct {
 	sealed *libos.Sealed
 	recipe []byte
 	spec   *launch.Spec
-	watch  *stopwatch
-	opts   Options
+	// trusted are the manifest's files. The lists of them, which can be very long, are not kept.
+	trusted []FileRun
+	upload  *image.Upload // begun, if the target is known
+	watch   *stopwatch
+	opts    Options
 }
 
 // ToBeSigned gives the 256 bytes that the signature covers.
 func (p *Prepared) ToBeSigned() []byte { return p.sealed.SigStruct.ToBeSigned() }
 
-// Findings are what the user should know of the image, before anything is stored.
+// Findings are what the user should know of the image.
 func (p *Prepared) Findings() []launch.Finding { return p.sealed.Findings }
 
-// Close lets go of the source.
-func (p *Prepared) Close() error { return p.source.Close() }
+// Close lets go of the source, and of an upload that was not finished.
+func (p *Prepared) Close() error {
+	if p.upload != nil {
+		p.upload.Close()
+	}
+	return p.source.Close()
+}
 
 // Prepare reads the image and the runtime, works out how the program starts and measures the enclave.
 func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
@@ -49,39 +56,52 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		o.Observer = nobody{}
 	}
 	p := &Prepared{opts: o, watch: startWatch()}
-	in, err := read(ctx, o, true)
+	in, err := read(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	p.source, p.bundle = in.source, in.bundle
-	tree := in.tree
+	p.source = in.source
 	defer func() {
 		if err != nil {
-			p.source.Close()
+			p.Close()
 		}
 	}()
 	p.watch.lap("scan")
 
-	if tree.Lookup(libos.ManifestPath) != nil {
+	if in.tree.Lookup(libos.ManifestPath) != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, ErrConverted)
 	}
-	if p.spec, err = launch.Build(ctx, tree, p.source.Config, o.Launch); err != nil {
+	if p.spec, err = launch.Build(ctx, in.tree, p.source.Config, o.Launch); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
 	date, err := p.date()
 	if err != nil {
 		return nil, err
 	}
-	p.sealed, err = o.Backend.Seal(libos.Input{Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: tree, Date: date})
+	if p.bundle, err = in.runtime(); err != nil {
+		return nil, err
+	}
+	p.sealed, err = o.Backend.Seal(libos.Input{Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: in.tree, Date: date})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
+	p.trusted = fileRuns(p.sealed.Trusted)
+	p.sealed.Trusted, p.spec.Trusted = nil, nil
 	if !p.bundle.Pinned {
 		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
 			"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
 	}
 	if p.recipe, err = p.writeRecipe(date); err != nil {
 		return nil, err
+	}
+	if o.Accept != nil {
+		if err := o.Accept(p.sealed.Findings); err != nil {
+			return nil, err
+		}
+	}
+	if o.Target != nil {
+		p.upload = image.NewUpload(ctx, *o.Target, o.Image)
+		p.upload.Begin(p.source, p.bundle.Layer)
 	}
 	p.watch.lap("launch")
 
@@ -113,7 +133,11 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 		return nil, fmt.Errorf("putting the image together: %w", err)
 	}
 	p.opts.Observer.Stage("writing " + to.String())
-	if err := image.Write(ctx, to, out, p.opts.Image); err != nil {
+	if p.upload == nil || !p.opts.Target.Same(to) {
+		p.upload = image.NewUpload(ctx, to, p.opts.Image)
+		defer p.upload.Close()
+	}
+	if err := p.upload.Write(out); err != nil {
 		return nil, err
 	}
 	p.watch.lap("write")
@@ -140,68 +164,39 @@ func Sign(ctx context.Context, p *Prepared, s sgx.Signer) (*rsa.PublicKey, []byt
 type inputs struct {
 	source *image.Image
 	tree   *rootfs.Tree
-	bundle *libos.Bundle
-	// unread says why there is no bundle.
-	unread error
+	// runtime waits for the library OS, which is needed last.
+	runtime func() (*libos.Bundle, error)
 }
 
-// read fetches the image's layers and the runtime. Without a runtime it fails only if there must be one.
-func read(ctx context.Context, o Options, mustRun bool) (*inputs, error) {
+// read finds the image and reads its layers. Meanwhile the runtime is loaded.
+func read(ctx context.Context, o Options) (*inputs, error) {
+	loading, stop := context.WithCancel(ctx)
+	in := &inputs{}
+	type loaded struct {
+		bundle *libos.Bundle
+		err    error
+	}
+	result := make(chan loaded, 1)
+	go func() {
+		b, err := o.Backend.Load(loading, o.Runtime)
+		result <- loaded{b, err}
+	}()
+	in.runtime = sync.OnceValues(func() (*libos.Bundle, error) {
+		defer stop()
+		l := <-result
+		return l.bundle, l.err
+	})
+	var err error
 	o.Observer.Stage("opening " + o.Source.String())
-	source, err := image.Open(ctx, o.Source, o.Image)
-	if err != nil {
+	if in.source, err = image.Open(ctx, o.Source, o.Image); err != nil {
+		stop()
 		return nil, err
 	}
-	in := &inputs{source: source}
 	o.Observer.Stage("reading the layers and the runtime")
-	both, bothCtx := errgroup.WithContext(ctx)
-	both.Go(func() (err error) {
-		if in.tree, err = scan(bothCtx, source, o); err != nil {
-			return fmt.Errorf("%s: %w", o.Source, err)
-		}
-		return nil
-	})
-	both.Go(func() error {
-		in.bundle, in.unread = o.Backend.Load(bothCtx, o.Runtime)
-		if mustRun {
-			return in.unread
-		}
-		return nil
-	})
-	if err := both.Wait(); err != nil {
-		source.Close()
-		return nil, err
+	if in.tree, err = mergeLayers(ctx, in.source, o); err != nil {
+		stop()
+		in.source.Close()
+		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
 	return in, nil
-}
-
-// scan reads the layers side by side.
-func scan(ctx context.Context, img *image.Image, o Options) (*rootfs.Tree, error) {
-	indexes := make([]*rootfs.Index, len(img.Layers))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(o.jobs())
-	first := map[string]int{}
-	for i, l := range img.Layers {
-		if _, again := first[l.Digest]; again {
-			continue // builders repeat layers, such as the empty one
-		}
-		first[l.Digest] = i
-		g.Go(func() error {
-			r, err := l.Open(ctx)
-			if err != nil {
-				return fmt.Errorf("fetching the layer %s: %w", l.Digest, err)
-			}
-			r = o.Observer.Layer(l.Digest, l.Size, r)
-			defer r.Close()
-			indexes[i], err = rootfs.Scan(ctx, r, l.Digest, rootfs.Options{Keep: launch.Keep})
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	for i, l := range img.Layers {
-		indexes[i] = indexes[first[l.Digest]]
-	}
-	return rootfs.Merge(indexes)
 }

@@ -5,10 +5,12 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -26,10 +28,20 @@ type Options struct {
 	OverlayText string
 	// Date is what the SIGSTRUCT says of the day; nil: that of the source image's creation.
 	Date *sgx.Date
+	// Target is where the result will go, if that is known: what does not depend on the signature is sent
+	// while the enclave is measured.
+	Target *image.Reference
+	// Accept is asked, before anything is measured or stored, whether to go on in spite of what was found;
+	// nil: always.
+	Accept func([]launch.Finding) error
 	// Image says how images are fetched and stored.
 	Image image.Options
 	// Jobs is how many layers are read at a time; 0: as many as there are processors.
 	Jobs int
+	// Cache keeps what is known of layers between runs; nil: nothing is kept.
+	Cache cache.Store
+	// Inflate says what inflates gzip.
+	Inflate rootfs.Inflater
 	// Observer is told how the conversion gets on; nil: nobody.
 	Observer Observer
 }

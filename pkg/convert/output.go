@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -124,7 +125,7 @@ func (p *Prepared) date() (sgx.Date, error) {
 }
 
 func (p *Prepared) enclaveLayer() (image.NewLayer, error) {
-	reasons, err := json.Marshal(fileRuns(p.sealed.Trusted))
+	reasons, err := json.Marshal(p.trusted)
 	if err != nil {
 		return image.NewLayer{}, err
 	}
@@ -132,11 +133,11 @@ func (p *Prepared) enclaveLayer() (image.NewLayer, error) {
 		libos.File{Path: libos.SigPath, Mode: 0o644, Content: p.sealed.SigStruct.Bytes()},
 		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
 		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: p.recipe})
-	archive, err := libos.Pack(files)
+	layer, err := image.CompressLayer(gzip.DefaultCompression, func(w io.Writer) error { return libos.Pack(w, files) })
 	if err != nil {
 		return image.NewLayer{}, fmt.Errorf("packing the enclave: %w", err)
 	}
-	return image.CompressLayer(archive, gzip.DefaultCompression)
+	return layer, nil
 }
 
 // FileRun says why so many of the trusted files, one after the other in the manifest, are listed.
@@ -266,6 +267,10 @@ func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 
 func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Result {
 	s, e := p.sealed.SigStruct, p.sealed.Enclave
+	trusted := 0
+	for _, run := range p.trusted {
+		trusted += run.Count
+	}
 	r := &Result{
 		Source:  p.source.Ref.String(),
 		Output:  Output{AddedBytes: added},
@@ -273,8 +278,8 @@ func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Res
 
 		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
 		EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
-		TrustedFiles: len(p.sealed.Trusted), Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
-		StartSeconds: launch.StartSeconds(len(p.sealed.Trusted)), ManifestSize: len(p.sealed.Manifest),
+		TrustedFiles: trusted, Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
+		StartSeconds: launch.StartSeconds(trusted), ManifestSize: len(p.sealed.Manifest),
 		Warnings: []launch.Finding{}, Timings: p.watch.steps,
 	}
 	if p.bundle.SourceDigest != "" {

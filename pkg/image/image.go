@@ -55,6 +55,7 @@ type Image struct {
 	Config []byte
 	Layers []*Layer
 
+	session   *registrySession       // in a registry: how it was reached
 	manifest  func() ([]byte, error) // as stored, or made for an image that has none
 	mediaType types.MediaType
 	close     func() error
@@ -110,22 +111,10 @@ func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 }
 
 // Write stores an image.
-func Write(ctx context.Context, ref Reference, img *Output, o Options) error {
-	var err error
-	switch ref.Transport {
-	case Registry:
-		err = writeRegistry(ctx, ref, img, o)
-	case OCILayout:
-		err = writeLayout(ctx, ref, img)
-	case DockerArchive:
-		err = writeArchive(ctx, ref, img)
-	case DockerDaemon:
-		err = writeDaemon(ctx, ref, img)
-	}
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", ref, err)
-	}
-	return nil
+func Write(ctx context.Context, to Reference, img *Output, o Options) error {
+	u := NewUpload(ctx, to, o)
+	defer u.Close()
+	return u.Write(img)
 }
 
 // choose picks the manifest for linux/amd64 from an index.

@@ -2,6 +2,8 @@ package image
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,20 +23,21 @@ type NewLayer struct {
 	DiffID string // of the archive
 }
 
-// CompressLayer compresses a tar archive, the same every time.
-func CompressLayer(archive []byte, level int) (NewLayer, error) {
+// CompressLayer compresses the tar archive that a function writes, the same every time.
+func CompressLayer(level int, write func(io.Writer) error) (NewLayer, error) {
 	var b bytes.Buffer
 	z, err := gzip.NewWriterLevel(&b, level)
 	if err != nil {
 		return NewLayer{}, err
 	}
-	if _, err := z.Write(archive); err != nil {
+	diffID := sha256.New()
+	if err := write(io.MultiWriter(z, diffID)); err != nil {
 		return NewLayer{}, err
 	}
 	if err := z.Close(); err != nil {
 		return NewLayer{}, err
 	}
-	return NewLayer{b.Bytes(), digestOf(b.Bytes()), digestOf(archive)}, nil
+	return NewLayer{b.Bytes(), digestOf(b.Bytes()), "sha256:" + hex.EncodeToString(diffID.Sum(nil))}, nil
 }
 
 // Output is an image that is complete but not stored. It is a v1.Image of go-containerregistry.
@@ -45,6 +48,7 @@ type Output struct {
 	ImageID string
 
 	source    Reference
+	session   *registrySession
 	manifest  []byte
 	config    []byte
 	mediaType types.MediaType
@@ -74,33 +78,33 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
 		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
 	}
-	layerType, configType := types.OCILayer, types.OCIConfigJSON
+	configType := types.OCIConfigJSON
 	if img.mediaType == types.DockerManifestSchema2 {
-		layerType, configType = types.DockerLayer, types.DockerConfigJSON
+		configType = types.DockerConfigJSON
 	}
 	if len(rootfs.DiffIDs) != len(img.Layers) {
 		return nil, fmt.Errorf("the configuration lists %d layers, %d were read", len(rootfs.DiffIDs), len(img.Layers))
 	}
-	out := &Output{source: img.Ref, mediaType: img.mediaType}
+	out := &Output{source: img.Ref, session: img.session, mediaType: img.mediaType}
 	for _, l := range img.Layers {
 		out.layers = append(out.layers, l.push)
 	}
-	for _, l := range add {
-		digest, err := v1.NewHash(l.Digest)
-		if err != nil {
-			return nil, err
-		}
-		diffID, err := v1.NewHash(l.DiffID)
+	added, descriptors, err := newLayers(img.mediaType, add)
+	if err != nil {
+		return nil, err
+	}
+	for i, d := range descriptors {
+		diffID, err := added[i].DiffID()
 		if err != nil {
 			return nil, err
 		}
 		rootfs.DiffIDs = append(rootfs.DiffIDs, diffID)
-		d, err := json.Marshal(v1.Descriptor{MediaType: layerType, Size: int64(len(l.Blob)), Digest: digest})
+		raw, err := json.Marshal(d)
 		if err != nil {
 			return nil, err
 		}
-		layers = append(layers, d)
-		out.layers = append(out.layers, &memoryLayer{static.NewLayer(l.Blob, layerType), diffID})
+		layers = append(layers, raw)
+		out.layers = append(out.layers, added[i])
 	}
 	if config["rootfs"], err = json.Marshal(rootfs); err != nil {
 		return nil, err
@@ -128,13 +132,39 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	return out, nil
 }
 
-// memoryLayer is a compressed layer in memory whose DiffID is known.
-type memoryLayer struct {
-	v1.Layer
-	diffID v1.Hash
+// newLayers gives new layers of an image, with the media type that suits the manifest's.
+func newLayers(manifest types.MediaType, add []NewLayer) ([]v1.Layer, []v1.Descriptor, error) {
+	mt := types.OCILayer
+	if manifest == types.DockerManifestSchema2 {
+		mt = types.DockerLayer
+	}
+	var layers []v1.Layer
+	var descriptors []v1.Descriptor
+	for _, l := range add {
+		digest, err := v1.NewHash(l.Digest)
+		if err != nil {
+			return nil, nil, err
+		}
+		diffID, err := v1.NewHash(l.DiffID)
+		if err != nil {
+			return nil, nil, err
+		}
+		layers = append(layers, &memoryLayer{static.NewLayer(l.Blob, mt), digest, diffID, len(l.Blob)})
+		descriptors = append(descriptors, v1.Descriptor{MediaType: mt, Size: int64(len(l.Blob)), Digest: digest})
+	}
+	return layers, descriptors, nil
 }
 
+// memoryLayer is a compressed layer in memory whose digests are known.
+type memoryLayer struct {
+	v1.Layer
+	digest, diffID v1.Hash
+	size           int
+}
+
+func (l *memoryLayer) Digest() (v1.Hash, error) { return l.digest, nil }
 func (l *memoryLayer) DiffID() (v1.Hash, error) { return l.diffID, nil }
+func (l *memoryLayer) Size() (int64, error)     { return int64(l.size), nil }
 
 func (l *memoryLayer) Uncompressed() (io.ReadCloser, error) {
 	r, err := l.Compressed()

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"time"
 
@@ -17,18 +16,19 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-	"github.com/google/go-containerregistry/pkg/v1/types"
-	"golang.org/x/sync/errgroup"
 )
 
 // registrySession talks to one repository with the rights it asked for.
 type registrySession struct {
 	repo  name.Repository
 	rt    http.RoundTripper
+	ping  *rememberPing
 	first time.Duration // the first pause before a repetition
 }
 
-func connect(ctx context.Context, repo name.Repository, scopes []string, o Options) (*registrySession, error) {
+// connect prepares to talk to a repository. What is known from an earlier session, if there was one with
+// the same registry, is not asked again.
+func connect(ctx context.Context, repo name.Repository, scopes []string, o Options, near *registrySession) (*registrySession, error) {
 	keychain := o.Keychain
 	if keychain == nil {
 		keychain = authn.DefaultKeychain
@@ -41,12 +41,16 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	if inner == nil {
 		inner = remote.DefaultTransport
 	}
+	ping := &rememberPing{}
+	if near != nil && near.repo.Registry == repo.Registry {
+		ping = near.ping
+	}
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth,
-		transport.NewUserAgent(&retryTransport{inner, o.firstPause()}, "cconvert"), scopes)
+		transport.NewUserAgent(ping.over(&retryTransport{inner, o.firstPause()}), "cconvert"), scopes)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", repo.RegistryStr(), explain(err))
 	}
-	return &registrySession{repo, rt, o.firstPause()}, nil
+	return &registrySession{repo, rt, ping, o.firstPause()}, nil
 }
 
 func (s *registrySession) options(ctx context.Context, o Options) []remote.Option {
@@ -72,7 +76,7 @@ func (s *registrySession) get(ctx context.Context, ref name.Reference, o Options
 // openRegistry finds the image and the streams of its layers.
 func openRegistry(ctx context.Context, ref Reference, o Options) (*Image, error) {
 	repo := ref.Name.Context()
-	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o)
+	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -96,11 +100,15 @@ func openRegistry(ctx context.Context, ref Reference, o Options) (*Image, error)
 			return nil, err
 		}
 	}
-	return newImage(ctx, ref, d.MediaType, d.Manifest, func(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
+	img, err := newImage(ctx, ref, d.MediaType, d.Manifest, func(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
 		return s.blob(ctx, desc)
 	}, func(l *blobLayer) v1.Layer {
 		return &remote.MountableLayer{Layer: l, Reference: ref.Name}
 	})
+	if err == nil {
+		img.session = s
+	}
+	return img, err
 }
 
 // blob streams a blob and, when the connection breaks, goes on where it was.
@@ -205,72 +213,13 @@ func (r *blobReader) Close() error {
 	return r.body.Close()
 }
 
-// writeRegistry uploads what is missing, then the manifest by its digest, and moves the tag last.
-func writeRegistry(ctx context.Context, ref Reference, img *Output, o Options) error {
-	repo := ref.Name.Context()
-	scopes := []string{repo.Scope(transport.PushScope)}
-	if img.source.Transport == Registry && img.source.Name.Context().Registry == repo.Registry {
-		if from := img.source.Name.Context(); from != repo {
-			scopes = append(scopes, from.Scope(transport.PullScope)) // for mounting
-		}
-	}
-	s, err := connect(ctx, repo, scopes, o)
-	if err != nil {
-		return err
-	}
-	p, err := remote.NewPusher(s.options(ctx, o)...)
-	if err != nil {
-		return err
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(o.jobs())
-	for _, l := range append(slices.Clone(img.layers), configLayer(img)) {
-		if mt, err := l.MediaType(); err == nil && mt.IsLayer() && !mt.IsDistributable() {
-			continue // kept by reference
-		}
-		g.Go(func() error {
-			err := retry(gctx, s.first, func() error {
-				return p.Upload(context.WithValue(gctx, unrepeated, true), repo, l)
-			})
-			if d, digestErr := l.Digest(); err != nil && digestErr == nil {
-				return fmt.Errorf("uploading the blob %s: %w", d, explain(err))
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	// The manifest is sent as bytes: all it refers to is there.
-	raw := rawManifest{img.manifest, img.mediaType}
-	digest := repo.Digest(img.Digest)
-	if err := retry(ctx, s.first, func() error { return p.Push(ctx, digest, raw) }); err != nil {
-		return fmt.Errorf("writing the manifest: %w", explain(err))
-	}
-	if tag, ok := ref.Name.(name.Tag); ok {
-		if err := retry(ctx, s.first, func() error { return p.Push(ctx, tag, raw) }); err != nil {
-			return fmt.Errorf("moving the tag: %w", explain(err))
-		}
-	}
-	return nil
-}
-
-// rawManifest is a manifest without what it refers to.
-type rawManifest struct {
-	raw       []byte
-	mediaType types.MediaType
-}
-
-func (m rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
-func (m rawManifest) MediaType() (types.MediaType, error) { return m.mediaType, nil }
-
 // ResolveTag asks a registry for the digest that a reference has now.
 func ResolveTag(ctx context.Context, ref Reference, o Options) (string, error) {
 	if ref.Transport != Registry {
 		return "", errors.New("only a registry resolves tags")
 	}
 	repo := ref.Name.Context()
-	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o)
+	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)
 	if err != nil {
 		return "", err
 	}

@@ -10,13 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-
+	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
@@ -48,13 +48,19 @@ type Bundle struct {
 	Meta
 	Layer image.NewLayer
 	// Files by their absolute path in the image. Links are left out.
-	Files map[string][]byte
+	Files map[string]RuntimeFile
 	// Source is what the runtime was taken from, with the digest where it has one.
 	Source string
 	// SourceDigest is the digest of the image it was taken from, empty for files.
 	SourceDigest string
 	// Pinned says whether the user, and not a tag, decided on this runtime.
 	Pinned bool
+}
+
+// RuntimeFile is a file of a runtime.
+type RuntimeFile struct {
+	Content []byte
+	SHA256  [sha256.Size]byte
 }
 
 // File is a file of a layer that a conversion makes.
@@ -71,12 +77,11 @@ const (
 	runtimeLevel = 9 // packed once, fetched by everyone
 )
 
-// Pack makes an uncompressed layer: the same files give the same bytes. Directories are made for all
-// of them.
-func Pack(files []File) ([]byte, error) {
+// Pack writes an uncompressed layer: the same files give the same bytes. Directories are made for all of
+// them.
+func Pack(out io.Writer, files []File) error {
 	files = slices.SortedFunc(slices.Values(files), func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
+	w := tar.NewWriter(out)
 	made := map[string]bool{"/": true}
 	var dirs func(p string) error
 	dirs = func(p string) error {
@@ -91,101 +96,181 @@ func Pack(files []File) ([]byte, error) {
 	}
 	for _, f := range files {
 		if err := dirs(path.Dir(f.Path)); err != nil {
-			return nil, err
+			return err
 		}
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.Path[1:], Mode: f.Mode, Size: int64(len(f.Content)), ModTime: time.Unix(0, 0)}
 		if f.Link != "" {
 			h.Typeflag, h.Linkname, h.Size, h.Mode = tar.TypeSymlink, f.Link, 0, 0o777
 		}
 		if err := w.WriteHeader(h); err != nil {
-			return nil, err
+			return err
 		}
 		if _, err := w.Write(f.Content); err != nil && f.Link == "" {
-			return nil, err
+			return err
 		}
 	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
+	return w.Close()
 }
 
-// PackBundle makes the runtime's layer.
-func PackBundle(m Meta, files []File) (*Bundle, error) {
+// PackRuntime makes the archive of a runtime's layer.
+func PackRuntime(m Meta, files []File) ([]byte, error) {
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return nil, err
 	}
-	archive, err := Pack(append(files, File{Path: path.Join(Root, m.Kind, metaName), Mode: 0o644, Content: append(text, '\n')}))
-	if err != nil {
+	files = append(files, File{Path: path.Join(Root, m.Kind, metaName), Mode: 0o644, Content: append(text, '\n')})
+	var b bytes.Buffer
+	size := 64 << 10 // for directories and the end
+	for _, f := range files {
+		size += len(f.Content) + 1024
+	}
+	b.Grow(size)
+	if err := Pack(&b, files); err != nil {
 		return nil, fmt.Errorf("packing the runtime: %w", err)
 	}
-	layer, err := image.CompressLayer(archive, runtimeLevel)
-	if err != nil {
-		return nil, fmt.Errorf("packing the runtime: %w", err)
-	}
-	return ReadBundle(layer.Blob)
+	return b.Bytes(), nil
 }
 
-// Cached gives the runtime that is kept under a key or, where there is none, packs it and keeps it. An
-// empty key and a nil cache keep nothing.
-func Cached(cache Cache, key string, pack func() (*Bundle, error)) (*Bundle, error) {
-	if cache == nil || key == "" {
-		return pack()
+// Cached gives the runtime that is kept under a key or, where there is none, packs it and keeps it. Where
+// the key is empty, only packing it shows which one it is.
+func Cached(store cache.Store, key string, pack func() (archive []byte, err error)) (*Bundle, error) {
+	if store == nil {
+		archive, err := pack()
+		if err != nil {
+			return nil, err
+		}
+		return NewBundle(archive)
 	}
-	if blob, ok := cache.Get(key); ok {
-		if b, err := ReadBundle(blob); err == nil {
+	if b := keptBundle(store, key); b != nil {
+		return b, nil
+	}
+	archive, err := pack()
+	if err != nil {
+		return nil, err
+	}
+	if key == "" {
+		sum := sha256.Sum256(archive)
+		key = "runtime/" + hex.EncodeToString(sum[:])
+		if b := keptBundle(store, key); b != nil {
 			return b, nil
 		}
 	}
-	b, err := pack()
-	if err == nil {
-		_ = cache.Put(key, b.Layer.Blob) // a cache that cannot be written costs time, nothing else
+	b, err := NewBundle(archive)
+	if err != nil {
+		return nil, err
 	}
-	return b, err
+	if entry, err := b.encode(); err == nil {
+		_ = store.Put(key, entry) // a cache that cannot be written costs time, nothing else
+	}
+	return b, nil
 }
 
-// ReadBundle reads a runtime's layer back: a tar archive compressed with gzip.
-func ReadBundle(blob []byte) (*Bundle, error) {
-	z, err := gzip.NewReader(bytes.NewReader(blob))
-	if err != nil {
-		return nil, fmt.Errorf("reading the runtime layer: %w", err)
+func keptBundle(store cache.Store, key string) *Bundle {
+	if key == "" {
+		return nil
 	}
-	b := &Bundle{Files: map[string][]byte{}}
-	diffID := sha256.New()
-	limited := io.TeeReader(&io.LimitedReader{R: z, N: maxBundle}, diffID)
-	for r := tar.NewReader(limited); ; {
+	entry, ok := store.Get(key)
+	if !ok {
+		return nil
+	}
+	b, err := decodeBundle(entry)
+	if err != nil {
+		return nil // of another version of this program
+	}
+	return b
+}
+
+// NewBundle reads a runtime's archive, which must not change afterwards, and compresses it.
+func NewBundle(archive []byte) (*Bundle, error) {
+	b := &Bundle{Files: map[string]RuntimeFile{}}
+	in := bytes.NewReader(archive)
+	for r := tar.NewReader(in); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading the runtime layer: %w", err)
+			return nil, fmt.Errorf("reading the runtime's archive: %w", err)
 		}
 		if h.Typeflag != tar.TypeReg {
 			continue
 		}
-		content, err := io.ReadAll(r)
-		if err != nil {
-			return nil, fmt.Errorf("reading the runtime layer: %w", err)
+		rest := archive[len(archive)-in.Len():]
+		if h.Size > int64(len(rest)) {
+			return nil, fmt.Errorf("reading the runtime's archive: %w", io.ErrUnexpectedEOF)
 		}
+		content := rest[:h.Size:h.Size]
 		p := path.Clean("/" + h.Name)
-		b.Files[p] = content
+		b.Files[p] = RuntimeFile{content, sha256.Sum256(content)}
 		if path.Base(p) == metaName && strings.HasPrefix(p, Root+"/") {
 			if err := json.Unmarshal(content, &b.Meta); err != nil {
-				return nil, fmt.Errorf("reading the runtime layer: %s: %w", metaName, err)
+				return nil, fmt.Errorf("reading the runtime's archive: %s: %w", metaName, err)
 			}
 		}
 	}
-	if _, err := io.Copy(io.Discard, limited); err != nil { // what follows the archive's end
-		return nil, fmt.Errorf("reading the runtime layer: %w", err)
-	}
-	digest := sha256.Sum256(blob)
-	b.Layer = image.NewLayer{
-		Blob: blob, Digest: "sha256:" + hex.EncodeToString(digest[:]), DiffID: "sha256:" + hex.EncodeToString(diffID.Sum(nil)),
-	}
 	if b.Kind == "" {
-		return nil, fmt.Errorf("the layer holds no runtime: there is no %s", metaName)
+		return nil, fmt.Errorf("the archive holds no runtime: there is no %s", metaName)
+	}
+	var err error
+	if b.Layer, err = image.CompressLayer(runtimeLevel, func(w io.Writer) error { _, err := w.Write(archive); return err }); err != nil {
+		return nil, fmt.Errorf("compressing the runtime: %w", err)
+	}
+	return b, nil
+}
+
+// keptRuntime is the first line of a runtime in a cache. The layer follows, then the files' contents.
+type keptRuntime struct {
+	Meta   Meta       `json:"meta"`
+	Digest string     `json:"digest"`
+	DiffID string     `json:"diff_id"`
+	Layer  int        `json:"layer"` // bytes
+	Files  []keptFile `json:"files"`
+}
+
+type keptFile struct {
+	Path   string `json:"path"`
+	Size   int    `json:"size"`
+	SHA256 []byte `json:"sha256"`
+}
+
+func (b *Bundle) encode() ([]byte, error) {
+	k := keptRuntime{Meta: b.Meta, Digest: b.Layer.Digest, DiffID: b.Layer.DiffID, Layer: len(b.Layer.Blob)}
+	parts := [][]byte{nil, {'\n'}, b.Layer.Blob}
+	for _, p := range slices.Sorted(maps.Keys(b.Files)) {
+		f := b.Files[p]
+		k.Files = append(k.Files, keptFile{p, len(f.Content), f.SHA256[:]})
+		parts = append(parts, f.Content)
+	}
+	var err error
+	parts[0], err = json.Marshal(k)
+	return slices.Concat(parts...), err
+}
+
+// decodeBundle reads what encode wrote. It trusts the digests: the cache has a checksum over all of it.
+func decodeBundle(entry []byte) (*Bundle, error) {
+	head, rest, _ := bytes.Cut(entry, []byte{'\n'})
+	var k keptRuntime
+	if err := json.Unmarshal(head, &k); err != nil {
+		return nil, err
+	}
+	short := false
+	take := func(n int) []byte {
+		if n < 0 || n > len(rest) {
+			short = true
+			return nil
+		}
+		b := rest[:n:n]
+		rest = rest[n:]
+		return b
+	}
+	b := &Bundle{Meta: k.Meta, Layer: image.NewLayer{Blob: take(k.Layer), Digest: k.Digest, DiffID: k.DiffID}, Files: map[string]RuntimeFile{}}
+	for _, f := range k.Files {
+		file := RuntimeFile{Content: take(f.Size)}
+		copy(file.SHA256[:], f.SHA256)
+		b.Files[f.Path] = file
+	}
+	if short || b.Kind == "" {
+		return nil, errors.New("not a runtime")
 	}
 	return b, nil
 }

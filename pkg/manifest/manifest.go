@@ -5,6 +5,7 @@ package manifest
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -26,7 +27,9 @@ type Table = map[string]any
 // TrustedFile is an entry of sgx.trusted_files: a file that may be read because its digest is known.
 type TrustedFile struct {
 	URI    string // "file:" and a path
-	SHA256 string // hexadecimal; empty where it is still to be found out
+	SHA256 [sha256.Size]byte
+	// Known says that SHA256 is not still to be found out.
+	Known bool
 	// Why says why it is listed, and of which package it is. That is not written.
 	Why reach.File
 }
@@ -106,7 +109,7 @@ func New(s *launch.Spec) (*Manifest, error) {
 	}, "")
 	m.Trusted = make([]TrustedFile, 0, len(s.Trusted))
 	for _, f := range s.Trusted {
-		m.Trusted = append(m.Trusted, TrustedFile{"file:" + f.Path, hex.EncodeToString(f.SHA256[:]), f.File})
+		m.Trusted = append(m.Trusted, TrustedFile{"file:" + f.Path, f.SHA256, true, f.File})
 	}
 	return m, nil
 }
@@ -269,7 +272,11 @@ func (m *Manifest) Weaknesses() []string {
 // Render writes the manifest: the same content gives the same bytes.
 func (m *Manifest) Render() ([]byte, error) {
 	var b bytes.Buffer
-	b.Grow(4096 + 160*len(m.Trusted))
+	size := 4096
+	for i := range m.Trusted {
+		size += len(m.Trusted[i].URI) + 2*sha256.Size + 34 // what is written around them
+	}
+	b.Grow(size)
 	for _, section := range slices.Sorted(maps.Keys(m.Table)) {
 		t, ok := m.Table[section].(Table)
 		if !ok {
@@ -285,7 +292,7 @@ func (m *Manifest) Render() ([]byte, error) {
 				b.WriteString("  { uri = ")
 				quote(&b, f.URI)
 				b.WriteString(", sha256 = \"")
-				b.WriteString(f.SHA256)
+				b.Write(hex.AppendEncode(b.AvailableBuffer(), f.SHA256[:]))
 				b.WriteString("\" },\n")
 			}
 			b.WriteString("]\n")

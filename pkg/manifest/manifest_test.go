@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"os"
 	"strings"
 	"testing"
@@ -114,7 +115,7 @@ fs.mounts = [{ type = "tmpfs", path = "/lib" }, { path = "/a", uri = "file:/b" }
 sys.stack.size = "1M"
 `))
 	require.NoError(t, err)
-	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", strings.Repeat("ff", 32), byOverlay}, {URI: "file:/needs-digest", Why: byOverlay}}, o.Trusted)
+	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", [32]byte(bytes.Repeat([]byte{0xff}, 32)), true, byOverlay}, {URI: "file:/needs-digest", Why: byOverlay}}, o.Trusted)
 	m.Merge(o)
 	got := render(t, m)
 	for _, want := range []string{

@@ -69,11 +69,13 @@ func ParseOverlay(file string, text []byte) (*Overlay, error) {
 			uri, _ := v["uri"].(string)
 			sum, _ := v["sha256"].(string)
 			sum = strings.ToLower(sum)
-			if b, err := hex.DecodeString(sum); sum != "" && (err != nil || len(b) != sha256.Size) {
+			f := TrustedFile{URI: uri, Known: sum != "", Why: byOverlay}
+			b, err := hex.DecodeString(sum)
+			if copy(f.SHA256[:], b); f.Known && (err != nil || len(b) != sha256.Size) {
 				key := fmt.Sprintf("sgx.trusted_files[%d].sha256", i)
 				return nil, &KeyError{file, keyLines(text)[key], key, "it must be 64 hexadecimal digits"}
 			}
-			o.Trusted = append(o.Trusted, TrustedFile{uri, sum, byOverlay})
+			o.Trusted = append(o.Trusted, f)
 		}
 	}
 	return o, nil

@@ -30,6 +30,15 @@ const (
 	maxThreadsLimit        = 1 << 16
 )
 
+// SGX reads the manifest's own sgx table, as ReadSGX does that of its text.
+func (m *Manifest) SGX() (SGX, error) {
+	text, err := (&Manifest{Table: m.Table}).Render() // without the trusted files, of which there can be very many
+	if err != nil {
+		return SGX{}, err
+	}
+	return ReadSGX(text)
+}
+
 // ReadSGX reads the sgx table of a manifest. Like the signing tool, it accepts sizes in hexadecimal and
 // fills in defaults; it does not check the rest of the manifest.
 func ReadSGX(text []byte) (SGX, error) {

@@ -71,7 +71,7 @@ func (l *loading) load() (*libos.Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := libos.Cached(l.o.Cache, key, func() (*libos.Bundle, error) {
+	b, err := libos.Cached(l.o.Cache, key, func() ([]byte, error) {
 		s, err := libos.OpenSource(l.ctx, source, l.o)
 		if err != nil {
 			return nil, err
@@ -118,7 +118,7 @@ func (l *loading) resolve() (source, key string, err error) {
 // wanted are the files that make a directory a runtime's.
 var wanted = []string{"libsysdb.so", "sgx/loader", "sgx/libpal.so", "direct/libpal.so"}
 
-func (l *loading) pack(s libos.Source) (*libos.Bundle, error) {
+func (l *loading) pack(s libos.Source) ([]byte, error) {
 	dir, err := libos.FindRuntime(s, wanted...)
 	if err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func (l *loading) pack(s libos.Source) (*libos.Bundle, error) {
 	if err := l.checkOffsets(s); err != nil {
 		return nil, err
 	}
-	return libos.PackBundle(m, slices.Collect(maps.Values(files)))
+	return libos.PackRuntime(m, slices.Collect(maps.Values(files)))
 }
 
 // patchedVersion is the highest version that any part of the patched C library provides.

@@ -1,8 +1,11 @@
 package gramine
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/libos"
 )
 
@@ -58,10 +62,14 @@ func TestLoadDirectory(t *testing.T) {
 	assert.Contains(t, b.Files, libosPath)
 	assert.Contains(t, b.Files, Prefix+"/licenses/LGPL-3.0.txt")
 
-	back, err := libos.ReadBundle(b.Layer.Blob)
+	// The layer in the image is what was read.
+	z, err := gzip.NewReader(bytes.NewReader(b.Layer.Blob))
 	require.NoError(t, err)
-	assert.Equal(t, b.Meta, back.Meta)
-	assert.Equal(t, b.Layer, back.Layer)
+	archive, err := io.ReadAll(z)
+	require.NoError(t, err)
+	back, err := libos.NewBundle(archive)
+	require.NoError(t, err)
+	assert.Equal(t, b, &libos.Bundle{Meta: back.Meta, Layer: back.Layer, Files: back.Files, Source: b.Source, Pinned: true})
 	again, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, "")})
 	require.NoError(t, err)
 	assert.Equal(t, b.Layer.Digest, again.Layer.Digest, "the same files, the same layer")
@@ -85,15 +93,9 @@ func TestPatchLoaderRefuses(t *testing.T) {
 	}
 }
 
-// memory is a cache for a test.
-type memory map[string][]byte
-
-func (m memory) Get(key string) ([]byte, bool)  { b, ok := m[key]; return b, ok }
-func (m memory) Put(key string, b []byte) error { m[key] = b; return nil }
-
 // A runtime from a registry is fetched once; a moved tag is noticed; what is in the cache is checked.
 func TestLoadFromRegistryOnce(t *testing.T) {
-	reg, cache := fixture.NewRegistry(t), memory{}
+	reg, dir := fixture.NewRegistry(t), t.TempDir()
 	image := func(commit string) v1.Image {
 		dir := "opt/g/lib/gramine/"
 		return fixture.Image(t, v1.Config{}, fixture.Layer(t,
@@ -102,7 +104,7 @@ func TestLoadFromRegistryOnce(t *testing.T) {
 	}
 	load := func(digest string) (*libos.Bundle, string) {
 		reg.Intercept(nil)
-		b, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "docker://" + reg.Host + "/gramine:stable", Cache: cache, Digest: digest})
+		b, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "docker://" + reg.Host + "/gramine:stable", Cache: cache.Open(dir, cache.DefaultLimit), Digest: digest})
 		require.NoError(t, err)
 		return b, strings.Join(reg.Requests(), "\n")
 	}
@@ -123,8 +125,10 @@ func TestLoadFromRegistryOnce(t *testing.T) {
 	assert.Equal(t, first.Layer.Digest, pinned.Layer.Digest)
 	assert.Empty(t, requests, "a pinned runtime that is known needs no registry")
 
-	for key := range cache {
-		cache[key] = []byte("damaged")
+	kept, err := cache.Open(dir, cache.DefaultLimit).List()
+	require.NoError(t, err)
+	for _, e := range kept {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, e.Key), make([]byte, 100), 0o600))
 	}
 	again, _ := load(first.SourceDigest)
 	assert.Equal(t, first.Layer.Digest, again.Layer.Digest)

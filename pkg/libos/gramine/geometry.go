@@ -104,6 +104,10 @@ func NewEnclave(version int, pal, manifestText []byte) (*Enclave, error) {
 	if err != nil {
 		return nil, err
 	}
+	return g.enclave(pal, manifestText, m)
+}
+
+func (g geometry) enclave(pal, manifestText []byte, m manifest.SGX) (*Enclave, error) {
 	image, err := readPAL(pal)
 	if err != nil {
 		return nil, fmt.Errorf("reading the enclave image: %w", err)

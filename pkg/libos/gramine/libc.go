@@ -125,9 +125,9 @@ func (l libC) mountData() (cached bool) {
 // trustRuntime lists the runtime's own files below directories, before the image's: they are opened first.
 func (l libC) trustRuntime(dirs []string) {
 	var files []manifest.TrustedFile
-	for p, content := range l.in.Bundle.Files {
+	for p, f := range l.in.Bundle.Files {
 		if slices.Contains(dirs, path.Dir(p)) {
-			files = append(files, trusted(p, content))
+			files = append(files, trusted(p, f.SHA256))
 		}
 	}
 	slices.SortFunc(files, func(a, b manifest.TrustedFile) int { return cmp.Compare(a.URI, b.URI) })

@@ -45,18 +45,19 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Section("loader")["entrypoint"] = manifest.Table{"uri": "file:" + r.LibOS, "sha256": hexSum(in.Bundle.Files[r.LibOS])}
+	m.Section("loader")["entrypoint"] = manifest.Table{"uri": "file:" + r.LibOS, "sha256": hexSum(in.Bundle.Files[r.LibOS].SHA256)}
 	m.AddMounts(manifest.Table{"path": "/etc/hosts", "uri": "file:" + libos.HostsPath})
-	m.Trusted = append([]manifest.TrustedFile{trusted(libos.HostsPath, []byte(hosts))}, m.Trusted...)
+	m.Trusted = append([]manifest.TrustedFile{trusted(libos.HostsPath, sha256.Sum256([]byte(hosts)))}, m.Trusted...)
 	if r.Prepare != nil {
 		r.Prepare(m, out)
 	}
 	asked := m.Weaknesses() // which the specification's findings speak of
 	if in.Overlay != nil {
 		m.Merge(in.Overlay)
-	}
-	if err := completeTrusted(m, in.Tree); err != nil {
-		return nil, err
+		if err := completeTrusted(m, in.Tree); err != nil {
+			return nil, err
+		}
+		m.DropRepeated()
 	}
 	if err := normalise(m); err != nil {
 		return nil, err
@@ -77,7 +78,15 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if out.Manifest, err = m.Render(); err != nil {
 		return nil, err
 	}
-	e, err := NewEnclave(r.Layout, in.Bundle.Files[r.PAL], out.Manifest)
+	g, ok := layouts[r.Layout]
+	if !ok {
+		return nil, fmt.Errorf("enclave layout version %d is unknown", r.Layout)
+	}
+	settings, err := m.SGX()
+	if err != nil {
+		return nil, err
+	}
+	e, err := g.enclave(in.Bundle.Files[r.PAL].Content, out.Manifest, settings)
 	if err != nil {
 		return nil, err
 	}
@@ -94,14 +103,11 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 }
 
 // trusted is the entry of a file that the runtime brings.
-func trusted(p string, content []byte) manifest.TrustedFile {
-	return manifest.TrustedFile{URI: "file:" + p, SHA256: hexSum(content), Why: reach.File{Reason: manifest.ReasonRuntime}}
+func trusted(p string, sum [sha256.Size]byte) manifest.TrustedFile {
+	return manifest.TrustedFile{URI: "file:" + p, SHA256: sum, Known: true, Why: reach.File{Reason: manifest.ReasonRuntime}}
 }
 
-func hexSum(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
-}
+func hexSum(sum [sha256.Size]byte) string { return hex.EncodeToString(sum[:]) }
 
 // normalise writes the sizes as the loader reads them: in decimal.
 func normalise(m *manifest.Manifest) error {
@@ -114,17 +120,20 @@ func normalise(m *manifest.Manifest) error {
 		enclave["enclave_size"] = manifest.FormatSize(n)
 	}
 	// What the host may change cannot have a digest as well.
-	allowed, _ := enclave["allowed_files"].([]any)
-	m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool { return slices.Contains(allowed, any(f.URI)) })
-	m.DropRepeated()
+	if allowed, _ := enclave["allowed_files"].([]any); len(allowed) > 0 {
+		m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool { return slices.Contains(allowed, any(f.URI)) })
+	}
 	return nil
 }
 
 // completeTrusted finds the digests of the files that an overlay names without them.
 func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
+	if !slices.ContainsFunc(m.Trusted, func(f manifest.TrustedFile) bool { return !f.Known }) {
+		return nil
+	}
 	complete := make([]manifest.TrustedFile, 0, len(m.Trusted))
 	for _, f := range m.Trusted {
-		if f.SHA256 != "" {
+		if f.Known {
 			complete = append(complete, f)
 			continue
 		}
@@ -138,7 +147,7 @@ func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
 		}
 		switch {
 		case n.Type == rootfs.Regular:
-			complete = append(complete, manifest.TrustedFile{URI: f.URI, SHA256: hex.EncodeToString(n.SHA256[:]), Why: f.Why})
+			complete = append(complete, manifest.TrustedFile{URI: f.URI, SHA256: n.SHA256, Known: true, Why: f.Why})
 		case n.Type == rootfs.Dir && strings.HasSuffix(p, "/"):
 			complete = append(complete, below(n, strings.TrimSuffix(f.URI, "/"), f.Why)...)
 		default:
@@ -155,7 +164,7 @@ func below(dir *rootfs.Node, uri string, why reach.File) []manifest.TrustedFile 
 	for _, c := range dir.Children() {
 		switch c.Type {
 		case rootfs.Regular:
-			files = append(files, manifest.TrustedFile{URI: uri + "/" + c.Name(), SHA256: hex.EncodeToString(c.SHA256[:]), Why: why})
+			files = append(files, manifest.TrustedFile{URI: uri + "/" + c.Name(), SHA256: c.SHA256, Known: true, Why: why})
 		case rootfs.Dir:
 			files = append(files, below(c, uri+"/"+c.Name(), why)...)
 		}

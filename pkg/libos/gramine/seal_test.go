@@ -2,6 +2,7 @@ package gramine
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -46,15 +47,19 @@ func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay str
 }
 
 func bundle() *libos.Bundle {
-	return &libos.Bundle{
+	b := &libos.Bundle{
+		Files: map[string]libos.RuntimeFile{},
 		Meta: libos.Meta{Kind: "gramine", Layout: LayoutVersion, GLIBC: "2.39", Musl: true, GLIBCData: libos.DataPaths{
 			Cache: "/opt/g/etc/ld.so.cache", Localtime: "/opt/g/etc/localtime", Zoneinfo: "/opt/g/share/zoneinfo", Locales: "/opt/g/locale",
 		}},
-		Files: map[string][]byte{
-			palPath: []byte(ELF("")), libosPath: []byte("libos"), loaderPath: []byte("loader"),
-			glibcDir + "/libc.so.6": []byte("c"), glibcDir + "/ld-linux-x86-64.so.2": []byte("ld"), muslDir + "/ld-musl-x86_64.so.1": []byte("musl"),
-		},
 	}
+	for p, content := range map[string]string{
+		palPath: ELF(""), libosPath: "libos", loaderPath: "loader",
+		glibcDir + "/libc.so.6": "c", glibcDir + "/ld-linux-x86-64.so.2": "ld", muslDir + "/ld-musl-x86_64.so.1": "musl",
+	} {
+		b.Files[p] = libos.RuntimeFile{Content: []byte(content), SHA256: sha256.Sum256([]byte(content))}
+	}
+	return b
 }
 
 func codesOf(s *libos.Sealed) string {

@@ -7,9 +7,7 @@ package sim
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"debug/elf"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -47,11 +45,19 @@ func (Backend) Load(_ context.Context, o libos.LoadOptions) (*libos.Bundle, erro
 			return nil, fmt.Errorf("finding the simulated runtime: %w", err)
 		}
 	}
-	program, err := readProgram(file)
+	// A build of cconvert knows its own version only by its digest.
+	version, err := digest(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the simulated runtime: %w", err)
 	}
-	b, err := pack(program, o.Cache)
+	b, err := libos.Cached(o.Cache, "runtime/sim-"+version, func() ([]byte, error) {
+		program, err := readProgram(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading the simulated runtime: %w", err)
+		}
+		return libos.PackRuntime(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
+			[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -65,8 +71,15 @@ func readProgram(file string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	program, err := io.ReadAll(io.LimitReader(f, maxProgram))
+	info, err := f.Stat()
 	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxProgram {
+		return nil, fmt.Errorf("%s has more than %d bytes", file, maxProgram)
+	}
+	program := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, program); err != nil {
 		return nil, err
 	}
 	facts, err := rootfs.ParseELF(bytes.NewReader(program))
@@ -77,15 +90,6 @@ func readProgram(file string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is not a static program for x86-64: build cconvert with CGO_ENABLED=0", file)
 	}
 	return program, nil
-}
-
-func pack(program []byte, cache libos.Cache) (*libos.Bundle, error) {
-	sum := sha256.Sum256(program)
-	version := hex.EncodeToString(sum[:]) // a build of cconvert knows its own version only by that
-	return libos.Cached(cache, "runtime/sim-"+version, func() (*libos.Bundle, error) {
-		return libos.PackBundle(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
-			[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
-	})
 }
 
 func simulated() gramine.Runtime {

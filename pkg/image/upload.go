@@ -1,0 +1,263 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"golang.org/x/sync/errgroup"
+)
+
+// Upload is an image on its way to a place. What is known of it before it is complete can be sent early.
+type Upload struct {
+	to     Reference
+	o      Options
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	session func() (*registrySession, error) // connects once; nil before the source is known
+	blobs   *errgroup.Group
+	sending context.Context  // ends with the first blob that fails
+	few     chan struct{}    // as many as may be sent at a time
+	sent    map[v1.Hash]bool // or being sent
+}
+
+// NewUpload begins to store an image. It must be closed.
+func NewUpload(ctx context.Context, to Reference, o Options) *Upload {
+	u := &Upload{to: to, o: o, few: make(chan struct{}, o.jobs()), sent: map[v1.Hash]bool{}}
+	u.ctx, u.cancel = context.WithCancel(ctx)
+	u.blobs, u.sending = errgroup.WithContext(u.ctx)
+	return u
+}
+
+// Close ends what is under way.
+func (u *Upload) Close() {
+	u.cancel()
+	_ = u.blobs.Wait() // Write told of errors, if anybody wanted to know
+}
+
+// Begin starts to send an image's layers, and new ones that come on top. Only registries take layers
+// before there is an image. What goes wrong is told by Write.
+func (u *Upload) Begin(source *Image, add ...NewLayer) {
+	layers, _, err := newLayers(source.mediaType, add)
+	if err != nil || u.to.Transport != Registry {
+		return
+	}
+	for _, l := range source.Layers {
+		layers = append(layers, l.push)
+	}
+	u.connect(source.Ref, source.session)
+	u.send(layers)
+}
+
+// Write stores the image, which nobody can see before it is complete.
+func (u *Upload) Write(img *Output) error {
+	var err error
+	switch u.to.Transport {
+	case Registry:
+		err = u.writeRegistry(img)
+	case OCILayout:
+		err = writeLayout(u.ctx, u.to, img)
+	case DockerArchive:
+		err = writeArchive(u.ctx, u.to, img)
+	case DockerDaemon:
+		err = writeDaemon(u.ctx, u.to, img)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", u.to, err)
+	}
+	return nil
+}
+
+// connect asks for the rights to write to the place and to mount layers of the source.
+func (u *Upload) connect(source Reference, near *registrySession) {
+	if u.session != nil {
+		return
+	}
+	repo := u.to.Name.Context()
+	scopes := []string{repo.Scope(transport.PushScope)}
+	if source.Transport == Registry && source.Name.Context().Registry == repo.Registry {
+		if from := source.Name.Context(); from != repo {
+			scopes = append(scopes, from.Scope(transport.PullScope))
+		}
+	}
+	u.session = sync.OnceValues(func() (*registrySession, error) { return connect(u.ctx, repo, scopes, u.o, near) })
+}
+
+// writeRegistry sends what is missing, then the manifest by its digest, and moves the tag last.
+func (u *Upload) writeRegistry(img *Output) error {
+	u.connect(img.source, img.session)
+	s, err := u.session()
+	if err != nil {
+		return err
+	}
+	if s.has(u.ctx, "manifests", u.to.Name.Identifier(), img.Digest) {
+		return nil // the same was stored before
+	}
+	u.send(append(append([]v1.Layer(nil), img.layers...), configLayer(img)))
+	if err := u.blobs.Wait(); err != nil {
+		return err
+	}
+	if err := s.putManifest(u.ctx, img.Digest, img); err != nil {
+		return fmt.Errorf("writing the manifest: %w", explain(err))
+	}
+	if tag, ok := u.to.Name.(name.Tag); ok {
+		if err := s.putManifest(u.ctx, tag.TagStr(), img); err != nil {
+			return fmt.Errorf("moving the tag: %w", explain(err))
+		}
+	}
+	return nil
+}
+
+// send starts to send the layers that were not sent yet.
+func (u *Upload) send(layers []v1.Layer) {
+	for _, l := range layers {
+		if mt, err := l.MediaType(); err == nil && mt.IsLayer() && !mt.IsDistributable() {
+			continue // kept by reference
+		}
+		digest, err := l.Digest()
+		if err == nil && u.sent[digest] {
+			continue
+		}
+		u.sent[digest] = true
+		u.blobs.Go(func() error {
+			select {
+			case u.few <- struct{}{}:
+				defer func() { <-u.few }()
+			case <-u.sending.Done():
+				return u.sending.Err()
+			}
+			if err != nil {
+				return err
+			}
+			s, err := u.session()
+			if err != nil {
+				return err
+			}
+			if err := s.upload(u.sending, digest, l); err != nil {
+				return fmt.Errorf("uploading the blob %s: %w", digest, explain(err))
+			}
+			return nil
+		})
+	}
+}
+
+// smallBlob is so little that sending it takes no longer than asking whether it is there.
+const smallBlob = 512 << 10
+
+// upload sends a blob, unless the repository has it or can take it from another one.
+func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer) error {
+	m, mountable := l.(*remote.MountableLayer)
+	if mountable && m.Reference.Context() == s.repo {
+		return nil // an image of this repository has it
+	}
+	size, err := l.Size()
+	if err != nil {
+		return err
+	}
+	mountable = mountable && m.Reference.Context().Registry == s.repo.Registry
+	if !mountable && size >= smallBlob && s.has(ctx, "blobs", digest.String(), "") {
+		return nil
+	}
+	return retry(ctx, s.first, func() error {
+		ctx := context.WithValue(ctx, unrepeated, true) // the sequence is repeated as a whole
+		query := url.Values{}
+		if mountable {
+			query.Set("mount", digest.String())
+			query.Set("from", m.Reference.Context().RepositoryStr())
+		}
+		said, err := s.do(ctx, http.MethodPost, s.url("blobs/uploads/", query), nil, http.StatusCreated, http.StatusAccepted)
+		if err != nil || said.status == http.StatusCreated {
+			return err
+		}
+		if mountable && s.has(ctx, "blobs", digest.String(), "") {
+			return nil
+		}
+		to := said.location
+		if to == nil {
+			return errors.New("the registry does not say where to upload")
+		}
+		query = to.Query()
+		query.Set("digest", digest.String())
+		to.RawQuery = query.Encode()
+		content, err := l.Compressed()
+		if err != nil {
+			return err
+		}
+		defer content.Close()
+		_, err = s.do(ctx, http.MethodPut, to.String(), &body{content, size, "application/octet-stream"}, http.StatusCreated, http.StatusNoContent)
+		return err
+	})
+}
+
+// putManifest stores the manifest under a digest or tag.
+func (s *registrySession) putManifest(ctx context.Context, at string, img *Output) error {
+	_, err := s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(img.manifest), int64(len(img.manifest)), string(img.mediaType)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+	return err
+}
+
+// has says whether the repository has a blob or manifest: of a certain digest, if one is given. An error
+// is a no: sending shows what is wrong.
+func (s *registrySession) has(ctx context.Context, kind, at, digest string) bool {
+	said, err := s.do(ctx, http.MethodHead, s.url(kind+"/"+at, nil), nil, http.StatusOK)
+	return err == nil && (digest == "" || said.digest == digest)
+}
+
+func (s *registrySession) url(what string, query url.Values) string {
+	u := url.URL{Scheme: s.repo.Scheme(), Host: s.repo.RegistryStr(), Path: "/v2/" + s.repo.RepositoryStr() + "/" + what, RawQuery: query.Encode()}
+	return u.String()
+}
+
+// body is what a request sends.
+type body struct {
+	io.Reader
+	size int64
+	kind string // its media type
+}
+
+// answer is what matters of a registry's.
+type answer struct {
+	status   int
+	digest   string
+	location *url.URL // nil where there is none
+}
+
+// do sends a request (OCI distribution specification, "Push"), whose answer must be one of the expected ones.
+func (s *registrySession) do(ctx context.Context, method, to string, b *body, expected ...int) (*answer, error) {
+	var content io.Reader
+	if b != nil {
+		content = b.Reader
+	}
+	req, err := http.NewRequestWithContext(ctx, method, to, content)
+	if err != nil {
+		return nil, err
+	}
+	if b != nil {
+		req.ContentLength = b.size
+		req.Header.Set("Content-Type", b.kind)
+	}
+	if method == http.MethodHead {
+		for _, mt := range manifestTypes {
+			req.Header.Add("Accept", string(mt))
+		}
+	}
+	resp, err := (&http.Client{Transport: s.rt}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	a := &answer{status: resp.StatusCode, digest: resp.Header.Get("Docker-Content-Digest")}
+	if l, err := resp.Location(); err == nil {
+		a.location = l
+	}
+	return a, transport.CheckError(resp, expected...)
+}
