@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build test demo e2e lint image
+.PHONY: build test demo e2e bench lint image
 
 build:
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
@@ -21,6 +21,15 @@ demo: build
 # Real images, a real registry and Docker. Needs root, and the Debian packages that .ci/run installs.
 e2e: build
 	$(GO) test -tags e2e -count 1 -timeout 30m -v ./e2e
+
+CRANE = github.com/google/go-containerregistry/cmd/crane@v0.22.1
+
+# How fast it is, beside other tools. Needs root, and the packages that .ci/run installs; takes a quarter of
+# an hour; BENCH="-only warm,measure" measures these alone.
+bench: build
+	GOBIN=$(CURDIR)/bin/bench $(GO) install $(CRANE)
+	$(GO) build -o bin/bench/bench ./bench
+	bin/bench/bench $(BENCH)
 
 lint:
 	test -z "$$(gofmt -l .)"

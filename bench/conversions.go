@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// convert runs cconvert. The simulated runtime is packed and kept beforehand, as a fleet's is.
+func (b *bench) convert(ctx context.Context, source, to string, flags ...string) (finished, error) {
+	return command(ctx, b.program, append([]string{"convert", source, "--to", to, "--runtime", "sim", "--key", b.key}, flags...)...)
+}
+
+// cold forgets what is known of layers, but not the runtime.
+func (b *bench) cold() error {
+	return os.RemoveAll(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "cconvert", "index"))
+}
+
+// conversions times converting with nothing known of the layer.
+func (b *bench) conversions(ctx context.Context) error {
+	if _, err := b.convert(ctx, b.image, b.registry.host+"/mixed:out"); err != nil {
+		return err
+	}
+	peak := int64(0)
+	var took [2]float64
+	for i, inflate := range []string{"igzip", "go"} {
+		var err error
+		took[i], err = b.median("cold convert, "+inflate, func() (time.Duration, error) {
+			if err := b.cold(); err != nil {
+				return 0, err
+			}
+			f, err := b.convert(ctx, b.image, b.registry.host+"/mixed:out", "--inflate", inflate)
+			peak = max(peak, f.peak)
+			return f.took, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	b.goal("cold convert with igzip ÷ igzip -dc \\| openssl sha256", took[0]/b.seconds(igzipHash), 1.25, "")
+	b.goal("cold convert in Go ÷ klauspost's gzip alone", took[1]/b.seconds(klauspost), 1.2, "")
+	b.goal("cold convert with igzip ÷ crane export", took[0]/b.seconds(craneExport), 0.45, "")
+	b.goal("cold convert with igzip ÷ umoci unpack", took[0]/b.seconds(umociUnpack), 0.25, "")
+	b.goal("peak memory, the mixed image", float64(peak)/1e6, 200, " MB")
+	return nil
+}
+
+// warm times converting with the layer known, beside a client that sends the same requests and nothing
+// else.
+func (b *bench) warm(ctx context.Context) error {
+	p, err := startProxy(b.registry.host)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	via := func(tag string) string { return p.host + "/" + tag }
+	// The first result is another image, so that the recorded one uploads what a new result needs.
+	if _, err := b.convert(ctx, via("mixed:1"), via("mixed:out"), "--isv-svn", "1"); err != nil {
+		return err
+	}
+	p.record()
+	if _, err := b.convert(ctx, via("mixed:1"), via("mixed:out"), "--isv-svn", fmt.Sprint(2+time.Now().Unix()%60000)); err != nil {
+		return err
+	}
+	requests := p.recorded()
+	b.note("a warm conversion: %d requests, %s down, %s up, %d of %d layer bytes fetched", len(requests),
+		humanize.Bytes(uint64(p.down())), humanize.Bytes(uint64(p.up())), p.layerBytes(), fileSize(b.layer))
+	b.goal("layer bytes fetched when the layer is known", float64(p.layerBytes()), 0, "")
+
+	script := filepath.Join(b.dir, "requests.json")
+	if err := p.save(script, b.registry.host); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bare, err := b.median("the same requests by a bare client", timeOf(ctx, nil, self, "-bare", script))
+	if err != nil {
+		return err
+	}
+	svn := 0
+	warm, err := b.median("warm convert", func() (time.Duration, error) {
+		svn++ // else the registry had it all
+		f, err := b.convert(ctx, b.image, b.registry.host+"/mixed:out", "--isv-prod-id", "7", "--isv-svn", fmt.Sprint(svn))
+		return f.took, err
+	})
+	if err != nil {
+		return err
+	}
+	b.goal("warm convert ÷ a bare client with the same requests", warm/bare, 2, "")
+	return nil
+}
+
+// second counts what is pushed for a second image on the same base and runtime.
+func (b *bench) second(ctx context.Context) error {
+	p, err := startProxy(b.registry.host)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	p.record()
+	f, err := b.convert(ctx, p.host+"/mixed:1", p.host+"/mixed:second", "--env", fmt.Sprint("SECOND=", time.Now().UnixNano()))
+	if err != nil {
+		return err
+	}
+	blobs := p.uploads()
+	b.note("a second image on the same base and runtime uploads %d blobs (enclave layer and configuration) and manifests, %s: %s",
+		len(blobs), humanize.Bytes(uint64(p.up())), f.out)
+	b.goal("blobs pushed for a second image on the same base and runtime", float64(len(blobs)), 2, "")
+	return nil
+}
+
+// measurements times the measurement in this process, of an enclave as a conversion lays it out.
+func (b *bench) measurements(ctx context.Context) error {
+	pal, err := os.ReadFile("testdata/vectors/pal/pal-foursegments.so")
+	if err != nil {
+		return err
+	}
+	for _, size := range []uint64{256 << 20, 4 << 30, 64 << 30} {
+		text := fmt.Appendf(nil, "sgx.enclave_size = %q\nsgx.max_threads = 8\n", manifest.FormatSize(size))
+		e, err := gramine.NewEnclave(gramine.LayoutVersion, pal, text)
+		if err != nil {
+			return err
+		}
+		hashed := hashedBytes(e.Layout)
+		runtime.GC()
+		name := humanize.IBytes(size)
+		took, err := b.median("measure an enclave of "+name, func() (time.Duration, error) {
+			begin := time.Now()
+			_, err := sgx.Measure(ctx, e.Layout)
+			return time.Since(begin), err
+		})
+		if err != nil {
+			return err
+		}
+		plain, err := b.median(fmt.Sprintf("crypto/sha256 over its %s", humanize.Bytes(hashed)), func() (time.Duration, error) { return plainHash(hashed), nil })
+		if err != nil {
+			return err
+		}
+		b.goal("measure "+name+" ÷ crypto/sha256 over as many bytes", took/plain, 1.25, "")
+	}
+	return nil
+}
+
+// hashedBytes is how long the records are that make a measurement (SDM 3D, EADD and EEXTEND).
+func hashedBytes(l sgx.Layout) uint64 {
+	n := uint64(64)
+	for _, a := range l.Areas {
+		record := uint64(64)
+		if !a.Unmeasured {
+			record += 16 * (64 + 256)
+		}
+		n += a.Size / sgx.PageSize * record
+	}
+	return n
+}
+
+func fileSize(file string) int64 {
+	info, err := os.Stat(file)
+	if err != nil {
+		return -1
+	}
+	return info.Size()
+}

@@ -1,0 +1,152 @@
+// Command bench measures cconvert beside other tools, in one run and on two processors, and prints a table
+// of times and of the ratios that matter. It needs root, and the Debian packages of .ci/run.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	runs := flag.Int("runs", 5, "how often each is run: the median counts")
+	only := flag.String("only", "references,conversions,warm,second,measure,files,bytes,layers", "what is measured; the last three take some minutes")
+	bare := flag.String("bare", "", "send the requests in this file, as fast as possible, and end")
+	dir := flag.String("dir", "bin/bench", "where images and tools are kept")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	var err error
+	if *bare != "" {
+		err = replay(*bare)
+	} else if err = twoProcessors(); err == nil {
+		err = run(ctx, *dir, *runs, strings.Split(*only, ","))
+	}
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// twoProcessors starts this program again on two processors, if there are more. All that it starts has the
+// same two.
+func twoProcessors() error {
+	if runtime.NumCPU() <= 2 {
+		return nil
+	}
+	var all, two unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return err
+	}
+	for cpu := 0; two.Count() < 2; cpu++ {
+		if all.IsSet(cpu) {
+			two.Set(cpu)
+		}
+	}
+	runtime.LockOSThread()
+	if err := unix.SchedSetaffinity(0, &two); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return syscall.Exec(self, os.Args, os.Environ())
+}
+
+func run(ctx context.Context, dir string, runs int, only []string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	b := &bench{dir: dir, runs: runs}
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	defer b.close()
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"references", b.references},
+		{"conversions", b.conversions}, // needs the references
+		{"warm", b.warm},
+		{"second", b.second},
+		{"measure", b.measurements},
+		{"files", b.files},
+		{"bytes", b.bytes},
+		{"layers", b.layers},
+	} {
+		if !slices.Contains(only, step.name) {
+			continue
+		}
+		if err := step.run(ctx); err != nil {
+			return err
+		}
+	}
+	return b.print()
+}
+
+// bench holds what was measured.
+type bench struct {
+	dir      string
+	runs     int
+	registry *registry
+	layer    string // the layer's blob in the registry's storage
+	image    string // its name in the registry
+	program  string // cconvert
+	key      string
+	times    []timed
+	goals    []goal
+	notes    []string
+}
+
+// timed is what something took.
+type timed struct {
+	name string
+	took time.Duration
+}
+
+// goal is a ratio that must not be above a limit.
+type goal struct {
+	name      string
+	got, most float64
+	unit      string
+}
+
+// median runs something and gives the median of the seconds that it takes.
+func (b *bench) median(name string, f func() (time.Duration, error)) (float64, error) {
+	var all []time.Duration
+	for range b.runs {
+		took, err := f()
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", name, err)
+		}
+		all = append(all, took)
+	}
+	slices.Sort(all)
+	m := all[len(all)/2]
+	b.times = append(b.times, timed{name, m})
+	fmt.Fprintf(os.Stderr, "%-44s %8.3f s\n", name, m.Seconds())
+	return m.Seconds(), nil
+}
+
+func (b *bench) goal(name string, got, most float64, unit string) {
+	b.goals = append(b.goals, goal{name, got, most, unit})
+	fmt.Fprintf(os.Stderr, "%-44s %8.2f%s of at most %g\n", name, got, unit, most)
+}
+
+func (b *bench) note(format string, args ...any) {
+	b.notes = append(b.notes, fmt.Sprintf(format, args...))
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}
