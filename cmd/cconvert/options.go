@@ -180,7 +180,7 @@ func (l *launchFlags) options() (launch.Options, error) {
 // conversion gathers what the flags say of a conversion, but for its key and target.
 func conversion(source image.Reference, reg registryFlags, layers layerFlags, lib runtimeFlags, start launchFlags) (o convert.Options, err error) {
 	o = convert.Options{Source: source, Image: reg.options(), Jobs: reg.jobs}
-	if err := layers.choose(&o); err != nil {
+	if err := layers.choose(&o, reg); err != nil {
 		return o, err
 	}
 	if o.Launch, err = start.options(); err != nil {

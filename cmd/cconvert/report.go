@@ -26,6 +26,7 @@ func report(w io.Writer, r *convert.Result) {
 		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	line("source", "%s", r.Source)
+	line("layers", "%s", layersText(r.Layers))
 	line("runtime", "%s %.12s", r.Runtime.Kind, r.Runtime.Version)
 	line("profile", "%s: %s", r.Profile, printable(r.ProfileWhy))
 	line("enclave", "%s (%s), %d threads; as much for each process", humanize.IBytes(r.EnclaveSize), printable(r.SizeWhy), r.MaxThreads)
@@ -45,6 +46,22 @@ func report(w io.Writer, r *convert.Result) {
 	}
 	t.Flush()
 	reportFindings(w, r.Warnings)
+}
+
+// layersText says from where it is known what is in the layers.
+func layersText(c convert.LayerCounts) string {
+	var parts []string
+	for _, p := range []struct {
+		n    int
+		what string
+	}{
+		{c.Read, "read"}, {c.Cached, "known from earlier runs"}, {c.Shared, "known from others"}, {c.TOC, "by their tables of contents"},
+	} {
+		if p.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
+		}
+	}
+	return strings.Join(parts, ", ")
 }
 
 // maxOfACode is how many findings of one kind the report lists.

@@ -99,6 +99,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		a.Findings, a.EnclaveSize, a.Threads = sealed.Findings, sealed.Enclave.EnclaveSize, sealed.Enclave.MaxThreads
 		a.Pages = a.EnclaveSize / sgx.PageSize
 	}
+	a.Findings = append(a.Findings, in.layers.findings...)
 	if tree.Lookup(libos.ManifestPath) != nil {
 		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath, "the image is the output of a conversion"))
 	}

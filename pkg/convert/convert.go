@@ -31,6 +31,7 @@ type Prepared struct {
 	spec   *launch.Spec
 	// trusted are the manifest's files. The lists of them, which can be very long, are not kept.
 	trusted []FileRun
+	layers  LayerCounts
 	upload  *image.Upload // begun, if the target is known
 	watch   *stopwatch
 	opts    Options
@@ -60,7 +61,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.source = in.source
+	p.source, p.layers = in.source, in.layers.counts
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -85,6 +86,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
+	p.sealed.Findings = append(p.sealed.Findings, in.layers.findings...)
 	p.trusted = fileRuns(p.sealed.Trusted)
 	p.sealed.Trusted, p.spec.Trusted = nil, nil
 	if !p.bundle.Pinned {
@@ -163,6 +165,7 @@ func Sign(ctx context.Context, p *Prepared, s sgx.Signer) (*rsa.PublicKey, []byt
 // inputs are what a conversion begins with.
 type inputs struct {
 	source *image.Image
+	layers *layers
 	tree   *rootfs.Tree
 	// runtime waits for the library OS, which is needed last.
 	runtime func() (*libos.Bundle, error)
@@ -171,7 +174,7 @@ type inputs struct {
 // read finds the image and reads its layers. Meanwhile the runtime is loaded.
 func read(ctx context.Context, o Options) (*inputs, error) {
 	loading, stop := context.WithCancel(ctx)
-	in := &inputs{}
+	in := &inputs{layers: newLayers(o)}
 	type loaded struct {
 		bundle *libos.Bundle
 		err    error
@@ -193,7 +196,7 @@ func read(ctx context.Context, o Options) (*inputs, error) {
 		return nil, err
 	}
 	o.Observer.Stage("reading the layers and the runtime")
-	if in.tree, err = mergeLayers(ctx, in.source, o); err != nil {
+	if in.tree, err = in.layers.merge(ctx, in.source); err != nil {
 		stop()
 		in.source.Close()
 		return nil, fmt.Errorf("%s: %w", o.Source, err)

@@ -4,20 +4,43 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-// mergeLayers finds out what is in each layer, side by side, and lays them over each other.
-func mergeLayers(ctx context.Context, img *image.Image, o Options) (*rootfs.Tree, error) {
+// LayerCounts say from where it is known what is in the layers.
+type LayerCounts struct {
+	Read   int `json:"read"`   // by this conversion
+	Cached int `json:"cached"` // by an earlier one
+	Shared int `json:"shared"` // by somebody else, see Options.Shared
+	TOC    int `json:"toc"`    // from the layer's own table of contents, see Options.TrustTOC
+}
+
+// layers finds out what is in an image's layers.
+type layers struct {
+	o    Options
+	scan rootfs.Options
+
+	mu       sync.Mutex
+	counts   LayerCounts
+	findings []launch.Finding
+}
+
+func newLayers(o Options) *layers {
+	return &layers{o: o, scan: rootfs.Options{Keep: launch.Keep, Inflate: o.Inflate}}
+}
+
+// merge reads the layers side by side, and lays them over each other.
+func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
 	indexes := make([]*rootfs.Index, len(img.Layers))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(o.jobs())
+	g.SetLimit(ls.o.jobs())
 	first := map[string]int{}
 	for i, l := range img.Layers {
 		if _, again := first[l.Digest]; again {
@@ -25,7 +48,7 @@ func mergeLayers(ctx context.Context, img *image.Image, o Options) (*rootfs.Tree
 		}
 		first[l.Digest] = i
 		g.Go(func() (err error) {
-			indexes[i], err = layerIndex(ctx, l, o)
+			indexes[i], err = ls.index(ctx, l)
 			return err
 		})
 	}
@@ -38,40 +61,54 @@ func mergeLayers(ctx context.Context, img *image.Image, o Options) (*rootfs.Tree
 	return rootfs.Merge(indexes)
 }
 
-// layerIndex gives a layer's index: that which is known from an earlier run or, where there is none, what
-// reading the layer shows.
-func layerIndex(ctx context.Context, l *image.Layer, o Options) (*rootfs.Index, error) {
-	scan := rootfs.Options{Keep: launch.Keep, Inflate: o.Inflate}
-	key := rootfs.IndexKey(l.Digest, scan)
-	if index := known(o.Cache, key, l.Digest); index != nil {
+// index gives a layer's index: that which is known, or what reading the layer shows.
+func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, error) {
+	key := rootfs.IndexKey(l.Digest, ls.scan)
+	if index := ls.kept("index/"+key, l.Digest); index != nil {
+		ls.count(&ls.counts.Cached)
 		return index, nil
 	}
-	index, err := scanLayer(ctx, l, o, scan)
+	if index := ls.shared(ctx, key, l.Digest); index != nil {
+		return index, nil
+	}
+	if index := ls.contents(ctx, key, l); index != nil {
+		return index, nil
+	}
+	index, err := ls.read(ctx, l, ls.scan)
 	if errors.Is(err, rootfs.ErrInflater) { // what is in the layer decides, not how a program fares
-		o.Observer.Stage("reading the layer again: " + err.Error())
-		scan.Inflate = rootfs.Inflater{}
-		index, err = scanLayer(ctx, l, o, scan)
+		ls.o.Observer.Stage("reading the layer again: " + err.Error())
+		index, err = ls.read(ctx, l, rootfs.Options{Keep: ls.scan.Keep})
 	}
 	if err != nil {
 		return nil, err
 	}
-	if o.Cache != nil {
-		if b, err := index.MarshalBinary(); err == nil {
-			_ = o.Cache.Put("index/"+key, b) // a cache that cannot be written costs time, nothing else
-		}
-	}
-	return index, nil
+	ls.count(&ls.counts.Read)
+	return index, ls.share(ctx, key, index)
 }
 
-// known gives a layer's index from the cache, nil where there is none that is sound.
-func known(c cache.Store, key, digest string) *rootfs.Index {
-	if c == nil {
+func (ls *layers) read(ctx context.Context, l *image.Layer, o rootfs.Options) (*rootfs.Index, error) {
+	r, err := l.Open(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the layer %s: %w", l.Digest, err)
+	}
+	r = ls.o.Observer.Layer(l.Digest, l.Size, r)
+	defer r.Close()
+	return rootfs.Scan(ctx, r, l.Digest, o)
+}
+
+// kept gives a layer's index from the cache, nil where there is none that is sound.
+func (ls *layers) kept(key, digest string) *rootfs.Index {
+	if ls.o.Cache == nil {
 		return nil
 	}
-	b, ok := c.Get("index/" + key)
+	b, ok := ls.o.Cache.Get(key)
 	if !ok {
 		return nil
 	}
+	return parse(b, digest)
+}
+
+func parse(b []byte, digest string) *rootfs.Index {
 	var index rootfs.Index
 	if err := index.UnmarshalBinary(b); err != nil || index.Digest != digest {
 		return nil
@@ -79,12 +116,94 @@ func known(c cache.Store, key, digest string) *rootfs.Index {
 	return &index
 }
 
-func scanLayer(ctx context.Context, l *image.Layer, o Options, scan rootfs.Options) (*rootfs.Index, error) {
-	r, err := l.Open(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("fetching the layer %s: %w", l.Digest, err)
+// shared gives a layer's index as somebody else has read it, nil where there is none to be trusted. It is
+// kept apart from what was read here: another conversion may trust in others.
+func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index {
+	repo := ls.o.Shared
+	if repo == nil || !repo.Reads() {
+		return nil
 	}
-	r = o.Observer.Layer(l.Digest, l.Size, r)
-	defer r.Close()
-	return rootfs.Scan(ctx, r, l.Digest, scan)
+	apart := "index-by/" + repo.Trust() + "/" + key
+	index := ls.kept(apart, digest)
+	if index == nil {
+		b, err := repo.Get(ctx, key)
+		switch {
+		case errors.Is(err, indexrepo.ErrNone) || ctx.Err() != nil:
+			return nil
+		case err != nil:
+			ls.find(launch.CodeIndexRejected, digest, fmt.Sprintf("what %s says of this layer is not used, and the layer was read: %v", repo.Artifacts, err))
+			return nil
+		}
+		if index = parse(b, digest); index == nil {
+			ls.find(launch.CodeIndexRejected, digest, fmt.Sprintf("what %s says of this layer is damaged, and the layer was read", repo.Artifacts))
+			return nil
+		}
+		if ls.o.Cache != nil {
+			_ = ls.o.Cache.Put(apart, b) // a cache that cannot be written costs time, nothing else
+		}
+	}
+	if repo.Insecure {
+		ls.find(launch.CodeIndexInsecure, digest, fmt.Sprintf("what is in this layer was taken from %s unverified: whoever writes there decides what the enclave trusts", repo.Artifacts))
+	}
+	ls.count(&ls.counts.Shared)
+	return index
+}
+
+// contents gives a layer's index by its own table of contents, nil where there is none to be used.
+func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *rootfs.Index {
+	if !ls.o.TrustTOC || l.At == nil {
+		return nil
+	}
+	apart := "index-by/toc/" + key
+	index := ls.kept(apart, l.Digest)
+	if index == nil {
+		var err error
+		index, err = rootfs.ScanTOC(ctx, l.At(ctx), l.Size, l.Digest, l.Annotations, ls.scan)
+		switch {
+		case errors.Is(err, rootfs.ErrNoTOC) || ctx.Err() != nil:
+			return nil
+		case err != nil:
+			ls.find(launch.CodeTOCRejected, l.Digest, fmt.Sprintf("the layer's table of contents is not used, and the layer was read: %v", err))
+			return nil
+		}
+		if b, err := index.MarshalBinary(); err == nil && ls.o.Cache != nil {
+			_ = ls.o.Cache.Put(apart, b) // a cache that cannot be written costs time, nothing else
+		}
+	}
+	ls.find(launch.CodeTOCTrusted, l.Digest, "what is in this layer was taken from its table of contents, which need not say the truth")
+	ls.count(&ls.counts.TOC)
+	return index
+}
+
+// share keeps an index for later runs and, where that is wanted, for others.
+func (ls *layers) share(ctx context.Context, key string, index *rootfs.Index) error {
+	repo := ls.o.Shared
+	if ls.o.Cache == nil && (repo == nil || !repo.Writes()) {
+		return nil
+	}
+	b, err := index.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	if ls.o.Cache != nil {
+		_ = ls.o.Cache.Put("index/"+key, b) // as above
+	}
+	if repo != nil && repo.Writes() {
+		if err := repo.Put(ctx, key, b); err != nil && ctx.Err() == nil {
+			ls.find(launch.CodeIndexNotShared, index.Digest, fmt.Sprintf("what is in this layer could not be shared: %v", err))
+		}
+	}
+	return nil
+}
+
+func (ls *layers) count(n *int) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	*n++
+}
+
+func (ls *layers) find(code, digest, message string) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.findings = append(ls.findings, launch.NewFinding(code, launch.Warning, digest, message))
 }

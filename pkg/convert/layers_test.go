@@ -1,20 +1,35 @@
 package convert_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
 )
 
@@ -91,6 +106,173 @@ func TestLayersAreReadOnce(t *testing.T) {
 	again, n := runWith(open())
 	assert.Equal(t, 1, n)
 	assert.Equal(t, want, again)
+}
+
+func statementKeys(t *testing.T) (*attest.PrivateKey, *attest.PublicKey) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	p, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	q, err := x509.MarshalPKIXPublicKey(public)
+	require.NoError(t, err)
+	sign, err := attest.ParsePrivateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p}))
+	require.NoError(t, err)
+	check, err := attest.ParsePublicKey(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: q}))
+	require.NoError(t, err)
+	return sign, check
+}
+
+func codes(findings []launch.Finding, prefix string) (list []string) {
+	for _, f := range findings {
+		if strings.HasPrefix(f.Code, prefix) {
+			list = append(list, f.Code)
+		}
+	}
+	return list
+}
+
+// One machine reads the layers, the others believe it if it has signed, and only then.
+func TestSharedIndexes(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	sign, check := statementKeys(t)
+	otherSign, otherCheck := statementKeys(t)
+	convertWith := func(repo indexrepo.Repo, store cache.Store) (*convert.Result, int) {
+		var err error
+		repo.Artifacts, err = image.NewArtifacts(reg.Host+"/fleet/index", false, image.Options{FirstPause: 1})
+		require.NoError(t, err)
+		o := options(t, from)
+		o.Shared, o.Cache = &repo, store
+		reg.Intercept(nil)
+		r, err := run(context.Background(), t, o, reg.Host+"/src:2")
+		require.NoError(t, err)
+		return r, layerRequests(t, reg)
+	}
+	first, n := convertWith(indexrepo.Repo{Sign: sign, Verify: check}, nil)
+	assert.Equal(t, 2, n)
+	assert.Equal(t, convert.LayerCounts{Read: 2}, first.Layers)
+	assert.Empty(t, codes(first.Warnings, "index-"))
+
+	second, n := convertWith(indexrepo.Repo{Verify: check}, nil)
+	assert.Zero(t, n)
+	assert.Equal(t, convert.LayerCounts{Shared: 2}, second.Layers)
+	assert.Equal(t, first.Output.Digest, second.Output.Digest)
+	assert.Empty(t, codes(second.Warnings, "index-"))
+
+	// Who trusts somebody else reads the layers; so does who trusts nobody, whatever is in the cache.
+	store := cache.Open(t.TempDir(), cache.DefaultLimit)
+	third, _ := convertWith(indexrepo.Repo{Verify: check}, store)
+	assert.Equal(t, convert.LayerCounts{Shared: 2}, third.Layers)
+	third, n = convertWith(indexrepo.Repo{Verify: otherCheck}, store)
+	assert.Equal(t, 2, n)
+	assert.Equal(t, convert.LayerCounts{Read: 2}, third.Layers)
+	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(third.Warnings, "index-"))
+	assert.Equal(t, first.Output.Digest, third.Output.Digest)
+
+	store = cache.Open(t.TempDir(), cache.DefaultLimit)
+	fourth, n := convertWith(indexrepo.Repo{Insecure: true}, store)
+	assert.Zero(t, n)
+	assert.Equal(t, []string{launch.CodeIndexInsecure, launch.CodeIndexInsecure}, codes(fourth.Warnings, "index-"))
+	fourth, n = convertWith(indexrepo.Repo{Insecure: true}, store)
+	assert.Zero(t, n)
+	assert.Len(t, codes(fourth.Warnings, launch.CodeIndexInsecure), 2, "said every time")
+	_, n = convertWith(indexrepo.Repo{}, store)
+	assert.Equal(t, 2, n, "what was taken unverified stays apart")
+
+	// The signed entry of one layer under the tag of another, and an entry that is signed but no index.
+	tags, err := remote.List(repository(t, reg.Host+"/fleet/index"))
+	require.NoError(t, err)
+	require.Len(t, tags, 2)
+	one, err := remote.Image(repository(t, reg.Host+"/fleet/index").Tag(tags[0]))
+	require.NoError(t, err)
+	require.NoError(t, remote.Tag(repository(t, reg.Host+"/fleet/index").Tag(tags[1]), one))
+	fifth, n := convertWith(indexrepo.Repo{Verify: check}, nil)
+	assert.Equal(t, 1, n)
+	assert.Equal(t, convert.LayerCounts{Read: 1, Shared: 1}, fifth.Layers)
+	assert.Equal(t, []string{launch.CodeIndexRejected}, codes(fifth.Warnings, "index-"))
+	assert.Equal(t, first.Output.Digest, fifth.Output.Digest)
+	artifacts, err := image.NewArtifacts(reg.Host+"/fleet/index", false, image.Options{})
+	require.NoError(t, err)
+	for _, tag := range tags {
+		key := strings.Replace(tag, "-sha256-", "/sha256-", 1)
+		require.NoError(t, (&indexrepo.Repo{Artifacts: artifacts, Sign: otherSign}).Put(context.Background(), key, []byte("no index")))
+	}
+	fifth, n = convertWith(indexrepo.Repo{Verify: otherCheck}, nil)
+	assert.Equal(t, 2, n)
+	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(fifth.Warnings, "index-"))
+
+	// Not being able to share is no reason to fail.
+	o := options(t, from)
+	o.Shared = &indexrepo.Repo{Artifacts: artifacts, Sign: sign}
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		forbidden := r.Method != http.MethodGet && strings.Contains(r.URL.Path, "/fleet/")
+		if forbidden {
+			w.WriteHeader(http.StatusForbidden)
+		}
+		return forbidden
+	})
+	r, err := run(context.Background(), t, o, reg.Host+"/src:2")
+	require.NoError(t, err)
+	assert.Equal(t, []string{launch.CodeIndexNotShared, launch.CodeIndexNotShared}, codes(r.Warnings, "index-"))
+}
+
+// A table of contents is believed if the user says so, and only the one that the manifest names.
+func TestTableOfContents(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	content := strings.Repeat("0123456789abcdef", 1000)
+	archive := fixture.Tar(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("srv/data", content), fixture.File("etc/conf", "x"))
+	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(archive), 0, int64(len(archive))))
+	require.NoError(t, err)
+	blob, err := io.ReadAll(built)
+	require.NoError(t, err)
+	require.NoError(t, built.Close())
+	push := func(tag, toc string) string {
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil })
+		require.NoError(t, err)
+		img, err := mutate.Append(fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}}), mutate.Addendum{
+			Layer: l, Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: toc},
+		})
+		require.NoError(t, err)
+		return reg.Push(t, tag, img)
+	}
+	right, wrong := push("lazy:1", built.TOCDigest().String()), push("lazy:2", "sha256:"+strings.Repeat("0", 64))
+	store := cache.Open(t.TempDir(), cache.DefaultLimit)
+	convertWith := func(from string, trust bool) *convert.Result {
+		o := options(t, from)
+		o.TrustTOC, o.Cache = trust, store
+		r, err := run(context.Background(), t, o, reg.Host+"/out:1")
+		require.NoError(t, err)
+		return r
+	}
+	for range 2 { // the second is from the cache
+		lazy := convertWith(right, true)
+		assert.Equal(t, convert.LayerCounts{TOC: 1}, lazy.Layers)
+		assert.Equal(t, []string{launch.CodeTOCTrusted}, codes(lazy.Warnings, "toc-"))
+	}
+	lazy := convertWith(right, true)
+	careful := convertWith(right, false)
+	assert.Equal(t, convert.LayerCounts{Read: 1}, careful.Layers, "what was only believed is no knowledge")
+	assert.Equal(t, careful.Output.Digest, lazy.Output.Digest)
+
+	store = cache.Open(t.TempDir(), cache.DefaultLimit)
+	rejected := convertWith(wrong, true)
+	assert.Equal(t, convert.LayerCounts{Read: 1}, rejected.Layers)
+	assert.Equal(t, []string{launch.CodeTOCRejected}, codes(rejected.Warnings, "toc-"))
+	assert.Equal(t, careful.MREnclave, rejected.MREnclave)
+
+	// A registry that answers with the whole blob.
+	store = cache.Open(t.TempDir(), cache.DefaultLimit)
+	reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool { r.Header.Del("Range"); return false })
+	whole := convertWith(right, true)
+	assert.Equal(t, convert.LayerCounts{Read: 1}, whole.Layers)
+}
+
+func repository(t *testing.T, s string) name.Repository {
+	t.Helper()
+	r, err := name.NewRepository(s)
+	require.NoError(t, err)
+	return r
 }
 
 // Who does not accept what was found stores nothing, however early uploads begin.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
@@ -40,6 +41,10 @@ type Options struct {
 	Jobs int
 	// Cache keeps what is known of layers between runs; nil: nothing is kept.
 	Cache cache.Store
+	// Shared is where others keep what they know of layers; nil: nobody is asked or told.
+	Shared *indexrepo.Repo
+	// TrustTOC takes what is in a layer from the table of contents in eStargz and zstd:chunked.
+	TrustTOC bool
 	// Inflate says what inflates gzip.
 	Inflate rootfs.Inflater
 	// Observer is told how the conversion gets on; nil: nobody.
@@ -90,6 +95,7 @@ type Result struct {
 	// StartSeconds is how long the runtime is expected to read the list of files at each start.
 	StartSeconds float64            `json:"start_seconds"`
 	ManifestSize int                `json:"manifest_bytes"`
+	Layers       LayerCounts        `json:"layers"`
 	Warnings     []launch.Finding   `json:"warnings"`
 	Timings      map[string]float64 `json:"timings"` // seconds by step
 	// Target is where the image went, as it was asked for.

@@ -277,6 +277,8 @@ func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Res
 		Runtime: Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest, Source: p.bundle.Source},
 
 		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
+		Layers: p.layers,
+
 		EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
 		TrustedFiles: trusted, Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
 		StartSeconds: launch.StartSeconds(trusted), ManifestSize: len(p.sealed.Manifest),

@@ -77,6 +77,10 @@ type Layer struct {
 	Size int64
 	// Open streams the layer, compressed or not. The reader does not check the digest.
 	Open func(context.Context) (io.ReadCloser, error)
+	// At reads parts of the layer; nil where that is not possible.
+	At func(context.Context) io.ReaderAt
+	// Annotations are those of the layer in the manifest.
+	Annotations map[string]string
 
 	push v1.Layer
 }
@@ -178,7 +182,7 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 		Ref: ref, Digest: digestOf(raw), mediaType: mt,
 		manifest: func() ([]byte, error) { return raw, nil },
 	}
-	if img.Config, err = readBlob(ctx, m.Config, open); err != nil {
+	if img.Config, err = readBlob(ctx, m.Config, maxConfig, open); err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	var c v1.ConfigFile
@@ -194,7 +198,7 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 		}
 		l := &blobLayer{ctx: ctx, desc: d, diffID: c.RootFS.DiffIDs[i], open: open}
 		img.Layers = append(img.Layers, &Layer{
-			Digest: d.Digest.String(), Size: d.Size, push: wrap(l),
+			Digest: d.Digest.String(), Size: d.Size, push: wrap(l), Annotations: d.Annotations,
 			Open: func(ctx context.Context) (io.ReadCloser, error) { return open(ctx, d) },
 		})
 	}
@@ -206,17 +210,17 @@ func digestOf(b []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// readBlob reads a small blob and checks its digest.
-func readBlob(ctx context.Context, d v1.Descriptor, open func(context.Context, v1.Descriptor) (io.ReadCloser, error)) ([]byte, error) {
-	if d.Size > maxConfig {
-		return nil, fmt.Errorf("it has %d bytes, more than %d", d.Size, maxConfig)
+// readBlob reads a blob of at most so many bytes and checks its digest.
+func readBlob(ctx context.Context, d v1.Descriptor, limit int64, open func(context.Context, v1.Descriptor) (io.ReadCloser, error)) ([]byte, error) {
+	if d.Size > limit {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", d.Size, limit)
 	}
 	r, err := open(ctx, d)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, maxConfig))
+	b, err := io.ReadAll(io.LimitReader(r, limit))
 	if err != nil {
 		return nil, err
 	}

@@ -73,7 +73,7 @@ func openLayout(ctx context.Context, ref Reference) (*Image, error) {
 		}
 		return f, err
 	}
-	raw, err := readBlob(ctx, d, open)
+	raw, err := readBlob(ctx, d, maxConfig, open)
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
@@ -88,7 +88,7 @@ func openLayout(ctx context.Context, ref Reference) (*Image, error) {
 		if d, err = choose(inner.Manifests); err != nil {
 			return nil, err
 		}
-		if raw, err = readBlob(ctx, d, open); err != nil {
+		if raw, err = readBlob(ctx, d, maxConfig, open); err != nil {
 			return nil, fmt.Errorf("reading the manifest: %w", err)
 		}
 	}

@@ -105,10 +105,45 @@ func openRegistry(ctx context.Context, ref Reference, o Options) (*Image, error)
 	}, func(l *blobLayer) v1.Layer {
 		return &remote.MountableLayer{Layer: l, Reference: ref.Name}
 	})
-	if err == nil {
-		img.session = s
+	if err != nil {
+		return nil, err
 	}
-	return img, err
+	img.session = s
+	for _, l := range img.Layers {
+		l.At = func(ctx context.Context) io.ReaderAt { return &ranges{ctx, s, l.Digest} }
+	}
+	return img, nil
+}
+
+// ranges reads parts of a blob, each with a request (OCI distribution specification, "Pulling blobs").
+type ranges struct {
+	ctx    context.Context
+	s      *registrySession
+	digest string
+}
+
+var errNoRanges = errors.New("the registry does not give parts of blobs")
+
+func (r *ranges) ReadAt(p []byte, off int64) (int, error) {
+	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, r.s.url("blobs/"+r.digest, nil), nil)
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1))
+	// The answer is as long as the blob where ranges are not known: it must not be read whole.
+	req = req.WithContext(context.WithValue(r.ctx, streamed, true))
+	resp, err := (&http.Client{Transport: r.s.rt}).Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
+		return 0, explain(err)
+	}
+	if resp.StatusCode != http.StatusPartialContent {
+		return 0, errNoRanges
+	}
+	return io.ReadFull(resp.Body, p)
 }
 
 // blob streams a blob and, when the connection breaks, goes on where it was.

@@ -14,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -107,11 +108,11 @@ func (u *Upload) writeRegistry(img *Output) error {
 	if err := u.blobs.Wait(); err != nil {
 		return err
 	}
-	if err := s.putManifest(u.ctx, img.Digest, img); err != nil {
+	if err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest); err != nil {
 		return fmt.Errorf("writing the manifest: %w", explain(err))
 	}
 	if tag, ok := u.to.Name.(name.Tag); ok {
-		if err := s.putManifest(u.ctx, tag.TagStr(), img); err != nil {
+		if err := s.putManifest(u.ctx, tag.TagStr(), img.mediaType, img.manifest); err != nil {
 			return fmt.Errorf("moving the tag: %w", explain(err))
 		}
 	}
@@ -200,8 +201,8 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 }
 
 // putManifest stores the manifest under a digest or tag.
-func (s *registrySession) putManifest(ctx context.Context, at string, img *Output) error {
-	_, err := s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(img.manifest), int64(len(img.manifest)), string(img.mediaType)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+func (s *registrySession) putManifest(ctx context.Context, at string, mt types.MediaType, raw []byte) error {
+	_, err := s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 	return err
 }
 

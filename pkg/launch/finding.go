@@ -85,6 +85,11 @@ const (
 	CodeConverted         = "already-converted"
 	CodeInterpreterAbsent = "interpreter-missing"
 	CodeLibraryAbsent     = "library-missing"
+	CodeTOCTrusted        = "toc-trusted"
+	CodeTOCRejected       = "toc-rejected"
+	CodeIndexInsecure     = "index-insecure"
+	CodeIndexRejected     = "index-rejected"
+	CodeIndexNotShared    = "index-not-shared"
 )
 
 // remedies say what to do, by code. docs/findings.md has them in its last column.
@@ -140,4 +145,9 @@ var remedies = map[string]string{
 	CodeConverted:         "Convert the image that it was made from: its digest is in the label org.opencontainers.image.base.digest.",
 	CodeInterpreterAbsent: "Add the C library that the program was built for, or link the program statically.",
 	CodeLibraryAbsent:     "Add the package that has the library.",
+	CodeTOCTrusted:        "Leave --trust-toc out.",
+	CodeTOCRejected:       "None needed: the layer itself was read.",
+	CodeIndexInsecure:     "--index-verify-key in the place of --insecure-index.",
+	CodeIndexRejected:     "Find out who wrote the entry, and remove it.",
+	CodeIndexNotShared:    "Give the right to write to the repository, or leave --index-sign-key out.",
 }

@@ -156,6 +156,11 @@ var elsewhere = map[string][2]string{
 	launch.CodeInsecureSetting: {"../libos/gramine/seal_test.go", "CodeInsecureSetting"},
 	launch.CodeUnconfined:      {"../convert/analyze_test.go", "CodeUnconfined"},
 	launch.CodeConverted:       {"../convert/analyze_test.go", "CodeConverted"},
+	launch.CodeTOCTrusted:      {"../convert/layers_test.go", "CodeTOCTrusted"},
+	launch.CodeTOCRejected:     {"../convert/layers_test.go", "CodeTOCRejected"},
+	launch.CodeIndexInsecure:   {"../convert/layers_test.go", "CodeIndexInsecure"},
+	launch.CodeIndexRejected:   {"../convert/layers_test.go", "CodeIndexRejected"},
+	launch.CodeIndexNotShared:  {"../convert/layers_test.go", "CodeIndexNotShared"},
 	launch.CodeRuntimeUnpinned: {"../../e2e/gramine_test.go", "runtime-unpinned"},
 }
 

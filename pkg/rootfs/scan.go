@@ -102,11 +102,8 @@ type scanner struct {
 
 func (s *scanner) layer(blob io.Reader) error {
 	return eachEntry(s.ctx, blob, s.inflate, func(e *Entry, content io.Reader) error {
-		if len(s.entries) == maxEntries {
-			return fmt.Errorf("more than %d entries", maxEntries)
-		}
-		if s.names += int64(len(e.Path) + len(e.Link)); s.names > maxNames {
-			return fmt.Errorf("its names have more than %d bytes", int64(maxNames))
+		if err := s.room(e); err != nil {
+			return err
 		}
 		if e.Type == Regular {
 			if err := s.file(e, content); err != nil {
@@ -116,6 +113,17 @@ func (s *scanner) layer(blob io.Reader) error {
 		s.entries = append(s.entries, *e)
 		return nil
 	})
+}
+
+// room bounds how much is noted of a layer.
+func (s *scanner) room(e *Entry) error {
+	if len(s.entries) == maxEntries {
+		return fmt.Errorf("more than %d entries", maxEntries)
+	}
+	if s.names += int64(len(e.Path) + len(e.Link)); s.names > maxNames {
+		return fmt.Errorf("its names have more than %d bytes", int64(maxNames))
+	}
+	return nil
 }
 
 // eachEntry visits the entries of a layer in their order, with the content of regular files.
@@ -253,9 +261,8 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 		if program != nil {
 			program.write(chunk)
 		}
-		if first && content == nil && e.Size <= maxScript && shellScript(e) && s.scripts+e.Size <= maxScripts {
-			s.scripts += e.Size
-			content = bytes.NewBuffer(make([]byte, 0, e.Size))
+		if first && content == nil {
+			content = s.script(e)
 		}
 		if content != nil {
 			content.Write(chunk)
@@ -293,6 +300,15 @@ func (s *scanner) keeper(e *Entry) *bytes.Buffer {
 		return nil
 	}
 	s.kept += e.Size
+	return bytes.NewBuffer(make([]byte, 0, e.Size))
+}
+
+// script gives a buffer for the text of a shell script.
+func (s *scanner) script(e *Entry) *bytes.Buffer {
+	if e.Size > maxScript || !shellScript(e) || s.scripts+e.Size > maxScripts {
+		return nil
+	}
+	s.scripts += e.Size
 	return bytes.NewBuffer(make([]byte, 0, e.Size))
 }
 

@@ -1,0 +1,415 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
+)
+
+// ErrNoTOC says that a layer has no table of contents, or none that the image's manifest vouches for.
+var ErrNoTOC = errors.New("the layer has no table of contents")
+
+const (
+	maxTOCBlob = 256 << 20
+	maxTOC     = 1 << 30
+	maxChunk   = 64 << 20
+)
+
+// Annotations of a layer by which the manifest vouches for its table of contents: of eStargz
+// (github.com/containerd/stargz-snapshotter, docs/estargz.md) and, by two names, of zstd:chunked.
+const tocDigest = estargz.TOCJSONDigestAnnotation
+
+var chunkedPrefixes = []string{"io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."}
+
+// ScanTOC gives the Index of a layer whose blob has a table of contents with the digest of every file
+// (eStargz, zstd:chunked), without reading all of it: only the files that later steps look into are read,
+// which are programs, libraries, scripts and those to be kept. It believes the table, which need not say
+// what is in the layer. The annotations are those of the layer in the image's manifest.
+func ScanTOC(ctx context.Context, blob io.ReaderAt, size int64, digest string, annotations map[string]string, o Options) (*Index, error) {
+	t, err := readTOC(&blocks{blob: blob, size: size}, size, annotations)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", digest, err)
+	}
+	t.scanner = scanner{ctx: ctx, keep: CompilePatterns(o.Keep), buf: make([]byte, 128<<10), sum: sha256.New()}
+	if err := t.index(); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("layer %s: %w", digest, err)
+	}
+	return &Index{Digest: digest, Entries: t.entries}, nil
+}
+
+// toc is a layer's table of contents.
+type toc struct {
+	scanner
+	blob     io.ReaderAt
+	end      int64 // of what files are made of
+	format   tocFormat
+	contents *estargz.JTOC
+	raw      []byte // the table itself, where it is a file of the layer too
+}
+
+type tocFormat interface {
+	estargz.Decompressor
+	DecompressTOC(io.Reader) (io.ReadCloser, error)
+}
+
+func readTOC(blob io.ReaderAt, size int64, annotations map[string]string) (*toc, error) {
+	for _, prefix := range chunkedPrefixes {
+		if at, sum := annotations[prefix+"manifest-position"], annotations[prefix+"manifest-checksum"]; at != "" && sum != "" {
+			return readChunkedTOC(blob, size, at, sum)
+		}
+	}
+	if want := annotations[tocDigest]; want != "" {
+		return readEStargzTOC(blob, size, want)
+	}
+	return nil, ErrNoTOC
+}
+
+// readChunkedTOC reads the table of zstd:chunked, which is at OFFSET:LENGTH:UNPACKED:TYPE.
+func readChunkedTOC(blob io.ReaderAt, size int64, position, sum string) (*toc, error) {
+	var at [4]int64
+	fields := strings.Split(position, ":")
+	if len(fields) != len(at) {
+		return nil, fmt.Errorf("%w: it is at %q", ErrNoTOC, position)
+	}
+	for i, f := range fields {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil || n < 0 {
+			return nil, fmt.Errorf("%w: it is at %q", ErrNoTOC, position)
+		}
+		at[i] = n
+	}
+	packed, err := part(blob, at[0], at[1], size)
+	if err != nil {
+		return nil, err
+	}
+	if got := digestOf(packed); got != sum {
+		return nil, fmt.Errorf("the table of contents: %w: it is %s, not %s", ErrDigest, got, sum)
+	}
+	t := &toc{blob: blob, end: at[0], format: new(zstdchunked.Decompressor)}
+	_, err = t.parse(packed)
+	return t, err
+}
+
+// readEStargzTOC finds the table by the footer, which is in one of two forms.
+func readEStargzTOC(blob io.ReaderAt, size int64, want string) (*toc, error) {
+	for _, format := range []tocFormat{new(estargz.GzipDecompressor), new(zstdchunked.Decompressor), new(estargz.LegacyGzipDecompressor)} {
+		footer, err := part(blob, size-format.FooterSize(), format.FooterSize(), size)
+		if err != nil {
+			return nil, err
+		}
+		_, at, length, err := format.ParseFooter(footer)
+		if err != nil {
+			continue
+		}
+		if length <= 0 {
+			length = size - at - format.FooterSize()
+		}
+		packed, err := part(blob, at, length, size)
+		if err != nil {
+			return nil, err
+		}
+		t := &toc{blob: blob, end: at, format: format}
+		raw, err := t.parse(packed)
+		if err != nil {
+			return nil, err
+		}
+		if got := digestOf(raw); got != want {
+			return nil, fmt.Errorf("the table of contents: %w: it is %s, not %s", ErrDigest, got, want)
+		}
+		if _, chunked := format.(*zstdchunked.Decompressor); !chunked {
+			t.raw = raw
+		}
+		return t, nil
+	}
+	return nil, fmt.Errorf("%w: its end is not that of eStargz", ErrNoTOC)
+}
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// part reads a part of a blob that must lie inside.
+func part(blob io.ReaderAt, at, length, size int64) ([]byte, error) {
+	if at < 0 || length < 0 || length > maxTOCBlob || at > size-length {
+		return nil, fmt.Errorf("%w: %d bytes at %d are not in the blob", ErrNoTOC, length, at)
+	}
+	b := make([]byte, length)
+	if _, err := blob.ReadAt(b, at); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (t *toc) parse(packed []byte) (raw []byte, err error) {
+	r, err := t.format.DecompressTOC(bytes.NewReader(packed))
+	if err != nil {
+		return nil, fmt.Errorf("unpacking the table of contents: %w", err)
+	}
+	defer r.Close()
+	raw, err = io.ReadAll(io.LimitReader(r, maxTOC+1))
+	if err == nil && len(raw) > maxTOC {
+		err = fmt.Errorf("it has more than %d bytes", maxTOC)
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &t.contents)
+	}
+	if err == nil && t.contents == nil {
+		err = errors.New("it is empty")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the table of contents: %w", err)
+	}
+	return raw, nil
+}
+
+// tocTypes are the types of entries.
+var tocTypes = map[string]byte{
+	"dir": tar.TypeDir, "reg": tar.TypeReg, "symlink": tar.TypeSymlink, "hardlink": tar.TypeLink,
+	"char": tar.TypeChar, "block": tar.TypeBlock, "fifo": tar.TypeFifo,
+}
+
+// index makes the entries that a scan of the layer would have found.
+func (t *toc) index() error {
+	all := t.contents.Entries
+	for i, in := range all {
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		if in == nil || in.Type == "chunk" {
+			continue
+		}
+		kind, ok := tocTypes[in.Type]
+		if !ok {
+			return fmt.Errorf("%q has the unknown entry type %q", in.Name, in.Type)
+		}
+		e, err := entryOf(&tar.Header{Typeflag: kind, Name: in.Name, Linkname: in.LinkName, Size: in.Size, Mode: in.Mode, Uid: in.UID, Gid: in.GID})
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			continue
+		}
+		var content io.ReaderAt
+		if e.Type == Regular {
+			if err := sumOf(in, e); err != nil {
+				return err
+			}
+			if t.looksInto(e) {
+				f := &tocFile{toc: t, size: e.Size}
+				for k := i; k < len(all) && (k == i || all[k] != nil && all[k].Type == "chunk"); k++ {
+					f.chunks = append(f.chunks, all[k])
+				}
+				content = f
+			}
+		}
+		if err := t.addEntry(e, content); err != nil {
+			return err
+		}
+	}
+	if t.raw == nil {
+		return nil
+	}
+	// The table is a file of the layer that it does not list itself.
+	e := &Entry{Path: "/" + estargz.TOCTarName, Type: Regular, Size: int64(len(t.raw)), SHA256: sha256.Sum256(t.raw)}
+	return t.addEntry(e, nil)
+}
+
+func sumOf(in *estargz.TOCEntry, e *Entry) error {
+	hexSum, ok := strings.CutPrefix(in.Digest, "sha256:")
+	if n, err := hex.Decode(e.SHA256[:], []byte(hexSum[:min(len(hexSum), 2*sha256.Size)])); ok && err == nil && n == sha256.Size && len(hexSum) == 2*sha256.Size {
+		return nil
+	}
+	if e.Size == 0 {
+		e.SHA256 = sha256.Sum256(nil)
+		return nil
+	}
+	return fmt.Errorf("%q has the digest %q", in.Name, in.Digest)
+}
+
+// looksInto says whether later steps want to know more of a file than its digest.
+func (t *toc) looksInto(e *Entry) bool {
+	name := path.Base(e.Path)
+	return e.Mode&0o111 != 0 || strings.HasSuffix(name, ".so") || strings.Contains(name, ".so.") || strings.HasSuffix(name, ".node") ||
+		strings.HasSuffix(name, ".sh") || t.keep.Match(e.Path)
+}
+
+// addEntry notes an entry, and what its content shows.
+func (t *toc) addEntry(e *Entry, content io.ReaderAt) error {
+	if err := t.room(e); err != nil {
+		return err
+	}
+	if content != nil {
+		if err := t.lookInto(e, content); err != nil {
+			return fmt.Errorf("reading %q: %w", e.Path, err)
+		}
+	}
+	t.entries = append(t.entries, *e)
+	return nil
+}
+
+// lookInto does what scanner.file does with a file that passes by.
+func (t *toc) lookInto(e *Entry, r io.ReaderAt) error {
+	first := t.buf[:min(e.Size, int64(len(t.buf)))]
+	if _, err := r.ReadAt(first, 0); err != nil {
+		return err
+	}
+	e.Shebang = shebang(first)
+	if program := newELFCapture(first, e.Size, nil); program != nil {
+		if e.ELF, _ = ParseELF(&elfWindow{r, e.Size, program.dynFrom, program.dynTo}); e.ELF != nil {
+			t.names += e.ELF.names()
+		}
+	}
+	kept := t.keeper(e)
+	if kept == nil {
+		kept = t.script(e)
+	}
+	if kept == nil {
+		return nil
+	}
+	if _, err := io.Copy(kept, io.NewSectionReader(r, 0, e.Size)); err != nil {
+		return err
+	}
+	if sha256.Sum256(kept.Bytes()) != e.SHA256 {
+		return fmt.Errorf("%w: the table of contents says %x", ErrDigest, e.SHA256)
+	}
+	e.Content = kept.Bytes()
+	return nil
+}
+
+// elfWindow lets ParseELF read what it can read in a scan, so that it finds the same.
+type elfWindow struct {
+	r              io.ReaderAt
+	size           int64
+	dynFrom, dynTo int64
+}
+
+func (w *elfWindow) ReadAt(p []byte, off int64) (int, error) {
+	to := off + int64(len(p))
+	if off < 0 || to < off || to > w.size || to > maxELFHead && (off < w.dynFrom || to > w.dynTo) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return w.r.ReadAt(p, off)
+}
+
+// tocFile reads a file, chunk by chunk. The last chunk stays unpacked.
+type tocFile struct {
+	toc    *toc
+	size   int64
+	chunks []*estargz.TOCEntry
+
+	at    int // which chunk is unpacked
+	chunk []byte
+}
+
+// extent gives the place of a chunk in the file.
+func (f *tocFile) extent(i int) (from, to int64) {
+	to = f.size
+	if i+1 < len(f.chunks) {
+		to = f.chunks[i+1].ChunkOffset
+	}
+	return f.chunks[i].ChunkOffset, to
+}
+
+func (f *tocFile) ReadAt(p []byte, off int64) (n int, err error) {
+	for i := range f.chunks {
+		from, to := f.extent(i)
+		if from > to || to > f.size || to-from > maxChunk {
+			return n, fmt.Errorf("the table of contents has a chunk from %d to %d", from, to)
+		}
+		for at := off + int64(n); n < len(p) && at >= from && at < to; at = off + int64(n) {
+			b, err := f.unpack(i, to-from)
+			if err != nil {
+				return n, err
+			}
+			n += copy(p[n:], b[at-from:])
+		}
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (f *tocFile) unpack(i int, size int64) ([]byte, error) {
+	if f.chunk != nil && f.at == i {
+		return f.chunk, nil
+	}
+	c := f.chunks[i]
+	if c.Offset < 0 || c.Offset >= f.toc.end || c.InnerOffset < 0 {
+		return nil, fmt.Errorf("the table of contents has a chunk at %d", c.Offset)
+	}
+	r, err := f.toc.format.Reader(&contextReader{f.toc.ctx, io.NewSectionReader(f.toc.blob, c.Offset, f.toc.end-c.Offset)})
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if _, err := io.CopyN(io.Discard, r, c.InnerOffset); err != nil {
+		return nil, err
+	}
+	b := make([]byte, size)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, err
+	}
+	f.chunk, f.at = b, i
+	return b, nil
+}
+
+// blocks reads a blob in large pieces, of which it keeps the last few: neighbouring files are read one
+// after the other.
+type blocks struct {
+	blob io.ReaderAt
+	size int64
+	kept [4]struct {
+		at int64
+		b  []byte
+	}
+	next int
+}
+
+const blockSize = 1 << 20
+
+func (b *blocks) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		at := off + int64(n)
+		if at < 0 || at >= b.size {
+			return n, io.EOF
+		}
+		block, err := b.block(at / blockSize * blockSize)
+		if err != nil {
+			return n, err
+		}
+		n += copy(p[n:], block[at%blockSize:])
+	}
+	return n, nil
+}
+
+func (b *blocks) block(at int64) ([]byte, error) {
+	for _, k := range b.kept {
+		if k.b != nil && k.at == at {
+			return k.b, nil
+		}
+	}
+	block := make([]byte, min(blockSize, b.size-at))
+	if n, err := b.blob.ReadAt(block, at); err != nil && (n < len(block) || !errors.Is(err, io.EOF)) {
+		return nil, err
+	}
+	b.kept[b.next].at, b.kept[b.next].b = at, block
+	b.next = (b.next + 1) % len(b.kept)
+	return block, nil
+}
