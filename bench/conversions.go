@@ -147,7 +147,9 @@ func (b *bench) measurements(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.goal("measure "+name+" ÷ crypto/sha256 over as many bytes", took/plain, 1.25, "")
+		if size >= 4<<30 { // less is done before there is anything to compare
+			b.goal("measure "+name+" ÷ crypto/sha256 over as many bytes", took/plain, 1.25, "")
+		}
 	}
 	return nil
 }

@@ -44,8 +44,10 @@ type Repo struct {
 	Sign *attest.PrivateKey
 }
 
-// Reads says whether entries can be used, and Writes whether they are written.
+// Reads says whether entries can be used.
 func (r *Repo) Reads() bool  { return r.Verify != nil || r.Insecure }
+
+// Writes says whether entries are written.
 func (r *Repo) Writes() bool { return r.Sign != nil || r.Insecure }
 
 // Trust names in whom somebody trusts who uses an entry: not all do in everybody.

@@ -60,17 +60,41 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 		for _, name := range append([]string{p.Name}, p.Provides...) {
 			db.byName[name] = append(db.byName[name], p)
 		}
-		for _, file := range p.Files {
-			// Packages spell paths as they were before /bin, /lib and /sbin became links.
-			n, _, err := tree.Resolve(file)
-			if err == nil && n.Type == rootfs.Dir {
-				db.dirs[n.Path] = append(db.dirs[n.Path], p)
-			} else if n, _, err = tree.ResolveParent(file); err == nil {
-				db.owners[n.Path] = p
-			}
-		}
+		db.own(tree, p)
 	}
 	return db, nil
+}
+
+// own notes what a package has installed. Packages spell paths as they were before /bin, /lib and /sbin
+// became links, and list a directory's files one after the other.
+func (db *DB) own(tree *rootfs.Tree, p *Package) {
+	var name string
+	var dir *rootfs.Node // of that name, without links; nil where there is none
+	for _, file := range p.Files {
+		if at, _ := path.Split(file); dir == nil || at != name {
+			name = at
+			dir, _, _ = tree.Resolve(at)
+		}
+		if dir == nil {
+			continue
+		}
+		n := dir.Child(path.Base(file))
+		if n == nil { // it was removed, or is no plain name
+			if n, _, _ = tree.ResolveParent(file); n == nil {
+				continue
+			}
+		}
+		if to := n; to.Type == rootfs.Symlink {
+			if to, _, _ = tree.Resolve(n.Path); to != nil && to.Type == rootfs.Dir {
+				n = to
+			}
+		}
+		if n.Type == rootfs.Dir {
+			db.dirs[n.Path] = append(db.dirs[n.Path], p)
+		} else {
+			db.owners[n.Path] = p
+		}
+	}
 }
 
 // content gives what a database's file holds; nil where there is no such file.
