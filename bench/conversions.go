@@ -15,7 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// convert runs cconvert. The simulated runtime is packed and kept beforehand, as a fleet's is.
+// convert runs cconvert.
 func (b *bench) convert(ctx context.Context, source, to string, flags ...string) (finished, error) {
 	return command(ctx, b.program, append([]string{"convert", source, "--to", to, "--runtime", "sim", "--key", b.key}, flags...)...)
 }
@@ -27,9 +27,6 @@ func (b *bench) cold() error {
 
 // conversions times converting with nothing known of the layer.
 func (b *bench) conversions(ctx context.Context) error {
-	if _, err := b.convert(ctx, b.image, b.registry.host+"/mixed:out"); err != nil {
-		return err
-	}
 	peak := int64(0)
 	var took [2]float64
 	for i, inflate := range []string{"igzip", "go"} {

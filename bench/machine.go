@@ -69,7 +69,9 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	b.layer = filepath.Join(b.dir, "registry/docker/registry/v2/blobs/sha256", digest.Hex[:2], digest.Hex, "data")
-	return nil
+	// The runtime is packed once, for all images.
+	_, err = b.convert(ctx, b.image, b.registry.host+"/mixed:out")
+	return err
 }
 
 func (b *bench) close() { b.registry.stop() }
