@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build test demo e2e bench lint image
+.PHONY: build test demo e2e bench bench-go lint image
 
 build:
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
@@ -22,6 +22,7 @@ demo: build
 e2e: build
 	$(GO) test -tags e2e -count 1 -timeout 30m -v ./e2e
 
+BENCHSTAT = golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 CRANE = github.com/google/go-containerregistry/cmd/crane@v0.22.1
 
 # How fast it is, beside other tools. Needs root, and the packages that .ci/run installs; takes a quarter of
@@ -30,6 +31,12 @@ bench: build
 	GOBIN=$(CURDIR)/bin/bench $(GO) install $(CRANE)
 	$(GO) build -o bin/bench/bench ./bench
 	bin/bench/bench $(BENCH)
+
+# Go's own benchmarks, beside those of an earlier state in bin/bench/old.txt, if there are any.
+bench-go:
+	mkdir -p bin/bench
+	$(GO) test -run '^$$' -bench . -count 6 ./pkg/rootfs ./pkg/manifest ./pkg/sgx >bin/bench/new.txt
+	$(GO) run $(BENCHSTAT) $(wildcard bin/bench/old.txt) bin/bench/new.txt
 
 lint:
 	test -z "$$(gofmt -l .)"

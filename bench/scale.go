@@ -33,13 +33,13 @@ func (b *bench) files(ctx context.Context) error {
 
 // bytes converts images with ten times as many bytes, a fifth of which is in one file: 4 of 20 GB.
 func (b *bench) bytes(ctx context.Context) error {
-	const few, many = 20, 200
-	text := words(100 << 20)
+	const few, many = 200, 2000
+	text := words(10 << 20)
 	block, err := compressed(text)
 	if err != nil {
 		return err
 	}
-	return b.tenfold(ctx, "times 100 MiB", few, many, func(w *layerWriter, n int) error {
+	return b.tenfold(ctx, "times 10 MiB", few, many, func(w *layerWriter, n int) error {
 		large := n / 5
 		for i := range n - large {
 			if err := w.packed(fmt.Sprintf("srv/block-%d", i), text, 1, block); err != nil {
@@ -48,7 +48,7 @@ func (b *bench) bytes(ctx context.Context) error {
 		}
 		return w.packed("srv/large", text, large, block)
 	}, func(n int, peak int64) {
-		b.note("%d MiB in a layer, a fifth of it in one file: %s peak memory", n*100, humanize.Bytes(uint64(peak)))
+		b.note("%d MiB in a layer, a fifth of it in one file: %s peak memory", n*10, humanize.Bytes(uint64(peak)))
 	})
 }
 

@@ -45,7 +45,7 @@ type Repo struct {
 }
 
 // Reads says whether entries can be used.
-func (r *Repo) Reads() bool  { return r.Verify != nil || r.Insecure }
+func (r *Repo) Reads() bool { return r.Verify != nil || r.Insecure }
 
 // Writes says whether entries are written.
 func (r *Repo) Writes() bool { return r.Sign != nil || r.Insecure }

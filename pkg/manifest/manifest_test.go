@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -161,5 +162,23 @@ func TestSizes(t *testing.T) {
 	}
 	for n, want := range map[uint64]string{0: "0", 1: "1", 1 << 30: "1G", 3 << 20: "3M", 1536: "1536", 2048: "2K"} {
 		assert.Equal(t, want, FormatSize(n))
+	}
+}
+
+func BenchmarkRender(b *testing.B) {
+	s := spec()
+	for i := range 10_000 {
+		s.Trusted = append(s.Trusted, launch.TrustedFile{Path: fmt.Sprintf("/usr/share/app/%d/file-%d", i/50, i), SHA256: [32]byte{byte(i)}})
+	}
+	for b.Loop() {
+		m, err := New(s)
+		if err != nil {
+			b.Fatal(err)
+		}
+		text, err := m.Render()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(int64(len(text)))
 	}
 }
