@@ -94,6 +94,35 @@ func ParseKey(text []byte) (*Key, error) {
 	}
 }
 
+// ParsePublicKey reads the public half of a key from PEM, which may hold the private one as well: PKIX, PKCS#1
+// or PKCS#8.
+func ParsePublicKey(text []byte) (*rsa.PublicKey, error) {
+	var key any
+	var err error
+	switch block, _ := pem.Decode(text); {
+	case block == nil:
+		return nil, errors.New("no PEM block of a key")
+	case block.Type == "PUBLIC KEY":
+		key, err = x509.ParsePKIXPublicKey(block.Bytes)
+	case block.Type == "RSA PUBLIC KEY":
+		key, err = x509.ParsePKCS1PublicKey(block.Bytes)
+	default:
+		k, err := ParseKey(text)
+		if err != nil {
+			return nil, err
+		}
+		return &k.private.PublicKey, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the public key: %w", err)
+	}
+	public, ok := key.(*rsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("key is of the type %T: SGX demands RSA-%d with exponent %d", key, keyBits, publicExponent)
+	}
+	return public, CheckPublicKey(public)
+}
+
 func newKey(k *rsa.PrivateKey) (*Key, error) {
 	if err := CheckPublicKey(&k.PublicKey); err != nil {
 		return nil, err

@@ -43,27 +43,46 @@ const (
 // Measure computes the MRENCLAVE of an enclave that is built as the layout says. It takes as long as
 // SHA-256 over the records; it stops early only with the context's error.
 func Measure(ctx context.Context, l Layout) (Measurement, error) {
-	var m Measurement
 	if err := l.Check(); err != nil {
-		return m, err
+		return Measurement{}, err
 	}
-	h := sha256.New()
+	b := NewBuilder(l.Size, l.SSAFrameSize)
+	for _, a := range l.Areas {
+		if err := b.Add(ctx, a); err != nil {
+			return Measurement{}, err
+		}
+	}
+	return b.Measurement(), nil
+}
+
+// Builder measures an enclave while it is built, as the CPU does: from ECREATE to EINIT.
+type Builder struct{ hash hash.Hash }
+
+// NewBuilder begins an enclave (SDM 3D, ECREATE) of a size in bytes, with state save area frames of so many
+// pages.
+func NewBuilder(size uint64, ssaFrameSize uint32) *Builder {
+	b := &Builder{sha256.New()}
 	var r [recordSize]byte
 	copy(r[:], "ECREATE\x00")
-	binary.LittleEndian.PutUint32(r[8:], l.SSAFrameSize)
-	binary.LittleEndian.PutUint64(r[12:], l.Size)
-	h.Write(r[:])
-	for _, a := range l.Areas {
-		extend := extendMeasured
-		if a.Unmeasured {
-			extend = extendUnmeasured
-		}
-		if err := extend(ctx, h, a); err != nil {
-			return m, err
-		}
+	binary.LittleEndian.PutUint32(r[8:], ssaFrameSize)
+	binary.LittleEndian.PutUint64(r[12:], size)
+	b.hash.Write(r[:])
+	return b
+}
+
+// Add adds an area's pages in ascending order (SDM 3D, EADD and EEXTEND). The area is not checked. The
+// only error is the context's.
+func (b *Builder) Add(ctx context.Context, a Area) error {
+	if a.Unmeasured {
+		return extendUnmeasured(ctx, b.hash, a)
 	}
-	h.Sum(m[:0])
-	return m, nil
+	return extendMeasured(ctx, b.hash, a)
+}
+
+// Measurement is the MRENCLAVE of what was added so far.
+func (b *Builder) Measurement() (m Measurement) {
+	b.hash.Sum(m[:0])
+	return m
 }
 
 func eadd(r []byte, flags PageFlags) {

@@ -110,6 +110,9 @@ func (s *SigStruct) MRSigner() Measurement {
 	return MRSigner(s.key)
 }
 
+// Signature gives the key and the signature, in RSA's usual big-endian form; nil before Attach.
+func (s *SigStruct) Signature() (*rsa.PublicKey, []byte) { return s.key, s.signature }
+
 // MRSigner is the SHA-256 of the key's modulus, little endian, as SIGSTRUCT stores it.
 func MRSigner(key *rsa.PublicKey) Measurement { return sha256.Sum256(littleEndian(key.N)) }
 
