@@ -52,6 +52,9 @@ type Entry struct {
 // Index is what there is to know of a layer.
 type Index struct {
 	// Digest of the blob that was read, as in "sha256:…".
-	Digest  string
+	Digest string
+	// DiffID is the digest of the archive in it (OCI image specification, "Layer DiffID"); empty unless Scan
+	// was asked for it. It is not encoded.
+	DiffID  string
 	Entries []Entry
 }

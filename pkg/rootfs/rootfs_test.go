@@ -538,3 +538,25 @@ func BenchmarkMerge(b *testing.B) {
 		}
 	}
 }
+
+// The digest of the archive is the one that engines compute, however the layer is compressed, and reading it
+// tells no complete archive for one that ends early.
+func TestDiffID(t *testing.T) {
+	archive := Tar(t, File("a", strings.Repeat("x", 3<<20)), File("b", "y"))
+	archive = append(archive, make([]byte, 9000)...) // what follows the end belongs to it
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, err := z.Write(archive)
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	for _, name := range []string{"go", "auto"} {
+		inflate, err := rootfs.FindInflater(name)
+		require.NoError(t, err)
+		for _, blob := range [][]byte{archive, packed.Bytes()} {
+			index, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{DiffID: true, Inflate: inflate})
+			require.NoError(t, err)
+			assert.Equal(t, digest(archive), index.DiffID)
+			assert.Len(t, index.Entries, 2)
+		}
+	}
+}

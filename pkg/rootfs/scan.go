@@ -36,6 +36,8 @@ type Options struct {
 	Keep []string
 	// Inflate says what inflates gzip.
 	Inflate Inflater
+	// DiffID has the index say the digest of the layer's archive, which costs hashing it once more.
+	DiffID bool
 }
 
 // Scan reads a layer from front to back: a tar stream, plain or compressed with gzip or zstd. The blob
@@ -45,10 +47,17 @@ func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index
 	if err := s.keep.Check(); err != nil {
 		return nil, err
 	}
+	if o.DiffID {
+		s.archive = sha256.New()
+	}
 	if err := checked(ctx, blob, digest, s.layer); err != nil {
 		return nil, err
 	}
-	return &Index{Digest: digest, Entries: s.entries}, nil
+	index := &Index{Digest: digest, Entries: s.entries}
+	if s.archive != nil {
+		index.DiffID = "sha256:" + hex.EncodeToString(s.archive.Sum(nil))
+	}
+	return index, nil
 }
 
 // checked reads a blob, ahead of what is made of it, and then compares its digest. The error of reading
@@ -98,10 +107,11 @@ type scanner struct {
 	buf     []byte
 	elfHead []byte // reused between files
 	sum     hash.Hash
+	archive hash.Hash // of the whole archive; nil where nobody wants it
 }
 
 func (s *scanner) layer(blob io.Reader) error {
-	return eachEntry(s.ctx, blob, s.inflate, func(e *Entry, content io.Reader) error {
+	return eachEntry(s.ctx, blob, s.inflate, s.archive, func(e *Entry, content io.Reader) error {
 		if err := s.room(e); err != nil {
 			return err
 		}
@@ -126,20 +136,32 @@ func (s *scanner) room(e *Entry) error {
 	return nil
 }
 
-// eachEntry visits the entries of a layer in their order, with the content of regular files.
-func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, visit func(e *Entry, content io.Reader) error) error {
+// eachEntry visits the entries of a layer in their order, with the content of regular files. The whole
+// archive goes into the sum, unless that is nil.
+func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, sum hash.Hash, visit func(e *Entry, content io.Reader) error) error {
 	r, err := inflate.decompress(ctx, blob)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	archive := tar.NewReader(r)
+	plain := &endNoter{Reader: r}
+	if sum != nil { // on another processor
+		ahead := readAhead(io.TeeReader(r, sum))
+		defer ahead.Close()
+		plain.Reader = ahead
+	}
+	archive := tar.NewReader(plain)
 	for {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			if p, ok := r.(*program); ok && p.ended {
+			if _, ok := r.(*program); ok && plain.ended {
 				// Archives say where they end. One that does not may have lost a part unnoticed.
 				return fmt.Errorf("%w: the archive ends early", ErrInflater)
+			}
+			if sum != nil {
+				if _, err := io.Copy(io.Discard, plain); err != nil {
+					return fmt.Errorf("reading the archive's end: %w", err)
+				}
 			}
 			return nil
 		}
@@ -157,6 +179,18 @@ func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, visit func
 			return err
 		}
 	}
+}
+
+// endNoter notes whether somebody wanted more than there is.
+type endNoter struct {
+	io.Reader
+	ended bool
+}
+
+func (r *endNoter) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.ended = r.ended || n == 0 && errors.Is(err, io.EOF)
+	return n, err
 }
 
 // Whiteouts (OCI image specification, "Whiteouts"); the other names with the longer prefix belong to
@@ -326,7 +360,7 @@ func shebang(head []byte) string {
 func Extract(ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64) (map[string][]byte, error) {
 	found := map[string][]byte{}
 	err := checked(ctx, blob, digest, func(blob io.Reader) error {
-		return eachEntry(ctx, blob, Inflater{}, func(e *Entry, content io.Reader) (err error) {
+		return eachEntry(ctx, blob, Inflater{}, nil, func(e *Entry, content io.Reader) (err error) {
 			if e.Type != Regular || !want[e.Path] {
 				return nil
 			}
