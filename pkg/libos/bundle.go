@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
+
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
 )
@@ -118,7 +120,7 @@ func PackRuntime(m Meta, files []File) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	files = append(files, File{Path: path.Join(Root, m.Kind, metaName), Mode: 0o644, Content: append(text, '\n')})
+	files = append(files, File{Path: MetaPath(m.Kind), Mode: 0o644, Content: append(text, '\n')})
 	var b bytes.Buffer
 	size := 64 << 10 // for directories and the end
 	for _, f := range files {
@@ -182,6 +184,42 @@ func keptBundle(store cache.Store, key string) *Bundle {
 
 // NewBundle reads a runtime's archive, which must not change afterwards, and compresses it.
 func NewBundle(archive []byte) (*Bundle, error) {
+	b, err := readArchive(archive)
+	if err != nil {
+		return nil, err
+	}
+	if b.Layer, err = image.CompressLayer(runtimeLevel, func(w io.Writer) error { _, err := w.Write(archive); return err }); err != nil {
+		return nil, fmt.Errorf("compressing the runtime: %w", err)
+	}
+	return b, nil
+}
+
+// ReadBundle reads a runtime from its layer in a converted image: what Load gave when it was converted. The
+// digest of the blob is the caller's to check.
+func ReadBundle(blob []byte) (*Bundle, error) {
+	z, err := gzip.NewReader(bytes.NewReader(blob))
+	if err != nil {
+		return nil, fmt.Errorf("reading the runtime's layer: %w", err)
+	}
+	archive, err := io.ReadAll(io.LimitReader(z, maxBundle+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the runtime's layer: %w", err)
+	}
+	if len(archive) > maxBundle {
+		return nil, fmt.Errorf("the runtime's layer has more than %d bytes", maxBundle)
+	}
+	b, err := readArchive(archive)
+	if err != nil {
+		return nil, err
+	}
+	packed, unpacked := sha256.Sum256(blob), sha256.Sum256(archive)
+	b.Layer = image.NewLayer{Blob: blob, Digest: "sha256:" + hex.EncodeToString(packed[:]), DiffID: "sha256:" + hex.EncodeToString(unpacked[:])}
+	b.Source, b.Pinned = "the converted image", true
+	return b, nil
+}
+
+// readArchive finds the files of a runtime, which refer to the archive's bytes.
+func readArchive(archive []byte) (*Bundle, error) {
 	b := &Bundle{Files: map[string]RuntimeFile{}}
 	in := bytes.NewReader(archive)
 	for r := tar.NewReader(in); ; {
@@ -210,10 +248,6 @@ func NewBundle(archive []byte) (*Bundle, error) {
 	}
 	if b.Kind == "" {
 		return nil, fmt.Errorf("the archive holds no runtime: there is no %s", metaName)
-	}
-	var err error
-	if b.Layer, err = image.CompressLayer(runtimeLevel, func(w io.Writer) error { _, err := w.Write(archive); return err }); err != nil {
-		return nil, fmt.Errorf("compressing the runtime: %w", err)
 	}
 	return b, nil
 }

@@ -35,11 +35,23 @@ const (
 type Backend interface {
 	// Kind is the name by which users choose it.
 	Kind() string
+	// Paths are where its files are in a converted image.
+	Paths() Paths
 	// Load finds the runtime and packs it into a layer, the same bytes for the same runtime.
 	Load(ctx context.Context, o LoadOptions) (*Bundle, error)
 	// Seal turns a specification into the files and the enclave that the runtime starts.
 	Seal(in Input) (*Sealed, error)
 }
+
+// Paths are where a runtime's files are.
+type Paths struct {
+	// Loader is the program that builds the enclave, PAL the enclave image that it loads, and LibOS what the
+	// enclave image loads first.
+	Loader, PAL, LibOS string
+}
+
+// MetaPath is where a runtime of a kind describes itself.
+func MetaPath(kind string) string { return Root + "/" + kind + "/" + metaName }
 
 // Input is what a Backend seals.
 type Input struct {

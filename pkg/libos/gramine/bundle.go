@@ -32,15 +32,26 @@ const (
 	glibcDir   = Prefix + "/runtime/glibc"
 	muslDir    = Prefix + "/runtime/musl"
 
+	directLoader = Prefix + "/direct/loader"
+	directPAL    = Prefix + "/direct/libpal.so"
+
 	// bundleVersion rises whenever the same source would give another layer.
 	bundleVersion = 1
 )
+
+// DirectStart is the command that starts a converted image without SGX, for trying it.
+var DirectStart = []string{directLoader, directPAL, "init", libos.App}
 
 // Backend is Gramine.
 type Backend struct{}
 
 // Kind is "gramine".
 func (Backend) Kind() string { return "gramine" }
+
+// Paths are those of Gramine's SGX loader.
+func (Backend) Paths() libos.Paths {
+	return libos.Paths{Loader: loaderPath, PAL: palPath, LibOS: libosPath}
+}
 
 // Load finds a Gramine installation by its files and packs what an image needs of it.
 func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
@@ -127,7 +138,7 @@ func (l *loading) pack(s libos.Source) ([]byte, error) {
 		path.Join(dir, "sgx/loader"):       loaderPath,
 		path.Join(dir, "sgx/libpal.so"):    palPath,
 		path.Join(dir, "libsysdb.so"):      libosPath,
-		path.Join(dir, "direct/libpal.so"): Prefix + "/direct/libpal.so",
+		path.Join(dir, "direct/libpal.so"): directPAL,
 	}
 	// Every library once, under the name by which programs ask for it.
 	for _, name := range s.List(path.Join(dir, "runtime/glibc")) {
@@ -151,7 +162,7 @@ func (l *loading) pack(s libos.Source) ([]byte, error) {
 	if err := l.loaderLibraries(s, dir, files); err != nil {
 		return nil, err
 	}
-	files[Prefix+"/direct/loader"] = libos.File{Path: Prefix + "/direct/loader", Link: "libpal.so"}
+	files[directLoader] = libos.File{Path: directLoader, Link: path.Base(directPAL)}
 	for name, text := range templates.RuntimeLicenses() {
 		p := path.Join(Prefix, "licenses", name)
 		files[p] = libos.File{Path: p, Mode: 0o644, Content: text}

@@ -19,7 +19,7 @@ import (
 // Seal makes the manifest of a specification for this runtime, and the enclave that it starts.
 func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	r := Runtime{
-		LibOS: libosPath, PAL: palPath, Loader: loaderPath, Layout: in.Bundle.Layout,
+		Paths: Backend{}.Paths(), Layout: in.Bundle.Layout,
 		Prepare: func(m *manifest.Manifest, s *libos.Sealed) { libC{in, m, s}.choose() },
 	}
 	return r.Seal(in)
@@ -27,10 +27,8 @@ func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 
 // Runtime is something that starts programs from Gramine's manifests in an enclave of Gramine's layout.
 type Runtime struct {
-	// LibOS is the path of what the enclave image loads first, PAL that of the enclave image, Loader
-	// that of the program that builds the enclave.
-	LibOS, PAL, Loader string
-	Layout             int
+	libos.Paths
+	Layout int
 	// Prepare adds to the manifest what is the runtime's own.
 	Prepare func(*manifest.Manifest, *libos.Sealed)
 }

@@ -31,6 +31,11 @@ type Backend struct{}
 // Kind is "sim".
 func (Backend) Kind() string { return "sim" }
 
+// Paths are all those of this program.
+func (Backend) Paths() libos.Paths {
+	return libos.Paths{Loader: loaderPath, PAL: loaderPath, LibOS: loaderPath}
+}
+
 // Load packs this program, or the one that the source names, which must be a build of cconvert for
 // linux/amd64.
 func (Backend) Load(_ context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
@@ -93,7 +98,7 @@ func readProgram(file string) ([]byte, error) {
 }
 
 func simulated() gramine.Runtime {
-	return gramine.Runtime{LibOS: loaderPath, PAL: loaderPath, Loader: loaderPath, Layout: gramine.LayoutVersion}
+	return gramine.Runtime{Paths: Backend{}.Paths(), Layout: gramine.LayoutVersion}
 }
 
 // Seal makes the same manifest that a real enclave would have, for this program as the runtime.
