@@ -8,7 +8,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
-	"crypto/rand"
 	_ "crypto/sha256" // for the digests that ECDSA signs
 	_ "crypto/sha512"
 	"crypto/x509"
@@ -130,9 +129,9 @@ func (k *PublicKey) Verify(_ context.Context, message, signature []byte) error {
 	return nil
 }
 
-// Sign signs a message. It is for package dsse.
+// Sign signs a message, the same every time. It is for package dsse.
 func (k *PrivateKey) Sign(_ context.Context, message []byte) ([]byte, error) {
-	return k.signer.Sign(rand.Reader, k.digest(message), k.hash)
+	return k.signer.Sign(nil, k.digest(message), k.hash) // without randomness ECDSA is RFC 6979's
 }
 
 // Envelope signs a payload of a type (DSSE 1.0).

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -21,6 +20,7 @@ type Artifact struct {
 	MediaType   string // of the blob
 	Blob        []byte
 	Annotations map[string]string
+	Digest      string // of its manifest, where it was fetched
 }
 
 // emptyConfig is what artifacts have for a configuration.
@@ -34,6 +34,7 @@ type artifactManifest struct {
 	ArtifactType  string            `json:"artifactType"`
 	Config        v1.Descriptor     `json:"config"`
 	Layers        []v1.Descriptor   `json:"layers"`
+	Subject       *v1.Descriptor    `json:"subject,omitempty"`
 	Annotations   map[string]string `json:"annotations,omitempty"`
 }
 
@@ -82,31 +83,54 @@ func (as *Artifacts) Push(ctx context.Context, tag string, a Artifact) error {
 	if err != nil {
 		return err
 	}
-	m := artifactManifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: a.Type, Annotations: a.Annotations}
-	describe := func(content []byte, mt string) (d v1.Descriptor, err error) {
-		l := static.NewLayer(content, types.MediaType(mt))
-		if d.Digest, err = l.Digest(); err != nil {
-			return d, err
-		}
-		d.MediaType, d.Size = types.MediaType(mt), int64(len(content))
-		return d, s.upload(ctx, d.Digest, l)
-	}
-	blob, err := describe(a.Blob, a.MediaType)
-	if err != nil {
-		return fmt.Errorf("storing %s:%s: %w", as, tag, explain(err))
-	}
-	m.Layers = []v1.Descriptor{blob}
-	if m.Config, err = describe(emptyConfig, emptyConfigType); err != nil {
-		return fmt.Errorf("storing %s:%s: %w", as, tag, explain(err))
-	}
-	raw, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if err := s.putManifest(ctx, tag, m.MediaType, raw); err != nil {
+	if err := s.pushArtifact(ctx, tag, a); err != nil {
 		return fmt.Errorf("storing %s:%s: %w", as, tag, explain(err))
 	}
 	return nil
+}
+
+func (s *registrySession) pushArtifact(ctx context.Context, tag string, a Artifact) error {
+	p, err := a.pack(nil)
+	if err != nil {
+		return err
+	}
+	if err := s.upload(ctx, p.manifest.Layers[0].Digest, p.blob); err != nil {
+		return err
+	}
+	if err := s.upload(ctx, p.manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType)); err != nil {
+		return err
+	}
+	return s.putManifest(ctx, tag, p.manifest.MediaType, p.raw)
+}
+
+// packedArtifact is an artifact as it is stored.
+type packedArtifact struct {
+	manifest artifactManifest
+	raw      []byte // the manifest
+	digest   v1.Hash
+	blob     v1.Layer
+}
+
+// pack makes the manifest of an artifact that refers to another manifest, or to none.
+func (a Artifact) pack(subject *v1.Descriptor) (*packedArtifact, error) {
+	p := &packedArtifact{blob: static.NewLayer(a.Blob, types.MediaType(a.MediaType))}
+	p.manifest = artifactManifest{
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: a.Type, Annotations: a.Annotations, Subject: subject,
+		Config: v1.Descriptor{MediaType: emptyConfigType, Size: int64(len(emptyConfig))},
+		Layers: []v1.Descriptor{{MediaType: types.MediaType(a.MediaType), Size: int64(len(a.Blob))}},
+	}
+	for to, content := range map[*v1.Hash][]byte{&p.manifest.Config.Digest: emptyConfig, &p.manifest.Layers[0].Digest: a.Blob} {
+		var err error
+		if *to, err = v1.NewHash(digestOf(content)); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if p.raw, err = json.Marshal(p.manifest); err != nil {
+		return nil, err
+	}
+	p.digest, err = v1.NewHash(digestOf(p.raw))
+	return p, err
 }
 
 // Pull fetches an artifact of a type, whose blob may have so many bytes. Where there is none the
@@ -116,20 +140,12 @@ func (as *Artifacts) Pull(ctx context.Context, tag, kind string, limit int64) (*
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.get(ctx, as.repo.Tag(tag), as.o)
+	a, err := s.artifact(ctx, as.repo.Tag(tag), limit)
+	if err == nil && a.Type != kind {
+		err = fmt.Errorf("%w: it is a %q", ErrUnsupported, a.Type)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetching %s:%s: %w", as, tag, err)
 	}
-	var m artifactManifest
-	if err := json.Unmarshal(d.Manifest, &m); err != nil {
-		return nil, fmt.Errorf("fetching %s:%s: reading the manifest: %w", as, tag, err)
-	}
-	if m.ArtifactType != kind || len(m.Layers) != 1 || m.Layers[0].Size > limit {
-		return nil, fmt.Errorf("fetching %s:%s: %w: it is a %q with %d blobs", as, tag, ErrUnsupported, m.ArtifactType, len(m.Layers))
-	}
-	blob, err := readBlob(ctx, m.Layers[0], limit, func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) { return s.blob(ctx, d) })
-	if err != nil {
-		return nil, fmt.Errorf("fetching %s:%s: %w", as, tag, err)
-	}
-	return &Artifact{Type: kind, MediaType: string(m.Layers[0].MediaType), Blob: blob, Annotations: m.Annotations}, nil
+	return a, nil
 }

@@ -46,6 +46,8 @@ type Output struct {
 	Digest string
 	// ImageID is the digest of the configuration, by which Docker knows the image.
 	ImageID string
+	// Evidence is attached to the image before its tag is moved, in registries; see Image.Referrers.
+	Evidence []Artifact
 
 	source    Reference
 	session   *registrySession

@@ -102,7 +102,7 @@ func (u *Upload) writeRegistry(img *Output) error {
 		return err
 	}
 	if s.has(u.ctx, "manifests", u.to.Name.Identifier(), img.Digest) {
-		return nil // the same was stored before
+		return s.evidence(u.ctx, img) // the same was stored before
 	}
 	u.send(append(append([]v1.Layer(nil), img.layers...), configLayer(img)))
 	if err := u.blobs.Wait(); err != nil {
@@ -111,10 +111,29 @@ func (u *Upload) writeRegistry(img *Output) error {
 	if err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest); err != nil {
 		return fmt.Errorf("writing the manifest: %w", explain(err))
 	}
+	if err := s.evidence(u.ctx, img); err != nil {
+		return err
+	}
 	if tag, ok := u.to.Name.(name.Tag); ok {
 		if err := s.putManifest(u.ctx, tag.TagStr(), img.mediaType, img.manifest); err != nil {
 			return fmt.Errorf("moving the tag: %w", explain(err))
 		}
+	}
+	return nil
+}
+
+// evidence attaches what belongs to an image.
+func (s *registrySession) evidence(ctx context.Context, img *Output) error {
+	if len(img.Evidence) == 0 {
+		return nil
+	}
+	subject := v1.Descriptor{MediaType: img.mediaType, Size: int64(len(img.manifest))}
+	var err error
+	if subject.Digest, err = v1.NewHash(img.Digest); err != nil {
+		return err
+	}
+	if err := s.attach(ctx, subject, img.Evidence); err != nil {
+		return fmt.Errorf("attaching evidence: %w", explain(err))
 	}
 	return nil
 }
@@ -202,8 +221,13 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 
 // putManifest stores the manifest under a digest or tag.
 func (s *registrySession) putManifest(ctx context.Context, at string, mt types.MediaType, raw []byte) error {
-	_, err := s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+	_, err := s.putManifestFor(ctx, at, mt, raw)
 	return err
+}
+
+// putManifestFor is putManifest, and gives what the registry says of it.
+func (s *registrySession) putManifestFor(ctx context.Context, at string, mt types.MediaType, raw []byte) (*answer, error) {
+	return s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 }
 
 // has says whether the repository has a blob or manifest: of a certain digest, if one is given. An error
@@ -229,6 +253,7 @@ type body struct {
 type answer struct {
 	status   int
 	digest   string
+	subject  string   // of a manifest that refers to another one, if the registry lists it there
 	location *url.URL // nil where there is none
 }
 
@@ -256,7 +281,7 @@ func (s *registrySession) do(ctx context.Context, method, to string, b *body, ex
 		return nil, err
 	}
 	defer resp.Body.Close()
-	a := &answer{status: resp.StatusCode, digest: resp.Header.Get("Docker-Content-Digest")}
+	a := &answer{status: resp.StatusCode, digest: resp.Header.Get("Docker-Content-Digest"), subject: resp.Header.Get("OCI-Subject")}
 	if l, err := resp.Location(); err == nil {
 		a.location = l
 	}

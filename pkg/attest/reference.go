@@ -1,0 +1,191 @@
+package attest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"text/template"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/veraison/corim/comid"
+	"github.com/veraison/corim/corim"
+	"github.com/veraison/swid"
+)
+
+// Formats of reference values.
+const (
+	FormatJSON  = "json"
+	FormatTOML  = "toml"
+	FormatCoRIM = "corim"
+	FormatMAA   = "maa"
+	FormatRego  = "rego"
+)
+
+// Formats are those that Reference knows.
+var Formats = []string{FormatJSON, FormatTOML, FormatCoRIM, FormatMAA, FormatRego}
+
+// Reference writes the values that a relying party compares a quote with. The id is a name for them, such as the
+// image's.
+func (e Enclave) Reference(format, id string) ([]byte, error) {
+	switch format {
+	case FormatJSON:
+		b, err := json.MarshalIndent(e, "", "  ")
+		return append(b, '\n'), err
+	case FormatTOML:
+		return e.toml()
+	case FormatCoRIM:
+		return e.CoRIM(id)
+	case FormatMAA:
+		return e.render(maaPolicy)
+	case FormatRego:
+		return e.render(regoPolicy)
+	}
+	return nil, fmt.Errorf("there is no format %q: there is %q", format, Formats)
+}
+
+// toml writes the fields under the same names, and in the same order, as JSON does.
+func (e Enclave) toml() ([]byte, error) {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	var fields map[string]any
+	if err := d.Decode(&fields); err != nil {
+		return nil, err
+	}
+	for k, v := range fields {
+		if n, ok := v.(json.Number); ok {
+			if fields[k], err = n.Int64(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return toml.Marshal(fields)
+}
+
+func (e Enclave) render(t *template.Template) ([]byte, error) {
+	var b bytes.Buffer
+	err := t.Execute(&b, e)
+	return b.Bytes(), err
+}
+
+// maaPolicy is an attestation policy of Microsoft Azure Attestation, version 1.0, for SGX: the claims are those
+// of its documentation ("Claim sets", x-ms-sgx-*).
+var maaPolicy = template.Must(template.New("maa").Parse(`version= 1.0;
+authorizationrules
+{
+	[ type=="x-ms-sgx-is-debuggable", value=={{.DebugEnclave}} ]
+	&& [ type=="x-ms-sgx-mrenclave", value=="{{.MREnclave}}" ]
+	&& [ type=="x-ms-sgx-mrsigner", value=="{{.MRSigner}}" ]
+	&& [ type=="x-ms-sgx-product-id", value=={{.ISVProdID}} ]
+	&& [ type=="x-ms-sgx-svn", value>={{.ISVSVN}} ]
+	=> permit();
+};
+issuancerules
+{
+	c:[type=="x-ms-sgx-mrenclave"] => issue(type="mrenclave", value=c.value);
+	c:[type=="x-ms-sgx-mrsigner"] => issue(type="mrsigner", value=c.value);
+};
+`))
+
+// regoPolicy is for verifiers with the Open Policy Agent, over a parsed quote under the names that this program
+// uses everywhere.
+var regoPolicy = template.Must(template.New("rego").Parse(`package sgx
+
+import rego.v1
+
+default allow := false
+
+allow if {
+	input.mr_enclave == "{{.MREnclave}}"
+	input.mr_signer == "{{.MRSigner}}"
+	input.isv_prod_id == {{.ISVProdID}}
+	input.isv_svn >= {{.ISVSVN}}
+	input.debug_enclave == {{.DebugEnclave}}
+}
+`))
+
+// sgxClass is the object identifier of Intel's SGX extensions in certificates of the CPU (Intel SGX PCK
+// Certificate and Certificate Revocation List Profile Specification, 1.3.5).
+const sgxClass = "1.2.840.113741.1.13.1"
+
+// Keys of the measurements in a CoRIM.
+const (
+	keyMREnclave = iota
+	keyMRSigner
+	keyISVProdID
+	keyISVSVN
+	keyAttributes
+	keyMiscSelect
+)
+
+// CoRIM is a reference integrity manifest (draft-ietf-rats-corim) with the values as measurements of an SGX
+// enclave: MRENCLAVE and MRSIGNER as digests, the SVN as a minimum, the others as bytes, little endian as in a
+// quote, with their masks. It has the given name.
+func (e Enclave) CoRIM(id string) ([]byte, error) {
+	attributes, mask := make([]byte, 16), make([]byte, 16)
+	misc, miscMask := make([]byte, 4), make([]byte, 4)
+	for _, f := range []struct {
+		text string
+		to   []byte
+	}{
+		{e.Flags, attributes[:8]}, {e.XFRM, attributes[8:]}, {e.FlagsMask, mask[:8]}, {e.XFRMMask, mask[8:]}, {e.MiscSelect, misc}, {e.MiscSelectMask, miscMask},
+	} {
+		n, err := strconv.ParseUint(f.text, 0, 8*len(f.to))
+		if err != nil {
+			return nil, fmt.Errorf("making a CoRIM: %w", err)
+		}
+		copy(f.to, binary.LittleEndian.AppendUint64(nil, n))
+	}
+	product := binary.LittleEndian.AppendUint16(nil, e.ISVProdID)
+	values := comid.NewMeasurements()
+	for key, set := range []func(*comid.Measurement) *comid.Measurement{
+		keyMREnclave:  func(m *comid.Measurement) *comid.Measurement { return m.AddDigest(swid.Sha256, e.MREnclave[:]) },
+		keyMRSigner:   func(m *comid.Measurement) *comid.Measurement { return m.AddDigest(swid.Sha256, e.MRSigner[:]) },
+		keyISVProdID:  func(m *comid.Measurement) *comid.Measurement { return m.SetRawValueBytes(product, nil) },
+		keyISVSVN:     func(m *comid.Measurement) *comid.Measurement { return m.SetMinSVN(uint64(e.ISVSVN)) },
+		keyAttributes: func(m *comid.Measurement) *comid.Measurement { return m.SetRawValueBytes(attributes, mask) },
+		keyMiscSelect: func(m *comid.Measurement) *comid.Measurement { return m.SetRawValueBytes(misc, miscMask) },
+	} {
+		m, err := comid.NewUintMeasurement(uint64(key))
+		if err != nil {
+			return nil, fmt.Errorf("making a CoRIM: %w", err)
+		}
+		values.AddMeasurement(set(m))
+	}
+	class := comid.NewClassOID(sgxClass)
+	if class == nil {
+		return nil, fmt.Errorf("making a CoRIM: the class %s is not valid", sgxClass)
+	}
+	c := comid.NewComid().SetTagIdentity(id, 0).AddReferenceValue(comid.ReferenceValue{
+		Environment: comid.Environment{Class: class.SetVendor("Intel Corporation").SetModel("SGX")}, Measurements: *values,
+	})
+	if c == nil {
+		return nil, fmt.Errorf("making a CoRIM of %s failed", id)
+	}
+	if err := c.Valid(); err != nil {
+		return nil, fmt.Errorf("making a CoRIM: %w", err)
+	}
+	u := corim.NewUnsignedCorim().SetID(id).AddComid(*c)
+	if u == nil {
+		return nil, fmt.Errorf("making a CoRIM of %s failed", id)
+	}
+	b, err := u.ToCBOR()
+	if err != nil {
+		return nil, fmt.Errorf("making a CoRIM: %w", err)
+	}
+	return b, nil
+}
+
+// CoRIMID is the name of a CoRIM.
+func CoRIMID(b []byte) (string, error) {
+	var u corim.UnsignedCorim
+	if err := u.FromCBOR(b); err != nil {
+		return "", fmt.Errorf("reading a CoRIM: %w", err)
+	}
+	return u.GetID(), nil
+}

@@ -1,0 +1,141 @@
+package attest
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Types of what is attached to an image.
+const (
+	// StatementType is that of in-toto statements (in-toto attestation framework, "Statement v1").
+	StatementType = "https://in-toto.io/Statement/v1"
+	// IdentityType is the predicate that describes an enclave.
+	IdentityType = "https://github.com/cconvert/cconvert/enclave-identity/v1"
+	// ProvenanceType is the predicate that says how the image was made (SLSA, "Provenance v1").
+	ProvenanceType = "https://slsa.dev/provenance/v1"
+	// BuildType says what the parameters of a provenance mean.
+	BuildType = "https://github.com/cconvert/cconvert/conversion/v1"
+
+	// InTotoMediaType is the payload of envelopes that hold statements (in-toto, "Envelope").
+	InTotoMediaType = "application/vnd.in-toto+json"
+	// DSSEMediaType is that of envelopes in JSON.
+	DSSEMediaType = "application/vnd.dsse.envelope.v1+json"
+	// CoRIMMediaType is that of a concise reference integrity manifest in CBOR (draft-ietf-rats-corim).
+	CoRIMMediaType = "application/rim+cbor"
+)
+
+// Statement says something of images, by their digests.
+type Statement struct {
+	Type          string          `json:"_type"`
+	Subject       []Resource      `json:"subject"`
+	PredicateType string          `json:"predicateType"`
+	Predicate     json.RawMessage `json:"predicate"`
+}
+
+// Resource is something with a digest (in-toto, "ResourceDescriptor").
+type Resource struct {
+	Name   string            `json:"name,omitempty"`
+	URI    string            `json:"uri,omitempty"`
+	Digest map[string]string `json:"digest"`
+}
+
+// NewResource makes a Resource of a digest "sha256:…".
+func NewResource(name, digest string) Resource {
+	algorithm, sum, _ := strings.Cut(digest, ":")
+	return Resource{Name: name, Digest: map[string]string{algorithm: sum}}
+}
+
+// Is says whether the resource has a digest "sha256:…".
+func (r Resource) Is(digest string) bool {
+	algorithm, sum, _ := strings.Cut(digest, ":")
+	return sum != "" && r.Digest[algorithm] == sum
+}
+
+// NewStatement makes a statement of an image.
+func NewStatement(subject Resource, predicateType string, predicate any) (*Statement, error) {
+	b, err := json.Marshal(predicate)
+	if err != nil {
+		return nil, fmt.Errorf("writing a statement: %w", err)
+	}
+	return &Statement{StatementType, []Resource{subject}, predicateType, b}, nil
+}
+
+// Identity is the predicate IdentityType: everything that a quote of the enclave can show, and what it was
+// made of.
+type Identity struct {
+	Enclave
+	EnclaveSize uint64 `json:"enclave_size"` // bytes
+	MaxThreads  int    `json:"max_threads"`
+	EDMM        bool   `json:"edmm"`
+	// Source is the image that was converted, by the name that it had.
+	Source Resource `json:"source"`
+	// Runtime is the library OS, by the digest of its layer.
+	Runtime  Runtime         `json:"runtime"`
+	Epoch    int             `json:"format_epoch"`
+	Options  json.RawMessage `json:"options"`
+	Findings json.RawMessage `json:"findings"`
+}
+
+// Runtime is a library OS.
+type Runtime struct {
+	Kind    string `json:"kind"`
+	Version string `json:"version"`
+	Digest  string `json:"digest"`
+}
+
+// Enclave are the fields of a SIGSTRUCT, in the names of gramine-sgx-sigstruct-view.
+type Enclave struct {
+	MREnclave      sgx.Measurement `json:"mr_enclave"`
+	MRSigner       sgx.Measurement `json:"mr_signer"`
+	ISVProdID      uint16          `json:"isv_prod_id"`
+	ISVSVN         uint16          `json:"isv_svn"`
+	DebugEnclave   bool            `json:"debug_enclave"`
+	Flags          string          `json:"attribute_flags"`
+	FlagsMask      string          `json:"attribute_flags_mask"`
+	XFRM           string          `json:"attribute_xfrms"`
+	XFRMMask       string          `json:"attribute_xfrm_mask"`
+	MiscSelect     string          `json:"misc_select"`
+	MiscSelectMask string          `json:"misc_select_mask"`
+	Date           string          `json:"date"`
+	Vendor         uint32          `json:"vendor"`
+	SWDefined      uint32          `json:"sw_defined"`
+}
+
+// NewEnclave describes a SIGSTRUCT.
+func NewEnclave(s *sgx.SigStruct) Enclave {
+	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
+	return Enclave{
+		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
+		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM), XFRMMask: hex(s.AttributesMask.XFRM),
+		MiscSelect: hex(uint64(s.MiscSelect)), MiscSelectMask: hex(uint64(s.MiscMask)), Date: s.Date.String(), Vendor: s.Vendor, SWDefined: s.SWDefined,
+	}
+}
+
+// Provenance is the predicate ProvenanceType. There are no times in it: a conversion does not depend on any.
+type Provenance struct {
+	BuildDefinition struct {
+		BuildType            string         `json:"buildType"`
+		ExternalParameters   map[string]any `json:"externalParameters"`
+		ResolvedDependencies []Resource     `json:"resolvedDependencies"`
+	} `json:"buildDefinition"`
+	RunDetails struct {
+		Builder struct {
+			ID      string            `json:"id"`
+			Version map[string]string `json:"version"`
+		} `json:"builder"`
+	} `json:"runDetails"`
+}
+
+// NewProvenance says that an image was converted from a source with a runtime and options.
+func NewProvenance(source, runtime Resource, options any, version string) *Provenance {
+	p := &Provenance{}
+	p.BuildDefinition.BuildType = BuildType
+	p.BuildDefinition.ExternalParameters = map[string]any{"source": source, "options": options}
+	p.BuildDefinition.ResolvedDependencies = []Resource{source, runtime}
+	p.RunDetails.Builder.ID = "https://github.com/cconvert/cconvert"
+	p.RunDetails.Builder.Version = map[string]string{"cconvert": version}
+	return p
+}

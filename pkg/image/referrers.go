@@ -1,0 +1,191 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/errgroup"
+)
+
+// Bounds on what is attached to an image.
+const (
+	maxReferrers    = 256
+	maxReferrerBlob = 64 << 20
+)
+
+// referrer is a descriptor in a list of referrers (OCI image specification, "Image Index"), which
+// go-containerregistry's type has no artifactType for.
+type referrer struct {
+	v1.Descriptor
+	ArtifactType string `json:"artifactType,omitempty"`
+}
+
+type referrerIndex struct {
+	SchemaVersion int             `json:"schemaVersion"`
+	MediaType     types.MediaType `json:"mediaType"`
+	Manifests     []referrer      `json:"manifests"`
+}
+
+// attach stores artifacts that refer to a manifest of the repository, which need not be there yet, unless
+// they are attached already. Where the registry has no list of referrers, it is kept under a tag (OCI
+// distribution specification, "Referrers Tag Schema").
+func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add []Artifact) error {
+	index, err := s.referrers(ctx, subject.Digest.String())
+	if err != nil {
+		return err
+	}
+	var missing []*packedArtifact
+	for _, a := range add {
+		p, err := a.pack(&subject)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(index.Manifests, func(r referrer) bool { return r.Digest == p.digest }) {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if err := s.upload(ctx, missing[0].manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType)); err != nil {
+		return err
+	}
+	known := make([]bool, len(missing)) // whether the registry lists it by itself
+	g, gctx := errgroup.WithContext(ctx)
+	for i, p := range missing {
+		g.Go(func() error {
+			if err := s.upload(gctx, p.manifest.Layers[0].Digest, p.blob); err != nil {
+				return err
+			}
+			said, err := s.putManifestFor(gctx, p.digest.String(), p.manifest.MediaType, p.raw)
+			known[i] = err == nil && said.subject != ""
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if !slices.Contains(known, false) {
+		return nil
+	}
+	for _, p := range missing {
+		index.Manifests = append(index.Manifests, referrer{
+			v1.Descriptor{MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest, Annotations: p.manifest.Annotations}, p.manifest.ArtifactType,
+		})
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	return s.putManifest(ctx, fallbackTag(subject.Digest.String()), types.OCIImageIndex, raw)
+}
+
+func fallbackTag(digest string) string { return strings.ReplaceAll(digest, ":", "-") }
+
+// referrers fetches the list of what refers to a manifest: an empty one where there is none.
+func (s *registrySession) referrers(ctx context.Context, digest string) (*referrerIndex, error) {
+	index, err := s.referrerIndex(ctx, "referrers/"+digest)
+	if errors.Is(err, ErrNotFound) || isStatus(err, http.StatusMethodNotAllowed, http.StatusBadRequest) {
+		index, err = s.referrerIndex(ctx, "manifests/"+fallbackTag(digest))
+	}
+	if errors.Is(err, ErrNotFound) {
+		return &referrerIndex{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []referrer{}}, nil
+	}
+	return index, err
+}
+
+// referrerIndex fetches a list of referrers.
+func (s *registrySession) referrerIndex(ctx context.Context, what string) (*referrerIndex, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url(what, nil), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", string(types.OCIImageIndex))
+	resp, err := (&http.Client{Transport: s.rt}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if err := transport.CheckError(resp, http.StatusOK); err != nil {
+		return nil, explain(err)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxConfig))
+	if err != nil {
+		return nil, err
+	}
+	var index referrerIndex
+	if err := json.Unmarshal(b, &index); err != nil {
+		return nil, fmt.Errorf("reading the list of referrers: %w", err)
+	}
+	if index.MediaType != types.OCIImageIndex {
+		return nil, fmt.Errorf("the list of referrers is %w", ErrNotFound) // a registry without one may answer anything
+	}
+	return &index, nil
+}
+
+// Referrers fetches the artifacts of the given types that refer to an image in a registry. What cannot be
+// read of them is an error: an attacker must not be able to have evidence passed over.
+func (img *Image) Referrers(ctx context.Context, kinds ...string) ([]Artifact, error) {
+	s := img.session
+	if s == nil {
+		return nil, nil
+	}
+	index, err := s.referrers(ctx, img.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("listing what refers to %s: %w", img.Ref, err)
+	}
+	var found []Artifact
+	for _, r := range index.Manifests {
+		// Some registries list the configuration's type in the place of the artifact's.
+		if !slices.Contains(append(kinds, "", emptyConfigType), r.ArtifactType) {
+			continue
+		}
+		if len(found) == maxReferrers {
+			return nil, fmt.Errorf("more than %d artifacts refer to %s", maxReferrers, img.Ref)
+		}
+		a, err := s.artifact(ctx, s.repo.Digest(r.Digest.String()), maxReferrerBlob)
+		if err != nil {
+			return nil, fmt.Errorf("fetching %s, which refers to %s: %w", r.Digest, img.Ref, err)
+		}
+		if slices.Contains(kinds, a.Type) {
+			found = append(found, *a)
+		}
+	}
+	return found, nil
+}
+
+func isStatus(err error, codes ...int) bool {
+	var answer *transport.Error
+	return errors.As(err, &answer) && slices.Contains(codes, answer.StatusCode)
+}
+
+// artifact fetches an artifact whose blob may have so many bytes.
+func (s *registrySession) artifact(ctx context.Context, ref name.Reference, limit int64) (*Artifact, error) {
+	d, err := s.get(ctx, ref, Options{})
+	if err != nil {
+		return nil, err
+	}
+	var m artifactManifest
+	if err := json.Unmarshal(d.Manifest, &m); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	if len(m.Layers) != 1 || m.Layers[0].Size > limit {
+		return nil, fmt.Errorf("%w: it is a %q with %d blobs", ErrUnsupported, m.ArtifactType, len(m.Layers))
+	}
+	blob, err := readBlob(ctx, m.Layers[0], limit, func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) { return s.blob(ctx, d) })
+	if err != nil {
+		return nil, err
+	}
+	return &Artifact{Type: m.ArtifactType, MediaType: string(m.Layers[0].MediaType), Blob: blob, Annotations: m.Annotations, Digest: d.Digest.String()}, nil
+}
