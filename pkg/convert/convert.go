@@ -32,6 +32,7 @@ type Prepared struct {
 	// trusted are the manifest's files. The lists of them, which can be very long, are not kept.
 	trusted []FileRun
 	layers  LayerCounts
+	added   int           // bytes, compressed, of the new layers
 	upload  *image.Upload // begun, if the target is known
 	watch   *stopwatch
 	opts    Options
@@ -42,6 +43,15 @@ func (p *Prepared) ToBeSigned() []byte { return p.sealed.SigStruct.ToBeSigned() 
 
 // Findings are what the user should know of the image.
 func (p *Prepared) Findings() []launch.Finding { return p.sealed.Findings }
+
+// SourceDigest is the digest of the image that is converted.
+func (p *Prepared) SourceDigest() string { return p.source.Digest }
+
+// Manifest is the library OS's, as it is measured.
+func (p *Prepared) Manifest() []byte { return p.sealed.Manifest }
+
+// MREnclave is the measurement.
+func (p *Prepared) MREnclave() sgx.Measurement { return p.sealed.SigStruct.MREnclave }
 
 // Close lets go of the source, and of an upload that was not finished.
 func (p *Prepared) Close() error {
@@ -72,30 +82,10 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if in.tree.Lookup(libos.ManifestPath) != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, ErrConverted)
 	}
-	if p.spec, err = launch.Build(ctx, in.tree, p.source.Config, o.Launch); err != nil {
-		return nil, fmt.Errorf("%s: %w", o.Source, err)
-	}
-	date, err := p.date()
-	if err != nil {
+	if err := p.seal(ctx, in.tree, in.runtime); err != nil {
 		return nil, err
-	}
-	if p.bundle, err = in.runtime(); err != nil {
-		return nil, err
-	}
-	p.sealed, err = o.Backend.Seal(libos.Input{Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: in.tree, Date: date})
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
 	p.sealed.Findings = append(p.sealed.Findings, in.layers.findings...)
-	p.trusted = fileRuns(p.sealed.Trusted)
-	p.sealed.Trusted, p.spec.Trusted = nil, nil
-	if !p.bundle.Pinned {
-		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
-			"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
-	}
-	if p.recipe, err = p.writeRecipe(date); err != nil {
-		return nil, err
-	}
 	if o.Accept != nil {
 		if err := o.Accept(p.sealed.Findings); err != nil {
 			return nil, err
@@ -115,24 +105,45 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	return p, nil
 }
 
+// seal works out how the program starts, and what the enclave consists of.
+func (p *Prepared) seal(ctx context.Context, tree *rootfs.Tree, runtime func() (*libos.Bundle, error)) (err error) {
+	o := p.opts
+	if p.spec, err = launch.Build(ctx, tree, p.source.Config, o.Launch); err != nil {
+		return fmt.Errorf("%s: %w", o.Source, err)
+	}
+	date, err := p.date()
+	if err != nil {
+		return err
+	}
+	if p.bundle, err = runtime(); err != nil {
+		return err
+	}
+	p.sealed, err = o.Backend.Seal(libos.Input{Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: tree, Date: date})
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Source, err)
+	}
+	p.trusted = fileRuns(p.sealed.Trusted)
+	p.sealed.Trusted, p.spec.Trusted = nil, nil
+	if !p.bundle.Pinned {
+		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
+			"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
+	}
+	p.recipe, err = p.writeRecipe(date)
+	return err
+}
+
 // Finish completes the image with a signature over ToBeSigned by the key, and stores it.
 func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []byte, to image.Reference) (*Result, error) {
-	if err := p.sealed.SigStruct.Attach(key, signature); err != nil {
-		return nil, err
-	}
 	p.watch.lap("sign")
-	enclave, err := p.enclaveLayer()
-	if err != nil {
-		return nil, err
-	}
-	config, err := p.config()
-	if err != nil {
-		return nil, err
-	}
 	p.opts.Observer.Stage("putting the image together")
-	out, err := image.Append(p.source, config, []image.NewLayer{p.bundle.Layer, enclave})
+	out, err := p.Complete(key, signature)
 	if err != nil {
-		return nil, fmt.Errorf("putting the image together: %w", err)
+		return nil, err
+	}
+	if p.opts.Evidence != nil && to.Transport == image.Registry {
+		if out.Evidence, err = p.evidence(ctx, out, to.Name.Context().Name()); err != nil {
+			return nil, err
+		}
 	}
 	p.opts.Observer.Stage("writing " + to.String())
 	if p.upload == nil || !p.opts.Target.Same(to) {
@@ -143,7 +154,29 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 		return nil, err
 	}
 	p.watch.lap("write")
-	return p.result(out, len(p.bundle.Layer.Blob)+len(enclave.Blob), to), nil
+	return p.result(out, to), nil
+}
+
+// Complete puts the image together with a signature over ToBeSigned by the key, without storing it.
+func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output, error) {
+	s := p.sealed.SigStruct
+	if err := s.Attach(key, signature); err != nil {
+		return nil, err
+	}
+	enclave, err := p.enclaveLayer(s.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	config, err := p.Config(s)
+	if err != nil {
+		return nil, err
+	}
+	p.added = len(p.bundle.Layer.Blob) + len(enclave.Blob)
+	out, err := image.Append(p.source, config, []image.NewLayer{p.bundle.Layer, enclave})
+	if err != nil {
+		return nil, fmt.Errorf("putting the image together: %w", err)
+	}
+	return out, nil
 }
 
 // Sign has a signer sign what Prepare gave.

@@ -139,7 +139,7 @@ func TestOutputImage(t *testing.T) {
 
 	back, err := image.Open(context.Background(), parse(t, r.Output.Ref), image.Options{})
 	require.NoError(t, err)
-	read, err := verify.Read(context.Background(), back)
+	read, err := verify.Read(context.Background(), back, verify.Options{})
 	require.NoError(t, err)
 	assert.Empty(t, read.SignatureError)
 	assert.Equal(t, r.MREnclave, read.MREnclave)
@@ -197,9 +197,9 @@ func TestSameInputSameDigest(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	r, err := run(context.Background(), t, options(t, reg.Push(t, "x:1", img)), reg.Host+"/out:1")
 	require.NoError(t, err)
-	golden, err := os.ReadFile(filepath.Join(root, "testdata/epoch-1.digest"))
+	golden, err := os.ReadFile(filepath.Join(root, "testdata/epoch-2.digest"))
 	if os.Getenv("UPDATE_GOLDEN") != "" {
-		require.NoError(t, os.WriteFile(filepath.Join(root, "testdata/epoch-1.digest"), []byte(r.Output.Digest+"\n"), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(root, "testdata/epoch-2.digest"), []byte(r.Output.Digest+"\n"), 0o644))
 		return
 	}
 	require.NoError(t, err)
@@ -450,7 +450,7 @@ func TestOverlay(t *testing.T) {
 	assert.EqualValues(t, 128<<20, r.EnclaveSize)
 	img, err := image.Open(context.Background(), parse(t, r.Output.Ref), image.Options{})
 	require.NoError(t, err)
-	c, err := verify.Read(context.Background(), img)
+	c, err := verify.Read(context.Background(), img, verify.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, text, c.Recipe.Overlay)
 	assert.Contains(t, string(c.Manifest), `enclave_size = "128M"`, "in decimal, as the loader reads it")

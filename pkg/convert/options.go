@@ -16,7 +16,7 @@ import (
 )
 
 // FormatEpoch rises whenever the same input would give another output.
-const FormatEpoch = 1
+const FormatEpoch = 2
 
 // Options say what to convert and how.
 type Options struct {
@@ -35,6 +35,8 @@ type Options struct {
 	// Accept is asked, before anything is measured or stored, whether to go on in spite of what was found;
 	// nil: always.
 	Accept func([]launch.Finding) error
+	// Evidence is attached to the output in registries; nil: nothing is.
+	Evidence *Evidence
 	// Image says how images are fetched and stored.
 	Image image.Options
 	// Jobs is how many layers are read at a time; 0: as many as there are processors.

@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,96 +13,17 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
-	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Labels of a converted image.
 const (
-	labelBaseDigest = "org.opencontainers.image.base.digest"
+	LabelBaseDigest = "org.opencontainers.image.base.digest"
 	LabelEpoch      = "cconvert.epoch"
 	LabelMREnclave  = "cconvert.mrenclave"
 	LabelMRSigner   = "cconvert.mrsigner"
 )
-
-// Recipe is how an image was made: what it takes to make the same again. It holds no secrets and
-// nothing that depends on where the source was found.
-type Recipe struct {
-	Epoch    int           `json:"epoch"`
-	Source   string        `json:"source"` // digest
-	Platform string        `json:"platform"`
-	Runtime  RecipeRuntime `json:"runtime"`
-	Options  RecipeOptions `json:"options"`
-	Date     string        `json:"date"`
-	Overlay  string        `json:"overlay,omitempty"` // the user's manifest, as it was given
-}
-
-// RecipeRuntime identifies the runtime by its layer.
-type RecipeRuntime struct {
-	libos.Meta
-	Digest string `json:"digest"`
-}
-
-// RecipeOptions are the user's decisions.
-type RecipeOptions struct {
-	EnclaveSize uint64   `json:"enclave_size"`
-	Threads     int      `json:"max_threads"`
-	EDMM        bool     `json:"edmm,omitempty"`
-	Debug       bool     `json:"debug,omitempty"`
-	ISVProdID   uint16   `json:"isv_prod_id"`
-	ISVSVN      uint16   `json:"isv_svn"`
-	Attestation string   `json:"attestation"`
-	LogLevel    string   `json:"log_level"`
-	Env         []string `json:"env,omitempty"`
-	PassEnv     []string `json:"pass_env,omitempty"`
-	Args        []string `json:"args,omitzero"`
-	HostArgs    bool     `json:"insecure_args,omitempty"`
-	Allowed     []string `json:"allow_file,omitempty"`
-	Tmpfs       []string `json:"tmpfs,omitempty"`
-	Encrypted   []string `json:"encrypt_mount,omitempty"`
-	Trust       string   `json:"trust"`
-	List        []string `json:"trust_list,omitempty"`
-	LibC        string   `json:"libc"`
-	Profile     string   `json:"profile,omitempty"` // empty: recognised
-	// ProfileText is the profile where it is none that comes with the program.
-	ProfileText string `json:"profile_text,omitempty"`
-}
-
-func recipeOptions(o launch.Options) RecipeOptions {
-	r := RecipeOptions{
-		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
-		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation, LogLevel: o.Enclave.LogLevel,
-		Args: o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
-	}
-	r.Trust, r.List, r.LibC = string(cmp.Or(o.Trust, launch.TrustAuto)), o.List, string(cmp.Or(o.LibC, launch.LibCAuto))
-	if o.Profile != nil {
-		r.Profile = o.Profile.Name
-		if profile.Find(o.Profile.Name) != o.Profile {
-			r.ProfileText = o.Profile.Text
-		}
-	}
-	for _, v := range o.Env {
-		if v.PassThrough {
-			r.PassEnv = append(r.PassEnv, v.Name)
-		} else {
-			r.Env = append(r.Env, v.Name+"="+v.Value)
-		}
-	}
-	for _, m := range o.Encrypted {
-		r.Encrypted = append(r.Encrypted, m.Path+"="+m.Key)
-	}
-	return r
-}
-
-func (p *Prepared) writeRecipe(date sgx.Date) ([]byte, error) {
-	b, err := json.MarshalIndent(Recipe{
-		Epoch: FormatEpoch, Source: p.source.Digest, Platform: "linux/amd64",
-		Runtime: RecipeRuntime{p.bundle.Meta, p.bundle.Layer.Digest},
-		Options: recipeOptions(p.opts.Launch), Date: date.String(), Overlay: p.opts.OverlayText,
-	}, "", "  ")
-	return append(b, '\n'), err
-}
 
 // date is the SIGSTRUCT's: what the user says or the day on which the source image was created.
 func (p *Prepared) date() (sgx.Date, error) {
@@ -124,15 +44,23 @@ func (p *Prepared) date() (sgx.Date, error) {
 	return d, nil
 }
 
-func (p *Prepared) enclaveLayer() (image.NewLayer, error) {
+// EnclaveFiles are those of the enclave layer, with a SIGSTRUCT.
+func (p *Prepared) EnclaveFiles(sigStruct []byte) ([]libos.File, error) {
 	reasons, err := json.Marshal(p.trusted)
+	if err != nil {
+		return nil, err
+	}
+	return append(slices.Clone(p.sealed.Files),
+		libos.File{Path: libos.SigPath, Mode: 0o644, Content: sigStruct},
+		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
+		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: p.recipe}), nil
+}
+
+func (p *Prepared) enclaveLayer(sigStruct []byte) (image.NewLayer, error) {
+	files, err := p.EnclaveFiles(sigStruct)
 	if err != nil {
 		return image.NewLayer{}, err
 	}
-	files := append(slices.Clone(p.sealed.Files),
-		libos.File{Path: libos.SigPath, Mode: 0o644, Content: p.sealed.SigStruct.Bytes()},
-		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
-		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: p.recipe})
 	layer, err := image.CompressLayer(gzip.DefaultCompression, func(w io.Writer) error { return libos.Pack(w, files) })
 	if err != nil {
 		return image.NewLayer{}, fmt.Errorf("packing the enclave: %w", err)
@@ -158,20 +86,34 @@ func fileRuns(files []manifest.TrustedFile) []FileRun {
 	return runs
 }
 
-// config is the source's configuration with the start of the enclave in it. What is not about that
-// stays to the letter, fields that nobody knows included.
-func (p *Prepared) config() (map[string]json.RawMessage, error) {
-	var config, run map[string]json.RawMessage
-	if err := json.Unmarshal(p.source.Config, &config); err != nil {
-		return nil, fmt.Errorf("reading the image's configuration: %w", err)
+// readConfig splits an image's configuration into its keys, and those of what is about running it.
+func readConfig(text []byte) (config, run map[string]json.RawMessage, err error) {
+	if err := json.Unmarshal(text, &config); err != nil {
+		return nil, nil, fmt.Errorf("reading the image's configuration: %w", err)
 	}
 	if raw, ok := config["config"]; ok {
 		if err := json.Unmarshal(raw, &run); err != nil {
-			return nil, fmt.Errorf("reading the image's configuration: %w", err)
+			return nil, nil, fmt.Errorf("reading the image's configuration: %w", err)
 		}
 	}
 	if run == nil {
 		run = map[string]json.RawMessage{}
+	}
+	return config, run, nil
+}
+
+// steersLoader says whether a variable, as NAME=VALUE, would act on the runtime's loader, which has other
+// libraries than the image.
+func steersLoader(kv string) bool {
+	return strings.HasPrefix(kv, "LD_PRELOAD=") || strings.HasPrefix(kv, "LD_AUDIT=")
+}
+
+// Config is the source's configuration with the start of the enclave in it. What is not about that
+// stays to the letter, fields that nobody knows included.
+func (p *Prepared) Config(s *sgx.SigStruct) (map[string]json.RawMessage, error) {
+	config, run, err := readConfig(p.source.Config)
+	if err != nil {
+		return nil, err
 	}
 	if err := exactKeys(config, "config", "rootfs", "history", "created"); err != nil {
 		return nil, err
@@ -191,8 +133,7 @@ func (p *Prepared) config() (map[string]json.RawMessage, error) {
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	s := p.sealed.SigStruct
-	labels[labelBaseDigest] = p.source.Digest
+	labels[LabelBaseDigest] = p.source.Digest
 	labels[LabelEpoch] = fmt.Sprint(FormatEpoch)
 	labels[LabelMREnclave] = s.MREnclave.String()
 	labels[LabelMRSigner] = s.MRSigner().String()
@@ -204,10 +145,7 @@ func (p *Prepared) config() (map[string]json.RawMessage, error) {
 		start = append(start, p.spec.Argv[1:p.spec.FixedArgs]...)
 		rest = p.spec.Argv[p.spec.FixedArgs:]
 	}
-	// These two would act on the runtime's loader, which has other libraries than the image.
-	env = slices.DeleteFunc(env, func(kv string) bool {
-		return strings.HasPrefix(kv, "LD_PRELOAD=") || strings.HasPrefix(kv, "LD_AUDIT=")
-	})
+	env = slices.DeleteFunc(env, steersLoader)
 	for name, v := range map[string]any{
 		"Labels": labels, "Env": env, "Entrypoint": start, "Cmd": rest, "StopSignal": "SIGTERM",
 	} {
@@ -217,7 +155,6 @@ func (p *Prepared) config() (map[string]json.RawMessage, error) {
 		}
 		run[name] = raw
 	}
-	var err error
 	if config["config"], err = json.Marshal(run); err != nil {
 		return nil, err
 	}
@@ -242,6 +179,9 @@ func exactKeys(m map[string]json.RawMessage, known ...string) error {
 	return nil
 }
 
+// addedBy is what the history says of the two new layers.
+var addedBy = []string{"cconvert: runtime", "cconvert: enclave"}
+
 // addHistory notes the two new layers, at the time of the source's creation: there is no clock here.
 func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 	var history []json.RawMessage
@@ -251,7 +191,7 @@ func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 	if len(history) == 0 {
 		return raw, nil // none is kept: it would have to be of every layer
 	}
-	for _, by := range []string{"cconvert: runtime", "cconvert: enclave"} {
+	for _, by := range addedBy {
 		entry := map[string]any{"created_by": by}
 		if created != nil {
 			entry["created"] = created
@@ -265,7 +205,7 @@ func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(history)
 }
 
-func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Result {
+func (p *Prepared) result(out *image.Output, to image.Reference) *Result {
 	s, e := p.sealed.SigStruct, p.sealed.Enclave
 	trusted := 0
 	for _, run := range p.trusted {
@@ -273,7 +213,7 @@ func (p *Prepared) result(out *image.Output, added int, to image.Reference) *Res
 	}
 	r := &Result{
 		Source:  p.source.Ref.String(),
-		Output:  Output{AddedBytes: added},
+		Output:  Output{AddedBytes: p.added},
 		Runtime: Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest, Source: p.bundle.Source},
 
 		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),

@@ -1,0 +1,244 @@
+package convert
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Recipe is how an image was made: what it takes to make the same again. It holds no secrets and
+// nothing that depends on where the source was found.
+type Recipe struct {
+	Epoch    int           `json:"epoch"`
+	Source   string        `json:"source"` // digest
+	Platform string        `json:"platform"`
+	Runtime  RecipeRuntime `json:"runtime"`
+	Options  RecipeOptions `json:"options"`
+	Date     string        `json:"date"`
+	Overlay  string        `json:"overlay,omitempty"` // the user's manifest, as it was given
+	// Replaced are the values of the source's configuration where the output has others.
+	Replaced map[string]json.RawMessage `json:"replaced"`
+	// DiffIDs are the source's layers (OCI image specification, "rootfs.diff_ids").
+	DiffIDs []string `json:"diff_ids"`
+}
+
+// replaced are the keys of the configuration that a conversion sets, labels apart, to which it only adds.
+var replaced = []string{"Cmd", "Entrypoint", "Env", "StopSignal"}
+
+// RecipeRuntime identifies the runtime by its layer.
+type RecipeRuntime struct {
+	libos.Meta
+	Digest string `json:"digest"`
+}
+
+// RecipeOptions are the user's decisions.
+type RecipeOptions struct {
+	EnclaveSize uint64   `json:"enclave_size"`
+	Threads     int      `json:"max_threads"`
+	EDMM        bool     `json:"edmm,omitempty"`
+	Debug       bool     `json:"debug,omitempty"`
+	ISVProdID   uint16   `json:"isv_prod_id"`
+	ISVSVN      uint16   `json:"isv_svn"`
+	Attestation string   `json:"attestation"`
+	LogLevel    string   `json:"log_level"`
+	Env         []string `json:"env,omitempty"`
+	PassEnv     []string `json:"pass_env,omitempty"`
+	Args        []string `json:"args,omitzero"`
+	HostArgs    bool     `json:"insecure_args,omitempty"`
+	Allowed     []string `json:"allow_file,omitempty"`
+	Tmpfs       []string `json:"tmpfs,omitempty"`
+	Encrypted   []string `json:"encrypt_mount,omitempty"`
+	Trust       string   `json:"trust"`
+	List        []string `json:"trust_list,omitempty"`
+	LibC        string   `json:"libc"`
+	Profile     string   `json:"profile,omitempty"` // empty: recognised
+	// ProfileText is the profile where it is none that comes with the program.
+	ProfileText string `json:"profile_text,omitempty"`
+}
+
+func recipeOptions(o launch.Options) RecipeOptions {
+	r := RecipeOptions{
+		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
+		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation, LogLevel: o.Enclave.LogLevel,
+		Args: o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
+	}
+	r.Trust, r.List, r.LibC = string(cmp.Or(o.Trust, launch.TrustAuto)), o.List, string(cmp.Or(o.LibC, launch.LibCAuto))
+	if o.Profile != nil {
+		r.Profile = o.Profile.Name
+		if profile.Find(o.Profile.Name) != o.Profile {
+			r.ProfileText = o.Profile.Text
+		}
+	}
+	for _, v := range o.Env {
+		if v.PassThrough {
+			r.PassEnv = append(r.PassEnv, v.Name)
+		} else {
+			r.Env = append(r.Env, v.Name+"="+v.Value)
+		}
+	}
+	for _, m := range o.Encrypted {
+		r.Encrypted = append(r.Encrypted, m.Path+"="+m.Key)
+	}
+	return r
+}
+
+func (p *Prepared) writeRecipe(date sgx.Date) ([]byte, error) {
+	r := Recipe{
+		Epoch: FormatEpoch, Source: p.source.Digest, Platform: "linux/amd64",
+		Runtime: RecipeRuntime{p.bundle.Meta, p.bundle.Layer.Digest},
+		Options: recipeOptions(p.opts.Launch), Date: date.String(), Overlay: p.opts.OverlayText,
+		Replaced: map[string]json.RawMessage{},
+	}
+	config, run, err := readConfig(p.source.Config)
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range replaced {
+		raw, ok := run[key]
+		if key == "Env" { // most often it stays as it is
+			var env []string
+			if err := json.Unmarshal([]byte(cmp.Or(string(raw), "null")), &env); err != nil {
+				return nil, fmt.Errorf("reading Env in the image's configuration: %w", err)
+			}
+			ok = slices.ContainsFunc(env, steersLoader)
+		}
+		if ok {
+			r.Replaced[key] = raw
+		}
+	}
+	var rootfs struct {
+		DiffIDs []string `json:"diff_ids"`
+	}
+	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
+		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
+	}
+	r.DiffIDs = rootfs.DiffIDs
+	b, err := json.MarshalIndent(r, "", "  ")
+	return append(b, '\n'), err
+}
+
+// ErrEpoch says that a recipe is of another version, which made other images of the same input.
+var ErrEpoch = errors.New("another format epoch")
+
+// options are those of a conversion by the recipe.
+func (r Recipe) options(backend libos.Backend) (Options, error) {
+	o := Options{Backend: backend, OverlayText: r.Overlay}
+	if r.Epoch != FormatEpoch {
+		return o, fmt.Errorf("the image is of the format epoch %d, and this version makes images of %d: %w", r.Epoch, FormatEpoch, ErrEpoch)
+	}
+	date, err := sgx.ParseDate(r.Date)
+	if err != nil {
+		return o, err
+	}
+	o.Date = &date
+	if r.Overlay != "" {
+		if o.Overlay, err = manifest.ParseOverlay("the recipe's manifest", []byte(r.Overlay)); err != nil {
+			return o, err
+		}
+	}
+	o.Launch, err = r.Options.launch()
+	return o, err
+}
+
+// launch reads the decisions back: recipeOptions gives the same again.
+func (r RecipeOptions) launch() (launch.Options, error) {
+	o := launch.Options{
+		Args: r.Args, HostArgs: r.HostArgs, AllowedFiles: r.Allowed, Tmpfs: r.Tmpfs,
+		Enclave: launch.Enclave{
+			Size: r.EnclaveSize, Threads: r.Threads, EDMM: r.EDMM, Debug: r.Debug,
+			ISVProdID: r.ISVProdID, ISVSVN: r.ISVSVN, Attestation: r.Attestation, LogLevel: r.LogLevel,
+		},
+		Trust: launch.Policy(r.Trust), List: r.List, LibC: launch.LibCChoice(r.LibC),
+	}
+	switch {
+	case r.ProfileText != "":
+		var err error
+		if o.Profile, err = profile.Parse(r.Profile, []byte(r.ProfileText)); err != nil {
+			return o, fmt.Errorf("the recipe's profile: %w", err)
+		}
+	case r.Profile != "":
+		if o.Profile = profile.Find(r.Profile); o.Profile == nil {
+			return o, fmt.Errorf("the recipe's profile %q is not known", r.Profile)
+		}
+	}
+	for _, kv := range r.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		o.Env = append(o.Env, launch.EnvVar{Name: name, Value: value})
+	}
+	for _, name := range r.PassEnv {
+		o.Env = append(o.Env, launch.EnvVar{Name: name, PassThrough: true})
+	}
+	for _, m := range r.Encrypted {
+		at := strings.LastIndexByte(m, '=')
+		if at < 0 {
+			return o, fmt.Errorf("the recipe's encrypted mount %q is not PATH=KEY", m)
+		}
+		o.Encrypted = append(o.Encrypted, launch.Mount{Path: m[:at], Key: m[at+1:]})
+	}
+	return o, nil
+}
+
+// Repeat does what Prepare did when an image was made: from what the image itself holds, its recipe, the
+// files below the added layers, its configuration and the runtime. Nothing is measured. The error is
+// ErrEpoch for an image of another version.
+func Repeat(ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, config []byte) (*Prepared, error) {
+	o, err := r.options(backend)
+	if err != nil {
+		return nil, err
+	}
+	p := &Prepared{opts: o, watch: startWatch(), source: &image.Image{Digest: r.Source}}
+	if p.source.Config, err = r.sourceConfig(config); err != nil {
+		return nil, err
+	}
+	return p, p.seal(ctx, tree, func() (*libos.Bundle, error) { return bundle, nil })
+}
+
+// Again gives the options with which Prepare makes the image of a recipe again, from a source and a runtime.
+func (r Recipe) Again(source image.Reference, backend libos.Backend) (Options, error) {
+	o, err := r.options(backend)
+	o.Source = source
+	return o, err
+}
+
+// sourceConfig undoes what Config did, but for labels, which are written anew.
+func (r Recipe) sourceConfig(output []byte) ([]byte, error) {
+	config, run, err := readConfig(output)
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range replaced {
+		if raw, ok := r.Replaced[key]; ok {
+			run[key] = raw
+		} else if key != "Env" {
+			delete(run, key)
+		}
+	}
+	if config["config"], err = json.Marshal(run); err != nil {
+		return nil, err
+	}
+	if config["rootfs"], err = json.Marshal(map[string]any{"type": "layers", "diff_ids": r.DiffIDs}); err != nil {
+		return nil, err
+	}
+	if raw, ok := config["history"]; ok {
+		var history []json.RawMessage
+		if err := json.Unmarshal(raw, &history); err != nil {
+			return nil, fmt.Errorf("reading the history in the image's configuration: %w", err)
+		}
+		if config["history"], err = json.Marshal(history[:max(0, len(history)-len(addedBy))]); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(config)
+}
