@@ -1,4 +1,5 @@
-// Package verify reads a converted image back: what it would start, with which identity.
+// Package verify reads confidential images back. [Read] tells what one says of itself, [Verify] whether it is
+// true, [Compare] why two measurements differ, and [Rebuild] whether the same image comes out again.
 package verify
 
 import (
@@ -6,28 +7,42 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// ErrNotConverted says that an image holds no enclave of ours.
+// ErrNotConverted says that an image holds no enclave that can be read here.
 var ErrNotConverted = errors.New("the image is not a converted one")
 
-const maxEnclaveFile = 1 << 30
+const (
+	maxEnclaveFile = 1 << 30
+	maxRuntime     = 512 << 20 // bytes of its layer, compressed
+)
 
 // Converted is what a converted image says of itself. Nothing of it is verified but the SIGSTRUCT's own
 // consistency.
 type Converted struct {
-	Image     string          `json:"image"`
-	Digest    string          `json:"digest"`
-	Recipe    convert.Recipe  `json:"recipe"`
+	Image  string `json:"image"`
+	Digest string `json:"digest"`
+	// Layout is the kind of image: LayoutOurs or LayoutGSC.
+	Layout string `json:"layout"`
+	Places Places `json:"-"`
+	// Recipe is how it was made; nil for images of other programs.
+	Recipe    *convert.Recipe `json:"recipe,omitempty"`
 	SigStruct *sgx.SigStruct  `json:"-"`
 	MREnclave sgx.Measurement `json:"mr_enclave"`
 	MRSigner  sgx.Measurement `json:"mr_signer"`
@@ -37,15 +52,28 @@ type Converted struct {
 	Date      string          `json:"date"`
 	Enclave   manifest.SGX    `json:"enclave"`
 	// SignatureError says what the CPU would find wrong with the SIGSTRUCT; empty if nothing.
-	SignatureError string      `json:"signature_error,omitempty"`
-	Program        Program     `json:"program"`
-	Entrypoint     []string    `json:"entrypoint"`
-	Weaknesses     []string    `json:"weaknesses"`
-	ManifestBytes  int         `json:"manifest_bytes"`
-	Manifest       []byte      `json:"-"`
-	Trusted        []FileEntry `json:"-"`
-	TrustedFiles   int         `json:"trusted_files"`
-	AllowedFiles   []string    `json:"allowed_files,omitempty"`
+	SignatureError string `json:"signature_error,omitempty"`
+	// Attributes are those that are signed, for people.
+	Attributes Attributes `json:"attributes"`
+	// Areas are the enclave's initial memory, from its top; missing where EnclaveError says why.
+	Areas        []Area   `json:"areas,omitempty"`
+	EnclaveError string   `json:"enclave_error,omitempty"`
+	Program      Program  `json:"program"`
+	Entrypoint   []string `json:"entrypoint"`
+	// User and Ports are the configuration's: ports as in "80/tcp".
+	User          string      `json:"user"`
+	Ports         []string    `json:"ports,omitempty"`
+	Weaknesses    []string    `json:"weaknesses"`
+	ManifestBytes int         `json:"manifest_bytes"`
+	Manifest      []byte      `json:"-"`
+	Trusted       []FileEntry `json:"-"`
+	TrustedFiles  int         `json:"trusted_files"`
+	AllowedFiles  []string    `json:"allowed_files,omitempty"`
+	// LayerDigests are those of the blobs, missing where the layers were not read.
+	LayerDigests []string `json:"layers,omitempty"`
+
+	enclave *gramine.Enclave
+	libOS   FileEntry // what the enclave image loads first
 }
 
 // Program is what runs in the enclave.
@@ -75,44 +103,247 @@ type FileEntry struct {
 	// Reason and Package are what the conversion said of it: nothing that was measured.
 	Reason  string `json:"reason,omitempty" toml:"-"`
 	Package string `json:"package,omitempty" toml:"-"`
+	// Layer is that of the file, from 1, and Size its bytes; zero where the layers were not read.
+	Layer int   `json:"layer,omitempty" toml:"-"`
+	Size  int64 `json:"size,omitempty" toml:"-"`
 }
 
-// Read finds the enclave of a converted image. Only the layer on top is fetched.
-func Read(ctx context.Context, img *image.Image) (*Converted, error) {
-	if len(img.Layers) == 0 {
-		return nil, ErrNotConverted
+// Options say how layers are read.
+type Options struct {
+	// Jobs is how many layers are read at a time; 0: one.
+	Jobs    int
+	Inflate rootfs.Inflater
+	// Observe gives a reader that counts what is read of a layer; nil: nobody counts.
+	Observe func(digest string, size int64, r io.ReadCloser) io.ReadCloser
+}
+
+// Read finds the enclave of a converted image. Of one that this program made, only the two layers on top are
+// fetched, of others all.
+func Read(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
+	c, err := readTop(ctx, img)
+	if err != nil || c != nil {
+		return c, err
 	}
-	top := img.Layers[len(img.Layers)-1]
-	r, err := top.Open(ctx)
+	return ReadLayers(ctx, img, o)
+}
+
+// ReadLayers is Read with all layers, so that it is known from which of them the trusted files are.
+func ReadLayers(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
+	s, err := scan(ctx, img, o, false)
+	if err != nil {
+		return nil, err
+	}
+	return s.converted()
+}
+
+// readTop reads an image of this program; nil where it is none.
+func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
+	n := len(img.Layers)
+	if n < 2 {
+		return nil, nil
+	}
+	want := map[string]bool{}
+	for _, p := range (ours{}).keep() {
+		want[p] = true
+	}
+	files, err := extract(ctx, img.Layers[n-1], want)
+	if err != nil {
+		return nil, err
+	}
+	if files[libos.ManifestPath] == nil || files[libos.RecipePath] == nil {
+		return nil, nil
+	}
+	var recipe convert.Recipe
+	if err := json.Unmarshal(files[libos.RecipePath], &recipe); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
+	}
+	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == recipe.Runtime.Kind })
+	if i < 0 {
+		return nil, fmt.Errorf("the runtime %q of the image is not known", recipe.Runtime.Kind)
+	}
+	bundle, err := runtimeOf(ctx, img.Layers[n-2])
+	if err != nil {
+		return nil, err
+	}
+	places := oursOf(backends[i])
+	files[places.PAL] = bundle.Files[places.PAL].Content
+	return newConverted(img, places, bundle.Layout, files)
+}
+
+func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[string][]byte, error) {
+	r, err := l.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	files, err := rootfs.Extract(ctx, r, top.Digest, map[string]bool{libos.ManifestPath: true, libos.SigPath: true, libos.RecipePath: true, libos.ReasonsPath: true}, maxEnclaveFile)
+	return rootfs.Extract(ctx, r, l.Digest, want, maxEnclaveFile)
+}
+
+// runtimeOf reads the layer that holds a runtime.
+func runtimeOf(ctx context.Context, l *image.Layer) (*libos.Bundle, error) {
+	r, err := l.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c := &Converted{Image: img.Ref.String(), Digest: img.Digest, Manifest: files[libos.ManifestPath]}
-	if c.Manifest == nil || files[libos.RecipePath] == nil {
+	defer r.Close()
+	blob, err := io.ReadAll(io.LimitReader(r, maxRuntime+1))
+	if err != nil {
+		return nil, fmt.Errorf("fetching the runtime's layer: %w", err)
+	}
+	if len(blob) > maxRuntime {
+		return nil, fmt.Errorf("the runtime's layer %s has more than %d bytes", l.Digest, maxRuntime)
+	}
+	b, err := libos.ReadBundle(blob)
+	if err != nil {
+		return nil, err
+	}
+	if b.Layer.Digest != l.Digest {
+		return nil, fmt.Errorf("layer %s: %w: it is %s", l.Digest, rootfs.ErrDigest, b.Layer.Digest)
+	}
+	return b, nil
+}
+
+// scanned is an image of which every layer was read.
+type scanned struct {
+	img     *image.Image
+	indexes []*rootfs.Index
+	tree    *rootfs.Tree
+	places  Places
+	bundle  *libos.Bundle // of images of this program
+	files   map[string][]byte
+}
+
+// scan reads all layers and finds the enclave.
+func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scanned, error) {
+	s := &scanned{img: img, indexes: make([]*rootfs.Index, len(img.Layers)), files: map[string][]byte{}}
+	so := rootfs.Options{Keep: slices.Clone(launch.Keep), Inflate: o.Inflate, DiffID: diffIDs}
+	var keep []string
+	for _, l := range layouts {
+		keep = append(keep, l.keep()...)
+	}
+	so.Keep = append(so.Keep, keep...)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(1, o.Jobs))
+	for i, l := range img.Layers {
+		g.Go(func() (err error) {
+			s.indexes[i], err = o.read(gctx, l, so)
+			if errors.Is(err, rootfs.ErrInflater) { // what is in the layer decides, not how a program fares
+				again := so
+				again.Inflate = rootfs.Inflater{}
+				s.indexes[i], err = o.read(gctx, l, again)
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	if err != nil {
+		return nil, err
+	}
+	if s.tree, err = rootfs.Merge(s.indexes); err != nil {
+		return nil, err
+	}
+	found := false
+	for _, l := range layouts {
+		if s.places, found = l.find(s.tree); found {
+			break
+		}
+	}
+	if !found {
 		return nil, ErrNotConverted
 	}
-	if err := json.Unmarshal(files[libos.RecipePath], &c.Recipe); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
+	if b := s.places.Backend; b != nil {
+		at := s.tree.Lookup(libos.MetaPath(b.Kind())).Layer
+		if s.bundle, err = runtimeOf(ctx, img.Layers[at]); err != nil {
+			return nil, err
+		}
+		s.files[s.places.PAL] = s.bundle.Files[s.places.PAL].Content
+	}
+	wanted := rootfs.CompilePatterns(keep)
+	err = s.tree.Walk(func(n *rootfs.Node) error {
+		if n.Type != rootfs.Regular || !wanted.Match(n.Path) {
+			return nil
+		}
+		s.files[n.Path] = n.Content
+		if n.Content != nil || n.Size == 0 {
+			return nil
+		}
+		more, err := extract(ctx, img.Layers[n.Layer], map[string]bool{n.Origin(): true}) // too large to be kept
+		s.files[n.Path] = more[n.Origin()]
+		return err
+	})
+	return s, err
+}
+
+func (o Options) read(ctx context.Context, l *image.Layer, so rootfs.Options) (*rootfs.Index, error) {
+	r, err := l.Open(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the layer %s: %w", l.Digest, err)
+	}
+	if o.Observe != nil {
+		r = o.Observe(l.Digest, l.Size, r)
+	}
+	defer r.Close()
+	return rootfs.Scan(ctx, r, l.Digest, so)
+}
+
+func (s *scanned) converted() (*Converted, error) {
+	version := gramine.LayoutVersion
+	if s.bundle != nil {
+		version = s.bundle.Layout
+	}
+	c, err := newConverted(s.img, s.places, version, s.files)
+	if err != nil {
+		return nil, err
+	}
+	c.LayerDigests = make([]string, len(s.img.Layers))
+	for i, l := range s.img.Layers {
+		c.LayerDigests[i] = l.Digest
+	}
+	for i, f := range c.Trusted {
+		if n, _, err := s.tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
+			c.Trusted[i].Layer, c.Trusted[i].Size = n.Layer+1, n.Size
+		}
+	}
+	return c, nil
+}
+
+// newConverted makes the description of an image from the contents of its files.
+func newConverted(img *image.Image, p Places, version int, files map[string][]byte) (*Converted, error) {
+	c := &Converted{
+		Image: img.Ref.String(), Digest: img.Digest, Layout: p.Layout, Places: p,
+		Manifest: files[p.Manifest], Weaknesses: []string{},
 	}
 	if err := c.readManifest(); err != nil {
 		return nil, err
 	}
-	c.readReasons(files[libos.ReasonsPath])
-	if err := c.readSigStruct(files[libos.SigPath]); err != nil {
+	if p.Backend != nil {
+		c.Recipe = &convert.Recipe{}
+		if err := json.Unmarshal(files[libos.RecipePath], c.Recipe); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
+		}
+		c.readReasons(files[libos.ReasonsPath])
+	}
+	if err := c.readSigStruct(files[p.SigStruct]); err != nil {
 		return nil, err
 	}
+	enclave, err := gramine.NewEnclave(version, files[p.PAL], c.Manifest)
+	if err != nil {
+		c.EnclaveError = err.Error()
+	} else {
+		c.enclave, c.Areas = enclave, areas(enclave.Layout)
+	}
 	var config struct {
-		Config struct{ Entrypoint []string } `json:"config"`
+		Config struct {
+			Entrypoint, Cmd []string
+			User            string
+			ExposedPorts    map[string]struct{}
+		} `json:"config"`
 	}
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
-	c.Entrypoint = config.Config.Entrypoint
+	c.Entrypoint = slices.Concat(config.Config.Entrypoint, config.Config.Cmd)
+	c.User, c.Ports = config.Config.User, slices.Sorted(maps.Keys(config.Config.ExposedPorts))
 	return c, nil
 }
 
@@ -137,13 +368,14 @@ func (c *Converted) readSigStruct(b []byte) error {
 	}
 	s, err := sgx.ParseSigStruct(b)
 	if s == nil {
-		return fmt.Errorf("reading %s: %w", libos.SigPath, err)
+		return fmt.Errorf("reading %s: %w", c.Places.SigStruct, err)
 	}
 	if err != nil {
 		c.SignatureError = err.Error()
 	}
 	c.SigStruct, c.MREnclave, c.MRSigner = s, s.MREnclave, s.MRSigner()
 	c.ISVProdID, c.ISVSVN, c.Debug, c.Date = s.ISVProdID, s.ISVSVN, s.Debug(), s.Date.String()
+	c.Attributes = decode(s)
 	return nil
 }
 
@@ -153,11 +385,12 @@ func (c *Converted) readManifest() error {
 			Entrypoint string `toml:"entrypoint"`
 		} `toml:"libos"`
 		Loader struct {
-			Argv []string       `toml:"argv"`
-			Host bool           `toml:"insecure__use_cmdline_argv"`
-			Env  map[string]any `toml:"env"`
-			UID  int            `toml:"uid"`
-			GID  int            `toml:"gid"`
+			Entrypoint any            `toml:"entrypoint"`
+			Argv       []string       `toml:"argv"`
+			Host       bool           `toml:"insecure__use_cmdline_argv"`
+			Env        map[string]any `toml:"env"`
+			UID        int            `toml:"uid"`
+			GID        int            `toml:"gid"`
 		} `toml:"loader"`
 		FS struct {
 			StartDir string  `toml:"start_dir"`
@@ -169,7 +402,7 @@ func (c *Converted) readManifest() error {
 		} `toml:"sgx"`
 	}
 	if err := toml.Unmarshal(c.Manifest, &m); err != nil {
-		return fmt.Errorf("reading %s: %w", libos.ManifestPath, err)
+		return fmt.Errorf("reading %s: %w", c.Places.Manifest, err)
 	}
 	var err error
 	if c.Enclave, err = manifest.ReadSGX(c.Manifest); err != nil {
@@ -177,9 +410,16 @@ func (c *Converted) readManifest() error {
 	}
 	var whole manifest.Manifest
 	if err := toml.Unmarshal(c.Manifest, &whole.Table); err != nil {
-		return fmt.Errorf("reading %s: %w", libos.ManifestPath, err)
+		return fmt.Errorf("reading %s: %w", c.Places.Manifest, err)
 	}
-	c.Weaknesses = whole.Weaknesses()
+	c.Weaknesses = append(c.Weaknesses, whole.Weaknesses()...)
+	switch e := m.Loader.Entrypoint.(type) {
+	case string: // Gramine 1.7: the digest is among the trusted files
+		c.libOS.URI = e
+	case map[string]any:
+		c.libOS.URI, _ = e["uri"].(string)
+		c.libOS.SHA256, _ = e["sha256"].(string)
+	}
 	c.Program = Program{
 		Entrypoint: m.LibOS.Entrypoint, Argv: m.Loader.Argv, HostArgs: m.Loader.Host, Env: m.Loader.Env, WorkDir: m.FS.StartDir,
 		UID: m.Loader.UID, GID: m.Loader.GID, Mounts: m.FS.Mounts,

@@ -1,0 +1,183 @@
+package verify
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strconv"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Difference is a reason why two measurements differ.
+type Difference struct {
+	// Part is what differs: "source", "runtime", "options", "enclave", "manifest", "files" or "signer".
+	Part string `json:"part"`
+	// Name is a key of the part, or a file.
+	Name string `json:"name"`
+	// A and B are the values, empty where there is none.
+	A string `json:"a,omitempty"`
+	B string `json:"b,omitempty"`
+	// Layer, from 1, and Package of a file are those of the image that has it, of B if both do.
+	Layer   int    `json:"layer,omitempty"`
+	Package string `json:"package,omitempty"`
+}
+
+// String is one line, with "+" for what B alone has and "-" for what A alone has.
+func (d Difference) String() string {
+	where := ""
+	if d.Package != "" {
+		where = ", package " + d.Package
+	}
+	if d.Layer > 0 {
+		where = ", layer " + strconv.Itoa(d.Layer) + where
+	}
+	switch {
+	case d.A == "":
+		return fmt.Sprintf("+ %s %s = %s%s", d.Part, d.Name, d.B, where)
+	case d.B == "":
+		return fmt.Sprintf("- %s %s = %s%s", d.Part, d.Name, d.A, where)
+	}
+	return fmt.Sprintf("~ %s %s: %s → %s%s", d.Part, d.Name, d.A, d.B, where)
+}
+
+// Compare says why the measurements and the identity of two images differ: nothing where they are the same.
+func Compare(a, b *Converted) ([]Difference, error) {
+	var list []Difference
+	differ := func(part, name string, x, y any) {
+		if !reflect.DeepEqual(x, y) {
+			list = append(list, Difference{Part: part, Name: name, A: text(x), B: text(y)})
+		}
+	}
+	if a.Recipe != nil && b.Recipe != nil {
+		differ("source", "digest", a.Recipe.Source, b.Recipe.Source)
+		differ("runtime", "kind", a.Recipe.Runtime.Kind, b.Recipe.Runtime.Kind)
+		differ("runtime", "version", a.Recipe.Runtime.Version, b.Recipe.Runtime.Version)
+		differ("runtime", "layer", a.Recipe.Runtime.Digest, b.Recipe.Runtime.Digest)
+		differ("options", "format epoch", a.Recipe.Epoch, b.Recipe.Epoch)
+		for _, p := range optionDifferences(a, b) {
+			differ("options", p.name, p.a, p.b)
+		}
+	}
+	differ("enclave", "size", a.Enclave.EnclaveSize, b.Enclave.EnclaveSize)
+	differ("enclave", "threads", a.Enclave.MaxThreads, b.Enclave.MaxThreads)
+	differ("enclave", "attributes", a.Attributes, b.Attributes)
+	differ("enclave", "product", a.ISVProdID, b.ISVProdID)
+	differ("enclave", "SVN", a.ISVSVN, b.ISVSVN)
+	differ("enclave", "enclave image", palOf(a), palOf(b))
+	differ("signer", "MRSIGNER", a.MRSigner, b.MRSigner)
+	differ("signer", "date", a.Date, b.Date)
+	settings, err := compareSettings(a.Manifest, b.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(list, settings...), compareFiles(a.Trusted, b.Trusted)...), nil
+}
+
+type option struct {
+	name string
+	a, b any
+}
+
+func optionDifferences(a, b *Converted) []option {
+	var list []option
+	x, y := reflect.ValueOf(a.Recipe.Options), reflect.ValueOf(b.Recipe.Options)
+	for i := range x.NumField() {
+		list = append(list, option{x.Type().Field(i).Name, x.Field(i).Interface(), y.Field(i).Interface()})
+	}
+	return list
+}
+
+// palOf describes the enclave image by the areas that it takes.
+func palOf(c *Converted) []Area {
+	return slices.DeleteFunc(slices.Clone(c.Areas), func(a Area) bool { return a.Name != "pal" })
+}
+
+// compareManifests compares two manifests.
+func compareManifests(a, b []byte) ([]Difference, error) {
+	list, err := compareSettings(a, b)
+	if err != nil {
+		return nil, err
+	}
+	var files [2][]FileEntry
+	for i, text := range [][]byte{a, b} {
+		var m struct {
+			SGX struct {
+				Trusted []FileEntry `toml:"trusted_files"`
+			} `toml:"sgx"`
+		}
+		if err := toml.Unmarshal(text, &m); err != nil {
+			return nil, fmt.Errorf("reading a manifest: %w", err)
+		}
+		files[i] = m.SGX.Trusted
+	}
+	return append(list, compareFiles(files[0], files[1])...), nil
+}
+
+// compareSettings compares all but the trusted files, which are too many to be one value.
+func compareSettings(a, b []byte) ([]Difference, error) {
+	x, y := map[string]any{}, map[string]any{}
+	if err := toml.Unmarshal(a, &x); err != nil {
+		return nil, fmt.Errorf("reading a manifest: %w", err)
+	}
+	if err := toml.Unmarshal(b, &y); err != nil {
+		return nil, fmt.Errorf("reading a manifest: %w", err)
+	}
+	var list []Difference
+	compareTables("", x, y, &list)
+	return list, nil
+}
+
+func compareTables(prefix string, a, b map[string]any, list *[]Difference) {
+	keys := maps.Clone(a)
+	maps.Copy(keys, b)
+	for _, k := range slices.Sorted(maps.Keys(keys)) {
+		name := prefix + k
+		x, xTable := a[k].(map[string]any)
+		y, yTable := b[k].(map[string]any)
+		switch {
+		case name == "sgx.trusted_files" || reflect.DeepEqual(a[k], b[k]):
+		case (xTable || a[k] == nil) && (yTable || b[k] == nil):
+			compareTables(name+".", x, y, list)
+		default:
+			d := Difference{Part: "manifest", Name: name}
+			if a[k] != nil {
+				d.A = text(a[k])
+			}
+			if b[k] != nil {
+				d.B = text(b[k])
+			}
+			*list = append(*list, d)
+		}
+	}
+}
+
+// compareFiles compares lists of trusted files: what is in them and, if that is the same, the order.
+func compareFiles(a, b []FileEntry) []Difference {
+	index := func(files []FileEntry) map[string]FileEntry {
+		m := make(map[string]FileEntry, len(files))
+		for _, f := range files {
+			m[f.URI] = f
+		}
+		return m
+	}
+	x, y := index(a), index(b)
+	var list []Difference
+	for _, f := range a {
+		if other, ok := y[f.URI]; !ok {
+			list = append(list, Difference{Part: "files", Name: f.URI, A: f.SHA256, Layer: f.Layer, Package: f.Package})
+		} else if other.SHA256 != f.SHA256 {
+			list = append(list, Difference{Part: "files", Name: f.URI, A: f.SHA256, B: other.SHA256, Layer: other.Layer, Package: other.Package})
+		}
+	}
+	for _, f := range b {
+		if _, ok := x[f.URI]; !ok {
+			list = append(list, Difference{Part: "files", Name: f.URI, B: f.SHA256, Layer: f.Layer, Package: f.Package})
+		}
+	}
+	if len(list) == 0 && !slices.EqualFunc(a, b, func(f, g FileEntry) bool { return f.URI == g.URI }) {
+		list = append(list, Difference{Part: "files", Name: "order", A: fmt.Sprintf("%d files", len(a)), B: fmt.Sprintf("%d files", len(b))})
+	}
+	return list
+}

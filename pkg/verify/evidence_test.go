@@ -1,0 +1,224 @@
+package verify_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+func attestKey(t testing.TB, key any) *attest.PrivateKey {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	k, err := attest.ParsePrivateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	require.NoError(t, err)
+	return k
+}
+
+func keys(t testing.TB) map[string]*attest.PrivateKey {
+	t.Helper()
+	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	_, edwards, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	return map[string]*attest.PrivateKey{"ECDSA": attestKey(t, curve), "Ed25519": attestKey(t, edwards), "none": nil}
+}
+
+func referrers(t testing.TB, img *image.Image) []image.Artifact {
+	t.Helper()
+	list, err := img.Referrers(context.Background(), attest.Kinds...)
+	require.NoError(t, err)
+	return list
+}
+
+// Evidence is attached, found again by other clients, the same every time, and believed only from the key.
+func TestEvidence(t *testing.T) {
+	for _, api := range []bool{true, false} {
+		for kind, key := range keys(t) {
+			reg := fixture.NewRegistry(t, registry.WithReferrersSupport(api))
+			o := options(t, reg.Push(t, "src:1", sample(t)))
+			o.Evidence = &convert.Evidence{Key: key, Version: "test"}
+			for range 2 { // the second time nothing is added
+				run(t, o, signer(t), reg.Host+"/dst:1")
+			}
+			img := open(t, reg.Host+"/dst:1")
+			artifacts := referrers(t, img)
+			require.Len(t, artifacts, 3, "%s, API %v", kind, api)
+			d, err := name.NewDigest(reg.Host + "/dst@" + img.Digest)
+			require.NoError(t, err)
+			index, err := remote.Referrers(d)
+			require.NoError(t, err)
+			m, err := index.IndexManifest()
+			require.NoError(t, err)
+			assert.Len(t, m.Manifests, 3)
+
+			var public *attest.PublicKey
+			if key != nil {
+				public = &key.PublicKey
+			}
+			found := attest.Read(context.Background(), artifacts, public)
+			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{Attested: public, AnySigner: key == nil}, found, verify.Options{})
+			require.NoError(t, err)
+			assert.True(t, r.Trusted, "%v", r.Checks)
+
+			other := keys(t)["ECDSA"].PublicKey
+			r, err = verify.Verify(context.Background(), img, nil, verify.Expectations{Attested: &other}, attest.Read(context.Background(), artifacts, &other), verify.Options{})
+			require.NoError(t, err)
+			assert.Equal(t, []string{verify.CheckAttestedBy}, r.FailedChecks())
+		}
+	}
+}
+
+// Each thing that a statement says is compared with the image.
+func TestContradictions(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	o := options(t, reg.Push(t, "src:1", sample(t)))
+	key := keys(t)["Ed25519"]
+	o.Evidence = &convert.Evidence{Key: key}
+	run(t, o, signer(t), reg.Host+"/dst:1")
+	img := open(t, reg.Host+"/dst:1")
+	artifacts := referrers(t, img)
+	var identity, provenance *attest.Statement
+	for _, f := range attest.Read(context.Background(), artifacts, nil) {
+		switch {
+		case f.Statement == nil:
+		case f.Statement.PredicateType == attest.IdentityType:
+			identity = f.Statement
+		default:
+			provenance = f.Statement
+		}
+	}
+	verified := func(a image.Artifact) verify.Check {
+		r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), verify.Options{})
+		require.NoError(t, err)
+		for _, c := range r.Checks {
+			if c.Name == verify.CheckEvidence {
+				return c
+			}
+		}
+		return verify.Check{}
+	}
+	pack := func(s attest.Statement) image.Artifact {
+		a, err := s.Pack(context.Background(), key)
+		require.NoError(t, err)
+		return a
+	}
+	assert.Equal(t, verify.OK, verified(pack(*identity)).Status)
+	assert.Equal(t, verify.OK, verified(pack(*provenance)).Status)
+	change := func(s attest.Statement, old, with string) attest.Statement {
+		text := strings.Replace(string(s.Predicate), old, with, 1)
+		require.NotEqual(t, string(s.Predicate), text, old)
+		s.Predicate = json.RawMessage(text)
+		return s
+	}
+	for old, with := range map[string]string{
+		`"isv_svn":0`: `"isv_svn":7`, `"debug_enclave":false`: `"debug_enclave":true`, `"mr_enclave":"`: `"mr_enclave":"00`, `"max_threads":2`: `"max_threads":3`,
+		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`, `"format_epoch":2`: `"format_epoch":3`, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
+		`"sha256":"`: `"sha256":"00`, `"digest":"sha256:`: `"digest":"sha256:00`,
+	} {
+		assert.Equal(t, verify.Failed, verified(pack(change(*identity, old, with))).Status, old)
+	}
+	for old, with := range map[string]string{`"sha256":"`: `"sha256":"00`, `"trust":"auto"`: `"trust":"all"`} {
+		p := *provenance
+		p.Predicate = json.RawMessage(strings.ReplaceAll(string(p.Predicate), old, with))
+		assert.Equal(t, verify.Failed, verified(pack(p)).Status, old)
+	}
+	about := *identity
+	about.Subject = []attest.Resource{attest.NewResource("x", "sha256:"+strings.Repeat("0", 64))}
+	assert.Contains(t, verified(pack(about)).Problems[0], "about another image")
+	about.Type = "else"
+	assert.Equal(t, verify.Failed, verified(pack(about)).Status)
+	assert.Equal(t, verify.Failed, verified(image.Artifact{Type: attest.InTotoMediaType, Blob: []byte("{")}).Status)
+
+	enclave := attest.Enclave{}
+	var said attest.Identity
+	require.NoError(t, json.Unmarshal(identity.Predicate, &said))
+	enclave = said.Enclave
+	enclave.ISVSVN++
+	corim, err := enclave.CoRIM("x")
+	require.NoError(t, err)
+	assert.Equal(t, verify.Failed, verified(attest.PackCoRIM(corim)).Status)
+	assert.Equal(t, verify.Failed, verified(attest.PackCoRIM([]byte("no CBOR"))).Status)
+}
+
+// A statement that was changed is not believed, though its envelope has the key's name.
+func TestChangedStatementIsNotVerified(t *testing.T) {
+	key := keys(t)["ECDSA"]
+	s, err := attest.NewStatement(attest.NewResource("x", "sha256:00"), attest.IdentityType, map[string]int{"isv_svn": 1})
+	require.NoError(t, err)
+	a, err := s.Pack(context.Background(), key)
+	require.NoError(t, err)
+	read := func(blob []byte) attest.Found {
+		return attest.Read(context.Background(), []image.Artifact{{Type: attest.InTotoMediaType, Blob: blob}}, &key.PublicKey)[0]
+	}
+	assert.True(t, read(a.Blob).Verified)
+	var e map[string]any
+	require.NoError(t, json.Unmarshal(a.Blob, &e))
+	s.Predicate = json.RawMessage(`{"isv_svn":2}`)
+	unsigned, err := s.Pack(context.Background(), nil)
+	require.NoError(t, err)
+	var other map[string]any
+	require.NoError(t, json.Unmarshal(unsigned.Blob, &other))
+	e["payload"] = other["payload"]
+	b, err := json.Marshal(e)
+	require.NoError(t, err)
+	assert.False(t, read(b).Verified)
+	assert.True(t, read(b).Signed)
+	assert.False(t, read(unsigned.Blob).Signed)
+}
+
+func TestExpectations(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	o := options(t, from)
+	o.Launch.Enclave.ISVProdID, o.Launch.Enclave.ISVSVN = 3, 5
+	r := run(t, o, signer(t), reg.Host+"/dst:1")
+	o.Launch.Enclave.Debug = true
+	run(t, o, signer(t), reg.Host+"/debug:1")
+	number := func(n uint16) *uint16 { return &n }
+	signed := []sgx.Measurement{r.MRSigner}
+	for what, c := range map[string]struct {
+		image  string
+		expect verify.Expectations
+		failed []string
+	}{
+		"nothing":          {"dst:1", verify.Expectations{}, []string{verify.CheckAnyIdentity}},
+		"any signer":       {"dst:1", verify.Expectations{AnySigner: true}, nil},
+		"signer":           {"dst:1", verify.Expectations{MRSigner: signed}, nil},
+		"measurement":      {"dst:1", verify.Expectations{MREnclave: []sgx.Measurement{{1}, r.MREnclave}}, nil},
+		"other signer":     {"dst:1", verify.Expectations{MRSigner: []sgx.Measurement{{1}}}, []string{verify.CheckMRSigner}},
+		"other enclave":    {"dst:1", verify.Expectations{MREnclave: []sgx.Measurement{{1}}, MRSigner: signed}, []string{verify.CheckMREnclave}},
+		"SVN":              {"dst:1", verify.Expectations{MRSigner: signed, MinSVN: number(5), ProdID: number(3)}, nil},
+		"SVN too low":      {"dst:1", verify.Expectations{MRSigner: signed, MinSVN: number(6)}, []string{verify.CheckSVN}},
+		"other product":    {"dst:1", verify.Expectations{MRSigner: signed, ProdID: number(0)}, []string{verify.CheckProduct}},
+		"runtime":          {"dst:1", verify.Expectations{MRSigner: signed, RuntimeDigest: []string{r.Runtime.Digest}}, nil},
+		"other runtime":    {"dst:1", verify.Expectations{MRSigner: signed, RuntimeDigest: []string{"sha256:00"}}, []string{verify.CheckRuntimeIs}},
+		"debug":            {"debug:1", verify.Expectations{MRSigner: signed}, []string{verify.CheckDebug}},
+		"debug is allowed": {"debug:1", verify.Expectations{MRSigner: signed, AllowDebug: true}, nil},
+	} {
+		report := check(t, reg.Host+"/"+c.image, c.expect, nil)
+		assert.Equal(t, c.failed, report.FailedChecks(), what)
+		assert.True(t, report.Consistent, what)
+		assert.Equal(t, c.failed == nil, report.Trusted, what)
+	}
+}

@@ -1,0 +1,243 @@
+package verify
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Expectations say which image is trusted. The zero value trusts none: an image can be consistent, and still
+// anyone could have signed it.
+type Expectations struct {
+	// MREnclave and MRSigner are the values of which one must be there; empty: any.
+	MREnclave []sgx.Measurement `toml:"mrenclave"`
+	MRSigner  []sgx.Measurement `toml:"mrsigner"`
+	// AnySigner goes without an expectation of who signed or what runs.
+	AnySigner bool `toml:"any_signer"`
+	// MinSVN is the lowest SVN, ProdID the product; nil: any.
+	MinSVN *uint16 `toml:"min_svn"`
+	ProdID *uint16 `toml:"prod_id"`
+	// AllowDebug allows enclaves that can be read by a debugger.
+	AllowDebug bool `toml:"allow_debug"`
+	// RuntimeDigest are digests of the runtime's layer, of which one must be there; empty: any.
+	RuntimeDigest []string `toml:"runtime_digest"`
+	// SignerKey and AttestKey are files: a key whose MRSIGNER is expected, and one by which a statement of the
+	// enclave's identity must be signed.
+	SignerKey string `toml:"signer_key"`
+	AttestKey string `toml:"attest_verify_key"`
+
+	// Attested is the key of AttestKey, nil if none.
+	Attested *attest.PublicKey `toml:"-"`
+}
+
+// ErrPolicy says that a file is no policy.
+var ErrPolicy = errors.New("not a policy")
+
+// ReadPolicy reads expectations from a TOML file. Paths of keys are as the file has them.
+func ReadPolicy(file string) (Expectations, error) {
+	var e Expectations
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return e, err
+	}
+	d := toml.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&e); err != nil {
+		var strict *toml.StrictMissingError
+		var at *toml.DecodeError
+		switch {
+		case errors.As(err, &strict) && len(strict.Errors) > 0:
+			line, _ := strict.Errors[0].Position()
+			return e, fmt.Errorf("%s:%d: %w: the key %s is not known", file, line, ErrPolicy, strings.Join(strict.Errors[0].Key(), "."))
+		case errors.As(err, &at):
+			line, _ := at.Position()
+			return e, fmt.Errorf("%s:%d: %w: %w", file, line, ErrPolicy, err)
+		}
+		return e, fmt.Errorf("%s: %w: %w", file, ErrPolicy, err)
+	}
+	return e, nil
+}
+
+// identity says whether something is expected of who signed or what runs.
+func (e Expectations) identity() bool {
+	return len(e.MREnclave) > 0 || len(e.MRSigner) > 0 || e.Attested != nil
+}
+
+// expected compares the image with the expectations.
+func (v *verification) expected(e Expectations, found Evidence) {
+	c := v.c
+	compare := func(name string, asked bool, detail string, ok bool, problem string) {
+		switch {
+		case !asked:
+		case ok:
+			v.add(name, detail, nil)
+		default:
+			v.add(name, detail, []string{problem})
+		}
+	}
+	compare(CheckMREnclave, len(e.MREnclave) > 0, "MRENCLAVE is an expected one", slices.Contains(e.MREnclave, c.MREnclave),
+		fmt.Sprintf("it is %s, expected is %s", c.MREnclave, list(e.MREnclave)))
+	compare(CheckMRSigner, len(e.MRSigner) > 0, "MRSIGNER is an expected one", slices.Contains(e.MRSigner, c.MRSigner),
+		fmt.Sprintf("it is %s, expected is %s", c.MRSigner, list(e.MRSigner)))
+	if e.MinSVN != nil {
+		compare(CheckSVN, true, fmt.Sprintf("the SVN is %d or higher", *e.MinSVN), c.ISVSVN >= *e.MinSVN, fmt.Sprintf("it is %d", c.ISVSVN))
+	}
+	if e.ProdID != nil {
+		compare(CheckProduct, true, fmt.Sprintf("the product number is %d", *e.ProdID), c.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", c.ISVProdID))
+	}
+	compare(CheckDebug, c.Debug || !e.AllowDebug, "the enclave cannot be read by a debugger", !c.Debug || e.AllowDebug,
+		"it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
+	if len(e.RuntimeDigest) > 0 {
+		have := ""
+		if v.s.bundle != nil {
+			have = v.s.bundle.Layer.Digest
+		}
+		compare(CheckRuntimeIs, true, "the runtime's layer is an expected one", slices.Contains(e.RuntimeDigest, have),
+			fmt.Sprintf("it is %s, expected is %s", cmp.Or(have, "in no layer of its own"), list(e.RuntimeDigest)))
+	}
+	if e.Attested != nil {
+		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
+			return f.Verified && f.Statement.PredicateType == attest.IdentityType
+		})
+		compare(CheckAttestedBy, true, "the enclave's identity is stated by the holder of the expected key", signed, "no statement of it is signed by this key")
+	}
+	compare(CheckAnyIdentity, !e.AnySigner, "it was said who must have signed, or what must run", e.identity(),
+		"consistent, not trusted: anyone could have signed this. Expect --mrsigner, --signer-key, --mrenclave or --attest-verify-key, or accept --any-signer")
+}
+
+func list[T any](values []T) string {
+	if len(values) == 1 {
+		return fmt.Sprint(values[0])
+	}
+	return fmt.Sprintf("one of %v", values)
+}
+
+// Evidence is what is attached to an image.
+type Evidence []attest.Found
+
+// evidence compares what is attached with the image.
+func (v *verification) evidence(found Evidence) {
+	if len(found) == 0 {
+		v.skip(CheckEvidence, "nothing is attached to the image")
+		return
+	}
+	var problems []string
+	signed := 0
+	for _, f := range found {
+		if f.Signed {
+			signed++
+		}
+		for _, p := range v.contradictions(f) {
+			problems = append(problems, fmt.Sprintf("%s: %s", f.Digest, p))
+		}
+	}
+	v.add(CheckEvidence, fmt.Sprintf("%d statements and reference values are attached, %d of them signed; they say of the image what it is", len(found), signed), problems)
+}
+
+// contradictions says in what a piece of evidence differs from the image.
+func (v *verification) contradictions(f attest.Found) []string {
+	c := v.c
+	if f.Err != nil {
+		return []string{f.Err.Error()}
+	}
+	if c.SigStruct == nil {
+		return []string{"it is about an enclave, and the image has no SIGSTRUCT"}
+	}
+	enclave := attest.NewEnclave(c.SigStruct)
+	if f.Statement == nil {
+		if !sameCoRIM(f.CoRIM, enclave) {
+			return []string{"the CoRIM is not that of this enclave"}
+		}
+		return nil
+	}
+	var problems []string
+	if !slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(c.Digest) }) {
+		problems = append(problems, "the statement is about another image")
+	}
+	switch f.Statement.PredicateType {
+	case attest.IdentityType:
+		var said attest.Identity
+		if err := json.Unmarshal(f.Statement.Predicate, &said); err != nil {
+			return append(problems, err.Error())
+		}
+		problems = append(problems, differentFields(said.Enclave, enclave)...)
+		if said.EnclaveSize != c.Enclave.EnclaveSize || said.MaxThreads != c.Enclave.MaxThreads || said.EDMM != c.Enclave.EDMM {
+			problems = append(problems, "it states another enclave size, number of threads or way to add memory")
+		}
+		if r := c.Recipe; r != nil {
+			if !said.Source.Is(r.Source) {
+				problems = append(problems, "it states another source, "+text(said.Source.Digest))
+			}
+			if said.Runtime.Digest != r.Runtime.Digest {
+				problems = append(problems, "it states another runtime, "+said.Runtime.Digest)
+			}
+			if options, err := json.Marshal(r.Options); err != nil || !sameJSON(options, said.Options) {
+				problems = append(problems, "it states other options")
+			}
+			if said.Epoch != r.Epoch {
+				problems = append(problems, "it states another format epoch")
+			}
+		}
+	case attest.ProvenanceType:
+		var said attest.Provenance
+		if err := json.Unmarshal(f.Statement.Predicate, &said); err != nil {
+			return append(problems, err.Error())
+		}
+		if said.BuildDefinition.BuildType != attest.BuildType { // somebody else's, about how the image came to be
+			return problems
+		}
+		if r := c.Recipe; r != nil {
+			for what, digest := range map[string]string{"source": r.Source, "runtime": r.Runtime.Digest} {
+				if !slices.ContainsFunc(said.BuildDefinition.ResolvedDependencies, func(d attest.Resource) bool { return d.Is(digest) }) {
+					problems = append(problems, fmt.Sprintf("it does not name the %s %s", what, digest))
+				}
+			}
+			options, err := json.Marshal(r.Options)
+			stated, err2 := json.Marshal(said.BuildDefinition.ExternalParameters["options"])
+			if err != nil || err2 != nil || !sameJSON(options, stated) {
+				problems = append(problems, "it states other options")
+			}
+		}
+	}
+	return problems
+}
+
+// differentFields names the JSON fields in which two values differ.
+func differentFields(said, have attest.Enclave) []string {
+	a, err := json.Marshal(said)
+	b, err2 := json.Marshal(have)
+	if err := cmp.Or(err, err2); err != nil {
+		return []string{err.Error()}
+	}
+	var problems []string
+	for _, p := range configProblems(b, a) {
+		problems = append(problems, "it states something else: "+p)
+	}
+	return problems
+}
+
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
+}
+
+// sameCoRIM says whether a CoRIM is that of an enclave, whatever name it gives to it.
+func sameCoRIM(b []byte, e attest.Enclave) bool {
+	id, err := attest.CoRIMID(b)
+	if err != nil {
+		return false
+	}
+	want, err := e.CoRIM(id)
+	return err == nil && bytes.Equal(want, b)
+}

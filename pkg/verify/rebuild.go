@@ -1,0 +1,96 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+)
+
+// Rebuilt is the outcome of repeating a conversion.
+type Rebuilt struct {
+	Source string `json:"source"`
+	// Digest is that of the image, Again what came out.
+	Digest string `json:"digest"`
+	Again  string `json:"again,omitempty"`
+	Same   bool   `json:"same"`
+	// Why says what differs, where that is known.
+	Why []string `json:"why,omitempty"`
+}
+
+// RebuildOptions say what to repeat a conversion with.
+type RebuildOptions struct {
+	Source image.Reference
+	// Runtime is loaded by these options; with the zero value, the image's own runtime layer is used.
+	Runtime *libos.LoadOptions
+	// Convert has the options that do not show in the output: jobs, caches, observers.
+	Convert convert.Options
+	Read    Options
+}
+
+// Rebuild converts the source of an image again by the image's recipe, takes over the signature, and says
+// whether the same image comes out. No key is needed.
+func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt, error) {
+	c, err := readTop(ctx, img)
+	if err == nil && c == nil {
+		err = ErrNotConverted
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &Rebuilt{Source: o.Source.String(), Digest: img.Digest}
+	if c.SigStruct == nil {
+		return nil, fmt.Errorf("%s: %s", img.Ref, c.SignatureError)
+	}
+	again, err := c.Recipe.Again(o.Source, c.Places.Backend)
+	if err != nil {
+		return nil, err
+	}
+	given := o.Convert
+	given.Source, given.Launch, given.Overlay, given.OverlayText, given.Date = again.Source, again.Launch, again.Overlay, again.OverlayText, again.Date
+	given.Backend, given.Target = again.Backend, nil
+	if o.Runtime != nil {
+		given.Runtime = *o.Runtime
+	} else {
+		given.Backend = sameRuntime{again.Backend, img}
+	}
+	p, err := convert.Prepare(ctx, given)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	if got := p.SourceDigest(); got != c.Recipe.Source {
+		out.Why = append(out.Why, fmt.Sprintf("the source is %s, the image was made from %s", got, c.Recipe.Source))
+	}
+	key, signature := c.SigStruct.Signature()
+	made, err := p.Complete(key, signature)
+	if err != nil {
+		out.Why = append(out.Why, fmt.Sprintf("another measurement comes out, %s, not %s", p.MREnclave(), c.MREnclave))
+		changes, diffErr := compareManifests(c.Manifest, p.Manifest())
+		if diffErr != nil {
+			return nil, errors.Join(err, diffErr)
+		}
+		for _, d := range changes {
+			out.Why = append(out.Why, d.String())
+		}
+		return out, nil
+	}
+	out.Again = made.Digest
+	if out.Same = made.Digest == img.Digest; !out.Same && len(out.Why) == 0 {
+		out.Why = []string{"the measurement is the same; the manifest or the configuration of the image is not"}
+	}
+	return out, nil
+}
+
+// sameRuntime is a backend whose runtime is the one in an image.
+type sameRuntime struct {
+	libos.Backend
+	img *image.Image
+}
+
+func (r sameRuntime) Load(ctx context.Context, _ libos.LoadOptions) (*libos.Bundle, error) {
+	return runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-added])
+}

@@ -1,0 +1,69 @@
+package verify
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/startcheck"
+)
+
+// CheckStart is the check that Start adds.
+const CheckStart = "start"
+
+// ErrNoStart says that the start of an image cannot be tried.
+var ErrNoStart = errors.New("the start cannot be tried")
+
+// Start runs the image's own loader, and only that, up to EINIT, and adds to the report whether a CPU would start
+// the enclave that it builds. See package startcheck for what that takes.
+func (r *Report) Start(ctx context.Context, img *image.Image) error {
+	b := r.Places.Backend
+	switch {
+	case b == nil:
+		return fmt.Errorf("%w: images of the layout %s begin with a shell", ErrNoStart, r.Layout)
+	case b == libos.Backend(sim.Backend{}):
+		return fmt.Errorf("%w: the simulation builds no enclave", ErrNoStart)
+	}
+	n := len(img.Layers)
+	bundle, err := runtimeOf(ctx, img.Layers[n-added])
+	if err != nil {
+		return err
+	}
+	want := map[string]bool{libos.ManifestPath: true, libos.SigPath: true}
+	enclave, err := extract(ctx, img.Layers[n-1], want)
+	if err != nil {
+		return err
+	}
+	var config struct {
+		Config struct{ Entrypoint, Cmd, Env []string } `json:"config"`
+	}
+	if err := json.Unmarshal(img.Config, &config); err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	c := startcheck.Command{Files: map[string]startcheck.File{}, Argv: append(config.Config.Entrypoint, config.Config.Cmd...), Env: config.Config.Env}
+	for p, f := range bundle.Files {
+		c.Files[p] = startcheck.File{Content: f.Content, Executable: true}
+	}
+	for p, content := range enclave {
+		c.Files[p] = startcheck.File{Content: content}
+	}
+	if len(c.Argv) == 0 {
+		return fmt.Errorf("%w: the image starts nothing", ErrNoStart)
+	}
+	r.Started, err = startcheck.Run(ctx, c)
+	if err != nil {
+		return err
+	}
+	v := &verification{report: r}
+	problems := r.Started.Refused
+	if !r.Started.Reached {
+		problems = []string{"the loader ended before it asked for EINIT: " + r.Started.Output}
+	}
+	v.add(CheckStart, fmt.Sprintf("the image's loader added %d pages, %d of them measured, and a CPU would start the enclave", r.Started.Pages, r.Started.MeasuredPages), problems)
+	r.Trusted = r.Trusted && len(problems) == 0
+	return nil
+}
