@@ -1,0 +1,165 @@
+package deploy_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/deploy"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+const image = "registry.example/team/My_App@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+// redis is an image that needs all there is: another user, ports, a volume, quotes.
+func redis() *verify.Converted {
+	c := &verify.Converted{
+		Layout: verify.LayoutOurs, User: "redis", Ports: []string{"9000/udp", "6379/tcp"}, Enclave: manifest.SGX{EnclaveSize: 1 << 30},
+		Program: verify.Program{UID: 999, GID: 999, Mounts: []verify.Mount{{Type: "tmpfs", Path: "/tmp"}, {Type: "encrypted", Path: "/data"}}},
+		Recipe:  &convert.Recipe{Options: convert.RecipeOptions{Attestation: "dcap"}},
+	}
+	c.Recipe.Runtime.Kind = "gramine"
+	return c
+}
+
+func root() *verify.Converted {
+	return &verify.Converted{Layout: verify.LayoutOurs, Enclave: manifest.SGX{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{}}
+}
+
+func write(t *testing.T, c *verify.Converted, o deploy.Options) string {
+	t.Helper()
+	o.Image = image
+	text, err := deploy.Write(c, o)
+	require.NoError(t, err)
+	return string(text)
+}
+
+// decode reads what was written as strictly as the Kubernetes API does.
+func decode(t *testing.T, text string) (d appsv1.Deployment, claims []corev1.PersistentVolumeClaim) {
+	t.Helper()
+	for _, doc := range strings.Split(text, "---\n")[1:] {
+		if strings.Contains(doc, "kind: Deployment") {
+			require.NoError(t, yaml.UnmarshalStrict([]byte(doc), &d))
+			continue
+		}
+		var claim corev1.PersistentVolumeClaim
+		require.NoError(t, yaml.UnmarshalStrict([]byte(doc), &claim))
+		claims = append(claims, claim)
+	}
+	return d, claims
+}
+
+func TestKubernetes(t *testing.T) {
+	group := int64(107)
+	for _, target := range []deploy.Target{deploy.Intel, deploy.AKS, deploy.Alibaba} {
+		d, claims := decode(t, write(t, redis(), deploy.Options{Target: target, Replicas: 2, Processes: 3, DeviceGroup: &group, Namespace: "team", Storage: "5Gi"}))
+		assert.Equal(t, "my-app", d.Name)
+		assert.Equal(t, "team", d.Namespace)
+		assert.EqualValues(t, 2, *d.Spec.Replicas)
+		assert.Equal(t, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels)
+		pod := d.Spec.Template.Spec
+		assert.Equal(t, []int64{107}, pod.SecurityContext.SupplementalGroups)
+		assert.False(t, *pod.AutomountServiceAccountToken)
+		require.Len(t, claims, 1)
+		storage := claims[0].Spec.Resources.Requests[corev1.ResourceStorage]
+		assert.Equal(t, "5Gi", storage.String())
+		assert.Equal(t, claims[0].Name, pod.Volumes[0].PersistentVolumeClaim.ClaimName)
+		c := pod.Containers[0]
+		assert.Equal(t, image, c.Image)
+		assert.Empty(t, c.Args)
+		assert.Empty(t, c.Command)
+		assert.EqualValues(t, 6379, c.ReadinessProbe.TCPSocket.Port.IntVal)
+		assert.Len(t, c.Ports, 2)
+		limit := func(name string) string { q := c.Resources.Limits[corev1.ResourceName(name)]; return q.String() }
+		switch target {
+		case deploy.Intel:
+			assert.Equal(t, "3Gi", limit("sgx.intel.com/epc"))
+			assert.Equal(t, "1", limit("sgx.intel.com/enclave"))
+			assert.Equal(t, "1", limit("sgx.intel.com/provision"))
+			assert.Equal(t, "aesmd", d.Spec.Template.Annotations["sgx.intel.com/quote-provider"])
+			assert.Equal(t, "true", pod.NodeSelector["intel.feature.node.kubernetes.io/sgx"])
+		case deploy.AKS:
+			assert.Equal(t, "3Gi", limit("sgx.intel.com/epc"))
+			assert.Equal(t, "aesmd", pod.Volumes[1].Name)
+		case deploy.Alibaba:
+			assert.Equal(t, "3072", limit("alibabacloud.com/sgx_epc_MiB"))
+		}
+	}
+	d, claims := decode(t, write(t, root(), deploy.Options{Target: deploy.AKS, LegacyEPC: true, Name: "x"}))
+	q := d.Spec.Template.Spec.Containers[0].Resources.Limits["kubernetes.azure.com/sgx_epc_mem_in_MiB"]
+	assert.Equal(t, "1024", q.String())
+	assert.Empty(t, claims)
+	assert.Nil(t, d.Spec.Template.Spec.SecurityContext)
+}
+
+func TestDocker(t *testing.T) {
+	group := int64(107)
+	assert.Equal(t, "docker run --detach --name my-app --device /dev/sgx_enclave --device /dev/sgx_provision --volume /var/run/aesmd:/var/run/aesmd --group-add 107"+
+		" --publish 6379:6379/tcp --publish 9000:9000/udp --volume my-app-data:/data "+image+"\n", write(t, redis(), deploy.Options{Target: deploy.Docker, DeviceGroup: &group}))
+	assert.Equal(t, "docker run --detach --name my-app --security-opt seccomp=unconfined --entrypoint /cconvert/gramine/direct/loader --publish 6379:6379/tcp --publish 9000:9000/udp --volume my-app-data:/data "+image+
+		" /cconvert/gramine/direct/libpal.so init /cconvert/app/entrypoint\n", write(t, redis(), deploy.Options{Target: deploy.Docker, Direct: true}))
+}
+
+// The Compose file is one for Compose itself.
+func TestCompose(t *testing.T) {
+	group := int64(107)
+	text := write(t, redis(), deploy.Options{Target: deploy.Compose, DeviceGroup: &group, Replicas: 2})
+	var f struct {
+		Services map[string]struct {
+			Image    string
+			Devices  []string
+			GroupAdd []string `json:"group_add"`
+		}
+		Volumes map[string]any
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(text), &f))
+	assert.Equal(t, image, f.Services["my-app"].Image)
+	assert.Contains(t, f.Volumes, "my-app-data")
+	if os.Getenv("CI") == "" {
+		if _, err := exec.LookPath("docker-compose"); err != nil {
+			return // the end-to-end tests and CI have it
+		}
+	}
+	cmd := exec.Command("docker-compose", "-f", "-", "config", "-q")
+	cmd.Stdin, cmd.Dir = strings.NewReader(text), t.TempDir()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	assert.NoError(t, cmd.Run(), "%s\n%s", out.String(), text)
+}
+
+func TestRefuses(t *testing.T) {
+	for want, f := range map[string]func() (*verify.Converted, deploy.Options){
+		"in the group that may open": func() (*verify.Converted, deploy.Options) { return redis(), deploy.Options{Target: deploy.Intel} },
+		"there is no target":         func() (*verify.Converted, deploy.Options) { return root(), deploy.Options{Target: "moon"} },
+		"the name \"A\"": func() (*verify.Converted, deploy.Options) {
+			return root(), deploy.Options{Target: deploy.Docker, Name: "A"}
+		},
+		"no replicas": func() (*verify.Converted, deploy.Options) {
+			return root(), deploy.Options{Target: deploy.Docker, Replicas: -1}
+		},
+		"Gramine's runtime": func() (*verify.Converted, deploy.Options) {
+			return root(), deploy.Options{Target: deploy.Docker, Direct: true}
+		},
+		"the size \"much\"": func() (*verify.Converted, deploy.Options) {
+			c := redis()
+			c.Program.UID = 0
+			return c, deploy.Options{Target: deploy.AKS, Storage: "much"}
+		},
+	} {
+		c, o := f()
+		o.Image = image
+		_, err := deploy.Write(c, o)
+		assert.ErrorIs(t, err, deploy.ErrOption)
+		assert.ErrorContains(t, err, want)
+	}
+}

@@ -1,0 +1,99 @@
+package deploy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+// docker writes a command line for a shell.
+func (w *workload) docker() ([]byte, error) {
+	args := []string{"docker", "run", "--detach", "--name", w.Name}
+	if w.Direct {
+		if w.Layout != verify.LayoutOurs || w.Recipe.Runtime.Kind != "gramine" {
+			return nil, fmt.Errorf("%w: only images with Gramine's runtime have a direct mode", ErrOption)
+		}
+		// Direct mode needs system calls that Docker's profile does not allow.
+		args = append(args, "--security-opt", "seccomp=unconfined", "--entrypoint", gramine.DirectStart[0])
+	} else {
+		args = append(args, "--device", enclaveDevice)
+		if w.quotes() {
+			args = append(args, "--device", provisionDevice, "--volume", aesmDir+":"+aesmDir)
+		}
+		if !w.root() {
+			args = append(args, "--group-add", strconv.FormatInt(*w.DeviceGroup, 10))
+		}
+	}
+	for _, p := range w.ports() {
+		args = append(args, "--publish", fmt.Sprintf("%d:%d/%s", p.number, p.number, p.protocol))
+	}
+	for _, path := range w.sealed {
+		args = append(args, "--volume", w.volumeName(path)+":"+path)
+	}
+	args = append(args, w.Options.Image)
+	if w.Direct {
+		args = append(args, gramine.DirectStart[1:]...)
+	}
+	for i, a := range args {
+		args[i] = quote(a)
+	}
+	return []byte(strings.Join(args, " ") + "\n"), nil
+}
+
+// quote makes one word for a shell of a text.
+func quote(s string) string {
+	plain := s != "" && !strings.ContainsFunc(s, func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_./:@=,+", c))
+	})
+	if plain {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// The parts of a Compose file (Compose specification, "Services top-level elements") that are needed here.
+type (
+	composeFile struct {
+		Services map[string]composeService `json:"services"`
+		Volumes  map[string]struct{}       `json:"volumes,omitempty"`
+	}
+	composeService struct {
+		Image    string   `json:"image"`
+		Devices  []string `json:"devices,omitempty"`
+		GroupAdd []string `json:"group_add,omitempty"`
+		Ports    []string `json:"ports,omitempty"`
+		Volumes  []string `json:"volumes,omitempty"`
+		Restart  string   `json:"restart"`
+		Deploy   any      `json:"deploy,omitempty"`
+	}
+)
+
+// compose writes a Compose file.
+func (w *workload) compose() ([]byte, error) {
+	s := composeService{Image: w.Options.Image, Devices: []string{enclaveDevice + ":" + enclaveDevice}, Restart: "unless-stopped"}
+	if w.quotes() {
+		s.Devices = append(s.Devices, provisionDevice+":"+provisionDevice)
+		s.Volumes = append(s.Volumes, aesmDir+":"+aesmDir)
+	}
+	if !w.root() {
+		s.GroupAdd = []string{strconv.FormatInt(*w.DeviceGroup, 10)}
+	}
+	for _, p := range w.ports() {
+		s.Ports = append(s.Ports, fmt.Sprintf("%d:%d/%s", p.number, p.number, p.protocol))
+	}
+	f := composeFile{Volumes: map[string]struct{}{}}
+	for _, path := range w.sealed {
+		f.Volumes[w.volumeName(path)] = struct{}{}
+		s.Volumes = append(s.Volumes, w.volumeName(path)+":"+path)
+	}
+	if w.Replicas > 1 {
+		s.Deploy = map[string]any{"replicas": w.Replicas}
+	}
+	f.Services = map[string]composeService{w.Name: s}
+	return yaml.Marshal(f)
+}
