@@ -66,7 +66,7 @@ func untouched(t *testing.T, s *sample, converted string) {
 	img, err := image.Open(context.Background(), ref, image.Options{})
 	require.NoError(t, err)
 	defer img.Close()
-	m, err := verify.Read(context.Background(), img)
+	m, err := verify.Read(context.Background(), img, verify.Options{})
 	require.NoError(t, err)
 
 	root := s.unpack(t)

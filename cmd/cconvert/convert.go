@@ -48,6 +48,7 @@ func newConvert() *cobra.Command {
 		start                           launchFlags
 		to, suffix, repo, key, jsonFile string
 		platform                        string
+		evidence                        evidenceFlags
 		gate                            gate
 	)
 	cmd := &cobra.Command{
@@ -69,6 +70,7 @@ func newConvert() *cobra.Command {
 	library.add(f)
 	start.add(f)
 	layers.add(f)
+	evidence.add(f)
 	registry.add(f)
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -100,6 +102,9 @@ func newConvert() *cobra.Command {
 		}
 		signer, err := loadKey(key)
 		if err != nil {
+			return err
+		}
+		if o.Evidence, err = evidence.choose(); err != nil {
 			return err
 		}
 		progress := newProgress(cmd.ErrOrStderr())

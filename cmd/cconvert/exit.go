@@ -39,6 +39,9 @@ func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(fo
 // errRefused says that something was read and is not what it must be.
 var errRefused = errors.New("refused")
 
+// errDifferent says that two things which were compared are not the same.
+var errDifferent = errors.New("not the same")
+
 func exitCode(ctx context.Context, err error) int {
 	var usage *usageError
 	var key *manifest.KeyError
@@ -49,7 +52,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference):
 		return exitUsage
-	case errors.Is(err, errRefused), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
+	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return exitRefused
 	case image.Transient(err):
 		return exitTransient

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -13,37 +14,40 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 func newInspect() *cobra.Command {
 	var registry registryFlags
-	var asJSON, files bool
+	var asJSON, files, layers bool
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Show what a converted image starts, and with which identity",
 		Long: `Show what a converted image says of itself: its measurement (MRENCLAVE), who signed it
-(MRSIGNER), the program with its arguments and environment, where it can write, and every
-setting that weakens it. Only the top layer is fetched.`,
+(MRSIGNER), the program with its arguments and environment, where it can write, the memory of
+the enclave, and every setting that weakens it. Only the two layers that a conversion added
+are fetched; with --layers all are, to say from which layer each file is. Nothing is verified
+here but the signature: see "cconvert verify".`,
 		Example: `  cconvert inspect registry.example/redis:7-confidential
   cconvert inspect --json oci:out:1.4
 
   # Every file that the program may read, why, and of which package
-  cconvert inspect --files oci:out:1.4`,
+  cconvert inspect --files --layers oci:out:1.4`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ref, err := image.ParseReference(args[0], registry.insecure)
-			if err != nil {
-				return err
-			}
-			img, err := image.Open(cmd.Context(), ref, registry.options())
+			img, err := registry.open(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			defer img.Close()
-			c, err := verify.Read(cmd.Context(), img)
+			read := verify.Read
+			if layers {
+				read = verify.ReadLayers
+			}
+			c, err := read(cmd.Context(), img, registry.reading())
 			if err != nil {
-				return fmt.Errorf("%s: %w", ref, err)
+				return fmt.Errorf("%s: %w", img.Ref, err)
 			}
 			switch {
 			case files && asJSON:
@@ -64,7 +68,23 @@ setting that weakens it. Only the top layer is fetched.`,
 	registry.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&files, "files", false, "list the files that the program may read, why, and of which package they are")
+	cmd.Flags().BoolVar(&layers, "layers", false, "read all layers, to say from which of them the files are")
 	return cmd
+}
+
+// open finds an image by its name.
+func (r *registryFlags) open(cmd *cobra.Command, name string) (*image.Image, error) {
+	ref, err := image.ParseReference(name, r.insecure)
+	if err != nil {
+		return nil, err
+	}
+	return image.Open(cmd.Context(), ref, r.options())
+}
+
+// reading says how layers are read where nothing is converted.
+func (r *registryFlags) reading() verify.Options {
+	inflate, _ := rootfs.FindInflater("auto") // that there is none is fine
+	return verify.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate}
 }
 
 func printConverted(w io.Writer, c *verify.Converted) {
@@ -74,8 +94,12 @@ func printConverted(w io.Writer, c *verify.Converted) {
 	}
 	line("image", "%s", c.Image)
 	line("digest", "%s", c.Digest)
-	line("made from", "%s", c.Recipe.Source)
-	line("runtime", "%s %.12s, layer %s", c.Recipe.Runtime.Kind, c.Recipe.Runtime.Version, c.Recipe.Runtime.Digest)
+	if r := c.Recipe; r != nil {
+		line("made from", "%s", r.Source)
+		line("runtime", "%s %.12s, layer %s", r.Runtime.Kind, r.Runtime.Version, r.Runtime.Digest)
+	} else {
+		line("layout", "%s, an image of another program", c.Layout)
+	}
 	line("MRENCLAVE", "%s", c.MREnclave)
 	line("MRSIGNER", "%s", c.MRSigner)
 	line("signature", "%s", signatureState(c))
@@ -83,7 +107,10 @@ func printConverted(w io.Writer, c *verify.Converted) {
 	line("enclave", "%s, %d threads%s%s", humanize.IBytes(c.Enclave.EnclaveSize), c.Enclave.MaxThreads,
 		when(c.Enclave.EDMM, ", memory added at run time"), when(c.Debug, ", DEBUG: keeps no secrets"))
 	line("may read", "%s files, each by its digest", humanize.Comma(int64(c.TrustedFiles)))
-	line("attestation", "%s", c.Recipe.Options.Attestation)
+	if c.Recipe != nil {
+		line("attestation", "%s", c.Recipe.Options.Attestation)
+	}
+	line("attributes", "%s", strings.Join(c.Attributes.Decoded, ", "))
 	line("program", "%s", c.Program.Entrypoint)
 	if c.Program.HostArgs {
 		line("arguments", "CHOSEN BY THE HOST, not measured")
@@ -114,13 +141,53 @@ func printConverted(w io.Writer, c *verify.Converted) {
 		line("weakened by", "%s", strings.Join(c.Weaknesses, ", "))
 	}
 	t.Flush()
+	printAreas(w, c)
+	printLayers(w, c)
+}
+
+// printAreas shows the enclave's memory, from its top.
+func printAreas(w io.Writer, c *verify.Converted) {
+	if c.EnclaveError != "" {
+		fmt.Fprintf(w, "\nThe enclave cannot be laid out: %s\n", printable(c.EnclaveError))
+		return
+	}
+	fmt.Fprintf(w, "\nMemory of the enclave at its start:\n")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, a := range c.Areas {
+		count := ""
+		if a.Count > 1 {
+			count = fmt.Sprintf(" × %d", a.Count)
+		}
+		fmt.Fprintf(t, "  %#014x\t%s%s\t%s\t%s\t%s\n", a.Offset, a.Name, count, humanize.IBytes(a.Size), a.Flags, when(!a.Measured, "not measured"))
+	}
+	t.Flush()
+}
+
+// printLayers counts the trusted files by the layer that they are from.
+func printLayers(w io.Writer, c *verify.Converted) {
+	if len(c.LayerDigests) == 0 {
+		return
+	}
+	files, size := make([]int, len(c.LayerDigests)), make([]int64, len(c.LayerDigests))
+	for _, f := range c.Trusted {
+		if f.Layer > 0 {
+			files[f.Layer-1]++
+			size[f.Layer-1] += f.Size
+		}
+	}
+	fmt.Fprintf(w, "\nFiles that the program may read, by layer:\n")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for i, d := range c.LayerDigests {
+		fmt.Fprintf(t, "  %d\t%s\t%s files\t%s\n", i+1, d, humanize.Comma(int64(files[i])), humanize.Bytes(uint64(size[i])))
+	}
+	t.Flush()
 }
 
 // printFiles lists the trusted files in the manifest's order, with what the conversion said of each.
 func printFiles(w io.Writer, files []verify.FileEntry) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range files {
-		fmt.Fprintf(t, "%s\t%s\t%s\n", printable(f.Reason), printable(cmp.Or(f.Package, "-")), printable(strings.TrimPrefix(f.URI, "file:")))
+		fmt.Fprintf(t, "%s\t%s\t%s%s\n", printable(f.Reason), printable(cmp.Or(f.Package, "-")), when(f.Layer > 0, fmt.Sprintf("layer %d\t", f.Layer)), printable(strings.TrimPrefix(f.URI, "file:")))
 	}
 	t.Flush()
 }

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	program = filepath.Join(dir, "cconvert")
-	build := exec.Command("go", "build", "-o", program, ".")
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
@@ -174,6 +174,7 @@ func TestHelpExamplesRun(t *testing.T) {
 		"libpal.so", vectors+"/pal/pal-twosegments.so", "app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
 	)
 	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "policy.toml"), []byte("any_signer = true\n"), 0o644))
 	for _, e := range examples {
 		args := strings.Fields(replace.Replace(e))[1:]
 		if args[0] == "runtime" && args[1] == "lock" {

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+func newDiff() *cobra.Command {
+	var registry registryFlags
+	var asJSON, layers bool
+	cmd := &cobra.Command{
+		Use:   "diff A B",
+		Short: "Say why the measurements of two confidential images differ",
+		Long: `Say why the measurements of two confidential images differ: source, runtime, options, enclave,
+settings of the manifest, files that were added, removed or changed, and who signed. The exit
+code is 4 if they differ. Nothing is verified: see "cconvert verify".`,
+		Example: `  cconvert diff registry.example/app:1.4-confidential registry.example/app:1.4-confidential`,
+		Args:    exactArgs("A", "B"),
+	}
+	registry.add(cmd.Flags())
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&layers, "layers", false, "read all layers, to say from which of them the files are")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		read := verify.Read
+		if layers {
+			read = verify.ReadLayers
+		}
+		var both [2]*verify.Converted
+		g, ctx := errgroup.WithContext(cmd.Context())
+		for i, name := range args {
+			g.Go(func() error {
+				ref, err := image.ParseReference(name, registry.insecure)
+				if err != nil {
+					return err
+				}
+				img, err := image.Open(ctx, ref, registry.options())
+				if err != nil {
+					return err
+				}
+				defer img.Close()
+				if both[i], err = read(ctx, img, registry.reading()); err != nil {
+					return fmt.Errorf("%s: %w", ref, err)
+				}
+				return nil
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		differences, err := verify.Compare(both[0], both[1])
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			if differences == nil {
+				differences = []verify.Difference{}
+			}
+			err = printJSON(cmd, differences)
+		} else {
+			for _, d := range differences {
+				fmt.Fprintln(cmd.OutOrStdout(), printable(d.String()))
+			}
+		}
+		if err == nil && len(differences) > 0 {
+			err = fmt.Errorf("%w: %d differences", errDifferent, len(differences))
+		}
+		return err
+	}
+	return cmd
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+func newRebuild() *cobra.Command {
+	var (
+		registry registryFlags
+		layers   layerFlags
+		library  runtimeFlags
+		source   string
+		asJSON   bool
+	)
+	cmd := &cobra.Command{
+		Use:   "rebuild IMAGE",
+		Short: "Repeat a conversion, and say whether the same image comes out",
+		Long: `Convert an image's source again by the recipe in the image, and say whether the same digest
+comes out. No key is needed: the signature is the image's, and it fits only if the measurement
+is the same. Nothing is stored. The source is found by --source or by what is attached to the
+image. The runtime is the image's own layer; --runtime takes it from somewhere else, which shows
+that it is that runtime. The exit code is 4 if something else comes out.`,
+		Example: `  cconvert rebuild registry.example/redis:7-confidential --source registry.example/redis:7`,
+		Args:    exactArgs("IMAGE"),
+	}
+	f := cmd.Flags()
+	f.StringVar(&source, "source", "", "the image that it was made from")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	library.add(f)
+	layers.add(f)
+	registry.add(f)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		img, err := registry.open(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		defer img.Close()
+		if source == "" {
+			if source, err = statedSource(cmd, img); err != nil {
+				return err
+			}
+		}
+		o := verify.RebuildOptions{Read: registry.reading()}
+		if o.Source, err = image.ParseReference(source, registry.insecure); err != nil {
+			return err
+		}
+		_, load, err := library.choose(registry, layers.cache)
+		if err != nil {
+			return err
+		}
+		if cmd.Flags().Changed("runtime") {
+			o.Runtime = &load
+		}
+		o.Convert = convert.Options{Image: registry.options(), Jobs: registry.jobs, Cache: load.Cache}
+		if err := layers.choose(&o.Convert, registry); err != nil {
+			return err
+		}
+		progress := newProgress(cmd.ErrOrStderr())
+		defer progress.finish()
+		o.Convert.Observer = progress
+		r, err := verify.Rebuild(cmd.Context(), img, o)
+		progress.finish()
+		if err != nil {
+			return err
+		}
+		switch {
+		case asJSON:
+			err = printJSON(cmd, r)
+		case r.Same:
+			fmt.Fprintln(cmd.OutOrStdout(), "the same: "+r.Digest)
+		default:
+			fmt.Fprintln(cmd.OutOrStdout(), "not the same: "+r.Digest+" is the image's")
+			for _, why := range r.Why {
+				fmt.Fprintln(cmd.OutOrStdout(), "  "+printable(why))
+			}
+		}
+		if err == nil && !r.Same {
+			err = fmt.Errorf("%s: %w", img.Ref, errDifferent)
+		}
+		return err
+	}
+	return cmd
+}
+
+// statedSource is the source by the name that a statement attached to the image gives it. It need not be true:
+// another source would have another digest than the recipe says.
+func statedSource(cmd *cobra.Command, img *image.Image) (string, error) {
+	artifacts, err := img.Referrers(cmd.Context(), attest.InTotoMediaType)
+	if err != nil {
+		return "", err
+	}
+	for _, f := range attest.Read(cmd.Context(), artifacts, nil) {
+		var identity attest.Identity
+		if f.Statement != nil && f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &identity) == nil && identity.Source.Name != "" {
+			return identity.Source.Name, nil
+		}
+	}
+	return "", usagef("nothing attached to %s names its source: say where it is with --source", img.Ref)
+}

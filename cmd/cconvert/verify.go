@@ -1,0 +1,236 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+const verifyLong = `Check a confidential image against itself, and against what you expect of it. Nothing that the
+image says is believed: every layer is read, every file hashed, the MRENCLAVE is computed from
+the enclave's loader and the manifest, the signature is checked as the CPU does, and the
+conversion is repeated from the recipe to see that the list of files, the arguments and the
+image's configuration are what it gives.
+
+An image can be consistent and still come from anybody. So say who must have signed
+(--mrsigner, --signer-key), what must run (--mrenclave), or who must have stated it
+(--attest-verify-key); without any of these the answer is "not trusted", unless --any-signer.
+
+With --start, the image's own loader is run, and nothing else of the image: in namespaces of its
+own, without network, up to the point where the CPU would check the signature. Every page that
+it adds is hashed, so it shows, without SGX, that the enclave starts on a machine that has it.
+
+Images of Gramine Shielded Containers (GSC) can be verified too. The exit code is 4 if a check
+failed, and each failed check is named.`
+
+const verifyExamples = `  # Is it signed by this key, and is everything in it what was signed?
+  cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem
+
+  # And is the original image unchanged underneath?
+  cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem --source registry.example/redis:7
+
+  # For a policy that is kept in a file
+  cconvert verify registry.example/redis:7-confidential --policy policy.toml
+
+  # Only whether it is consistent
+  cconvert verify --any-signer oci:out:1.4`
+
+// expectFlags are about which images are trusted.
+type expectFlags struct {
+	policy                string
+	mrEnclave, mrSigner   []string
+	runtime               []string
+	signerKey, attestKey  string
+	minSVN, prodID        int
+	allowDebug, anySigner bool
+}
+
+func (e *expectFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&e.policy, "policy", "", "TOML file with expectations; flags add to it")
+	f.StringSliceVar(&e.mrEnclave, "mrenclave", nil, "expected MRENCLAVE (repeatable: one of them)")
+	f.StringSliceVar(&e.mrSigner, "mrsigner", nil, "expected MRSIGNER (repeatable: one of them)")
+	f.StringVar(&e.signerKey, "signer-key", "", "file with the key, public or private, that must have signed")
+	f.IntVar(&e.minSVN, "min-svn", -1, "lowest security version number")
+	f.IntVar(&e.prodID, "prod-id", -1, "expected product number")
+	f.BoolVar(&e.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
+	f.StringSliceVar(&e.runtime, "runtime-digest", nil, "expected digest of the runtime's layer (repeatable: one of them)")
+	f.StringVar(&e.attestKey, "attest-verify-key", "", "file with the public key by which a statement of the enclave's identity must be signed")
+	f.BoolVar(&e.anySigner, "any-signer", false, "accept an image that is consistent, whoever signed it")
+}
+
+// expectations puts the policy and the flags together.
+func (e *expectFlags) expectations() (x verify.Expectations, err error) {
+	if e.policy != "" {
+		if x, err = verify.ReadPolicy(e.policy); err != nil {
+			return x, &usageError{err}
+		}
+	}
+	for _, l := range []struct {
+		flag string
+		from []string
+		to   *[]sgx.Measurement
+	}{{"mrenclave", e.mrEnclave, &x.MREnclave}, {"mrsigner", e.mrSigner, &x.MRSigner}} {
+		for _, s := range l.from {
+			var m sgx.Measurement
+			if err := m.UnmarshalText([]byte(s)); err != nil {
+				return x, usagef("--%s: %w", l.flag, err)
+			}
+			*l.to = append(*l.to, m)
+		}
+	}
+	for _, n := range []struct {
+		flag string
+		from int
+		to   **uint16
+	}{{"min-svn", e.minSVN, &x.MinSVN}, {"prod-id", e.prodID, &x.ProdID}} {
+		if n.from > 0xffff {
+			return x, usagef("--%s %d: it is at most 65535", n.flag, n.from)
+		}
+		if n.from >= 0 {
+			v := uint16(n.from)
+			*n.to = &v
+		}
+	}
+	x.RuntimeDigest = append(x.RuntimeDigest, e.runtime...)
+	x.AllowDebug, x.AnySigner = x.AllowDebug || e.allowDebug, x.AnySigner || e.anySigner
+	for _, f := range []struct {
+		flag string
+		from string
+		to   *string
+	}{{"signer-key", e.signerKey, &x.SignerKey}, {"attest-verify-key", e.attestKey, &x.AttestKey}} {
+		if f.from != "" {
+			*f.to = f.from
+		}
+	}
+	if x.SignerKey != "" {
+		text, err := os.ReadFile(x.SignerKey)
+		if err != nil {
+			return x, &usageError{err}
+		}
+		key, err := sgx.ParsePublicKey(text)
+		if err != nil {
+			return x, &usageError{fmt.Errorf("--signer-key %s: %w", x.SignerKey, err)}
+		}
+		x.MRSigner = append(x.MRSigner, sgx.MRSigner(key))
+	}
+	if x.AttestKey != "" {
+		text, err := os.ReadFile(x.AttestKey)
+		if err == nil {
+			x.Attested, err = attest.ParsePublicKey(text)
+		}
+		if err != nil {
+			return x, &usageError{fmt.Errorf("--attest-verify-key %s: %w", x.AttestKey, err)}
+		}
+	}
+	return x, nil
+}
+
+func newVerify() *cobra.Command {
+	var (
+		registry registryFlags
+		expect   expectFlags
+		source   string
+		start    bool
+		asJSON   bool
+	)
+	cmd := &cobra.Command{
+		Use:     "verify IMAGE",
+		Short:   "Check everything that a confidential image says of itself",
+		Long:    verifyLong,
+		Example: verifyExamples,
+		Args:    exactArgs("IMAGE"),
+	}
+	f := cmd.Flags()
+	f.StringVar(&source, "source", "", "the image that it was made from: its layers must be unchanged underneath")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.BoolVar(&start, "start", false, "run the image's own loader, up to the point where the CPU would start the enclave (Linux 5.14 on x86-64; needs no SGX)")
+	expect.add(f)
+	registry.add(f)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		x, err := expect.expectations()
+		if err != nil {
+			return err
+		}
+		img, err := registry.open(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		defer img.Close()
+		var from *image.Image
+		if source != "" {
+			if from, err = registry.open(cmd, source); err != nil {
+				return err
+			}
+			defer from.Close()
+		}
+		artifacts, err := img.Referrers(cmd.Context(), attest.Kinds...)
+		if err != nil {
+			return err
+		}
+		evidence := attest.Read(cmd.Context(), artifacts, x.Attested)
+		progress := newProgress(cmd.ErrOrStderr())
+		defer progress.finish()
+		o := registry.reading()
+		o.Observe = progress.Layer
+		r, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
+		progress.finish()
+		if err != nil {
+			return fmt.Errorf("%s: %w", img.Ref, err)
+		}
+		if start && r.Consistent { // what is known to be tampered with is not run
+			if err := r.Start(cmd.Context(), img); err != nil {
+				return fmt.Errorf("%s: %w", img.Ref, err)
+			}
+		}
+		if asJSON {
+			err = printJSON(cmd, r)
+		} else {
+			printReport(cmd.OutOrStdout(), r)
+		}
+		if err == nil && !r.Trusted {
+			err = fmt.Errorf("%s is %w: %s", img.Ref, errRefused, strings.Join(r.FailedChecks(), ", "))
+		}
+		return err
+	}
+	return cmd
+}
+
+// printReport shows each check on a line, and what is wrong below it.
+func printReport(w io.Writer, r *verify.Report) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "image\t%s\n", printable(r.Image))
+	fmt.Fprintf(t, "digest\t%s\n", r.Digest)
+	fmt.Fprintf(t, "MRENCLAVE\t%s\n", r.MREnclave)
+	fmt.Fprintf(t, "MRSIGNER\t%s\n", r.MRSigner)
+	fmt.Fprintf(t, "product\t%d, security version %d\n", r.ISVProdID, r.ISVSVN)
+	t.Flush()
+	fmt.Fprintln(w)
+	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range r.Checks {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Status, c.Name, printable(c.Detail))
+		for _, p := range c.Problems {
+			fmt.Fprintf(t, "\t\t  %s\n", printable(p))
+		}
+	}
+	t.Flush()
+	switch {
+	case r.Trusted && len(r.Weaknesses) > 0:
+		fmt.Fprintf(w, "\ntrusted: it is what was expected. Weakened by its own settings: %s\n", printable(strings.Join(r.Weaknesses, ", ")))
+	case r.Trusted:
+		fmt.Fprintln(w, "\ntrusted: it is what was expected")
+	case r.Consistent:
+		fmt.Fprintln(w, "\nconsistent, not trusted: nothing in it contradicts anything else, but it is not what was expected")
+	default:
+		fmt.Fprintln(w, "\nNOT what it says that it is")
+	}
+}
