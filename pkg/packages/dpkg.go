@@ -2,7 +2,9 @@ package packages
 
 import (
 	"context"
+	"iter"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -24,7 +26,7 @@ func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range stanzas(string(text)) {
+	for r := range stanzas(string(text)) {
 		p := dpkgPackage(r)
 		if p == nil || !strings.HasSuffix(r["Status"], " installed") {
 			continue
@@ -48,7 +50,11 @@ func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		if strings.HasSuffix(n.Name(), ".md5sums") {
 			continue
 		}
-		for _, r := range stanzas(string(n.Content)) {
+		text, err := content(tree, n.Path)
+		if err != nil {
+			return nil, err
+		}
+		for r := range stanzas(string(text)) {
 			p := dpkgPackage(r)
 			if p == nil {
 				continue
@@ -66,19 +72,24 @@ func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	return list, nil
 }
 
-// stanzas reads the records of a control file, continued lines left out.
-func stanzas(text string) []map[string]string {
-	var list []map[string]string
-	for record := range strings.SplitSeq(text, "\n\n") {
-		fields := map[string]string{}
-		for line := range strings.SplitSeq(record, "\n") {
-			if name, value, ok := strings.Cut(line, ":"); ok && !strings.HasPrefix(line, " ") && !strings.HasPrefix(line, "\t") {
-				fields[name] = strings.TrimSpace(value)
+// dpkgFields are those that count here.
+var dpkgFields = []string{"Package", "Version", "Architecture", "Status", "Essential", "Pre-Depends", "Depends", "Provides"}
+
+// stanzas reads the records of a control file one after the other, continued lines left out.
+func stanzas(text string) iter.Seq[map[string]string] {
+	return func(yield func(map[string]string) bool) {
+		for record := range strings.SplitSeq(text, "\n\n") {
+			fields := map[string]string{}
+			for line := range strings.SplitSeq(record, "\n") {
+				if name, value, ok := strings.Cut(line, ":"); ok && slices.Contains(dpkgFields, name) {
+					fields[name] = strings.TrimSpace(value)
+				}
+			}
+			if len(fields) > 0 && !yield(fields) {
+				return
 			}
 		}
-		list = append(list, fields)
 	}
-	return list
 }
 
 func dpkgPackage(fields map[string]string) *Package {

@@ -2,4 +2,4 @@
 
 package packages
 
-func limitMemory(uint64) {}
+func limit(uint64, uint64) {}

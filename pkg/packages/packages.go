@@ -41,17 +41,23 @@ type DB struct {
 	byName   map[string][]*Package // and by what they provide
 }
 
-// Read reads all databases of a tree. Damaged ones give an error. A database of rpm is read by a child
+// ErrDamaged says that a database is not what it should be. It is the image's fault, and the same every time.
+var ErrDamaged = errors.New("the database of packages is damaged")
+
+// Read reads all databases of a tree. A damaged one gives ErrDamaged; other errors are this machine's. A database of rpm is read by a child
 // process, for which the program's main must begin with reexec.Init of github.com/moby/sys.
 func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 	db := &DB{owners: map[string]*Package{}, dirs: map[string][]*Package{}, byName: map[string][]*Package{}}
-	for name, read := range map[string]func(context.Context, *rootfs.Tree) ([]*Package, error){"dpkg": readDPKG, "apk": readAPK, "rpm": readRPM} {
-		list, err := read(ctx, tree)
+	for _, m := range []struct {
+		name string
+		read func(context.Context, *rootfs.Tree) ([]*Package, error)
+	}{{"dpkg", readDPKG}, {"apk", readAPK}, {"rpm", readRPM}} {
+		list, err := m.read(ctx, tree)
 		if err != nil {
-			return nil, fmt.Errorf("reading the database of %s: %w", name, err)
+			return nil, fmt.Errorf("reading the database of %s: %w", m.name, err)
 		}
 		for _, p := range list {
-			p.Manager = name
+			p.Manager = m.name
 		}
 		db.Packages = append(db.Packages, list...)
 	}
@@ -104,7 +110,7 @@ func content(tree *rootfs.Tree, file string) ([]byte, error) {
 		return nil, nil //nolint:nilerr // most images have none
 	}
 	if n.Content == nil && n.Size > 0 {
-		return nil, fmt.Errorf("%s: %w", n.Path, errNotKept)
+		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, n.Path, errNotKept)
 	}
 	return n.Content, nil
 }
@@ -131,27 +137,31 @@ func (db *DB) Provider(name string) []*Package {
 // Closure gives the packages and everything that they depend on, of alternatives all that are
 // installed. Packages for which skip says yes are left out, unless they are among the roots.
 func (db *DB) Closure(roots []*Package, skip func(*Package) bool) []*Package {
-	seen := map[*Package]bool{}
+	seen, asked := map[*Package]bool{}, map[string]bool{}
 	var list []*Package
-	var visit func(*Package)
-	visit = func(p *Package) {
-		if seen[p] {
-			return
+	visit := func(p *Package) {
+		if !seen[p] {
+			seen[p] = true
+			list = append(list, p)
 		}
-		seen[p] = true
-		list = append(list, p)
-		for _, alternatives := range p.Depends {
+	}
+	for _, p := range roots {
+		visit(p)
+	}
+	for i := 0; i < len(list); i++ { // every name is looked up once: many can need, and many provide, the same
+		for _, alternatives := range list[i].Depends {
 			for _, name := range alternatives {
+				if asked[name] {
+					continue
+				}
+				asked[name] = true
 				for _, q := range db.Provider(name) {
-					if !skip(q) {
+					if !seen[q] && !skip(q) {
 						visit(q)
 					}
 				}
 			}
 		}
-	}
-	for _, p := range roots {
-		visit(p)
 	}
 	return list
 }

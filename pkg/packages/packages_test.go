@@ -3,6 +3,7 @@ package packages_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -197,12 +198,30 @@ func TestHostileRPM(t *testing.T) {
 		"sqlite":  "SQLite format 3\x00" + strings.Repeat("\xff", 9000),
 	} {
 		_, err := packages.Read(context.Background(), tree(t, File("var/lib/rpm/Packages", content)))
-		assert.ErrorContains(t, err, "reading the database of rpm: /var/lib/rpm/Packages: ", name)
+		assert.ErrorIs(t, err, packages.ErrDamaged, name)
+		assert.ErrorContains(t, err, "/var/lib/rpm/Packages: ", name)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	_, err = packages.Read(ctx, tree(t, File("var/lib/rpm/Packages", string(b))))
 	require.Error(t, err)
+	assert.NotErrorIs(t, err, packages.ErrDamaged, "what happens to this machine says nothing of the image")
+}
+
+// Many packages that need, and provide, the same are followed once.
+func TestClosureOfMany(t *testing.T) {
+	var b strings.Builder
+	for i := range 60_000 {
+		fmt.Fprintf(&b, "P:p%d\nD:x\np:x\n\n", i)
+	}
+	db := read(t, File("lib/apk/db/installed", b.String()))
+	assert.Len(t, db.Closure(db.Packages[:1], none), 60_000)
+}
+
+// Records of nothing are none.
+func TestEmptyRecords(t *testing.T) {
+	db := read(t, File("var/lib/dpkg/status", strings.Repeat("\n", 4<<20)+status+strings.Repeat("a:b\n\n", 1<<20)))
+	assert.NotEmpty(t, db.Packages)
 }
 
 func TestNoTemporaryDirectory(t *testing.T) {

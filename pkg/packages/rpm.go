@@ -33,9 +33,10 @@ var rpmEssential = map[string]bool{
 
 // Bounds on the child that reads a database.
 const (
-	rpmTimeout = 10 * time.Second
-	rpmMemory  = 4 << 30 // bytes of address space
-	rpmOutput  = 1 << 30 // bytes
+	rpmSeconds = 10              // of computing; real ones take less than one
+	rpmTimeout = 2 * time.Minute // on a machine that is busy with other things
+	rpmMemory  = 4 << 30         // bytes of address space
+	rpmOutput  = 1 << 30         // bytes
 	rpmCommand = "cconvert-rpmdb"
 )
 
@@ -72,12 +73,18 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		self.Args, self.Env = []string{rpmCommand, db}, []string{}
 		self.WaitDelay = time.Second
 		out, err := limitedOutput(self)
-		if err != nil {
+		var ended *exec.ExitError
+		switch {
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("%s: it took more than %s: %w", file, rpmTimeout, ctx.Err())
+		case errors.As(err, &ended) && (ended.Exited() || ended.UserTime()+ended.SystemTime() >= rpmSeconds*time.Second): // the library found it wrong, or did not survive it
+			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
+		case err != nil:
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		var list []*Package
 		if err := json.Unmarshal(out, &list); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
 		}
 		return list, nil
 	}
@@ -112,7 +119,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 func rpmChild() {
 	out := os.Stdout
 	os.Stdout = os.Stderr // where the library prints what it finds wrong
-	limitMemory(rpmMemory)
+	limit(rpmMemory, rpmSeconds)
 	list, err := listRPM(os.Args[1])
 	if err == nil {
 		err = json.NewEncoder(out).Encode(list)
