@@ -90,6 +90,9 @@ func (c *Cache) Get(key string) ([]byte, bool) {
 
 // Put keeps a blob. Readers see all of it or nothing.
 func (c *Cache) Put(key string, blob []byte) error {
+	if int64(sha256.Size+len(blob)) > c.limit/10*9 {
+		return nil // it would be the only one
+	}
 	if err := c.write(key, blob); err != nil {
 		return fmt.Errorf("caching %s: %w", key, err)
 	}
@@ -179,12 +182,13 @@ func (c *Cache) Prune(keep int64) (removed []Entry, left int64, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	full := false
 	for _, e := range entries {
-		if left+e.Size <= keep {
+		if !full && left+e.Size <= keep {
 			left += e.Size
 			continue
 		}
-		keep = 0 // what was used even longer ago goes as well
+		full = full || e.Size <= keep // then what was used even longer ago goes as well
 		if err := os.Remove(c.path(e.Key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return removed, left, fmt.Errorf("removing from the cache: %w", err)
 		}

@@ -102,3 +102,22 @@ func TestLeastRecentlyUsedGoes(t *testing.T) {
 	assert.Len(t, removed, 3)
 	assert.Zero(t, left)
 }
+
+// An entry that is larger than what is kept does not drive the others out.
+func TestLargeEntryIsNotKept(t *testing.T) {
+	c := cache.Open(t.TempDir(), 1000)
+	for i := range 5 {
+		require.NoError(t, c.Put(fmt.Sprint("small/", i), make([]byte, 100)))
+	}
+	require.NoError(t, c.Put("large/0", make([]byte, 900)))
+	_, ok := c.Get("large/0")
+	assert.False(t, ok)
+	for i := range 5 {
+		_, ok := c.Get(fmt.Sprint("small/", i))
+		assert.True(t, ok, i)
+	}
+	removed, left, err := c.Prune(100)
+	require.NoError(t, err)
+	assert.Len(t, removed, 5)
+	assert.Zero(t, left)
+}

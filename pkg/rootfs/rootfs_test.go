@@ -560,3 +560,41 @@ func TestDiffID(t *testing.T) {
 		}
 	}
 }
+
+// What inflates is believed only when it has ended well, which shows after the archive's own end.
+func TestInflatingMustEndWell(t *testing.T) {
+	archive := Tar(t, File("a", strings.Repeat("x", 3<<20)))
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, err := z.Write(archive)
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	blob := packed.Bytes()
+	blob[len(blob)-5] ^= 1 // the checksum
+	_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+	assert.ErrorIs(t, err, gzip.ErrChecksum)
+
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "igzip"), []byte("#!/bin/sh\nexport PATH=/usr/bin:/bin\ngzip -dc\nexit 3\n"), 0o755))
+	inflate, err := rootfs.FindInflater("igzip")
+	require.NoError(t, err)
+	packed.Reset()
+	w, err := gzip.NewWriterLevel(&packed, gzip.NoCompression) // large enough for a program
+	require.NoError(t, err)
+	_, err = w.Write(archive)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	blob = packed.Bytes()
+	_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: inflate})
+	assert.ErrorIs(t, err, rootfs.ErrInflater)
+}
+
+// All layers together are bounded as each is by itself.
+func TestRoom(t *testing.T) {
+	var room rootfs.Room
+	layer := &rootfs.Index{Entries: []rootfs.Entry{{Path: "/a", Content: make([]byte, 200<<20)}}}
+	require.NoError(t, room.Take(layer))
+	require.NoError(t, room.Take(layer))
+	assert.ErrorContains(t, room.Take(layer), "databases and scripts")
+}

@@ -23,7 +23,9 @@ var ErrNoTOC = errors.New("the layer has no table of contents")
 
 const (
 	maxTOCBlob = 256 << 20
-	maxTOC     = 1 << 30
+	maxTOC     = 256 << 20
+
+	maxTOCEntries = 2_000_000
 	maxChunk   = 64 << 20
 )
 
@@ -58,7 +60,7 @@ type toc struct {
 	blob     io.ReaderAt
 	end      int64 // of what files are made of
 	format   tocFormat
-	contents *estargz.JTOC
+	contents []*estargz.TOCEntry
 	raw      []byte // the table itself, where it is a file of the layer too
 }
 
@@ -101,8 +103,11 @@ func readChunkedTOC(blob io.ReaderAt, size int64, position, sum string) (*toc, e
 		return nil, fmt.Errorf("the table of contents: %w: it is %s, not %s", ErrDigest, got, sum)
 	}
 	t := &toc{blob: blob, end: at[0], format: new(zstdchunked.Decompressor)}
-	_, err = t.parse(packed)
-	return t, err
+	raw, err := t.inflate(packed)
+	if err != nil {
+		return nil, err
+	}
+	return t, t.decode(raw)
 }
 
 // readEStargzTOC finds the table by the footer, which is in one of two forms.
@@ -124,12 +129,15 @@ func readEStargzTOC(blob io.ReaderAt, size int64, want string) (*toc, error) {
 			return nil, err
 		}
 		t := &toc{blob: blob, end: at, format: format}
-		raw, err := t.parse(packed)
+		raw, err := t.inflate(packed)
 		if err != nil {
 			return nil, err
 		}
 		if got := digestOf(raw); got != want {
 			return nil, fmt.Errorf("the table of contents: %w: it is %s, not %s", ErrDigest, got, want)
+		}
+		if err := t.decode(raw); err != nil {
+			return nil, err
 		}
 		if _, chunked := format.(*zstdchunked.Decompressor); !chunked {
 			t.raw = raw
@@ -156,7 +164,7 @@ func part(blob io.ReaderAt, at, length, size int64) ([]byte, error) {
 	return b, nil
 }
 
-func (t *toc) parse(packed []byte) (raw []byte, err error) {
+func (t *toc) inflate(packed []byte) (raw []byte, err error) {
 	r, err := t.format.DecompressTOC(bytes.NewReader(packed))
 	if err != nil {
 		return nil, fmt.Errorf("unpacking the table of contents: %w", err)
@@ -166,16 +174,38 @@ func (t *toc) parse(packed []byte) (raw []byte, err error) {
 	if err == nil && len(raw) > maxTOC {
 		err = fmt.Errorf("it has more than %d bytes", maxTOC)
 	}
-	if err == nil {
-		err = json.Unmarshal(raw, &t.contents)
-	}
-	if err == nil && t.contents == nil {
-		err = errors.New("it is empty")
-	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the table of contents: %w", err)
+		return nil, fmt.Errorf("unpacking the table of contents: %w", err)
 	}
 	return raw, nil
+}
+
+// decode reads the entries one by one: a few bytes of JSON can be a large one in memory.
+func (t *toc) decode(raw []byte) error {
+	var table struct {
+		Entries json.RawMessage `json:"entries"`
+	}
+	if err := json.Unmarshal(raw, &table); err != nil {
+		return fmt.Errorf("reading the table of contents: %w", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(table.Entries))
+	if first, err := d.Token(); err != nil || first != json.Delim('[') {
+		return errors.New("reading the table of contents: it has no list of entries")
+	}
+	for d.More() {
+		if len(t.contents) == maxTOCEntries {
+			return fmt.Errorf("reading the table of contents: it has more than %d entries", maxTOCEntries)
+		}
+		e := &estargz.TOCEntry{}
+		if err := d.Decode(e); err != nil {
+			return fmt.Errorf("reading the table of contents: %w", err)
+		}
+		if e.Name == "" {
+			return errors.New("reading the table of contents: it has an entry without a name")
+		}
+		t.contents = append(t.contents, e)
+	}
+	return nil
 }
 
 // tocTypes are the types of entries.
@@ -186,12 +216,12 @@ var tocTypes = map[string]byte{
 
 // index makes the entries that a scan of the layer would have found.
 func (t *toc) index() error {
-	all := t.contents.Entries
+	all := t.contents
 	for i, in := range all {
 		if err := t.ctx.Err(); err != nil {
 			return err
 		}
-		if in == nil || in.Type == "chunk" {
+		if in.Type == "chunk" {
 			continue
 		}
 		kind, ok := tocTypes[in.Type]
@@ -212,7 +242,7 @@ func (t *toc) index() error {
 			}
 			if t.looksInto(e) {
 				f := &tocFile{toc: t, size: e.Size}
-				for k := i; k < len(all) && (k == i || all[k] != nil && all[k].Type == "chunk"); k++ {
+				for k := i; k < len(all) && (k == i || all[k].Type == "chunk"); k++ {
 					f.chunks = append(f.chunks, all[k])
 				}
 				content = f
@@ -365,6 +395,14 @@ func (f *tocFile) unpack(i int, size int64) ([]byte, error) {
 	b := make([]byte, size)
 	if _, err := io.ReadFull(r, b); err != nil {
 		return nil, err
+	}
+	// The registry chooses what it sends: only the table is the builder's.
+	want := c.ChunkDigest
+	if want == "" && len(f.chunks) == 1 {
+		want = c.Digest
+	}
+	if got := digestOf(b); got != want {
+		return nil, fmt.Errorf("%w: a part is %s, the table of contents says %q", ErrDigest, got, want)
 	}
 	f.chunk, f.at = b, i
 	return b, nil
