@@ -19,7 +19,15 @@ import (
 )
 
 // Keep lists the files whose content Build reads, as patterns for rootfs.Scan.
-var Keep = append([]string{
+func (o Options) Keep() []string {
+	if o.Profile == nil || profile.Find(o.Profile.Name) == o.Profile {
+		return keep
+	}
+	return slices.Concat(keep, o.Profile.Paths.Commands)
+}
+
+// keep is what is read whatever the options.
+var keep = append([]string{
 	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group", "/usr/share/etc/passwd", "/usr/share/etc/group",
 }, slices.Concat(reach.Keep, profile.Keep)...)
 

@@ -88,8 +88,10 @@ func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
 	l.Zoneinfo = existing("/usr/share/zoneinfo", rootfs.Dir)
 	l.Locales = existing("/usr/lib/locale", rootfs.Dir)
 	dirs := append(reach.LoaderDirs(tree), "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+	seen := map[string]bool{"": true}
 	for _, d := range dirs {
-		if real := existing(d, rootfs.Dir); real != "" && !slices.Contains(l.Dirs, real) {
+		if real := existing(d, rootfs.Dir); !seen[real] {
+			seen[real] = true
 			l.Dirs = append(l.Dirs, real)
 		}
 	}

@@ -17,6 +17,9 @@ const maxListLine = 1 << 20
 // call is a line of strace: an optional process, the call's name and its arguments.
 var call = regexp.MustCompile(`^(?:\[pid +\d+\] |\d+ +)?(?:[\d:.]+ )?(\w+)\((.*)`)
 
+// returned is the end of a call's line, which strace pads so that short ones stand below each other.
+var returned = regexp.MustCompile(`.*\)\s+= (-?\w+)`)
+
 // quoted is a string argument, and what it is relative to where the call says so.
 var quoted = regexp.MustCompile(`(?:(AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"((?:[^"\\]|\\.)*)"`)
 
@@ -54,7 +57,7 @@ type trace struct {
 }
 
 func (t *trace) call(name, rest string) {
-	if i := strings.LastIndex(rest, ") = "); i >= 0 && strings.HasPrefix(rest[i+len(") = "):], "-1") {
+	if m := returned.FindStringSubmatch(rest); m != nil && m[1] == "-1" {
 		return
 	}
 	for _, m := range quoted.FindAllStringSubmatch(rest, -1) {

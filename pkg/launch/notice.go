@@ -53,28 +53,34 @@ var builtins = map[string]bool{"[": true, "test": true, "echo": true, "printf": 
 
 func (f *files) noticeScripts() {
 	s := f.spec
-	text, script := "", ""
-	if s.LibC.Shell != "" {
-		text, script = strings.Join(s.Argv, "\n"), s.Entrypoint
+	script := ""
+	look := func(p, text string) {
+		if script == "" {
+			script = p
+		}
+		if writes.MatchString(text) {
+			s.find(CodeTmpfsPerProcess, Warning, p, "the script writes files, and temporary storage is there for each process alone: what one of its commands writes, such as a rendered configuration, is not seen by the others")
+		}
 	}
 	for _, n := range f.set.Started {
 		if n.ELF == nil && n.Shebang != "" && len(n.Content) > 0 {
-			text += "\n" + string(n.Content)
-			script = n.Path
-			break
+			look(n.Path, withoutComments(n.Content))
 		}
+	}
+	if s.LibC.Shell != "" {
+		look(s.Entrypoint, strings.Join(s.Argv, "\n"))
 	}
 	if script == "" {
 		return
 	}
-	if writes.MatchString(text) {
-		s.find(CodeTmpfsPerProcess, Warning, script, "the script writes files, and temporary storage is there for each process alone: what one of its commands writes, such as a rendered configuration, is not seen by the others")
-	}
 	commands := map[*rootfs.Node]bool{}
 	for _, n := range f.set.Started {
-		if n.ELF != nil && n.Path != s.LibC.Program && !builtins[n.Name()] {
+		if n.ELF != nil && n.Path != s.LibC.Program && n != s.main && !builtins[n.Name()] {
 			commands[n] = true
 		}
+	}
+	if s.main.Path != s.LibC.Program {
+		commands[s.main] = true
 	}
 	if len(commands) > 1 {
 		s.find(CodeProcesses, Warning, script, fmt.Sprintf("the script names %d programs: each that it starts is an enclave of %d MB, made page by page", len(commands), s.Enclave.Size>>20))
@@ -92,14 +98,13 @@ func (f *files) noticePrograms() {
 			continue
 		}
 		for _, m := range f.set.Missing {
-			if m == s.LibC.Interp {
+			if m == s.LibC.Interp || m == s.main.ELF.Interp {
 				s.find(CodeInterpreterAbsent, Error, m, "the program's dynamic linker is not in the image: it cannot run")
 			} else {
 				s.find(CodeLibraryAbsent, Warning, s.LibC.Program, "it is linked to "+m+", which is not in the image")
 			}
 		}
 	}
-	main := f.tree.Lookup(s.LibC.Program)
 	said := map[string]bool{}
 	for _, finding := range s.Profile.Findings {
 		said[finding.Code] = true
@@ -107,21 +112,21 @@ func (f *files) noticePrograms() {
 	flock, _ := s.Profile.Manifest["sys"].(map[string]any)
 	said[CodeFileLocks] = said[CodeFileLocks] || flock["experimental__enable_flock"] == true
 	for _, n := range f.set.Linked {
-		severity := Info
-		if n == main {
-			severity = Warning
-		}
+		main := n == s.main || n.Path == s.LibC.Program
 		if n.ELF.DefinesGLIBC != "" || strings.HasPrefix(n.Name(), "ld-musl-") {
 			continue // the C library provides these functions
 		}
 		for _, name := range n.ELF.Imports {
-			code, message := "", ""
+			code, message, severity := "", "", Info
+			if main {
+				severity = Warning
+			}
 			switch {
 			case name == "getifaddrs" || name == "if_nameindex":
 				code, message = CodeInterfaces, "it can list the machine's network interfaces, which fails in an enclave"
-			case name == "flock" && n == main:
+			case name == "flock" && main:
 				code, severity, message = CodeFileLocks, Info, "it can lock files with flock(2), which fails unless it is switched on"
-			case name == "shmget" && n == main:
+			case name == "shmget" && main:
 				code, message = CodeSharedMemory, "it can share memory with other processes, which fails in an enclave"
 			}
 			if code != "" && !said[code] {
@@ -147,13 +152,13 @@ func (f *files) noticeUser() {
 }
 
 // readable says whether the image's user can open a file, by the permissions of the file and of the
-// directories above it. The groups are those of the user, without supplementary ones.
+// directories above it.
 func (f *files) readable(n *rootfs.Node) bool {
 	allowed := func(n *rootfs.Node, bit uint32) bool {
 		switch {
 		case n.UID == int(f.spec.UID):
 			bit <<= 6
-		case n.GID == int(f.spec.GID):
+		case n.GID == int(f.spec.GID), slices.Contains(f.spec.groups, uint32(n.GID)):
 			bit <<= 3
 		}
 		return n.Mode&bit != 0
@@ -188,9 +193,16 @@ func (f *files) noticeSecrets() {
 	for _, v := range f.spec.Env {
 		texts = append(texts, v.Value)
 	}
+	for _, n := range f.set.Started {
+		if n.ELF == nil {
+			texts = append(texts, withoutComments(n.Content))
+		}
+	}
+	said := map[string]bool{}
 	for _, text := range texts {
 		for _, w := range reach.Words(text) {
-			if belowAny(w, secretPlaces) && !f.exists(w) {
+			if belowAny(w, secretPlaces) && !f.exists(w) && !said[w] {
+				said[w] = true
 				f.spec.find(CodeMountedSecrets, Warning, w, "the image expects a secret to be mounted here: a file that comes from outside has no digest, so the program cannot read it")
 			}
 		}

@@ -38,7 +38,7 @@ func (i testImage) build(t *testing.T) *launch.Spec {
 	entries := append(slices.Clone(i.entries), Program("app", ELF("")), Program("bin/sh", ELF("")))
 	config, err := json.Marshal(v1.ConfigFile{Config: i.config})
 	require.NoError(t, err)
-	s, err := launch.Build(context.Background(), Tree(t, launch.Keep, i.facts, entries...), config, i.options)
+	s, err := launch.Build(context.Background(), Tree(t, i.options.Keep(), i.facts, entries...), config, i.options)
 	require.NoError(t, err)
 	return s
 }
@@ -149,19 +149,20 @@ func linkMaze(n int) []Entry {
 // elsewhere are the codes of findings that a runtime or a conversion adds, with the test that has images
 // for them and how it calls them.
 var elsewhere = map[string][2]string{
-	launch.CodeGLIBCTooNew:     {"../libos/gramine/seal_test.go", "glibc-too-new"},
-	launch.CodeSyscallTraps:    {"../libos/gramine/seal_test.go", "syscall-traps"},
-	launch.CodeGconv:           {"../libos/gramine/seal_test.go", "CodeGconv"},
-	launch.CodeAVX512:          {"../libos/gramine/seal_test.go", "CodeAVX512"},
-	launch.CodeInsecureSetting: {"../libos/gramine/seal_test.go", "CodeInsecureSetting"},
-	launch.CodeUnconfined:      {"../convert/analyze_test.go", "CodeUnconfined"},
-	launch.CodeConverted:       {"../convert/analyze_test.go", "CodeConverted"},
-	launch.CodeTOCTrusted:      {"../convert/layers_test.go", "CodeTOCTrusted"},
-	launch.CodeTOCRejected:     {"../convert/layers_test.go", "CodeTOCRejected"},
-	launch.CodeIndexInsecure:   {"../convert/layers_test.go", "CodeIndexInsecure"},
-	launch.CodeIndexRejected:   {"../convert/layers_test.go", "CodeIndexRejected"},
-	launch.CodeIndexNotShared:  {"../convert/layers_test.go", "CodeIndexNotShared"},
-	launch.CodeRuntimeUnpinned: {"../../e2e/gramine_test.go", "runtime-unpinned"},
+	launch.CodeGLIBCTooNew:      {"../libos/gramine/seal_test.go", "glibc-too-new"},
+	launch.CodeSyscallTraps:     {"../libos/gramine/seal_test.go", "syscall-traps"},
+	launch.CodeGconv:            {"../libos/gramine/seal_test.go", "CodeGconv"},
+	launch.CodeAVX512:           {"../libos/gramine/seal_test.go", "CodeAVX512"},
+	launch.CodeInsecureSetting:  {"../libos/gramine/seal_test.go", "CodeInsecureSetting"},
+	launch.CodeUnconfined:       {"../convert/analyze_test.go", "CodeUnconfined"},
+	launch.CodeConverted:        {"../convert/analyze_test.go", "CodeConverted"},
+	launch.CodeTOCTrusted:       {"../convert/layers_test.go", "CodeTOCTrusted"},
+	launch.CodeTOCRejected:      {"../convert/layers_test.go", "CodeTOCRejected"},
+	launch.CodeIndexInsecure:    {"../convert/layers_test.go", "CodeIndexInsecure"},
+	launch.CodeIndexRejected:    {"../convert/layers_test.go", "CodeIndexRejected"},
+	launch.CodeIndexUnreachable: {"../convert/layers_test.go", "CodeIndexUnreachable"},
+	launch.CodeIndexNotShared:   {"../convert/layers_test.go", "CodeIndexNotShared"},
+	launch.CodeRuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},
 }
 
 func TestMain(m *testing.M) {
@@ -252,6 +253,7 @@ func TestParseList(t *testing.T) {
 	paths, err := launch.ParseList(strings.NewReader(`1234 execve("/usr/bin/app", ["app", "/not/this"], 0x7ffd /* 5 vars */) = 0
 1234 openat(AT_FDCWD, "/etc/ld.so.cache", O_RDONLY|O_CLOEXEC) = 3
 1234 openat(AT_FDCWD, "/missing", O_RDONLY) = -1 ENOENT (No such file or directory)
+1234 open("/etc/shadow", O_RDONLY)        = -1 EACCES (Permission denied)
 [pid  1235] newfstatat(AT_FDCWD, "/caf\303\251 \"x\"\n", {st_mode=S_IFREG|0644, st_size=1, ...}, 0) = 0
 1235 chdir("/srv") = 0
 1235 openat(AT_FDCWD, "rel", O_RDONLY) = 3
@@ -268,7 +270,7 @@ func TestParseList(t *testing.T) {
 	for _, want := range []string{"/usr/bin/app", "/etc/ld.so.cache", "/café \"x\"\n", "/srv", "/srv/rel", "/rel", "/opt/app/inner", "/job/there", "/unfinished", "/timed"} {
 		assert.Contains(t, paths, want)
 	}
-	for _, not := range []string{"/missing", "/not/this", "/app"} {
+	for _, not := range []string{"/missing", "/etc/shadow", "/not/this", "/app"} {
 		assert.NotContains(t, paths, not)
 	}
 	paths, err = launch.ParseList(strings.NewReader("/b\n/a/../a\r\n\n/with space\n/open(\"x\")\n"))
@@ -294,4 +296,111 @@ func TestSupervisor(t *testing.T) {
 	assert.Contains(t, trusted(s), "/usr/share/nginx/page")
 	assert.NotContains(t, trusted(s), "/usr/bin/other")
 	assert.Contains(t, codes(s), "process-per-enclave")
+}
+
+// Behind an init program or a script, the program that runs in the end is looked at as if it were started itself.
+func TestProgramBehindOthers(t *testing.T) {
+	real := map[string]rootfs.ELF{
+		"/real":     {Interp: "/lib64/ld-linux-x86-64.so.2", Imports: []string{"flock", "getifaddrs", "shmget"}, Needed: []string{"libnone.so"}, MemSize: 3 << 30},
+		"/usr/tini": {},
+	}
+	for name, i := range map[string]testImage{
+		"itself": {config: cmd("/real"), facts: real},
+		"tini":   {config: cmd("/usr/tini", "--", "/real"), facts: real},
+		"script": {config: cmd("/s", "/real"), facts: real, entries: []Entry{Program("s", "#!/bin/sh\nset -e\nexec \"$@\"\n")}},
+	} {
+		s := i.build(t)
+		for _, code := range []string{launch.CodeFileLocks, launch.CodeInterfaces, launch.CodeSharedMemory, launch.CodeLibraryAbsent, launch.CodeInterpreterAbsent} {
+			assert.Contains(t, codes(s), code, name)
+		}
+		assert.EqualValues(t, 8<<30, s.Enclave.Size, name)
+	}
+}
+
+// What one import is worth does not depend on another one.
+func TestSeverityOfImports(t *testing.T) {
+	s := testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock", "getifaddrs", "shmget"}}}}.build(t)
+	severity := map[string]launch.Severity{}
+	for _, f := range s.Findings {
+		severity[f.Code] = f.Severity
+	}
+	assert.Equal(t, launch.Info, severity[launch.CodeFileLocks])
+	assert.Equal(t, launch.Warning, severity[launch.CodeInterfaces])
+	assert.Equal(t, launch.Warning, severity[launch.CodeSharedMemory])
+}
+
+// Libraries that the image preloads are reached, though only a variable names them.
+func TestPreload(t *testing.T) {
+	list := func(name, files string) Entry { return File("var/lib/dpkg/info/"+name+".list", files) }
+	s := testImage{
+		config: env("LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2 libother.so", "LD_AUDIT=libaudit.so"),
+		facts: map[string]rootfs.ELF{
+			"/usr/lib/x86_64-linux-gnu/libjemalloc.so.2": {Needed: []string{"libdep.so"}}, "/usr/lib/x86_64-linux-gnu/libdep.so": {},
+			"/usr/lib/libother.so": {}, "/usr/lib/libaudit.so": {},
+		},
+		entries: []Entry{
+			File("var/lib/dpkg/status", "Package: jemalloc\nStatus: install ok installed\n"),
+			list("jemalloc", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2\n/usr/lib/x86_64-linux-gnu/libdep.so\n/usr/lib/libother.so\n/usr/lib/libaudit.so\n"),
+		},
+	}.build(t)
+	for _, p := range []string{"/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "/usr/lib/x86_64-linux-gnu/libdep.so", "/usr/lib/libother.so", "/usr/lib/libaudit.so"} {
+		assert.Contains(t, trusted(s), p)
+	}
+}
+
+// Threads take memory, comments say nothing, and where a size is given threads are kept to it.
+func TestThreadsAndComments(t *testing.T) {
+	memcached := []Entry{Program("memcached", ELF(""))}
+	s := testImage{config: cmd("/memcached", "-t", "1700"), entries: memcached}.build(t)
+	assert.Equal(t, 1712, s.Enclave.Threads)
+	assert.EqualValues(t, 2<<30, s.Enclave.Size)
+	s = testImage{config: cmd("/memcached", "-t", "1700"), entries: memcached, options: launch.Options{Enclave: launch.Enclave{Size: 256 << 20}}}.build(t)
+	assert.LessOrEqual(t, s.Enclave.Threads*360<<10, 256<<20/2)
+	s = testImage{config: cmd("/s"), entries: []Entry{Program("usr/bin/java", ELF("")), Program("s", "#!/bin/sh\n# set -Xmx30g on large machines\nexec java -Xmx256m\n")}}.build(t)
+	assert.EqualValues(t, 4<<30, s.Enclave.Size)
+}
+
+// Supplementary groups count, as engines give them to a user that is named without a group.
+func TestSupplementaryGroups(t *testing.T) {
+	entries := func(members string) []Entry {
+		mine := withMode(Program("mine", ELF("")), 0o750)
+		mine.Header.Gid = 500
+		return []Entry{mine, File("etc/passwd", "u:x:1000:1000::/:\n"), File("etc/group", "g:x:500:"+members+"\n")}
+	}
+	for user, c := range map[string]struct {
+		members string
+		finds   bool
+	}{"u": {"a,u", false}, "1000": {"u", false}, "u:1000": {"u", true}, "u:g": {"", false}, "1000:1000": {"u", true}} {
+		s := testImage{config: v1.Config{Cmd: []string{"/mine"}, User: user}, entries: entries(c.members)}.build(t)
+		assert.Equal(t, c.finds, strings.Contains(codes(s), launch.CodeUserCannotRead), user)
+	}
+	s := testImage{config: v1.Config{Cmd: []string{"/mine"}, User: "u"}, entries: entries("other")}.build(t)
+	assert.Contains(t, codes(s), launch.CodeUserCannotRead)
+}
+
+// Every script that is started is looked at, not only the first.
+func TestScriptsOfScripts(t *testing.T) {
+	s := testImage{config: cmd("/entry.sh", "/app"), entries: []Entry{
+		Program("entry.sh", "#!/bin/sh\nfor f in /docker-entrypoint.d/*; do \"$f\"; done\nrun-parts /docker-entrypoint.d\nexec \"$@\"\n"),
+		Program("docker-entrypoint.d/20-envsubst.sh", "#!/bin/sh\n# cp a b\nenvsubst </t >/etc/conf\ncat /run/secrets/mine\n"),
+	}}.build(t)
+	at := map[string]string{}
+	for _, f := range s.Findings {
+		at[f.Code] = f.Path
+	}
+	assert.Equal(t, "/docker-entrypoint.d/20-envsubst.sh", at[launch.CodeTmpfsPerProcess])
+	assert.Equal(t, "/run/secrets/mine", at[launch.CodeMountedSecrets])
+}
+
+// The commands of a profile that the user gives are read as those of the built-in ones are.
+func TestCommandsOfOwnProfile(t *testing.T) {
+	mine, err := profile.Parse("mine", []byte("[paths]\ncommands = [\"/etc/mine.conf\"]\n"))
+	require.NoError(t, err)
+	s := testImage{options: launch.Options{Profile: mine}, entries: []Entry{
+		File("etc/mine.conf", "run /usr/bin/other\n"), Program("usr/bin/other", ELF("")),
+		File("var/lib/dpkg/status", "Package: other\nStatus: install ok installed\n"), File("var/lib/dpkg/info/other.list", "/usr/bin/other\n"),
+	}}.build(t)
+	assert.Contains(t, trusted(s), "/usr/bin/other")
+	_, err = profile.Parse("mine", []byte("[[finding]]\ncode = \"x\"\nseverity = \"fatal\"\n"))
+	assert.ErrorContains(t, err, `the severity "fatal"`)
 }

@@ -17,16 +17,25 @@ import (
 // are started.
 func (s *Spec) chooseProfile(tree *rootfs.Tree, finder *reach.Finder, set *reach.Set, o Options) (read []string) {
 	var commands []string
-	for _, p := range profile.Matching(s.programs(tree, set)) {
+	first, _ := s.programs(tree, set)
+	for _, p := range profile.Matching(first) {
 		commands = append(commands, p.Paths.Commands...)
 	}
+	if o.Profile != nil {
+		commands = append(commands, o.Profile.Paths.Commands...)
+	}
 	finder.Commands(commands)
-	programs := s.programs(tree, set)
+	programs, nodes := s.programs(tree, set)
 	for _, p := range profile.Matching(programs) {
 		read = append(read, p.Paths.Read...)
 	}
+	recognised, why, i := profile.Recognise(programs)
 	if s.Profile, s.ProfileWhy = o.Profile, "as asked for"; o.Profile == nil {
-		s.Profile, s.ProfileWhy = profile.Recognise(programs)
+		s.Profile, s.ProfileWhy = recognised, why
+	}
+	if s.main = tree.Lookup(s.LibC.Program); i >= 0 && nodes[i].ELF != nil {
+		s.main = nodes[i]
+		finder.Process(s.main)
 	}
 	for name, value := range s.Profile.Env {
 		if !slices.ContainsFunc(s.Env, func(v EnvVar) bool { return v.Name == name }) {
@@ -39,8 +48,7 @@ func (s *Spec) chooseProfile(tree *rootfs.Tree, finder *reach.Finder, set *reach
 
 // programs are those that the image starts: the entrypoint's, then those of its arguments, then those
 // that its scripts name.
-func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) []profile.Program {
-	var list []profile.Program
+func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) (list []profile.Program, nodes []*rootfs.Node) {
 	add := func(n *rootfs.Node, surely bool, spelled ...string) {
 		p := profile.Program{Names: []string{n.Name()}, Surely: surely}
 		for _, s := range spelled {
@@ -49,7 +57,7 @@ func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) []profile.Program {
 		if n.ELF != nil {
 			p.Go, p.Libraries = n.ELF.Go, n.ELF.Needed
 		}
-		list = append(list, p)
+		list, nodes = append(list, p), append(nodes, n)
 	}
 	entry := tree.Lookup(s.Entrypoint)
 	add(entry, entry.ELF != nil, s.Argv[0])
@@ -67,11 +75,29 @@ func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) []profile.Program {
 	for _, n := range set.Started {
 		add(n, false)
 	}
-	return list
+	return list, nodes
 }
 
 // overhead is what the library OS takes of an enclave: its code, its heap, the file system's bookkeeping.
 const overhead = 64 << 20
+
+// threadMemory is what the library OS reserves for each thread: two stacks, and the pages in which the CPU keeps its
+// state.
+const threadMemory = 360 << 10
+
+// maxThreads is how many threads an enclave gets for what an image asks for.
+const maxThreads = 1 << 16
+
+// withoutComments leaves out a script's lines that are comments.
+func withoutComments(script []byte) string {
+	var b strings.Builder
+	for line := range strings.Lines(string(script)) {
+		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
 
 // size chooses the enclave's size and number of threads: the profile's, raised by what the image
 // contains.
@@ -81,10 +107,13 @@ func (s *Spec) size(set *reach.Set, asked Enclave) {
 		texts = append(texts, v.Name+"="+v.Value)
 	}
 	for _, n := range set.Started {
-		texts = append(texts, string(n.Content))
+		texts = append(texts, withoutComments(n.Content))
 	}
 	threads, said := profile.Need(s.Profile.Threads, texts)
-	threads = min(threads, 1<<16)
+	threads = min(threads, maxThreads)
+	if asked.Size != 0 { // half of what was asked for is for the program
+		threads = min(threads, asked.Size/2/threadMemory)
+	}
 	switch {
 	case s.Enclave.Threads == 0:
 		s.Enclave.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
@@ -96,6 +125,7 @@ func (s *Spec) size(set *reach.Set, asked Enclave) {
 		return
 	}
 	size := max(uint64(s.Profile.Enclave.Size), 1<<28)
+	fixed := overhead + uint64(s.Enclave.Threads)*threadMemory
 	s.SizeWhy = "profile " + s.Profile.Name
 	raise := func(need uint64, why string) {
 		// A size is a power of two (SGX SDM, "SECS"); 64 GB is the most that any machine is asked for.
@@ -108,9 +138,10 @@ func (s *Spec) size(set *reach.Set, asked Enclave) {
 	for _, n := range set.Linked {
 		mapped += n.ELF.MemSize
 	}
-	raise(2*mapped+overhead, fmt.Sprintf("its program and libraries take %d MB", mapped>>20))
+	raise(2*fixed, fmt.Sprintf("%d threads", s.Enclave.Threads))
+	raise(2*mapped+fixed, fmt.Sprintf("its program and libraries take %d MB", mapped>>20))
 	if need, said := profile.Need(s.Profile.Memory, texts); need > 0 {
-		raise(need+mapped+overhead, said)
+		raise(need+mapped+fixed, said)
 	}
 	s.Enclave.Size = size
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // Spec is how an image starts, in terms of no particular library OS.
@@ -47,6 +48,11 @@ type Spec struct {
 	Enclave Enclave
 	// Findings are what the user should know.
 	Findings []Finding
+
+	// main is the program that runs in the end, as far as that is known: behind tini(1) or a script another than
+	// LibC.Program.
+	main   *rootfs.Node
+	groups []uint32 // the user's, besides GID
 }
 
 // EnvVar is an environment variable.

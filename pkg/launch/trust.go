@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/cconvert/cconvert/pkg/packages"
 	"github.com/cconvert/cconvert/pkg/reach"
@@ -19,6 +20,8 @@ func (f *files) follow(ctx context.Context, o Options) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case err != nil && !errors.Is(err, packages.ErrDamaged):
+		return err // of this machine: the output must not depend on it
 	case err != nil:
 		s.find(CodePackageDatabase, Warning, "", fmt.Sprintf("%v: which files belong together is not known", err))
 		db = &packages.DB{}
@@ -43,6 +46,10 @@ func (f *files) follow(ctx context.Context, o Options) error {
 		start.Words = append(start.Words, reach.Words(a)...)
 	}
 	start.LibraryPath, _ = s.Getenv("LD_LIBRARY_PATH")
+	for _, name := range []string{"LD_PRELOAD", "LD_AUDIT"} { // ld.so(8): LD_AUDIT has colons only
+		v, _ := s.Getenv(name)
+		start.Preload = append(start.Preload, strings.FieldsFunc(v, func(c rune) bool { return c == ':' || c == ' ' })...)
+	}
 	for _, name := range []string{"LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LANGUAGE"} {
 		if v, ok := s.Getenv(name); ok && v != "" {
 			start.Locales = append(start.Locales, v)

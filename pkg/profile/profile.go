@@ -90,6 +90,9 @@ func (s *Size) UnmarshalText(b []byte) error {
 	return err
 }
 
+// severities are those of findings.
+var severities = []string{"info", "warning", "error"}
+
 // ErrProfile says that a profile cannot be read.
 var ErrProfile = errors.New("not a profile")
 
@@ -106,6 +109,11 @@ func Parse(name string, text []byte) (*Profile, error) {
 	}
 	if p.Enclave.Size&(p.Enclave.Size-1) != 0 {
 		return nil, fmt.Errorf("%s: %w: enclave.size %d is not a power of two", name, ErrProfile, p.Enclave.Size)
+	}
+	for _, f := range p.Findings {
+		if !slices.Contains(severities, f.Severity) {
+			return nil, fmt.Errorf("%s: %w: the severity %q is none of %q", name, ErrProfile, f.Severity, severities)
+		}
 	}
 	for _, o := range slices.Concat(p.Memory, p.Threads) {
 		if o.Option == "" || o.Base != 0 && o.Base != 16 && o.Base != 10 {
@@ -172,26 +180,26 @@ type Program struct {
 }
 
 // Recognise finds the profile of what an image starts in the end, given its programs from the entrypoint
-// on, and says why. Programs that only start others are passed over.
-func Recognise(programs []Program) (*Profile, string) {
+// on, and says why. Programs that only start others are passed over. The program is the one that decided, by its
+// place in the list; -1 if none did.
+func Recognise(programs []Program) (p *Profile, why string, program int) {
 	var starter *Profile
-	why := ""
-	for _, program := range programs {
+	for i, program := range programs {
 		p, reason := recogniseOne(program)
 		switch {
 		case p == nil && !program.Surely:
 		case p == nil:
-			return Find("native"), "no other profile fits " + program.Names[0]
+			return Find("native"), "no other profile fits " + program.Names[0], i
 		case !p.Detect.StartsOthers:
-			return p, reason
+			return p, reason, i
 		case starter == nil:
 			starter, why = p, reason
 		}
 	}
 	if starter != nil {
-		return starter, why
+		return starter, why, -1
 	}
-	return Find("native"), "no other profile fits"
+	return Find("native"), "no other profile fits", -1
 }
 
 // Matching gives the profiles of all the programs.

@@ -99,9 +99,11 @@ func readCache(b []byte) map[string][]string {
 		return string(s)
 	}
 	count := binary.LittleEndian.Uint32(b[20:])
-	for rest := b[headerSize:]; count > 0 && len(rest) >= entrySize; count, rest = count-1, rest[entrySize:] {
+	names := len(b) // entries can share their names; all that are read are no longer than the file
+	for rest := b[headerSize:]; count > 0 && len(rest) >= entrySize && names > 0; count, rest = count-1, rest[entrySize:] {
 		key, value := str(binary.LittleEndian.Uint32(rest[4:])), str(binary.LittleEndian.Uint32(rest[8:]))
 		found[key] = append(found[key], value)
+		names -= len(key) + len(value)
 	}
 	return found
 }
@@ -138,10 +140,10 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 	for queue := []object{{program, nil}}; len(queue) > 0; queue = queue[1:] {
 		o := queue[0]
 		rpath := o.rpath
-		if o.node.ELF.RunPath == "" {
-			rpath = slices.Concat(expand(o.node.ELF.RPath, o.node), o.rpath)
+		if o.node.ELF.RunPath == "" && o.node.ELF.RPath != "" {
+			rpath = l.once(slices.Concat(expand(o.node.ELF.RPath, o.node), o.rpath))
 		}
-		dirs := slices.Concat(rpath, l.env, expand(o.node.ELF.RunPath, o.node))
+		dirs := l.once(slices.Concat(rpath, l.env, expand(o.node.ELF.RunPath, o.node)))
 		for _, name := range o.node.ELF.Needed {
 			list := l.find(name, dirs)
 			if len(list) == 0 && !slices.Contains(missing, name) && !strings.HasPrefix(name, "libc.musl-") {
@@ -156,6 +158,20 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 	}
 	l.known[program], l.lost[program] = loaded, missing
 	return loaded, missing
+}
+
+// once drops directories that come again: looking there a second time finds nothing new.
+func (l *libraries) once(dirs []string) []string {
+	l.left -= len(dirs)
+	if l.left <= 0 {
+		return nil
+	}
+	seen := make(map[string]bool, len(dirs))
+	return slices.DeleteFunc(dirs, func(d string) bool {
+		again := seen[d]
+		seen[d] = true
+		return again
+	})
 }
 
 // find gives the files that a name can stand for, with the directories that are looked into before the

@@ -74,6 +74,8 @@ type Start struct {
 	Interpreters func(*rootfs.Node) ([]*rootfs.Node, error)
 	// LibraryPath is LD_LIBRARY_PATH.
 	LibraryPath string
+	// Preload are the libraries of LD_PRELOAD and LD_AUDIT, by name or path.
+	Preload []string
 	// Locales are the values of LANG and its like.
 	Locales []string
 }
@@ -85,7 +87,8 @@ type Set struct {
 	// Started are the programs and scripts that are started or named, in the order in which they were
 	// found: the entrypoint first.
 	Started []*rootfs.Node
-	// Linked are the programs and libraries that are loaded into the entrypoint's process.
+	// Linked are the programs and libraries that are loaded into the process of the entrypoint, and of the
+	// program that it starts in the end.
 	Linked []*rootfs.Node
 	// Scripts says that one of Started is a script.
 	Scripts bool
@@ -135,8 +138,9 @@ type Finder struct {
 	libs  *libraries
 	set   *Set
 	seen  map[*rootfs.Node]bool
-	roots map[string]bool // further paths whose packages are needed
-	tried map[string]bool // words that were looked up
+	roots map[string]bool                // further paths whose packages are needed
+	tried map[string]bool                // words that were looked up
+	kept  map[string][]*packages.Package // what keepers found, by directory
 }
 
 // Programs finds the programs that are started, with their libraries: everything in the set but Files and
@@ -145,16 +149,25 @@ func Programs(tree *rootfs.Tree, db *packages.DB, start Start) (*Finder, *Set) {
 	f := &Finder{
 		tree: tree, db: db, start: start, libs: newLibraries(tree, start.LibraryPath),
 		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{}, tried: map[string]bool{},
+		kept: map[string][]*packages.Package{},
 	}
 	for _, n := range start.Programs {
 		f.startProgram(n, Program)
+	}
+	for _, name := range start.Preload {
+		for _, n := range f.libs.find(name, f.libs.env) {
+			f.add(n, Library)
+			f.link(n)
+		}
 	}
 	f.words(start.Words, "/")
 	if sh, _, err := start.LookUp("/bin/sh"); err == nil { // system(3) and popen(3) need it
 		f.add(sh, Shell)
 		f.link(sh)
 	}
-	f.linked()
+	for _, n := range start.Programs {
+		f.Process(n)
+	}
 	return f, f.set
 }
 
@@ -256,11 +269,17 @@ func (f *Finder) keepers(p string) []*packages.Package {
 	if authors.Match(p) {
 		return nil
 	}
-	for dir := path.Dir(p); dir != "/" && !shared.Match(dir); dir = path.Dir(dir) {
+	at := path.Dir(p)
+	if owners, ok := f.kept[at]; ok {
+		return owners
+	}
+	for dir := at; dir != "/" && !shared.Match(dir); dir = path.Dir(dir) {
 		if owners := f.db.DirOwners(dir); len(owners) > 0 {
+			f.kept[at] = owners
 			return owners
 		}
 	}
+	f.kept[at] = nil
 	return nil
 }
 
@@ -306,6 +325,7 @@ func (f *Finder) packages() {
 			reasons[p] = Dependency
 		}
 	}
+	generated := map[string]bool{} // by directory
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type != rootfs.Regular || neverRead.Match(n.Path) || secrets.Match(n.Path) || timezones.Match(n.Path) {
 			return nil
@@ -316,7 +336,13 @@ func (f *Finder) packages() {
 			}
 			return nil
 		}
-		if slices.ContainsFunc(f.keepers(n.Path), func(p *packages.Package) bool { return reasons[p] != "" }) {
+		at := path.Dir(n.Path)
+		needed, known := generated[at]
+		if !known || authors.Match(n.Path) {
+			needed = slices.ContainsFunc(f.keepers(n.Path), func(p *packages.Package) bool { return reasons[p] != "" })
+			generated[at] = needed
+		}
+		if needed {
 			f.add(n, Generated)
 		}
 		return nil

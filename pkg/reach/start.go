@@ -91,13 +91,20 @@ func (f *Finder) link(n *rootfs.Node) {
 	}
 }
 
-// linked notes what the entrypoint's own process loads.
-func (f *Finder) linked() {
-	for _, n := range f.start.Programs {
-		if n.ELF != nil {
-			loaded, missing := f.libs.closure(n)
-			f.set.Linked = append(append(f.set.Linked, n), loaded...)
-			f.set.Missing = append(f.set.Missing, missing...)
+// Process notes what a process of the program loads.
+func (f *Finder) Process(n *rootfs.Node) {
+	if n.ELF == nil || slices.Contains(f.set.Linked, n) {
+		return
+	}
+	loaded, missing := f.libs.closure(n)
+	for _, l := range append([]*rootfs.Node{n}, loaded...) {
+		if !slices.Contains(f.set.Linked, l) {
+			f.set.Linked = append(f.set.Linked, l)
+		}
+	}
+	for _, m := range missing {
+		if !slices.Contains(f.set.Missing, m) {
+			f.set.Missing = append(f.set.Missing, m)
 		}
 	}
 }

@@ -112,7 +112,7 @@ func shapes(t *testing.T) map[string]shape {
 func TestGoldenManifests(t *testing.T) {
 	for name, s := range shapes(t) {
 		t.Run(name, func(t *testing.T) {
-			tree := Tree(t, launch.Keep, s.facts, s.entries...)
+			tree := Tree(t, launch.Options{}.Keep(), s.facts, s.entries...)
 			config, err := json.Marshal(v1.ConfigFile{Config: s.config})
 			require.NoError(t, err)
 			for range 3 { // no order of a map shows

@@ -25,7 +25,7 @@ var libcChoice launch.LibCChoice
 // seal makes the manifest of an image whose program needs a version of glibc and, after a blank, iconv.
 func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay string, entries ...Entry) (*libos.Sealed, string) {
 	t.Helper()
-	tree := Tree(t, launch.Keep, nil, entries...)
+	tree := Tree(t, launch.Options{}.Keep(), nil, entries...)
 	version, imports, _ := strings.Cut(needs, " ")
 	program := tree.Lookup("/app").ELF
 	program.NeedsGLIBC = version
