@@ -176,14 +176,14 @@ func TestRuntimeFromAnySource(t *testing.T) {
 		t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", image) })
 		var r struct {
 			Runtime  struct{ Digest string }
-			Warnings []struct{ Code string }
+			Findings []struct{ Code string }
 		}
 		b, err := os.ReadFile(facts)
 		require.NoError(t, err)
 		require.NoError(t, json.Unmarshal(b, &r))
 		layers[r.Runtime.Digest] += name + " "
 		var codes []string
-		for _, w := range r.Warnings {
+		for _, w := range r.Findings {
 			codes = append(codes, w.Code)
 		}
 		assert.Equal(t, name == "registry", strings.Contains(strings.Join(codes, " "), "runtime-unpinned"), name)

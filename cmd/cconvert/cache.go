@@ -25,12 +25,15 @@ func (c *cacheFlags) add(f *pflag.FlagSet) {
 
 // store gives the user's cache; nil where there is none or none is wanted.
 func (c *cacheFlags) store() (cache.Store, error) {
+	if c.off {
+		return nil, nil
+	}
 	limit, err := humanize.ParseBytes(c.limit)
 	if err != nil || limit > 1<<60 {
 		return nil, usagef("--cache-size %s: a size expected, such as 2GiB", c.limit)
 	}
 	dir, err := cache.DefaultDir()
-	if c.off || err != nil { // without a home there is nothing to keep it in
+	if err != nil { // without a home there is nothing to keep it in
 		return nil, nil
 	}
 	return cache.Open(dir, int64(limit)), nil

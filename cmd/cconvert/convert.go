@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/renameio/v2"
-	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -186,11 +185,6 @@ func run(ctx context.Context, o convert.Options, signer sgx.Signer) (*convert.Re
 		return nil, err
 	}
 	defer p.Close()
-	for _, f := range p.Findings() {
-		if f.Severity == launch.Info { // warnings are in the report
-			logrus.Debugf("[%s] %s %s", f.Code, f.Path, f.Message)
-		}
-	}
 	public, signature, err := convert.Sign(ctx, p, signer)
 	if err != nil {
 		return nil, err

@@ -231,6 +231,11 @@ func (l *launchFlags) choices(o *launch.Options) error {
 		if o.Profile, err = profile.Parse(strings.TrimSuffix(filepath.Base(name), ".toml"), text); err != nil {
 			return &usageError{fmt.Errorf("--profile %s: %w", name, err)}
 		}
+		for _, f := range o.Profile.Findings {
+			if !launch.KnownCode(f.Code) {
+				return usagef("--profile %s: no finding has the code %q; docs/findings.md lists them", name, f.Code)
+			}
+		}
 	default:
 		if o.Profile = profile.Find(name); o.Profile == nil {
 			var names []string

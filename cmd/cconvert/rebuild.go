@@ -15,7 +15,6 @@ import (
 func newRebuild() *cobra.Command {
 	var (
 		registry registryFlags
-		layers   layerFlags
 		library  runtimeFlags
 		source   string
 		asJSON   bool
@@ -35,7 +34,6 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 	f.StringVar(&source, "source", "", "the image that it was made from")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	library.add(f)
-	layers.add(f)
 	registry.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		img, err := registry.open(cmd, args[0])
@@ -52,17 +50,15 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 		if o.Source, err = image.ParseReference(source, registry.insecure); err != nil {
 			return err
 		}
-		_, load, err := library.choose(registry, layers.cache)
+		_, load, err := library.choose(registry, cacheFlags{off: true})
 		if err != nil {
 			return err
 		}
 		if cmd.Flags().Changed("runtime") {
 			o.Runtime = &load
 		}
-		o.Convert = convert.Options{Image: registry.options(), Jobs: registry.jobs, Cache: load.Cache}
-		if err := layers.choose(&o.Convert, registry); err != nil {
-			return err
-		}
+		// Nothing that was kept, here or by others, is believed.
+		o.Convert = convert.Options{Image: registry.options(), Jobs: registry.jobs, Inflate: o.Read.Inflate}
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Convert.Observer = progress

@@ -45,7 +45,7 @@ func report(w io.Writer, r *convert.Result) {
 		line("", "arguments after its name have no effect: they are measured")
 	}
 	t.Flush()
-	reportFindings(w, r.Warnings)
+	reportFindings(w, r.Findings)
 }
 
 // layersText says from where it is known what is in the layers.

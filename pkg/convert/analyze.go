@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -60,7 +61,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		return nil, err
 	}
 	defer in.source.Close()
-	defer in.runtime() //nolint:errcheck // it ends before this function does
+	defer in.stop()
 	source, tree := in.source, in.tree
 	files := 0
 	_ = tree.Walk(func(n *rootfs.Node) error {
@@ -69,9 +70,9 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		}
 		return nil
 	})
-	specs := map[launch.Policy]*launch.Spec{}
-	for _, policy := range []launch.Policy{launch.TrustAll, launch.TrustAuto, o.Launch.Trust} {
-		if policy == "" || specs[policy] != nil {
+	specs, asked := map[launch.Policy]*launch.Spec{}, cmp.Or(o.Launch.Trust, launch.TrustAuto)
+	for _, policy := range []launch.Policy{launch.TrustAll, launch.TrustAuto, asked} {
+		if specs[policy] != nil {
 			continue
 		}
 		o.Launch.Trust = policy
@@ -79,7 +80,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}
 	}
-	chosen := specs[o.Launch.Trust]
+	chosen := specs[asked]
 	a := describe(chosen)
 	a.Source, a.Digest, a.Files = source.Ref.String(), source.Digest, files
 	for policy, s := range specs {

@@ -71,6 +71,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
+	defer in.stop()
 	p.source, p.layers = in.source, in.layers.counts
 	defer func() {
 		if err != nil {
@@ -202,12 +203,14 @@ type inputs struct {
 	tree   *rootfs.Tree
 	// runtime waits for the library OS, which is needed last.
 	runtime func() (*libos.Bundle, error)
+	// stop ends loading it where nobody needs it any more.
+	stop context.CancelFunc
 }
 
 // read finds the image and reads its layers. Meanwhile the runtime is loaded.
 func read(ctx context.Context, o Options) (*inputs, error) {
 	loading, stop := context.WithCancel(ctx)
-	in := &inputs{layers: newLayers(o)}
+	in := &inputs{layers: newLayers(o), stop: stop}
 	type loaded struct {
 		bundle *libos.Bundle
 		err    error
@@ -218,7 +221,6 @@ func read(ctx context.Context, o Options) (*inputs, error) {
 		result <- loaded{b, err}
 	}()
 	in.runtime = sync.OnceValues(func() (*libos.Bundle, error) {
-		defer stop()
 		l := <-result
 		return l.bundle, l.err
 	})

@@ -426,7 +426,7 @@ func TestHostArguments(t *testing.T) {
 		assert.Equal(t, c.tail, config.Config.Entrypoint[4:], name)
 		assert.Equal(t, c.cmd, config.Config.Cmd, name)
 		codes := ""
-		for _, w := range r.Warnings {
+		for _, w := range r.Findings {
 			codes += w.Code + " "
 		}
 		assert.Contains(t, codes, launch.CodeHostArguments)
@@ -473,7 +473,7 @@ func TestResultJSON(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &m))
 	for _, key := range []string{
 		"source", "output", "runtime", "mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "debug_enclave", "enclave_size", "max_threads", "edmm",
-		"trusted_files", "manifest_bytes", "warnings", "timings",
+		"trusted_files", "manifest_bytes", "findings", "timings",
 	} {
 		assert.Contains(t, m, key)
 	}

@@ -33,12 +33,13 @@ type layers struct {
 }
 
 func newLayers(o Options) *layers {
-	return &layers{o: o, scan: rootfs.Options{Keep: launch.Keep, Inflate: o.Inflate}}
+	return &layers{o: o, scan: rootfs.Options{Keep: o.Launch.Keep(), Inflate: o.Inflate}}
 }
 
 // merge reads the layers side by side, and lays them over each other.
 func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
 	indexes := make([]*rootfs.Index, len(img.Layers))
+	var room rootfs.Room
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(ls.o.jobs())
 	first := map[string]int{}
@@ -48,7 +49,9 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 		}
 		first[l.Digest] = i
 		g.Go(func() (err error) {
-			indexes[i], err = ls.index(ctx, l)
+			if indexes[i], err = ls.index(ctx, l); err == nil {
+				err = room.Take(indexes[i])
+			}
 			return err
 		})
 	}
@@ -64,14 +67,15 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 // index gives a layer's index: that which is known, or what reading the layer shows.
 func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, error) {
 	key := rootfs.IndexKey(l.Digest, ls.scan)
+	// A table of contents says less than the layer: what it is used for must not depend on what is cached.
+	if index := ls.contents(ctx, key, l); index != nil {
+		return index, nil
+	}
 	if index := ls.kept("index/"+key, l.Digest); index != nil {
 		ls.count(&ls.counts.Cached)
-		return index, nil
+		return index, ls.publish(ctx, key, index)
 	}
 	if index := ls.shared(ctx, key, l.Digest); index != nil {
-		return index, nil
-	}
-	if index := ls.contents(ctx, key, l); index != nil {
 		return index, nil
 	}
 	index, err := ls.read(ctx, l, ls.scan)
@@ -131,11 +135,15 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 		case errors.Is(err, indexrepo.ErrNone) || ctx.Err() != nil:
 			return nil
 		case err != nil:
-			ls.find(launch.CodeIndexRejected, digest, fmt.Sprintf("what %s says of this layer is not used, and the layer was read: %v", repo.Artifacts, err))
+			code, severity := launch.CodeIndexUnreachable, launch.Info
+			if errors.Is(err, indexrepo.ErrUntrusted) {
+				code, severity = launch.CodeIndexRejected, launch.Warning
+			}
+			ls.find(code, severity, digest, fmt.Sprintf("what %s says of this layer is not used, and the layer was read: %v", repo.Artifacts, err))
 			return nil
 		}
 		if index = parse(b, digest); index == nil {
-			ls.find(launch.CodeIndexRejected, digest, fmt.Sprintf("what %s says of this layer is damaged, and the layer was read", repo.Artifacts))
+			ls.find(launch.CodeIndexRejected, launch.Warning, digest, fmt.Sprintf("what %s says of this layer is damaged, and the layer was read", repo.Artifacts))
 			return nil
 		}
 		if ls.o.Cache != nil {
@@ -143,7 +151,7 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 		}
 	}
 	if repo.Insecure {
-		ls.find(launch.CodeIndexInsecure, digest, fmt.Sprintf("what is in this layer was taken from %s unverified: whoever writes there decides what the enclave trusts", repo.Artifacts))
+		ls.find(launch.CodeIndexInsecure, launch.Warning, digest, fmt.Sprintf("what is in this layer was taken from %s unverified: whoever writes there decides what the enclave trusts", repo.Artifacts))
 	}
 	ls.count(&ls.counts.Shared)
 	return index
@@ -163,14 +171,14 @@ func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *roo
 		case errors.Is(err, rootfs.ErrNoTOC) || ctx.Err() != nil:
 			return nil
 		case err != nil:
-			ls.find(launch.CodeTOCRejected, l.Digest, fmt.Sprintf("the layer's table of contents is not used, and the layer was read: %v", err))
+			ls.find(launch.CodeTOCRejected, launch.Warning, l.Digest, fmt.Sprintf("the layer's table of contents is not used, and the layer was read: %v", err))
 			return nil
 		}
 		if b, err := index.MarshalBinary(); err == nil && ls.o.Cache != nil {
 			_ = ls.o.Cache.Put(apart, b) // a cache that cannot be written costs time, nothing else
 		}
 	}
-	ls.find(launch.CodeTOCTrusted, l.Digest, "what is in this layer was taken from its table of contents, which need not say the truth")
+	ls.find(launch.CodeTOCTrusted, launch.Warning, l.Digest, "what is in this layer was taken from its table of contents, which need not say the truth")
 	ls.count(&ls.counts.TOC)
 	return index
 }
@@ -189,11 +197,29 @@ func (ls *layers) share(ctx context.Context, key string, index *rootfs.Index) er
 		_ = ls.o.Cache.Put("index/"+key, b) // as above
 	}
 	if repo != nil && repo.Writes() {
-		if err := repo.Put(ctx, key, b); err != nil && ctx.Err() == nil {
-			ls.find(launch.CodeIndexNotShared, index.Digest, fmt.Sprintf("what is in this layer could not be shared: %v", err))
-		}
+		ls.put(ctx, key, index, b)
 	}
 	return nil
+}
+
+// publish tells others what was known here, if they do not know it.
+func (ls *layers) publish(ctx context.Context, key string, index *rootfs.Index) error {
+	repo := ls.o.Shared
+	if repo == nil || !repo.Writes() || repo.Has(ctx, key) {
+		return nil
+	}
+	b, err := index.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	ls.put(ctx, key, index, b)
+	return nil
+}
+
+func (ls *layers) put(ctx context.Context, key string, index *rootfs.Index, b []byte) {
+	if err := ls.o.Shared.Put(ctx, key, b); err != nil && ctx.Err() == nil {
+		ls.find(launch.CodeIndexNotShared, launch.Warning, index.Digest, fmt.Sprintf("what is in this layer could not be shared: %v", err))
+	}
 }
 
 func (ls *layers) count(n *int) {
@@ -202,8 +228,8 @@ func (ls *layers) count(n *int) {
 	*n++
 }
 
-func (ls *layers) find(code, digest, message string) {
+func (ls *layers) find(code string, severity launch.Severity, digest, message string) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	ls.findings = append(ls.findings, launch.NewFinding(code, launch.Warning, digest, message))
+	ls.findings = append(ls.findings, launch.NewFinding(code, severity, digest, message))
 }

@@ -152,13 +152,13 @@ func TestSharedIndexes(t *testing.T) {
 	first, n := convertWith(indexrepo.Repo{Sign: sign, Verify: check}, nil)
 	assert.Equal(t, 2, n)
 	assert.Equal(t, convert.LayerCounts{Read: 2}, first.Layers)
-	assert.Empty(t, codes(first.Warnings, "index-"))
+	assert.Empty(t, codes(first.Findings, "index-"))
 
 	second, n := convertWith(indexrepo.Repo{Verify: check}, nil)
 	assert.Zero(t, n)
 	assert.Equal(t, convert.LayerCounts{Shared: 2}, second.Layers)
 	assert.Equal(t, first.Output.Digest, second.Output.Digest)
-	assert.Empty(t, codes(second.Warnings, "index-"))
+	assert.Empty(t, codes(second.Findings, "index-"))
 
 	// Who trusts somebody else reads the layers; so does who trusts nobody, whatever is in the cache.
 	store := cache.Open(t.TempDir(), cache.DefaultLimit)
@@ -167,16 +167,16 @@ func TestSharedIndexes(t *testing.T) {
 	third, n = convertWith(indexrepo.Repo{Verify: otherCheck}, store)
 	assert.Equal(t, 2, n)
 	assert.Equal(t, convert.LayerCounts{Read: 2}, third.Layers)
-	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(third.Warnings, "index-"))
+	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(third.Findings, "index-"))
 	assert.Equal(t, first.Output.Digest, third.Output.Digest)
 
 	store = cache.Open(t.TempDir(), cache.DefaultLimit)
 	fourth, n := convertWith(indexrepo.Repo{Insecure: true}, store)
 	assert.Zero(t, n)
-	assert.Equal(t, []string{launch.CodeIndexInsecure, launch.CodeIndexInsecure}, codes(fourth.Warnings, "index-"))
+	assert.Equal(t, []string{launch.CodeIndexInsecure, launch.CodeIndexInsecure}, codes(fourth.Findings, "index-"))
 	fourth, n = convertWith(indexrepo.Repo{Insecure: true}, store)
 	assert.Zero(t, n)
-	assert.Len(t, codes(fourth.Warnings, launch.CodeIndexInsecure), 2, "said every time")
+	assert.Len(t, codes(fourth.Findings, launch.CodeIndexInsecure), 2, "said every time")
 	_, n = convertWith(indexrepo.Repo{}, store)
 	assert.Equal(t, 2, n, "what was taken unverified stays apart")
 
@@ -190,7 +190,7 @@ func TestSharedIndexes(t *testing.T) {
 	fifth, n := convertWith(indexrepo.Repo{Verify: check}, nil)
 	assert.Equal(t, 1, n)
 	assert.Equal(t, convert.LayerCounts{Read: 1, Shared: 1}, fifth.Layers)
-	assert.Equal(t, []string{launch.CodeIndexRejected}, codes(fifth.Warnings, "index-"))
+	assert.Equal(t, []string{launch.CodeIndexRejected}, codes(fifth.Findings, "index-"))
 	assert.Equal(t, first.Output.Digest, fifth.Output.Digest)
 	artifacts, err := image.NewArtifacts(reg.Host+"/fleet/index", false, image.Options{})
 	require.NoError(t, err)
@@ -200,7 +200,49 @@ func TestSharedIndexes(t *testing.T) {
 	}
 	fifth, n = convertWith(indexrepo.Repo{Verify: otherCheck}, nil)
 	assert.Equal(t, 2, n)
-	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(fifth.Warnings, "index-"))
+	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(fifth.Findings, "index-"))
+
+	// Who knew a layer already tells the others of it, once.
+	kept := cache.Open(t.TempDir(), cache.DefaultLimit)
+	warm := options(t, from)
+	warm.Cache = kept
+	_, err = run(context.Background(), t, warm, reg.Host+"/src:2")
+	require.NoError(t, err)
+	warm.Shared = &indexrepo.Repo{Sign: sign}
+	warm.Shared.Artifacts, err = image.NewArtifacts(reg.Host+"/fleet/late", false, image.Options{FirstPause: 1})
+	require.NoError(t, err)
+	for _, want := range []int{2, 0} {
+		reg.Intercept(nil)
+		r, err := run(context.Background(), t, warm, reg.Host+"/src:2")
+		require.NoError(t, err)
+		assert.Equal(t, 2, r.Layers.Cached)
+		sent := 0
+		for _, request := range reg.Requests() {
+			if strings.HasPrefix(request, "PUT /v2/fleet/late/manifests/") {
+				sent++
+			}
+		}
+		assert.Equal(t, want, sent)
+	}
+
+	// A registry that cannot be reached is no forgery.
+	gone := options(t, from)
+	gone.Shared = &indexrepo.Repo{Verify: check, Artifacts: artifacts}
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		broken := strings.Contains(r.URL.Path, "/fleet/")
+		if broken {
+			w.WriteHeader(http.StatusForbidden)
+		}
+		return broken
+	})
+	unreachable, err := run(context.Background(), t, gone, reg.Host+"/src:2")
+	require.NoError(t, err)
+	assert.Equal(t, []string{launch.CodeIndexUnreachable, launch.CodeIndexUnreachable}, codes(unreachable.Findings, "index-"))
+	for _, f := range unreachable.Findings {
+		if f.Code == launch.CodeIndexUnreachable {
+			assert.Equal(t, launch.Info, f.Severity)
+		}
+	}
 
 	// Not being able to share is no reason to fail.
 	o := options(t, from)
@@ -214,7 +256,7 @@ func TestSharedIndexes(t *testing.T) {
 	})
 	r, err := run(context.Background(), t, o, reg.Host+"/src:2")
 	require.NoError(t, err)
-	assert.Equal(t, []string{launch.CodeIndexNotShared, launch.CodeIndexNotShared}, codes(r.Warnings, "index-"))
+	assert.Equal(t, []string{launch.CodeIndexNotShared, launch.CodeIndexNotShared}, codes(r.Findings, "index-"))
 }
 
 // A table of contents is believed if the user says so, and only the one that the manifest names.
@@ -248,7 +290,7 @@ func TestTableOfContents(t *testing.T) {
 	for range 2 { // the second is from the cache
 		lazy := convertWith(right, true)
 		assert.Equal(t, convert.LayerCounts{TOC: 1}, lazy.Layers)
-		assert.Equal(t, []string{launch.CodeTOCTrusted}, codes(lazy.Warnings, "toc-"))
+		assert.Equal(t, []string{launch.CodeTOCTrusted}, codes(lazy.Findings, "toc-"))
 	}
 	lazy := convertWith(right, true)
 	careful := convertWith(right, false)
@@ -258,7 +300,7 @@ func TestTableOfContents(t *testing.T) {
 	store = cache.Open(t.TempDir(), cache.DefaultLimit)
 	rejected := convertWith(wrong, true)
 	assert.Equal(t, convert.LayerCounts{Read: 1}, rejected.Layers)
-	assert.Equal(t, []string{launch.CodeTOCRejected}, codes(rejected.Warnings, "toc-"))
+	assert.Equal(t, []string{launch.CodeTOCRejected}, codes(rejected.Findings, "toc-"))
 	assert.Equal(t, careful.MREnclave, rejected.MREnclave)
 
 	// A registry that answers with the whole blob.

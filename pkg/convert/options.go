@@ -98,7 +98,7 @@ type Result struct {
 	StartSeconds float64            `json:"start_seconds"`
 	ManifestSize int                `json:"manifest_bytes"`
 	Layers       LayerCounts        `json:"layers"`
-	Warnings     []launch.Finding   `json:"warnings"`
+	Findings     []launch.Finding   `json:"findings"`
 	Timings      map[string]float64 `json:"timings"` // seconds by step
 	// Target is where the image went, as it was asked for.
 	Target string `json:"target"`

@@ -222,15 +222,10 @@ func (p *Prepared) result(out *image.Output, to image.Reference) *Result {
 		EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
 		TrustedFiles: trusted, Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
 		StartSeconds: launch.StartSeconds(trusted), ManifestSize: len(p.sealed.Manifest),
-		Warnings: []launch.Finding{}, Timings: p.watch.steps,
+		Findings: append([]launch.Finding{}, p.sealed.Findings...), Timings: p.watch.steps,
 	}
 	if p.bundle.SourceDigest != "" {
 		r.Runtime.Source += "@" + p.bundle.SourceDigest
-	}
-	for _, f := range p.sealed.Findings {
-		if f.Severity != launch.Info {
-			r.Warnings = append(r.Warnings, f)
-		}
 	}
 	total := 0.0
 	for _, seconds := range r.Timings {

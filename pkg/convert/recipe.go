@@ -190,6 +190,15 @@ func (r RecipeOptions) launch() (launch.Options, error) {
 	return o, nil
 }
 
+// Keep lists the files whose content repeating the conversion needs, as patterns for rootfs.Scan.
+func (r Recipe) Keep() []string {
+	o, err := r.Options.launch()
+	if err != nil {
+		return launch.Options{}.Keep() // repeating it tells what is wrong
+	}
+	return o.Keep()
+}
+
 // Repeat does what Prepare did when an image was made: from what the image itself holds, its recipe, the
 // files below the added layers, its configuration and the runtime. Nothing is measured. The error is
 // ErrEpoch for an image of another version.

@@ -107,6 +107,9 @@ func (r *Repo) Get(ctx context.Context, key string) ([]byte, error) {
 	return b, nil
 }
 
+// Has says whether there is an entry of a key, whoever signed it. An error is a no: writing shows what is wrong.
+func (r *Repo) Has(ctx context.Context, key string) bool { return r.Artifacts.Has(ctx, tagOf(key)) }
+
 // Put writes an entry.
 func (r *Repo) Put(ctx context.Context, key string, index []byte) error {
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))

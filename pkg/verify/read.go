@@ -17,7 +17,6 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/manifest"
@@ -170,6 +169,25 @@ func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 	return newConverted(img, places, bundle.Layout, files)
 }
 
+// recipeOf reads the recipe of an image of this program; the zero value where there is none.
+func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err error) {
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	if err := json.Unmarshal(img.Config, &config); err != nil {
+		return r, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if config.Config.Labels[convert.LabelEpoch] == "" || len(img.Layers) == 0 {
+		return r, nil
+	}
+	files, err := extract(ctx, img.Layers[len(img.Layers)-1], map[string]bool{libos.RecipePath: true})
+	if err != nil {
+		return r, err
+	}
+	_ = json.Unmarshal(files[libos.RecipePath], &r) // what is wrong with it is told by those who need it
+	return r, nil
+}
+
 func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[string][]byte, error) {
 	r, err := l.Open(ctx)
 	if err != nil {
@@ -216,12 +234,17 @@ type scanned struct {
 // scan reads all layers and finds the enclave.
 func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scanned, error) {
 	s := &scanned{img: img, indexes: make([]*rootfs.Index, len(img.Layers)), files: map[string][]byte{}}
-	so := rootfs.Options{Keep: slices.Clone(launch.Keep), Inflate: o.Inflate, DiffID: diffIDs}
+	recipe, err := recipeOf(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: diffIDs}
 	var keep []string
 	for _, l := range layouts {
 		keep = append(keep, l.keep()...)
 	}
 	so.Keep = append(so.Keep, keep...)
+	var room rootfs.Room
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(1, o.Jobs))
 	for i, l := range img.Layers {
@@ -232,11 +255,13 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 				again.Inflate = rootfs.Inflater{}
 				s.indexes[i], err = o.read(gctx, l, again)
 			}
+			if err == nil {
+				err = room.Take(s.indexes[i])
+			}
 			return err
 		})
 	}
-	err := g.Wait()
-	if err != nil {
+	if err = g.Wait(); err != nil {
 		return nil, err
 	}
 	if s.tree, err = rootfs.Merge(s.indexes); err != nil {
