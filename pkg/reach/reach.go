@@ -129,6 +129,15 @@ var (
 	shared       = rootfs.CompilePatterns(data.Shared)
 )
 
+// matchers are the rules, for a walk through a tree.
+type matchers struct {
+	never, secrets, certificates, timezones, otherZones, authors *rootfs.Matcher
+}
+
+func newMatchers() matchers {
+	return matchers{neverRead.Matcher(), secrets.Matcher(), certificates.Matcher(), timezones.Matcher(), otherZones.Matcher(), authors.Matcher()}
+}
+
 // Finder works out what a program reaches, in two steps, because what kind of program it is, and so which
 // files it needs without saying so, shows only after the first.
 type Finder struct {
@@ -221,6 +230,7 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 // unowned adds what no package has brought: the image's author did. Programs among it have libraries.
 // Where the configuration has a link, that is how the author switched something on.
 func (f *Finder) unowned(read rootfs.Patterns) {
+	is, wanted := newMatchers(), read.Matcher()
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !names.Match(n.Path) && !neverRead.Match(n.Path) {
 			if to, _, err := f.tree.Resolve(n.Path); err == nil && to.Type == rootfs.Regular && !certificates.Match(to.Path) && !timezones.Match(to.Path) && !secrets.Match(to.Path) {
@@ -232,17 +242,17 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 			return nil
 		}
 		switch {
-		case read.Match(n.Path):
+		case wanted.Match(n.Path):
 			f.add(n, Profile)
-		case secrets.Match(n.Path):
+		case is.secrets.Match(n.Path):
 			return nil
-		case certificates.Match(n.Path):
+		case is.certificates.Match(n.Path):
 			f.add(n, Certificate)
-		case timezones.Match(n.Path) && !otherZones.Match(n.Path):
+		case is.timezones.Match(n.Path) && !is.otherZones.Match(n.Path):
 			f.add(n, TimeZone)
 		case f.locale(n.Path):
 			f.add(n, Locale)
-		case neverRead.Match(n.Path), timezones.Match(n.Path):
+		case is.never.Match(n.Path), is.timezones.Match(n.Path):
 			return nil
 		case strings.HasPrefix(n.Path, "/etc/"):
 			f.add(n, Config)
@@ -326,8 +336,9 @@ func (f *Finder) packages() {
 		}
 	}
 	generated := map[string]bool{} // by directory
+	is := newMatchers()
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type != rootfs.Regular || neverRead.Match(n.Path) || secrets.Match(n.Path) || timezones.Match(n.Path) {
+		if n.Type != rootfs.Regular || is.never.Match(n.Path) || is.secrets.Match(n.Path) || is.timezones.Match(n.Path) {
 			return nil
 		}
 		if p := f.db.Owner(n.Path); p != nil {
@@ -338,7 +349,7 @@ func (f *Finder) packages() {
 		}
 		at := path.Dir(n.Path)
 		needed, known := generated[at]
-		if !known || authors.Match(n.Path) {
+		if !known || is.authors.Match(n.Path) {
 			needed = slices.ContainsFunc(f.keepers(n.Path), func(p *packages.Package) bool { return reasons[p] != "" })
 			generated[at] = needed
 		}

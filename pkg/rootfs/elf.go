@@ -36,6 +36,8 @@ type ELF struct {
 	Dynamic bool
 	// Imports are those functions of the list in imports.go that it takes from libraries, sorted.
 	Imports []string
+	// SigStructs are those of SGX enclaves in the file, as found there, of 1808 bytes each: up to four.
+	SigStructs []string
 }
 
 // Bounds on what is read of one file.
@@ -55,7 +57,7 @@ func (f *ELF) names() int64 {
 	for _, s := range f.Needed {
 		n += len(s)
 	}
-	return int64(n)
+	return int64(n + sigSize*len(f.SigStructs))
 }
 
 var errNotELF = errors.New("not an ELF file")
@@ -69,6 +71,7 @@ type elfCapture struct {
 	dyn     []byte
 	dynFrom int64
 	dynTo   int64
+	sigs    sigFinder
 }
 
 // newELFCapture gives nil where the first bytes are not those of an ELF file.
@@ -90,6 +93,7 @@ func newELFCapture(first []byte, size int64, buf []byte) *elfCapture {
 func (c *elfCapture) write(b []byte) {
 	from, to := c.pos, c.pos+int64(len(b))
 	c.pos = to
+	c.sigs.write(b)
 	if room := maxELFHead - len(c.head); room > 0 {
 		c.head = append(c.head, b[:min(room, len(b))]...)
 	}

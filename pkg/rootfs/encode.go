@@ -14,7 +14,7 @@ import (
 )
 
 // ExtractorVersion rises whenever Scan notes something else of the same layer, or writes it otherwise.
-const ExtractorVersion = 1
+const ExtractorVersion = 2
 
 // ErrIndex says that bytes are no index, or one of another version.
 var ErrIndex = errors.New("not an index of a layer")
@@ -111,7 +111,7 @@ func (w *encoder) elf(f *ELF) {
 	for _, s := range []string{f.Interp, f.SOName, f.RPath, f.RunPath, f.NeedsGLIBC, f.DefinesGLIBC} {
 		w.str(s)
 	}
-	for _, list := range [][]string{f.Needed, f.Imports} {
+	for _, list := range [][]string{f.Needed, f.Imports, f.SigStructs} {
 		w.uint(uint64(len(list)))
 		for _, s := range list {
 			w.str(s)
@@ -242,6 +242,6 @@ func (r *decoder) elf() *ELF {
 	for _, s := range []*string{&f.Interp, &f.SOName, &f.RPath, &f.RunPath, &f.NeedsGLIBC, &f.DefinesGLIBC} {
 		*s = r.str()
 	}
-	f.Needed, f.Imports = r.list(), r.list()
+	f.Needed, f.Imports, f.SigStructs = r.list(), r.list(), r.list()
 	return f
 }

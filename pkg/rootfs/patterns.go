@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/bmatcuk/doublestar/v4"
@@ -48,20 +49,50 @@ func (p Patterns) Check() error {
 }
 
 // Match says whether one of the patterns matches an absolute path.
-func (p Patterns) Match(file string) bool {
-	if p.exact[file] {
+func (p Patterns) Match(file string) bool { return p.Matcher().Match(file) }
+
+// Matcher matches many paths, those of a directory one after the other. It must not be used by several goroutines.
+func (p Patterns) Matcher() *Matcher { return &Matcher{Patterns: p} }
+
+// Matcher is Patterns that remembers what the last path's directory means.
+type Matcher struct {
+	Patterns
+	known bool
+	dir   string
+	all   bool     // everything below the directory matches
+	some  []string // patterns that can match below it
+}
+
+// Match says whether one of the patterns matches an absolute path.
+func (m *Matcher) Match(file string) bool {
+	if len(m.exact) > 0 && m.exact[file] {
 		return true
 	}
-	for at := strings.LastIndexByte(file, '/'); at >= 0; at = strings.LastIndexByte(file[:at], '/') {
-		dir := file[:at]
-		if p.dirs[dir] {
-			return true
-		}
-		for _, g := range p.globs[dir] {
-			if doublestar.MatchUnvalidated(g, file) {
-				return true
-			}
-		}
+	at := strings.LastIndexByte(file, '/')
+	if at < 0 {
+		return false
 	}
-	return false
+	if dir := file[:at]; !m.known || dir != m.dir {
+		m.enter(dir)
+	}
+	return m.all || slices.ContainsFunc(m.some, func(g string) bool { return doublestar.MatchUnvalidated(g, file) })
+}
+
+// enter finds what can match below a directory.
+func (m *Matcher) enter(dir string) {
+	m.known, m.dir, m.all, m.some = true, dir, false, m.some[:0]
+	for {
+		if len(m.dirs) > 0 && m.dirs[dir] {
+			m.all = true
+			return
+		}
+		if len(m.globs) > 0 {
+			m.some = append(m.some, m.globs[dir]...)
+		}
+		at := strings.LastIndexByte(dir, '/')
+		if at < 0 {
+			return
+		}
+		dir = dir[:at]
+	}
 }

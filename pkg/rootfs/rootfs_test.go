@@ -590,6 +590,24 @@ func TestInflatingMustEndWell(t *testing.T) {
 	assert.ErrorIs(t, err, rootfs.ErrInflater)
 }
 
+// SIGSTRUCTs are found at every aligned place, once each, also where the pieces in which a file is read meet.
+func TestSigStructsInPrograms(t *testing.T) {
+	sig, err := os.ReadFile("../../testdata/vectors/cases/defaults.sig")
+	require.NoError(t, err)
+	other, err := os.ReadFile("../../testdata/vectors/cases/edmm-64g.sig")
+	require.NoError(t, err)
+	const piece = 128 << 10
+	for _, at := range []int{1024, piece - 1808, piece - 1804, piece - 4, piece, 2*piece - 900} {
+		body := []byte(ELF(""))
+		body = append(body, make([]byte, 3*piece-len(body))...)
+		copy(body[at:], sig)
+		body = append(append(body, other...), 1, 2, 3)
+		i := scan(t, File("p", string(body)))
+		require.NotNil(t, i.Entries[0].ELF)
+		assert.Equal(t, []string{string(sig), string(other)}, i.Entries[0].ELF.SigStructs, at)
+	}
+}
+
 // All layers together are bounded as each is by itself.
 func TestRoom(t *testing.T) {
 	var room rootfs.Room

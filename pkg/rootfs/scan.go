@@ -43,7 +43,7 @@ type Options struct {
 // Scan reads a layer from front to back: a tar stream, plain or compressed with gzip or zstd. The blob
 // must have the given digest ("sha256:…"), else the error is ErrDigest.
 func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
-	s := &scanner{ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep), buf: make([]byte, 128<<10), sum: sha256.New()}
+	s := &scanner{ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New()}
 	if err := s.keep.Check(); err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func (r *contextReader) Read(p []byte) (int, error) {
 type scanner struct {
 	ctx     context.Context
 	inflate Inflater
-	keep    Patterns
+	keep    *Matcher
 	kept    int64
 	scripts int64
 	names   int64
@@ -304,6 +304,7 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 	s.sum.Sum(e.SHA256[:0])
 	if program != nil {
 		if e.ELF, _ = ParseELF(program); e.ELF != nil { // else it is not a program after all
+			e.ELF.SigStructs = program.sigs.found
 			s.names += e.ELF.names()
 		}
 		s.elfHead = program.head[:0]

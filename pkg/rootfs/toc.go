@@ -26,7 +26,7 @@ const (
 	maxTOC     = 256 << 20
 
 	maxTOCEntries = 2_000_000
-	maxChunk   = 64 << 20
+	maxChunk      = 64 << 20
 )
 
 // Annotations of a layer by which the manifest vouches for its table of contents: of eStargz
@@ -44,7 +44,7 @@ func ScanTOC(ctx context.Context, blob io.ReaderAt, size int64, digest string, a
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", digest, err)
 	}
-	t.scanner = scanner{ctx: ctx, keep: CompilePatterns(o.Keep), buf: make([]byte, 128<<10), sum: sha256.New()}
+	t.scanner = scanner{ctx: ctx, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New()}
 	if err := t.index(); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
