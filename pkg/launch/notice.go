@@ -244,6 +244,10 @@ func (f *files) noticeEnclave() {
 			return nil
 		}
 		name := n.Name()
+		if n.ELF != nil && len(n.ELF.SigStructs) > 0 {
+			f.spec.find(CodeContainsEnclave, Error, n.Path, "this is a signed enclave of Intel's SDK, Open Enclave or EGo: the image runs in SGX as it is, and an enclave cannot be started inside another one")
+			return fs.SkipAll
+		}
 		if slices.Contains(enclaveNames, name) ||
 			slices.ContainsFunc(enclavePrefixes, func(s string) bool { return strings.HasPrefix(name, s) }) ||
 			slices.ContainsFunc(enclaveSuffixes, func(s string) bool { return strings.HasSuffix(name, s) }) {
