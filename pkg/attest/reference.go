@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"text/template"
 
+	"github.com/fxamacker/cbor/v2"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/veraison/corim/comid"
 	"github.com/veraison/corim/corim"
@@ -181,11 +182,16 @@ func (e Enclave) CoRIM(id string) ([]byte, error) {
 	return b, nil
 }
 
-// CoRIMID is the name of a CoRIM.
+// CoRIMID is the name of a CoRIM, as CoRIM gives it. The library by which CoRIMs are made does not survive hostile ones.
 func CoRIMID(b []byte) (string, error) {
-	var u corim.UnsignedCorim
-	if err := u.FromCBOR(b); err != nil {
+	var fields map[int]cbor.RawMessage
+	var id string
+	err := cbor.Unmarshal(b, &fields)
+	if err == nil {
+		err = cbor.Unmarshal(fields[0], &id)
+	}
+	if err != nil {
 		return "", fmt.Errorf("reading a CoRIM: %w", err)
 	}
-	return u.GetID(), nil
+	return id, nil
 }

@@ -112,8 +112,8 @@ func describe(s *launch.Spec) *Analysis {
 		Program: s.LibC.Program, Entrypoint: s.Entrypoint, Argv: s.Argv, UID: s.UID, GID: s.GID,
 		Profile: s.Profile.Name, ProfileWhy: s.ProfileWhy, LibC: string(s.LibC.Kind), NeedsGLIBC: s.LibC.NeedsGLIBC,
 		EnclaveSize: s.Enclave.Size, SizeWhy: s.SizeWhy, Pages: s.Enclave.Size / sgx.PageSize, Threads: s.Enclave.Threads,
-		Policy: string(s.Policy), Policies: map[launch.Policy]PolicyCost{}, OpenBytes: s.OpenBytes, Packages: s.Packages,
-		Findings: s.Findings, Spec: s,
+		Policy: string(s.Policy), Policies: map[launch.Policy]PolicyCost{}, OpenBytes: s.OpenBytes, Packages: append([]string{}, s.Packages...),
+		Findings: s.Findings, Spec: s, Writable: []launch.Mount{},
 	}
 	for _, m := range s.Mounts {
 		if m.Type != launch.Bind {
