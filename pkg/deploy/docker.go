@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -45,12 +46,12 @@ func (w *workload) docker() ([]byte, error) {
 	return []byte(strings.Join(args, " ") + "\n"), nil
 }
 
+// plain is what a shell takes as it is.
+var plain = regexp.MustCompile(`^[-_./:@=,+a-zA-Z0-9]+$`)
+
 // quote makes one word for a shell of a text.
 func quote(s string) string {
-	plain := s != "" && !strings.ContainsFunc(s, func(c rune) bool {
-		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_./:@=,+", c))
-	})
-	if plain {
+	if plain.MatchString(s) {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"

@@ -150,10 +150,9 @@ func TestContradictions(t *testing.T) {
 	assert.Equal(t, verify.Failed, verified(pack(about)).Status)
 	assert.Equal(t, verify.Failed, verified(image.Artifact{Type: attest.InTotoMediaType, Blob: []byte("{")}).Status)
 
-	enclave := attest.Enclave{}
 	var said attest.Identity
 	require.NoError(t, json.Unmarshal(identity.Predicate, &said))
-	enclave = said.Enclave
+	enclave := said.Enclave
 	enclave.ISVSVN++
 	corim, err := enclave.CoRIM("x")
 	require.NoError(t, err)

@@ -249,13 +249,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 	g.SetLimit(max(1, o.Jobs))
 	for i, l := range img.Layers {
 		g.Go(func() (err error) {
-			s.indexes[i], err = o.read(gctx, l, so)
-			if errors.Is(err, rootfs.ErrInflater) { // what is in the layer decides, not how a program fares
-				again := so
-				again.Inflate = rootfs.Inflater{}
-				s.indexes[i], err = o.read(gctx, l, again)
-			}
-			if err == nil {
+			if s.indexes[i], err = o.scan(gctx, l, so); err == nil {
 				err = room.Take(s.indexes[i])
 			}
 			return err
@@ -283,7 +277,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		}
 		s.files[s.places.PAL] = s.bundle.Files[s.places.PAL].Content
 	}
-	wanted := rootfs.CompilePatterns(keep)
+	wanted := rootfs.CompilePatterns(keep).Matcher()
 	err = s.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type != rootfs.Regular || !wanted.Match(n.Path) {
 			return nil
@@ -297,6 +291,16 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		return err
 	})
 	return s, err
+}
+
+// scan reads a layer. What is in it decides, not how a program that inflates fares.
+func (o Options) scan(ctx context.Context, l *image.Layer, so rootfs.Options) (*rootfs.Index, error) {
+	index, err := o.read(ctx, l, so)
+	if errors.Is(err, rootfs.ErrInflater) {
+		so.Inflate = rootfs.Inflater{}
+		return o.read(ctx, l, so)
+	}
+	return index, err
 }
 
 func (o Options) read(ctx context.Context, l *image.Layer, so rootfs.Options) (*rootfs.Index, error) {
@@ -357,6 +361,11 @@ func newConverted(img *image.Image, p Places, version int, files map[string][]by
 	} else {
 		c.enclave, c.Areas = enclave, areas(enclave.Layout)
 	}
+	return c, c.readConfig(img)
+}
+
+// readConfig takes over what the image's configuration says of the start.
+func (c *Converted) readConfig(img *image.Image) error {
 	var config struct {
 		Config struct {
 			Entrypoint, Cmd []string
@@ -365,11 +374,11 @@ func newConverted(img *image.Image, p Places, version int, files map[string][]by
 		} `json:"config"`
 	}
 	if err := json.Unmarshal(img.Config, &config); err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
+		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	c.Entrypoint = slices.Concat(config.Config.Entrypoint, config.Config.Cmd)
 	c.User, c.Ports = config.Config.User, slices.Sorted(maps.Keys(config.Config.ExposedPorts))
-	return c, nil
+	return nil
 }
 
 // readReasons gives each trusted file its reason, where there are any.

@@ -211,7 +211,9 @@ func (v *verification) onTop() {
 			continue
 		}
 		for _, e := range v.s.indexes[i].Entries {
-			if !strings.HasPrefix(e.Path+"/", dir) && !(e.Type == rootfs.Dir && strings.HasPrefix(dir, e.Path+"/")) {
+			inside := strings.HasPrefix(e.Path+"/", dir)
+			above := e.Type == rootfs.Dir && strings.HasPrefix(dir, e.Path+"/")
+			if !inside && !above {
 				problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", i+1, dir, whatItDoes(e)))
 			}
 		}
