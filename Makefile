@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build test demo e2e bench bench-go lint image
+.PHONY: build test demo e2e bench bench-go fuzz lint image
 
 build:
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
@@ -37,6 +37,16 @@ bench-go:
 	mkdir -p bin/bench
 	$(GO) test -run '^$$' -bench . -count 6 ./pkg/rootfs ./pkg/manifest ./pkg/sgx >bin/bench/new.txt
 	$(GO) run $(BENCHSTAT) $(wildcard bin/bench/old.txt) bin/bench/new.txt
+
+FUZZTIME ?= 5m
+
+# Everything that reads foreign bytes, fed with others.
+fuzz:
+	for p in $$($(GO) list ./pkg/...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+		done; \
+	done
 
 lint:
 	test -z "$$(gofmt -l .)"

@@ -105,6 +105,7 @@ type bench struct {
 	layer    string // the layer's blob in the registry's storage
 	image    string // its name in the registry
 	program  string // cconvert
+	runtime  string // an enclave image in the place of Gramine's
 	key      string
 	times    []timed
 	goals    []goal

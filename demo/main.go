@@ -84,11 +84,18 @@ func run() error {
 	}
 	fmt.Println(facts)
 
+	say("4. Is that true? Everything is computed again from the image, and compared with what is expected: this key.")
+	verified, err := cconvert("verify", converted, "--signer-key", key, "--source", source)
+	if err != nil {
+		return err
+	}
+	fmt.Println(verified)
+
 	c, err := newContainer(filepath.Join(dir, "root"), converted, convert)
 	if err != nil {
 		return err
 	}
-	say("4. Run it, %s. The loader verifies signature, measurement and every file first.", c.how())
+	say("5. Run it, %s. The loader verifies signature, measurement and every file first.", c.how())
 	if err := c.start(); err != nil {
 		return err
 	}
@@ -104,7 +111,7 @@ func run() error {
 	}
 	fmt.Printf("GET http://%s/ -> %s", address, got)
 
-	say("5. Change one byte of one file, as the owner of the machine could, and run it again.")
+	say("6. Change one byte of one file, as the owner of the machine could, and run it again.")
 	if err := c.tamper("app/page.html", []byte(strings.Replace(page, "H", "J", 1))); err != nil {
 		return err
 	}

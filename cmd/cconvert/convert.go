@@ -48,6 +48,7 @@ func newConvert() *cobra.Command {
 		to, suffix, repo, key, jsonFile string
 		platform                        string
 		evidence                        evidenceFlags
+		names                           nameFiles
 		gate                            gate
 	)
 	cmd := &cobra.Command{
@@ -63,6 +64,8 @@ func newConvert() *cobra.Command {
 	f.StringVar(&repo, "repo", "", "repository below which results go where --to is not given, with the tag as it is")
 	f.StringVar(&key, "key", "", "file with the signing key (default: enclave-key.pem in the configuration directory)")
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of the result")
+	f.StringVar(&names.refs, "image-refs", "", "file that gets the name of the result by its digest")
+	f.StringVar(&names.digest, "digest-file", "", "file that gets the digest of the result")
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
 	f.BoolVar(&gate.strict, "strict", false, "fail on warnings, before anything is stored")
 	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings to go on in spite of (repeatable)")
@@ -94,9 +97,9 @@ func newConvert() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if jsonFile != "" {
-			if dir := filepath.Dir(jsonFile); !isDir(dir) {
-				return usagef("--output-json %s: %s is not a directory", jsonFile, dir)
+		for flag, file := range map[string]string{"output-json": jsonFile, "image-refs": names.refs, "digest-file": names.digest} {
+			if dir := filepath.Dir(file); file != "" && !isDir(dir) {
+				return usagef("--%s %s: %s is not a directory", flag, file, dir)
 			}
 		}
 		signer, err := loadKey(key)
@@ -133,12 +136,30 @@ func newConvert() *cobra.Command {
 				return fmt.Errorf("the image is stored as %s, but describing it failed: %w", r.Output.Ref, err)
 			}
 		}
+		if err := names.write(r); err != nil {
+			return fmt.Errorf("the image is stored as %s, but naming it failed: %w", r.Output.Ref, err)
+		}
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), r.Output.Ref); err != nil {
 			return fmt.Errorf("the image is stored as %s, but that could not be printed: %w", r.Output.Ref, err)
 		}
 		return nil
 	}
 	return cmd
+}
+
+// nameFiles are files that get the name of a result, for what comes next in a pipeline.
+type nameFiles struct{ refs, digest string }
+
+func (n nameFiles) write(r *convert.Result) error {
+	for file, text := range map[string]string{n.refs: r.Output.Ref, n.digest: r.Output.Digest} {
+		if file == "" {
+			continue
+		}
+		if err := renameio.WriteFile(file, []byte(text+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func isDir(p string) bool {

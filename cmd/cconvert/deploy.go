@@ -10,6 +10,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/deploy"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -26,6 +27,7 @@ func newDeploy() *cobra.Command {
 		o        deploy.Options
 		target   string
 		group    int64
+		epc      string
 	)
 	cmd := &cobra.Command{
 		Use:   "deploy IMAGE",
@@ -45,6 +47,7 @@ func newDeploy() *cobra.Command {
 	f.Int64Var(&group, "device-group", 0, "number of the group that may open the SGX device, for images whose user is not root")
 	f.StringVar(&o.Storage, "storage", "1Gi", "size of volumes for encrypted files")
 	f.BoolVar(&o.Direct, "direct", false, "for docker: without SGX, in Gramine's direct mode, where nothing is confidential")
+	f.StringVar(&epc, "epc", "", "for an image that was not converted and has enclaves of its own: the memory that these take, such as 512M")
 	f.BoolVar(&o.LegacyEPC, "legacy-epc", false, "for aks: the resource of clusters before Intel's device plugin")
 	registry.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -65,6 +68,13 @@ func newDeploy() *cobra.Command {
 		}
 		o.Image = img.Ref.Name.Context().Name() + "@" + img.Digest
 		c, err := verify.Read(cmd.Context(), img, registry.reading())
+		if errors.Is(err, verify.ErrNotConverted) && epc != "" {
+			size, sizeErr := manifest.ParseSize(epc)
+			if sizeErr != nil {
+				return usagef("--epc: %w", sizeErr)
+			}
+			c, err = verify.AsItIs(img, size)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)
 		}

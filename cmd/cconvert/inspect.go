@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -11,9 +12,11 @@ import (
 	"text/tabwriter"
 
 	"github.com/dustin/go-humanize"
+	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/page"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -21,6 +24,7 @@ import (
 func newInspect() *cobra.Command {
 	var registry registryFlags
 	var asJSON, files, layers bool
+	var html string
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Show what a converted image starts, and with which identity",
@@ -32,6 +36,9 @@ here but the signature: see "cconvert verify".`,
 		Example: `  cconvert inspect registry.example/redis:7-confidential
   cconvert inspect --json oci:out:1.4
 
+  # A page to look at, or to send to somebody
+  cconvert inspect --html app.html oci:out:1.4
+
   # Every file that the program may read, why, and of which package
   cconvert inspect --files --layers oci:out:1.4`,
 		Args: exactArgs("IMAGE"),
@@ -42,14 +49,22 @@ here but the signature: see "cconvert verify".`,
 			}
 			defer img.Close()
 			read := verify.Read
-			if layers {
+			if layers || html != "" {
 				read = verify.ReadLayers
 			}
 			c, err := read(cmd.Context(), img, registry.reading())
+			if errors.Is(err, verify.ErrNotConverted) {
+				found, enclaveErr := verify.Enclaves(cmd.Context(), img, registry.reading())
+				if enclaveErr == nil && len(found) > 0 {
+					return printEnclaves(cmd, found, asJSON)
+				}
+			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", img.Ref, err)
 			}
 			switch {
+			case html != "":
+				err = writePage(html, c)
 			case files && asJSON:
 				err = printJSON(cmd, c.Trusted)
 			case files:
@@ -68,8 +83,22 @@ here but the signature: see "cconvert verify".`,
 	registry.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&files, "files", false, "list the files that the program may read, why, and of which package they are")
+	cmd.Flags().StringVar(&html, "html", "", "write a page with everything, drawings of the memory and of the files to a file")
 	cmd.Flags().BoolVar(&layers, "layers", false, "read all layers, to say from which of them the files are")
 	return cmd
+}
+
+// writePage writes the page of an image, all of it or nothing.
+func writePage(file string, c *verify.Converted) error {
+	f, err := renameio.NewPendingFile(file, renameio.WithPermissions(0o644))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup() //nolint:errcheck // after success there is nothing to clean up
+	if err := page.Write(f, c); err != nil {
+		return fmt.Errorf("writing %s: %w", file, err)
+	}
+	return f.CloseAtomicallyReplace()
 }
 
 // open finds an image by its name.
@@ -85,6 +114,25 @@ func (r *registryFlags) open(cmd *cobra.Command, name string) (*image.Image, err
 func (r *registryFlags) reading() verify.Options {
 	inflate, _ := rootfs.FindInflater("auto") // that there is none is fine
 	return verify.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate}
+}
+
+// printEnclaves shows the enclaves that an image has of its own.
+func printEnclaves(cmd *cobra.Command, list []verify.EnclaveFile, asJSON bool) error {
+	if asJSON {
+		return printJSON(cmd, list)
+	}
+	w := cmd.OutOrStdout()
+	fmt.Fprintln(w, "The image was not converted. It has enclaves of its own, and runs in SGX as it is:")
+	for _, e := range list {
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(t, "\nfile\t%s\n", printable(e.Path))
+		fmt.Fprintf(t, "MRENCLAVE\t%s\n", e.MREnclave)
+		fmt.Fprintf(t, "MRSIGNER\t%s\n", e.MRSigner)
+		fmt.Fprintf(t, "signature\t%s\n", cmp.Or(e.SignatureError, "consistent, as the CPU checks it"))
+		fmt.Fprintf(t, "product\t%d, security version %d, dated %s%s\n", e.ISVProdID, e.ISVSVN, e.Date, when(e.DebugEnclave, ", DEBUG: keeps no secrets"))
+		t.Flush()
+	}
+	return nil
 }
 
 func printConverted(w io.Writer, c *verify.Converted) {

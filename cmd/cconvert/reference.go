@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,12 +9,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 func newReference() *cobra.Command {
 	var registry registryFlags
-	var format string
+	var format, enclave string
 	cmd := &cobra.Command{
 		Use:   "reference IMAGE",
 		Short: "Print the values that a relying party compares a quote with",
@@ -27,6 +29,7 @@ added are fetched; verify the image before you rely on it.`,
 		Args: exactArgs("IMAGE"),
 	}
 	registry.add(cmd.Flags())
+	cmd.Flags().StringVar(&enclave, "enclave", "", "for an image that was not converted and has several enclaves of its own: the file of one of them")
 	cmd.Flags().StringVar(&format, "format", attest.FormatJSON, "json, toml, corim, maa or rego")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !slices.Contains(attest.Formats, format) {
@@ -37,14 +40,11 @@ added are fetched; verify the image before you rely on it.`,
 			return err
 		}
 		defer img.Close()
-		c, err := verify.Read(cmd.Context(), img, registry.reading())
+		e, err := identityOf(cmd, img, registry, enclave)
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)
 		}
-		if c.SignatureError != "" {
-			return fmt.Errorf("%w: %s", errRefused, c.SignatureError)
-		}
-		b, err := attest.NewEnclave(c.SigStruct).Reference(format, img.Digest)
+		b, err := e.Reference(format, img.Digest)
 		if err != nil {
 			return err
 		}
@@ -52,4 +52,34 @@ added are fetched; verify the image before you rely on it.`,
 		return err
 	}
 	return cmd
+}
+
+// identityOf reads the identity of a converted image, or of an enclave that the image has of its own.
+func identityOf(cmd *cobra.Command, img *image.Image, registry registryFlags, file string) (e attest.Enclave, err error) {
+	c, err := verify.Read(cmd.Context(), img, registry.reading())
+	if err == nil {
+		if c.SignatureError != "" {
+			return e, fmt.Errorf("%w: %s", errRefused, c.SignatureError)
+		}
+		return attest.NewEnclave(c.SigStruct), nil
+	}
+	if !errors.Is(err, verify.ErrNotConverted) {
+		return e, err
+	}
+	found, enclaveErr := verify.Enclaves(cmd.Context(), img, registry.reading())
+	if enclaveErr != nil {
+		return e, enclaveErr
+	}
+	if file != "" {
+		found = slices.DeleteFunc(found, func(f verify.EnclaveFile) bool { return f.Path != file })
+	}
+	switch {
+	case len(found) == 0:
+		return e, err
+	case len(found) > 1:
+		return e, usagef("there are %d enclaves in the image, as cconvert inspect shows: choose one with --enclave", len(found))
+	case found[0].SignatureError != "":
+		return e, fmt.Errorf("%w: %s", errRefused, found[0].SignatureError)
+	}
+	return found[0].Enclave, nil
 }

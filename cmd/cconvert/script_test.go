@@ -84,6 +84,9 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 		fixture.File("usr/share/other", "x"), fixture.File("opt/mine", "x"))))
 	reg.Push(t, "postgres:1", fixture.Image(t, v1.Config{Cmd: []string{"/usr/bin/postgres"}, StopSignal: "SIGINT"}, fixture.Layer(t, fixture.Program("usr/bin/postgres", fixture.ELF("")))))
 	reg.Push(t, "rpm:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("var/lib/rpm/Packages", "damaged"))))
+	sig, err := os.ReadFile("../../testdata/vectors/cases/defaults.sig")
+	require.NoError(t, err)
+	reg.Push(t, "enclave:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.Program("opt/enclave.signed.so", fixture.ELF("")+strings.Repeat("x", 200_000-len(fixture.ELF("")))+string(sig)+"more"))))
 	reg.Push(t, "noentry:1", fixture.Image(t, v1.Config{}, app))
 	reg.Push(t, "broken:1", fixture.Image(t, config, fixture.Layer(t, fixture.File("../app", "x"))))
 	reg.Push(t, "big:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("opt/big", strings.Repeat("random", 5_000_000)))))
@@ -195,7 +198,7 @@ func TestHelpExamplesRun(t *testing.T) {
 		switch {
 		case args[0] == "runtime" && args[1] == "lock":
 			assert.Contains(t, string(out), "image not found")
-		case args[0] == "inspect" && !strings.Contains(string(out), "MRENCLAVE") && !strings.Contains(string(out), "the runtime's") && !strings.Contains(string(out), "mr_enclave"):
+		case args[0] == "inspect" && args[1] != "--html" && !strings.Contains(string(out), "MRENCLAVE") && !strings.Contains(string(out), "the runtime's") && !strings.Contains(string(out), "mr_enclave"):
 			t.Errorf("%s: %s", e, out)
 		default:
 			assert.NoError(t, err, "%s: %s", e, out)
