@@ -106,7 +106,7 @@ func newConvert() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if o.Evidence, err = evidence.choose(); err != nil {
+		if o.Evidence, err = evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 			return err
 		}
 		progress := newProgress(cmd.ErrOrStderr())

@@ -21,15 +21,15 @@ func (e *evidenceFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&e.key, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements")
 }
 
-// choose gives what is to be attached, nil for nothing.
-func (e *evidenceFlags) choose() (*convert.Evidence, error) {
+// choose gives what is to be attached, nil for nothing. Asked says that the user wants it, and not only the default.
+func (e *evidenceFlags) choose(asked bool) (*convert.Evidence, error) {
 	if !e.attest {
 		if e.key != "" {
 			return nil, usagef("--attest-key %s: nothing is attached with --attest=false", e.key)
 		}
 		return nil, nil
 	}
-	out := &convert.Evidence{Version: version}
+	out := &convert.Evidence{Version: version, Required: asked || e.key != ""}
 	if e.key == "" {
 		return out, nil
 	}

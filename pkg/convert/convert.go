@@ -145,13 +145,19 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 		if out.Evidence, err = p.evidence(ctx, out, to.Name.Context().Name()); err != nil {
 			return nil, err
 		}
+		out.EvidenceOptional = !p.opts.Evidence.Required
 	}
 	p.opts.Observer.Stage("writing " + to.String())
 	if p.upload == nil || !p.opts.Target.Same(to) {
 		p.upload = image.NewUpload(ctx, to, p.opts.Image)
 		defer p.upload.Close()
 	}
-	if err := p.upload.Write(out); err != nil {
+	err = p.upload.Write(out)
+	if errors.Is(err, image.ErrEvidence) {
+		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeEvidenceRefused, launch.Warning, to.String(), err.Error()))
+		err = nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	p.watch.lap("write")

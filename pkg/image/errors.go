@@ -23,6 +23,8 @@ var (
 	ErrUnsupported = errors.New("not supported")
 	// ErrDigest says that a blob is not the one that its digest names.
 	ErrDigest = errors.New("content does not match its digest")
+	// ErrEvidence says that an image was stored, and that the registry refused what was to be attached to it.
+	ErrEvidence = errors.New("the registry refuses what is attached to images")
 	// ErrPlatform says that the image exists, but not for linux/amd64.
 	ErrPlatform = errors.New("no image for linux/amd64")
 )

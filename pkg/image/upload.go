@@ -111,15 +111,16 @@ func (u *Upload) writeRegistry(img *Output) error {
 	if err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest); err != nil {
 		return fmt.Errorf("writing the manifest: %w", explain(err))
 	}
-	if err := s.evidence(u.ctx, img); err != nil {
-		return err
+	refused := s.evidence(u.ctx, img)
+	if refused != nil && !errors.Is(refused, ErrEvidence) {
+		return refused
 	}
 	if tag, ok := u.to.Name.(name.Tag); ok {
 		if err := s.putManifest(u.ctx, tag.TagStr(), img.mediaType, img.manifest); err != nil {
 			return fmt.Errorf("moving the tag: %w", explain(err))
 		}
 	}
-	return nil
+	return refused
 }
 
 // evidence attaches what belongs to an image.
@@ -132,10 +133,20 @@ func (s *registrySession) evidence(ctx context.Context, img *Output) error {
 	if subject.Digest, err = v1.NewHash(img.Digest); err != nil {
 		return err
 	}
-	if err := s.attach(ctx, subject, img.Evidence); err != nil {
-		return fmt.Errorf("attaching evidence: %w", explain(err))
+	err = s.attach(ctx, subject, img.Evidence)
+	switch {
+	case err == nil:
+		return nil
+	case img.EvidenceOptional && refusal(err):
+		return fmt.Errorf("%w: %w", ErrEvidence, err)
 	}
-	return nil
+	return fmt.Errorf("attaching evidence: %w", explain(err))
+}
+
+// refusal says whether a registry answered that it will not, rather than that it cannot now.
+func refusal(err error) bool {
+	var answer *transport.Error
+	return errors.As(err, &answer) && answer.StatusCode >= 400 && answer.StatusCode < 500 && !Transient(err)
 }
 
 // send starts to send the layers that were not sent yet.

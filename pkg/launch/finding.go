@@ -91,6 +91,7 @@ const (
 	CodeIndexRejected     = "index-rejected"
 	CodeIndexNotShared    = "index-not-shared"
 	CodeIndexUnreachable  = "index-unreachable"
+	CodeEvidenceRefused   = "evidence-refused"
 )
 
 // remedies say what to do, by code. docs/findings.md has them in its last column.
@@ -150,6 +151,7 @@ var remedies = map[string]string{
 	CodeTOCRejected:       "None needed: the layer itself was read.",
 	CodeIndexInsecure:     "--index-verify-key in the place of --insecure-index.",
 	CodeIndexRejected:     "Find out who wrote the entry, and remove it.",
+	CodeEvidenceRefused:   "--attest=false, or a registry that takes OCI artifacts.",
 	CodeIndexUnreachable:  "None needed: the layer was read. Try again if it should be shared.",
 	CodeIndexNotShared:    "Give the right to write to the repository, or leave --index-sign-key out.",
 }

@@ -160,6 +160,7 @@ var elsewhere = map[string][2]string{
 	launch.CodeTOCRejected:      {"../convert/layers_test.go", "CodeTOCRejected"},
 	launch.CodeIndexInsecure:    {"../convert/layers_test.go", "CodeIndexInsecure"},
 	launch.CodeIndexRejected:    {"../convert/layers_test.go", "CodeIndexRejected"},
+	launch.CodeEvidenceRefused:  {"../verify/evidence_test.go", "CodeEvidenceRefused"},
 	launch.CodeIndexUnreachable: {"../convert/layers_test.go", "CodeIndexUnreachable"},
 	launch.CodeIndexNotShared:   {"../convert/layers_test.go", "CodeIndexNotShared"},
 	launch.CodeRuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},

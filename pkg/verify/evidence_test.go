@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -9,6 +10,9 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"io"
+	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +26,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -87,6 +92,39 @@ func TestEvidence(t *testing.T) {
 			assert.Equal(t, []string{verify.CheckAttestedBy}, r.FailedChecks())
 		}
 	}
+}
+
+// A registry that takes no artifacts gets the image all the same, unless evidence was asked for.
+func TestEvidenceRefused(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	o := options(t, reg.Push(t, "src:1", sample(t)))
+	o.Evidence = &convert.Evidence{}
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/manifests/") {
+			return false
+		}
+		b, err := io.ReadAll(r.Body)
+		if err != nil || strings.Contains(string(b), `"subject"`) {
+			w.WriteHeader(http.StatusBadRequest)
+			return true
+		}
+		r.Body = io.NopCloser(bytes.NewReader(b))
+		return false
+	})
+	r := run(t, o, signer(t), reg.Host+"/dst:1")
+	assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"))
+	assert.True(t, slices.ContainsFunc(r.Findings, func(f launch.Finding) bool { return f.Code == launch.CodeEvidenceRefused && f.Remedy != "" }))
+
+	o.Evidence.Required = true
+	o.Launch.Enclave.ISVSVN = 1
+	p, err := convert.Prepare(context.Background(), o)
+	require.NoError(t, err)
+	defer p.Close()
+	public, signature, err := convert.Sign(context.Background(), p, signer(t))
+	require.NoError(t, err)
+	_, err = convert.Finish(context.Background(), p, public, signature, parse(t, reg.Host+"/dst:1"))
+	assert.ErrorContains(t, err, "attaching evidence")
+	assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"), "the tag was not moved")
 }
 
 // Each thing that a statement says is compared with the image.
