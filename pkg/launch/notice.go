@@ -118,7 +118,7 @@ func (f *files) noticePrograms() {
 		}
 		for _, name := range n.ELF.Imports {
 			code, message, severity := "", "", Info
-			if main {
+			if main && !s.Profile.Language {
 				severity = Warning
 			}
 			switch {

@@ -25,8 +25,10 @@ type Profile struct {
 	Name        string `toml:"-"`
 	Text        string `toml:"-"` // what it was read from
 	Description string `toml:"description"`
-	Detect      Detect `toml:"detect"`
-	Enclave     struct {
+	// Language says that it runs programs of a language: what it can do by itself says little of what they do.
+	Language bool   `toml:"language"`
+	Detect   Detect `toml:"detect"`
+	Enclave  struct {
 		Size    Size `toml:"size"`
 		Threads int  `toml:"threads"`
 	} `toml:"enclave"`
