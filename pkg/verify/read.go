@@ -10,10 +10,8 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/pelletier/go-toml/v2"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -219,121 +217,6 @@ func runtimeOf(ctx context.Context, l *image.Layer) (*libos.Bundle, error) {
 		return nil, fmt.Errorf("layer %s: %w: it is %s", l.Digest, rootfs.ErrDigest, b.Layer.Digest)
 	}
 	return b, nil
-}
-
-// scanned is an image of which every layer was read.
-type scanned struct {
-	img     *image.Image
-	indexes []*rootfs.Index
-	tree    *rootfs.Tree
-	places  Places
-	bundle  *libos.Bundle // of images of this program
-	files   map[string][]byte
-}
-
-// scan reads all layers and finds the enclave.
-func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scanned, error) {
-	s := &scanned{img: img, indexes: make([]*rootfs.Index, len(img.Layers)), files: map[string][]byte{}}
-	recipe, err := recipeOf(ctx, img)
-	if err != nil {
-		return nil, err
-	}
-	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: diffIDs}
-	var keep []string
-	for _, l := range layouts {
-		keep = append(keep, l.keep()...)
-	}
-	so.Keep = append(so.Keep, keep...)
-	var room rootfs.Room
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(1, o.Jobs))
-	for i, l := range img.Layers {
-		g.Go(func() (err error) {
-			if s.indexes[i], err = o.scan(gctx, l, so); err == nil {
-				err = room.Take(s.indexes[i])
-			}
-			return err
-		})
-	}
-	if err = g.Wait(); err != nil {
-		return nil, err
-	}
-	if s.tree, err = rootfs.Merge(s.indexes); err != nil {
-		return nil, err
-	}
-	found := false
-	for _, l := range layouts {
-		if s.places, found = l.find(s.tree); found {
-			break
-		}
-	}
-	if !found {
-		return nil, ErrNotConverted
-	}
-	if b := s.places.Backend; b != nil {
-		at := s.tree.Lookup(libos.MetaPath(b.Kind())).Layer
-		if s.bundle, err = runtimeOf(ctx, img.Layers[at]); err != nil {
-			return nil, err
-		}
-		s.files[s.places.PAL] = s.bundle.Files[s.places.PAL].Content
-	}
-	wanted := rootfs.CompilePatterns(keep).Matcher()
-	err = s.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type != rootfs.Regular || !wanted.Match(n.Path) {
-			return nil
-		}
-		s.files[n.Path] = n.Content
-		if n.Content != nil || n.Size == 0 {
-			return nil
-		}
-		more, err := extract(ctx, img.Layers[n.Layer], map[string]bool{n.Origin(): true}) // too large to be kept
-		s.files[n.Path] = more[n.Origin()]
-		return err
-	})
-	return s, err
-}
-
-// scan reads a layer. What is in it decides, not how a program that inflates fares.
-func (o Options) scan(ctx context.Context, l *image.Layer, so rootfs.Options) (*rootfs.Index, error) {
-	index, err := o.read(ctx, l, so)
-	if errors.Is(err, rootfs.ErrInflater) {
-		so.Inflate = rootfs.Inflater{}
-		return o.read(ctx, l, so)
-	}
-	return index, err
-}
-
-func (o Options) read(ctx context.Context, l *image.Layer, so rootfs.Options) (*rootfs.Index, error) {
-	r, err := l.Open(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("fetching the layer %s: %w", l.Digest, err)
-	}
-	if o.Observe != nil {
-		r = o.Observe(l.Digest, l.Size, r)
-	}
-	defer r.Close()
-	return rootfs.Scan(ctx, r, l.Digest, so)
-}
-
-func (s *scanned) converted() (*Converted, error) {
-	version := gramine.LayoutVersion
-	if s.bundle != nil {
-		version = s.bundle.Layout
-	}
-	c, err := newConverted(s.img, s.places, version, s.files)
-	if err != nil {
-		return nil, err
-	}
-	c.LayerDigests = make([]string, len(s.img.Layers))
-	for i, l := range s.img.Layers {
-		c.LayerDigests[i] = l.Digest
-	}
-	for i, f := range c.Trusted {
-		if n, _, err := s.tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
-			c.Trusted[i].Layer, c.Trusted[i].Size = n.Layer+1, n.Size
-		}
-	}
-	return c, nil
 }
 
 // newConverted makes the description of an image from the contents of its files.

@@ -1,0 +1,244 @@
+package verify
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// policy makes the enclave's layer and the configuration again, from the recipe and the files below.
+func (v *verification) policy(ctx context.Context) error {
+	if v.s.places.Backend == nil {
+		v.skip(CheckPolicy, "the image claims no policy by which its files were chosen")
+		v.foreignConfig()
+		return nil
+	}
+	n := max(0, len(v.s.indexes)-added)
+	below, err := rootfs.Merge(v.s.indexes[:n])
+	if err != nil {
+		return err
+	}
+	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.places.Backend, v.s.bundle, below, v.s.img.Config)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, convert.ErrEpoch):
+		v.skip(CheckPolicy, err.Error())
+		v.foreignConfig()
+		return nil
+	case err != nil:
+		v.add(CheckPolicy, "the enclave's layer made again from the recipe", []string{err.Error()})
+		v.foreignConfig()
+		return nil
+	}
+	files, err := p.EnclaveFiles(v.sig)
+	if err != nil {
+		return err
+	}
+	v.add(CheckPolicy, fmt.Sprintf("the enclave's layer made again from the recipe, with the policy %q", v.c.Recipe.Options.Trust), v.layerProblems(files))
+	v.config(p)
+	return nil
+}
+
+// layerProblems compares the enclave's layer with what it must hold.
+func (v *verification) layerProblems(want []libos.File) []string {
+	var problems []string
+	expected := map[string]bool{}
+	for _, f := range want {
+		expected[f.Path] = true
+		n := v.s.tree.Lookup(f.Path)
+		switch {
+		case n == nil:
+			problems = append(problems, fmt.Sprintf("%s is missing", f.Path))
+		case f.Link != "" && (n.Type != rootfs.Symlink || n.Link != f.Link):
+			problems = append(problems, fmt.Sprintf("%s is not a link to %s", f.Path, f.Link))
+		case f.Link == "" && (n.Type != rootfs.Regular || n.Mode != uint32(f.Mode)):
+			problems = append(problems, fmt.Sprintf("%s is of another type or mode", f.Path))
+		case f.Link == "" && !bytes.Equal(v.s.files[f.Path], f.Content):
+			if f.Path == libos.ManifestPath {
+				problems = append(problems, manifestProblems(f.Content, v.s.files[f.Path])...)
+				continue
+			}
+			problems = append(problems, fmt.Sprintf("%s is not what the recipe gives", f.Path))
+		}
+	}
+	for _, e := range v.s.indexes[len(v.s.indexes)-1].Entries {
+		if e.Type != rootfs.Dir && !expected[e.Path] {
+			problems = append(problems, fmt.Sprintf("the enclave's layer %s", whatItDoes(e)))
+		}
+	}
+	return problems
+}
+
+// manifestProblems says in what a manifest differs from the one that it should be.
+func manifestProblems(want, got []byte) []string {
+	changes, err := compareManifests(want, got)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	problems := []string{}
+	if len(changes) == 0 {
+		problems = append(problems, "the manifest is written otherwise than the recipe gives it")
+	}
+	for _, c := range changes {
+		problems = append(problems, "the manifest, compared with what the recipe gives: "+c.String())
+	}
+	return problems
+}
+
+// config compares the image's configuration with the one that belongs to the enclave.
+func (v *verification) config(p *convert.Prepared) {
+	const detail = "entrypoint, arguments, environment, stop signal and labels are those of this enclave"
+	if v.c.SigStruct == nil {
+		v.foreignConfig()
+		return
+	}
+	want, err := p.Config(v.c.SigStruct)
+	if err != nil {
+		v.add(CheckConfig, detail, []string{err.Error()})
+		return
+	}
+	raw, err := json.Marshal(want)
+	if err != nil {
+		v.add(CheckConfig, detail, []string{err.Error()})
+		return
+	}
+	v.add(CheckConfig, detail, configProblems(raw, v.s.img.Config, "rootfs"))
+}
+
+// configProblems names the keys in which two configurations differ.
+func configProblems(want, got []byte, ignore ...string) []string {
+	var a, b map[string]any
+	if err := cmp.Or(json.Unmarshal(want, &a), json.Unmarshal(got, &b)); err != nil {
+		return []string{err.Error()}
+	}
+	return tableProblems("", a, b, ignore)
+}
+
+func tableProblems(prefix string, want, got map[string]any, ignore []string) []string {
+	var problems []string
+	keys := map[string]bool{}
+	for k := range want {
+		keys[k] = true
+	}
+	for k := range got {
+		keys[k] = true
+	}
+	for _, k := range slices.Sorted(maps.Keys(keys)) {
+		name := prefix + k
+		a, aTable := want[k].(map[string]any)
+		b, bTable := got[k].(map[string]any)
+		switch {
+		case slices.Contains(ignore, name) || reflect.DeepEqual(want[k], got[k]) || empty(want[k]) && empty(got[k]):
+		case aTable && bTable:
+			problems = append(problems, tableProblems(name+".", a, b, ignore)...)
+		default:
+			problems = append(problems, fmt.Sprintf("%s is %s, and must be %s", name, text(got[k]), text(want[k])))
+		}
+	}
+	return problems
+}
+
+// empty says whether a value says no more than its absence.
+func empty(v any) bool {
+	switch v := v.(type) {
+	case nil:
+		return true
+	case string:
+		return v == ""
+	case []any:
+		return len(v) == 0
+	case map[string]any:
+		return len(v) == 0
+	}
+	return false
+}
+
+func text(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil || v == nil {
+		return "absent"
+	}
+	if len(b) > 200 {
+		return string(b[:200]) + "…"
+	}
+	return string(b)
+}
+
+// foreignConfig checks what can be checked of a configuration that cannot be made again.
+func (v *verification) foreignConfig() {
+	var problems []string
+	start := v.s.places.Start
+	ours := v.c.Recipe != nil && !v.c.Recipe.Options.HostArgs
+	if len(v.c.Entrypoint) < len(start) || !slices.Equal(v.c.Entrypoint[:len(start)], start) || ours && len(v.c.Entrypoint) > len(start) {
+		problems = append(problems, fmt.Sprintf("the image starts %q, the enclave is started by %q", v.c.Entrypoint, start))
+	}
+	var config struct {
+		Config struct {
+			Env    []string
+			Labels map[string]string
+		}
+	}
+	if err := json.Unmarshal(v.s.img.Config, &config); err != nil {
+		problems = append(problems, err.Error())
+	}
+	for _, kv := range config.Config.Env {
+		if strings.HasPrefix(kv, "LD_PRELOAD=") || strings.HasPrefix(kv, "LD_AUDIT=") {
+			problems = append(problems, fmt.Sprintf("%s acts on the loader", kv))
+		}
+	}
+	if r := v.c.Recipe; r != nil {
+		for label, want := range map[string]string{
+			convert.LabelBaseDigest: r.Source, convert.LabelEpoch: fmt.Sprint(r.Epoch),
+			convert.LabelMREnclave: v.c.MREnclave.String(), convert.LabelMRSigner: v.c.MRSigner.String(),
+		} {
+			if got := config.Config.Labels[label]; got != want {
+				problems = append(problems, fmt.Sprintf("the label %s is %q, and must be %q", label, got, want))
+			}
+		}
+		slices.Sort(problems)
+	}
+	v.add(CheckConfig, "the command starts this enclave", problems)
+}
+
+// source compares the layers and the configuration with the image that was converted.
+func (v *verification) source(source *image.Image) {
+	if source == nil {
+		return
+	}
+	var problems []string
+	if v.c.Recipe != nil && v.c.Recipe.Source != source.Digest {
+		problems = append(problems, fmt.Sprintf("%s is %s, the recipe says %s", source.Ref, source.Digest, v.c.Recipe.Source))
+	}
+	var config struct {
+		RootFS struct {
+			DiffIDs []string `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if err := json.Unmarshal(source.Config, &config); err != nil {
+		problems = append(problems, err.Error())
+	}
+	for i, id := range config.RootFS.DiffIDs {
+		if i >= len(v.s.indexes) || v.s.indexes[i].DiffID != id {
+			problems = append(problems, fmt.Sprintf("layer %d of the source, %s, is not layer %d of the image", i+1, id, i+1))
+		}
+	}
+	ignore := []string{"rootfs", "history", "config.Labels", "config.Image"}
+	for _, key := range []string{"Cmd", "Entrypoint", "Env", "StopSignal"} { // compared with the recipe
+		ignore = append(ignore, "config."+key)
+	}
+	problems = append(problems, configProblems(source.Config, v.s.img.Config, ignore...)...)
+	v.add(CheckSource, "the layers and the configuration of "+source.Ref.String()+" are unchanged underneath", problems)
+}
