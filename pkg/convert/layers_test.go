@@ -303,6 +303,8 @@ func TestTableOfContents(t *testing.T) {
 	assert.Equal(t, []string{launch.CodeTOCRejected}, codes(rejected.Findings, "toc-"))
 	assert.Equal(t, careful.MREnclave, rejected.MREnclave)
 
+	assert.Empty(t, codes(careful.Findings, "toc-"))
+
 	// A registry that answers with the whole blob.
 	store = cache.Open(t.TempDir(), cache.DefaultLimit)
 	reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool { r.Header.Del("Range"); return false })

@@ -157,4 +157,8 @@ loader.log_level = "debug"
 	assert.NotContains(t, text, `{ uri = "file:/f"`, "what is allowed has no digest")
 	assert.Contains(t, codesOf(s), launch.CodeAVX512)
 	assert.Contains(t, codesOf(s), launch.CodeInsecureSetting)
+
+	s, _ = seal(t, "", nil, bundle(), "sgx.cpu_features = { avx = \"required\" }\nsgx.use_exinfo = true\n", Program("app", ELF("")))
+	assert.NotContains(t, codesOf(s), launch.CodeAVX512)
+	assert.NotContains(t, codesOf(s), launch.CodeInsecureSetting)
 }
