@@ -185,6 +185,16 @@ func printConverted(w io.Writer, c *verify.Converted) {
 		}
 	}
 	line("can write", "%s", strings.Join(writable, ", "))
+	label := "links"
+	for _, m := range c.Program.Mounts {
+		if m.Type == "" {
+			line(label, "%s shows %s", m.Path, strings.TrimPrefix(m.URI, "file:"))
+			label = ""
+		}
+	}
+	if len(c.AllowedFiles) > 0 {
+		line("unprotected", "%s", strings.ReplaceAll(strings.Join(c.AllowedFiles, ", "), "file:", ""))
+	}
 	if len(c.Weaknesses) > 0 {
 		line("weakened by", "%s", strings.Join(c.Weaknesses, ", "))
 	}
