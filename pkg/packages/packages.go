@@ -47,7 +47,7 @@ var ErrDamaged = errors.New("the database of packages is damaged")
 // Read reads all databases of a tree. A damaged one gives ErrDamaged; other errors are this machine's. A database of rpm is read by a child
 // process, for which the program's main must begin with reexec.Init of github.com/moby/sys.
 func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
-	db := &DB{owners: map[string]*Package{}, dirs: map[string][]*Package{}, byName: map[string][]*Package{}}
+	db := &DB{dirs: map[string][]*Package{}, byName: map[string][]*Package{}}
 	for _, m := range []struct {
 		name string
 		read func(context.Context, *rootfs.Tree) ([]*Package, error)
@@ -62,6 +62,11 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 		db.Packages = append(db.Packages, list...)
 	}
 	slices.SortFunc(db.Packages, func(a, b *Package) int { return strings.Compare(a.Name+"\x00"+a.Manager, b.Name+"\x00"+b.Manager) })
+	files := 0
+	for _, p := range db.Packages {
+		files += len(p.Files)
+	}
+	db.owners = make(map[string]*Package, files)
 	for _, p := range db.Packages {
 		for _, name := range append([]string{p.Name}, p.Provides...) {
 			db.byName[name] = append(db.byName[name], p)
@@ -74,17 +79,20 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 // own notes what a package has installed. Packages spell paths as they were before /bin, /lib and /sbin
 // became links, and list a directory's files one after the other.
 func (db *DB) own(tree *rootfs.Tree, p *Package) {
-	var name string
-	var dir *rootfs.Node // of that name, without links; nil where there is none
+	var at string
+	var dir *rootfs.Finder // in the directory of that name, without links; nil where there is none
 	for _, file := range p.Files {
-		if at, _ := path.Split(file); dir == nil || at != name {
-			name = at
-			dir, _, _ = tree.Resolve(at)
+		in, name := path.Split(file)
+		if dir == nil || in != at {
+			at, dir = in, nil
+			if n, _, _ := tree.Resolve(in); n != nil {
+				dir = rootfs.NewFinder(n)
+			}
 		}
 		if dir == nil {
 			continue
 		}
-		n := dir.Child(path.Base(file))
+		n := dir.Find(name)
 		if n == nil { // it was removed, or is no plain name
 			if n, _, _ = tree.ResolveParent(file); n == nil {
 				continue

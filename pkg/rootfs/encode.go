@@ -212,7 +212,7 @@ func (r *decoder) entry(e *Entry) {
 	e.Mode = uint32(r.uint()) & 0o7777
 	e.UID, e.GID = r.int(), r.int()
 	switch {
-	case e.Type > Opaque || len(e.Path) > maxPath || !path.IsAbs(e.Path) || path.Clean(e.Path) != e.Path:
+	case e.Type > Opaque || len(e.Path) > maxPath || !clean(e.Path):
 		r.failed = true
 	case e.Type == Regular:
 		size := r.uint()
@@ -221,7 +221,7 @@ func (r *decoder) entry(e *Entry) {
 		copy(e.SHA256[:], r.take(sha256.Size))
 	case e.Type == Symlink, e.Type == Hardlink:
 		e.Link = r.str()
-		r.failed = r.failed || e.Link == "" || len(e.Link) > maxPath || e.Type == Hardlink && (!path.IsAbs(e.Link) || path.Clean(e.Link) != e.Link)
+		r.failed = r.failed || e.Link == "" || len(e.Link) > maxPath || e.Type == Hardlink && !clean(e.Link)
 	}
 	if flags&hasELF != 0 {
 		e.ELF = r.elf()
@@ -232,6 +232,17 @@ func (r *decoder) entry(e *Entry) {
 	if flags&hasContent != 0 {
 		e.Content = r.take(r.uint())
 	}
+}
+
+// clean says whether a path is absolute and as path.Clean leaves it.
+func clean(p string) bool {
+	if !path.IsAbs(p) {
+		return false
+	}
+	if !strings.Contains(p, "/.") && !strings.Contains(p, "//") && !strings.HasSuffix(p, "/") {
+		return true // as most are, without a closer look
+	}
+	return path.Clean(p) == p
 }
 
 func (r *decoder) elf() *ELF {

@@ -67,11 +67,45 @@ func (n *Node) Child(name string) *Node {
 	if n.dir.byName != nil {
 		return n.dir.byName[name]
 	}
-	i, ok := slices.BinarySearchFunc(n.dir.sorted, name, func(c *Node, name string) int { return strings.Compare(c.Name(), name) })
+	i, ok := n.search(name)
 	if !ok {
 		return nil
 	}
 	return n.dir.sorted[i]
+}
+
+// search finds the place of a name among a directory's sorted entries.
+func (n *Node) search(name string) (int, bool) {
+	above := len(n.Path) + 1 // of the path of each
+	if n.Path == "/" {
+		above = 1
+	}
+	return slices.BinarySearchFunc(n.dir.sorted, name, func(c *Node, name string) int { return strings.Compare(c.Path[above:], name) })
+}
+
+// Finder finds entries of a directory by name, quickest where they are asked for in their order.
+type Finder struct {
+	dir  *Node
+	next int
+}
+
+// NewFinder gives a finder for a directory; for what is none, one that finds nothing.
+func NewFinder(dir *Node) *Finder { return &Finder{dir: dir} }
+
+// Find gives the entry of a name, nil if there is none.
+func (f *Finder) Find(name string) *Node {
+	list := f.dir.Children()
+	if f.next >= len(list) || list[f.next].Name() != name {
+		i := 0
+		if len(list) > 0 {
+			i, _ = f.dir.search(name)
+		}
+		if f.next = i; i == len(list) || list[i].Name() != name {
+			return nil
+		}
+	}
+	f.next++
+	return list[f.next-1]
 }
 
 // Children gives a directory's entries, sorted by name. The list must not be changed.
@@ -84,7 +118,8 @@ func (n *Node) Children() []*Node {
 
 // sort replaces the maps by lists, in and below a directory.
 func (n *Node) sort() {
-	n.dir.sorted = slices.SortedFunc(maps.Values(n.dir.byName), func(a, b *Node) int { return strings.Compare(a.Name(), b.Name()) })
+	n.dir.sorted = slices.AppendSeq(make([]*Node, 0, len(n.dir.byName)), maps.Values(n.dir.byName))
+	slices.SortFunc(n.dir.sorted, func(a, b *Node) int { return strings.Compare(a.Path, b.Path) })
 	n.dir.byName, n.dir.gone = nil, nil
 	for _, c := range n.dir.sorted {
 		if c.dir != nil {
@@ -122,6 +157,11 @@ func Merge(layers []*Index) (*Tree, error) {
 type layerBuilder struct {
 	lower, own *Tree
 	layer      int
+
+	// The directory that was used last, and its path as it was given: archives list a directory's entries one
+	// after the other.
+	last *Node
+	path string
 }
 
 func (b *layerBuilder) add(e *Entry) error {
@@ -142,11 +182,16 @@ func (b *layerBuilder) add(e *Entry) error {
 		n.dir.opaque = true
 		return nil
 	}
-	parent, err := b.dir(path.Dir(e.Path))
-	if err != nil {
-		return err
+	at := strings.LastIndexByte(e.Path, '/')
+	above, name := e.Path[:max(at, 1)], e.Path[at+1:]
+	if b.last == nil || b.path != above {
+		var err error
+		if b.last, err = b.dir(above); err != nil {
+			return err
+		}
+		b.path = above
 	}
-	name := path.Base(e.Path)
+	parent := b.last
 	if e.Type == Whiteout {
 		if parent.dir.gone == nil {
 			parent.dir.gone = map[string]bool{}
@@ -155,12 +200,13 @@ func (b *layerBuilder) add(e *Entry) error {
 		return nil
 	}
 	n := &Node{Entry: e, Layer: b.layer}
-	if parent.Path != path.Dir(e.Path) { // through a symbolic link
+	if parent.Path != above { // through a symbolic link
 		n.Entry, n.origin = e.at(path.Join(parent.Path, name)), e.Path
 	}
+	old := parent.dir.byName[name]
 	switch e.Type {
 	case Dir:
-		if old := parent.dir.byName[name]; old != nil && old.Type == Dir {
+		if old != nil && old.Type == Dir {
 			old.Entry, old.dir.implicit = n.Entry, false
 			return nil
 		}
@@ -179,6 +225,9 @@ func (b *layerBuilder) add(e *Entry) error {
 		n.Entry, n.Layer, n.origin = target.at(n.Path), target.Layer, target.Origin()
 	}
 	parent.dir.byName[name] = n
+	if old != nil {
+		b.last = nil // it may have been in what is replaced
+	}
 	return nil
 }
 
