@@ -13,14 +13,24 @@ import (
 // file of an image has to be quick.
 type Patterns struct {
 	exact, dirs map[string]bool
-	globs       map[string][]string // by the directory that all matches are below
+	globs       map[string][]glob // by the directory that all matches are below
+}
+
+// glob is a pattern with wildcards.
+type glob struct {
+	pattern string
+	part    string // that every match contains: looking for it is quicker than matching
+}
+
+func (g glob) match(file string) bool {
+	return strings.Contains(file, g.part) && doublestar.MatchUnvalidated(g.pattern, file)
 }
 
 const special = `*?[{\`
 
 // CompilePatterns prepares patterns for matching.
 func CompilePatterns(list []string) Patterns {
-	p := Patterns{exact: map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]string{}}
+	p := Patterns{exact: map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
 	for _, g := range list {
 		dir, all := strings.CutSuffix(g, "/**")
 		switch first := strings.IndexAny(g, special); {
@@ -30,18 +40,32 @@ func CompilePatterns(list []string) Patterns {
 			p.dirs[dir] = true
 		default:
 			below := g[:max(0, strings.LastIndexByte(g[:first], '/'))]
-			p.globs[below] = append(p.globs[below], g)
+			p.globs[below] = append(p.globs[below], glob{g, literal(g)})
 		}
 	}
 	return p
+}
+
+// literal gives the longest part of a pattern that stands for itself, without slashes at its ends, which "**"
+// can swallow; empty where that is not plain to see.
+func literal(pattern string) (longest string) {
+	if strings.ContainsAny(pattern, `[{\`) {
+		return ""
+	}
+	for part := range strings.FieldsFuncSeq(pattern, func(c rune) bool { return c == '*' || c == '?' }) {
+		if part = strings.Trim(part, "/"); len(part) >= len(longest) {
+			longest = part
+		}
+	}
+	return longest
 }
 
 // Check reports a pattern that is none.
 func (p Patterns) Check() error {
 	for _, globs := range p.globs {
 		for _, g := range globs {
-			if !doublestar.ValidatePattern(g) {
-				return fmt.Errorf("the pattern %q: %w", g, doublestar.ErrBadPattern)
+			if !doublestar.ValidatePattern(g.pattern) {
+				return fmt.Errorf("the pattern %q: %w", g.pattern, doublestar.ErrBadPattern)
 			}
 		}
 	}
@@ -59,8 +83,8 @@ type Matcher struct {
 	Patterns
 	known bool
 	dir   string
-	all   bool     // everything below the directory matches
-	some  []string // patterns that can match below it
+	all   bool   // everything below the directory matches
+	some  []glob // patterns that can match below it
 }
 
 // Match says whether one of the patterns matches an absolute path.
@@ -75,7 +99,7 @@ func (m *Matcher) Match(file string) bool {
 	if dir := file[:at]; !m.known || dir != m.dir {
 		m.enter(dir)
 	}
-	return m.all || slices.ContainsFunc(m.some, func(g string) bool { return doublestar.MatchUnvalidated(g, file) })
+	return m.all || slices.ContainsFunc(m.some, func(g glob) bool { return g.match(file) })
 }
 
 // enter finds what can match below a directory.
