@@ -41,12 +41,12 @@ func (f *files) chooseTrusted(list []string) error {
 	}
 	var links []Mount // every directory link, at its path free of links
 	hiddenFiles := map[string]int{}
-	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if !f.visible(n, hiddenFiles) {
-			return nil
+	f.walk(f.tree.Root(), f.over("/", nil), func(n *rootfs.Node, over *Mount) {
+		if !f.visible(n, over, hiddenFiles) {
+			return
 		}
 		if n.Type != rootfs.Dir && belowAny(n.Path, f.spec.Allowed) {
-			return nil // the user lets the host change it: no digest could hold
+			return // the user lets the host change it: no digest could hold
 		}
 		switch n.Type {
 		case rootfs.Regular:
@@ -58,7 +58,6 @@ func (f *files) chooseTrusted(list []string) error {
 		case rootfs.CharDevice, rootfs.BlockDevice, rootfs.FIFO:
 			f.spec.find(CodeDeviceNode, Info, n.Path, "a device or pipe is not measured and cannot be opened")
 		}
-		return nil
 	})
 	for _, p := range slices.Sorted(maps.Keys(hiddenFiles)) {
 		switch f.writable[p].Type {
@@ -69,24 +68,54 @@ func (f *files) chooseTrusted(list []string) error {
 		}
 	}
 	slices.SortFunc(f.spec.Trusted, func(a, b TrustedFile) int {
-		return cmp.Or(cmp.Compare(a.Reason.Rank(), b.Reason.Rank()), cmp.Compare(a.Package, b.Package), cmp.Compare(a.Path, b.Path))
+		if a.Reason != b.Reason {
+			if c := cmp.Compare(a.Reason.Rank(), b.Reason.Rank()); c != 0 {
+				return c
+			}
+		}
+		if c := strings.Compare(a.Package, b.Package); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Path, b.Path)
 	})
 	f.spec.Mounts = f.allMounts(links)
 	f.summarise()
 	return nil
 }
 
+// walk visits what is below a directory and not the library OS's own, with the mount that it lies under, nil
+// if none.
+func (f *files) walk(dir *rootfs.Node, over *Mount, visit func(n *rootfs.Node, over *Mount)) {
+	for _, c := range dir.Children() {
+		if slices.Contains(hostTrees, c.Path) {
+			continue
+		}
+		over := f.over(c.Path, over)
+		visit(c, over)
+		f.walk(c, over, visit)
+	}
+}
+
+// over is the mount at a path or, where there is none, the one above.
+func (f *files) over(p string, above *Mount) *Mount {
+	if m, ok := f.writable[p]; ok {
+		here := m
+		return &here
+	}
+	return above
+}
+
 // visible says whether an entry can be reached by the program at its own path.
-func (f *files) visible(n *rootfs.Node, hiddenFiles map[string]int) bool {
-	if belowAny(n.Path, hostTrees) || slices.Contains(f.hostFile, n.Path) {
+func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string]int) bool {
+	if slices.Contains(f.hostFile, n.Path) {
 		return false
 	}
-	if m, ok := f.cover(n.Path); ok {
+	if over != nil {
 		switch {
 		case f.toConsole(n):
 			f.spec.find(CodeLinkToConsole, Warning, n.Path, "what is written here does not reach the console: it stays in temporary storage, in the enclave's memory")
 		case n.Type == rootfs.Regular && n.Size > 0, n.Type == rootfs.Symlink:
-			hiddenFiles[m.Path]++
+			hiddenFiles[over.Path]++
 		}
 		return false
 	}

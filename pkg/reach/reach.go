@@ -149,6 +149,7 @@ type Finder struct {
 	seen  map[*rootfs.Node]bool
 	roots map[string]bool                // further paths whose packages are needed
 	tried map[string]bool                // words that were looked up
+	rest  []*rootfs.Node                 // files that belong to packages
 	kept  map[string][]*packages.Package // what keepers found, by directory
 }
 
@@ -227,7 +228,8 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 	f.set.Files[n.Path] = file
 }
 
-// unowned adds what no package has brought: the image's author did. Programs among it have libraries.
+// unowned adds what no package has brought, the image's author did, and notes the rest. Programs among it have
+// libraries.
 // Where the configuration has a link, that is how the author switched something on.
 func (f *Finder) unowned(read rootfs.Patterns) {
 	is, wanted := newMatchers(), read.Matcher()
@@ -259,6 +261,7 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 		case f.db.Owner(n.Path) == nil && f.author(n.Path):
 			f.add(n, Unpackaged)
 		default:
+			f.rest = append(f.rest, n)
 			return nil
 		}
 		if n.ELF != nil {
@@ -336,28 +339,24 @@ func (f *Finder) packages() {
 		}
 	}
 	generated := map[string]bool{} // by directory
-	is := newMatchers()
-	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type != rootfs.Regular || is.never.Match(n.Path) || is.secrets.Match(n.Path) || is.timezones.Match(n.Path) {
-			return nil
-		}
+	author := authors.Matcher()
+	for _, n := range f.rest {
 		if p := f.db.Owner(n.Path); p != nil {
 			if why, ok := reasons[p]; ok {
 				f.add(n, why)
 			}
-			return nil
+			continue
 		}
 		at := path.Dir(n.Path)
 		needed, known := generated[at]
-		if !known || is.authors.Match(n.Path) {
+		if !known || author.Match(n.Path) {
 			needed = slices.ContainsFunc(f.keepers(n.Path), func(p *packages.Package) bool { return reasons[p] != "" })
 			generated[at] = needed
 		}
 		if needed {
 			f.add(n, Generated)
 		}
-		return nil
-	})
+	}
 	for _, p := range f.db.Packages {
 		if reasons[p] == "" {
 			f.set.LeftOut = append(f.set.LeftOut, p.Name)
