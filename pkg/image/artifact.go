@@ -136,7 +136,7 @@ func (a Artifact) pack(subject *v1.Descriptor) (*packedArtifact, error) {
 // Has says whether there is something of a tag. An error is a no.
 func (as *Artifacts) Has(ctx context.Context, tag string) bool {
 	s, err := as.session(ctx, transport.PushScope)
-	return err == nil && s.has(ctx, "manifests", tag, "")
+	return err == nil && s.has(ctx, "manifests", tag)
 }
 
 // Pull fetches an artifact of a type, whose blob may have so many bytes. Where there is none the

@@ -26,6 +26,7 @@ type Upload struct {
 	cancel context.CancelFunc
 
 	session func() (*registrySession, error) // connects once; nil before the source is known
+	stored  func() string                    // asks once for the digest that the place had
 	blobs   *errgroup.Group
 	sending context.Context  // ends with the first blob that fails
 	few     chan struct{}    // as many as may be sent at a time
@@ -57,6 +58,7 @@ func (u *Upload) Begin(source *Image, add ...NewLayer) {
 		layers = append(layers, l.push)
 	}
 	u.connect(source.Ref, source.session)
+	u.blobs.Go(func() error { u.stored(); return nil })
 	u.send(layers)
 }
 
@@ -92,30 +94,40 @@ func (u *Upload) connect(source Reference, near *registrySession) {
 		}
 	}
 	u.session = sync.OnceValues(func() (*registrySession, error) { return connect(u.ctx, repo, scopes, u.o, near) })
+	u.stored = sync.OnceValue(func() string {
+		s, err := u.session()
+		if err != nil {
+			return ""
+		}
+		return s.at(u.ctx, u.to.Name.Identifier())
+	})
 }
 
-// writeRegistry sends what is missing, then the manifest by its digest, and moves the tag last.
+// writeRegistry sends what is missing, and moves the tag last: to a manifest that has its evidence by then.
 func (u *Upload) writeRegistry(img *Output) error {
 	u.connect(img.source, img.session)
 	s, err := u.session()
 	if err != nil {
 		return err
 	}
-	if s.has(u.ctx, "manifests", u.to.Name.Identifier(), img.Digest) {
-		return s.evidence(u.ctx, img) // the same was stored before
+	if u.stored() == img.Digest && s.at(u.ctx, u.to.Name.Identifier()) == img.Digest {
+		return s.evidence(u.ctx, img) // the same was stored before, and is there still
 	}
 	u.send(append(append([]v1.Layer(nil), img.layers...), configLayer(img)))
 	if err := u.blobs.Wait(); err != nil {
 		return err
 	}
-	if err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest); err != nil {
-		return fmt.Errorf("writing the manifest: %w", explain(err))
+	tag, tagged := u.to.Name.(name.Tag)
+	if len(img.Evidence) > 0 || !tagged {
+		if err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest); err != nil {
+			return fmt.Errorf("writing the manifest: %w", explain(err))
+		}
 	}
 	refused := s.evidence(u.ctx, img)
 	if refused != nil && !errors.Is(refused, ErrEvidence) {
 		return refused
 	}
-	if tag, ok := u.to.Name.(name.Tag); ok {
+	if tagged {
 		if err := s.putManifest(u.ctx, tag.TagStr(), img.mediaType, img.manifest); err != nil {
 			return fmt.Errorf("moving the tag: %w", explain(err))
 		}
@@ -196,7 +208,7 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 		return err
 	}
 	mountable = mountable && m.Reference.Context().Registry == s.repo.Registry
-	if !mountable && size >= smallBlob && s.has(ctx, "blobs", digest.String(), "") {
+	if !mountable && size >= smallBlob && s.has(ctx, "blobs", digest.String()) {
 		return nil
 	}
 	return retry(ctx, s.first, func() error {
@@ -210,7 +222,7 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 		if err != nil || said.status == http.StatusCreated {
 			return err
 		}
-		if mountable && s.has(ctx, "blobs", digest.String(), "") {
+		if mountable && s.has(ctx, "blobs", digest.String()) {
 			return nil
 		}
 		to := said.location
@@ -241,11 +253,19 @@ func (s *registrySession) putManifestFor(ctx context.Context, at string, mt type
 	return s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 }
 
-// has says whether the repository has a blob or manifest: of a certain digest, if one is given. An error
-// is a no: sending shows what is wrong.
-func (s *registrySession) has(ctx context.Context, kind, at, digest string) bool {
-	said, err := s.do(ctx, http.MethodHead, s.url(kind+"/"+at, nil), nil, http.StatusOK)
-	return err == nil && (digest == "" || said.digest == digest)
+// has says whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.
+func (s *registrySession) has(ctx context.Context, kind, at string) bool {
+	_, err := s.do(ctx, http.MethodHead, s.url(kind+"/"+at, nil), nil, http.StatusOK)
+	return err == nil
+}
+
+// at gives the digest of the manifest that the repository has under a tag or digest, as far as it tells.
+func (s *registrySession) at(ctx context.Context, tag string) string {
+	said, err := s.do(ctx, http.MethodHead, s.url("manifests/"+tag, nil), nil, http.StatusOK)
+	if err != nil {
+		return ""
+	}
+	return said.digest
 }
 
 func (s *registrySession) url(what string, query url.Values) string {
