@@ -132,7 +132,7 @@ func newConvert() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := renameio.WriteFile(jsonFile, append(b, '\n'), 0o644); err != nil {
+			if err := writeFile(jsonFile, append(b, '\n')); err != nil {
 				return fmt.Errorf("the image is stored as %s, but describing it failed: %w", r.Output.Ref, err)
 			}
 		}
@@ -155,11 +155,19 @@ func (n nameFiles) write(r *convert.Result) error {
 		if file == "" {
 			continue
 		}
-		if err := renameio.WriteFile(file, []byte(text+"\n"), 0o644); err != nil {
+		if err := writeFile(file, []byte(text+"\n")); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writeFile replaces a file as a whole, or writes into what is none, such as /dev/stdout.
+func writeFile(file string, b []byte) error {
+	if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
+		return os.WriteFile(file, b, 0o644)
+	}
+	return renameio.WriteFile(file, b, 0o644)
 }
 
 func isDir(p string) bool {

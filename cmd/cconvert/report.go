@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"fmt"
 	"io"
@@ -19,7 +20,9 @@ import (
 )
 
 // report says what came out of a conversion, for people.
-func report(w io.Writer, r *convert.Result) {
+func report(to io.Writer, r *convert.Result) {
+	w := bufio.NewWriter(to)
+	defer w.Flush()
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
