@@ -34,7 +34,7 @@ func TestAnalyze(t *testing.T) {
 	assert.Equal(t, "all", a.Policy)
 	assert.Equal(t, 3, a.Policies[launch.TrustAll].Entries)
 	assert.Equal(t, a.Policies[launch.TrustAll], a.Policies[launch.TrustAuto], "there is no database of packages")
-	assert.True(t, found(a, launch.CodeUnconfined))
+	assert.True(t, found(a, launch.CodeSimulated))
 	assert.False(t, found(a, launch.CodeConverted))
 	for _, r := range reg.Requests() {
 		assert.NotContains(t, r, "PUT", "nothing is stored")
@@ -52,5 +52,5 @@ func TestAnalyze(t *testing.T) {
 	require.NoError(t, err)
 	assert.NotEmpty(t, a.RuntimeError)
 	assert.Equal(t, 3, a.Files)
-	assert.False(t, found(a, launch.CodeUnconfined))
+	assert.False(t, found(a, launch.CodeSimulated))
 }

@@ -64,7 +64,7 @@ const (
 	CodeRuntimeUnpinned   = "runtime-unpinned"
 	CodeInsecureSetting   = "insecure-setting"
 	CodeAVX512            = "avx512-clears-avx"
-	CodeUnconfined        = "simulated"
+	CodeSimulated         = "simulated"
 	CodePackageDatabase   = "package-database"
 	CodeNoPackages        = "no-package-database"
 	CodeLeftOut           = "left-out"
@@ -126,7 +126,7 @@ var remedies = map[string]string{
 	CodeRuntimeUnpinned:   "cconvert runtime lock.",
 	CodeInsecureSetting:   "Remove it from the merged manifest.",
 	CodeAVX512:            "Leave avx512 unspecified.",
-	CodeUnconfined:        "Leave --runtime sim out for production.",
+	CodeSimulated:         "Leave --runtime sim out for production.",
 	CodePackageDatabase:   "Repair the database, or name the files with --trust list:FILE.",
 	CodeNoPackages:        "Nothing, or --trust list:FILE with a recording of what the program opens.",
 	CodeLeftOut:           "If the program misses a file: --trust all, or a profile that names the files.",

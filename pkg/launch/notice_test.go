@@ -154,7 +154,7 @@ var elsewhere = map[string][2]string{
 	launch.CodeGconv:            {"../libos/gramine/seal_test.go", "CodeGconv"},
 	launch.CodeAVX512:           {"../libos/gramine/seal_test.go", "CodeAVX512"},
 	launch.CodeInsecureSetting:  {"../libos/gramine/seal_test.go", "CodeInsecureSetting"},
-	launch.CodeUnconfined:       {"../convert/analyze_test.go", "CodeUnconfined"},
+	launch.CodeSimulated:        {"../convert/analyze_test.go", "CodeSimulated"},
 	launch.CodeConverted:        {"../convert/analyze_test.go", "CodeConverted"},
 	launch.CodeTOCTrusted:       {"../convert/layers_test.go", "CodeTOCTrusted"},
 	launch.CodeTOCRejected:      {"../convert/layers_test.go", "CodeTOCRejected"},

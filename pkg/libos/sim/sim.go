@@ -107,7 +107,7 @@ func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.Findings = append(out.Findings, launch.NewFinding(launch.CodeUnconfined, launch.Warning, "",
+	out.Findings = append(out.Findings, launch.NewFinding(launch.CodeSimulated, launch.Warning, "",
 		"the runtime is simulated: there is no enclave, and nothing is confidential"))
 	return out, nil
 }

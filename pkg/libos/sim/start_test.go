@@ -30,7 +30,7 @@ func signed(t *testing.T, manifest string) (pal, app string) {
 	require.NoError(t, err)
 	text, err := os.ReadFile(vectors + "test-signing-key.pem")
 	require.NoError(t, err)
-	key, err := sgx.ParseKey(text)
+	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
 	e, err := gramine.NewEnclave(gramine.LayoutVersion, image, []byte(manifest))
 	require.NoError(t, err)
