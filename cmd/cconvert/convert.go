@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,15 +42,17 @@ const convertExamples = `  # From registry to registry
 
 func newConvert() *cobra.Command {
 	var (
-		registry                        registryFlags
-		layers                          layerFlags
-		library                         runtimeFlags
-		start                           launchFlags
-		to, suffix, repo, key, jsonFile string
-		platform                        string
-		evidence                        evidenceFlags
-		names                           nameFiles
-		gate                            gate
+		registry                   registryFlags
+		layers                     layerFlags
+		library                    runtimeFlags
+		start                      launchFlags
+		key                        keyFlags
+		to, suffix, repo, jsonFile string
+		platform                   string
+		evidence                   evidenceFlags
+		names                      nameFiles
+		gate                       gate
+		unsigned, rollback         bool
 	)
 	cmd := &cobra.Command{
 		Use:     "convert IMAGE",
@@ -62,13 +65,15 @@ func newConvert() *cobra.Command {
 	f.StringVar(&to, "to", "", "where the result goes")
 	f.StringVar(&suffix, "suffix", "-confidential", "what is added to the tag where --to is not given")
 	f.StringVar(&repo, "repo", "", "repository below which results go where --to is not given, with the tag as it is")
-	f.StringVar(&key, "key", "", "file with the signing key (default: enclave-key.pem in the configuration directory)")
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of the result")
 	f.StringVar(&names.refs, "image-refs", "", "file that gets the name of the result by its digest")
 	f.StringVar(&names.digest, "digest-file", "", "file that gets the digest of the result")
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
 	f.BoolVar(&gate.strict, "strict", false, "fail on warnings, before anything is stored")
 	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings to go on in spite of (repeatable)")
+	f.BoolVar(&unsigned, "unsigned", false, "store the image without a signature, for \"cconvert sign\" to add")
+	addRollback(f, &rollback)
+	key.add(f, "the signing key (default: enclave-key.pem in the configuration directory)")
 	library.add(f)
 	start.add(f)
 	layers.add(f)
@@ -102,9 +107,12 @@ func newConvert() *cobra.Command {
 				return usagef("--%s %s: %s is not a directory", flag, file, dir)
 			}
 		}
-		signer, err := loadKey(key)
-		if err != nil {
-			return err
+		var signer sgx.Signer // nil: nobody signs
+		if !unsigned {
+			if signer, err = key.open(cmd.Context()); err != nil {
+				return err
+			}
+			defer signer.Close()
 		}
 		if o.Evidence, err = evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 			return err
@@ -112,7 +120,7 @@ func newConvert() *cobra.Command {
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		o.Target = &target
+		o.Target, o.AllowRollback = &target, rollback
 		o.Accept = func(findings []launch.Finding) error {
 			err := gate.pass(findings)
 			if err != nil {
@@ -208,15 +216,19 @@ func (g gate) pass(findings []launch.Finding) error {
 // errFindings says that a conversion stopped because of what was found.
 var errFindings = errors.New("nothing was stored because of what was found")
 
+// run converts and signs; without a signer, it leaves the signature out.
 func run(ctx context.Context, o convert.Options, signer sgx.Signer) (*convert.Result, error) {
 	p, err := convert.Prepare(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
-	public, signature, err := convert.Sign(ctx, p, signer)
-	if err != nil {
-		return nil, err
+	var public *rsa.PublicKey
+	var signature []byte
+	if signer != nil {
+		if public, signature, err = convert.Sign(ctx, p, signer); err != nil {
+			return nil, err
+		}
 	}
 	return convert.Finish(ctx, p, public, signature, *o.Target)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/signer"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -50,7 +51,7 @@ func exitCode(ctx context.Context, err error) int {
 		return 0
 	case ctx.Err() != nil:
 		return exitInterrupted
-	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference):
+	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference), errors.Is(err, signer.ErrName):
 		return exitUsage
 	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return exitRefused
@@ -63,6 +64,7 @@ func exitCode(ctx context.Context, err error) int {
 // hintFor says what to do about an error, where there is something to do.
 func hintFor(err error) string {
 	var small *gramine.TooSmallError
+	var rollback *convert.RollbackError
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &small):
@@ -93,6 +95,18 @@ func hintFor(err error) string {
 		return "name a Gramine installation: --runtime gramine=dir:PREFIX, gramine=deb:FILE or gramine=docker://IMAGE"
 	case errors.Is(err, sgx.ErrNoKey):
 		return "make a key: cconvert keygen"
+	case errors.Is(err, convert.ErrTestKey):
+		return "make a key of your own, \"cconvert keygen\"; for a test, --debug makes an enclave that keeps no secrets anyway"
+	case errors.As(err, &rollback):
+		return "raise --isv-svn, store the result under another tag, or say --allow-rollback"
+	case errors.Is(err, convert.ErrNotOurs):
+		return "only what cconvert has made can be signed by it: convert the image first, with --unsigned if the key is elsewhere"
+	case errors.Is(err, signer.ErrNoPKCS11):
+		return "\"make build-pkcs11\" in cconvert's source makes one that can, with the C library; or sign with exec:COMMAND and pkcs11-tool, see docs/signing.md"
+	case errors.Is(err, signer.ErrPlugin):
+		return "nothing was stored. docs/signing.md has the protocol, and plug-ins to start from"
+	case errors.Is(err, sgx.ErrPassphrase):
+		return "give the passphrase in CCONVERT_KEY_PASSPHRASE or by --key-passphrase-file; nothing was stored"
 	case errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return "the image is damaged where it is stored, or on its way: push it again"
 	case errors.Is(err, syscall.ENOSPC):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -30,7 +31,8 @@ type measured struct {
 }
 
 func newMeasure() *cobra.Command {
-	var enclave, manifestFile, key, date, sig string
+	var enclave, manifestFile, date, sig string
+	var key keyFlags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "measure --enclave PAL --manifest FILE",
@@ -45,7 +47,7 @@ image (libpal.so) and a final manifest, bit for bit as Gramine's own signing too
 			if enclave == "" || manifestFile == "" {
 				return usagef("--enclave and --manifest are needed: see --help")
 			}
-			if sig != "" && key == "" {
+			if sig != "" && key.name == "" {
 				return usagef("--sig needs --key")
 			}
 			pal, err := os.ReadFile(enclave)
@@ -78,20 +80,8 @@ image (libpal.so) and a final manifest, bit for bit as Gramine's own signing too
 				XFRMMask: fmt.Sprintf("%#x", s.AttributesMask.XFRM), MiscSelect: fmt.Sprintf("%#x", s.MiscSelect),
 				EnclaveSize: e.SGX.EnclaveSize, MaxThreads: e.SGX.MaxThreads, EDMM: e.SGX.EDMM,
 			}
-			if key != "" {
-				signer, err := readKey(key)
-				if err != nil {
-					return err
-				}
-				public, err := signer.Public(cmd.Context())
-				if err != nil {
-					return err
-				}
-				signature, err := signer.Sign(cmd.Context(), s.ToBeSigned())
-				if err != nil {
-					return err
-				}
-				if err := s.Attach(public, signature); err != nil {
+			if key.name != "" {
+				if err := sign(cmd.Context(), &key, s); err != nil {
 					return err
 				}
 				signerID := s.MRSigner()
@@ -112,7 +102,7 @@ image (libpal.so) and a final manifest, bit for bit as Gramine's own signing too
 	f := cmd.Flags()
 	f.StringVar(&enclave, "enclave", "", "enclave image (libpal.so)")
 	f.StringVar(&manifestFile, "manifest", "", "final manifest (*.manifest.sgx)")
-	f.StringVar(&key, "key", "", "file with the signing key")
+	key.add(f, "the signing key")
 	f.StringVar(&date, "date", "", "date in the SIGSTRUCT, YYYY-MM-DD (default 0000-00-00)")
 	f.StringVar(&sig, "sig", "", "file that gets the SIGSTRUCT")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
@@ -124,4 +114,22 @@ func printJSON(cmd *cobra.Command, v any) error {
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
+}
+
+// sign completes a SIGSTRUCT.
+func sign(ctx context.Context, key *keyFlags, s *sgx.SigStruct) error {
+	k, err := key.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	signature, err := k.Sign(ctx, s.ToBeSigned())
+	if err != nil {
+		return err
+	}
+	public, err := k.Public(ctx)
+	if err != nil {
+		return err
+	}
+	return s.Attach(public, signature)
 }

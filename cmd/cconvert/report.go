@@ -17,6 +17,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // report says what came out of a conversion, for people.
@@ -40,8 +41,12 @@ func report(to io.Writer, r *convert.Result) {
 	line("added", "%s in two layers", humanize.Bytes(uint64(r.Output.AddedBytes)))
 	line("MRENCLAVE", "%s", r.MREnclave)
 	line("", "what runs: the hash of the enclave, another one after any change")
-	line("MRSIGNER", "%s", r.MRSigner)
-	line("", "who signed: the hash of your public key")
+	if r.MRSigner == (sgx.Measurement{}) {
+		line("MRSIGNER", "none: nobody has signed, so it does not start yet; see cconvert sign --help")
+	} else {
+		line("MRSIGNER", "%s", r.MRSigner)
+		line("", "who signed: the hash of your public key")
+	}
 	line("took", "%.1f s", r.Timings["total"])
 	line("stored as", "%s", r.Target)
 	if !r.HostArgs {

@@ -62,7 +62,7 @@ func newRoot() *cobra.Command {
 	})
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(convert, newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newRuntime(), newCache(), newKeygen(), newVersion())
+	root.AddCommand(convert, newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
 	return root
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -28,6 +29,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/signer"
 )
 
 // program is cconvert as it is shipped: static, since it is the simulated runtime as well.
@@ -178,8 +181,13 @@ func TestHelpExamplesRun(t *testing.T) {
 	)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "policy.toml"), []byte("any_signer = true\n"), 0o644))
+	public, err := signer.ReadFile(key, signer.Options{})
+	require.NoError(t, err)
+	answer, err := json.Marshal(signer.Answer{Version: signer.ProtocolVersion, PublicKey: publicPEM(t, public)})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "sign.sh"), fmt.Appendf(nil, "#!/bin/sh\ncat <<'END'\n%s\nEND\n", answer), 0o755))
 	for _, e := range examples {
-		args := strings.Fields(replace.Replace(e))[1:]
+		args := strings.Fields(strings.ReplaceAll(replace.Replace(e), `"`, ""))[1:]
 		if args[0] == "runtime" && args[1] == "lock" {
 			args = append(args, "--runtime", "gramine=oci:none") // there is no runtime to lock here
 		}
@@ -188,9 +196,12 @@ func TestHelpExamplesRun(t *testing.T) {
 		}
 		cmd := exec.Command(program, args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "HOME="+dir)
-		for _, name := range []string{"enclave-key.pem", "key.pem"} {
+		cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "CCONVERT_ALLOW_SIMULATED=true", "CCONVERT_KEY_PASSPHRASE=secret", "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "HOME="+dir)
+		for _, name := range []string{"enclave-key.pem", "key.pem", "production.pem"} {
 			require.NoError(t, copyFile(key, filepath.Join(dir, name)))
+		}
+		if args[0] == "sign" && args[1] == "attach" {
+			signApart(t, dir, args[2], key)
 		}
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, "cconvert"), 0o700))
 		require.NoError(t, copyFile(key, filepath.Join(dir, "cconvert", "enclave-key.pem")))
@@ -228,12 +239,36 @@ func TestREADME(t *testing.T) {
 	dir := t.TempDir()
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir)
+	cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "CCONVERT_ALLOW_SIMULATED=true", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	assert.Regexp(t, "confidential/app@sha256:[0-9a-f]{64} runs as [0-9a-f]{64}", string(out))
 	assert.NotEmpty(t, other.Digest(t, "app:1.3"))
 	assert.NotEmpty(t, other.Digest(t, "app:1.4"))
+}
+
+// signApart signs what is to be signed of an image, as somebody elsewhere would.
+func signApart(t *testing.T, dir, ref, keyFile string) {
+	t.Helper()
+	out, err := exec.Command(program, "sign", "prepare", ref, "-o", filepath.Join(dir, "tbs.bin")).CombinedOutput()
+	require.NoError(t, err, string(out))
+	key, err := signer.ReadFile(keyFile, signer.Options{})
+	require.NoError(t, err)
+	message, err := os.ReadFile(filepath.Join(dir, "tbs.bin"))
+	require.NoError(t, err)
+	signature, err := key.Sign(context.Background(), message)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "signature.bin"), signature, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "public.pem"), []byte(publicPEM(t, key)), 0o600))
+}
+
+func publicPEM(t *testing.T, key *sgx.Key) string {
+	t.Helper()
+	public, err := key.Public(context.Background())
+	require.NoError(t, err)
+	der, err := x509.MarshalPKIXPublicKey(public)
+	require.NoError(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }
 
 func copyFile(from, to string) error {

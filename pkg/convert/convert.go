@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -99,8 +101,18 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	p.watch.lap("launch")
 
 	o.Observer.Stage("measuring the enclave")
-	if p.sealed.SigStruct.MREnclave, err = sgx.Measure(ctx, p.sealed.Layout); err != nil {
-		return nil, fmt.Errorf("measuring the enclave: %w", err)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		if p.sealed.SigStruct.MREnclave, err = sgx.Measure(gctx, p.sealed.Layout); err != nil {
+			return fmt.Errorf("measuring the enclave: %w", err)
+		}
+		return nil
+	})
+	if o.Target != nil {
+		g.Go(func() error { return p.checkRollback(gctx) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	p.watch.lap("measure")
 	return p, nil
@@ -133,7 +145,8 @@ func (p *Prepared) seal(ctx context.Context, tree *rootfs.Tree, runtime func() (
 	return err
 }
 
-// Finish completes the image with a signature over ToBeSigned by the key, and stores it.
+// Finish completes the image with a signature over ToBeSigned by the key, and stores it. Without a key the image
+// is one to be signed later, see OpenEnclave.
 func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []byte, to image.Reference) (*Result, error) {
 	p.watch.lap("sign")
 	p.opts.Observer.Stage("putting the image together")
@@ -142,7 +155,11 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 		return nil, err
 	}
 	if p.opts.Evidence != nil && to.Transport == image.Registry {
-		if out.Evidence, err = p.evidence(ctx, out, to.Name.Context().Name()); err != nil {
+		identity, err := p.identity()
+		if err != nil {
+			return nil, err
+		}
+		if out.Evidence, err = p.opts.Evidence.about(ctx, identity, out, to.Name.Context().Name()); err != nil {
 			return nil, err
 		}
 		out.EvidenceOptional = !p.opts.Evidence.Required
@@ -151,6 +168,9 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 	if p.upload == nil || !p.opts.Target.Same(to) {
 		p.upload = image.NewUpload(ctx, to, p.opts.Image)
 		defer p.upload.Close()
+		if err := p.checkRollback(ctx); err != nil {
+			return nil, err
+		}
 	}
 	err = p.upload.Write(out)
 	if errors.Is(err, image.ErrEvidence) {
@@ -164,13 +184,20 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 	return p.result(out, to), nil
 }
 
-// Complete puts the image together with a signature over ToBeSigned by the key, without storing it.
+// Complete puts the image together with a signature over ToBeSigned by the key, without storing it. Without a key
+// it lacks the signature.
 func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output, error) {
 	s := p.sealed.SigStruct
-	if err := s.Attach(key, signature); err != nil {
+	if key != nil {
+		if err := s.Attach(key, signature); err != nil {
+			return nil, err
+		}
+	}
+	files, err := p.EnclaveFiles(s)
+	if err != nil {
 		return nil, err
 	}
-	enclave, err := p.enclaveLayer(s.Bytes())
+	enclave, err := packEnclave(files)
 	if err != nil {
 		return nil, err
 	}
@@ -186,20 +213,12 @@ func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output
 	return out, nil
 }
 
-// Sign has a signer sign what Prepare gave.
-func Sign(ctx context.Context, p *Prepared, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
-	key, err := s.Public(ctx)
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading the signing key: %w", err)
+// checkRollback reports a RollbackError where the upload would replace an image of a higher security version.
+func (p *Prepared) checkRollback(ctx context.Context) error {
+	if p.opts.AllowRollback {
+		return nil
 	}
-	if err := sgx.CheckPublicKey(key); err != nil {
-		return nil, nil, err
-	}
-	signature, err := s.Sign(ctx, p.ToBeSigned())
-	if err != nil {
-		return nil, nil, fmt.Errorf("signing: %w", err)
-	}
-	return key, signature, nil
+	return checkRollback(ctx, p.upload, p.sealed.SigStruct.ISVSVN)
 }
 
 // inputs are what a conversion begins with.

@@ -48,7 +48,7 @@ func signer(t testing.TB) *sgx.Key {
 	t.Helper()
 	b, err := os.ReadFile(keyFile)
 	require.NoError(t, err)
-	k, err := sgx.ParseKey(b)
+	k, err := sgx.ParseKey(b, nil)
 	require.NoError(t, err)
 	return k
 }

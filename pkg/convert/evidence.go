@@ -6,6 +6,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Evidence says what is attached to the image in a registry.
@@ -18,28 +19,32 @@ type Evidence struct {
 	Version string
 }
 
-// evidence states what an image is and how it was made.
-func (p *Prepared) evidence(ctx context.Context, out *image.Output, name string) ([]image.Artifact, error) {
-	s, e := p.sealed.SigStruct, p.opts.Evidence
+// identity states what an image is.
+func (p *Prepared) identity() (attest.Identity, error) {
 	options, err := json.Marshal(recipeOptions(p.opts.Launch))
 	if err != nil {
-		return nil, err
+		return attest.Identity{}, err
 	}
 	findings, err := json.Marshal(p.sealed.Findings)
 	if err != nil {
-		return nil, err
+		return attest.Identity{}, err
 	}
 	from := ""
 	if p.source.Ref.Transport == image.Registry { // a path of this machine is nobody's business
 		from = p.source.Ref.String()
 	}
-	source := attest.NewResource(from, p.source.Digest)
-	identity := attest.Identity{
-		Enclave: attest.NewEnclave(s), EnclaveSize: p.sealed.Enclave.EnclaveSize, MaxThreads: p.sealed.Enclave.MaxThreads, EDMM: p.sealed.Enclave.EDMM,
-		Source: source, Runtime: attest.Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest},
+	e := p.sealed.Enclave
+	return attest.Identity{
+		Enclave: attest.NewEnclave(p.sealed.SigStruct), EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
+		Source: attest.NewResource(from, p.source.Digest), Runtime: attest.Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest},
 		Epoch: FormatEpoch, Options: options, Findings: findings,
-	}
-	runtime := attest.NewResource(p.bundle.Kind, p.bundle.Layer.Digest)
+	}, nil
+}
+
+// about gives the evidence for an output: what it is, how it was made, and reference values. Those are left out for
+// one that is not signed yet.
+func (e *Evidence) about(ctx context.Context, identity attest.Identity, out *image.Output, name string) ([]image.Artifact, error) {
+	runtime := attest.NewResource(identity.Runtime.Kind, identity.Runtime.Digest)
 	subject := attest.NewResource(name, out.Digest)
 	var artifacts []image.Artifact
 	for _, said := range []struct {
@@ -47,7 +52,7 @@ func (p *Prepared) evidence(ctx context.Context, out *image.Output, name string)
 		predicate any
 	}{
 		{attest.IdentityType, identity},
-		{attest.ProvenanceType, attest.NewProvenance(source, runtime, json.RawMessage(options), e.Version)},
+		{attest.ProvenanceType, attest.NewProvenance(identity.Source, runtime, identity.Options, e.Version)},
 	} {
 		statement, err := attest.NewStatement(subject, said.kind, said.predicate)
 		if err != nil {
@@ -58,6 +63,9 @@ func (p *Prepared) evidence(ctx context.Context, out *image.Output, name string)
 			return nil, err
 		}
 		artifacts = append(artifacts, a)
+	}
+	if identity.MRSigner == (sgx.Measurement{}) {
+		return artifacts, nil
 	}
 	corim, err := identity.CoRIM(name + "@" + out.Digest)
 	if err != nil {

@@ -32,6 +32,8 @@ type Options struct {
 	// Target is where the result will go, if that is known: what does not depend on the signature is sent
 	// while the enclave is measured.
 	Target *image.Reference
+	// AllowRollback lets the output replace an image with a higher security version number.
+	AllowRollback bool
 	// Accept is asked, before anything is measured or stored, whether to go on in spite of what was found;
 	// nil: always.
 	Accept func([]launch.Finding) error

@@ -44,23 +44,28 @@ func (p *Prepared) date() (sgx.Date, error) {
 	return d, nil
 }
 
-// EnclaveFiles are those of the enclave layer, with a SIGSTRUCT.
-func (p *Prepared) EnclaveFiles(sigStruct []byte) ([]libos.File, error) {
+// EnclaveFiles are those of the enclave layer, with a SIGSTRUCT, signed or not.
+func (p *Prepared) EnclaveFiles(s *sgx.SigStruct) ([]libos.File, error) {
 	reasons, err := json.Marshal(p.trusted)
 	if err != nil {
 		return nil, err
 	}
-	return append(slices.Clone(p.sealed.Files),
-		libos.File{Path: libos.SigPath, Mode: 0o644, Content: sigStruct},
+	return append(slices.Clone(p.sealed.Files), signatureFile(s),
 		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
 		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: p.recipe}), nil
 }
 
-func (p *Prepared) enclaveLayer(sigStruct []byte) (image.NewLayer, error) {
-	files, err := p.EnclaveFiles(sigStruct)
-	if err != nil {
-		return image.NewLayer{}, err
+// signatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.
+func signatureFile(s *sgx.SigStruct) libos.File {
+	f := libos.File{Path: libos.SigPath, Mode: 0o644, Content: s.Bytes()}
+	if key, _ := s.Signature(); key == nil {
+		f.Path = libos.UnsignedPath
 	}
+	return f
+}
+
+// packEnclave makes the layer on top.
+func packEnclave(files []libos.File) (image.NewLayer, error) {
 	layer, err := image.CompressLayer(gzip.DefaultCompression, func(w io.Writer) error { return libos.Pack(w, files) })
 	if err != nil {
 		return image.NewLayer{}, fmt.Errorf("packing the enclave: %w", err)
@@ -136,7 +141,9 @@ func (p *Prepared) Config(s *sgx.SigStruct) (map[string]json.RawMessage, error) 
 	labels[LabelBaseDigest] = p.source.Digest
 	labels[LabelEpoch] = fmt.Sprint(FormatEpoch)
 	labels[LabelMREnclave] = s.MREnclave.String()
-	labels[LabelMRSigner] = s.MRSigner().String()
+	if key, _ := s.Signature(); key != nil {
+		labels[LabelMRSigner] = s.MRSigner().String()
+	}
 
 	start := slices.Clone(p.sealed.Entrypoint)
 	rest := []string{} // Cmd is empty: arguments are measured

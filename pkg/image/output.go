@@ -60,6 +60,35 @@ type Output struct {
 	layers    []v1.Layer
 }
 
+// Below gives an image without its topmost layers, for others to be put in their place.
+func (img *Image) Below(layers int) (*Image, error) {
+	left := len(img.Layers) - layers
+	if left < 0 {
+		return nil, fmt.Errorf("the image has %d layers, not %d", len(img.Layers), layers)
+	}
+	below := *img
+	below.Layers = img.Layers[:left]
+	below.manifest = func() ([]byte, error) {
+		raw, err := img.manifest()
+		if err != nil {
+			return nil, err
+		}
+		var manifest map[string]json.RawMessage
+		if err := json.Unmarshal(raw, &manifest); err != nil {
+			return nil, fmt.Errorf("reading the manifest: %w", err)
+		}
+		var list []json.RawMessage
+		if err := json.Unmarshal(manifest["layers"], &list); err != nil {
+			return nil, fmt.Errorf("reading the manifest's layers: %w", err)
+		}
+		if manifest["layers"], err = json.Marshal(list[:min(left, len(list))]); err != nil {
+			return nil, err
+		}
+		return json.Marshal(manifest)
+	}
+	return &below, nil
+}
+
 // Append puts layers on top of an image. The source's layers stay as they are, and so does all of its
 // manifest that is not about layers or configuration. Config is the new configuration but for its
 // rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.

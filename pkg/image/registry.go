@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -80,23 +81,30 @@ func openRegistry(ctx context.Context, ref Reference, o Options) (*Image, error)
 	if err != nil {
 		return nil, err
 	}
+	return s.open(ctx, ref, o)
+}
+
+// open finds an image of the repository.
+func (s *registrySession) open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 	d, err := s.get(ctx, ref.Name, o)
 	if err != nil {
 		return nil, err
 	}
+	var rivals []string
 	for range 2 { // an index may name an index
 		if !d.MediaType.IsIndex() {
 			break
 		}
 		var index v1.IndexManifest
-		if err := json.Unmarshal(d.Manifest, &index); err != nil {
+		if err := cmp.Or(uniqueKeys(d.Manifest), json.Unmarshal(d.Manifest, &index)); err != nil {
 			return nil, fmt.Errorf("reading the index: %w", err)
 		}
-		chosen, err := choose(index.Manifests)
+		chosen, others, err := choose(index.Manifests)
 		if err != nil {
 			return nil, err
 		}
-		if d, err = s.get(ctx, repo.Digest(chosen.Digest.String()), o); err != nil {
+		rivals = append(rivals, others...)
+		if d, err = s.get(ctx, s.repo.Digest(chosen.Digest.String()), o); err != nil {
 			return nil, err
 		}
 	}
@@ -108,7 +116,7 @@ func openRegistry(ctx context.Context, ref Reference, o Options) (*Image, error)
 	if err != nil {
 		return nil, err
 	}
-	img.session = s
+	img.session, img.Rivals = s, rivals
 	for _, l := range img.Layers {
 		l.At = func(ctx context.Context) io.ReaderAt { return &ranges{ctx, s, l.Digest} }
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"sync"
@@ -26,7 +27,7 @@ type Upload struct {
 	cancel context.CancelFunc
 
 	session func() (*registrySession, error) // connects once; nil before the source is known
-	stored  func() string                    // asks once for the digest that the place had
+	current func() (*Image, error)           // asks once for what the place has
 	blobs   *errgroup.Group
 	sending context.Context  // ends with the first blob that fails
 	few     chan struct{}    // as many as may be sent at a time
@@ -38,7 +39,32 @@ func NewUpload(ctx context.Context, to Reference, o Options) *Upload {
 	u := &Upload{to: to, o: o, few: make(chan struct{}, o.jobs()), sent: map[v1.Hash]bool{}}
 	u.ctx, u.cancel = context.WithCancel(ctx)
 	u.blobs, u.sending = errgroup.WithContext(u.ctx)
+	u.current = sync.OnceValues(func() (*Image, error) {
+		if u.session == nil {
+			return Open(u.ctx, u.to, u.o)
+		}
+		s, err := u.session()
+		if err != nil {
+			return nil, err
+		}
+		return s.open(u.ctx, u.to, u.o)
+	})
 	return u
+}
+
+// Current is the image that the place has before anything is written, nil where there is none, or none that can
+// be read there. It is asked for once.
+func (u *Upload) Current() (*Image, error) {
+	if u.to.Transport != Registry && u.to.Transport != OCILayout {
+		return nil, nil
+	}
+	img, err := u.current()
+	for _, none := range []error{ErrNotFound, ErrUnauthorized, ErrUnsupported, ErrPlatform, fs.ErrNotExist} {
+		if errors.Is(err, none) {
+			return nil, nil
+		}
+	}
+	return img, err
 }
 
 // Close ends what is under way.
@@ -58,7 +84,6 @@ func (u *Upload) Begin(source *Image, add ...NewLayer) {
 		layers = append(layers, l.push)
 	}
 	u.connect(source.Ref, source.session)
-	u.blobs.Go(func() error { u.stored(); return nil })
 	u.send(layers)
 }
 
@@ -94,13 +119,6 @@ func (u *Upload) connect(source Reference, near *registrySession) {
 		}
 	}
 	u.session = sync.OnceValues(func() (*registrySession, error) { return connect(u.ctx, repo, scopes, u.o, near) })
-	u.stored = sync.OnceValue(func() string {
-		s, err := u.session()
-		if err != nil {
-			return ""
-		}
-		return s.at(u.ctx, u.to.Name.Identifier())
-	})
 }
 
 // writeRegistry sends what is missing, and moves the tag last: to a manifest that has its evidence by then.
@@ -110,7 +128,7 @@ func (u *Upload) writeRegistry(img *Output) error {
 	if err != nil {
 		return err
 	}
-	if u.stored() == img.Digest && s.at(u.ctx, u.to.Name.Identifier()) == img.Digest {
+	if now, err := u.Current(); err == nil && now != nil && now.Digest == img.Digest && s.at(u.ctx, u.to.Name.Identifier()) == img.Digest {
 		return s.evidence(u.ctx, img) // the same was stored before, and is there still
 	}
 	u.send(append(append([]v1.Layer(nil), img.layers...), configLayer(img)))

@@ -57,6 +57,8 @@ type Bundle struct {
 	SourceDigest string
 	// Pinned says whether the user, and not a tag, decided on this runtime.
 	Pinned bool
+	// Foreign says why the layer of an image is none that Pack has written; nil: it is one.
+	Foreign error
 }
 
 // RuntimeFile is a file of a runtime.
@@ -112,6 +114,40 @@ func Pack(out io.Writer, files []File) error {
 		}
 	}
 	return w.Close()
+}
+
+// Unpack reads what Pack wrote. An archive that Pack would not have written in the same way is an error.
+func Unpack(archive []byte) ([]File, error) {
+	var files []File
+	in := bytes.NewReader(archive)
+	for r := tar.NewReader(in); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the archive: %w", err)
+		}
+		f := File{Path: "/" + h.Name, Mode: h.Mode}
+		switch h.Typeflag {
+		case tar.TypeDir:
+			continue
+		case tar.TypeSymlink:
+			f.Link = h.Linkname
+		default:
+			rest := archive[len(archive)-in.Len():]
+			if h.Size > int64(len(rest)) {
+				return nil, fmt.Errorf("reading the archive: %w", io.ErrUnexpectedEOF)
+			}
+			f.Content = rest[:h.Size:h.Size]
+		}
+		files = append(files, f)
+	}
+	var again bytes.Buffer
+	if err := Pack(&again, files); err != nil || !bytes.Equal(again.Bytes(), archive) {
+		return nil, errors.New("the archive was not written by this program")
+	}
+	return files, nil
 }
 
 // PackRuntime makes the archive of a runtime's layer.
@@ -215,6 +251,7 @@ func ReadBundle(blob []byte) (*Bundle, error) {
 	packed, unpacked := sha256.Sum256(blob), sha256.Sum256(archive)
 	b.Layer = image.NewLayer{Blob: blob, Digest: "sha256:" + hex.EncodeToString(packed[:]), DiffID: "sha256:" + hex.EncodeToString(unpacked[:])}
 	b.Source, b.Pinned = "the converted image", true
+	_, b.Foreign = Unpack(archive)
 	return b, nil
 }
 

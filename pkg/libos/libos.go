@@ -23,6 +23,8 @@ const (
 	// ManifestPath is the manifest that is measured, SigPath the signature over the measurement.
 	ManifestPath = App + ".manifest.sgx"
 	SigPath      = App + ".sig"
+	// UnsignedPath is the signature structure without key and signature, in an image that is to be signed later.
+	UnsignedPath = App + ".unsigned"
 	// ReasonsPath says why each trusted file is listed. It is for people, and not measured.
 	ReasonsPath = Root + "/app/files.json"
 	// RecipePath describes how the image was made.

@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+
+	"github.com/youmark/pkcs8"
 )
 
 // The only kind of key that the hardware accepts (SDM 3D, SIGSTRUCT).
@@ -23,10 +25,12 @@ const (
 
 // Signer signs the bytes that a SIGSTRUCT's signature covers.
 type Signer interface {
-	// Public is the key whose hash becomes MRSIGNER.
-	Public(ctx context.Context) (*rsa.PublicKey, error)
 	// Sign gives the PKCS#1 v1.5 signature of the message's SHA-256, big endian.
 	Sign(ctx context.Context, message []byte) ([]byte, error)
+	// Public is the key whose hash becomes MRSIGNER.
+	Public(ctx context.Context) (*rsa.PublicKey, error)
+	// Close forgets the key.
+	Close() error
 }
 
 // CheckPublicKey reports why the hardware would not accept the key.
@@ -52,12 +56,31 @@ func (k *Key) Sign(_ context.Context, message []byte) ([]byte, error) {
 	return rsa.SignPKCS1v15(nil, k.private, crypto.SHA256, digest[:])
 }
 
-// ErrNoKey says that a PEM text holds no private key.
-var ErrNoKey = errors.New("no PEM block of a private key (PKCS#1 or PKCS#8)")
+// Close overwrites the numbers of the key, which cannot be used afterwards. What the standard library keeps of
+// them for itself is out of reach. There is no error.
+func (k *Key) Close() error {
+	p := k.private
+	numbers := append([]*big.Int{p.D, p.Precomputed.Dp, p.Precomputed.Dq, p.Precomputed.Qinv}, p.Primes...)
+	for _, n := range numbers {
+		if n != nil {
+			clear(n.Bits())
+		}
+	}
+	k.private = &rsa.PrivateKey{PublicKey: p.PublicKey}
+	return nil
+}
 
-// ParseKey reads an RSA private key from PEM, PKCS#1 or PKCS#8. The error of a key that SGX cannot use
-// says what the key is.
-func ParseKey(text []byte) (*Key, error) {
+// Errors of reading keys.
+var (
+	// ErrNoKey says that a PEM text holds no private key.
+	ErrNoKey = errors.New("no PEM block of a private key (PKCS#1 or PKCS#8)")
+	// ErrPassphrase says that a key is encrypted, and the passphrase is missing or wrong.
+	ErrPassphrase = errors.New("passphrase")
+)
+
+// ParseKey reads an RSA private key from PEM: PKCS#1 or PKCS#8, each encrypted or not. Passphrase is asked
+// where one is needed; nil: there is none. The error of a key that SGX cannot use says what the key is.
+func ParseKey(text []byte, passphrase func() ([]byte, error)) (*Key, error) {
 	for {
 		var block *pem.Block
 		if block, text = pem.Decode(text); block == nil {
@@ -66,32 +89,72 @@ func ParseKey(text []byte) (*Key, error) {
 		defer clear(block.Bytes)
 		switch block.Type {
 		case "RSA PRIVATE KEY":
+			der := block.Bytes
 			if block.Headers["DEK-Info"] != "" {
-				return nil, errors.New("key is encrypted: decrypt it first, for instance with openssl rsa")
+				var err error
+				if der, err = decrypt(passphrase, func(secret []byte) ([]byte, error) {
+					//nolint:staticcheck // the format is weak and in use: openssl made it for decades
+					return x509.DecryptPEMBlock(block, secret)
+				}); err != nil {
+					return nil, err
+				}
+				defer clear(der)
 			}
-			k, err := x509.ParsePKCS1PrivateKey(block.Bytes)
+			k, err := x509.ParsePKCS1PrivateKey(der)
 			if err != nil {
 				return nil, errors.New("key is not a valid PKCS#1 private key") // the cause may quote the key
 			}
 			return newKey(k)
 		case "PRIVATE KEY":
-			k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-			if err != nil {
-				return nil, errors.New("key is not a valid PKCS#8 private key")
-			}
-			r, ok := k.(*rsa.PrivateKey)
-			if !ok {
-				return nil, fmt.Errorf("key is of the type %T: SGX demands RSA-%d with exponent %d", k, keyBits, publicExponent)
-			}
-			return newKey(r)
+			return parsePKCS8(block.Bytes)
 		case "EC PRIVATE KEY":
 			return nil, fmt.Errorf("key is an elliptic-curve key: SGX demands RSA-%d with exponent %d", keyBits, publicExponent)
 		case "ENCRYPTED PRIVATE KEY":
-			return nil, errors.New("key is encrypted: decrypt it first, for instance with openssl pkey")
+			der, err := decrypt(passphrase, func(secret []byte) ([]byte, error) {
+				k, _, err := pkcs8.ParsePrivateKey(block.Bytes, secret)
+				if err != nil {
+					return nil, err
+				}
+				return x509.MarshalPKCS8PrivateKey(k)
+			})
+			if err != nil {
+				return nil, err
+			}
+			defer clear(der)
+			return parsePKCS8(der)
 		case "PUBLIC KEY", "RSA PUBLIC KEY":
 			return nil, errors.New("key is a public key: signing needs the private key")
 		}
 	}
+}
+
+// decrypt asks for the passphrase and uses it.
+func decrypt(passphrase func() ([]byte, error), use func([]byte) ([]byte, error)) ([]byte, error) {
+	if passphrase == nil {
+		return nil, fmt.Errorf("key is encrypted, and there is no %w", ErrPassphrase)
+	}
+	secret, err := passphrase()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(secret)
+	der, err := use(secret)
+	if err != nil { // the cause may quote the key
+		return nil, fmt.Errorf("key does not open with this %w, or is encrypted in a way that is not known: PBES2 and openssl's older format are", ErrPassphrase)
+	}
+	return der, nil
+}
+
+func parsePKCS8(der []byte) (*Key, error) {
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, errors.New("key is not a valid PKCS#8 private key")
+	}
+	r, ok := k.(*rsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("key is of the type %T: SGX demands RSA-%d with exponent %d", k, keyBits, publicExponent)
+	}
+	return newKey(r)
 }
 
 // ParsePublicKey reads the public half of a key from PEM, which may hold the private one as well: PKIX, PKCS#1
@@ -107,7 +170,7 @@ func ParsePublicKey(text []byte) (*rsa.PublicKey, error) {
 	case block.Type == "RSA PUBLIC KEY":
 		key, err = x509.ParsePKCS1PublicKey(block.Bytes)
 	default:
-		k, err := ParseKey(text)
+		k, err := ParseKey(text, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -174,11 +237,19 @@ func primeFor(random io.Reader, e *big.Int) (*big.Int, error) {
 	}
 }
 
-// PEM is the key as PKCS#8 PEM.
-func (k *Key) PEM() ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(k.private)
+// PEM is the key as PKCS#8 PEM: encrypted (PBES2: scrypt and AES-256-CBC, as openssl makes and reads it), if there is a passphrase.
+func (k *Key) PEM(passphrase []byte) ([]byte, error) {
+	kind, options := "PRIVATE KEY", (*pkcs8.Opts)(nil)
+	if len(passphrase) > 0 {
+		kind, options = "ENCRYPTED PRIVATE KEY", &pkcs8.Opts{
+			Cipher:  pkcs8.AES256CBC,
+			KDFOpts: pkcs8.ScryptOpts{SaltSize: 16, CostParameter: 1 << 14, BlockSize: 8, ParallelizationParameter: 1},
+		}
+	}
+	der, err := pkcs8.MarshalPrivateKey(k.private, passphrase, options)
 	if err != nil {
 		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+	defer clear(der)
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), nil
 }

@@ -22,7 +22,7 @@ func testKey(t testing.TB) *Key {
 	t.Helper()
 	b, err := os.ReadFile("../../testdata/vectors/test-signing-key.pem")
 	require.NoError(t, err)
-	k, err := ParseKey(b)
+	k, err := ParseKey(b, nil)
 	require.NoError(t, err)
 	return k
 }
@@ -151,9 +151,9 @@ func mustGenerate(t testing.TB) *Key {
 
 func TestGeneratedKeyRoundTrip(t *testing.T) {
 	k := mustGenerate(t)
-	text, err := k.PEM()
+	text, err := k.PEM(nil)
 	require.NoError(t, err)
-	back, err := ParseKey(text)
+	back, err := ParseKey(text, nil)
 	require.NoError(t, err)
 	assert.True(t, k.private.Equal(back.private))
 	_, err = ParseSigStruct(signed(t, back).Bytes())
@@ -186,7 +186,7 @@ func TestParseKeySaysWhatIsWrong(t *testing.T) {
 		"not a valid PKCS#8":                   block("PRIVATE KEY"),
 		"no PEM block":                         []byte("hello"),
 	} {
-		_, err := ParseKey(text)
+		_, err := ParseKey(text, nil)
 		assert.ErrorContains(t, err, want)
 	}
 }

@@ -146,6 +146,34 @@ func toBeSigned(b []byte) []byte {
 // SHA-256.
 func (s *SigStruct) ToBeSigned() []byte { return toBeSigned(s.unsigned()) }
 
+// ParseUnsigned reads what Bytes gave before Attach.
+func ParseUnsigned(b []byte) (*SigStruct, error) {
+	if len(b) != SigStructSize {
+		return nil, fmt.Errorf("%d bytes are not a SIGSTRUCT", len(b))
+	}
+	s := parseFields(b)
+	if !bytes.Equal(s.Bytes(), b) {
+		return nil, errors.New("it is not a SIGSTRUCT without key and signature")
+	}
+	return s, nil
+}
+
+// ParseToBeSigned reads what ToBeSigned gave, so that whoever signs can see what it is. Bytes that no structure
+// gives are an error.
+func ParseToBeSigned(b []byte) (*SigStruct, error) {
+	if len(b) != offModulus+offReserved4-offMiscSelect {
+		return nil, fmt.Errorf("%d bytes are not what a SIGSTRUCT's signature covers", len(b))
+	}
+	whole := make([]byte, SigStructSize)
+	copy(whole, b[:offModulus])
+	copy(whole[offMiscSelect:], b[offModulus:])
+	s := parseFields(whole)
+	if !bytes.Equal(s.ToBeSigned(), b) {
+		return nil, errors.New("these are not the bytes that a SIGSTRUCT's signature covers: they have other headers, or reserved bytes are not zero")
+	}
+	return s, nil
+}
+
 // Attach completes the structure with a signature over ToBeSigned, in RSA's usual big-endian form,
 // after checking it against the key.
 func (s *SigStruct) Attach(key *rsa.PublicKey, signature []byte) error {
@@ -203,13 +231,8 @@ func (e *CheckError) Error() string {
 	return "SIGSTRUCT is not valid: " + fmt.Sprintf("%q", e.Failed)
 }
 
-// ParseSigStruct reads a SIGSTRUCT and checks it as EINIT does (SDM 3D, EINIT): headers, reserved
-// bytes, exponent, Q1, Q2 and the signature. What fails is in a *CheckError, beside the structure that
-// was read; the structure is nil only where the size is wrong.
-func ParseSigStruct(b []byte) (*SigStruct, error) {
-	if len(b) != SigStructSize {
-		return nil, &CheckError{[]string{fmt.Sprintf("size is %d bytes, not %d", len(b), SigStructSize)}}
-	}
+// parseFields reads what the signer chose.
+func parseFields(b []byte) *SigStruct {
 	le := binary.LittleEndian
 	s := &SigStruct{
 		Vendor: le.Uint32(b[offVendor:]),
@@ -223,9 +246,20 @@ func ParseSigStruct(b []byte) (*SigStruct, error) {
 		AttributesMask: Attributes{le.Uint64(b[offAttrMask:]), le.Uint64(b[offAttrMask+8:])},
 		ISVProdID:      le.Uint16(b[offISVProdID:]),
 		ISVSVN:         le.Uint16(b[offISVSVN:]),
-		key:            &rsa.PublicKey{N: fromLittleEndian(b[offModulus:offExponent]), E: int(le.Uint32(b[offExponent:]))},
 	}
 	copy(s.MREnclave[:], b[offMREnclave:])
+	return s
+}
+
+// ParseSigStruct reads a SIGSTRUCT and checks it as EINIT does (SDM 3D, EINIT): headers, reserved
+// bytes, exponent, Q1, Q2 and the signature. What fails is in a *CheckError, beside the structure that
+// was read; the structure is nil only where the size is wrong.
+func ParseSigStruct(b []byte) (*SigStruct, error) {
+	if len(b) != SigStructSize {
+		return nil, &CheckError{[]string{fmt.Sprintf("size is %d bytes, not %d", len(b), SigStructSize)}}
+	}
+	s := parseFields(b)
+	s.key = &rsa.PublicKey{N: fromLittleEndian(b[offModulus:offExponent]), E: int(binary.LittleEndian.Uint32(b[offExponent:]))}
 	sig := fromLittleEndian(b[offSignature:offMiscSelect])
 	s.signature = sig.FillBytes(make([]byte, keyBytes))
 

@@ -150,7 +150,7 @@ func signed(t *testing.T) []byte {
 	require.NoError(t, err)
 	text, err := os.ReadFile("../../testdata/vectors/test-signing-key.pem")
 	require.NoError(t, err)
-	key, err := sgx.ParseKey(text)
+	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
 	s := &sgx.SigStruct{
 		MREnclave: m, MiscMask: sgx.MiscMaskAll, Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: sgx.XFRMLegacy},

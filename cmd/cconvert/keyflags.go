@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/signer"
+)
+
+// passphraseVariable is not the variable of a flag: arguments can be read by other users.
+const passphraseVariable = "CCONVERT_KEY_PASSPHRASE"
+
+const maxPassphrase = 4 << 10
+
+// passphraseFlags say where the passphrase of a key is, or the PIN of a token.
+type passphraseFlags struct{ file string }
+
+func (p *passphraseFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&p.file, "key-passphrase-file", "", "file with the passphrase of the key or the PIN of the token (default: the variable "+passphraseVariable+", or a question on the terminal)")
+}
+
+// read gives the passphrase. Again asks for it twice, where a person gives it.
+func (p *passphraseFlags) read(of string, again bool) ([]byte, error) {
+	if p.file != "" {
+		f, err := os.Open(p.file)
+		if err != nil {
+			return nil, fmt.Errorf("--key-passphrase-file: %w", err)
+		}
+		defer f.Close()
+		text, err := io.ReadAll(io.LimitReader(f, maxPassphrase))
+		return bytes.TrimRight(text, "\r\n"), err
+	}
+	if text, ok := os.LookupEnv(passphraseVariable); ok {
+		return []byte(text), nil
+	}
+	in := int(os.Stdin.Fd())
+	if !term.IsTerminal(in) || !term.IsTerminal(int(os.Stderr.Fd())) {
+		return nil, usagef("%s needs a %w: give it in %s or by --key-passphrase-file", of, sgx.ErrPassphrase, passphraseVariable)
+	}
+	ask := func(question string) ([]byte, error) {
+		fmt.Fprint(os.Stderr, question)
+		defer fmt.Fprintln(os.Stderr)
+		return term.ReadPassword(in)
+	}
+	text, err := ask("passphrase of " + printable(of) + ": ")
+	if err != nil || !again {
+		return text, err
+	}
+	repeated, err := ask("once more: ")
+	defer clear(repeated)
+	if err == nil && !bytes.Equal(text, repeated) {
+		err = errors.New("these are two different passphrases")
+	}
+	return text, err
+}
+
+// keyFlags name a signing key.
+type keyFlags struct {
+	name       string
+	timeout    time.Duration
+	passphrase passphraseFlags
+}
+
+func (k *keyFlags) add(f *pflag.FlagSet, usage string) {
+	f.StringVar(&k.name, "key", "", usage+": a PEM file, env:VARIABLE, exec:COMMAND or pkcs11:URI")
+	f.DurationVar(&k.timeout, "key-timeout", signer.DefaultTimeout, "how long exec:COMMAND may take")
+	k.passphrase.add(f)
+}
+
+// defaultKey is where the signing key lies if nobody says otherwise.
+func defaultKey() (string, error) {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", usagef("no place for a signing key: set HOME, or name the key with --key")
+	}
+	return filepath.Join(dir, "cconvert", "enclave-key.pem"), nil
+}
+
+func (k *keyFlags) options() signer.Options {
+	return signer.Options{
+		Timeout:    k.timeout,
+		Passphrase: func(of string) ([]byte, error) { return k.passphrase.read(of, false) },
+		Exposed: func(file string) {
+			logrus.Warnf("the signing key %s can be read by others: chmod 600 %s", file, file)
+		},
+	}
+}
+
+// open reaches the signing key. On a terminal a missing default key is made; elsewhere that would give every
+// run an identity of its own.
+func (k *keyFlags) open(ctx context.Context) (sgx.Signer, error) {
+	if k.name != "" {
+		return signer.Open(ctx, k.name, k.options())
+	}
+	file, err := defaultKey()
+	if err != nil {
+		return nil, err
+	}
+	key, err := signer.ReadFile(file, k.options())
+	switch {
+	case err == nil:
+		return key, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stderr.Fd())):
+		return nil, usagef("there is no signing key at %s: a key that is made anew in every run would be a new identity in every run. Make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key", file)
+	}
+	if key, err = signer.CreateFile(file, nil); err != nil {
+		return nil, err
+	}
+	logrus.Warnf("made a signing key, %s: it is your enclaves' identity (MRSIGNER), so keep it safe", file)
+	return key, nil
+}

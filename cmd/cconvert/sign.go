@@ -1,0 +1,251 @@
+package main
+
+import (
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// maxSignature is more than any form of a signature has.
+const maxSignature = 64 << 10
+
+const signLong = `Sign a converted image again, with another key: for instance, to promote what was tested under
+a test signer to production. Only the layer on top is fetched and replaced, what the
+configuration says of the signer, and what is attached. MRENCLAVE stays as it is.
+
+An image that was converted with --unsigned is signed in the same way, or in three steps where
+the key is not on this machine: "sign prepare" writes the bytes to sign, anybody signs them by
+RSA PKCS#1 v1.5 with SHA-256, and "sign attach" completes the image. However it is signed, the
+digest is the one that signing at conversion gives.
+
+What is signed is what the image says. Look at it first, with "cconvert verify".`
+
+// signFlags are those of every way to sign an image.
+type signFlags struct {
+	registry registryFlags
+	evidence evidenceFlags
+	to       string
+	rollback bool
+}
+
+func (s *signFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&s.to, "to", "", "where the result goes (default: where the image is)")
+	addRollback(f, &s.rollback)
+	s.evidence.add(f)
+	s.registry.add(f)
+}
+
+func addRollback(f *pflag.FlagSet, to *bool) {
+	f.BoolVar(to, "allow-rollback", false, "replace an image even if its security version number (--isv-svn) is higher")
+}
+
+func newSign() *cobra.Command {
+	var flags signFlags
+	var key keyFlags
+	cmd := &cobra.Command{
+		Use:   "sign IMAGE",
+		Short: "Sign a converted image, again or for the first time",
+		Long:  signLong,
+		Example: `  cconvert sign registry.example/redis:7-confidential --key production.pem
+  cconvert sign registry.example/redis:7-confidential --key production.pem --to registry.example/production/redis:7`,
+		Args: exactArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return flags.run(cmd, args[0], func(e *convert.Enclave) (*rsa.PublicKey, []byte, error) {
+				signer, err := key.open(cmd.Context())
+				if err != nil {
+					return nil, nil, err
+				}
+				defer signer.Close()
+				return e.Sign(cmd.Context(), signer)
+			})
+		},
+	}
+	key.add(cmd.Flags(), "the signing key (default: enclave-key.pem in the configuration directory)")
+	flags.add(cmd.Flags())
+	cmd.AddCommand(newSignPrepare(), newSignAttach())
+	return cmd
+}
+
+// run signs an image, and stores the result.
+func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclave) (*rsa.PublicKey, []byte, error)) error {
+	source, err := image.ParseReference(of, s.registry.insecure)
+	if err != nil {
+		return err
+	}
+	target := source
+	if s.to != "" {
+		if target, err = image.ParseReference(s.to, s.registry.insecure); err != nil {
+			return err
+		}
+	}
+	if _, ok := target.Name.(name.Digest); ok || target.Digest != "" {
+		return usagef("%s: a target is named by a tag, its digest is what comes out: say where it goes with --to", target)
+	}
+	if target.Transport != image.Registry && target.Transport != image.OCILayout {
+		return usagef("%s: signing works in registries and OCI layouts, where a layer can be replaced by itself", target)
+	}
+	o := convert.StoreOptions{Image: s.registry.options(), AllowRollback: s.rollback}
+	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
+		return err
+	}
+	img, err := image.Open(cmd.Context(), source, o.Image)
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	e, err := convert.OpenEnclave(cmd.Context(), img)
+	if err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	key, signature, err := sign(e)
+	if err != nil {
+		return err
+	}
+	out, err := e.Store(cmd.Context(), key, signature, target, o)
+	if errors.Is(err, image.ErrEvidence) {
+		logrus.Warnf("%s: the image is stored without evidence: %v", target, err)
+	} else if err != nil {
+		return err
+	}
+	if err := printEnclave(cmd.ErrOrStderr(), e, source.String()); err != nil {
+		return err
+	}
+	ref, _ := out.Name(target)
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), ref)
+	return err
+}
+
+// printEnclave says what a signature is about.
+func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
+	s := e.SigStruct
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))
+	}
+	line("image", "%s", of)
+	line("made from", "%s", e.Recipe.Source)
+	line("runtime", "%s %.12s, layer %s", e.Recipe.Runtime.Kind, e.Recipe.Runtime.Version, e.Recipe.Runtime.Digest)
+	line("MRENCLAVE", "%s", s.MREnclave)
+	line("product", "%d, security version %d", s.ISVProdID, s.ISVSVN)
+	line("date", "%s", s.Date)
+	if s.Debug() {
+		line("debug", "yes: a debugger can read the enclave")
+	}
+	if e.Simulated() {
+		line("simulated", "yes: there is no enclave")
+	}
+	if key, _ := s.Signature(); key != nil {
+		line("MRSIGNER", "%s", s.MRSigner())
+	} else {
+		line("MRSIGNER", "none: not signed yet")
+	}
+	return t.Flush()
+}
+
+func newSignPrepare() *cobra.Command {
+	var registry registryFlags
+	var out string
+	cmd := &cobra.Command{
+		Use:   "prepare IMAGE",
+		Short: "Write the bytes that are to be signed",
+		Long: `Write the 256 bytes that the signature of an enclave covers, and say what they mean. Sign them by
+RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "sign attach".`,
+		Example: `  cconvert sign prepare registry.example/redis:7-confidential -o tbs.bin
+  openssl dgst -sha256 -sign enclave-key.pem -out signature.bin tbs.bin`,
+		Args: exactArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if out == "" {
+				return usagef("-o FILE is needed: see --help")
+			}
+			img, err := registry.open(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			defer img.Close()
+			e, err := convert.OpenEnclave(cmd.Context(), img)
+			if err != nil {
+				return fmt.Errorf("%s: %w", img.Ref, err)
+			}
+			if err := writeFile(out, e.SigStruct.ToBeSigned()); err != nil {
+				return err
+			}
+			return printEnclave(cmd.OutOrStdout(), e, img.Ref.String()+" ("+img.Digest+")")
+		},
+	}
+	cmd.Flags().StringVarP(&out, "out", "o", "", "file that gets the bytes")
+	registry.add(cmd.Flags())
+	return cmd
+}
+
+func newSignAttach() *cobra.Command {
+	var flags signFlags
+	var signature, public string
+	cmd := &cobra.Command{
+		Use:   "attach IMAGE",
+		Short: "Complete an image with a signature that was made elsewhere",
+		Long: `Complete an image with a signature over what "sign prepare" gave. Nothing is stored unless the
+signature is one of these bytes by the key.`,
+		Example: `  cconvert sign attach registry.example/redis:7-confidential --signature signature.bin --public-key public.pem`,
+		Args:    exactArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if signature == "" || public == "" {
+				return usagef("--signature and --public-key are needed: see --help")
+			}
+			key, err := readPublicKey("public-key", public)
+			if err != nil {
+				return err
+			}
+			raw, err := readSmall(signature)
+			if err != nil {
+				return &usageError{fmt.Errorf("--signature: %w", err)}
+			}
+			if n := key.Size(); len(raw) != n {
+				return usagef("--signature %s: it has %d bytes, a signature by this key has %d, without any encoding", signature, len(raw), n)
+			}
+			return flags.run(cmd, args[0], func(*convert.Enclave) (*rsa.PublicKey, []byte, error) { return key, raw, nil })
+		},
+	}
+	cmd.Flags().StringVar(&signature, "signature", "", "file with the signature, 384 bytes as RSA gives them")
+	cmd.Flags().StringVar(&public, "public-key", "", "PEM file with the public key")
+	flags.add(cmd.Flags())
+	return cmd
+}
+
+// readPublicKey reads the public half of a signing key from the file of a flag.
+func readPublicKey(flag, file string) (*rsa.PublicKey, error) {
+	text, err := readSmall(file)
+	if err != nil {
+		return nil, &usageError{fmt.Errorf("--%s: %w", flag, err)}
+	}
+	key, err := sgx.ParsePublicKey(text)
+	if err != nil {
+		return nil, &usageError{fmt.Errorf("--%s %s: %w", flag, file, err)}
+	}
+	return key, nil
+}
+
+// readSmall reads a file of a few kilobytes.
+func readSmall(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSignature+1))
+	if err == nil && len(b) > maxSignature {
+		err = fmt.Errorf("%s has more than %d bytes", file, maxSignature)
+	}
+	return b, err
+}

@@ -1,0 +1,324 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"crypto/rsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Errors of signing.
+var (
+	// ErrTestKey says that the key is one that everybody has.
+	ErrTestKey = errors.New("this key is public")
+	// ErrNotOurs says that an image is none that this program made.
+	ErrNotOurs = errors.New("the image was not made by cconvert")
+)
+
+// Sign has a signer sign what Prepare gave. A public test key is refused with ErrTestKey, unless there is nothing
+// to protect: the enclave is one for debugging, or simulated.
+func Sign(ctx context.Context, p *Prepared, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
+	simulated := slices.ContainsFunc(p.sealed.Findings, func(f launch.Finding) bool { return f.Code == launch.CodeSimulated })
+	return sign(ctx, p.sealed.SigStruct, simulated, s)
+}
+
+func sign(ctx context.Context, what *sgx.SigStruct, simulated bool, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
+	signature, err := s.Sign(ctx, what.ToBeSigned())
+	if err != nil {
+		return nil, nil, fmt.Errorf("signing: %w", err)
+	}
+	key, err := s.Public(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the signing key: %w", err)
+	}
+	if err := acceptable(key, what, simulated); err != nil {
+		return nil, nil, err
+	}
+	return key, signature, nil
+}
+
+// acceptable says whether a key may sign an enclave.
+func acceptable(key *rsa.PublicKey, what *sgx.SigStruct, simulated bool) error {
+	if whose, ok := sgx.TestKey(key); ok && !what.Debug() && !simulated {
+		return fmt.Errorf("%w: the repository %s publishes its private half, so everybody can sign enclaves in its name", ErrTestKey, whose)
+	}
+	return sgx.CheckPublicKey(key)
+}
+
+// Enclave is the enclave of a converted image, to be signed: for the first time, or by another key.
+type Enclave struct {
+	// SigStruct is what is to be signed, or was.
+	SigStruct *sgx.SigStruct
+	// Signed says that the image has a signature.
+	Signed bool
+	Recipe Recipe
+
+	source *image.Image
+	files  []libos.File
+	reads  manifest.SGX
+}
+
+const (
+	maxEnclaveLayer   = 256 << 20 // bytes of the layer, compressed
+	maxEnclaveArchive = 1 << 30
+)
+
+// OpenEnclave reads the topmost layer of an image, and no other. Of what is in it, nothing is verified but that
+// the layer is one that this program makes.
+func OpenEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
+	if len(img.Layers) == 0 {
+		return nil, ErrNotOurs
+	}
+	archive, err := topArchive(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	e := &Enclave{source: img}
+	if e.files, err = libos.Unpack(archive); err != nil {
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+	}
+	recipe, text := e.file(libos.RecipePath), e.file(libos.ManifestPath)
+	if recipe == nil || text == nil {
+		return nil, fmt.Errorf("%w: its layer on top has no recipe and manifest", ErrNotOurs)
+	}
+	if err := json.Unmarshal(recipe, &e.Recipe); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
+	}
+	if e.reads, err = manifest.ReadSGX(text); err != nil {
+		return nil, err
+	}
+	structure := e.file(libos.SigPath)
+	if e.Signed = structure != nil; e.Signed {
+		e.SigStruct, err = sgx.ParseSigStruct(structure)
+	} else {
+		e.SigStruct, err = sgx.ParseUnsigned(e.file(libos.UnsignedPath))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the signature structure: %w", err)
+	}
+	if e.SigStruct.ISVProdID != e.reads.ISVProdID || e.SigStruct.ISVSVN != e.reads.ISVSVN || e.SigStruct.Debug() != e.reads.Debug {
+		return nil, errors.New("the signature structure says something else than the manifest")
+	}
+	return e, nil
+}
+
+func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
+	top := img.Layers[len(img.Layers)-1]
+	if top.Size > maxEnclaveLayer {
+		return nil, fmt.Errorf("%w: its layer on top has %d bytes", ErrNotOurs, top.Size)
+	}
+	r, err := top.Open(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the layer %s: %w", top.Digest, err)
+	}
+	defer r.Close()
+	blob, err := image.ReadChecked(r, top.Digest, maxEnclaveLayer)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the layer %s: %w", top.Digest, err)
+	}
+	z, err := gzip.NewReader(bytes.NewReader(blob))
+	if err != nil {
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+	}
+	archive, err := io.ReadAll(io.LimitReader(z, maxEnclaveArchive+1))
+	if err == nil && len(archive) > maxEnclaveArchive {
+		err = fmt.Errorf("it has more than %d bytes", maxEnclaveArchive)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+	}
+	return archive, nil
+}
+
+func (e *Enclave) file(path string) []byte {
+	for _, f := range e.files {
+		if f.Path == path {
+			return f.Content
+		}
+	}
+	return nil
+}
+
+// Simulated says that there is no enclave.
+func (e *Enclave) Simulated() bool { return e.Recipe.Runtime.Kind == "sim" }
+
+// Sign has a signer sign the enclave, by the rules of [Sign].
+func (e *Enclave) Sign(ctx context.Context, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
+	return sign(ctx, e.SigStruct, e.Simulated(), s)
+}
+
+// StoreOptions say how a newly signed image is stored.
+type StoreOptions struct {
+	Image image.Options
+	// Evidence is attached to it in registries; nil: nothing is.
+	Evidence *Evidence
+	// AllowRollback lets it replace an image with a higher security version number.
+	AllowRollback bool
+}
+
+// Store puts the image with its new signature together, and stores it. What changes is the layer on top, what the
+// configuration says of the signer, and what is attached. The result has the same digest as if the conversion had
+// been signed so at once. The error is image.ErrEvidence where it is stored and the registry refused optional
+// evidence.
+func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byte, to image.Reference, o StoreOptions) (*image.Output, error) {
+	if err := acceptable(key, e.SigStruct, e.Simulated()); err != nil {
+		return nil, err
+	}
+	upload := image.NewUpload(ctx, to, o.Image)
+	defer upload.Close()
+	if !o.AllowRollback {
+		if err := checkRollback(ctx, upload, e.SigStruct.ISVSVN); err != nil {
+			return nil, err
+		}
+	}
+	before := *e.SigStruct
+	if err := e.SigStruct.Attach(key, signature); err != nil {
+		return nil, err
+	}
+	out, err := e.complete()
+	if err != nil {
+		return nil, err
+	}
+	if o.Evidence != nil && to.Transport == image.Registry {
+		identity, err := e.identity(ctx, &before)
+		if err != nil {
+			return nil, err
+		}
+		if out.Evidence, err = o.Evidence.about(ctx, identity, out, to.Name.Context().Name()); err != nil {
+			return nil, err
+		}
+		out.EvidenceOptional = !o.Evidence.Required
+	}
+	return out, upload.Write(out)
+}
+
+// complete puts the image together.
+func (e *Enclave) complete() (*image.Output, error) {
+	files := slices.DeleteFunc(slices.Clone(e.files), func(f libos.File) bool { return f.Path == libos.SigPath || f.Path == libos.UnsignedPath })
+	layer, err := packEnclave(append(files, signatureFile(e.SigStruct)))
+	if err != nil {
+		return nil, err
+	}
+	below, err := e.source.Below(1)
+	if err != nil {
+		return nil, err
+	}
+	config, run, err := readConfig(e.source.Config)
+	if err != nil {
+		return nil, err
+	}
+	if err := exactKeys(run, "Labels"); err != nil {
+		return nil, err
+	}
+	var labels map[string]string
+	if err := json.Unmarshal(run["Labels"], &labels); err != nil {
+		return nil, fmt.Errorf("reading Labels in the image's configuration: %w", err)
+	}
+	labels[LabelMRSigner] = e.SigStruct.MRSigner().String()
+	if run["Labels"], err = json.Marshal(labels); err != nil {
+		return nil, err
+	}
+	if config["config"], err = json.Marshal(run); err != nil {
+		return nil, err
+	}
+	var rootfs struct {
+		Type    string   `json:"type"`
+		DiffIDs []string `json:"diff_ids"`
+	}
+	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
+		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
+	}
+	rootfs.DiffIDs = rootfs.DiffIDs[:len(below.Layers)]
+	if config["rootfs"], err = json.Marshal(rootfs); err != nil {
+		return nil, err
+	}
+	out, err := image.Append(below, config, []image.NewLayer{layer})
+	if err != nil {
+		return nil, fmt.Errorf("putting the image together: %w", err)
+	}
+	return out, nil
+}
+
+// identity is what the image's evidence says of it, with the new signer; without evidence, what the image says
+// itself.
+func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct) (attest.Identity, error) {
+	options, err := json.Marshal(e.Recipe.Options)
+	if err != nil {
+		return attest.Identity{}, err
+	}
+	r := e.Recipe.Runtime
+	identity := attest.Identity{
+		EnclaveSize: e.reads.EnclaveSize, MaxThreads: e.reads.MaxThreads, EDMM: e.reads.EDMM,
+		Source: attest.NewResource("", e.Recipe.Source), Runtime: attest.Runtime{Kind: r.Kind, Version: r.Version, Digest: r.Digest},
+		Epoch: e.Recipe.Epoch, Options: options, Findings: json.RawMessage("[]"),
+	}
+	artifacts, err := e.source.Referrers(ctx, attest.InTotoMediaType)
+	if err != nil {
+		return attest.Identity{}, err
+	}
+	for _, f := range attest.Read(ctx, artifacts, nil) {
+		var said attest.Identity
+		if f.Statement == nil || f.Statement.PredicateType != attest.IdentityType || json.Unmarshal(f.Statement.Predicate, &said) != nil {
+			continue
+		}
+		// Only what nothing in the image could contradict is taken over, from a statement about this enclave.
+		if said.Enclave == attest.NewEnclave(before) && said.Source.Is(e.Recipe.Source) {
+			identity.Source, identity.Findings = said.Source, said.Findings
+			break
+		}
+	}
+	identity.Enclave = attest.NewEnclave(e.SigStruct)
+	return identity, nil
+}
+
+// RollbackError says that an image would be replaced by one with a lower security version number.
+type RollbackError struct {
+	Now, New uint16
+	// Signer is the MRSIGNER of the present one.
+	Signer sgx.Measurement
+}
+
+func (e *RollbackError) Error() string {
+	return fmt.Sprintf("the target has an enclave with the security version number (ISV SVN) %d, signed by %s, and this one has %d: data that is sealed to the higher number could not be read, and relying parties refuse the lower one", e.Now, e.Signer, e.New)
+}
+
+// checkRollback reports a RollbackError where an upload would replace an image of a higher security version.
+func checkRollback(ctx context.Context, upload *image.Upload, svn uint16) error {
+	now, err := upload.Current()
+	if err != nil || now == nil {
+		return err
+	}
+	defer now.Close()
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	if json.Unmarshal(now.Config, &config) != nil || config.Config.Labels[LabelMREnclave] == "" {
+		return nil // no converted image, so there is no version to fall behind
+	}
+	e, err := OpenEnclave(ctx, now)
+	if err != nil || e.SigStruct.ISVSVN <= svn {
+		return ignoreUnreadable(err)
+	}
+	return &RollbackError{e.SigStruct.ISVSVN, svn, e.SigStruct.MRSigner()}
+}
+
+// ignoreUnreadable lets images be replaced that are damaged, or of another program.
+func ignoreUnreadable(err error) error {
+	if image.Transient(err) {
+		return err
+	}
+	return nil
+}

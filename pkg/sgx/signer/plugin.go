@@ -1,0 +1,218 @@
+package signer
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/shlex"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// ProtocolVersion is that of what plug-ins read and write.
+const ProtocolVersion = 1
+
+// DefaultTimeout is how long a plug-in may take: somebody may have to touch a token.
+const DefaultTimeout = 2 * time.Minute
+
+const (
+	maxAnswer = 64 << 10
+	grace     = 2 * time.Second // for a plug-in that is told to end
+)
+
+// Request is what a plug-in gets on standard input, as one line of JSON.
+type Request struct {
+	Version int `json:"version"`
+	// Operation is sign or public-key.
+	Operation string `json:"operation"`
+	// ToBeSigned are the bytes to sign: RSA PKCS#1 v1.5 with SHA-256.
+	ToBeSigned []byte `json:"to_be_signed,omitempty"`
+	// SHA256 is their digest, in hexadecimal.
+	SHA256 string `json:"sha256,omitempty"`
+	// Enclave says what the bytes mean.
+	Enclave *Enclave `json:"enclave,omitempty"`
+}
+
+// Enclave is what is signed, in the names of gramine-sgx-sigstruct-view.
+type Enclave struct {
+	MREnclave    sgx.Measurement `json:"mr_enclave"`
+	ISVProdID    uint16          `json:"isv_prod_id"`
+	ISVSVN       uint16          `json:"isv_svn"`
+	DebugEnclave bool            `json:"debug_enclave"`
+	Date         string          `json:"date"`
+}
+
+// Answer is what a plug-in writes to standard output.
+type Answer struct {
+	Version int `json:"version"`
+	// Signature is big endian, as RSA implementations give it; only for the operation sign.
+	Signature []byte `json:"signature,omitempty"`
+	// PublicKey is PEM: PKIX or PKCS#1.
+	PublicKey string `json:"public_key"`
+}
+
+// Errors of plug-ins.
+var (
+	ErrPlugin  = errors.New("signing plug-in")
+	ErrTimeout = errors.New("no answer in time")
+)
+
+// plugin signs by a program of the user's.
+type plugin struct {
+	command []string
+	timeout time.Duration
+	key     *rsa.PublicKey // as it told with the last answer
+}
+
+func newPlugin(command string, o Options) (*plugin, error) {
+	words, err := shlex.Split(command)
+	if err != nil || len(words) == 0 {
+		return nil, fmt.Errorf("exec:%s: %w: it has no command", command, ErrName)
+	}
+	return &plugin{command: words, timeout: cmp.Or(o.Timeout, DefaultTimeout)}, nil
+}
+
+func (p *plugin) Close() error { return nil }
+
+// Public gives the key of the last signature or, where there was none, asks for it.
+func (p *plugin) Public(ctx context.Context) (*rsa.PublicKey, error) {
+	if p.key == nil {
+		if _, err := p.ask(ctx, Request{Operation: "public-key"}); err != nil {
+			return nil, err
+		}
+	}
+	return p.key, nil
+}
+
+func (p *plugin) Sign(ctx context.Context, message []byte) ([]byte, error) {
+	s, err := sgx.ParseToBeSigned(message)
+	if err != nil {
+		return nil, err
+	}
+	digest := sha256.Sum256(message)
+	signature, err := p.ask(ctx, Request{
+		Operation: "sign", ToBeSigned: message, SHA256: hex.EncodeToString(digest[:]),
+		Enclave: &Enclave{s.MREnclave, s.ISVProdID, s.ISVSVN, s.Debug(), s.Date.String()},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if n := p.key.Size(); len(signature) != n {
+		return nil, p.failed("its signature has %d bytes, one by this key has %d", len(signature), n)
+	}
+	if rsa.VerifyPKCS1v15(p.key, crypto.SHA256, digest[:], signature) != nil {
+		return nil, p.failed("its signature is not one of these bytes by the key that it names: it must be RSA PKCS#1 v1.5 over the SHA-256 of to_be_signed, by the private key that belongs to public_key")
+	}
+	return signature, nil
+}
+
+// ask runs the plug-in once, and notes the key that it names.
+func (p *plugin) ask(ctx context.Context, r Request) ([]byte, error) {
+	r.Version = ProtocolVersion
+	question, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	out, err := p.run(ctx, append(question, '\n'))
+	defer clear(out)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Contains(out, []byte("PRIVATE KEY")) {
+		return nil, p.failed("it wrote a private key to standard output. What it wrote was thrown away; mend the plug-in, and see to it that nothing else has kept its output")
+	}
+	var a Answer
+	if err := json.Unmarshal(out, &a); err != nil { // the cause quotes what was written
+		return nil, p.failed("it wrote %d bytes that are not one JSON object of version, signature and public_key", len(out))
+	}
+	if a.Version != ProtocolVersion {
+		return nil, p.failed("it answers with version %d of the protocol, this program knows %d", a.Version, ProtocolVersion)
+	}
+	if p.key, err = sgx.ParsePublicKey([]byte(a.PublicKey)); err != nil {
+		return nil, p.failed("its public_key is not usable: %w", err)
+	}
+	return a.Signature, nil
+}
+
+// run gives what the plug-in wrote to standard output.
+func (p *plugin) run(ctx context.Context, in []byte) ([]byte, error) {
+	limited, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	cmd := exec.CommandContext(limited, p.command[0], p.command[1:]...)
+	out, said := &bounded{max: maxAnswer, kept: make([]byte, 0, maxAnswer)}, &bounded{max: maxAnswer}
+	defer func() { clear(said.kept) }()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), out, said
+	asGroup(cmd)
+	cmd.WaitDelay = grace
+	err := cmd.Run()
+	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case limited.Err() != nil:
+		err = p.failed("%w: it was stopped after %s; --key-timeout gives it longer", ErrTimeout, p.timeout)
+	case out.over:
+		err = p.failed("it wrote more than %d bytes", maxAnswer)
+	case err != nil:
+		if text := harmless(said.kept); text != "" {
+			err = p.failed("%w: it says: %s", err, text)
+		} else {
+			err = p.failed("%w", err)
+		}
+	}
+	if err != nil {
+		clear(out.kept)
+		return nil, err
+	}
+	return out.kept, nil
+}
+
+func (p *plugin) failed(format string, args ...any) error {
+	return fmt.Errorf("%w %s: %w", ErrPlugin, p.command[0], fmt.Errorf(format, args...))
+}
+
+// secretLike is text that could be a part of a key, in base64, hexadecimal or decimal digits.
+var secretLike = regexp.MustCompile(`[A-Za-z0-9+/=:]{24,}`)
+
+// harmless is the last line of what a plug-in said to people, without anything that could be a key.
+func harmless(said []byte) string {
+	if bytes.Contains(said, []byte("PRIVATE KEY")) {
+		return "(a private key, which is not repeated here)"
+	}
+	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
+	last := strings.ToValidUTF8(lines[len(lines)-1], "?")
+	if len(last) > 300 {
+		last = last[:300] + "…"
+	}
+	return strings.Map(func(c rune) rune {
+		if c < ' ' {
+			return ' '
+		}
+		return c
+	}, secretLike.ReplaceAllString(last, "…"))
+}
+
+// bounded keeps no more than so many bytes.
+type bounded struct {
+	kept []byte
+	max  int
+	over bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	n := min(len(p), b.max-len(b.kept))
+	b.over = b.over || n < len(p)
+	b.kept = append(b.kept, p[:n]...)
+	return len(p), nil
+}

@@ -1,0 +1,81 @@
+// Package signer reaches the keys that sign enclaves, wherever they are: in a file, in a variable, in a hardware
+// module, or behind a program of the user's own.
+package signer
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Options say how keys are reached.
+type Options struct {
+	// Passphrase is asked for an encrypted key, or for the PIN of a token, by what it opens; nil: there is none.
+	Passphrase func(of string) ([]byte, error)
+	// Timeout is how long a plug-in may take; 0: DefaultTimeout.
+	Timeout time.Duration
+	// Exposed is told of a key file that others than its owner can read; nil: nobody is.
+	Exposed func(file string)
+}
+
+// ErrName says that a key's name is none.
+var ErrName = errors.New("not the name of a key")
+
+// Open reaches a key by its name: a PEM file, env:VARIABLE, exec:COMMAND or a PKCS#11 URI (RFC 7512). The result
+// must be closed.
+func Open(ctx context.Context, name string, o Options) (sgx.Signer, error) {
+	scheme, rest, _ := strings.Cut(name, ":")
+	var s sgx.Signer
+	var err error
+	switch scheme {
+	case "env":
+		s, err = fromEnv(rest, o)
+	case "exec":
+		s, err = newPlugin(rest, o)
+	case "pkcs11":
+		s, err = openToken(ctx, name, o)
+	default:
+		s, err = ReadFile(name, o)
+	}
+	if err != nil {
+		return nil, err // not a nil *sgx.Key in the interface
+	}
+	return s, nil
+}
+
+// parse reads a key from PEM, asking for a passphrase by the name of where it is.
+func parse(text []byte, of string, o Options) (*sgx.Key, error) {
+	var ask func() ([]byte, error)
+	if o.Passphrase != nil {
+		ask = func() ([]byte, error) { return o.Passphrase(of) }
+	}
+	k, err := sgx.ParseKey(text, ask)
+	if err != nil {
+		return nil, fmt.Errorf("reading the signing key %s: %w", of, err)
+	}
+	return k, nil
+}
+
+// fromEnv reads a key from a variable, which holds PEM, or PEM in base64: some systems keep secrets of one line
+// only. The variable is taken away, so that no program inherits it.
+func fromEnv(variable string, o Options) (*sgx.Key, error) {
+	text := []byte(os.Getenv(variable))
+	if len(text) == 0 {
+		return nil, fmt.Errorf("reading the signing key: the variable %q is not set: %w", variable, ErrName)
+	}
+	defer clear(text)
+	os.Unsetenv(variable)
+	if !strings.Contains(string(text), "-----BEGIN") {
+		if plain, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(text)), "")); err == nil {
+			defer clear(plain)
+			text = plain
+		}
+	}
+	return parse(text, "env:"+variable, o)
+}
