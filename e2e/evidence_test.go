@@ -38,7 +38,7 @@ func TestEvidenceForOthers(t *testing.T) {
 	command(t, "openssl", "genpkey", "-algorithm", "ed25519", "-out", private)
 	command(t, "openssl", "pkey", "-in", private, "-pubout", "-out", public)
 	converted := cconvert(t, source, "--runtime", "sim", "--attest-key", private)
-	command(t, program, "verify", converted, "--attest-verify-key", public, "--source", source)
+	command(t, program, "verify", converted, "--attest-verify-key", public, "--source", source, "--allow-simulated")
 
 	repo, digest, _ := strings.Cut(converted, "@")
 	raw := func(ref string) (m struct {

@@ -40,7 +40,7 @@ func TestCorpus(t *testing.T) {
 			facts := filepath.Join(t.TempDir(), "facts.json")
 			cconvert(t, source, "--runtime", "sim", "--to", target, "--output-json", facts)
 			golden(t, s, source)
-			command(t, program, "verify", target, "--signer-key", key, "--source", source)
+			command(t, program, "verify", target, "--signer-key", key, "--source", source, "--allow-simulated")
 			assert.Contains(t, command(t, program, "rebuild", target, "--source", source), "the same: sha256:")
 			r := figures(t, s.name, source)
 			r.added = added(t, facts)

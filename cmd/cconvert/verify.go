@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -53,6 +54,8 @@ type expectFlags struct {
 	signerKey, attestKey  string
 	minSVN, prodID        int
 	allowDebug, anySigner bool
+	allowSimulated        bool
+	layout                string
 }
 
 func (e *expectFlags) add(f *pflag.FlagSet) {
@@ -63,6 +66,8 @@ func (e *expectFlags) add(f *pflag.FlagSet) {
 	f.IntVar(&e.minSVN, "min-svn", -1, "lowest security version number")
 	f.IntVar(&e.prodID, "prod-id", -1, "expected product number")
 	f.BoolVar(&e.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
+	f.BoolVar(&e.allowSimulated, "allow-simulated", false, "accept images of the simulated runtime, which have no enclave")
+	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default) or gsc, for images of Gramine Shielded Containers, of which it is not verified what starts the enclave")
 	f.StringSliceVar(&e.runtime, "runtime-digest", nil, "expected digest of the runtime's layer (repeatable: one of them)")
 	f.StringVar(&e.attestKey, "attest-verify-key", "", "file with the public key by which a statement of the enclave's identity must be signed")
 	f.BoolVar(&e.anySigner, "any-signer", false, "accept an image that is consistent, whoever signed it")
@@ -93,8 +98,8 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		from int
 		to   **uint16
 	}{{"min-svn", e.minSVN, &x.MinSVN}, {"prod-id", e.prodID, &x.ProdID}} {
-		if n.from > 0xffff {
-			return x, usagef("--%s %d: it is at most 65535", n.flag, n.from)
+		if n.from > 0xffff || n.from < -1 {
+			return x, usagef("--%s %d: it is between 0 and 65535", n.flag, n.from)
 		}
 		if n.from >= 0 {
 			v := uint16(n.from)
@@ -102,6 +107,7 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		}
 	}
 	x.RuntimeDigest = append(x.RuntimeDigest, e.runtime...)
+	x.AllowSimulated, x.Layout = x.AllowSimulated || e.allowSimulated, cmp.Or(e.layout, x.Layout)
 	x.AllowDebug, x.AnySigner = x.AllowDebug || e.allowDebug, x.AnySigner || e.anySigner
 	for _, f := range []struct {
 		flag string
@@ -113,13 +119,9 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		}
 	}
 	if x.SignerKey != "" {
-		text, err := os.ReadFile(x.SignerKey)
+		key, err := readPublicKey("signer-key", x.SignerKey)
 		if err != nil {
-			return x, &usageError{err}
-		}
-		key, err := sgx.ParsePublicKey(text)
-		if err != nil {
-			return x, &usageError{fmt.Errorf("--signer-key %s: %w", x.SignerKey, err)}
+			return x, err
 		}
 		x.MRSigner = append(x.MRSigner, sgx.MRSigner(key))
 	}

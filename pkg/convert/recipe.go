@@ -207,6 +207,7 @@ func Repeat(ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.
 	if err != nil {
 		return nil, err
 	}
+	o.Source = image.Reference{Transport: image.OCILayout, Path: "the image that was converted"} // for messages
 	p := &Prepared{opts: o, watch: startWatch(), source: &image.Image{Digest: r.Source}}
 	if p.source.Config, err = r.sourceConfig(config); err != nil {
 		return nil, err
@@ -219,6 +220,46 @@ func (r Recipe) Again(source image.Reference, backend libos.Backend) (Options, e
 	o, err := r.options(backend)
 	o.Source = source
 	return o, err
+}
+
+// SourceConfig gives the configuration that a source must have had, as far as the output tells: what a label of
+// the output has replaced is taken from the source.
+func (r Recipe) SourceConfig(output, source []byte) ([]byte, error) {
+	was, err := r.sourceConfig(output)
+	if err != nil {
+		return nil, err
+	}
+	config, run, err := readConfig(was)
+	if err != nil {
+		return nil, err
+	}
+	_, before, err := readConfig(source)
+	if err != nil {
+		return nil, err
+	}
+	var labels, old map[string]string
+	for to, raw := range map[*map[string]string]json.RawMessage{&labels: run["Labels"], &old: before["Labels"]} {
+		if raw == nil {
+			continue
+		}
+		if err := json.Unmarshal(raw, to); err != nil {
+			return nil, fmt.Errorf("reading Labels in the image's configuration: %w", err)
+		}
+	}
+	for _, label := range []string{LabelBaseDigest, LabelEpoch, LabelMREnclave, LabelMRSigner} {
+		if v, ok := old[label]; ok {
+			labels[label] = v
+		} else {
+			delete(labels, label)
+		}
+	}
+	if run["Labels"], err = json.Marshal(labels); err != nil {
+		return nil, err
+	}
+	if config["config"], err = json.Marshal(run); err != nil {
+		return nil, err
+	}
+	return json.Marshal(config)
 }
 
 // sourceConfig undoes what Config did, but for labels, which are written anew.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -54,6 +55,8 @@ type Image struct {
 	// Config is the image's configuration as stored.
 	Config []byte
 	Layers []*Layer
+	// Rivals are the digests of other images for linux/amd64 that the index has, of which an engine may choose one.
+	Rivals []string
 
 	session   *registrySession       // in a registry: how it was reached
 	manifest  func() ([]byte, error) // as stored, or made for an image that has none
@@ -103,7 +106,7 @@ func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 		return nil, fmt.Errorf("opening %s: %w", ref, err)
 	}
 	var c struct{ OS, Architecture string }
-	if err := json.Unmarshal(img.Config, &c); err != nil {
+	if err := cmp.Or(uniqueKeys(img.Config), json.Unmarshal(img.Config, &c)); err != nil {
 		img.Close()
 		return nil, fmt.Errorf("opening %s: reading the configuration: %w", ref, err)
 	}
@@ -121,8 +124,20 @@ func Write(ctx context.Context, to Reference, img *Output, o Options) error {
 	return u.Write(img)
 }
 
-// choose picks the manifest for linux/amd64 from an index.
-func choose(manifests []v1.Descriptor) (v1.Descriptor, error) {
+// normal is a platform as container engines compare it: some write it otherwise (containerd's platforms.Normalize).
+func normal(p v1.Platform) v1.Platform {
+	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
+	if p.Architecture == "x86_64" || p.Architecture == "x86-64" {
+		p.Architecture = "amd64"
+	}
+	if p.Architecture == "amd64" && p.Variant == "v1" {
+		p.Variant = ""
+	}
+	return p
+}
+
+// choose picks the manifest for linux/amd64 from an index. Rivals are others for the same platform.
+func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, err error) {
 	var have []string
 	var best *v1.Descriptor
 	for i := range manifests {
@@ -135,15 +150,24 @@ func choose(manifests []v1.Descriptor) (v1.Descriptor, error) {
 			continue
 		}
 		have = append(have, p.String())
+		n := normal(*p)
+		if n.OS != "linux" || n.Architecture != "amd64" {
+			continue
+		}
 		// An entry without a variant runs on every amd64.
-		if p.OS == "linux" && p.Architecture == "amd64" && (best == nil || best.Platform.Variant != "" && p.Variant == "") {
+		switch {
+		case best == nil:
 			best = &manifests[i]
+		case n.Variant == "" && normal(*best.Platform).Variant != "":
+			best, rivals = &manifests[i], append(rivals, best.Digest.String())
+		case manifests[i].Digest != best.Digest:
+			rivals = append(rivals, manifests[i].Digest.String())
 		}
 	}
 	if best == nil {
-		return v1.Descriptor{}, fmt.Errorf("%w: there is %s", ErrPlatform, strings.Join(have, ", "))
+		return v1.Descriptor{}, nil, fmt.Errorf("%w: there is %s", ErrPlatform, strings.Join(have, ", "))
 	}
-	return *best, nil
+	return *best, rivals, nil
 }
 
 const maxConfig = 32 << 20
@@ -158,6 +182,9 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 		return nil, fmt.Errorf("manifest schema 1 is %w: push the image again with a current tool", ErrUnsupported)
 	default:
 		return nil, fmt.Errorf("the media type %q is %w: it is not a container image", mt, ErrUnsupported)
+	}
+	if err := uniqueKeys(raw); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
@@ -220,12 +247,21 @@ func readBlob(ctx context.Context, d v1.Descriptor, limit int64, open func(conte
 		return nil, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, limit))
+	return ReadChecked(r, d.Digest.String(), limit)
+}
+
+// ReadChecked reads all of a blob. One of more than limit bytes is an error, and one that is not what the digest
+// names is ErrDigest.
+func ReadChecked(r io.Reader, digest string, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
 		return nil, err
 	}
-	if got := digestOf(b); got != d.Digest.String() {
-		return nil, fmt.Errorf("%w: %s is %s", ErrDigest, d.Digest, got)
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("it has more than %d bytes", limit)
+	}
+	if got := digestOf(b); got != digest {
+		return nil, fmt.Errorf("%w: %s is %s", ErrDigest, digest, got)
 	}
 	return b, nil
 }

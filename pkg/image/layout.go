@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -59,7 +60,7 @@ func openLayout(ctx context.Context, ref Reference) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := chooseTag(index.Manifests, ref)
+	d, rivals, err := chooseTag(index.Manifests, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -82,21 +83,29 @@ func openLayout(ctx context.Context, ref Reference) (*Image, error) {
 			break
 		}
 		var inner v1.IndexManifest
-		if err := json.Unmarshal(raw, &inner); err != nil {
+		if err := cmp.Or(uniqueKeys(raw), json.Unmarshal(raw, &inner)); err != nil {
 			return nil, fmt.Errorf("reading the index: %w", err)
 		}
-		if d, err = choose(inner.Manifests); err != nil {
+		var others []string
+		if d, others, err = choose(inner.Manifests); err != nil {
 			return nil, err
 		}
+		rivals = append(rivals, others...)
 		if raw, err = readBlob(ctx, d, maxConfig, open); err != nil {
 			return nil, fmt.Errorf("reading the manifest: %w", err)
 		}
 	}
-	return newImage(ctx, ref, d.MediaType, raw, open, func(l *blobLayer) v1.Layer { return l })
+	img, err := newImage(ctx, ref, d.MediaType, raw, open, func(l *blobLayer) v1.Layer { return l })
+	if err != nil {
+		return nil, err
+	}
+	img.Rivals = rivals
+	return img, nil
 }
 
-// chooseTag finds a tag or digest in a layout's index; without either, the only image there is.
-func chooseTag(manifests []v1.Descriptor, ref Reference) (v1.Descriptor, error) {
+// chooseTag finds a tag or digest in a layout's index; without either, the only image there is. Rivals are as those
+// of choose.
+func chooseTag(manifests []v1.Descriptor, ref Reference) (_ v1.Descriptor, rivals []string, err error) {
 	var tags []string
 	var found []v1.Descriptor
 	for _, d := range manifests {
@@ -110,11 +119,11 @@ func chooseTag(manifests []v1.Descriptor, ref Reference) (v1.Descriptor, error) 
 	}
 	switch {
 	case len(found) == 0:
-		return v1.Descriptor{}, fmt.Errorf("%w: the layout holds the tags %q", ErrNotFound, tags)
+		return v1.Descriptor{}, nil, fmt.Errorf("%w: the layout holds the tags %q", ErrNotFound, tags)
 	case len(found) == 1 || ref.Digest != "":
-		return found[0], nil
+		return found[0], nil, nil
 	case ref.Tag == "" && len(tags) > 0:
-		return v1.Descriptor{}, fmt.Errorf("%w: the layout holds several images, name one of the tags %q", ErrNotFound, tags)
+		return v1.Descriptor{}, nil, fmt.Errorf("%w: the layout holds several images, name one of the tags %q", ErrNotFound, tags)
 	}
 	return choose(found)
 }

@@ -226,6 +226,11 @@ func entryOf(h *tar.Header) (*Entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	for record := range h.PAXRecords {
+		if strings.HasPrefix(record, "SCHILY.xattr.trusted.overlay.") || strings.HasPrefix(record, "SCHILY.xattr.user.overlay.") {
+			return nil, fmt.Errorf("%q has the attribute %q, by which overlay file systems show other files than those of the layer", p, strings.TrimPrefix(record, "SCHILY.xattr."))
+		}
+	}
 	e := &Entry{Path: p, Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid}
 	dir, base := path.Split(p)
 	switch {

@@ -130,7 +130,8 @@ func compareSettings(a, b []byte) ([]Difference, error) {
 }
 
 func compareTables(prefix string, a, b map[string]any, list *[]Difference) {
-	keys := maps.Clone(a)
+	keys := map[string]any{}
+	maps.Copy(keys, a)
 	maps.Copy(keys, b)
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
 		name := prefix + k

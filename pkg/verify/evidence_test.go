@@ -82,12 +82,12 @@ func TestEvidence(t *testing.T) {
 				public = &key.PublicKey
 			}
 			found := attest.Read(context.Background(), artifacts, public)
-			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{Attested: public, AnySigner: key == nil}, found, verify.Options{})
+			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true, Attested: public, AnySigner: key == nil}, found, verify.Options{})
 			require.NoError(t, err)
 			assert.True(t, r.Trusted, "%v", r.Checks)
 
 			other := keys(t)["ECDSA"].PublicKey
-			r, err = verify.Verify(context.Background(), img, nil, verify.Expectations{Attested: &other}, attest.Read(context.Background(), artifacts, &other), verify.Options{})
+			r, err = verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true, Attested: &other}, attest.Read(context.Background(), artifacts, &other), verify.Options{})
 			require.NoError(t, err)
 			assert.Equal(t, []string{verify.CheckAttestedBy}, r.FailedChecks())
 		}
@@ -147,7 +147,7 @@ func TestContradictions(t *testing.T) {
 		}
 	}
 	verified := func(a image.Artifact) verify.Check {
-		r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), verify.Options{})
+		r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true, AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), verify.Options{})
 		require.NoError(t, err)
 		for _, c := range r.Checks {
 			if c.Name == verify.CheckEvidence {
@@ -239,19 +239,19 @@ func TestExpectations(t *testing.T) {
 		expect verify.Expectations
 		failed []string
 	}{
-		"nothing":          {"dst:1", verify.Expectations{}, []string{verify.CheckAnyIdentity}},
-		"any signer":       {"dst:1", verify.Expectations{AnySigner: true}, nil},
-		"signer":           {"dst:1", verify.Expectations{MRSigner: signed}, nil},
-		"measurement":      {"dst:1", verify.Expectations{MREnclave: []sgx.Measurement{{1}, r.MREnclave}}, nil},
-		"other signer":     {"dst:1", verify.Expectations{MRSigner: []sgx.Measurement{{1}}}, []string{verify.CheckMRSigner}},
-		"other enclave":    {"dst:1", verify.Expectations{MREnclave: []sgx.Measurement{{1}}, MRSigner: signed}, []string{verify.CheckMREnclave}},
-		"SVN":              {"dst:1", verify.Expectations{MRSigner: signed, MinSVN: number(5), ProdID: number(3)}, nil},
-		"SVN too low":      {"dst:1", verify.Expectations{MRSigner: signed, MinSVN: number(6)}, []string{verify.CheckSVN}},
-		"other product":    {"dst:1", verify.Expectations{MRSigner: signed, ProdID: number(0)}, []string{verify.CheckProduct}},
-		"runtime":          {"dst:1", verify.Expectations{MRSigner: signed, RuntimeDigest: []string{r.Runtime.Digest}}, nil},
-		"other runtime":    {"dst:1", verify.Expectations{MRSigner: signed, RuntimeDigest: []string{"sha256:00"}}, []string{verify.CheckRuntimeIs}},
-		"debug":            {"debug:1", verify.Expectations{MRSigner: signed}, []string{verify.CheckDebug}},
-		"debug is allowed": {"debug:1", verify.Expectations{MRSigner: signed, AllowDebug: true}, nil},
+		"nothing":          {"dst:1", verify.Expectations{AllowSimulated: true}, []string{verify.CheckAnyIdentity}},
+		"any signer":       {"dst:1", verify.Expectations{AllowSimulated: true, AnySigner: true}, nil},
+		"signer":           {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed}, nil},
+		"measurement":      {"dst:1", verify.Expectations{AllowSimulated: true, MREnclave: []sgx.Measurement{{1}, r.MREnclave}}, nil},
+		"other signer":     {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: []sgx.Measurement{{1}}}, []string{verify.CheckMRSigner}},
+		"other enclave":    {"dst:1", verify.Expectations{AllowSimulated: true, MREnclave: []sgx.Measurement{{1}}, MRSigner: signed}, []string{verify.CheckMREnclave}},
+		"SVN":              {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, MinSVN: number(5), ProdID: number(3)}, nil},
+		"SVN too low":      {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, MinSVN: number(6)}, []string{verify.CheckSVN}},
+		"other product":    {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, ProdID: number(0)}, []string{verify.CheckProduct}},
+		"runtime":          {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, RuntimeDigest: []string{r.Runtime.Digest}}, nil},
+		"other runtime":    {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, RuntimeDigest: []string{"sha256:00"}}, []string{verify.CheckRuntimeIs}},
+		"debug":            {"debug:1", verify.Expectations{AllowSimulated: true, MRSigner: signed}, []string{verify.CheckDebug}},
+		"debug is allowed": {"debug:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, AllowDebug: true}, nil},
 	} {
 		report := check(t, reg.Host+"/"+c.image, c.expect, nil)
 		assert.Equal(t, c.failed, report.FailedChecks(), what)

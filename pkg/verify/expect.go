@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -30,6 +31,10 @@ type Expectations struct {
 	ProdID *uint16 `toml:"prod_id"`
 	// AllowDebug allows enclaves that can be read by a debugger.
 	AllowDebug bool `toml:"allow_debug"`
+	// AllowSimulated allows images of the simulated runtime, which have no enclave.
+	AllowSimulated bool `toml:"allow_simulated"`
+	// Layout is the kind of image; empty: LayoutOurs. Of others it is not verified what starts the enclave.
+	Layout string `toml:"layout"`
 	// RuntimeDigest are digests of the runtime's layer, of which one must be there; empty: any.
 	RuntimeDigest []string `toml:"runtime_digest"`
 	// SignerKey and AttestKey are files: a key whose MRSIGNER is expected, and one by which a statement of the
@@ -98,6 +103,11 @@ func (v *verification) expected(e Expectations, found Evidence) {
 	}
 	compare(CheckDebug, c.Debug || !e.AllowDebug, "the enclave cannot be read by a debugger", !c.Debug || e.AllowDebug,
 		"it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
+	simulated := v.s.places.Backend != nil && v.s.places.Backend.Kind() == (sim.Backend{}).Kind()
+	compare(CheckSimulated, simulated, "there is an enclave", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
+	expected := cmp.Or(e.Layout, LayoutOurs)
+	compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected", c.Layout == expected,
+		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
 	if len(e.RuntimeDigest) > 0 {
 		have := ""
 		if v.s.bundle != nil {
@@ -135,14 +145,14 @@ func (v *verification) evidence(found Evidence) {
 	var problems []string
 	signed := 0
 	for _, f := range found {
-		if f.Signed {
+		if f.Verified {
 			signed++
 		}
 		for _, p := range v.contradictions(f) {
 			problems = append(problems, fmt.Sprintf("%s: %s", f.Digest, p))
 		}
 	}
-	v.add(CheckEvidence, fmt.Sprintf("%d statements and reference values are attached, %d of them signed; they say of the image what it is", len(found), signed), problems)
+	v.add(CheckEvidence, fmt.Sprintf("%d statements and reference values are attached, %d of them signed by an expected key; none of those that are known contradicts the image", len(found), signed), problems)
 }
 
 // contradictions says in what a piece of evidence differs from the image.

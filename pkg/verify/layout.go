@@ -45,7 +45,7 @@ type ours struct{}
 var backends = []libos.Backend{gramine.Backend{}, sim.Backend{}}
 
 func (ours) keep() []string {
-	return []string{libos.ManifestPath, libos.SigPath, libos.RecipePath, libos.ReasonsPath, libos.HostsPath}
+	return []string{libos.ManifestPath, libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath, libos.HostsPath}
 }
 
 func (ours) find(tree *rootfs.Tree) (Places, bool) {

@@ -3,6 +3,8 @@ package verify
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // policy makes the enclave's layer and the configuration again, from the recipe and the files below.
@@ -35,7 +38,7 @@ func (v *verification) policy(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, convert.ErrEpoch):
-		v.skip(CheckPolicy, err.Error())
+		v.add(CheckPolicy, "the conversion can be repeated", []string{err.Error() + ": verify it with a version of that epoch"})
 		v.foreignConfig()
 		return nil
 	case err != nil:
@@ -43,11 +46,25 @@ func (v *verification) policy(ctx context.Context) error {
 		v.foreignConfig()
 		return nil
 	}
-	files, err := p.EnclaveFiles(v.sig)
+	structure := v.c.SigStruct
+	if structure == nil {
+		structure = &sgx.SigStruct{} // that there is none is told by another check
+	}
+	files, err := p.EnclaveFiles(structure)
 	if err != nil {
 		return err
 	}
-	v.add(CheckPolicy, fmt.Sprintf("the enclave's layer made again from the recipe, with the policy %q", v.c.Recipe.Options.Trust), v.layerProblems(files))
+	problems := v.layerProblems(files)
+	if len(problems) == 0 {
+		again := sha256.New()
+		if err := libos.Pack(again, files); err != nil {
+			return err
+		}
+		if id := "sha256:" + hex.EncodeToString(again.Sum(nil)); id != v.s.indexes[len(v.s.indexes)-1].DiffID {
+			problems = []string{"the files are the same and the archive is not: it has attributes, repetitions or an order that a conversion does not give"}
+		}
+	}
+	v.add(CheckPolicy, fmt.Sprintf("the enclave's layer made again from the recipe, byte for byte, with the policy %q", v.c.Recipe.Options.Trust), problems)
 	v.config(p)
 	return nil
 }
@@ -195,7 +212,7 @@ func (v *verification) foreignConfig() {
 		problems = append(problems, err.Error())
 	}
 	for _, kv := range config.Config.Env {
-		if strings.HasPrefix(kv, "LD_PRELOAD=") || strings.HasPrefix(kv, "LD_AUDIT=") {
+		if strings.HasPrefix(kv, "LD_") {
 			problems = append(problems, fmt.Sprintf("%s acts on the loader", kv))
 		}
 	}
@@ -235,10 +252,18 @@ func (v *verification) source(source *image.Image) {
 			problems = append(problems, fmt.Sprintf("layer %d of the source, %s, is not layer %d of the image", i+1, id, i+1))
 		}
 	}
-	ignore := []string{"rootfs", "history", "config.Labels", "config.Image"}
-	for _, key := range []string{"Cmd", "Entrypoint", "Env", "StopSignal"} { // compared with the recipe
-		ignore = append(ignore, "config."+key)
+	detail := "the layers of " + source.Ref.String() + " are unchanged underneath"
+	if v.c.Recipe != nil {
+		detail = "the layers and the configuration of " + source.Ref.String() + " are unchanged underneath, and nothing is in between"
+		if n := len(v.s.indexes) - added; n != len(config.RootFS.DiffIDs) {
+			problems = append(problems, fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(config.RootFS.DiffIDs)))
+		}
+		was, err := v.c.Recipe.SourceConfig(v.s.img.Config, source.Config)
+		if err != nil {
+			problems = append(problems, err.Error())
+		} else {
+			problems = append(problems, configProblems(source.Config, was)...)
+		}
 	}
-	problems = append(problems, configProblems(source.Config, v.s.img.Config, ignore...)...)
-	v.add(CheckSource, "the layers and the configuration of "+source.Ref.String()+" are unchanged underneath", problems)
+	v.add(CheckSource, detail, problems)
 }

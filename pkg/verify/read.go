@@ -26,7 +26,7 @@ import (
 var ErrNotConverted = errors.New("the image is not a converted one")
 
 const (
-	maxEnclaveFile = 1 << 30
+	maxEnclaveFile = manifest.MaxBytes // and more than any other file has
 	maxRuntime     = 512 << 20 // bytes of its layer, compressed
 )
 
@@ -235,7 +235,7 @@ func newConverted(img *image.Image, p Places, version int, files map[string][]by
 		}
 		c.readReasons(files[libos.ReasonsPath])
 	}
-	if err := c.readSigStruct(files[p.SigStruct]); err != nil {
+	if err := c.readSigStruct(files[p.SigStruct], files[libos.UnsignedPath]); err != nil {
 		return nil, err
 	}
 	enclave, err := gramine.NewEnclave(version, files[p.PAL], c.Manifest)
@@ -278,23 +278,34 @@ func (c *Converted) readReasons(b []byte) {
 	}
 }
 
-func (c *Converted) readSigStruct(b []byte) error {
-	if b == nil {
-		c.SignatureError = "there is no SIGSTRUCT"
+// readSigStruct reads the signature structure, of an image that is not signed yet what it will be.
+func (c *Converted) readSigStruct(signed, unsigned []byte) error {
+	var s *sgx.SigStruct
+	var err error
+	switch {
+	case signed != nil:
+		if s, err = sgx.ParseSigStruct(signed); s == nil {
+			return fmt.Errorf("reading %s: %w", c.Places.SigStruct, err)
+		}
+		if err != nil {
+			c.SignatureError = err.Error()
+		}
+	case unsigned != nil && c.Recipe != nil:
+		c.SignatureError = notSigned
+		if s, err = sgx.ParseUnsigned(unsigned); err != nil {
+			return fmt.Errorf("reading %s: %w", libos.UnsignedPath, err)
+		}
+	default:
+		c.SignatureError = "there is none: the image is not signed"
 		return nil
-	}
-	s, err := sgx.ParseSigStruct(b)
-	if s == nil {
-		return fmt.Errorf("reading %s: %w", c.Places.SigStruct, err)
-	}
-	if err != nil {
-		c.SignatureError = err.Error()
 	}
 	c.SigStruct, c.MREnclave, c.MRSigner = s, s.MREnclave, s.MRSigner()
 	c.ISVProdID, c.ISVSVN, c.Debug, c.Date = s.ISVProdID, s.ISVSVN, s.Debug(), s.Date.String()
 	c.Attributes = decode(s)
 	return nil
 }
+
+const notSigned = "there is none: the image is to be signed later"
 
 func (c *Converted) readManifest() error {
 	var m struct {
@@ -318,16 +329,15 @@ func (c *Converted) readManifest() error {
 			Allowed []string    `toml:"allowed_files"`
 		} `toml:"sgx"`
 	}
+	whole, err := manifest.Parse(c.Manifest)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Places.Manifest, err)
+	}
 	if err := toml.Unmarshal(c.Manifest, &m); err != nil {
 		return fmt.Errorf("reading %s: %w", c.Places.Manifest, err)
 	}
-	var err error
 	if c.Enclave, err = manifest.ReadSGX(c.Manifest); err != nil {
 		return err
-	}
-	var whole manifest.Manifest
-	if err := toml.Unmarshal(c.Manifest, &whole.Table); err != nil {
-		return fmt.Errorf("reading %s: %w", c.Places.Manifest, err)
 	}
 	c.Weaknesses = append(c.Weaknesses, whole.Weaknesses()...)
 	switch e := m.Loader.Entrypoint.(type) {

@@ -65,7 +65,8 @@ func TestGSC(t *testing.T) {
 	assert.Equal(t, 1, c.Trusted[0].Layer)
 	assert.NotEmpty(t, c.Areas)
 
-	r := check(t, ref, verify.Expectations{MRSigner: []sgx.Measurement{c.MRSigner}}, nil)
+	assert.Equal(t, []string{verify.CheckLayout}, check(t, ref, verify.Expectations{MRSigner: []sgx.Measurement{c.MRSigner}}, nil).FailedChecks(), "what starts it is not verified")
+	r := check(t, ref, verify.Expectations{Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}}, nil)
 	assert.True(t, r.Trusted, "%v", r.Checks)
 	for _, k := range r.Checks {
 		if k.Name == verify.CheckPolicy {
@@ -81,14 +82,14 @@ func TestGSC(t *testing.T) {
 	x.config, err = gscImage(t).ConfigFile()
 	require.NoError(t, err)
 	x.push(reg.Host+"/gsc:2", gscImage(t))
-	assert.Equal(t, []string{verify.CheckFiles, verify.CheckAnyIdentity}, check(t, reg.Host+"/gsc:2", verify.Expectations{}, nil).FailedChecks())
+	assert.Equal(t, []string{verify.CheckFiles, verify.CheckAnyIdentity}, check(t, reg.Host+"/gsc:2", verify.Expectations{Layout: verify.LayoutGSC}, nil).FailedChecks())
 }
 
 func TestReadRefuses(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	_, err := verify.Read(context.Background(), open(t, reg.Push(t, "src:1", sample(t))), verify.Options{})
 	assert.ErrorIs(t, err, verify.ErrNotConverted)
-	_, err = verify.Verify(context.Background(), open(t, reg.Host+"/src:1"), nil, verify.Expectations{}, nil, verify.Options{})
+	_, err = verify.Verify(context.Background(), open(t, reg.Host+"/src:1"), nil, verify.Expectations{AllowSimulated: true}, nil, verify.Options{})
 	assert.ErrorIs(t, err, verify.ErrNotConverted)
 }
 
@@ -148,7 +149,7 @@ func TestRebuild(t *testing.T) {
 		require.NoError(t, err, what)
 		assert.True(t, r.Same, "%s with its runtime: %v", what, r.Why)
 
-		report := check(t, reg.Host+"/dst:1", verify.Expectations{AnySigner: true, AllowDebug: true}, open(t, from))
+		report := check(t, reg.Host+"/dst:1", verify.Expectations{AllowSimulated: true, AnySigner: true, AllowDebug: true}, open(t, from))
 		assert.True(t, report.Trusted, "%s: %v", what, report.Checks)
 
 		again.Source = parse(t, other)

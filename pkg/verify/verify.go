@@ -59,6 +59,9 @@ const (
 	CheckRuntimeIs   = "runtime-is"   //
 	CheckAttestedBy  = "attested-by"  //
 	CheckAnyIdentity = "any-identity" // there was an expectation of who signed or what runs
+	CheckLayout      = "layout"       // the image is of a kind whose start can be verified
+	CheckSimulated   = "simulated"    // there is an enclave
+	CheckPlatform    = "platform"     // everybody who runs the name runs this image
 )
 
 // Report is the outcome of a verification.
@@ -130,6 +133,7 @@ func Verify(ctx context.Context, img, source *image.Image, e Expectations, evide
 		return nil, err
 	}
 	r.Converted, v.sig = v.c, v.s.files[v.s.places.SigStruct]
+	v.platform()
 	v.layers()
 	v.onTop()
 	v.sigStruct()
@@ -151,6 +155,14 @@ func Verify(ctx context.Context, img, source *image.Image, e Expectations, evide
 	v.expected(e, evidence)
 	r.Trusted = len(r.FailedChecks()) == 0
 	return r, nil
+}
+
+// platform looks for other images that an engine may choose by the same name.
+func (v *verification) platform() {
+	if rivals := v.s.img.Rivals; len(rivals) > 0 {
+		v.add(CheckPlatform, "the name leads everybody to this image",
+			[]string{fmt.Sprintf("the index names other images for linux/amd64, which an engine may run instead of %s: %s", v.s.img.Digest, strings.Join(rivals, ", "))})
+	}
 }
 
 // layers compares the digests of the archives with the configuration's, and with the recipe's: the engine that
@@ -201,18 +213,21 @@ func (v *verification) onTop() {
 	if at := v.s.tree.Lookup(libos.MetaPath(v.s.places.Backend.Kind())).Layer; at != n-added {
 		problems = append(problems, fmt.Sprintf("the runtime is in layer %d of %d", at+1, n))
 	}
-	runtimeDir := libos.Root + "/" + v.s.places.Backend.Kind() + "/"
-	for i, dir := range map[int]string{n - added: runtimeDir, n - 1: path.Dir(libos.App) + "/"} {
-		if i < 0 {
-			continue
-		}
-		for _, e := range v.s.indexes[i].Entries {
-			inside := strings.HasPrefix(e.Path+"/", dir)
-			above := e.Type == rootfs.Dir && strings.HasPrefix(dir, e.Path+"/")
-			if !inside && !above {
-				problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", i+1, dir, whatItDoes(e)))
+	app := path.Dir(libos.App) + "/"
+	if n >= added {
+		for _, e := range v.s.indexes[n-added].Entries {
+			if e.Path != "/" && !strings.HasPrefix(e.Path+"/", libos.Root+"/") || strings.HasPrefix(e.Path+"/", app) {
+				problems = append(problems, fmt.Sprintf("layer %d, which is for the runtime, %s", n-added+1, whatItDoes(e)))
 			}
 		}
+	}
+	for _, e := range v.s.indexes[n-1].Entries {
+		if !strings.HasPrefix(e.Path+"/", app) && !(e.Type == rootfs.Dir && strings.HasPrefix(app, e.Path+"/")) {
+			problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", n, app, whatItDoes(e)))
+		}
+	}
+	if v.s.bundle.Foreign != nil {
+		problems = append(problems, fmt.Sprintf("layer %d, the runtime's: %v", n-added+1, v.s.bundle.Foreign))
 	}
 	slices.Sort(problems)
 	v.add(CheckOnTop, "the enclave's layer is the last, over the runtime's, and they hold nothing else", problems)
@@ -239,7 +254,7 @@ func whatItDoes(e rootfs.Entry) string {
 func (v *verification) sigStruct() {
 	var problems []string
 	if v.sig == nil {
-		problems = []string{"there is none: the image is not signed"}
+		problems = []string{v.c.SignatureError}
 	} else if _, err := sgx.ParseSigStruct(v.sig); err != nil {
 		var check *sgx.CheckError
 		if errors.As(err, &check) {

@@ -70,6 +70,7 @@ const (
 const (
 	pageMask    = sgx.PageSize - 1
 	maxPALBytes = 1 << 30 // of memory that a loader image may ask for
+	maxEnclave  = 1 << 40 // bytes: every page is hashed
 )
 
 func roundUp(n uint64) uint64 { return (n + pageMask) &^ uint64(pageMask) }
@@ -213,6 +214,9 @@ func (g geometry) layout(pal *palImage, manifestText []byte, m manifest.SGX) (sg
 	if l.Size&(l.Size-1) != 0 || l.Size == 0 {
 		return l, fmt.Errorf("enclave size %s is not a power of two: the nearest are %s and %s", manifest.FormatSize(l.Size),
 			manifest.FormatSize(1<<max(bits.Len64(l.Size)-1, 12)), manifest.FormatSize(1<<max(bits.Len64(l.Size), 13)))
+	}
+	if l.Size > maxEnclave {
+		return l, fmt.Errorf("enclave size %s is more than any CPU has memory for: at most %s is laid out", manifest.FormatSize(l.Size), manifest.FormatSize(maxEnclave))
 	}
 	if needed > l.Size {
 		return l, &TooSmallError{l.Size, 1 << bits.Len64(needed-1)}

@@ -31,7 +31,7 @@ func TestVectors(t *testing.T) {
 	}
 	require.NoError(t, json.Unmarshal(read(t, vectors, "cases/index.json"), &cases))
 	require.Len(t, cases, 9)
-	key, err := sgx.ParseKey(read(t, vectors, "test-signing-key.pem"))
+	key, err := sgx.ParseKey(read(t, vectors, "test-signing-key.pem"), nil)
 	require.NoError(t, err)
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
