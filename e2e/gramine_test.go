@@ -194,6 +194,11 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	}
 	assert.Len(t, layers, 1, "the same runtime, the same layer: %v", layers)
 
+	// What is in the runtime's layer, the loader's own libraries among it, is as verify wants it.
+	converted := "127.0.0.1:" + port + "/scratch:1-confidential"
+	cconvert(t, source, "--to", converted, "--runtime", "gramine=dir:"+prefix, "--runtime-libs", libs)
+	command(t, program, "verify", converted, "--signer-key", key, "--source", source)
+
 	// Without its libraries the loader could not start: that is said, with what to do.
 	out, err := exec.Command(program, source, "--to", "oci:"+dir+"/x:1", "--key", key, "--runtime", "gramine=dir:"+prefix).CombinedOutput()
 	require.Error(t, err)

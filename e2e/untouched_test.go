@@ -54,7 +54,21 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "starting the program:", err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	os.Exit(withKey(m.Run))
+}
+
+func withKey(run func() int) int {
+	dir, err := os.MkdirTemp("", "cconvert-e2e-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		key = filepath.Join(dir, "key.pem")
+		_, err = try(program, "keygen", "--out", key)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "making a key:", err)
+		return 1
+	}
+	return run()
 }
 
 // untouched runs the image's program as it is, under strace, through the exchange, and fails for every

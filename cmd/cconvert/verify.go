@@ -189,7 +189,7 @@ func newVerify() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)
 		}
-		if start && r.Consistent { // what is known to be tampered with is not run
+		if start {
 			if err := r.Start(cmd.Context(), img); err != nil {
 				return fmt.Errorf("%s: %w", img.Ref, err)
 			}
@@ -212,6 +212,9 @@ func printReport(w io.Writer, r *verify.Report) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "image\t%s\n", printable(r.Image))
 	fmt.Fprintf(t, "digest\t%s\n", r.Digest)
+	if r.Recipe != nil {
+		fmt.Fprintf(t, "runtime\t%s %.12s\n", printable(r.Recipe.Runtime.Kind), printable(r.Recipe.Runtime.Version))
+	}
 	fmt.Fprintf(t, "MRENCLAVE\t%s\n", r.MREnclave)
 	fmt.Fprintf(t, "MRSIGNER\t%s\n", r.MRSigner)
 	fmt.Fprintf(t, "product\t%d, security version %d\n", r.ISVProdID, r.ISVSVN)

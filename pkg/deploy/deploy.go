@@ -3,6 +3,9 @@
 package deploy
 
 import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"regexp"
@@ -65,6 +68,7 @@ type workload struct {
 	*verify.Converted
 	Options
 	sealed []string // paths of encrypted mounts
+	ports  []port   // that the image exposes
 }
 
 // Write gives the text of a deployment.
@@ -107,11 +111,17 @@ func prepare(c *verify.Converted, o Options) (*workload, error) {
 	if o.Storage == "" {
 		o.Storage = "1Gi"
 	}
+	if err := o.fit(); err != nil {
+		return nil, err
+	}
 	w := &workload{Converted: c, Options: o}
 	for _, m := range c.Program.Mounts {
 		if m.Type == "encrypted" {
 			w.sealed = append(w.sealed, m.Path)
 		}
+	}
+	if err := w.readPorts(); err != nil {
+		return nil, err
 	}
 	if !w.root() && o.DeviceGroup == nil && !o.Direct {
 		return nil, fmt.Errorf("%w: the image runs as %q, who must be in the group that may open %s on the nodes: name it by its number", ErrOption, c.User, enclaveDevice)
@@ -128,28 +138,74 @@ func (w *workload) quotes() bool { return w.Recipe != nil && w.Recipe.Options.At
 // epc is the memory of all enclaves of a container, in bytes.
 func (w *workload) epc() uint64 { return uint64(w.Processes) * w.Enclave.EnclaveSize }
 
+// fit refuses options that the target cannot express.
+func (o Options) fit() error {
+	kubernetes := o.Target != Docker && o.Target != Compose
+	for _, c := range []struct {
+		given bool
+		what  string
+		fits  bool
+	}{
+		{o.Direct, "direct mode", o.Target == Docker},
+		{o.LegacyEPC, "the resource of old clusters", o.Target == AKS},
+		{o.Replicas > 1, "more than one container", o.Target != Docker},
+		{o.Processes > 1, "a number of processes", kubernetes},
+		{o.Namespace != "", "a namespace", kubernetes},
+	} {
+		if c.given && !c.fits {
+			return fmt.Errorf("%w: %s has no meaning for the target %s", ErrOption, c.what, o.Target)
+		}
+	}
+	return nil
+}
+
 type port struct {
 	number   int32
 	protocol string
 }
 
-// ports are those that the image exposes, sorted.
-func (w *workload) ports() []port {
-	var list []port
+// maxPorts is how many ports of ranges are written.
+const maxPorts = 1000
+
+// readPorts reads the ports that the image exposes (OCI image specification, "config.ExposedPorts"), ranges
+// included, and sorts them.
+func (w *workload) readPorts() error {
 	for _, p := range w.Ports {
-		number, protocol, _ := strings.Cut(p, "/")
-		if n, err := strconv.ParseInt(number, 10, 32); err == nil && n > 0 && n < 1<<16 {
-			if protocol == "" {
-				protocol = "tcp"
+		numbers, protocol, _ := strings.Cut(p, "/")
+		protocol = cmp.Or(strings.ToLower(protocol), "tcp")
+		low, high, ranged := strings.Cut(numbers, "-")
+		if !ranged {
+			high = low
+		}
+		from, err1 := strconv.ParseUint(low, 10, 16)
+		to, err2 := strconv.ParseUint(high, 10, 16)
+		if err1 != nil || err2 != nil || from == 0 || to < from || !slices.Contains([]string{"tcp", "udp", "sctp"}, protocol) {
+			return fmt.Errorf("%w: the image exposes %q, which is no port", ErrOption, p)
+		}
+		for n := from; n <= to; n++ {
+			if len(w.ports) == maxPorts {
+				return fmt.Errorf("%w: the image exposes more than %d ports", ErrOption, maxPorts)
 			}
-			list = append(list, port{int32(n), protocol})
+			w.ports = append(w.ports, port{int32(n), protocol})
 		}
 	}
-	slices.SortFunc(list, func(a, b port) int { return int(a.number) - int(b.number) })
-	return list
+	slices.SortFunc(w.ports, func(a, b port) int { return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.protocol, b.protocol)) })
+	w.ports = slices.Compact(w.ports)
+	return nil
 }
 
-// volumeName names the volume of an encrypted mount.
+// maxLabel is the length of a name in Kubernetes (RFC 1123, "label").
+const maxLabel = 63
+
+// volumeName names the volume of an encrypted mount. Where the path does not make a name by itself, a part of its
+// digest does.
 func (w *workload) volumeName(path string) string {
-	return w.Name + "-" + strings.Trim(notInNames.ReplaceAllString(strings.ToLower(path), "-"), "-")
+	readable := strings.Trim(notInNames.ReplaceAllString(path, "-"), "-")
+	name := w.Name + "-" + readable
+	if "/"+strings.ReplaceAll(readable, "-", "/") == path && len(name) <= maxLabel {
+		return name
+	}
+	sum := sha256.Sum256([]byte(path))
+	suffix := hex.EncodeToString(sum[:4])
+	return strings.TrimRight(name[:min(len(name), maxLabel-len(suffix)-1)], "-") + "-" + suffix
 }

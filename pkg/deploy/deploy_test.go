@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -113,7 +115,7 @@ func TestDocker(t *testing.T) {
 // The Compose file is one for Compose itself.
 func TestCompose(t *testing.T) {
 	group := int64(107)
-	text := write(t, redis(), deploy.Options{Target: deploy.Compose, DeviceGroup: &group, Replicas: 2})
+	text := write(t, redis(), deploy.Options{Target: deploy.Compose, DeviceGroup: &group})
 	var f struct {
 		Services map[string]struct {
 			Image    string
@@ -137,12 +139,59 @@ func TestCompose(t *testing.T) {
 	assert.NoError(t, cmd.Run(), "%s\n%s", out.String(), text)
 }
 
+// Ranges of ports are written out, and every volume has a name of its own that Kubernetes takes.
+func TestNames(t *testing.T) {
+	c := root()
+	c.Ports = []string{"8000-8002/tcp", "53/UDP", "8001/tcp"}
+	long := "/" + strings.Repeat("very-long/", 10)
+	for _, path := range []string{"/a/b", "/a-b", "/é", "/A/b", long + "1", long + "2", "/data"} {
+		c.Program.Mounts = append(c.Program.Mounts, verify.Mount{Type: "encrypted", Path: path})
+	}
+	d, claims := decode(t, write(t, c, deploy.Options{Target: deploy.Intel}))
+	var ports []string
+	for _, p := range d.Spec.Template.Spec.Containers[0].Ports {
+		ports = append(ports, fmt.Sprintf("%d/%s", p.ContainerPort, p.Protocol))
+	}
+	assert.Equal(t, []string{"53/UDP", "8000/TCP", "8001/TCP", "8002/TCP"}, ports)
+	names := map[string]bool{}
+	for _, claim := range claims {
+		names[claim.Name] = true
+		assert.Empty(t, validation.IsDNS1123Label(claim.Name), claim.Name)
+	}
+	assert.Len(t, names, len(c.Program.Mounts))
+	assert.Contains(t, names, "my-app-data")
+	assert.Contains(t, names, "my-app-a-b")
+}
+
 func TestRefuses(t *testing.T) {
 	for want, f := range map[string]func() (*verify.Converted, deploy.Options){
 		"in the group that may open": func() (*verify.Converted, deploy.Options) { return redis(), deploy.Options{Target: deploy.Intel} },
 		"there is no target":         func() (*verify.Converted, deploy.Options) { return root(), deploy.Options{Target: "moon"} },
 		"the name \"A\"": func() (*verify.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Docker, Name: "A"}
+		},
+		"direct mode has no meaning": func() (*verify.Converted, deploy.Options) {
+			return redis(), deploy.Options{Target: deploy.Intel, Direct: true}
+		},
+		"old clusters has no meaning": func() (*verify.Converted, deploy.Options) {
+			return root(), deploy.Options{Target: deploy.Intel, LegacyEPC: true}
+		},
+		"more than one container has no meaning": func() (*verify.Converted, deploy.Options) {
+			return root(), deploy.Options{Target: deploy.Docker, Replicas: 2}
+		},
+		"cannot share": func() (*verify.Converted, deploy.Options) {
+			group := int64(1)
+			return redis(), deploy.Options{Target: deploy.Compose, Replicas: 2, DeviceGroup: &group}
+		},
+		"\"81/foo\", which is no port": func() (*verify.Converted, deploy.Options) {
+			c := root()
+			c.Ports = []string{"81/foo"}
+			return c, deploy.Options{Target: deploy.Intel}
+		},
+		"more than 1000 ports": func() (*verify.Converted, deploy.Options) {
+			c := root()
+			c.Ports = []string{"1-65535"}
+			return c, deploy.Options{Target: deploy.Intel}
 		},
 		"no replicas": func() (*verify.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Docker, Replicas: -1}

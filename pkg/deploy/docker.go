@@ -30,7 +30,7 @@ func (w *workload) docker() ([]byte, error) {
 			args = append(args, "--group-add", strconv.FormatInt(*w.DeviceGroup, 10))
 		}
 	}
-	for _, p := range w.ports() {
+	for _, p := range w.ports {
 		args = append(args, "--publish", fmt.Sprintf("%d:%d/%s", p.number, p.number, p.protocol))
 	}
 	for _, path := range w.sealed {
@@ -84,7 +84,7 @@ func (w *workload) compose() ([]byte, error) {
 	if !w.root() {
 		s.GroupAdd = []string{strconv.FormatInt(*w.DeviceGroup, 10)}
 	}
-	for _, p := range w.ports() {
+	for _, p := range w.ports {
 		s.Ports = append(s.Ports, fmt.Sprintf("%d:%d/%s", p.number, p.number, p.protocol))
 	}
 	f := composeFile{Volumes: map[string]struct{}{}}
@@ -93,6 +93,9 @@ func (w *workload) compose() ([]byte, error) {
 		s.Volumes = append(s.Volumes, w.volumeName(path)+":"+path)
 	}
 	if w.Replicas > 1 {
+		if len(s.Ports) > 0 {
+			return nil, fmt.Errorf("%w: the image's ports are published under their own numbers, which two containers on one machine cannot share", ErrOption)
+		}
 		s.Deploy = map[string]any{"replicas": w.Replicas}
 	}
 	f.Services = map[string]composeService{w.Name: s}

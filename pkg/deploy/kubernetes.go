@@ -97,7 +97,7 @@ func (w *workload) container() corev1.Container {
 		}
 	}
 	c.Resources = corev1.ResourceRequirements{Limits: limits}
-	for i, p := range w.ports() {
+	for i, p := range w.ports {
 		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: p.number, Protocol: corev1.Protocol(strings.ToUpper(p.protocol))})
 		if i == 0 && p.protocol == "tcp" { // from outside: what a probe starts in the container is not in the enclave
 			c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(p.number)}}}

@@ -217,6 +217,9 @@ func cleanPath(name string) (string, error) {
 	return path.Clean("/" + name), nil
 }
 
+// ErrOverlay says that a layer has attributes by which overlay file systems show other files than those in it.
+var ErrOverlay = errors.New("the layer would steer overlay file systems")
+
 // entryOf translates a tar header; nil for what is no entry.
 func entryOf(h *tar.Header) (*Entry, error) {
 	if h.Typeflag == tar.TypeXGlobalHeader {
@@ -228,7 +231,7 @@ func entryOf(h *tar.Header) (*Entry, error) {
 	}
 	for record := range h.PAXRecords {
 		if strings.HasPrefix(record, "SCHILY.xattr.trusted.overlay.") || strings.HasPrefix(record, "SCHILY.xattr.user.overlay.") {
-			return nil, fmt.Errorf("%q has the attribute %q, by which overlay file systems show other files than those of the layer", p, strings.TrimPrefix(record, "SCHILY.xattr."))
+			return nil, fmt.Errorf("%w: %q has the attribute %q", ErrOverlay, p, strings.TrimPrefix(record, "SCHILY.xattr."))
 		}
 	}
 	e := &Entry{Path: p, Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid}

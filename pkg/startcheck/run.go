@@ -32,6 +32,9 @@ type setup struct {
 	Argv, Env []string
 }
 
+// nobody is the user and group who owns nothing.
+const nobody = 65534
+
 // maxOutput is how much of the loader's output is kept.
 const maxOutput = 8 << 10
 
@@ -71,11 +74,18 @@ func Run(ctx context.Context, c Command) (*Result, error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &output, &output
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.WaitDelay = time.Second
+	uid, gid := os.Geteuid(), os.Getegid()
+	if uid == 0 { // files of the kernel's that root owns would open without any capability
+		uid, gid = nobody, nobody
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: 1}},
+		Credential:  &syscall.Credential{NoSetGroups: os.Geteuid() != 0},
+
+		GidMappingsEnableSetgroups: os.Geteuid() == 0, // to leave its groups
+		Pdeathsig:                  syscall.SIGKILL,
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%w: making namespaces: %w", ErrUnsupported, err)
@@ -178,7 +188,11 @@ func (s setup) enter() error {
 	if err := unix.Mount("/sys", s.Root+"/sys", "", unix.MS_BIND|unix.MS_REC, ""); err != nil { // the loader counts processors
 		return fmt.Errorf("mounting /sys: %w", err)
 	}
-	if err := unix.Mount("proc", s.Root+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	readOnly := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(unix.AT_FDCWD, s.Root+"/sys", unix.AT_RECURSIVE, readOnly); err != nil {
+		return fmt.Errorf("making /sys read-only: %w", err)
+	}
+	if err := unix.Mount("proc", s.Root+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)
 	}
 	if err := unix.PivotRoot(s.Root, s.Root+"/old"); err != nil {

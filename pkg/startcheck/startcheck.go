@@ -3,8 +3,9 @@
 // own over the given files. It stands in for the kernel's SGX driver: it hashes each page that the loader adds, and
 // when the loader asks for EINIT it does what the CPU would do with the SIGSTRUCT. Nothing is ever executed in an enclave.
 //
-// The loader is untrusted code. It has no network, no capabilities, no files but the given ones, and a time limit;
-// it still runs on this machine's kernel, so a caller must be asked for it.
+// The loader is untrusted code. It has no network, no capabilities, no files but the given ones and, to read, the
+// kernel's in /proc and /sys, and a time limit; where the caller is root, it is nobody. It still runs on this machine's
+// kernel, so a caller must be asked for it.
 //
 // It needs Linux 5.14 on x86-64 with user namespaces, and a main function that begins with reexec.Init of
 // github.com/moby/sys.

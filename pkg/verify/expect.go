@@ -101,12 +101,15 @@ func (v *verification) expected(e Expectations, found Evidence) {
 	if e.ProdID != nil {
 		compare(CheckProduct, true, fmt.Sprintf("the product number is %d", *e.ProdID), c.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", c.ISVProdID))
 	}
-	compare(CheckDebug, c.Debug || !e.AllowDebug, "the enclave cannot be read by a debugger", !c.Debug || e.AllowDebug,
-		"it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
+	debug := "the enclave cannot be read by a debugger"
+	if c.Debug && e.AllowDebug {
+		debug = "it is a debug enclave, which keeps no secrets, and that was accepted"
+	}
+	compare(CheckDebug, true, debug, !c.Debug || e.AllowDebug, "it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
 	simulated := v.s.places.Backend != nil && v.s.places.Backend.Kind() == (sim.Backend{}).Kind()
-	compare(CheckSimulated, simulated, "there is an enclave", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
+	compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
 	expected := cmp.Or(e.Layout, LayoutOurs)
-	compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected", c.Layout == expected,
+	compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
 		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
 	if len(e.RuntimeDigest) > 0 {
 		have := ""
@@ -208,9 +211,9 @@ func (v *verification) contradictions(f attest.Found) []string {
 			return problems
 		}
 		if r := c.Recipe; r != nil {
-			for what, digest := range map[string]string{"source": r.Source, "runtime": r.Runtime.Digest} {
-				if !slices.ContainsFunc(said.BuildDefinition.ResolvedDependencies, func(d attest.Resource) bool { return d.Is(digest) }) {
-					problems = append(problems, fmt.Sprintf("it does not name the %s %s", what, digest))
+			for _, part := range [][2]string{{"source", r.Source}, {"runtime", r.Runtime.Digest}} {
+				if !slices.ContainsFunc(said.BuildDefinition.ResolvedDependencies, func(d attest.Resource) bool { return d.Is(part[1]) }) {
+					problems = append(problems, fmt.Sprintf("it does not name the %s %s", part[0], part[1]))
 				}
 			}
 			options, err := json.Marshal(r.Options)

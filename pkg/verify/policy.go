@@ -3,9 +3,9 @@ package verify
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -233,6 +233,7 @@ func (v *verification) foreignConfig() {
 // source compares the layers and the configuration with the image that was converted.
 func (v *verification) source(source *image.Image) {
 	if source == nil {
+		v.skip(CheckSource, "not compared with the image that it was made from, which --source names: what is not measured, such as a health check, labels and volumes, can be anything")
 		return
 	}
 	var problems []string

@@ -27,8 +27,17 @@ var ErrNotConverted = errors.New("the image is not a converted one")
 
 const (
 	maxEnclaveFile = manifest.MaxBytes // and more than any other file has
-	maxRuntime     = 512 << 20 // bytes of its layer, compressed
+	maxRuntime     = 512 << 20         // bytes of its layer, compressed
 )
+
+// damage is a part of an image that is there and cannot be read, or is gone: what a check is for.
+type damage struct {
+	check string
+	err   error
+}
+
+func (d *damage) Error() string { return d.err.Error() }
+func (d *damage) Unwrap() error { return d.err }
 
 // Converted is what a converted image says of itself. Nothing of it is verified but the SIGSTRUCT's own
 // consistency.
@@ -211,7 +220,7 @@ func runtimeOf(ctx context.Context, l *image.Layer) (*libos.Bundle, error) {
 	}
 	b, err := libos.ReadBundle(blob)
 	if err != nil {
-		return nil, err
+		return nil, &damage{CheckRuntime, err}
 	}
 	if b.Layer.Digest != l.Digest {
 		return nil, fmt.Errorf("layer %s: %w: it is %s", l.Digest, rootfs.ErrDigest, b.Layer.Digest)
@@ -226,17 +235,17 @@ func newConverted(img *image.Image, p Places, version int, files map[string][]by
 		Manifest: files[p.Manifest], Weaknesses: []string{},
 	}
 	if err := c.readManifest(); err != nil {
-		return nil, err
+		return nil, &damage{CheckMeasurement, err}
 	}
 	if p.Backend != nil {
 		c.Recipe = &convert.Recipe{}
 		if err := json.Unmarshal(files[libos.RecipePath], c.Recipe); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
+			return nil, &damage{CheckPolicy, fmt.Errorf("reading %s: %w", libos.RecipePath, err)}
 		}
 		c.readReasons(files[libos.ReasonsPath])
 	}
 	if err := c.readSigStruct(files[p.SigStruct], files[libos.UnsignedPath]); err != nil {
-		return nil, err
+		return nil, &damage{CheckSigStruct, err}
 	}
 	enclave, err := gramine.NewEnclave(version, files[p.PAL], c.Manifest)
 	if err != nil {

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -62,7 +64,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		}
 	}
 	if !found {
-		return nil, ErrNotConverted
+		return nil, notConverted(img)
 	}
 	if b := s.places.Backend; b != nil {
 		at := s.tree.Lookup(libos.MetaPath(b.Kind())).Layer
@@ -85,6 +87,17 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		return err
 	})
 	return s, err
+}
+
+// notConverted says that there is no enclave; of an image whose labels speak of one, that it is gone.
+func notConverted(img *image.Image) error {
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	if json.Unmarshal(img.Config, &config) == nil && config.Config.Labels[convert.LabelMREnclave] != "" {
+		return &damage{CheckOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no longer", ErrNotConverted)}
+	}
+	return ErrNotConverted
 }
 
 // scan reads a layer. What is in it decides, not how a program that inflates fares.

@@ -22,13 +22,17 @@ var ErrNoStart = errors.New("the start cannot be tried")
 // the enclave that it builds. See package startcheck for what that takes.
 func (r *Report) Start(ctx context.Context, img *image.Image) error {
 	b := r.Places.Backend
+	v := &verification{report: r}
 	switch {
+	case !r.Consistent:
+		v.skip(CheckStart, "what is known to be changed is not run")
+		return nil
 	case b == nil:
 		return fmt.Errorf("%w: images of the layout %s begin with a shell", ErrNoStart, r.Layout)
 	case b == libos.Backend(sim.Backend{}):
 		return fmt.Errorf("%w: the simulation builds no enclave", ErrNoStart)
 	}
-	n := len(img.Layers)
+	n := len(img.Layers) // the verification has found both layers
 	bundle, err := runtimeOf(ctx, img.Layers[n-added])
 	if err != nil {
 		return err
@@ -54,16 +58,22 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 	if len(c.Argv) == 0 {
 		return fmt.Errorf("%w: the image starts nothing", ErrNoStart)
 	}
-	r.Started, err = startcheck.Run(ctx, c)
-	if err != nil {
+	started, err := startcheck.Run(ctx, c)
+	if err != nil && (ctx.Err() != nil || errors.Is(err, startcheck.ErrUnsupported)) {
 		return err
 	}
-	v := &verification{report: r}
-	problems := r.Started.Refused
-	if !r.Started.Reached {
-		problems = []string{"the loader ended before it asked for EINIT: " + r.Started.Output}
+	detail, problems := "the image's loader builds the enclave", []string(nil)
+	switch {
+	case err != nil:
+		problems = []string{err.Error()}
+	case !started.Reached:
+		problems = []string{"the loader ended before it asked for EINIT: " + started.Output}
+	default:
+		detail = fmt.Sprintf("the image's loader added %d pages, %d of them measured, and a CPU would start the enclave", started.Pages, started.MeasuredPages)
+		problems = started.Refused
 	}
-	v.add(CheckStart, fmt.Sprintf("the image's loader added %d pages, %d of them measured, and a CPU would start the enclave", r.Started.Pages, r.Started.MeasuredPages), problems)
-	r.Trusted = r.Trusted && len(problems) == 0
+	r.Started = started
+	v.add(CheckStart, detail, problems)
+	r.Consistent, r.Trusted = r.Consistent && len(problems) == 0, r.Trusted && len(problems) == 0
 	return nil
 }

@@ -123,14 +123,13 @@ func Verify(ctx context.Context, img, source *image.Image, e Expectations, evide
 	v := &verification{report: r, c: r.Converted}
 	var err error
 	if v.s, err = scan(ctx, img, o, true); err != nil {
-		if !errors.Is(err, rootfs.ErrDigest) && !errors.Is(err, image.ErrDigest) {
-			return nil, err
+		if errors.Is(err, rootfs.ErrDigest) || errors.Is(err, image.ErrDigest) || errors.Is(err, rootfs.ErrOverlay) {
+			err = &damage{CheckLayers, err}
 		}
-		v.add(CheckLayers, "each blob by its digest", []string{err.Error()})
-		return r, nil
+		return v.unreadable(err)
 	}
 	if v.c, err = v.s.converted(); err != nil {
-		return nil, err
+		return v.unreadable(err)
 	}
 	r.Converted, v.sig = v.c, v.s.files[v.s.places.SigStruct]
 	v.platform()
@@ -155,6 +154,16 @@ func Verify(ctx context.Context, img, source *image.Image, e Expectations, evide
 	v.expected(e, evidence)
 	r.Trusted = len(r.FailedChecks()) == 0
 	return r, nil
+}
+
+// unreadable ends a verification: with a failed check where it is the image's fault.
+func (v *verification) unreadable(err error) (*Report, error) {
+	var part *damage
+	if !errors.As(err, &part) {
+		return nil, err
+	}
+	v.add(part.check, "it can be read", []string{part.Error()})
+	return v.report, nil
 }
 
 // platform looks for other images that an engine may choose by the same name.

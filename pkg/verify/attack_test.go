@@ -1,0 +1,302 @@
+package verify_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+// victim is an image that an attacker changes who can write to the registry, and has no key that is expected.
+type victim struct {
+	t      *testing.T
+	reg    *fixture.Registry
+	from   string
+	expect verify.Expectations
+	n      int
+}
+
+func newVictim(t *testing.T, change func(*convert.Options)) *victim {
+	t.Helper()
+	a := &victim{t: t, reg: fixture.NewRegistry(t)}
+	a.from = a.reg.Push(t, "src:1", sample(t))
+	o := options(t, a.from)
+	if change != nil {
+		change(&o)
+	}
+	run(t, o, signer(t), a.reg.Host+"/dst:1")
+	public, err := signer(t).Public(context.Background())
+	require.NoError(t, err)
+	a.expect = verify.Expectations{AllowSimulated: true, MRSigner: []sgx.Measurement{sgx.MRSigner(public)}}
+	return a
+}
+
+func (a *victim) image() (v1.Image, *tampered) {
+	a.t.Helper()
+	tag, err := name.NewTag(a.reg.Host + "/dst:1")
+	require.NoError(a.t, err)
+	original, err := remote.Image(tag)
+	require.NoError(a.t, err)
+	x := &tampered{t: a.t}
+	x.layers, err = original.Layers()
+	require.NoError(a.t, err)
+	config, err := original.ConfigFile()
+	require.NoError(a.t, err)
+	x.config = config.DeepCopy()
+	return original, x
+}
+
+// attack changes the image, and gives the checks that fail.
+func (a *victim) attack(withSource bool, change func(*tampered)) []string {
+	a.t.Helper()
+	original, x := a.image()
+	change(x)
+	a.n++
+	ref := fmt.Sprintf("%s/attack:%d", a.reg.Host, a.n)
+	x.push(ref, original)
+	return a.failed(ref, withSource)
+}
+
+func (a *victim) failed(ref string, withSource bool) []string {
+	a.t.Helper()
+	var source *image.Image
+	if withSource {
+		source = open(a.t, a.from)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	r, err := verify.Verify(ctx, open(a.t, ref), source, a.expect, nil, verify.Options{})
+	require.NoError(a.t, err)
+	assert.Equal(a.t, len(r.FailedChecks()) == 0, r.Trusted)
+	return r.FailedChecks()
+}
+
+// add puts entries at a layer's end.
+func (x *tampered) add(layer int, more ...fixture.Entry) {
+	x.t.Helper()
+	x.edit(layer, func(l []fixture.Entry) []fixture.Entry { return append(l, more...) })
+}
+
+// insert puts a layer below the runtime's, and into the recipe.
+func (x *tampered) insert(l v1.Layer) {
+	x.t.Helper()
+	id, err := l.DiffID()
+	require.NoError(x.t, err)
+	x.recipe(func(r *convert.Recipe) { r.DiffIDs = append(r.DiffIDs, id.String()) })
+	x.layers = append(x.layers[:runtimeLayer:runtimeLayer], append([]v1.Layer{l}, x.layers[runtimeLayer:]...)...)
+}
+
+// Whoever can write to the registry cannot have another program run, or the image trusted for what it is not.
+func TestAttacks(t *testing.T) {
+	const manifestFile = "cconvert/app/entrypoint.manifest.sgx"
+	manifest := func(change func(string) string) func(*tampered) {
+		return func(x *tampered) {
+			x.file(enclaveLayer, manifestFile, func(b []byte) []byte { return []byte(change(string(b))) })
+		}
+	}
+	a := newVictim(t, nil)
+	assert.Empty(t, a.attack(true, func(*tampered) {}))
+	for what, c := range map[string]struct {
+		check  string
+		source bool // the attack is seen with the source only
+		change func(*tampered)
+	}{
+		"another epoch": {verify.CheckPolicy, false, func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) { r.Epoch = 99; r.Options.Args = []string{"a lie"} })
+			x.config.Config.Labels[convert.LabelEpoch] = "99"
+			x.config.Config.Env = append(x.config.Config.Env, "LD_LIBRARY_PATH=/opt")
+		}},
+		"an attribute of overlay file systems": {verify.CheckLayers, false, func(x *tampered) {
+			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry {
+				l[0].Header.Format, l[0].Header.PAXRecords = tar.FormatPAX, map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/srv"}
+				return l
+			})
+		}},
+		"another owner in the enclave's layer": {verify.CheckPolicy, false, func(x *tampered) {
+			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry { l[0].Header.Uid = 4711; return l })
+		}},
+		"a directory more in the enclave's layer": {verify.CheckPolicy, false, func(x *tampered) { x.add(enclaveLayer, fixture.Dir("cconvert/app/dir")) }},
+		"an owner in the runtime's layer": {verify.CheckOnTop, false, func(x *tampered) {
+			x.edit(runtimeLayer, func(l []fixture.Entry) []fixture.Entry { l[0].Header.Uid = 4711; return l })
+		}},
+		"a file of the program in the runtime's layer": {verify.CheckOnTop, false, func(x *tampered) { x.add(runtimeLayer, fixture.File("cconvert/app/x", "x")) }},
+		"a whiteout behind the manifest":               {verify.CheckPolicy, false, func(x *tampered) { x.add(enclaveLayer, fixture.File("cconvert/app/.wh.entrypoint.manifest.sgx", "")) }},
+		"a layer in between":                           {verify.CheckSource, true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil"))) }},
+		"another variable outside": {verify.CheckSource, true, func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) {
+				r.Options.Env = []string{"A=1"}
+				r.Replaced["Env"] = json.RawMessage(`["A=evil","LD_PRELOAD=/x.so","B=2"]`)
+			})
+			x.config.Config.Env[0] = "A=evil"
+		}},
+		"a health check": {verify.CheckSource, true, func(x *tampered) { x.config.Config.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/evil"}} }},
+		"labels":         {verify.CheckSource, true, func(x *tampered) { x.config.Config.Labels["mine"] = "changed" }},
+		"the clothes of another program": {verify.CheckLayout, false, func(x *tampered) {
+			var files []fixture.Entry
+			for _, e := range append(entries(t, x.layers[runtimeLayer]), entries(t, x.layers[enclaveLayer])...) {
+				switch e.Header.Name {
+				case "cconvert/sim/loader":
+					files = append(files, fixture.File("gramine/meson_build_output/x/gramine/sgx/libpal.so", e.Body))
+				case manifestFile, "cconvert/app/entrypoint.sig":
+					files = append(files, fixture.File("gramine/app_files"+e.Header.Name[len("cconvert/app"):], e.Body))
+				}
+			}
+			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry {
+				for i, e := range l {
+					if strings.HasSuffix(e.Header.Name, "recipe.json") {
+						return append(l[:i:i], l[i+1:]...)
+					}
+				}
+				return l
+			})
+			x.layers = append(x.layers, fixture.Layer(t, append(files, fixture.Program("gramine/app_files/apploader.sh", "#!/bin/bash\nexec /evil\n"), fixture.Program("bin/bash", "evil"))...))
+			x.config.Config.Entrypoint, x.config.Config.Env = []string{"/bin/bash", "/gramine/app_files/apploader.sh"}, nil
+		}},
+		"a table more in the manifest": {verify.CheckMeasurement, false, manifest(func(s string) string { return s + "[zz]\na = 1\n" })},
+		"an endless enclave":           {verify.CheckMeasurement, false, manifest(func(s string) string { return strings.Replace(s, `"64M"`, `"4294967296G"`, 1) })},
+		"endless tables":               {verify.CheckMeasurement, false, manifest(func(s string) string { return s + "\n[sys." + strings.Repeat("a.", 30_000) + "a]\nb = 1\n" })},
+		"a key in capitals":            {verify.CheckMeasurement, false, manifest(func(s string) string { return s + "\n[SGX]\ndebug = false\n" })},
+		"no TOML":                      {verify.CheckMeasurement, false, manifest(func(string) string { return "[[[" })},
+		"no recipe": {verify.CheckPolicy, false, func(x *tampered) {
+			x.file(enclaveLayer, "cconvert/app/recipe.json", func([]byte) []byte { return []byte("{") })
+		}},
+		"half a signature": {verify.CheckSigStruct, false, func(x *tampered) {
+			x.file(enclaveLayer, "cconvert/app/entrypoint.sig", func(b []byte) []byte { return b[:100] })
+		}},
+		"a manifest that is removed": {verify.CheckOnTop, false, func(x *tampered) {
+			x.layers = append(x.layers, fixture.Layer(t, fixture.File("cconvert/app/.wh.entrypoint.manifest.sgx", "")))
+		}},
+		"a recipe that is removed": {verify.CheckOnTop, false, func(x *tampered) {
+			x.layers = append(x.layers, fixture.Layer(t, fixture.File("cconvert/app/.wh.recipe.json", "")))
+		}},
+		"no runtime": {verify.CheckOnTop, false, func(x *tampered) { x.layers = append(x.layers[:runtimeLayer:runtimeLayer], x.layers[enclaveLayer]) }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			a.t = t
+			if !c.source {
+				assert.Contains(t, a.attack(false, c.change), c.check)
+			}
+			assert.Contains(t, a.attack(true, c.change), c.check)
+		})
+	}
+}
+
+// A list does not protect what it leaves out from layers in between: the comparison with the source does.
+func TestLayerInBetweenUnderAList(t *testing.T) {
+	a := newVictim(t, func(o *convert.Options) { o.Launch.Trust, o.Launch.List = launch.TrustList, []string{"/srv/a"} })
+	assert.Equal(t, []string{verify.CheckSource}, a.attack(true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("srv/b", "evil"))) }))
+}
+
+// A converter who claims another source is found out with that source at hand.
+func TestDishonestConverter(t *testing.T) {
+	config := v1.Config{
+		Entrypoint: []string{"/usr/bin/app", "--steal"}, Env: []string{"A=666"}, User: "1000", WorkingDir: "/srv",
+		StopSignal: "SIGINT", Labels: map[string]string{"mine": "kept"}, Volumes: map[string]struct{}{"/data": {}},
+	}
+	layers, err := sample(t).Layers()
+	require.NoError(t, err)
+	for what, evil := range map[string]v1.Image{
+		"another command": fixture.Image(t, config, layers...),
+		"another layer":   fixture.Image(t, config, append(layers, fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")+"evil")))...),
+	} {
+		a := newVictim(t, nil)
+		claimed := open(t, a.from).Digest
+		run(t, options(t, a.reg.Push(t, "evil:1", evil)), otherKey(t), a.reg.Host+"/dst:1")
+		a.expect = verify.Expectations{AllowSimulated: true, AnySigner: true}
+		assert.Contains(t, a.attack(true, func(x *tampered) {
+			x.file(len(x.layers)-1, "cconvert/app/recipe.json", func(b []byte) []byte {
+				var r convert.Recipe
+				require.NoError(t, json.Unmarshal(b, &r))
+				return bytes.Replace(b, []byte(r.Source), []byte(claimed), 1)
+			})
+			x.config.Config.Labels[convert.LabelBaseDigest] = claimed
+		}), verify.CheckSource, what)
+	}
+}
+
+// Readers of JSON do not agree on keys that are there twice: such a configuration is no image's.
+func TestAmbiguousConfiguration(t *testing.T) {
+	a := newVictim(t, nil)
+	original, _ := a.image()
+	raw, err := original.RawConfigFile()
+	require.NoError(t, err)
+	for i, c := range [][2]string{
+		{`"config":{`, `"config":{"Healthcheck":{"Test":["CMD-SHELL","evil"]}},"config":{`},
+		{`"User":"1000"`, `"user":"1000","User":"0"`},
+		{`"User":"1000"`, `"User":"1000","USER":"0"`},
+		{`"rootfs":{`, `"rootfs":{"DIFF_IDS":null,`},
+	} {
+		config := []byte(strings.Replace(string(raw), c[0], c[1], 1))
+		require.NotEqual(t, raw, config)
+		m, err := original.Manifest()
+		require.NoError(t, err)
+		m = m.DeepCopy()
+		m.Config.Digest, m.Config.Size, err = v1.SHA256(bytes.NewReader(config))
+		require.NoError(t, err)
+		tag, err := name.NewTag(fmt.Sprintf("%s/dst:ambiguous%d", a.reg.Host, i))
+		require.NoError(t, err)
+		require.NoError(t, remote.WriteLayer(tag.Context(), static.NewLayer(config, m.Config.MediaType)))
+		body, err := json.Marshal(m)
+		require.NoError(t, err)
+		req, err := http.NewRequest(http.MethodPut, "http://"+a.reg.Host+"/v2/dst/manifests/"+tag.TagStr(), bytes.NewReader(body))
+		require.NoError(t, err)
+		req.Header.Set("Content-Type", string(m.MediaType))
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		resp.Body.Close()
+		require.Equal(t, http.StatusCreated, resp.StatusCode)
+		_, err = image.Open(context.Background(), parse(t, tag.String()), image.Options{})
+		assert.ErrorContains(t, err, "is there twice", c[1])
+	}
+}
+
+// An index that names two images for this platform leads engines to one or the other.
+func TestRivals(t *testing.T) {
+	a := newVictim(t, nil)
+	good, _ := a.image()
+	evil := fixture.Image(t, v1.Config{Entrypoint: []string{"/evil"}}, fixture.Layer(t, fixture.Program("evil", "x")))
+	for i, p := range []v1.Platform{{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "amd64", Variant: "v1"}, {OS: "linux", Architecture: "x86_64"}, {OS: "Linux", Architecture: "x86-64"}} {
+		index := mutate.AppendManifests(empty.Index,
+			mutate.IndexAddendum{Add: good, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}},
+			mutate.IndexAddendum{Add: evil, Descriptor: v1.Descriptor{Platform: &p}})
+		tag, err := name.NewTag(fmt.Sprintf("%s/dst:index%d", a.reg.Host, i))
+		require.NoError(t, err)
+		require.NoError(t, remote.WriteIndex(tag, index))
+		assert.Equal(t, []string{verify.CheckPlatform}, a.failed(tag.String(), true))
+	}
+}
+
+// What was accepted is said as it is.
+func TestAcceptedIsSaid(t *testing.T) {
+	a := newVictim(t, func(o *convert.Options) { o.Launch.Enclave.Debug = true })
+	assert.Equal(t, []string{verify.CheckDebug}, a.attack(true, func(*tampered) {}))
+	a.expect.AllowDebug = true
+	r := check(t, a.reg.Host+"/dst:1", a.expect, nil)
+	assert.True(t, r.Trusted)
+	for _, c := range r.Checks {
+		assert.NotContains(t, c.Detail, "cannot be read by a debugger")
+	}
+	a.expect.AllowSimulated = false
+	assert.Equal(t, []string{verify.CheckSimulated}, a.failed(a.reg.Host+"/dst:1", true))
+}
