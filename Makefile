@@ -4,10 +4,14 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build test demo e2e bench bench-go fuzz lint image
+.PHONY: build build-pkcs11 test demo e2e bench bench-go fuzz lint image
 
 build:
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
+
+# With keys in PKCS#11 tokens, whose drivers are libraries in C: needs a C compiler.
+build-pkcs11:
+	CGO_ENABLED=1 $(GO) build -trimpath -tags pkcs11 -ldflags "-s -w -X main.version=$(VERSION)" -o bin/cconvert-pkcs11 ./cmd/cconvert
 
 # Everything that needs nothing but Go.
 test:
@@ -19,7 +23,7 @@ demo: build
 	$(GO) run ./demo
 
 # Real images, a real registry and Docker. Needs root, and the Debian packages that .ci/run installs.
-e2e: build
+e2e: build build-pkcs11
 	$(GO) test -tags e2e -count 1 -timeout 30m -v ./e2e
 
 BENCHSTAT = golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
@@ -52,6 +56,7 @@ lint:
 	test -z "$$(gofmt -l .)"
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
+	$(GO) vet -tags pkcs11 ./pkg/sgx/signer
 	$(GO) run $(LINT) run
 
 # An image of cconvert itself, built without a network.

@@ -15,7 +15,7 @@ import (
 
 func newReference() *cobra.Command {
 	var registry registryFlags
-	var format, enclave string
+	var format, by, enclave string
 	cmd := &cobra.Command{
 		Use:   "reference IMAGE",
 		Short: "Print the values that a relying party compares a quote with",
@@ -25,13 +25,18 @@ and attributes. Formats are json and toml (in the names of gramine-sgx-sigstruct
 Attestation) and rego (a policy for the Open Policy Agent). Only the layers that the conversion
 added are fetched; verify the image before you rely on it.`,
 		Example: `  cconvert reference registry.example/redis:7-confidential
-  cconvert reference registry.example/redis:7-confidential --format maa`,
+  cconvert reference registry.example/redis:7-confidential --format maa
+  cconvert reference registry.example/redis:7-confidential --format rego --by signer`,
 		Args: exactArgs("IMAGE"),
 	}
 	registry.add(cmd.Flags())
 	cmd.Flags().StringVar(&enclave, "enclave", "", "for an image that was not converted and has several enclaves of its own: the file of one of them")
+	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what corim, maa and rego go by: enclave (MRENCLAVE: this one only) or signer (MRSIGNER, product and SVN: later ones as well)")
 	cmd.Flags().StringVar(&format, "format", attest.FormatJSON, "json, toml, corim, maa or rego")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !slices.Contains(attest.Ways, by) {
+			return usagef("--by %s: there is %s", by, strings.Join(attest.Ways, ", "))
+		}
 		if !slices.Contains(attest.Formats, format) {
 			return usagef("--format %s: there is %s", format, strings.Join(attest.Formats, ", "))
 		}
@@ -44,9 +49,9 @@ added are fetched; verify the image before you rely on it.`,
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)
 		}
-		b, err := e.Reference(format, img.Digest)
+		b, err := e.Reference(format, by, img.Digest)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", img.Ref, err)
 		}
 		_, err = cmd.OutOrStdout().Write(b)
 		return err

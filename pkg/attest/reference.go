@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"text/template"
@@ -27,9 +28,24 @@ const (
 // Formats are those that Reference knows.
 var Formats = []string{FormatJSON, FormatTOML, FormatCoRIM, FormatMAA, FormatRego}
 
-// Reference writes the values that a relying party compares a quote with. The id is a name for them, such as the
-// image's.
-func (e Enclave) Reference(format, id string) ([]byte, error) {
+// Ways to recognise an enclave.
+const (
+	ByEnclave = "enclave" // this one only: by MRENCLAVE
+	BySigner  = "signer"  // and later ones: by MRSIGNER, product and SVN. The SVN is measured, so it gives another MRENCLAVE
+)
+
+// Ways are those that Policy knows.
+var Ways = []string{ByEnclave, BySigner}
+
+// ErrDebug says that an enclave can be read by a debugger, so that nobody should rely on it.
+var ErrDebug = errors.New("a debug enclave keeps no secrets")
+
+// Reference writes the values that a relying party compares a quote with, or a policy that does it in one of the Ways.
+// The id is a name for them, such as the image's. Policies that let debug enclaves pass are ErrDebug.
+func (e Enclave) Reference(format, by, id string) ([]byte, error) {
+	if e.DebugEnclave && format != FormatJSON && format != FormatTOML {
+		return nil, ErrDebug
+	}
 	switch format {
 	case FormatJSON:
 		b, err := json.MarshalIndent(e, "", "  ")
@@ -37,11 +53,11 @@ func (e Enclave) Reference(format, id string) ([]byte, error) {
 	case FormatTOML:
 		return e.toml()
 	case FormatCoRIM:
-		return e.CoRIM(id)
+		return e.coRIM(id, by)
 	case FormatMAA:
-		return e.render(maaPolicy)
+		return e.render(maaPolicy, by)
 	case FormatRego:
-		return e.render(regoPolicy)
+		return e.render(regoPolicy, by)
 	}
 	return nil, fmt.Errorf("there is no format %q: there is %q", format, Formats)
 }
@@ -68,9 +84,12 @@ func (e Enclave) toml() ([]byte, error) {
 	return toml.Marshal(fields)
 }
 
-func (e Enclave) render(t *template.Template) ([]byte, error) {
+func (e Enclave) render(t *template.Template, by string) ([]byte, error) {
 	var b bytes.Buffer
-	err := t.Execute(&b, e)
+	err := t.Execute(&b, struct {
+		Enclave
+		This bool // and no other
+	}{e, by == ByEnclave})
 	return b.Bytes(), err
 }
 
@@ -79,8 +98,10 @@ func (e Enclave) render(t *template.Template) ([]byte, error) {
 var maaPolicy = template.Must(template.New("maa").Parse(`version= 1.0;
 authorizationrules
 {
-	[ type=="x-ms-sgx-is-debuggable", value=={{.DebugEnclave}} ]
+	[ type=="x-ms-sgx-is-debuggable", value==false ]
+{{- if .This}}
 	&& [ type=="x-ms-sgx-mrenclave", value=="{{.MREnclave}}" ]
+{{- end}}
 	&& [ type=="x-ms-sgx-mrsigner", value=="{{.MRSigner}}" ]
 	&& [ type=="x-ms-sgx-product-id", value=={{.ISVProdID}} ]
 	&& [ type=="x-ms-sgx-svn", value>={{.ISVSVN}} ]
@@ -102,11 +123,13 @@ import rego.v1
 default allow := false
 
 allow if {
+{{- if .This}}
 	input.mr_enclave == "{{.MREnclave}}"
+{{- end}}
 	input.mr_signer == "{{.MRSigner}}"
 	input.isv_prod_id == {{.ISVProdID}}
 	input.isv_svn >= {{.ISVSVN}}
-	input.debug_enclave == {{.DebugEnclave}}
+	input.debug_enclave == false
 }
 `))
 
@@ -127,7 +150,9 @@ const (
 // CoRIM is a reference integrity manifest (draft-ietf-rats-corim) with the values as measurements of an SGX
 // enclave: MRENCLAVE and MRSIGNER as digests, the SVN as a minimum, the others as bytes, little endian as in a
 // quote, with their masks. It has the given name.
-func (e Enclave) CoRIM(id string) ([]byte, error) {
+func (e Enclave) CoRIM(id string) ([]byte, error) { return e.coRIM(id, ByEnclave) }
+
+func (e Enclave) coRIM(id, by string) ([]byte, error) {
 	attributes, mask := make([]byte, 16), make([]byte, 16)
 	misc, miscMask := make([]byte, 4), make([]byte, 4)
 	for _, f := range []struct {
@@ -152,6 +177,9 @@ func (e Enclave) CoRIM(id string) ([]byte, error) {
 		keyAttributes: func(m *comid.Measurement) *comid.Measurement { return m.SetRawValueBytes(attributes, mask) },
 		keyMiscSelect: func(m *comid.Measurement) *comid.Measurement { return m.SetRawValueBytes(misc, miscMask) },
 	} {
+		if key == keyMREnclave && by == BySigner {
+			continue
+		}
 		m, err := comid.NewUintMeasurement(uint64(key))
 		if err != nil {
 			return nil, fmt.Errorf("making a CoRIM: %w", err)

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -146,9 +147,9 @@ func (as *Artifacts) Pull(ctx context.Context, tag, kind string, limit int64) (*
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.artifact(ctx, as.repo.Tag(tag), limit)
-	if err == nil && a.Type != kind {
-		err = fmt.Errorf("%w: it is a %q", ErrUnsupported, a.Type)
+	a, err := s.artifact(ctx, as.repo.Tag(tag), []string{kind}, limit)
+	if errors.Is(err, errOtherType) {
+		err = fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("fetching %s:%s: %w", as, tag, err)

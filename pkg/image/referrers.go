@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -20,8 +21,9 @@ import (
 
 // Bounds on what is attached to an image.
 const (
-	maxReferrers    = 256
-	maxReferrerBlob = 64 << 20
+	maxReferrers     = 256     // that are fetched
+	maxReferrerPages = 64      // of the list
+	maxReferrerBlob  = 4 << 20 // of statements and reference values
 )
 
 // referrer is a descriptor in a list of referrers (OCI image specification, "Image Index"), which
@@ -105,33 +107,64 @@ func (s *registrySession) referrers(ctx context.Context, digest string) (*referr
 	return index, err
 }
 
-// referrerIndex fetches a list of referrers.
+// referrerIndex fetches a list of referrers, all its pages (OCI distribution specification, "Listing Referrers").
 func (s *registrySession) referrerIndex(ctx context.Context, what string) (*referrerIndex, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url(what, nil), nil)
+	at := s.url(what, nil)
+	var whole *referrerIndex
+	for range maxReferrerPages {
+		index, next, err := s.referrerPage(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		if whole == nil {
+			whole = index
+		} else {
+			whole.Manifests = append(whole.Manifests, index.Manifests...)
+		}
+		if next == "" {
+			return whole, nil
+		}
+		at = next
+	}
+	return nil, fmt.Errorf("the list of referrers has more than %d pages", maxReferrerPages)
+}
+
+// nextPage is a link to the next page (RFC 8288).
+var nextPage = regexp.MustCompile(`<([^>]*)>\s*;[^,]*\brel="?next"?`)
+
+func (s *registrySession) referrerPage(ctx context.Context, at string) (_ *referrerIndex, next string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	req.Header.Set("Accept", string(types.OCIImageIndex))
 	resp, err := (&http.Client{Transport: s.rt}).Do(req)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer resp.Body.Close()
 	if err := transport.CheckError(resp, http.StatusOK); err != nil {
-		return nil, explain(err)
+		return nil, "", explain(err)
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxConfig))
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	var index referrerIndex
 	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, fmt.Errorf("reading the list of referrers: %w", err)
+		return nil, "", fmt.Errorf("reading the list of referrers: %w", err)
 	}
 	if index.MediaType != types.OCIImageIndex {
-		return nil, fmt.Errorf("the list of referrers is %w", ErrNotFound) // a registry without one may answer anything
+		return nil, "", fmt.Errorf("the list of referrers is %w", ErrNotFound) // a registry without one may answer anything
 	}
-	return &index, nil
+	if m := nextPage.FindStringSubmatch(resp.Header.Get("Link")); m != nil {
+		to, err := resp.Request.URL.Parse(m[1])
+		if err != nil || to.Host != resp.Request.URL.Host { // credentials are for this one
+			return nil, "", fmt.Errorf("the list of referrers goes on at %q", m[1])
+		}
+		next = to.String()
+	}
+	return &index, next, nil
 }
 
 // Referrers fetches the artifacts of the given types that refer to an image in a registry. What cannot be
@@ -146,21 +179,23 @@ func (img *Image) Referrers(ctx context.Context, kinds ...string) ([]Artifact, e
 		return nil, fmt.Errorf("listing what refers to %s: %w", img.Ref, err)
 	}
 	var found []Artifact
+	fetched := 0
 	for _, r := range index.Manifests {
-		// Some registries list the configuration's type in the place of the artifact's.
-		if !slices.Contains(append(kinds, "", emptyConfigType), r.ArtifactType) {
+		// Some registries list the configuration's type in the place of the artifact's, or none.
+		if r.ArtifactType != "" && r.ArtifactType != emptyConfigType && !slices.Contains(kinds, r.ArtifactType) {
 			continue
 		}
-		if len(found) == maxReferrers {
+		if fetched++; fetched > maxReferrers {
 			return nil, fmt.Errorf("more than %d artifacts refer to %s", maxReferrers, img.Ref)
 		}
-		a, err := s.artifact(ctx, s.repo.Digest(r.Digest.String()), maxReferrerBlob)
+		a, err := s.artifact(ctx, s.repo.Digest(r.Digest.String()), kinds, maxReferrerBlob)
+		if errors.Is(err, errOtherType) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("fetching %s, which refers to %s: %w", r.Digest, img.Ref, err)
 		}
-		if slices.Contains(kinds, a.Type) {
-			found = append(found, *a)
-		}
+		found = append(found, *a)
 	}
 	return found, nil
 }
@@ -170,8 +205,11 @@ func isStatus(err error, codes ...int) bool {
 	return errors.As(err, &answer) && slices.Contains(codes, answer.StatusCode)
 }
 
-// artifact fetches an artifact whose blob may have so many bytes.
-func (s *registrySession) artifact(ctx context.Context, ref name.Reference, limit int64) (*Artifact, error) {
+// errOtherType says that an artifact is none of those that are asked for.
+var errOtherType = errors.New("another type")
+
+// artifact fetches an artifact of one of the types, whose blob may have so many bytes.
+func (s *registrySession) artifact(ctx context.Context, ref name.Reference, kinds []string, limit int64) (*Artifact, error) {
 	d, err := s.get(ctx, ref, Options{})
 	if err != nil {
 		return nil, err
@@ -179,6 +217,9 @@ func (s *registrySession) artifact(ctx context.Context, ref name.Reference, limi
 	var m artifactManifest
 	if err := json.Unmarshal(d.Manifest, &m); err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	if !slices.Contains(kinds, m.ArtifactType) {
+		return nil, fmt.Errorf("%w: it is a %q", errOtherType, m.ArtifactType)
 	}
 	if len(m.Layers) != 1 || m.Layers[0].Size > limit {
 		return nil, fmt.Errorf("%w: it is a %q with %d blobs", ErrUnsupported, m.ArtifactType, len(m.Layers))

@@ -24,8 +24,12 @@ type Options struct {
 	Exposed func(file string)
 }
 
-// ErrName says that a key's name is none.
-var ErrName = errors.New("not the name of a key")
+var (
+	// ErrName says that a key's name is none.
+	ErrName = errors.New("not the name of a key")
+	// ErrNoPKCS11 says that this program was built without PKCS#11, whose modules are libraries in C.
+	ErrNoPKCS11 = errors.New("this build of cconvert is static and cannot load PKCS#11 modules")
+)
 
 // Open reaches a key by its name: a PEM file, env:VARIABLE, exec:COMMAND or a PKCS#11 URI (RFC 7512). The result
 // must be closed.
