@@ -153,9 +153,19 @@ func lines(text, prefix string) string {
 // searched fails where the private key's numbers are in a text.
 func (b *signingPlace) searched(t *testing.T, text string) {
 	t.Helper()
+	stored, err := os.ReadFile(b.file("production.pem"))
+	require.NoError(t, err)
+	for line := range strings.Lines(string(stored)) {
+		if !strings.HasPrefix(line, "-----") {
+			assert.NotContains(t, text, strings.TrimSpace(line))
+		}
+	}
+	bare := strings.NewReplacer(":", "", " ", "", "\n", "").Replace(text) // as openssl prints them
 	for _, n := range append(b.key.Primes, b.key.D) {
-		assert.NotContains(t, text, n.Text(16)[:32])
-		assert.NotContains(t, text, n.Text(10)[:32])
+		for _, text := range []string{text, bare} {
+			assert.NotContains(t, text, n.Text(16)[:32])
+			assert.NotContains(t, text, n.Text(10)[:32])
+		}
 	}
 }
 
@@ -199,6 +209,34 @@ gcc -shared -fPIC -DREAL="\"$MODULE\"" -o locked.so locked.c -ldl`)
 	_, messages, err = b.shell("cconvert " + b.app + ":1.4 --key '" + uri + "'")
 	require.Error(t, err)
 	assert.Contains(t, messages, "make build-pkcs11", "the static build says how to get the other")
+}
+
+// So has what can go wrong with a plug-in, and what it prints of a key goes nowhere.
+func TestPluginTroubles(t *testing.T) {
+	b := newSigningPlace(t, "plugins")
+	for _, c := range []struct{ name, script, want string }{
+		{"fails", "echo the safe is locked >&2; exit 3", "exit status 3: it says: the safe is locked"},
+		{"hangs", "sleep 100 & wait", "no answer in time"},
+		{"prints the key", "cat production.pem", "wrote a private key to standard output"},
+		{"complains with the key", "openssl rsa -in production.pem -text -noout >&2; exit 1", "exit status 1"},
+		{"is cut short", "examples/signing/openssl.sh production.pem | head -c 300", "not one JSON object"},
+		{"has another key", "openssl genrsa -out usual.pem 3072; examples/signing/openssl.sh usual.pem", "public exponent 65537: SGX demands 3"},
+		{"has a key of another size", "openssl genrsa -3 -out small.pem 2048; examples/signing/openssl.sh small.pem", "RSA-2048: SGX demands RSA-3072"},
+		{"names another key", "cconvert keygen --out other.pem >&2; examples/signing/openssl.sh production.pem | jq --arg key \"$(openssl rsa -in other.pem -pubout)\" '.public_key = $key'", "not one of these bytes by the key that it names"},
+		{"signs something else", "jq -c '.to_be_signed = \"AAAA\"' | examples/signing/openssl.sh production.pem", "not one of these bytes by the key that it names"},
+		{"gives half a signature", "examples/signing/openssl.sh production.pem | jq '.signature = .signature[0:256]'", "has 192 bytes, one by this key has 384"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			require.NoError(t, os.WriteFile(b.file("plugin.sh"), []byte("#!/bin/bash\n"+c.script+"\n"), 0o755))
+			out, messages, err := b.shell("cconvert " + b.app + ":1.4 --key exec:./plugin.sh --key-timeout 4s --to " + b.app + ":out")
+			require.Error(t, err)
+			assert.Contains(t, messages, c.want)
+			assert.Contains(t, messages, "nothing was stored")
+			b.searched(t, out+messages)
+			_, err = try("skopeo", "inspect", "--tls-verify=false", "docker://"+b.app+":out")
+			assert.Error(t, err, "nothing is stored")
+		})
+	}
 }
 
 // lockedModule is SoftHSM with a token that is locked: SoftHSM itself locks none. The list of functions of PKCS#11

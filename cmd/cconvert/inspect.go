@@ -74,7 +74,7 @@ here but the signature: see "cconvert verify".`,
 			default:
 				printConverted(cmd.OutOrStdout(), c)
 			}
-			if err == nil && c.SignatureError != "" {
+			if err == nil && c.SignatureError != "" && !c.Unsigned {
 				err = fmt.Errorf("%w: %s", errRefused, c.SignatureError)
 			}
 			return err
@@ -149,7 +149,11 @@ func printConverted(w io.Writer, c *verify.Converted) {
 		line("layout", "%s, an image of another program", c.Layout)
 	}
 	line("MRENCLAVE", "%s", c.MREnclave)
-	line("MRSIGNER", "%s", c.MRSigner)
+	if c.Unsigned {
+		line("MRSIGNER", "none: not signed yet")
+	} else {
+		line("MRSIGNER", "%s", c.MRSigner)
+	}
 	line("signature", "%s", signatureState(c))
 	line("product", "%d, security version %d, dated %s", c.ISVProdID, c.ISVSVN, c.Date)
 	line("enclave", "%s, %d threads%s%s", humanize.IBytes(c.Enclave.EnclaveSize), c.Enclave.MaxThreads,
@@ -251,6 +255,9 @@ func printFiles(w io.Writer, files []verify.FileEntry) {
 }
 
 func signatureState(c *verify.Converted) string {
+	if c.Unsigned {
+		return "none yet: see cconvert sign --help"
+	}
 	if c.SignatureError != "" {
 		return "NOT VALID: " + c.SignatureError
 	}

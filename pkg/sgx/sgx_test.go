@@ -160,6 +160,25 @@ func TestGeneratedKeyRoundTrip(t *testing.T) {
 	assert.NoError(t, err)
 }
 
+// A key that is closed is gone, as far as it can be reached.
+func TestClose(t *testing.T) {
+	k := mustGenerate(t)
+	p := k.private
+	public, err := k.Public(context.Background())
+	require.NoError(t, err)
+	require.NoError(t, k.Close())
+	for _, n := range append(p.Primes, p.D, p.Precomputed.Dp, p.Precomputed.Dq, p.Precomputed.Qinv) {
+		for _, word := range n.Bits() {
+			assert.Zero(t, word)
+		}
+	}
+	after, err := k.Public(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, public, after, "the public half stays")
+	_, err = k.Sign(context.Background(), []byte("x"))
+	assert.Error(t, err)
+}
+
 func TestParseKeySaysWhatIsWrong(t *testing.T) {
 	pkcs8 := func(k any) []byte {
 		der, err := x509.MarshalPKCS8PrivateKey(k)

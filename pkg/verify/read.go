@@ -59,6 +59,8 @@ type Converted struct {
 	Enclave   manifest.SGX    `json:"enclave"`
 	// SignatureError says what the CPU would find wrong with the SIGSTRUCT; empty if nothing.
 	SignatureError string `json:"signature_error,omitempty"`
+	// Unsigned says that there is to be a signature, and is none yet.
+	Unsigned bool `json:"unsigned,omitempty"`
 	// Attributes are those that are signed, for people.
 	Attributes Attributes `json:"attributes"`
 	// Areas are the enclave's initial memory, from its top; missing where EnclaveError says why.
@@ -300,7 +302,7 @@ func (c *Converted) readSigStruct(signed, unsigned []byte) error {
 			c.SignatureError = err.Error()
 		}
 	case unsigned != nil && c.Recipe != nil:
-		c.SignatureError = notSigned
+		c.SignatureError, c.Unsigned = notSigned, true
 		if s, err = sgx.ParseUnsigned(unsigned); err != nil {
 			return fmt.Errorf("reading %s: %w", libos.UnsignedPath, err)
 		}
