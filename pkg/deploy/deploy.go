@@ -189,7 +189,9 @@ func (w *workload) readPorts() error {
 			w.ports = append(w.ports, port{int32(n), protocol})
 		}
 	}
-	slices.SortFunc(w.ports, func(a, b port) int { return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.protocol, b.protocol)) })
+	slices.SortFunc(w.ports, func(a, b port) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.protocol, b.protocol))
+	})
 	w.ports = slices.Compact(w.ports)
 	return nil
 }

@@ -231,7 +231,7 @@ func (v *verification) onTop() {
 		}
 	}
 	for _, e := range v.s.indexes[n-1].Entries {
-		if !strings.HasPrefix(e.Path+"/", app) && !(e.Type == rootfs.Dir && strings.HasPrefix(app, e.Path+"/")) {
+		if !strings.HasPrefix(e.Path+"/", app) && (e.Type != rootfs.Dir || !strings.HasPrefix(app, e.Path+"/")) {
 			problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", n, app, whatItDoes(e)))
 		}
 	}
