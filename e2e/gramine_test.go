@@ -3,14 +3,24 @@
 package e2e
 
 import (
+	"archive/tar"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -198,6 +208,7 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	converted := "127.0.0.1:" + port + "/scratch:1-confidential"
 	cconvert(t, source, "--to", converted, "--runtime", "gramine=dir:"+prefix, "--runtime-libs", libs)
 	command(t, program, "verify", converted, "--signer-key", key, "--source", source)
+	tamper(t, converted, source)
 
 	// Without its libraries the loader could not start: that is said, with what to do.
 	out, err := exec.Command(program, source, "--to", "oci:"+dir+"/x:1", "--key", key, "--runtime", "gramine=dir:"+prefix).CombinedOutput()
@@ -205,6 +216,72 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	assert.Contains(t, string(out), "--runtime-libs")
 
 	testLock(t, source, runtimeImage, dir)
+}
+
+// tamper changes each file of the runtime, one at a time, in an image that somebody can write to. All are refused, by
+// the check that is for it: only the enclave image and the library OS are measured.
+func tamper(t *testing.T, converted, source string) {
+	t.Helper()
+	tag, err := name.NewTag(converted)
+	require.NoError(t, err)
+	img, err := remote.Image(tag)
+	require.NoError(t, err)
+	layers, err := img.Layers()
+	require.NoError(t, err)
+	at := len(layers) - 2
+	r, err := layers[at].Uncompressed()
+	require.NoError(t, err)
+	defer r.Close()
+	archive, err := io.ReadAll(r)
+	require.NoError(t, err)
+	for file, check := range map[string]string{
+		"cconvert/gramine/libpal.so": "measurement", "cconvert/gramine/libsysdb.so": "runtime", "cconvert/gramine/loader": "runtime", "cconvert/ld.so": "runtime",
+		"cconvert/gramine/lib/libprotobuf-c.so.1": "runtime",
+	} {
+		var changed bytes.Buffer
+		w, found := tar.NewWriter(&changed), false
+		for in := tar.NewReader(bytes.NewReader(archive)); ; {
+			h, err := in.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			require.NoError(t, err)
+			content, err := io.ReadAll(in)
+			require.NoError(t, err)
+			if h.Name == file {
+				found = true
+				content[len(content)/2] ^= 1
+			}
+			require.NoError(t, w.WriteHeader(h))
+			_, err = w.Write(content)
+			require.NoError(t, err)
+		}
+		require.NoError(t, w.Close())
+		require.True(t, found, file)
+		config, err := img.ConfigFile()
+		require.NoError(t, err)
+		config = config.DeepCopy()
+		out, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64"})
+		require.NoError(t, err)
+		for i, l := range layers {
+			if i == at {
+				l, err = tarball.LayerFromReader(bytes.NewReader(changed.Bytes()))
+				require.NoError(t, err)
+			}
+			out, err = mutate.AppendLayers(out, l)
+			require.NoError(t, err)
+		}
+		now, err := out.ConfigFile()
+		require.NoError(t, err)
+		config.RootFS, config.History = now.RootFS, nil
+		out, err = mutate.ConfigFile(out, config)
+		require.NoError(t, err)
+		evil := tag.Context().Tag("evil")
+		require.NoError(t, remote.Write(evil, out))
+		said, err := exec.Command(program, "verify", evil.String(), "--signer-key", key, "--source", source).Output()
+		require.Error(t, err, file)
+		assert.Regexp(t, `failed +`+check+` `, string(said), file)
+	}
 }
 
 // A lock file keeps conversions to a runtime when its tag moves.

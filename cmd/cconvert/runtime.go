@@ -71,6 +71,20 @@ func pinned(b *libos.Bundle) string {
 	return b.Layer.Digest
 }
 
+// runtimeFacts is what "runtime inspect" tells.
+type runtimeFacts struct {
+	Kind         string   `json:"kind"`
+	Version      string   `json:"version"`
+	Layout       int      `json:"layout"`
+	GLIBC        string   `json:"glibc"`
+	Musl         bool     `json:"musl"`
+	Source       string   `json:"source"`
+	SourceDigest string   `json:"source_digest"`
+	LayerDigest  string   `json:"layer_digest"`
+	LayerBytes   int      `json:"layer_bytes"` // compressed
+	Files        []string `json:"files"`
+}
+
 func newRuntimeInspect() *cobra.Command {
 	var registry registryFlags
 	var library runtimeFlags
@@ -92,10 +106,8 @@ func newRuntimeInspect() *cobra.Command {
 			}
 			paths := slices.Sorted(maps.Keys(b.Files))
 			if asJSON {
-				return printJSON(cmd, map[string]any{
-					"kind": b.Kind, "version": b.Version, "layout": b.Layout, "glibc": b.GLIBC, "musl": b.Musl,
-					"source": b.Source, "source_digest": b.SourceDigest, "layer_digest": b.Layer.Digest,
-					"layer_bytes": len(b.Layer.Blob), "files": paths,
+				return printJSON(cmd, runtimeFacts{
+					b.Kind, b.Version, b.Layout, b.GLIBC, b.Musl, b.Source, b.SourceDigest, b.Layer.Digest, len(b.Layer.Blob), paths,
 				})
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -35,6 +36,9 @@ var schemas = map[string]any{
 	"reference":        attest.Enclave{},
 	"enclave-identity": attest.Identity{},
 	"recipe":           convert.Recipe{},
+	"runtime":          runtimeFacts{},
+	"cache":            []cache.Entry{},
+	"key":              keyInfo{},
 }
 
 const schemaDir = "../../docs/schemas"
@@ -98,6 +102,9 @@ func TestSchemas(t *testing.T) {
 		"diff":             run("diff", "--json", done, app+"-two"),
 		"rebuild":          run("rebuild", "--json", done),
 		"reference":        run("reference", done),
+		"runtime":          run("runtime", "inspect", "--json", "--runtime", "sim"),
+		"cache":            run("cache", "ls", "--json"),
+		"key":              run("key", "info", "--json", "--key", key),
 	} {
 		s, err := validator.NewCompiler().Compile(filepath.Join(schemaDir, name+".json"))
 		require.NoError(t, err, name)

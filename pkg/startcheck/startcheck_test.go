@@ -56,6 +56,17 @@ func main() {
 	if how == "leave" {
 		os.Exit(3)
 	}
+	if how == "write" {
+		for _, file := range []string{"/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/sys/kernel/mm/transparent_hugepage/enabled", "/sys/power/state", "/sys/kernel/profiling"} {
+			if f, err := os.OpenFile(file, os.O_WRONLY, 0); err == nil {
+				fmt.Println("WRITES", f.Name())
+			}
+		}
+		if groups, err := os.Getgroups(); err != nil || len(groups) > 0 && os.Getuid() == 0 && groups[0] == 0 {
+			fmt.Println("GROUPS", groups, err)
+		}
+		os.Exit(3)
+	}
 	fd, err := syscall.Open("/dev/sgx_enclave", syscall.O_RDWR, 0)
 	if err != nil {
 		fmt.Println(err)
@@ -201,6 +212,9 @@ func TestRun(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, r.Reached)
 	assert.Contains(t, r.Output, "stand-in leave")
+	r, err = start("write")
+	require.NoError(t, err)
+	assert.Equal(t, "stand-in write", strings.TrimSpace(r.Output), "the kernel's files cannot be written, whoever starts the loader")
 	for how, says := range map[string]string{"hang": "did not ask for EINIT within 1s", "size": "0x300000", "outside": "pages at 0x100000", "nothing created": "added to no enclave"} {
 		_, err := start(how)
 		assert.ErrorContains(t, err, says, how)
