@@ -15,6 +15,11 @@ import (
 // CheckStart is the check that Start adds.
 const CheckStart = "start"
 
+// engineFiles are those that every container engine puts into a container, and without which a loader does not start.
+var engineFiles = map[string]string{
+	"/etc/hostname": "enclave\n", "/etc/hosts": "127.0.0.1 localhost enclave\n", "/etc/resolv.conf": "nameserver 127.0.0.1\n",
+}
+
 // ErrNoStart says that the start of an image cannot be tried.
 var ErrNoStart = errors.New("the start cannot be tried")
 
@@ -49,6 +54,9 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	c := startcheck.Command{Files: map[string]startcheck.File{}, Argv: append(config.Config.Entrypoint, config.Config.Cmd...), Env: config.Config.Env}
+	for p, content := range engineFiles {
+		c.Files[p] = startcheck.File{Content: []byte(content)}
+	}
 	for p, f := range bundle.Files {
 		c.Files[p] = startcheck.File{Content: f.Content, Executable: true}
 	}
