@@ -43,6 +43,9 @@ here but the signature: see "cconvert verify".`,
   cconvert inspect --files --layers oci:out:1.4`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if html != "" && (asJSON || files) {
+				return usagef("--html has everything in it: without --json and --files")
+			}
 			img, err := registry.open(cmd, args[0])
 			if err != nil {
 				return err
@@ -55,7 +58,7 @@ here but the signature: see "cconvert verify".`,
 			c, err := read(cmd.Context(), img, registry.reading())
 			if errors.Is(err, verify.ErrNotConverted) {
 				found, enclaveErr := verify.Enclaves(cmd.Context(), img, registry.reading())
-				if enclaveErr == nil && len(found) > 0 {
+				if enclaveErr == nil && len(found) > 0 && html == "" {
 					return printEnclaves(cmd, found, asJSON)
 				}
 			}
