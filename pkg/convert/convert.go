@@ -166,6 +166,9 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 	}
 	p.opts.Observer.Stage("writing " + to.String())
 	if p.upload == nil || !p.opts.Target.Same(to) {
+		if p.upload != nil {
+			p.upload.Close()
+		}
 		p.upload = image.NewUpload(ctx, to, p.opts.Image)
 		defer p.upload.Close()
 		if err := p.checkRollback(ctx); err != nil {

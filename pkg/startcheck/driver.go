@@ -38,6 +38,7 @@ type driver struct {
 	builder *sgx.Builder
 	attr    sgx.Attributes
 	misc    uint32
+	added   [][2]uint64 // offsets of pages, from and to
 	// resize gives the device's file the size of the enclave.
 	resize func(uint64) error
 }
@@ -88,7 +89,7 @@ func (d *driver) create(m memory, arg uint64) error {
 	d.builder = sgx.NewBuilder(size, le.Uint32(secs[16:]))
 	d.misc = le.Uint32(secs[20:])
 	d.attr = sgx.Attributes{Flags: le.Uint64(secs[48:]), XFRM: le.Uint64(secs[56:])}
-	*d.result = Result{Size: size}
+	*d.result, d.added = Result{Size: size}, nil
 	return d.resize(size)
 }
 
@@ -108,6 +109,9 @@ func (d *driver) addPages(ctx context.Context, m memory, arg uint64) error {
 	}
 	if length%sgx.PageSize != 0 || offset%sgx.PageSize != 0 || offset > d.result.Size || length > d.result.Size-offset {
 		return fmt.Errorf("%w: pages at %#x+%#x", errDriver, offset, length)
+	}
+	if err := d.occupy(offset, offset+length); err != nil {
+		return err
 	}
 	if d.result.Pages += length / sgx.PageSize; d.result.Pages > maxAreaPages {
 		return fmt.Errorf("%w: more pages than an enclave has", errDriver)
@@ -130,6 +134,21 @@ func (d *driver) addPages(ctx context.Context, m memory, arg uint64) error {
 		return err
 	}
 	return m.write(arg+40, binary.LittleEndian.AppendUint64(nil, length)) // how many bytes were added
+}
+
+// occupy notes the pages from one offset to another. None can be added twice (SDM 3D, EADD).
+func (d *driver) occupy(from, to uint64) error {
+	for _, r := range d.added {
+		if from < r[1] && to > r[0] {
+			return fmt.Errorf("%w: pages at %#x are there already", errDriver, max(from, r[0]))
+		}
+	}
+	if n := len(d.added); n > 0 && d.added[n-1][1] == from { // as a rule it goes on where it was
+		d.added[n-1][1] = to
+		return nil
+	}
+	d.added = append(d.added, [2]uint64{from, to})
+	return nil
 }
 
 // init does what the CPU does with a SIGSTRUCT (SDM 3D, EINIT). What depends on the machine's own features, which

@@ -123,6 +123,9 @@ func main() {
 		add(1<<20, 4096, flags, 1)
 	}
 	add(0, 4096, flags, 1)
+	if how == "twice" {
+		add(0, 4096, flags, 1)
+	}
 	add(4096, 15*4096, 0x207, 0)
 	if how == "more" {
 		add(16*4096, 4096, 0x207, 0)
@@ -215,7 +218,7 @@ func TestRun(t *testing.T) {
 	r, err = start("write")
 	require.NoError(t, err)
 	assert.Equal(t, "stand-in write", strings.TrimSpace(r.Output), "the kernel's files cannot be written, whoever starts the loader")
-	for how, says := range map[string]string{"hang": "did not ask for EINIT within 1s", "size": "0x300000", "outside": "pages at 0x100000", "nothing created": "added to no enclave"} {
+	for how, says := range map[string]string{"hang": "did not ask for EINIT within 1s", "size": "0x300000", "outside": "pages at 0x100000", "twice": "pages at 0x0 are there already", "nothing created": "added to no enclave"} {
 		_, err := start(how)
 		assert.ErrorContains(t, err, says, how)
 	}
