@@ -169,6 +169,27 @@ func (b *signingPlace) searched(t *testing.T, text string) {
 	}
 }
 
+// On a terminal the passphrase is asked for, twice where a key is made, and not shown.
+func TestPassphraseOnATerminal(t *testing.T) {
+	b := newSigningPlace(t, "terminal")
+	typed := func(words, command string) string {
+		out, messages, err := b.shell("for w in " + words + "; do sleep 1; echo $w; done | (cat; sleep 3) | script -qec '" + command + "' /dev/null")
+		require.NoError(t, err, messages)
+		return out
+	}
+	made := typed("sesame sesame", "cconvert keygen --out typed.pem --encrypt")
+	assert.NotContains(t, made, "sesame")
+	assert.Contains(t, made, "once more")
+	signer := regexp.MustCompile("[0-9a-f]{64}").FindString(made)
+	require.NotEmpty(t, signer)
+	assert.Contains(t, typed("sesame", "cconvert key info --key typed.pem"), signer)
+	out, _, err := b.shell("for w in one two; do sleep 1; echo $w; done | (cat; sleep 3) | script -qec 'cconvert keygen --out other.pem --encrypt' /dev/null")
+	assert.Error(t, err)
+	assert.Contains(t, out, "two different passphrases")
+	_, err = os.Stat(b.file("other.pem"))
+	assert.ErrorIs(t, err, os.ErrNotExist)
+}
+
 // What can go wrong with a token has a message that says what to do, and nothing is stored.
 func TestTokenTroubles(t *testing.T) {
 	b := newSigningPlace(t, "tokens")
