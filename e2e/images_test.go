@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +40,7 @@ func TestCorpus(t *testing.T) {
 			target := registry + "/confidential/" + s.name + ":1"
 			facts := filepath.Join(t.TempDir(), "facts.json")
 			cconvert(t, source, "--runtime", "sim", "--to", target, "--output-json", facts)
-			golden(t, s, source)
+			golden(t, s, source, target)
 			command(t, program, "verify", target, "--signer-key", key, "--source", source, "--allow-simulated")
 			assert.Contains(t, command(t, program, "rebuild", target, "--source", source), "the same: sha256:")
 			r := figures(t, s.name, source)
@@ -118,7 +119,7 @@ var reviewed = []string{"redis", "nginx", "python", "java", "script", "distroles
 
 // golden compares how an image starts with what was reviewed: everything but digests, sizes of files and
 // ports.
-func golden(t *testing.T, s *sample, source string) {
+func golden(t *testing.T, s *sample, source, converted string) {
 	t.Helper()
 	if !slices.Contains(reviewed, s.name) {
 		return
@@ -141,6 +142,23 @@ func golden(t *testing.T, s *sample, source string) {
 		a.Entrypoint, a.Program, a.Argv, a.UID, a.GID, a.Profile, a.ProfileReason, a.LibC, a.EnclaveSize>>20, a.SizeReason, a.MaxThreads, a.Trust)
 	for _, m := range a.Writable {
 		fmt.Fprintf(&b, "%-11s %s\n", m.Type, m.Path)
+	}
+	var c struct {
+		Program struct {
+			Env     map[string]any
+			WorkDir string
+			Mounts  []struct{ Type, Path, URI string }
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(command(t, program, "inspect", "--json", converted)), &c))
+	fmt.Fprintf(&b, "directory   %s\n", c.Program.WorkDir)
+	for _, name := range slices.Sorted(maps.Keys(c.Program.Env)) {
+		fmt.Fprintf(&b, "variable    %s=%v\n", name, c.Program.Env[name])
+	}
+	for _, m := range c.Program.Mounts {
+		if m.Type == "" {
+			fmt.Fprintf(&b, "shows       %s at %s\n", strings.TrimPrefix(m.URI, "file:"), m.Path)
+		}
 	}
 	for _, p := range a.Packages {
 		fmt.Fprintf(&b, "package     %s\n", p)
