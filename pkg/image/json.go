@@ -38,7 +38,7 @@ func uniqueKeys(text []byte) error {
 		if s, ok := t.(string); ok && at >= 0 && open[at].keys != nil && open[at].key == "" {
 			k := s
 			if open[at].fold {
-				k = strings.ToLower(s)
+				k = strings.ToLower(strings.ToUpper(s)) // "ſ" is an "s" to encoding/json
 			}
 			if open[at].keys[k] {
 				return fmt.Errorf("the key %q is there twice", s)

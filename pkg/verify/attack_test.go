@@ -245,6 +245,7 @@ func TestAmbiguousConfiguration(t *testing.T) {
 		{`"config":{`, `"config":{"Healthcheck":{"Test":["CMD-SHELL","evil"]}},"config":{`},
 		{`"User":"1000"`, `"user":"1000","User":"0"`},
 		{`"User":"1000"`, `"User":"1000","USER":"0"`},
+		{`"User":"1000"`, `"User":"1000","uſer":"0"`},
 		{`"rootfs":{`, `"rootfs":{"DIFF_IDS":null,`},
 	} {
 		config := []byte(strings.Replace(string(raw), c[0], c[1], 1))
