@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -28,6 +29,7 @@ type Upload struct {
 
 	session func() (*registrySession, error) // connects once; nil before the source is known
 	current func() (*Image, error)           // asks once for what the place has
+	asked   atomic.Bool                      // whether current was called
 	blobs   *errgroup.Group
 	sending context.Context  // ends with the first blob that fails
 	few     chan struct{}    // as many as may be sent at a time
@@ -58,6 +60,7 @@ func (u *Upload) Current() (*Image, error) {
 	if u.to.Transport != Registry && u.to.Transport != OCILayout {
 		return nil, nil
 	}
+	u.asked.Store(true)
 	img, err := u.current()
 	for _, none := range []error{ErrNotFound, ErrUnauthorized, ErrUnsupported, ErrPlatform, fs.ErrNotExist} {
 		if errors.Is(err, none) {
@@ -65,6 +68,15 @@ func (u *Upload) Current() (*Image, error) {
 		}
 	}
 	return img, err
+}
+
+// possibly says whether the place may have an image: whether it is worth asking again.
+func (u *Upload) possibly(digest string) bool {
+	if !u.asked.Load() {
+		return true
+	}
+	now, err := u.Current()
+	return err == nil && now != nil && now.Digest == digest
 }
 
 // Close ends what is under way.
@@ -128,7 +140,7 @@ func (u *Upload) writeRegistry(img *Output) error {
 	if err != nil {
 		return err
 	}
-	if now, err := u.Current(); err == nil && now != nil && now.Digest == img.Digest && s.at(u.ctx, u.to.Name.Identifier()) == img.Digest {
+	if u.possibly(img.Digest) && s.at(u.ctx, u.to.Name.Identifier()) == img.Digest {
 		return s.evidence(u.ctx, img) // the same was stored before, and is there still
 	}
 	u.send(append(append([]v1.Layer(nil), img.layers...), configLayer(img)))
