@@ -109,7 +109,7 @@ func newConvert() *cobra.Command {
 		}
 		var signer sgx.Signer // nil: nobody signs
 		if !unsigned {
-			if signer, err = key.open(cmd.Context()); err != nil {
+			if signer, err = key.openOrMake(cmd.Context()); err != nil {
 				return err
 			}
 			defer signer.Close()

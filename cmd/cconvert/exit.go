@@ -70,7 +70,7 @@ func hintFor(err error) string {
 	case errors.As(err, &small):
 		return "give the enclave more memory: --memory " + manifest.FormatSize(small.Needed)
 	case errors.Is(err, fs.ErrExist):
-		return "there is a key already: use it, or choose another file with --out"
+		return "it is never written over: if it is a key, use it, or choose another file with --out"
 	case errors.As(err, &dns):
 		return "no such registry. A local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE, a layout oci:DIR. Without a network, take the runtime from this machine: --runtime gramine=dir:PREFIX, or --runtime sim"
 	case errors.Is(err, image.ErrReference):
@@ -97,6 +97,10 @@ func hintFor(err error) string {
 		return "make a key: cconvert keygen"
 	case errors.Is(err, convert.ErrTestKey):
 		return "make a key of your own, \"cconvert keygen\"; for a test, --debug makes an enclave that keeps no secrets anyway"
+	case errors.Is(err, sgx.ErrSignature):
+		return "was it made over what \"sign prepare\" gave for this image, by RSA PKCS#1 v1.5 with SHA-256, and is the public key the signer's? If the image was converted again since, prepare it again"
+	case errors.Is(err, convert.ErrVersionUnknown):
+		return "look at it with \"cconvert inspect\"; store the result under another tag, or say --allow-rollback"
 	case errors.As(err, &rollback):
 		return "raise --isv-svn, store the result under another tag, or say --allow-rollback"
 	case errors.Is(err, convert.ErrNotOurs):
@@ -106,7 +110,7 @@ func hintFor(err error) string {
 	case errors.Is(err, signer.ErrPlugin):
 		return "nothing was stored. docs/signing.md has the protocol, and plug-ins to start from"
 	case errors.Is(err, sgx.ErrPassphrase):
-		return "give the passphrase in CCONVERT_KEY_PASSPHRASE or by --key-passphrase-file; nothing was stored"
+		return "give the passphrase in CCONVERT_KEY_PASSPHRASE or by --key-passphrase-file; no image was stored"
 	case errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return "the image is damaged where it is stored, or on its way: push it again"
 	case errors.Is(err, syscall.ENOSPC):

@@ -37,7 +37,7 @@ you signed. The key is your enclaves' identity: whoever has it can sign in your 
 			}
 			var secret []byte
 			if encrypt {
-				if secret, err = passphrase.read(out, true); err != nil {
+				if secret, err = passphrase.read(cmd.Context(), out, true); err != nil {
 					return err
 				}
 				defer clear(secret)
@@ -116,8 +116,12 @@ conversion, or is the public half in a PEM file. Nothing is signed.`,
 
 // public gives the public half of a key, which is enough where it lies in a file.
 func (k *keyFlags) public(cmd *cobra.Command) (*rsa.PublicKey, error) {
-	if text, err := os.ReadFile(k.name); err == nil && strings.Contains(string(text), "PUBLIC KEY") {
-		return sgx.ParsePublicKey(text)
+	if info, err := os.Stat(k.name); err == nil && info.Mode().IsRegular() {
+		text, err := readSmall(k.name)
+		defer clear(text)
+		if err == nil && strings.Contains(string(text), "PUBLIC KEY") {
+			return sgx.ParsePublicKey(text)
+		}
 	}
 	s, err := k.open(cmd.Context())
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -31,19 +32,38 @@ func (p *passphraseFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&p.file, "key-passphrase-file", "", "file with the passphrase of the key or the PIN of the token (default: the variable "+passphraseVariable+", or a question on the terminal)")
 }
 
+// fromVariable is the value of passphraseVariable, which no program that is started inherits.
+var fromVariable struct {
+	once  sync.Once
+	text  string
+	given bool
+}
+
+// hidePassphrase takes the passphrase out of the environment.
+func hidePassphrase() {
+	fromVariable.once.Do(func() {
+		fromVariable.text, fromVariable.given = os.LookupEnv(passphraseVariable)
+		os.Unsetenv(passphraseVariable)
+	})
+}
+
 // read gives the passphrase. Again asks for it twice, where a person gives it.
-func (p *passphraseFlags) read(of string, again bool) ([]byte, error) {
+func (p *passphraseFlags) read(ctx context.Context, of string, again bool) ([]byte, error) {
 	if p.file != "" {
 		f, err := os.Open(p.file)
 		if err != nil {
 			return nil, fmt.Errorf("--key-passphrase-file: %w", err)
 		}
 		defer f.Close()
-		text, err := io.ReadAll(io.LimitReader(f, maxPassphrase))
+		text, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
+		if err == nil && len(text) > maxPassphrase {
+			err = usagef("--key-passphrase-file %s: it has more than %d bytes", p.file, maxPassphrase)
+		}
 		return bytes.TrimRight(text, "\r\n"), err
 	}
-	if text, ok := os.LookupEnv(passphraseVariable); ok {
-		return []byte(text), nil
+	hidePassphrase()
+	if fromVariable.given {
+		return []byte(fromVariable.text), nil
 	}
 	in := int(os.Stdin.Fd())
 	if !term.IsTerminal(in) || !term.IsTerminal(int(os.Stderr.Fd())) {
@@ -52,7 +72,7 @@ func (p *passphraseFlags) read(of string, again bool) ([]byte, error) {
 	ask := func(question string) ([]byte, error) {
 		fmt.Fprint(os.Stderr, question)
 		defer fmt.Fprintln(os.Stderr)
-		return term.ReadPassword(in)
+		return readHidden(ctx, in)
 	}
 	text, err := ask("passphrase of " + printable(of) + ": ")
 	if err != nil || !again {
@@ -66,6 +86,30 @@ func (p *passphraseFlags) read(of string, again bool) ([]byte, error) {
 	return text, err
 }
 
+// readHidden reads a line that is not shown. When the context ends, the terminal is as it was before.
+func readHidden(ctx context.Context, terminal int) ([]byte, error) {
+	before, err := term.GetState(terminal)
+	if err != nil {
+		return nil, err
+	}
+	type line struct {
+		text []byte
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() {
+		text, err := term.ReadPassword(terminal)
+		read <- line{text, err}
+	}()
+	select {
+	case l := <-read:
+		return l.text, l.err
+	case <-ctx.Done():
+		_ = term.Restore(terminal, before)
+		return nil, ctx.Err()
+	}
+}
+
 // keyFlags name a signing key.
 type keyFlags struct {
 	name       string
@@ -75,7 +119,7 @@ type keyFlags struct {
 
 func (k *keyFlags) add(f *pflag.FlagSet, usage string) {
 	f.StringVar(&k.name, "key", "", usage+": a PEM file, env:VARIABLE, exec:COMMAND or pkcs11:URI")
-	f.DurationVar(&k.timeout, "key-timeout", signer.DefaultTimeout, "how long exec:COMMAND may take")
+	f.DurationVar(&k.timeout, "key-timeout", signer.DefaultTimeout, "how long exec:COMMAND, or a call to a token, may take")
 	k.passphrase.add(f)
 }
 
@@ -88,38 +132,50 @@ func defaultKey() (string, error) {
 	return filepath.Join(dir, "cconvert", "enclave-key.pem"), nil
 }
 
-func (k *keyFlags) options() signer.Options {
+func (k *keyFlags) options(ctx context.Context) signer.Options {
 	return signer.Options{
 		Timeout:    k.timeout,
-		Passphrase: func(of string) ([]byte, error) { return k.passphrase.read(of, false) },
+		Passphrase: func(of string) ([]byte, error) { return k.passphrase.read(ctx, of, false) },
 		Exposed: func(file string) {
 			logrus.Warnf("the signing key %s can be read by others: chmod 600 %s", file, file)
 		},
 	}
 }
 
-// open reaches the signing key. On a terminal a missing default key is made; elsewhere that would give every
-// run an identity of its own.
-func (k *keyFlags) open(ctx context.Context) (sgx.Signer, error) {
-	if k.name != "" {
-		return signer.Open(ctx, k.name, k.options())
+// openOrMake is open for a conversion: on a terminal a missing default key is made. Elsewhere that would give every run
+// an identity of its own.
+func (k *keyFlags) openOrMake(ctx context.Context) (sgx.Signer, error) {
+	s, err := k.open(ctx)
+	if k.name != "" || !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	if !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stderr.Fd())) {
+		return nil, usagef("%w: a key that is made anew in every run would be a new identity in every run. Make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key", err)
 	}
 	file, err := defaultKey()
 	if err != nil {
 		return nil, err
 	}
-	key, err := signer.ReadFile(file, k.options())
-	switch {
-	case err == nil:
-		return key, nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
-	case !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stderr.Fd())):
-		return nil, usagef("there is no signing key at %s: a key that is made anew in every run would be a new identity in every run. Make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key", file)
-	}
-	if key, err = signer.CreateFile(file, nil); err != nil {
+	key, err := signer.CreateFile(file, nil)
+	if err != nil {
 		return nil, err
 	}
 	logrus.Warnf("made a signing key, %s: it is your enclaves' identity (MRSIGNER), so keep it safe", file)
+	return key, nil
+}
+
+// open reaches the signing key.
+func (k *keyFlags) open(ctx context.Context) (sgx.Signer, error) {
+	if k.name != "" {
+		return signer.Open(ctx, k.name, k.options(ctx))
+	}
+	file, err := defaultKey()
+	if err != nil {
+		return nil, err
+	}
+	key, err := signer.ReadFile(file, k.options(ctx))
+	if err != nil {
+		return nil, err // not a nil *sgx.Key in the interface
+	}
 	return key, nil
 }

@@ -44,6 +44,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			hidePassphrase()
 			if err := fromEnvironment(cmd.Flags()); err != nil {
 				return err
 			}

@@ -15,6 +15,9 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -30,10 +33,45 @@ the key is not on this machine: "sign prepare" writes the bytes to sign, anybody
 RSA PKCS#1 v1.5 with SHA-256, and "sign attach" completes the image. However it is signed, the
 digest is the one that signing at conversion gives.
 
-What is signed is what the image says. Look at it first, with "cconvert verify".`
+The measurement is taken from the image, and not computed: look at it first, with "cconvert
+verify", and then sign what was looked at, by its digest, or say what you expect with
+--mrenclave and --signed-by.`
+
+// beforeFlags say what is expected of an image before it is signed.
+type beforeFlags struct{ mrEnclave, signedBy string }
+
+func (b *beforeFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&b.mrEnclave, "mrenclave", "", "the MRENCLAVE that is expected")
+	f.StringVar(&b.signedBy, "signed-by", "", "the MRSIGNER of the signature that is expected to be there now")
+}
+
+// open reads the enclave of an image, and compares it with what is expected.
+func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Enclave, error) {
+	e, err := convert.OpenEnclave(cmd.Context(), img, []libos.Backend{gramine.Backend{}, sim.Backend{}})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", img.Ref, err)
+	}
+	for _, x := range []struct {
+		flag, want string
+		have       sgx.Measurement
+	}{{"mrenclave", b.mrEnclave, e.SigStruct.MREnclave}, {"signed-by", b.signedBy, e.SigStruct.MRSigner()}} {
+		if x.want == "" {
+			continue
+		}
+		var m sgx.Measurement
+		if err := m.UnmarshalText([]byte(x.want)); err != nil {
+			return nil, usagef("--%s: %w", x.flag, err)
+		}
+		if m != x.have {
+			return nil, fmt.Errorf("%s is %w: --%s is %s, the image has %s", img.Ref, errRefused, x.flag, m, x.have)
+		}
+	}
+	return e, nil
+}
 
 // signFlags are those of every way to sign an image.
 type signFlags struct {
+	before   beforeFlags
 	registry registryFlags
 	evidence evidenceFlags
 	to       string
@@ -43,6 +81,7 @@ type signFlags struct {
 func (s *signFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&s.to, "to", "", "where the result goes (default: where the image is)")
 	addRollback(f, &s.rollback)
+	s.before.add(f)
 	s.evidence.add(f)
 	s.registry.add(f)
 }
@@ -62,14 +101,12 @@ func newSign() *cobra.Command {
   cconvert sign registry.example/redis:7-confidential --key production.pem --to registry.example/production/redis:7`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return flags.run(cmd, args[0], func(e *convert.Enclave) (*rsa.PublicKey, []byte, error) {
-				signer, err := key.open(cmd.Context())
-				if err != nil {
-					return nil, nil, err
-				}
-				defer signer.Close()
-				return e.Sign(cmd.Context(), signer)
-			})
+			k, err := key.open(cmd.Context()) // before anything is started that could inherit a key in a variable
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			return flags.run(cmd, args[0], func(e *convert.Enclave) (*rsa.PublicKey, []byte, error) { return e.Sign(cmd.Context(), k) })
 		},
 	}
 	key.add(cmd.Flags(), "the signing key (default: enclave-key.pem in the configuration directory)")
@@ -105,9 +142,15 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 		return err
 	}
 	defer img.Close()
-	e, err := convert.OpenEnclave(cmd.Context(), img)
+	if img.Index && s.to == "" {
+		return usagef("%s is an index of several images, which one signed image would replace: say where it goes with --to", source)
+	}
+	e, err := s.before.open(cmd, img)
 	if err != nil {
-		return fmt.Errorf("%s: %w", source, err)
+		return err
+	}
+	if err := printEnclave(cmd.ErrOrStderr(), e, source.String()+" ("+img.Digest+")"); err != nil {
+		return err
 	}
 	key, signature, err := sign(e)
 	if err != nil {
@@ -119,9 +162,7 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 	} else if err != nil {
 		return err
 	}
-	if err := printEnclave(cmd.ErrOrStderr(), e, source.String()); err != nil {
-		return err
-	}
+	logrus.Infof("signed, by MRSIGNER %s", e.SigStruct.MRSigner())
 	ref, _ := out.Name(target)
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), ref)
 	return err
@@ -140,6 +181,8 @@ func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
 	line("MRENCLAVE", "%s", s.MREnclave)
 	line("product", "%d, security version %d", s.ISVProdID, s.ISVSVN)
 	line("date", "%s", s.Date)
+	line("attributes", "flags %#x, XFRM %#x; masks %#x, %#x", s.Attributes.Flags, s.Attributes.XFRM, s.AttributesMask.Flags, s.AttributesMask.XFRM)
+	line("MISCSELECT", "%#x, mask %#x", s.MiscSelect, s.MiscMask)
 	if s.Debug() {
 		line("debug", "yes: a debugger can read the enclave")
 	}
@@ -156,6 +199,7 @@ func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
 
 func newSignPrepare() *cobra.Command {
 	var registry registryFlags
+	var before beforeFlags
 	var out string
 	cmd := &cobra.Command{
 		Use:   "prepare IMAGE",
@@ -174,9 +218,9 @@ RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "
 				return err
 			}
 			defer img.Close()
-			e, err := convert.OpenEnclave(cmd.Context(), img)
+			e, err := before.open(cmd, img)
 			if err != nil {
-				return fmt.Errorf("%s: %w", img.Ref, err)
+				return err
 			}
 			if err := writeFile(out, e.SigStruct.ToBeSigned()); err != nil {
 				return err
@@ -185,6 +229,7 @@ RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "
 		},
 	}
 	cmd.Flags().StringVarP(&out, "out", "o", "", "file that gets the bytes")
+	before.add(cmd.Flags())
 	registry.add(cmd.Flags())
 	return cmd
 }

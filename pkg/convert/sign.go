@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -24,6 +27,8 @@ import (
 var (
 	// ErrTestKey says that the key is one that everybody has.
 	ErrTestKey = errors.New("this key is public")
+	// ErrVersionUnknown says that the target has a converted image whose security version cannot be read.
+	ErrVersionUnknown = errors.New("the security version number of what the target has now is not known")
 	// ErrNotOurs says that an image is none that this program made.
 	ErrNotOurs = errors.New("the image was not made by cconvert")
 )
@@ -62,23 +67,55 @@ func acceptable(key *rsa.PublicKey, what *sgx.SigStruct, simulated bool) error {
 type Enclave struct {
 	// SigStruct is what is to be signed, or was.
 	SigStruct *sgx.SigStruct
-	// Signed says that the image has a signature.
-	Signed bool
-	Recipe Recipe
+	Recipe    Recipe
 
-	source *image.Image
-	files  []libos.File
-	reads  manifest.SGX
+	source    *image.Image
+	files     []libos.File
+	reads     manifest.SGX
+	simulated bool
 }
 
 const (
 	maxEnclaveLayer   = 256 << 20 // bytes of the layer, compressed
-	maxEnclaveArchive = 1 << 30
+	maxEnclaveArchive = 256 << 20
 )
 
-// OpenEnclave reads the topmost layer of an image, and no other. Of what is in it, nothing is verified but that
-// the layer is one that this program makes.
-func OpenEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
+// OpenEnclave reads the topmost layer of an image, and no other. What is to be signed is what the manifest in it gives
+// for the measurement that it claims, which is not computed: the image may lie about that.
+func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend) (*Enclave, error) {
+	e, err := readEnclave(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	kind := "gramine"
+	if e.simulated {
+		kind = "sim"
+	}
+	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == kind })
+	if i < 0 || e.Recipe.Runtime.Kind != kind {
+		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q, and its manifest of another one", ErrNotOurs, e.Recipe.Runtime.Kind)
+	}
+	s := e.SigStruct
+	want, err := backends[i].SigStruct(e.Recipe.Runtime.Layout, e.file(libos.ManifestPath), s.MREnclave, s.Date)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(s.ToBeSigned(), want.ToBeSigned()) || s.Date.String() != e.Recipe.Date {
+		return nil, errors.New("the signature structure says something else than the manifest and the recipe: attributes, masks, product, version or date")
+	}
+	return e, e.checkConfig()
+}
+
+// checkConfig sees to it that the configuration can be completed, before anybody is asked to sign.
+func (e *Enclave) checkConfig() error {
+	before := *e.SigStruct
+	defer func() { *e.SigStruct = before }()
+	_, err := e.complete()
+	return err
+}
+
+// readEnclave reads the topmost layer.
+func readEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 	if len(img.Layers) == 0 {
 		return nil, ErrNotOurs
 	}
@@ -90,6 +127,13 @@ func OpenEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 	if e.files, err = libos.Unpack(archive); err != nil {
 		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
 	}
+	seen := map[string]bool{}
+	for _, f := range e.files {
+		if seen[f.Path] || path.Clean(f.Path) != f.Path || path.Dir(f.Path) != path.Dir(libos.App) {
+			return nil, fmt.Errorf("%w: its layer on top has %q, or has it twice", ErrNotOurs, f.Path)
+		}
+		seen[f.Path] = true
+	}
 	recipe, text := e.file(libos.RecipePath), e.file(libos.ManifestPath)
 	if recipe == nil || text == nil {
 		return nil, fmt.Errorf("%w: its layer on top has no recipe and manifest", ErrNotOurs)
@@ -100,8 +144,7 @@ func OpenEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 	if e.reads, err = manifest.ReadSGX(text); err != nil {
 		return nil, err
 	}
-	structure := e.file(libos.SigPath)
-	if e.Signed = structure != nil; e.Signed {
+	if structure := e.file(libos.SigPath); structure != nil {
 		e.SigStruct, err = sgx.ParseSigStruct(structure)
 	} else {
 		e.SigStruct, err = sgx.ParseUnsigned(e.file(libos.UnsignedPath))
@@ -109,9 +152,17 @@ func OpenEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the signature structure: %w", err)
 	}
-	if e.SigStruct.ISVProdID != e.reads.ISVProdID || e.SigStruct.ISVSVN != e.reads.ISVSVN || e.SigStruct.Debug() != e.reads.Debug {
-		return nil, errors.New("the signature structure says something else than the manifest")
+	var m struct {
+		Loader struct {
+			Entrypoint struct {
+				URI string `toml:"uri"`
+			} `toml:"entrypoint"`
+		} `toml:"loader"`
 	}
+	if err := toml.Unmarshal(text, &m); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	e.simulated = strings.HasPrefix(m.Loader.Entrypoint.URI, "file:"+libos.Root+"/sim/")
 	return e, nil
 }
 
@@ -152,8 +203,8 @@ func (e *Enclave) file(path string) []byte {
 	return nil
 }
 
-// Simulated says that there is no enclave.
-func (e *Enclave) Simulated() bool { return e.Recipe.Runtime.Kind == "sim" }
+// Simulated says that there is no enclave. It is the measured manifest that says so.
+func (e *Enclave) Simulated() bool { return e.simulated }
 
 // Sign has a signer sign the enclave, by the rules of [Sign].
 func (e *Enclave) Sign(ctx context.Context, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
@@ -193,7 +244,7 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 		return nil, err
 	}
 	if o.Evidence != nil && to.Transport == image.Registry {
-		identity, err := e.identity(ctx, &before)
+		identity, err := e.identity(ctx, &before, o.Evidence)
 		if err != nil {
 			return nil, err
 		}
@@ -224,10 +275,16 @@ func (e *Enclave) complete() (*image.Output, error) {
 		return nil, err
 	}
 	var labels map[string]string
-	if err := json.Unmarshal(run["Labels"], &labels); err != nil {
-		return nil, fmt.Errorf("reading Labels in the image's configuration: %w", err)
+	if raw := run["Labels"]; raw != nil {
+		if err := json.Unmarshal(raw, &labels); err != nil {
+			return nil, fmt.Errorf("reading Labels in the image's configuration: %w", err)
+		}
 	}
-	labels[LabelMRSigner] = e.SigStruct.MRSigner().String()
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[LabelBaseDigest], labels[LabelEpoch] = e.Recipe.Source, fmt.Sprint(e.Recipe.Epoch)
+	labels[LabelMREnclave], labels[LabelMRSigner] = e.SigStruct.MREnclave.String(), e.SigStruct.MRSigner().String()
 	if run["Labels"], err = json.Marshal(labels); err != nil {
 		return nil, err
 	}
@@ -241,6 +298,9 @@ func (e *Enclave) complete() (*image.Output, error) {
 	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
 		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
 	}
+	if len(rootfs.DiffIDs) != len(e.source.Layers) {
+		return nil, fmt.Errorf("the configuration lists %d layers, the manifest %d", len(rootfs.DiffIDs), len(e.source.Layers))
+	}
 	rootfs.DiffIDs = rootfs.DiffIDs[:len(below.Layers)]
 	if config["rootfs"], err = json.Marshal(rootfs); err != nil {
 		return nil, err
@@ -252,9 +312,10 @@ func (e *Enclave) complete() (*image.Output, error) {
 	return out, nil
 }
 
-// identity is what the image's evidence says of it, with the new signer; without evidence, what the image says
-// itself.
-func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct) (attest.Identity, error) {
+// identity is what the image says of itself, with the new signer, and what its evidence says beyond that: the source's
+// name, and findings. Where new evidence is signed, the old one must be by the same key: a signature does not make true
+// what somebody else has claimed. Old evidence that cannot be read is as good as none.
+func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct, by *Evidence) (attest.Identity, error) {
 	options, err := json.Marshal(e.Recipe.Options)
 	if err != nil {
 		return attest.Identity{}, err
@@ -265,16 +326,19 @@ func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct) (attest.I
 		Source: attest.NewResource("", e.Recipe.Source), Runtime: attest.Runtime{Kind: r.Kind, Version: r.Version, Digest: r.Digest},
 		Epoch: e.Recipe.Epoch, Options: options, Findings: json.RawMessage("[]"),
 	}
+	var key *attest.PublicKey
+	if by.Key != nil {
+		key = &by.Key.PublicKey
+	}
 	artifacts, err := e.source.Referrers(ctx, attest.InTotoMediaType)
-	if err != nil {
+	if ctx.Err() != nil || err != nil && by.Required {
 		return attest.Identity{}, err
 	}
-	for _, f := range attest.Read(ctx, artifacts, nil) {
+	for _, f := range attest.Read(ctx, artifacts, key) {
 		var said attest.Identity
-		if f.Statement == nil || f.Statement.PredicateType != attest.IdentityType || json.Unmarshal(f.Statement.Predicate, &said) != nil {
+		if f.Statement == nil || key != nil && !f.Verified || f.Statement.PredicateType != attest.IdentityType || json.Unmarshal(f.Statement.Predicate, &said) != nil {
 			continue
 		}
-		// Only what nothing in the image could contradict is taken over, from a statement about this enclave.
 		if said.Enclave == attest.NewEnclave(before) && said.Source.Is(e.Recipe.Source) {
 			identity.Source, identity.Findings = said.Source, said.Findings
 			break
@@ -292,7 +356,11 @@ type RollbackError struct {
 }
 
 func (e *RollbackError) Error() string {
-	return fmt.Sprintf("the target has an enclave with the security version number (ISV SVN) %d, signed by %s, and this one has %d: data that is sealed to the higher number could not be read, and relying parties refuse the lower one", e.Now, e.Signer, e.New)
+	signer := "signed by " + e.Signer.String()
+	if e.Signer == (sgx.Measurement{}) {
+		signer = "not signed yet"
+	}
+	return fmt.Sprintf("the target has an enclave with the security version number (ISV SVN) %d, %s, and this one has %d: what is sealed to the higher number cannot be read by the lower one, and relying parties refuse it", e.Now, signer, e.New)
 }
 
 // checkRollback reports a RollbackError where an upload would replace an image of a higher security version.
@@ -308,17 +376,12 @@ func checkRollback(ctx context.Context, upload *image.Upload, svn uint16) error 
 	if json.Unmarshal(now.Config, &config) != nil || config.Config.Labels[LabelMREnclave] == "" {
 		return nil // no converted image, so there is no version to fall behind
 	}
-	e, err := OpenEnclave(ctx, now)
-	if err != nil || e.SigStruct.ISVSVN <= svn {
-		return ignoreUnreadable(err)
+	e, err := readEnclave(ctx, now)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrVersionUnknown, err)
+	}
+	if e.SigStruct.ISVSVN <= svn {
+		return nil
 	}
 	return &RollbackError{e.SigStruct.ISVSVN, svn, e.SigStruct.MRSigner()}
-}
-
-// ignoreUnreadable lets images be replaced that are damaged, or of another program.
-func ignoreUnreadable(err error) error {
-	if image.Transient(err) {
-		return err
-	}
-	return nil
 }

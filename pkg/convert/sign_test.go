@@ -1,13 +1,24 @@
 package convert_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -15,8 +26,13 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
+
+var backends = []libos.Backend{gramine.Backend{}, sim.Backend{}}
 
 // unsigned converts without a signature.
 func unsigned(t *testing.T, o convert.Options, to string) {
@@ -33,7 +49,7 @@ func enclave(t *testing.T, ref string) *convert.Enclave {
 	img, err := image.Open(context.Background(), parse(t, ref), image.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { img.Close() })
-	e, err := convert.OpenEnclave(context.Background(), img)
+	e, err := convert.OpenEnclave(context.Background(), img, backends)
 	require.NoError(t, err)
 	return e
 }
@@ -57,7 +73,6 @@ func TestSigningLater(t *testing.T) {
 
 	unsigned(t, o, reg.Host+"/dst:1")
 	e := enclave(t, reg.Host+"/dst:1")
-	assert.False(t, e.Signed)
 	assert.Equal(t, want.MREnclave, e.SigStruct.MREnclave)
 	before := len(reg.Requests())
 	out, err := store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1", convert.StoreOptions{Evidence: o.Evidence})
@@ -75,7 +90,7 @@ func TestSigningLater(t *testing.T) {
 	other, err := sgx.GenerateKey(rand.Reader)
 	require.NoError(t, err)
 	e = enclave(t, reg.Host+"/dst:1")
-	assert.True(t, e.Signed)
+	assert.Equal(t, want.MRSigner, e.SigStruct.MRSigner())
 	out, err = store(t, e, other, reg.Host+"/dst:2", convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
 	assert.NotEqual(t, want.Output.Digest, out.Digest)
@@ -123,7 +138,7 @@ func TestSigningRefuses(t *testing.T) {
 
 	img, err := image.Open(ctx, parse(t, from), image.Options{})
 	require.NoError(t, err)
-	_, err = convert.OpenEnclave(ctx, img)
+	_, err = convert.OpenEnclave(ctx, img, backends)
 	assert.ErrorIs(t, err, convert.ErrNotOurs)
 }
 
@@ -131,15 +146,141 @@ func TestSigningRefuses(t *testing.T) {
 func TestTestKey(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	unsigned(t, options(t, reg.Push(t, "src:1", sample(t))), reg.Host+"/dst:1")
-	e := enclave(t, reg.Host+"/dst:1")
-	_, _, err := e.Sign(context.Background(), signer(t))
+	_, _, err := enclave(t, reg.Host+"/dst:1").Sign(context.Background(), signer(t))
 	require.NoError(t, err, "the simulation protects nothing")
-	e.Recipe.Runtime.Kind = "gramine"
-	_, _, err = e.Sign(context.Background(), signer(t))
+
+	// The manifest says what protects; what the recipe says beside it is not measured.
+	real := func(manifest string) string {
+		return strings.ReplaceAll(manifest, "/cconvert/sim/", "/cconvert/gramine/")
+	}
+	forge(t, reg, "dst:1", "dst:2", map[string]func(string) string{libos.ManifestPath: real})
+	img, err := image.Open(context.Background(), parse(t, reg.Host+"/dst:2"), image.Options{})
+	require.NoError(t, err)
+	_, err = convert.OpenEnclave(context.Background(), img, backends)
+	assert.ErrorIs(t, err, convert.ErrNotOurs)
+	forge(t, reg, "dst:1", "dst:3", map[string]func(string) string{libos.ManifestPath: real, libos.RecipePath: func(s string) string { return strings.Replace(s, `"kind": "sim"`, `"kind": "gramine"`, 1) }})
+	_, _, err = enclave(t, reg.Host+"/dst:3").Sign(context.Background(), signer(t))
 	assert.ErrorIs(t, err, convert.ErrTestKey)
-	e.SigStruct.Attributes.Flags |= sgx.FlagDebug
-	_, _, err = e.Sign(context.Background(), signer(t))
+}
+
+// forge changes files of the layer on top, as somebody can who writes to the registry.
+func forge(t *testing.T, reg *fixture.Registry, from, to string, changes map[string]func(string) string) {
+	t.Helper()
+	tag, err := name.NewTag(reg.Host + "/" + from)
+	require.NoError(t, err)
+	img, err := remote.Image(tag)
+	require.NoError(t, err)
+	layers, err := img.Layers()
+	require.NoError(t, err)
+	r, err := layers[len(layers)-1].Uncompressed()
+	require.NoError(t, err)
+	defer r.Close()
+	archive, err := io.ReadAll(r)
+	require.NoError(t, err)
+	files, err := libos.Unpack(archive)
+	require.NoError(t, err)
+	for i, f := range files {
+		if change := changes[f.Path]; change != nil {
+			changed := change(string(f.Content))
+			require.NotEqual(t, string(f.Content), changed, f.Path)
+			files[i].Content = []byte(changed)
+		}
+	}
+	var again bytes.Buffer
+	require.NoError(t, libos.Pack(&again, files))
+	top, err := tarball.LayerFromReader(&again)
+	require.NoError(t, err)
+	config, err := img.ConfigFile()
+	require.NoError(t, err)
+	config = config.DeepCopy()
+	diffID, err := top.DiffID()
+	require.NoError(t, err)
+	config.RootFS.DiffIDs[len(layers)-1] = diffID
+	config.History = nil
+	if change := changes["config"]; change != nil {
+		config.Config.Labels = nil
+	}
+	out := mutate.MediaType(empty.Image, types.DockerManifestSchema2)
+	out, err = mutate.AppendLayers(out, append(layers[:len(layers)-1:len(layers)-1], top)...)
+	require.NoError(t, err)
+	out, err = mutate.ConfigFile(out, config)
+	require.NoError(t, err)
+	target, err := name.NewTag(reg.Host + "/" + to)
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(target, out))
+}
+
+// Who can write to the registry does not get something else signed than the manifest gives.
+func TestForgedStructure(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	unsigned(t, options(t, reg.Push(t, "src:1", sample(t))), reg.Host+"/dst:1")
+	for what, at := range map[string]int{"attribute flags": 0x3a0, "mask of the flags": 0x3b0, "mask of XFRM": 0x3b8, "MISCSELECT": 0x384, "product": 0x400, "SVN": 0x402, "date": 0x14, "SWDEFINED": 0x28} {
+		forge(t, reg, "dst:1", "dst:2", map[string]func(string) string{libos.UnsignedPath: func(s string) string {
+			b := []byte(s)
+			b[at] ^= 0x10
+			return string(b)
+		}})
+		img, err := image.Open(context.Background(), parse(t, reg.Host+"/dst:2"), image.Options{})
+		require.NoError(t, err)
+		_, err = convert.OpenEnclave(context.Background(), img, backends)
+		assert.ErrorContains(t, err, "something else than the manifest", what)
+	}
+	// A configuration without labels is completed, and not a panic.
+	forge(t, reg, "dst:1", "dst:3", map[string]func(string) string{"config": func(s string) string { return s }})
+	_, err := store(t, enclave(t, reg.Host+"/dst:3"), signer(t), reg.Host+"/dst:4", convert.StoreOptions{})
 	assert.NoError(t, err)
+}
+
+// A signature over evidence does not make true what somebody else has attached.
+func TestForgedEvidence(t *testing.T) {
+	ctx := context.Background()
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	mine, others := attestKey(t), attestKey(t)
+	for name, key := range map[string]*attest.PrivateKey{"mine": mine, "others": others} {
+		o := options(t, from)
+		o.Evidence = &convert.Evidence{Key: key}
+		unsigned(t, o, reg.Host+"/"+name+":1")
+		_, err := store(t, enclave(t, reg.Host+"/"+name+":1"), signer(t), reg.Host+"/"+name+":2", convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}})
+		require.NoError(t, err)
+		img, err := image.Open(ctx, parse(t, reg.Host+"/"+name+":2"), image.Options{})
+		require.NoError(t, err)
+		artifacts, err := img.Referrers(ctx, attest.InTotoMediaType)
+		require.NoError(t, err)
+		require.Len(t, artifacts, 2)
+		for _, f := range attest.Read(ctx, artifacts, &mine.PublicKey) {
+			assert.True(t, f.Verified)
+			var identity attest.Identity
+			if f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &identity) == nil {
+				assert.Equal(t, name == "mine", identity.Source.Name == from)
+			}
+		}
+	}
+	// A registry that will not list what is attached does not keep anybody from signing.
+	unsigned(t, options(t, from), reg.Host+"/dst:1")
+	e := enclave(t, reg.Host+"/dst:1")
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.Contains(r.URL.Path, "/referrers/") {
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		}
+		return false
+	})
+	_, err := store(t, e, signer(t), reg.Host+"/dst:2", convert.StoreOptions{Evidence: &convert.Evidence{}})
+	reg.Intercept(nil)
+	assert.ErrorIs(t, err, image.ErrEvidence, "stored, without evidence")
+	assert.NotEmpty(t, reg.Digest(t, "dst:2"))
+}
+
+func attestKey(t *testing.T) *attest.PrivateKey {
+	t.Helper()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	key, err := attest.ParsePrivateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	require.NoError(t, err)
+	return key
 }
 
 // A tag does not fall back to a lower security version, whether converted or signed, unless that is wanted.
@@ -178,8 +319,12 @@ func TestRollback(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, convertTo(0, true, true))
 	}
-	// What is no converted image has no version.
+	// What is labelled as converted, and cannot be read, has a version that nobody knows; what is not converted has none.
+	unsigned(t, o, reg.Host+"/dst:9")
+	forge(t, reg, "dst:9", "dst:10", map[string]func(string) string{libos.RecipePath: func(string) string { return "{" }})
+	_, err := run(ctx, t, o, reg.Host+"/dst:10")
+	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
 	reg.Push(t, "plain:1", sample(t))
-	_, err := run(ctx, t, o, reg.Host+"/plain:1")
+	_, err = run(ctx, t, o, reg.Host+"/plain:1")
 	assert.NoError(t, err)
 }

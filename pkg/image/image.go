@@ -55,6 +55,8 @@ type Image struct {
 	// Config is the image's configuration as stored.
 	Config []byte
 	Layers []*Layer
+	// Index says that the name is that of an index, of which this is one image.
+	Index bool
 	// Rivals are the digests of other images for linux/amd64 that the index has, of which an engine may choose one.
 	Rivals []string
 

@@ -91,15 +91,16 @@ func (s *registrySession) open(ctx context.Context, ref Reference, o Options) (*
 		return nil, err
 	}
 	var rivals []string
+	index := d.MediaType.IsIndex()
 	for range 2 { // an index may name an index
 		if !d.MediaType.IsIndex() {
 			break
 		}
-		var index v1.IndexManifest
-		if err := cmp.Or(uniqueKeys(d.Manifest), json.Unmarshal(d.Manifest, &index)); err != nil {
+		var list v1.IndexManifest
+		if err := cmp.Or(uniqueKeys(d.Manifest), json.Unmarshal(d.Manifest, &list)); err != nil {
 			return nil, fmt.Errorf("reading the index: %w", err)
 		}
-		chosen, others, err := choose(index.Manifests)
+		chosen, others, err := choose(list.Manifests)
 		if err != nil {
 			return nil, err
 		}
@@ -116,7 +117,7 @@ func (s *registrySession) open(ctx context.Context, ref Reference, o Options) (*
 	if err != nil {
 		return nil, err
 	}
-	img.session, img.Rivals = s, rivals
+	img.session, img.Rivals, img.Index = s, rivals, index
 	for _, l := range img.Layers {
 		l.At = func(ctx context.Context) io.ReaderAt { return &ranges{ctx, s, l.Digest} }
 	}

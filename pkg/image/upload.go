@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/url"
 	"sync"
@@ -62,10 +61,8 @@ func (u *Upload) Current() (*Image, error) {
 	}
 	u.asked.Store(true)
 	img, err := u.current()
-	for _, none := range []error{ErrNotFound, ErrUnauthorized, ErrUnsupported, ErrPlatform, fs.ErrNotExist} {
-		if errors.Is(err, none) {
-			return nil, nil
-		}
+	if err != nil && u.ctx.Err() == nil && !Transient(err) {
+		return nil, nil // what cannot be read now will not be missed
 	}
 	return img, err
 }

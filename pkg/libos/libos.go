@@ -43,6 +43,8 @@ type Backend interface {
 	Load(ctx context.Context, o LoadOptions) (*Bundle, error)
 	// Seal turns a specification into the files and the enclave that the runtime starts.
 	Seal(in Input) (*Sealed, error)
+	// SigStruct is what is to be signed for a manifest and a measurement, under a version of the enclave's geometry.
+	SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error)
 }
 
 // Paths are where a runtime's files are.

@@ -115,6 +115,9 @@ func ParseKey(text []byte, passphrase func() ([]byte, error)) (*Key, error) {
 				if err != nil {
 					return nil, err
 				}
+				if r, ok := k.(*rsa.PrivateKey); ok {
+					defer (&Key{r}).Close()
+				}
 				return x509.MarshalPKCS8PrivateKey(k)
 			})
 			if err != nil {
@@ -134,10 +137,10 @@ func decrypt(passphrase func() ([]byte, error), use func([]byte) ([]byte, error)
 		return nil, fmt.Errorf("key is encrypted, and there is no %w", ErrPassphrase)
 	}
 	secret, err := passphrase()
+	defer clear(secret)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(secret)
 	der, err := use(secret)
 	if err != nil { // the cause may quote the key
 		return nil, fmt.Errorf("key does not open with this %w, or is encrypted in a way that is not known: PBES2 and openssl's older format are", ErrPassphrase)
@@ -174,6 +177,7 @@ func ParsePublicKey(text []byte) (*rsa.PublicKey, error) {
 		if err != nil {
 			return nil, err
 		}
+		k.Close()
 		return &k.private.PublicKey, nil
 	}
 	if err != nil {
@@ -188,6 +192,7 @@ func ParsePublicKey(text []byte) (*rsa.PublicKey, error) {
 
 func newKey(k *rsa.PrivateKey) (*Key, error) {
 	if err := CheckPublicKey(&k.PublicKey); err != nil {
+		(&Key{k}).Close()
 		return nil, err
 	}
 	return &Key{k}, nil

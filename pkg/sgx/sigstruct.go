@@ -174,6 +174,9 @@ func ParseToBeSigned(b []byte) (*SigStruct, error) {
 	return s, nil
 }
 
+// ErrSignature says that a signature is not one of an enclave by a key.
+var ErrSignature = errors.New("signature does not belong to this enclave and key")
+
 // Attach completes the structure with a signature over ToBeSigned, in RSA's usual big-endian form,
 // after checking it against the key.
 func (s *SigStruct) Attach(key *rsa.PublicKey, signature []byte) error {
@@ -182,7 +185,7 @@ func (s *SigStruct) Attach(key *rsa.PublicKey, signature []byte) error {
 	}
 	digest := sha256.Sum256(s.ToBeSigned())
 	if err := rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], signature); err != nil {
-		return fmt.Errorf("signature does not belong to this enclave and key: %w", err)
+		return ErrSignature
 	}
 	s.key, s.signature = key, bytes.Clone(signature)
 	return nil

@@ -122,19 +122,37 @@ func (g geometry) enclave(pal, manifestText []byte, m manifest.SGX) (*Enclave, e
 
 // SigStruct is the signature structure to be signed for the enclave with the given measurement.
 func (e *Enclave) SigStruct(m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
+	return e.geometry.sigStruct(e.SGX, m, date)
+}
+
+// SigStruct is the signature structure for an enclave of a manifest. The enclave image adds nothing to it but its part
+// of the measurement.
+func SigStruct(version int, manifestText []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
+	g, ok := layouts[version]
+	if !ok {
+		return nil, fmt.Errorf("enclave layout version %d is unknown", version)
+	}
+	settings, err := manifest.ReadSGX(manifestText)
+	if err != nil {
+		return nil, err
+	}
+	return g.sigStruct(settings, m, date), nil
+}
+
+func (g geometry) sigStruct(settings manifest.SGX, m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
 	s := &sgx.SigStruct{
-		Date: date, MREnclave: m, ISVProdID: e.SGX.ISVProdID, ISVSVN: e.SGX.ISVSVN,
+		Date: date, MREnclave: m, ISVProdID: settings.ISVProdID, ISVSVN: settings.ISVSVN,
 		MiscMask: sgx.MiscMaskAll, Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: sgx.XFRMLegacy},
 	}
-	s.AttributesMask = sgx.Attributes{Flags: sgx.FlagsMaskAll, XFRM: e.geometry.xfrmMask}
-	if e.SGX.Debug {
+	s.AttributesMask = sgx.Attributes{Flags: sgx.FlagsMaskAll, XFRM: g.xfrmMask}
+	if settings.Debug {
 		s.Attributes.Flags |= sgx.FlagDebug
 	}
-	if e.SGX.UseExInfo {
+	if settings.UseExInfo {
 		s.MiscSelect |= sgx.MiscExInfo
 	}
-	for _, f := range e.geometry.features {
-		switch e.SGX.CPUFeatures[f.name] {
+	for _, f := range g.features {
+		switch settings.CPUFeatures[f.name] {
 		case "required":
 			s.Attributes.XFRM |= f.xfrm
 			s.AttributesMask.XFRM |= f.xfrm

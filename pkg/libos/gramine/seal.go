@@ -16,6 +16,11 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
+// SigStruct is what is to be signed, see the function of this name.
+func (Backend) SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
+	return SigStruct(layout, manifest, m, date)
+}
+
 // Seal makes the manifest of a specification for this runtime, and the enclave that it starts.
 func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	r := Runtime{

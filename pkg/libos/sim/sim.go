@@ -17,6 +17,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // loaderPath is cconvert's own program in a converted image. It is both the loader and the enclave
@@ -99,6 +100,11 @@ func readProgram(file string) ([]byte, error) {
 
 func simulated() gramine.Runtime {
 	return gramine.Runtime{Paths: Backend{}.Paths(), Layout: gramine.LayoutVersion}
+}
+
+// SigStruct is that of Gramine.
+func (Backend) SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
+	return gramine.SigStruct(layout, manifest, m, date)
 }
 
 // Seal makes the same manifest that a real enclave would have, for this program as the runtime.

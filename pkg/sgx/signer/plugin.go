@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/shlex"
 
@@ -52,6 +53,12 @@ type Enclave struct {
 	ISVSVN       uint16          `json:"isv_svn"`
 	DebugEnclave bool            `json:"debug_enclave"`
 	Date         string          `json:"date"`
+	Flags        string          `json:"attribute_flags"`
+	FlagsMask    string          `json:"attribute_flags_mask"`
+	XFRM         string          `json:"attribute_xfrms"`
+	XFRMMask     string          `json:"attribute_xfrm_mask"`
+	MiscSelect   string          `json:"misc_select"`
+	MiscMask     string          `json:"misc_select_mask"`
 }
 
 // Answer is what a plug-in writes to standard output.
@@ -104,7 +111,7 @@ func (p *plugin) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	digest := sha256.Sum256(message)
 	signature, err := p.ask(ctx, Request{
 		Operation: "sign", ToBeSigned: message, SHA256: hex.EncodeToString(digest[:]),
-		Enclave: &Enclave{s.MREnclave, s.ISVProdID, s.ISVSVN, s.Debug(), s.Date.String()},
+		Enclave: describe(s),
 	})
 	if err != nil {
 		return nil, err
@@ -116,6 +123,15 @@ func (p *plugin) Sign(ctx context.Context, message []byte) ([]byte, error) {
 		return nil, p.failed("its signature is not one of these bytes by the key that it names: it must be RSA PKCS#1 v1.5 over the SHA-256 of to_be_signed, by the private key that belongs to public_key")
 	}
 	return signature, nil
+}
+
+func describe(s *sgx.SigStruct) *Enclave {
+	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
+	return &Enclave{
+		MREnclave: s.MREnclave, ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(), Date: s.Date.String(),
+		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM), XFRMMask: hex(s.AttributesMask.XFRM),
+		MiscSelect: hex(uint64(s.MiscSelect)), MiscMask: hex(uint64(s.MiscMask)),
+	}
 }
 
 // ask runs the plug-in once, and notes the key that it names.
@@ -140,6 +156,9 @@ func (p *plugin) ask(ctx context.Context, r Request) ([]byte, error) {
 	if a.Version != ProtocolVersion {
 		return nil, p.failed("it answers with version %d of the protocol, this program knows %d", a.Version, ProtocolVersion)
 	}
+	if strings.Contains(a.PublicKey, "PRIVATE KEY") {
+		return nil, p.failed("its public_key is a private key. What it wrote was thrown away; mend the plug-in, and see to it that nothing else has kept its output")
+	}
 	if p.key, err = sgx.ParsePublicKey([]byte(a.PublicKey)); err != nil {
 		return nil, p.failed("its public_key is not usable: %w", err)
 	}
@@ -157,6 +176,9 @@ func (p *plugin) run(ctx context.Context, in []byte) ([]byte, error) {
 	asGroup(cmd)
 	cmd.WaitDelay = grace
 	err := cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) { // a program that it started still has its output open; what it said is checked
+		err = nil
+	}
 	switch {
 	case ctx.Err() != nil:
 		err = ctx.Err()
@@ -182,8 +204,13 @@ func (p *plugin) failed(format string, args ...any) error {
 	return fmt.Errorf("%w %s: %w", ErrPlugin, p.command[0], fmt.Errorf(format, args...))
 }
 
-// secretLike is text that could be a part of a key, in base64, hexadecimal or decimal digits.
-var secretLike = regexp.MustCompile(`[A-Za-z0-9+/=:]{24,}`)
+// secretLike is text that could be a part of a key, in base64, hexadecimal or decimal digits, and digitsLike what is
+// left of dumps of one without the spaces between.
+var (
+	secretLike = regexp.MustCompile(`[A-Za-z0-9+/=:_-]{24,}`)
+	digitsLike = regexp.MustCompile(`[0-9a-fA-F]{32,}`)
+	between    = regexp.MustCompile(`[\s:.,_-]+`)
+)
 
 // harmless is the last line of what a plug-in said to people, without anything that could be a key.
 func harmless(said []byte) string {
@@ -191,16 +218,20 @@ func harmless(said []byte) string {
 		return "(a private key, which is not repeated here)"
 	}
 	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
-	last := strings.ToValidUTF8(lines[len(lines)-1], "?")
-	if len(last) > 300 {
-		last = last[:300] + "…"
-	}
-	return strings.Map(func(c rune) rune {
-		if c < ' ' {
+	last := strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
 			return ' '
 		}
 		return c
-	}, secretLike.ReplaceAllString(last, "…"))
+	}, strings.ToValidUTF8(lines[len(lines)-1], "?"))
+	if digitsLike.MatchString(between.ReplaceAllString(last, "")) {
+		return "(something that looks like a key, which is not repeated here)"
+	}
+	last = secretLike.ReplaceAllString(last, "…")
+	if runes := []rune(last); len(runes) > 300 {
+		last = string(runes[:300]) + "…"
+	}
+	return last
 }
 
 // bounded keeps no more than so many bytes.

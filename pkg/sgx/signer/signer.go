@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -34,6 +35,9 @@ var (
 // Open reaches a key by its name: a PEM file, env:VARIABLE, exec:COMMAND or a PKCS#11 URI (RFC 7512). The result
 // must be closed.
 func Open(ctx context.Context, name string, o Options) (sgx.Signer, error) {
+	if isKey(name) {
+		return nil, fmt.Errorf("%w: this is a key itself, which is not repeated here. Put it in a file, or in a variable and say env:VARIABLE", ErrName)
+	}
 	scheme, rest, _ := strings.Cut(name, ":")
 	var s sgx.Signer
 	var err error
@@ -53,6 +57,19 @@ func Open(ctx context.Context, name string, o Options) (sgx.Signer, error) {
 	return s, nil
 }
 
+const maxName = 4 << 10
+
+// isKey says whether a name is a key that was given in the place of one: in PEM, or in base64.
+func isKey(name string) bool {
+	return len(name) > maxName || strings.Contains(name, "-----BEGIN") || strings.ContainsAny(name, "\r\n") || keyLike.MatchString(name)
+}
+
+// keyLike is PEM in base64.
+var keyLike = regexp.MustCompile(`LS0tLS1CRUdJT|^(env:)?[A-Za-z0-9+/=]{200,}$`)
+
+// plainVariable is the name of a variable.
+var plainVariable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
 // parse reads a key from PEM, asking for a passphrase by the name of where it is.
 func parse(text []byte, of string, o Options) (*sgx.Key, error) {
 	var ask func() ([]byte, error)
@@ -69,6 +86,9 @@ func parse(text []byte, of string, o Options) (*sgx.Key, error) {
 // fromEnv reads a key from a variable, which holds PEM, or PEM in base64: some systems keep secrets of one line
 // only. The variable is taken away, so that no program inherits it.
 func fromEnv(variable string, o Options) (*sgx.Key, error) {
+	if !plainVariable.MatchString(variable) {
+		return nil, fmt.Errorf("%w: what follows env: is not the name of a variable, and is not repeated here", ErrName)
+	}
 	text := []byte(os.Getenv(variable))
 	if len(text) == 0 {
 		return nil, fmt.Errorf("reading the signing key: the variable %q is not set: %w", variable, ErrName)

@@ -1,6 +1,7 @@
 package signer_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -86,6 +87,11 @@ func plugin(act string) int {
 	case "fail":
 		fmt.Fprintf(os.Stderr, "something\nthe token is gone: %s\n", key.D.Text(16))
 		return 3
+	case "say":
+		fmt.Fprintln(os.Stderr, os.Getenv("SIGNER_TEST_SAYS"))
+		return 1
+	case "key as public key":
+		a.PublicKey = string(text)
 	case "key to output":
 		_, _ = os.Stdout.Write(text)
 	case "key to messages":
@@ -95,6 +101,9 @@ func plugin(act string) int {
 		fmt.Print(strings.Repeat("x", 1<<20))
 	}
 	out, _ := json.Marshal(a)
+	if act == "key as public key" { // as JSON can write it, too
+		out = bytes.ReplaceAll(out, []byte("PRIVATE KEY"), []byte(`PRIVATE\u0020KEY`))
+	}
 	if act == "truncated" {
 		out = out[:len(out)/2]
 	}
@@ -155,18 +164,19 @@ func secrets(t *testing.T) []string {
 func TestBadPlugins(t *testing.T) {
 	keep := secrets(t)
 	for act, want := range map[string]string{
-		"wrong signature": "not one of these bytes by the key that it names",
-		"wrong key":       "not one of these bytes by the key that it names",
-		"wrong exponent":  "public exponent 65537: SGX demands 3",
-		"wrong size":      "RSA-2048: SGX demands RSA-3072",
-		"short signature": "has 200 bytes, one by this key has 384",
-		"truncated":       "not one JSON object",
-		"version":         "version 2 of the protocol, this program knows 1",
-		"fail":            "exit status 3: it says: the token is gone",
-		"key to output":   "wrote a private key to standard output",
-		"key to messages": "a private key, which is not repeated here",
-		"flood":           "more than 65536 bytes",
-		"hang":            "no answer in time",
+		"wrong signature":   "not one of these bytes by the key that it names",
+		"wrong key":         "not one of these bytes by the key that it names",
+		"wrong exponent":    "public exponent 65537: SGX demands 3",
+		"wrong size":        "RSA-2048: SGX demands RSA-3072",
+		"short signature":   "has 200 bytes, one by this key has 384",
+		"truncated":         "not one JSON object",
+		"version":           "version 2 of the protocol, this program knows 1",
+		"fail":              "exit status 3: it says: (something that looks like a key",
+		"key as public key": "its public_key is a private key",
+		"key to output":     "wrote a private key to standard output",
+		"key to messages":   "a private key, which is not repeated here",
+		"flood":             "more than 65536 bytes",
+		"hang":              "no answer in time",
 	} {
 		t.Run(act, func(t *testing.T) {
 			o := signer.Options{}
@@ -240,6 +250,50 @@ func TestForms(t *testing.T) {
 	}
 	_, err = signer.Open(context.Background(), "env:NO_SUCH_VARIABLE", signer.Options{})
 	assert.ErrorIs(t, err, signer.ErrName)
+}
+
+// A key that is given where its name belongs is not repeated.
+func TestKeyAsName(t *testing.T) {
+	text, err := os.ReadFile(keyFile)
+	require.NoError(t, err)
+	encoded := base64.StdEncoding.EncodeToString(text)
+	for _, name := range []string{string(text), encoded, "env:" + string(text), "env:" + encoded, "exec:" + string(text), strings.ReplaceAll(string(text), "\n", " ")} {
+		_, err := signer.Open(context.Background(), name, signer.Options{})
+		require.ErrorIs(t, err, signer.ErrName)
+		assert.NotContains(t, err.Error(), "MII")
+		assert.NotContains(t, err.Error(), "LS0")
+		assert.Less(t, len(err.Error()), 300)
+	}
+}
+
+// What plug-ins say is repeated without what could be a part of a key, in whatever form.
+func TestHarmless(t *testing.T) {
+	keep := secrets(t)
+	raw, err := os.ReadFile(keyFile)
+	require.NoError(t, err)
+	block, _ := pem.Decode(raw)
+	for name, said := range map[string]string{
+		"xxd":       fmt.Sprintf("00000000: % x", block.Bytes[:64]),
+		"base64url": base64.RawURLEncoding.EncodeToString(block.Bytes[:96]),
+		"groups":    strings.Join(strings.Split(fmt.Sprintf("%x", block.Bytes[:64]), ""), " "),
+		"at an end": strings.Repeat("word ", 58) + base64.StdEncoding.EncodeToString(block.Bytes[:96]),
+	} {
+		t.Setenv("SIGNER_TEST_SAYS", said)
+		_, err := plug(t, "say", signer.Options{}).Sign(context.Background(), message)
+		require.ErrorIs(t, err, signer.ErrPlugin, name)
+		for i := 0; i+12 < len(said) && name != "at an end"; i += 7 {
+			assert.NotContains(t, err.Error(), said[i:i+12], name)
+		}
+		for _, s := range keep {
+			assert.NotContains(t, err.Error(), s)
+		}
+		assert.NotContains(t, err.Error(), base64.StdEncoding.EncodeToString(block.Bytes[:9]))
+	}
+	t.Setenv("SIGNER_TEST_SAYS", "bad\x1b[31m \u009b\x7f end")
+	_, err = plug(t, "say", signer.Options{}).Sign(context.Background(), message)
+	for _, c := range []string{"\x1b", "\u009b", "\x7f"} {
+		assert.NotContains(t, err.Error(), c)
+	}
 }
 
 func TestKeyFiles(t *testing.T) {

@@ -3,6 +3,7 @@
 package signer
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -27,10 +29,11 @@ var moduleDirs = []string{
 
 // token signs in a hardware module.
 type token struct {
-	name   string
-	module *crypto11.Context
-	key    crypto11.Signer
-	public *rsa.PublicKey
+	name    string
+	timeout time.Duration
+	module  *crypto11.Context
+	key     crypto11.Signer
+	public  *rsa.PublicKey
 }
 
 // openToken logs in to the token that a URI names, and finds the key.
@@ -45,12 +48,13 @@ func openToken(ctx context.Context, uri string, o Options) (sgx.Signer, error) {
 	}
 	config.Pin = string(pin)
 	clear(pin)
-	t, err := patient(ctx, func() (*token, error) {
+	timeout := cmp.Or(o.Timeout, DefaultTimeout)
+	t, err := patient(ctx, timeout, func() (*token, error) {
 		module, err := crypto11.Configure(&config.Config)
 		if err != nil {
 			return nil, err
 		}
-		t := &token{name: name, module: module}
+		t := &token{name: name, timeout: timeout, module: module}
 		if err := t.find(object); err != nil {
 			t.Close()
 			return nil, err
@@ -116,7 +120,8 @@ func parseURI(text string) (name string, c *tokenConfig, object objectName, err 
 	if err := c.uri.Parse(text); err != nil {
 		return bad("not a PKCS#11 URI (RFC 7512), such as pkcs11:token=NAME;object=NAME?module-path=FILE")
 	}
-	if _, ok := c.uri.GetQueryAttribute("pin-value", false); ok {
+	if strings.Contains(text, "pin-value=") {
+		name = "pkcs11:…"
 		return bad("pin-value: other users can read the arguments of a program; give the PIN in CCONVERT_KEY_PASSPHRASE, by --key-passphrase-file, or in a file that pin-source names")
 	}
 	c.uri.SetAllowAnyModule(true)
@@ -177,14 +182,17 @@ func explain(err error) error {
 	return err
 }
 
-// Close logs out.
-func (t *token) Close() error { return t.module.Close() }
+// Close logs out, unless the module hangs.
+func (t *token) Close() error {
+	_, err := patient(context.Background(), grace, func() (struct{}, error) { return struct{}{}, t.module.Close() })
+	return err
+}
 
 func (t *token) Public(context.Context) (*rsa.PublicKey, error) { return t.public, nil }
 
 func (t *token) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	digest := sha256.Sum256(message)
-	signature, err := patient(ctx, func() ([]byte, error) { return t.key.Sign(rand.Reader, digest[:], crypto.SHA256) })
+	signature, err := patient(ctx, t.timeout, func() ([]byte, error) { return t.key.Sign(rand.Reader, digest[:], crypto.SHA256) })
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.name, explain(err))
 	}
@@ -194,8 +202,10 @@ func (t *token) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	return signature, nil
 }
 
-// patient waits for a module, which cannot be interrupted, or for the context's end.
-func patient[T any](ctx context.Context, do func() (T, error)) (T, error) {
+// patient waits for a module, which cannot be interrupted, for so long or until the context's end.
+func patient[T any](ctx context.Context, timeout time.Duration, do func() (T, error)) (T, error) {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	type result struct {
 		value T
 		err   error
@@ -208,8 +218,11 @@ func patient[T any](ctx context.Context, do func() (T, error)) (T, error) {
 	select {
 	case r := <-done:
 		return r.value, r.err
-	case <-ctx.Done():
+	case <-limited.Done():
 		var none T
-		return none, ctx.Err()
+		if ctx.Err() != nil {
+			return none, ctx.Err()
+		}
+		return none, fmt.Errorf("%w: the module did not come back for %s", ErrTimeout, timeout)
 	}
 }
