@@ -200,7 +200,8 @@ softhsm2-util --import usual.pem --token production --label usual --id 02 --pin 
 cat >locked.c <<'END'
 ` + lockedModule + `
 END
-gcc -shared -fPIC -DREAL="\"$MODULE\"" -o locked.so locked.c -ldl`)
+gcc -shared -fPIC -DREAL="\"$MODULE\"" -o locked.so locked.c -ldl
+gcc -shared -fPIC -DREAL="\"$MODULE\"" -DHANGS -o hanging.so locked.c -ldl`)
 	require.NoError(t, err, "%s\n%s", out, messages)
 	uri := "pkcs11:token=production;object=enclave?module-path=" + softHSM
 	for _, c := range []struct{ name, key, pin, want, hint string }{
@@ -211,6 +212,7 @@ gcc -shared -fPIC -DREAL="\"$MODULE\"" -o locked.so locked.c -ldl`)
 		{"another exponent", "pkcs11:token=production;object=usual?module-path=" + softHSM, "1234", "public exponent 65537: SGX demands 3", ""},
 		{"no module", "pkcs11:token=production;object=enclave", "1234", "module-path=FILE", ""},
 		{"a PIN for everybody to see", uri + "&pin-value=1234", "1234", "other users can read the arguments", ""},
+		{"a module that hangs", "pkcs11:token=production;object=enclave?module-path=" + b.file("hanging.so"), "1234", "no answer in time", ""},
 		{"a locked token", "pkcs11:token=production;object=enclave?module-path=" + b.file("locked.so"), "1234", "the token is locked", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -218,7 +220,7 @@ gcc -shared -fPIC -DREAL="\"$MODULE\"" -o locked.so locked.c -ldl`)
 			if c.pin != "" {
 				env = append(env, "CCONVERT_KEY_PASSPHRASE="+c.pin)
 			}
-			_, messages, err := b.shell("cconvert-pkcs11 -v "+b.app+":1.4 --key \"$KEY\" --to \"$TARGET\"", env...)
+			_, messages, err := b.shell("cconvert-pkcs11 -v "+b.app+":1.4 --key-timeout 3s --key \"$KEY\" --to \"$TARGET\"", env...)
 			require.Error(t, err)
 			assert.Contains(t, messages, c.want)
 			assert.Contains(t, messages, c.hint)
@@ -264,10 +266,16 @@ func TestPluginTroubles(t *testing.T) {
 // 2.40 is a version, then pointers in the order of the specification, of which C_Login is the 19th.
 const lockedModule = `#include <dlfcn.h>
 #include <string.h>
+#include <unistd.h>
 typedef unsigned long rv;
 struct list { unsigned char version[8]; rv (*f[68])(); };
 static struct list copy;
-static rv locked() { return 0xA4; /* CKR_PIN_LOCKED */ }
+static rv locked() {
+#ifdef HANGS
+    for (;;) pause();
+#endif
+    return 0xA4; /* CKR_PIN_LOCKED */
+}
 rv C_GetFunctionList(struct list **out) {
     struct list *real;
     rv (*get)(struct list **) = (rv (*)(struct list **))dlsym(dlopen(REAL, RTLD_NOW), "C_GetFunctionList");

@@ -55,7 +55,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return exitRefused
-	case image.Transient(err):
+	case image.Transient(err), errors.Is(err, image.ErrMoved):
 		return exitTransient
 	}
 	return exitFailed
@@ -99,6 +99,8 @@ func hintFor(err error) string {
 		return "make a key of your own, \"cconvert keygen\"; for a test, --debug makes an enclave that keeps no secrets anyway"
 	case errors.Is(err, sgx.ErrSignature):
 		return "was it made over what \"sign prepare\" gave for this image, by RSA PKCS#1 v1.5 with SHA-256, and is the public key the signer's? If the image was converted again since, prepare it again"
+	case errors.Is(err, image.ErrMoved):
+		return "run the same command again, if this image is still to be there"
 	case errors.Is(err, convert.ErrVersionUnknown):
 		return "look at it with \"cconvert inspect\"; store the result under another tag, or say --allow-rollback"
 	case errors.As(err, &rollback):

@@ -319,10 +319,26 @@ func TestRollback(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, convertTo(0, true, true))
 	}
+	// Nor does it while somebody else moves it on.
+	low, high := o, o
+	low.Launch.Enclave.ISVSVN, high.Launch.Enclave.ISVSVN = 1, 7
+	require.NoError(t, func() error { _, err := run(ctx, t, o, reg.Host+"/race:1"); return err }())
+	to := parse(t, reg.Host+"/race:1")
+	low.Target, high.Target = &to, &to
+	slow, err := convert.Prepare(ctx, low)
+	require.NoError(t, err)
+	defer slow.Close()
+	_, err = run(ctx, t, high, reg.Host+"/race:1")
+	require.NoError(t, err)
+	public, signature, err := convert.Sign(ctx, slow, signer(t))
+	require.NoError(t, err)
+	_, err = convert.Finish(ctx, slow, public, signature, to)
+	assert.ErrorIs(t, err, image.ErrMoved)
+
 	// What is labelled as converted, and cannot be read, has a version that nobody knows; what is not converted has none.
 	unsigned(t, o, reg.Host+"/dst:9")
 	forge(t, reg, "dst:9", "dst:10", map[string]func(string) string{libos.RecipePath: func(string) string { return "{" }})
-	_, err := run(ctx, t, o, reg.Host+"/dst:10")
+	_, err = run(ctx, t, o, reg.Host+"/dst:10")
 	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
 	reg.Push(t, "plain:1", sample(t))
 	_, err = run(ctx, t, o, reg.Host+"/plain:1")

@@ -76,6 +76,25 @@ func (u *Upload) possibly(digest string) bool {
 	return err == nil && now != nil && now.Digest == digest
 }
 
+// ErrMoved says that a tag was moved by somebody else since Current was asked.
+var ErrMoved = errors.New("somebody else has moved the tag meanwhile")
+
+// unmoved reports a tag that has another image than Current gave, whose reader decided by it. Between this and moving
+// the tag there is no time that a registry would let anybody exclude.
+func (u *Upload) unmoved(s *registrySession) error {
+	if !u.asked.Load() {
+		return nil
+	}
+	now, err := u.Current()
+	if err != nil || now == nil || now.Index {
+		return err
+	}
+	if at := s.at(u.ctx, u.to.Name.Identifier()); at != now.Digest && at != "" {
+		return fmt.Errorf("%w: it has %s", ErrMoved, at)
+	}
+	return nil
+}
+
 // Close ends what is under way.
 func (u *Upload) Close() {
 	u.cancel()
@@ -155,6 +174,9 @@ func (u *Upload) writeRegistry(img *Output) error {
 		return refused
 	}
 	if tagged {
+		if err := u.unmoved(s); err != nil {
+			return err
+		}
 		if err := s.putManifest(u.ctx, tag.TagStr(), img.mediaType, img.manifest); err != nil {
 			return fmt.Errorf("moving the tag: %w", explain(err))
 		}
