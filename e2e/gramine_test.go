@@ -265,7 +265,7 @@ func tamper(t *testing.T, converted, source string) {
 		require.NoError(t, err)
 		for i, l := range layers {
 			if i == at {
-				l, err = tarball.LayerFromReader(bytes.NewReader(changed.Bytes()))
+				l, err = tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(changed.Bytes())), nil })
 				require.NoError(t, err)
 			}
 			out, err = mutate.AppendLayers(out, l)

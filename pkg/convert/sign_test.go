@@ -188,7 +188,7 @@ func forge(t *testing.T, reg *fixture.Registry, from, to string, changes map[str
 	}
 	var again bytes.Buffer
 	require.NoError(t, libos.Pack(&again, files))
-	top, err := tarball.LayerFromReader(&again)
+	top, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(again.Bytes())), nil })
 	require.NoError(t, err)
 	config, err := img.ConfigFile()
 	require.NoError(t, err)
