@@ -128,6 +128,13 @@ func testPage(t *testing.T, image string) {
 	assert.Contains(t, dom, `<body class="scripted">`)
 	assert.Regexp(t, `<tr hidden=""><td><code>/app</code>`, dom)
 	assert.Regexp(t, `<tr><td><code>/cconvert/app/hosts</code>`, dom)
+	assert.Regexp(t, `<tr hidden=""><th><code>PATH</code>`, dom, "all tables are searched")
+	// Without scripts nothing is missing but the search.
+	plain := browser("--blink-settings=scriptEnabled=false", "--dump-dom", "file://"+file)
+	assert.NotContains(t, plain, "scripted\"")
+	for _, row := range []string{"<code>/app</code>", "<code>/cconvert/app/hosts</code>", "<code>PATH</code>", "MRENCLAVE", "not measured"} {
+		assert.Contains(t, plain, row)
+	}
 
 	shot := filepath.Join(dir, "page.png")
 	browser("--screenshot="+shot, "file://"+file)

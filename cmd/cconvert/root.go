@@ -63,7 +63,7 @@ func newRoot() *cobra.Command {
 	})
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(convert, newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
+	root.AddCommand(convert, newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
 	return root
 }
 

@@ -199,6 +199,12 @@ func (w *workload) readPorts() error {
 // maxLabel is the length of a name in Kubernetes (RFC 1123, "label").
 const maxLabel = 63
 
+// checked says whether the image has a health check. Its command would run outside the enclave, where it sees nothing of
+// the program: engines are told to leave it, and Kubernetes probes the port as often instead.
+func (w *workload) checked() bool {
+	return w.Health != nil && len(w.Health.Test) > 0 && w.Health.Test[0] != "NONE"
+}
+
 // volumeName names the volume of an encrypted mount. Where the path does not make a name by itself, a part of its
 // digest does.
 func (w *workload) volumeName(path string) string {

@@ -7,7 +7,9 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
@@ -161,6 +163,24 @@ func TestNames(t *testing.T) {
 	assert.Len(t, names, len(c.Program.Mounts))
 	assert.Contains(t, names, "my-app-data")
 	assert.Contains(t, names, "my-app-a-b")
+}
+
+// An image's health check runs outside the enclave: the port is probed instead, as often.
+func TestHealthCheck(t *testing.T) {
+	c := root()
+	c.Ports = []string{"53/udp", "8080/tcp"}
+	c.Health = &v1.HealthConfig{Test: []string{"CMD", "/check"}, Interval: 90 * time.Second, Timeout: 1500 * time.Millisecond, StartPeriod: time.Minute, Retries: 4}
+	d, _ := decode(t, write(t, c, deploy.Options{Target: deploy.Intel}))
+	probe := d.Spec.Template.Spec.Containers[0].ReadinessProbe
+	assert.EqualValues(t, 8080, probe.TCPSocket.Port.IntVal)
+	assert.Equal(t, []int32{60, 90, 2, 4}, []int32{probe.InitialDelaySeconds, probe.PeriodSeconds, probe.TimeoutSeconds, probe.FailureThreshold})
+	assert.Contains(t, write(t, c, deploy.Options{Target: deploy.Docker}), " --no-healthcheck ")
+	assert.Contains(t, write(t, c, deploy.Options{Target: deploy.Compose}), "disable: true")
+	c.Health.Test = []string{"NONE"}
+	assert.NotContains(t, write(t, c, deploy.Options{Target: deploy.Docker}), "healthcheck")
+	c.Health = &v1.HealthConfig{Test: []string{"CMD"}, Interval: -1, Retries: 1 << 40, StartPeriod: 1 << 62}
+	d, _ = decode(t, write(t, c, deploy.Options{Target: deploy.Intel}))
+	assert.EqualValues(t, 3600, d.Spec.Template.Spec.Containers[0].ReadinessProbe.InitialDelaySeconds)
 }
 
 func TestRefuses(t *testing.T) {

@@ -30,6 +30,9 @@ func (w *workload) docker() ([]byte, error) {
 			args = append(args, "--group-add", strconv.FormatInt(*w.DeviceGroup, 10))
 		}
 	}
+	if w.checked() {
+		args = append(args, "--no-healthcheck")
+	}
 	for _, p := range w.ports {
 		args = append(args, "--publish", fmt.Sprintf("%d:%d/%s", p.number, p.number, p.protocol))
 	}
@@ -70,6 +73,7 @@ type (
 		Ports    []string `json:"ports,omitempty"`
 		Volumes  []string `json:"volumes,omitempty"`
 		Restart  string   `json:"restart"`
+		Health   any      `json:"healthcheck,omitempty"`
 		Deploy   any      `json:"deploy,omitempty"`
 	}
 )
@@ -86,6 +90,9 @@ func (w *workload) compose() ([]byte, error) {
 	}
 	for _, p := range w.ports {
 		s.Ports = append(s.Ports, fmt.Sprintf("%d:%d/%s", p.number, p.number, p.protocol))
+	}
+	if w.checked() {
+		s.Health = map[string]any{"disable": true}
 	}
 	f := composeFile{Volumes: map[string]struct{}{}}
 	for _, path := range w.sealed {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -97,16 +98,31 @@ func (w *workload) container() corev1.Container {
 		}
 	}
 	c.Resources = corev1.ResourceRequirements{Limits: limits}
-	for i, p := range w.ports {
+	for _, p := range w.ports {
 		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: p.number, Protocol: corev1.Protocol(strings.ToUpper(p.protocol))})
-		if i == 0 && p.protocol == "tcp" { // from outside: what a probe starts in the container is not in the enclave
-			c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(p.number)}}}
+		if c.ReadinessProbe == nil && p.protocol == "tcp" {
+			c.ReadinessProbe = w.probe(p.number)
 		}
 	}
 	for _, path := range w.sealed {
 		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: w.volumeName(path), MountPath: path})
 	}
 	return c
+}
+
+// probe asks for a port from outside: what a probe starts in the container is not in the enclave. How often, and how
+// often in vain, is as the image's health check has it.
+func (w *workload) probe(port int32) *corev1.Probe {
+	p := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(port)}}}
+	if !w.checked() {
+		return p
+	}
+	seconds := func(d time.Duration) int32 {
+		return int32(min((max(d, 0)+time.Second-1)/time.Second, time.Hour/time.Second))
+	}
+	p.InitialDelaySeconds, p.PeriodSeconds, p.TimeoutSeconds = seconds(w.Health.StartPeriod), seconds(w.Health.Interval), seconds(w.Health.Timeout)
+	p.FailureThreshold = int32(min(max(w.Health.Retries, 0), 100))
+	return p
 }
 
 // schedule has the pod run on nodes with SGX, and reach the service that signs quotes.

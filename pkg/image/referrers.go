@@ -200,6 +200,29 @@ func (img *Image) Referrers(ctx context.Context, kinds ...string) ([]Artifact, e
 	return found, nil
 }
 
+// Attach stores artifacts that refer to an image in a registry, unless they are attached already.
+func (img *Image) Attach(ctx context.Context, add []Artifact, o Options) error {
+	if img.session == nil {
+		return fmt.Errorf("%s: %w: only images in registries have something attached", img.Ref, ErrUnsupported)
+	}
+	raw, err := img.manifest()
+	if err != nil {
+		return err
+	}
+	subject := v1.Descriptor{MediaType: img.mediaType, Size: int64(len(raw))}
+	if subject.Digest, err = v1.NewHash(img.Digest); err != nil {
+		return err
+	}
+	s, err := connect(ctx, img.session.repo, []string{img.session.repo.Scope(transport.PushScope)}, o, img.session)
+	if err != nil {
+		return err
+	}
+	if err := s.attach(ctx, subject, add); err != nil {
+		return fmt.Errorf("attaching to %s: %w", img.Ref, explain(err))
+	}
+	return nil
+}
+
 func isStatus(err error, codes ...int) bool {
 	var answer *transport.Error
 	return errors.As(err, &answer) && slices.Contains(codes, answer.StatusCode)

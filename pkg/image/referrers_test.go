@@ -74,3 +74,27 @@ func TestReferrersOnPages(t *testing.T) {
 	_, err = img.Referrers(ctx, "application/mine")
 	assert.ErrorContains(t, err, "more than 64 pages")
 }
+
+// What is attached to an image refers to it, and is attached once.
+func TestAttach(t *testing.T) {
+	ctx := context.Background()
+	reg := fixture.NewRegistry(t)
+	img, err := image.Open(ctx, parse(t, reg.Push(t, "src:1", sample(t))), quick)
+	require.NoError(t, err)
+	before := reg.Digest(t, "src:1")
+	for range 2 {
+		require.NoError(t, img.Attach(ctx, []image.Artifact{{Type: "application/mine", MediaType: "text/plain", Blob: []byte("said")}}, quick))
+	}
+	found, err := img.Referrers(ctx, "application/mine")
+	require.NoError(t, err)
+	require.Len(t, found, 1)
+	assert.Equal(t, "said", string(found[0].Blob))
+	assert.Equal(t, before, reg.Digest(t, "src:1"), "the image stays as it is")
+
+	dir := t.TempDir()
+	_, err = extend(ctx, t, reg.Host+"/src:1", "oci:"+dir+":1", quick)
+	require.NoError(t, err)
+	layout, err := image.Open(ctx, parse(t, "oci:"+dir+":1"), quick)
+	require.NoError(t, err)
+	assert.ErrorIs(t, layout.Attach(ctx, found, quick), image.ErrUnsupported)
+}

@@ -143,7 +143,7 @@ var remedies = map[string]string{
 	CodeHealthcheck:       "Probe the program from outside, over its network port.",
 	CodeMountedSecrets:    "Have the program fetch its secrets after attestation.",
 	CodeLocale:            "Add the locale to the image, or use C.UTF-8.",
-	CodeContainsEnclave:   "Run the image as it is, or convert the one that it was made from. cconvert inspect shows its enclaves.",
+	CodeContainsEnclave:   "Run the image as it is, or convert the one that it was made from. cconvert inspect shows its enclaves; reference, attest and deploy --epc are for it as it is.",
 	CodeConverted:         "Convert the image that it was made from: its digest is in the label org.opencontainers.image.base.digest.",
 	CodeInterpreterAbsent: "Add the C library that the program was built for, or link the program statically.",
 	CodeLibraryAbsent:     "Add the package that has the library.",

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -69,14 +70,16 @@ type Converted struct {
 	Program      Program  `json:"program"`
 	Entrypoint   []string `json:"entrypoint"`
 	// User and Ports are the configuration's: ports as in "80/tcp".
-	User          string      `json:"user"`
-	Ports         []string    `json:"ports,omitempty"`
-	Weaknesses    []string    `json:"weaknesses"`
-	ManifestBytes int         `json:"manifest_bytes"`
-	Manifest      []byte      `json:"-"`
-	Trusted       []FileEntry `json:"-"`
-	TrustedFiles  int         `json:"trusted_files"`
-	AllowedFiles  []string    `json:"allowed_files,omitempty"`
+	User  string   `json:"user"`
+	Ports []string `json:"ports,omitempty"`
+	// Health is the image's health check, which an engine runs outside the enclave; nil: there is none.
+	Health        *v1.HealthConfig `json:"health_check,omitempty"`
+	Weaknesses    []string         `json:"weaknesses"`
+	ManifestBytes int              `json:"manifest_bytes"`
+	Manifest      []byte           `json:"-"`
+	Trusted       []FileEntry      `json:"-"`
+	TrustedFiles  int              `json:"trusted_files"`
+	AllowedFiles  []string         `json:"allowed_files,omitempty"`
 	// LayerDigests are those of the blobs, missing where the layers were not read.
 	LayerDigests []string `json:"layers,omitempty"`
 
@@ -265,13 +268,14 @@ func (c *Converted) readConfig(img *image.Image) error {
 			Entrypoint, Cmd []string
 			User            string
 			ExposedPorts    map[string]struct{}
+			Healthcheck     *v1.HealthConfig
 		} `json:"config"`
 	}
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	c.Entrypoint = slices.Concat(config.Config.Entrypoint, config.Config.Cmd)
-	c.User, c.Ports = config.Config.User, slices.Sorted(maps.Keys(config.Config.ExposedPorts))
+	c.User, c.Ports, c.Health = config.Config.User, slices.Sorted(maps.Keys(config.Config.ExposedPorts)), config.Config.Healthcheck
 	return nil
 }
 

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+func newAttest() *cobra.Command {
+	var registry registryFlags
+	evidence := evidenceFlags{attest: true}
+	var file string
+	cmd := &cobra.Command{
+		Use:   "attest IMAGE",
+		Short: "Attach evidence to an image that has enclaves of its own",
+		Long: `Attach evidence to an image that was not converted, because its program is built for SGX: of Intel's
+SDK, Open Enclave or EGo. For each of its enclaves that is a statement of its identity and reference
+values, as a conversion attaches them to its result. The image stays as it is.`,
+		Example: `  cconvert attest registry.example/enclave:1`,
+		Args:    exactArgs("IMAGE"),
+	}
+	cmd.Flags().StringVar(&file, "enclave", "", "the file of one enclave, where there are several")
+	cmd.Flags().StringVar(&evidence.key, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements")
+	registry.add(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		by, err := evidence.choose(true)
+		if err != nil {
+			return err
+		}
+		img, err := registry.open(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		defer img.Close()
+		found, err := verify.Enclaves(cmd.Context(), img, registry.reading())
+		if err != nil {
+			return err
+		}
+		if file != "" {
+			found = slices.DeleteFunc(found, func(f verify.EnclaveFile) bool { return f.Path != file })
+		}
+		if len(found) == 0 {
+			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there", img.Ref)
+		}
+		name := ""
+		if img.Ref.Transport == image.Registry {
+			name = img.Ref.Name.Context().Name()
+		}
+		var artifacts []image.Artifact
+		for _, f := range found {
+			if f.SignatureError != "" {
+				return fmt.Errorf("%s: %s: %w: %s", img.Ref, f.Path, errRefused, f.SignatureError)
+			}
+			a, err := aboutEnclave(cmd, f, attest.NewResource(name, img.Digest), by.Key)
+			if err != nil {
+				return fmt.Errorf("%s: %s: %w", img.Ref, f.Path, err)
+			}
+			artifacts = append(artifacts, a...)
+		}
+		if err := img.Attach(cmd.Context(), artifacts, registry.options()); err != nil {
+			return err
+		}
+		logrus.Infof("attached %d statements and reference values of %d enclaves", len(artifacts), len(found))
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), name+"@"+img.Digest)
+		return err
+	}
+	return cmd
+}
+
+// aboutEnclave states the identity of an enclave in an image, and gives its reference values.
+func aboutEnclave(cmd *cobra.Command, f verify.EnclaveFile, subject attest.Resource, key *attest.PrivateKey) ([]image.Artifact, error) {
+	none := json.RawMessage("[]")
+	statement, err := attest.NewStatement(subject, attest.IdentityType, attest.Identity{Enclave: f.Enclave, Source: subject, Options: json.RawMessage("{}"), Findings: none})
+	if err != nil {
+		return nil, err
+	}
+	said, err := statement.Pack(cmd.Context(), key)
+	if err != nil {
+		return nil, err
+	}
+	values, err := f.CoRIM(subject.Name + "@sha256:" + subject.Digest["sha256"] + f.Path)
+	if err != nil {
+		return nil, err
+	}
+	return []image.Artifact{said, attest.PackCoRIM(values)}, nil
+}
