@@ -131,6 +131,15 @@ func TestSigningDocument(t *testing.T) {
 	for _, i := range []int{module, openssl, tool, https, attached, promoted} {
 		assert.Equal(t, want, digests[i], i)
 	}
+	// So it is with every form in which a key is kept.
+	forms, messages, err := b.shell(`openssl rsa -in production.pem -traditional -out pkcs1.pem
+openssl pkcs8 -topk8 -in production.pem -out pbes2.pem -passout pass:secret
+openssl rsa -in production.pem -traditional -aes256 -out legacy.pem -passout pass:secret
+export CCONVERT_KEY_PASSPHRASE=secret PLAIN="$(cat production.pem)" ENCRYPTED="$(base64 -w0 pbes2.pem)"
+for key in pkcs1.pem pbes2.pem legacy.pem env:PLAIN env:ENCRYPTED; do cconvert ` + b.app + `:1.4 --key $key --to ` + b.app + `:form; done
+cconvert ` + b.app + `:1.4 --key <(cat production.pem) --to ` + b.app + `:form`)
+	require.NoError(t, err, messages)
+	assert.Equal(t, 6, strings.Count(forms, "@"+want+"\n"), forms)
 	assert.Equal(t, digests[development], digests[variable])
 	assert.Equal(t, digests[development], digests[again])
 	assert.NotContains(t, []string{want, digests[development]}, digests[unsigned])
@@ -212,6 +221,8 @@ gcc -shared -fPIC -DREAL="\"$MODULE\"" -DHANGS -o hanging.so locked.c -ldl`)
 		{"another exponent", "pkcs11:token=production;object=usual?module-path=" + softHSM, "1234", "public exponent 65537: SGX demands 3", ""},
 		{"no module", "pkcs11:token=production;object=enclave", "1234", "module-path=FILE", ""},
 		{"a PIN for everybody to see", uri + "&pin-value=1234", "1234", "other users can read the arguments", ""},
+		{"two tokens", "pkcs11:token=production;serial=1;object=enclave?module-path=" + softHSM, "1234", "one of token, serial and slot-id", ""},
+		{"an unknown attribute", "pkcs11:token=production;manufacturer=x;object=enclave?module-path=" + softHSM, "1234", "is not understood here", ""},
 		{"a module that hangs", "pkcs11:token=production;object=enclave?module-path=" + b.file("hanging.so"), "1234", "no answer in time", ""},
 		{"a locked token", "pkcs11:token=production;object=enclave?module-path=" + b.file("locked.so"), "1234", "the token is locked", ""},
 	} {
@@ -232,6 +243,42 @@ gcc -shared -fPIC -DREAL="\"$MODULE\"" -DHANGS -o hanging.so locked.c -ldl`)
 	_, messages, err = b.shell("cconvert " + b.app + ":1.4 --key '" + uri + "'")
 	require.Error(t, err)
 	assert.Contains(t, messages, "make build-pkcs11", "the static build says how to get the other")
+}
+
+// So has what can go wrong with a signature that was made elsewhere.
+func TestAttachTroubles(t *testing.T) {
+	b := newSigningPlace(t, "attach")
+	out, messages, err := b.shell(`cconvert ` + b.app + `:1.4 --unsigned --to ` + b.app + `:out
+cconvert sign prepare ` + b.app + `:out -o tbs.bin
+openssl dgst -sha256 -sign production.pem -out good.bin tbs.bin
+openssl rsa -in production.pem -pubout -out production.pub
+cconvert keygen --out other.pem; openssl dgst -sha256 -sign other.pem -out other.bin tbs.bin; openssl rsa -in other.pem -pubout -out other.pub
+openssl genrsa -out usual.pem 3072; openssl rsa -in usual.pem -pubout -out usual.pub; openssl dgst -sha256 -sign usual.pem -out usual.bin tbs.bin
+openssl genrsa -3 -out small.pem 2048; openssl rsa -in small.pem -pubout -out small.pub
+openssl dgst -sha512 -sign production.pem -out sha512.bin tbs.bin
+head -c 200 good.bin >short.bin; base64 good.bin >encoded.bin; head -c 384 /dev/zero >zero.bin
+openssl asn1parse -genstr OCTETSTRING:x -noout -out der.bin; cat good.bin >>der.bin`)
+	require.NoError(t, err, "%s\n%s", out, messages)
+	before := command(t, "skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", "docker://"+b.app+":out")
+	for _, c := range []struct{ name, signature, key, want string }{
+		{"wrong signature", "zero.bin", "production.pub", "was it made over what"},
+		{"another digest", "sha512.bin", "production.pub", "was it made over what"},
+		{"wrong key", "good.bin", "other.pub", "was it made over what"},
+		{"signature of another key", "other.bin", "production.pub", "was it made over what"},
+		{"wrong exponent", "usual.bin", "usual.pub", "public exponent 65537: SGX demands 3"},
+		{"wrong size", "good.bin", "small.pub", "RSA-2048: SGX demands RSA-3072"},
+		{"truncated", "short.bin", "production.pub", "it has 200 bytes, a signature by this key has 384"},
+		{"in base64", "encoded.bin", "production.pub", "without any encoding"},
+		{"in DER", "der.bin", "production.pub", "without any encoding"},
+		{"no key", "good.bin", "tbs.bin", "no PEM block of a key"},
+	} {
+		_, messages, err := b.shell("cconvert sign attach " + b.app + ":out --signature " + c.signature + " --public-key " + c.key)
+		require.Error(t, err, c.name)
+		assert.Contains(t, messages, c.want, c.name)
+		assert.Equal(t, before, command(t, "skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", "docker://"+b.app+":out"), c.name)
+	}
+	_, messages, err = b.shell("cconvert sign attach " + b.app + ":out --signature good.bin --public-key production.pub")
+	assert.NoError(t, err, messages)
 }
 
 // So has what can go wrong with a plug-in, and what it prints of a key goes nowhere.

@@ -2,11 +2,15 @@
 # A signing plug-in of cconvert: signs with OpenSSL and a key file. Needs jq.
 # Usage: openssl.sh KEY.pem
 set -eu
-question=$(cat)
-public=$(openssl pkey -in "$1" -pubout)
-if [ "$(printf %s "$question" | jq -r .operation)" = public-key ]; then
-	jq -n --arg key "$public" '{version: 1, public_key: $key}'
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cat >"$work/question"
+openssl pkey -in "$1" -pubout -out "$work/public"
+if [ "$(jq -r .operation "$work/question")" = public-key ]; then
+	jq -n --rawfile key "$work/public" '{version: 1, public_key: $key}'
 	exit
 fi
-signature=$(printf %s "$question" | jq -r .to_be_signed | base64 -d | openssl dgst -sha256 -sign "$1" | base64 -w0)
-jq -n --arg key "$public" --arg signature "$signature" '{version: 1, public_key: $key, signature: $signature}'
+jq -r .to_be_signed "$work/question" | base64 -d >"$work/bytes"
+openssl dgst -sha256 -sign "$1" -out "$work/signature" "$work/bytes"
+base64 -w0 "$work/signature" >"$work/encoded"
+jq -n --rawfile key "$work/public" --rawfile signature "$work/encoded" '{version: 1, public_key: $key, signature: $signature}'

@@ -2,15 +2,18 @@
 # A signing plug-in of cconvert: signs in a PKCS#11 token with OpenSC's pkcs11-tool. Needs jq and openssl.
 # Usage: PIN=… pkcs11-tool.sh MODULE TOKEN LABEL
 set -eu
-question=$(cat)
-token() { module=$1 label=$2 object=$3; shift 3; pkcs11-tool --module "$module" --token-label "$label" --label "$object" "$@"; }
-public=$(token "$1" "$2" "$3" --read-object --type pubkey | openssl rsa -pubin -inform DER -pubout 2>/dev/null)
-if [ "$(printf %s "$question" | jq -r .operation)" = public-key ]; then
-	jq -n --arg key "$public" '{version: 1, public_key: $key}'
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cat >"$work/question"
+module=$1 label=$2 object=$3
+token() { pkcs11-tool --module "$module" --token-label "$label" --label "$object" "$@"; }
+token --read-object --type pubkey --output-file "$work/public.der" >&2
+openssl rsa -pubin -inform DER -in "$work/public.der" -pubout -out "$work/public" 2>/dev/null
+if [ "$(jq -r .operation "$work/question")" = public-key ]; then
+	jq -n --rawfile key "$work/public" '{version: 1, public_key: $key}'
 	exit
 fi
-bytes=$(mktemp)
-trap 'rm -f "$bytes"' EXIT
-printf %s "$question" | jq -r .to_be_signed | base64 -d >"$bytes"
-signature=$(token "$1" "$2" "$3" --login --pin env:PIN --sign --mechanism SHA256-RSA-PKCS --input-file "$bytes" | base64 -w0)
-jq -n --arg key "$public" --arg signature "$signature" '{version: 1, public_key: $key, signature: $signature}'
+jq -r .to_be_signed "$work/question" | base64 -d >"$work/bytes"
+token --login --pin env:PIN --sign --mechanism SHA256-RSA-PKCS --input-file "$work/bytes" --output-file "$work/signature" >&2
+base64 -w0 "$work/signature" >"$work/encoded"
+jq -n --rawfile key "$work/public" --rawfile signature "$work/encoded" '{version: 1, public_key: $key, signature: $signature}'

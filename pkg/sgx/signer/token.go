@@ -104,7 +104,11 @@ func (c *tokenConfig) pin(o Options, of string) ([]byte, error) {
 	if o.Passphrase == nil {
 		return nil, fmt.Errorf("a PIN is needed, and there is no %w", sgx.ErrPassphrase)
 	}
-	return o.Passphrase(of)
+	pin, err := o.Passphrase(of)
+	if err == nil && len(pin) == 0 {
+		err = fmt.Errorf("a PIN is needed, and the %w is empty", sgx.ErrPassphrase)
+	}
+	return pin, err
 }
 
 // objectName says which key it is.
@@ -132,6 +136,20 @@ func parseURI(text string) (name string, c *tokenConfig, object objectName, err 
 	get := func(attribute string) string {
 		v, _ := c.uri.GetPathAttribute(attribute, false)
 		return v
+	}
+	selectors := 0
+	for part := range strings.SplitSeq(strings.TrimPrefix(name, "pkcs11:"), ";") {
+		attribute, _, _ := strings.Cut(part, "=")
+		switch attribute {
+		case "token", "serial", "slot-id":
+			selectors++
+		case "object", "id", "type", "":
+		default:
+			return bad("the attribute %q is not understood here: there is token, serial or slot-id, and object or id", attribute)
+		}
+	}
+	if selectors > 1 {
+		return bad("one of token, serial and slot-id says which token it is")
 	}
 	object = objectName{nilIfEmpty(get("id")), nilIfEmpty(get("object"))}
 	if object.id == nil && object.label == nil {
