@@ -1,8 +1,10 @@
 package manifest
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -23,7 +25,7 @@ func Parse(text []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("the manifest has %d bytes, more than %d", len(text), MaxBytes)
 	}
 	var m Manifest
-	if err := toml.Unmarshal(text, &m.Table); err != nil {
+	if err := inTime(func() error { return toml.Unmarshal(text, &m.Table) }); err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
 	for name, v := range m.Table {
@@ -40,6 +42,23 @@ func Parse(text []byte) (*Manifest, error) {
 		}
 	}
 	return &m, nil
+}
+
+// maxParse is how long a manifest may take: the library needs a time that grows with the square of the keys in a table.
+const maxParse = time.Minute
+
+var errSlow = errors.New("it takes longer than any manifest should")
+
+// inTime waits no longer for something that cannot be interrupted.
+func inTime(do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(maxParse):
+		return errSlow
+	}
 }
 
 // exactKeys refuses keys that some readers take for Gramine's, whose case matters, and Gramine does not.

@@ -28,6 +28,9 @@ func (g glob) match(file string) bool {
 
 const special = `*?[{\`
 
+// maxBraces is how many braces a pattern may have: each multiplies the time of matching.
+const maxBraces = 4
+
 // CompilePatterns prepares patterns for matching.
 func CompilePatterns(list []string) Patterns {
 	p := Patterns{exact: map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
@@ -64,6 +67,9 @@ func literal(pattern string) (longest string) {
 func (p Patterns) Check() error {
 	for _, globs := range p.globs {
 		for _, g := range globs {
+			if strings.Count(g.pattern, "{") > maxBraces {
+				return fmt.Errorf("the pattern %q: it has more than %d braces, which multiply", g.pattern, maxBraces)
+			}
 			if !doublestar.ValidatePattern(g.pattern) {
 				return fmt.Errorf("the pattern %q: %w", g.pattern, doublestar.ErrBadPattern)
 			}

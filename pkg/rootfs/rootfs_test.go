@@ -507,6 +507,7 @@ func TestPatterns(t *testing.T) {
 		assert.False(t, p.Match(no), no)
 	}
 	assert.Error(t, rootfs.CompilePatterns([]string{"/a/[b"}).Check())
+	assert.ErrorContains(t, rootfs.CompilePatterns([]string{"/a/" + strings.Repeat("{a*,a*}", 18)}).Check(), "which multiply")
 }
 
 func BenchmarkScan(b *testing.B) {

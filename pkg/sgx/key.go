@@ -213,6 +213,8 @@ func GenerateKey(random io.Reader) (*Key, error) {
 		}
 		n := new(big.Int).Mul(p, q)
 		if p.Cmp(q) == 0 || n.BitLen() != keyBits {
+			clear(p.Bits())
+			clear(q.Bits())
 			continue
 		}
 		phi := new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))
@@ -221,6 +223,7 @@ func GenerateKey(random io.Reader) (*Key, error) {
 			D:         new(big.Int).ModInverse(e, phi),
 			Primes:    []*big.Int{p, q},
 		}
+		clear(phi.Bits())
 		k.Precompute()
 		if err := k.Validate(); err != nil {
 			return nil, fmt.Errorf("generating a key: %w", err)
