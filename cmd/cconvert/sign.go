@@ -21,8 +21,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// maxSignature is more than any form of a signature has.
-const maxSignature = 64 << 10
+// maxSmall is more than any form of a signature or a public key has.
+const maxSmall = 64 << 10
 
 const signLong = `Sign a converted image again, with another key: for instance, to promote what was tested under
 a test signer to production. Only the layer on top is fetched and replaced, what the
@@ -288,9 +288,9 @@ func readSmall(file string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxSignature+1))
-	if err == nil && len(b) > maxSignature {
-		err = fmt.Errorf("%s has more than %d bytes", file, maxSignature)
+	b, err := io.ReadAll(io.LimitReader(f, maxSmall+1))
+	if err == nil && len(b) > maxSmall {
+		err = fmt.Errorf("%s has more than %d bytes", file, maxSmall)
 	}
 	return b, err
 }

@@ -25,7 +25,7 @@ func uniqueKeys(text []byte) error {
 		key  string // whose value comes next; empty where a key comes next
 	}
 	var open []object
-	fold := true // whether case matters in the value that comes
+	fold := true // whether names that differ in case alone are the same in the value that comes
 	for {
 		t, err := d.Token()
 		if errors.Is(err, io.EOF) {

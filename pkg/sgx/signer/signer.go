@@ -19,7 +19,7 @@ import (
 type Options struct {
 	// Passphrase is asked for an encrypted key, or for the PIN of a token, by what it opens; nil: there is none.
 	Passphrase func(of string) ([]byte, error)
-	// Timeout is how long a plug-in may take; 0: DefaultTimeout.
+	// Timeout is how long a plug-in or a token may take; 0: DefaultTimeout.
 	Timeout time.Duration
 	// Exposed is told of a key file that others than its owner can read; nil: nobody is.
 	Exposed func(file string)
