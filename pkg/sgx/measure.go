@@ -56,12 +56,17 @@ func Measure(ctx context.Context, l Layout) (Measurement, error) {
 }
 
 // Builder measures an enclave while it is built, as the CPU does: from ECREATE to EINIT.
-type Builder struct{ hash hash.Hash }
+type Builder struct {
+	hash hash.Hash
+	// Batches of records, for areas of either kind, made when the first one comes: an enclave has two areas for each
+	// thread.
+	measured, unmeasured []byte
+}
 
 // NewBuilder begins an enclave (SDM 3D, ECREATE) of a size in bytes, with state save area frames of so many
 // pages.
 func NewBuilder(size uint64, ssaFrameSize uint32) *Builder {
-	b := &Builder{sha256.New()}
+	b := &Builder{hash: sha256.New()}
 	var r [recordSize]byte
 	copy(r[:], "ECREATE\x00")
 	binary.LittleEndian.PutUint32(r[8:], ssaFrameSize)
@@ -74,9 +79,9 @@ func NewBuilder(size uint64, ssaFrameSize uint32) *Builder {
 // only error is the context's.
 func (b *Builder) Add(ctx context.Context, a Area) error {
 	if a.Unmeasured {
-		return extendUnmeasured(ctx, b.hash, a)
+		return b.addUnmeasured(ctx, a)
 	}
-	return extendMeasured(ctx, b.hash, a)
+	return b.addMeasured(ctx, a)
 }
 
 // Measurement is the MRENCLAVE of what was added so far.
@@ -90,9 +95,12 @@ func eadd(r []byte, flags PageFlags) {
 	binary.LittleEndian.PutUint64(r[16:], uint64(flags))
 }
 
-// extendUnmeasured hashes the EADD records of the pages, which differ in the offset alone.
-func extendUnmeasured(ctx context.Context, h hash.Hash, a Area) error {
-	buf := make([]byte, batchRecords*recordSize)
+// addUnmeasured hashes the EADD records of the pages, which differ in the offset alone.
+func (b *Builder) addUnmeasured(ctx context.Context, a Area) error {
+	if b.unmeasured == nil {
+		b.unmeasured = make([]byte, batchRecords*recordSize)
+	}
+	buf := b.unmeasured
 	for o := 0; o < len(buf); o += recordSize {
 		eadd(buf[o:], a.Flags)
 	}
@@ -105,19 +113,24 @@ func extendUnmeasured(ctx context.Context, h hash.Hash, a Area) error {
 			binary.LittleEndian.PutUint64(buf[n+8:], page)
 			page += PageSize
 		}
-		h.Write(buf[:n])
+		b.hash.Write(buf[:n])
 	}
 	return nil
 }
 
-// extendMeasured hashes the records and the content of the pages.
-func extendMeasured(ctx context.Context, h hash.Hash, a Area) error {
-	buf := make([]byte, batchPages*measuredPage)
+// addMeasured hashes the records and the content of the pages.
+func (b *Builder) addMeasured(ctx context.Context, a Area) error {
+	if b.measured == nil {
+		b.measured = make([]byte, batchPages*measuredPage)
+		for o := 0; o < len(b.measured); o += measuredPage {
+			for c := o + recordSize; c < o+measuredPage; c += recordSize + chunkSize {
+				copy(b.measured[c:], "EEXTEND\x00")
+			}
+		}
+	}
+	buf := b.measured
 	for o := 0; o < len(buf); o += measuredPage {
 		eadd(buf[o:], a.Flags)
-		for c := o + recordSize; c < o+measuredPage; c += recordSize + chunkSize {
-			copy(buf[c:], "EEXTEND\x00")
-		}
 	}
 	data := a.Data
 	for page, end := a.Offset, a.Offset+a.Size; page < end; {
@@ -136,7 +149,7 @@ func extendMeasured(ctx context.Context, h hash.Hash, a Area) error {
 				page += chunkSize
 			}
 		}
-		h.Write(buf[:n])
+		b.hash.Write(buf[:n])
 	}
 	return nil
 }
