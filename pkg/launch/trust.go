@@ -16,6 +16,7 @@ import (
 // follow finds what the program can be expected to open.
 func (f *files) follow(ctx context.Context, o Options) error {
 	s := f.spec
+	kinds := reach.Classify(f.tree)
 	db, err := packages.Read(ctx, f.tree)
 	switch {
 	case ctx.Err() != nil:
@@ -55,7 +56,7 @@ func (f *files) follow(ctx context.Context, o Options) error {
 			start.Locales = append(start.Locales, v)
 		}
 	}
-	finder, set := reach.Programs(f.tree, db, start)
+	finder, set := reach.Programs(f.tree, db, kinds, start)
 	read := s.chooseProfile(f.tree, finder, set, o)
 	f.set, err = finder.Files(read)
 	return err

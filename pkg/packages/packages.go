@@ -67,30 +67,36 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 		files += len(p.Files)
 	}
 	db.owners = make(map[string]*Package, files)
+	dirs := map[string]*rootfs.Node{}
 	for _, p := range db.Packages {
 		for _, name := range append([]string{p.Name}, p.Provides...) {
 			db.byName[name] = append(db.byName[name], p)
 		}
-		db.own(tree, p)
+		db.own(tree, p, dirs)
 	}
 	return db, nil
 }
 
 // own notes what a package has installed. Packages spell paths as they were before /bin, /lib and /sbin
-// became links, and list a directory's files one after the other.
-func (db *DB) own(tree *rootfs.Tree, p *Package) {
+// became links, and list a directory's files one after the other. Dirs are the directories without links by the names
+// under which packages have them, nil where there is none: most are those of many packages.
+func (db *DB) own(tree *rootfs.Tree, p *Package, dirs map[string]*rootfs.Node) {
 	var at string
-	var dir *rootfs.Finder // in the directory of that name, without links; nil where there is none
+	var dir *rootfs.Finder // in the directory of that name
 	for _, file := range p.Files {
-		in, name := path.Split(file)
+		slash := strings.LastIndexByte(file, '/') + 1
+		in, name := strings.TrimSuffix(file[:slash], "/"), file[slash:]
 		if dir == nil || in != at {
-			at, dir = in, nil
-			if n, _, _ := tree.Resolve(in); n != nil {
-				dir = rootfs.NewFinder(n)
+			n, known := dirs[in]
+			if !known {
+				n, _, _ = tree.Resolve(in)
+				dirs[in] = n
 			}
-		}
-		if dir == nil {
-			continue
+			if n == nil {
+				dir = nil
+				continue
+			}
+			at, dir = in, rootfs.NewFinder(n)
 		}
 		n := dir.Find(name)
 		if n == nil { // it was removed, or is no plain name
@@ -105,6 +111,7 @@ func (db *DB) own(tree *rootfs.Tree, p *Package) {
 		}
 		if n.Type == rootfs.Dir {
 			db.dirs[n.Path] = append(db.dirs[n.Path], p)
+			dirs[file] = n
 		} else {
 			db.owners[n.Path] = p
 		}

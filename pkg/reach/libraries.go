@@ -25,12 +25,13 @@ var hwcaps = []string{"", "glibc-hwcaps/x86-64-v4/", "glibc-hwcaps/x86-64-v3/", 
 
 // libraries finds shared libraries as dynamic linkers do (ld.so(8)).
 type libraries struct {
-	tree  *rootfs.Tree
-	env   []string            // LD_LIBRARY_PATH
-	cache map[string][]string // of ld.so.cache, by name
-	dirs  []string            // of ld.so.conf, and the usual ones
-	known map[*rootfs.Node][]*rootfs.Node
-	lost  map[*rootfs.Node][]string
+	tree      *rootfs.Tree
+	env       []string            // LD_LIBRARY_PATH
+	cache     map[string][]string // of ld.so.cache, by name
+	dirs      []string            // of ld.so.conf, and the usual ones
+	known     map[*rootfs.Node][]*rootfs.Node
+	lost      map[*rootfs.Node][]string
+	byLibrary map[*rootfs.Node][]*rootfs.Node // modules that were found
 	// places are a directory and those of its subdirectories for newer processors that exist.
 	places map[string][]*rootfs.Node
 	left   int // look-ups that may still be made
@@ -43,7 +44,7 @@ func newLibraries(tree *rootfs.Tree, libraryPath string) *libraries {
 	l := &libraries{
 		tree: tree, cache: map[string][]string{}, dirs: append(LoaderDirs(tree), defaultDirs...),
 		known: map[*rootfs.Node][]*rootfs.Node{}, lost: map[*rootfs.Node][]string{},
-		places: map[string][]*rootfs.Node{}, left: maxLookUps,
+		byLibrary: map[*rootfs.Node][]*rootfs.Node{}, places: map[string][]*rootfs.Node{}, left: maxLookUps,
 	}
 	for d := range strings.SplitSeq(libraryPath, ":") {
 		if path.IsAbs(d) {
@@ -258,6 +259,9 @@ func (l *libraries) modules(library *rootfs.Node) []*rootfs.Node {
 	if library.ELF == nil {
 		return nil
 	}
+	if list, ok := l.byLibrary[library]; ok {
+		return list
+	}
 	var list []*rootfs.Node
 	for name, globs := range data.Modules {
 		if ok, _ := path.Match(name, library.Name()); !ok {
@@ -272,12 +276,12 @@ func (l *libraries) modules(library *rootfs.Node) []*rootfs.Node {
 			}
 		}
 	}
+	l.byLibrary[library] = list
 	return list
 }
 
 // below gives the regular files that a pattern matches below a directory.
 func (l *libraries) below(dir, glob string) []*rootfs.Node {
-	var list []*rootfs.Node
 	fixed := glob
 	if i := strings.IndexAny(glob, "*?["); i >= 0 {
 		fixed = path.Dir(glob[:i] + "x")
@@ -286,11 +290,20 @@ func (l *libraries) below(dir, glob string) []*rootfs.Node {
 	if top == nil {
 		return nil
 	}
-	_ = top.Walk(func(n *rootfs.Node) error {
-		if n.Type == rootfs.Regular && doublestar.MatchUnvalidated(path.Join(dir, glob), n.Path) {
+	var list []*rootfs.Node
+	pattern := path.Join(dir, glob)
+	visit := func(n *rootfs.Node) error {
+		if n.Type == rootfs.Regular && doublestar.MatchUnvalidated(pattern, n.Path) {
 			list = append(list, n)
 		}
 		return nil
-	})
+	}
+	if strings.Contains(glob, "/") {
+		_ = top.Walk(visit)
+		return list
+	}
+	for _, n := range top.Children() {
+		_ = visit(n)
+	}
 	return list
 }

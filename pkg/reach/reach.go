@@ -129,20 +129,12 @@ var (
 	shared       = rootfs.CompilePatterns(data.Shared)
 )
 
-// matchers are the rules, for a walk through a tree.
-type matchers struct {
-	never, secrets, certificates, timezones, otherZones, authors *rootfs.Matcher
-}
-
-func newMatchers() matchers {
-	return matchers{neverRead.Matcher(), secrets.Matcher(), certificates.Matcher(), timezones.Matcher(), otherZones.Matcher(), authors.Matcher()}
-}
-
 // Finder works out what a program reaches, in two steps, because what kind of program it is, and so which
 // files it needs without saying so, shows only after the first.
 type Finder struct {
 	tree  *rootfs.Tree
 	db    *packages.DB
+	kinds *Kinds
 	start Start
 	libs  *libraries
 	set   *Set
@@ -155,9 +147,9 @@ type Finder struct {
 
 // Programs finds the programs that are started, with their libraries: everything in the set but Files and
 // LeftOut is then known.
-func Programs(tree *rootfs.Tree, db *packages.DB, start Start) (*Finder, *Set) {
+func Programs(tree *rootfs.Tree, db *packages.DB, kinds *Kinds, start Start) (*Finder, *Set) {
 	f := &Finder{
-		tree: tree, db: db, start: start, libs: newLibraries(tree, start.LibraryPath),
+		tree: tree, db: db, kinds: kinds, start: start, libs: newLibraries(tree, start.LibraryPath),
 		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{}, tried: map[string]bool{},
 		kept: map[string][]*packages.Package{},
 	}
@@ -232,7 +224,7 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 // libraries.
 // Where the configuration has a link, that is how the author switched something on.
 func (f *Finder) unowned(read rootfs.Patterns) {
-	is, wanted := newMatchers(), read.Matcher()
+	wanted, kinds := read.Matcher(), f.kinds.all()
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !names.Match(n.Path) && !neverRead.Match(n.Path) {
 			if to, _, err := f.tree.Resolve(n.Path); err == nil && to.Type == rootfs.Regular && !certificates.Match(to.Path) && !timezones.Match(to.Path) && !secrets.Match(to.Path) {
@@ -243,18 +235,20 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 		if n.Type != rootfs.Regular {
 			return nil
 		}
+		kind := kinds[0]
+		kinds = kinds[1:]
 		switch {
 		case wanted.Match(n.Path):
 			f.add(n, Profile)
-		case is.secrets.Match(n.Path):
+		case kind == secret:
 			return nil
-		case is.certificates.Match(n.Path):
+		case kind == certificate:
 			f.add(n, Certificate)
-		case is.timezones.Match(n.Path) && !is.otherZones.Match(n.Path):
+		case kind == timezone:
 			f.add(n, TimeZone)
 		case f.locale(n.Path):
 			f.add(n, Locale)
-		case is.never.Match(n.Path), is.timezones.Match(n.Path):
+		case kind == unread:
 			return nil
 		case strings.HasPrefix(n.Path, "/etc/"):
 			f.add(n, Config)

@@ -44,7 +44,7 @@ func find(t *testing.T, tree *rootfs.Tree, start reach.Start, program string, re
 		i, _, err := lookUp(strings.Fields(n.Shebang)[0])
 		return []*rootfs.Node{i}, err
 	}
-	finder, _ := reach.Programs(tree, db, start)
+	finder, _ := reach.Programs(tree, db, reach.Classify(tree), start)
 	set, err := finder.Files(read)
 	require.NoError(t, err)
 	reasons := map[reach.Reason]string{}
@@ -226,7 +226,7 @@ func TestTooManyLibraries(t *testing.T) {
 	}
 	tree := Tree(t, reach.Keep, facts)
 	n := tree.Lookup("/p")
-	finder, _ := reach.Programs(tree, &packages.DB{}, reach.Start{
+	finder, _ := reach.Programs(tree, &packages.DB{}, reach.Classify(tree), reach.Start{
 		Programs: []*rootfs.Node{n}, LookUp: func(string) (*rootfs.Node, string, error) { return nil, "", assert.AnError },
 	})
 	begin := time.Now()

@@ -1,0 +1,55 @@
+package reach
+
+import "github.com/cconvert/cconvert/pkg/rootfs"
+
+// kind is what a file's path alone says of it, by the rules of templates/trust.toml.
+type kind uint8
+
+const (
+	ordinary kind = iota
+	secret
+	certificate
+	timezone
+	unread // no program reads it
+)
+
+// Kinds are those of a tree's regular files, in the order of Walk.
+type Kinds struct {
+	list  []kind
+	known chan struct{}
+}
+
+// Classify begins to find out the kinds of a tree's files. It takes as long as reading the packages, and needs
+// nothing of them: it is done beside.
+func Classify(tree *rootfs.Tree) *Kinds {
+	k := &Kinds{known: make(chan struct{})}
+	go func() {
+		defer close(k.known)
+		never, secrets, certificates, zones, others := neverRead.Matcher(), secrets.Matcher(), certificates.Matcher(), timezones.Matcher(), otherZones.Matcher()
+		_ = tree.Walk(func(n *rootfs.Node) error {
+			if n.Type != rootfs.Regular {
+				return nil
+			}
+			is := ordinary
+			switch {
+			case secrets.Match(n.Path):
+				is = secret
+			case certificates.Match(n.Path):
+				is = certificate
+			case zones.Match(n.Path) && !others.Match(n.Path):
+				is = timezone
+			case never.Match(n.Path), zones.Match(n.Path):
+				is = unread
+			}
+			k.list = append(k.list, is)
+			return nil
+		})
+	}()
+	return k
+}
+
+// all waits for the kinds.
+func (k *Kinds) all() []kind {
+	<-k.known
+	return k.list
+}
