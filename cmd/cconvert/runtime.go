@@ -107,13 +107,13 @@ func newRuntimeInspect() *cobra.Command {
 			paths := slices.Sorted(maps.Keys(b.Files))
 			if asJSON {
 				return printJSON(cmd, runtimeFacts{
-					b.Kind, b.Version, b.Layout, b.GLIBC, b.Musl, b.Source, b.SourceDigest, b.Layer.Digest, len(b.Layer.Blob), paths,
+					b.Kind, b.Version, b.Layout, b.GLIBC, b.Musl, b.Source, b.SourceDigest, b.Layer.Digest, b.Layer.Size, paths,
 				})
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			for _, l := range [][2]string{
 				{"runtime", b.Kind + " " + b.Version}, {"source", b.Source}, {"source digest", b.SourceDigest},
-				{"layer", b.Layer.Digest}, {"compressed", humanize.Bytes(uint64(len(b.Layer.Blob)))},
+				{"layer", b.Layer.Digest}, {"compressed", humanize.Bytes(uint64(b.Layer.Size))},
 				{"glibc", b.GLIBC}, {"musl", fmt.Sprint(b.Musl)},
 			} {
 				fmt.Fprintf(t, "%s\t%s\n", l[0], l[1])

@@ -208,7 +208,7 @@ func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output
 	if err != nil {
 		return nil, err
 	}
-	p.added = len(p.bundle.Layer.Blob) + len(enclave.Blob)
+	p.added = p.bundle.Layer.Size + enclave.Size
 	out, err := image.Append(p.source, config, []image.NewLayer{p.bundle.Layer, enclave})
 	if err != nil {
 		return nil, fmt.Errorf("putting the image together: %w", err)

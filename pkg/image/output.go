@@ -18,9 +18,16 @@ import (
 
 // NewLayer is a layer to be put on top of an image: a tar archive compressed with gzip.
 type NewLayer struct {
-	Blob   []byte
-	Digest string // of Blob
+	Digest string // of the blob
 	DiffID string // of the archive
+	Size   int    // of the blob, in bytes
+	// Blob gives the blob, to be sent to a place that does not have it.
+	Blob func() ([]byte, error)
+}
+
+// BlobLayer is a layer of which the blob is known, and the digest of the archive in it.
+func BlobLayer(blob []byte, diffID string) NewLayer {
+	return NewLayer{digestOf(blob), diffID, len(blob), func() ([]byte, error) { return blob, nil }}
 }
 
 // CompressLayer compresses the tar archive that a function writes, the same every time.
@@ -37,7 +44,7 @@ func CompressLayer(level int, write func(io.Writer) error) (NewLayer, error) {
 	if err := z.Close(); err != nil {
 		return NewLayer{}, err
 	}
-	return NewLayer{b.Bytes(), digestOf(b.Bytes()), "sha256:" + hex.EncodeToString(diffID.Sum(nil))}, nil
+	return BlobLayer(b.Bytes(), "sha256:"+hex.EncodeToString(diffID.Sum(nil))), nil
 }
 
 // Output is an image that is complete but not stored. It is a v1.Image of go-containerregistry.
@@ -183,24 +190,33 @@ func newLayers(manifest types.MediaType, add []NewLayer) ([]v1.Layer, []v1.Descr
 		if err != nil {
 			return nil, nil, err
 		}
-		layers = append(layers, &memoryLayer{static.NewLayer(l.Blob, mt), digest, diffID, len(l.Blob)})
-		descriptors = append(descriptors, v1.Descriptor{MediaType: mt, Size: int64(len(l.Blob)), Digest: digest})
+		layers = append(layers, &addedLayer{l, mt, digest, diffID})
+		descriptors = append(descriptors, v1.Descriptor{MediaType: mt, Size: int64(l.Size), Digest: digest})
 	}
 	return layers, descriptors, nil
 }
 
-// memoryLayer is a compressed layer in memory whose digests are known.
-type memoryLayer struct {
-	v1.Layer
+// addedLayer is a NewLayer of an image whose manifest is of a certain kind.
+type addedLayer struct {
+	NewLayer
+	mediaType      types.MediaType
 	digest, diffID v1.Hash
-	size           int
 }
 
-func (l *memoryLayer) Digest() (v1.Hash, error) { return l.digest, nil }
-func (l *memoryLayer) DiffID() (v1.Hash, error) { return l.diffID, nil }
-func (l *memoryLayer) Size() (int64, error)     { return int64(l.size), nil }
+func (l *addedLayer) Digest() (v1.Hash, error)            { return l.digest, nil }
+func (l *addedLayer) DiffID() (v1.Hash, error)            { return l.diffID, nil }
+func (l *addedLayer) Size() (int64, error)                { return int64(l.NewLayer.Size), nil }
+func (l *addedLayer) MediaType() (types.MediaType, error) { return l.mediaType, nil }
 
-func (l *memoryLayer) Uncompressed() (io.ReadCloser, error) {
+func (l *addedLayer) Compressed() (io.ReadCloser, error) {
+	blob, err := l.Blob()
+	if err != nil {
+		return nil, err
+	}
+	return io.NopCloser(bytes.NewReader(blob)), nil
+}
+
+func (l *addedLayer) Uncompressed() (io.ReadCloser, error) {
 	r, err := l.Compressed()
 	if err != nil {
 		return nil, err

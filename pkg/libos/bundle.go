@@ -179,7 +179,7 @@ func Cached(store cache.Store, key string, pack func() (archive []byte, err erro
 		}
 		return NewBundle(archive)
 	}
-	if b := keptBundle(store, key); b != nil {
+	if b := keptBundle(store, key, pack); b != nil {
 		return b, nil
 	}
 	archive, err := pack()
@@ -189,7 +189,7 @@ func Cached(store cache.Store, key string, pack func() (archive []byte, err erro
 	if key == "" {
 		sum := sha256.Sum256(archive)
 		key = "runtime/" + hex.EncodeToString(sum[:])
-		if b := keptBundle(store, key); b != nil {
+		if b := keptBundle(store, key, pack); b != nil {
 			return b, nil
 		}
 	}
@@ -197,13 +197,12 @@ func Cached(store cache.Store, key string, pack func() (archive []byte, err erro
 	if err != nil {
 		return nil, err
 	}
-	if entry, err := b.encode(); err == nil {
-		_ = store.Put(key, entry) // a cache that cannot be written costs time, nothing else
-	}
-	return b, nil
+	return b, b.keep(store, key)
 }
 
-func keptBundle(store cache.Store, key string) *Bundle {
+// keptBundle gives the runtime that is kept under a key, nil where there is none. Its layer is kept beside, and read
+// where it is wanted: where it was removed meanwhile it is packed again.
+func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bundle {
 	if key == "" {
 		return nil
 	}
@@ -215,8 +214,27 @@ func keptBundle(store cache.Store, key string) *Bundle {
 	if err != nil {
 		return nil // of another version of this program
 	}
+	b.Layer.Blob = func() ([]byte, error) {
+		if blob, ok := store.Get(layerKey(b.Layer.Digest)); ok {
+			return blob, nil
+		}
+		archive, err := pack()
+		if err != nil {
+			return nil, err
+		}
+		again, err := NewBundle(archive)
+		if err != nil {
+			return nil, err
+		}
+		if again.Layer.Digest != b.Layer.Digest {
+			return nil, fmt.Errorf("the runtime was changed while it was used: its layer is %s now, and was %s", again.Layer.Digest, b.Layer.Digest)
+		}
+		return again.Layer.Blob()
+	}
 	return b
 }
+
+func layerKey(digest string) string { return "runtime-layer/" + strings.ReplaceAll(digest, ":", "-") }
 
 // NewBundle reads a runtime's archive, which must not change afterwards, and compresses it.
 func NewBundle(archive []byte) (*Bundle, error) {
@@ -248,8 +266,8 @@ func ReadBundle(blob []byte) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	packed, unpacked := sha256.Sum256(blob), sha256.Sum256(archive)
-	b.Layer = image.NewLayer{Blob: blob, Digest: "sha256:" + hex.EncodeToString(packed[:]), DiffID: "sha256:" + hex.EncodeToString(unpacked[:])}
+	unpacked := sha256.Sum256(archive)
+	b.Layer = image.BlobLayer(blob, "sha256:"+hex.EncodeToString(unpacked[:]))
 	b.Source, b.Pinned = "the converted image", true
 	_, b.Foreign = Unpack(archive)
 	return b, nil
@@ -289,7 +307,7 @@ func readArchive(archive []byte) (*Bundle, error) {
 	return b, nil
 }
 
-// keptRuntime is the first line of a runtime in a cache. The layer follows, then the files' contents.
+// keptRuntime is the first line of a runtime in a cache. The files' contents follow.
 type keptRuntime struct {
 	Meta   Meta       `json:"meta"`
 	Digest string     `json:"digest"`
@@ -304,44 +322,48 @@ type keptFile struct {
 	SHA256 []byte `json:"sha256"`
 }
 
-func (b *Bundle) encode() ([]byte, error) {
-	k := keptRuntime{Meta: b.Meta, Digest: b.Layer.Digest, DiffID: b.Layer.DiffID, Layer: len(b.Layer.Blob)}
-	parts := [][]byte{nil, {'\n'}, b.Layer.Blob}
+// keep stores a runtime under a key, and its layer beside. A cache that cannot be written costs time, nothing else.
+func (b *Bundle) keep(store cache.Store, key string) error {
+	blob, err := b.Layer.Blob()
+	if err != nil {
+		return err
+	}
+	k := keptRuntime{Meta: b.Meta, Digest: b.Layer.Digest, DiffID: b.Layer.DiffID, Layer: b.Layer.Size}
+	parts := [][]byte{nil, {'\n'}}
 	for _, p := range slices.Sorted(maps.Keys(b.Files)) {
 		f := b.Files[p]
 		k.Files = append(k.Files, keptFile{p, len(f.Content), f.SHA256[:]})
 		parts = append(parts, f.Content)
 	}
-	var err error
-	parts[0], err = json.Marshal(k)
-	return slices.Concat(parts...), err
+	if parts[0], err = json.Marshal(k); err != nil {
+		return err
+	}
+	_ = store.Put(layerKey(b.Layer.Digest), blob)
+	_ = store.Put(key, slices.Concat(parts...))
+	return nil
 }
 
-// decodeBundle reads what encode wrote. It trusts the digests: the cache has a checksum over all of it.
+// decodeBundle reads what keep stored, but for the layer's blob. It trusts the digests: the cache has a checksum over
+// all of it.
 func decodeBundle(entry []byte) (*Bundle, error) {
 	head, rest, _ := bytes.Cut(entry, []byte{'\n'})
 	var k keptRuntime
 	if err := json.Unmarshal(head, &k); err != nil {
 		return nil, err
 	}
-	short := false
-	take := func(n int) []byte {
-		if n < 0 || n > len(rest) {
-			short = true
-			return nil
-		}
-		b := rest[:n:n]
-		rest = rest[n:]
-		return b
-	}
-	b := &Bundle{Meta: k.Meta, Layer: image.NewLayer{Blob: take(k.Layer), Digest: k.Digest, DiffID: k.DiffID}, Files: map[string]RuntimeFile{}}
+	b := &Bundle{Meta: k.Meta, Layer: image.NewLayer{Digest: k.Digest, DiffID: k.DiffID, Size: k.Layer}, Files: map[string]RuntimeFile{}}
 	for _, f := range k.Files {
-		file := RuntimeFile{Content: take(f.Size)}
+		if f.Size < 0 || f.Size > len(rest) {
+			return nil, errNoRuntime
+		}
+		file := RuntimeFile{Content: rest[:f.Size:f.Size]}
 		copy(file.SHA256[:], f.SHA256)
-		b.Files[f.Path] = file
+		b.Files[f.Path], rest = file, rest[f.Size:]
 	}
-	if short || b.Kind == "" {
-		return nil, errors.New("not a runtime")
+	if len(rest) > 0 || b.Kind == "" {
+		return nil, errNoRuntime
 	}
 	return b, nil
 }
+
+var errNoRuntime = errors.New("not a runtime")
