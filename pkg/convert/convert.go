@@ -29,7 +29,7 @@ type Prepared struct {
 	source *image.Image
 	bundle *libos.Bundle
 	sealed *libos.Sealed
-	recipe []byte
+	recipe Recipe
 	spec   *launch.Spec
 	// trusted are the manifest's files. The lists of them, which can be very long, are not kept.
 	trusted []FileRun

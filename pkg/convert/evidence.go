@@ -21,7 +21,7 @@ type Evidence struct {
 
 // identity states what an image is.
 func (p *Prepared) identity() (attest.Identity, error) {
-	options, err := json.Marshal(recipeOptions(p.opts.Launch))
+	options, err := json.Marshal(p.opts.Recorded())
 	if err != nil {
 		return attest.Identity{}, err
 	}

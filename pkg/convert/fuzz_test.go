@@ -23,13 +23,13 @@ func FuzzRecipe(f *testing.F) {
 		if err != nil || r.Options.Profile != "" {
 			return
 		}
-		again := recipeOptions(o.Launch)
+		again := o.Recorded()
 		second, err := again.launch()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !reflect.DeepEqual(recipeOptions(second), again) {
-			t.Fatalf("%+v is not %+v", recipeOptions(second), again)
+		if got := (Options{Launch: second, Date: o.Date}).Recorded(); !reflect.DeepEqual(got, again) {
+			t.Fatalf("%+v is not %+v", got, again)
 		}
 	})
 }

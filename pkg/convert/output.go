@@ -23,6 +23,8 @@ const (
 	LabelEpoch      = "cconvert.epoch"
 	LabelMREnclave  = "cconvert.mrenclave"
 	LabelMRSigner   = "cconvert.mrsigner"
+	// LabelIdentity is that of the conversion, see Recipe.Identity.
+	LabelIdentity = "cconvert.identity"
 )
 
 // date is the SIGSTRUCT's: what the user says or the day on which the source image was created.
@@ -50,9 +52,13 @@ func (p *Prepared) EnclaveFiles(s *sgx.SigStruct) ([]libos.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	recipe, err := json.MarshalIndent(p.recipe, "", "  ")
+	if err != nil {
+		return nil, err
+	}
 	return append(slices.Clone(p.sealed.Files), signatureFile(s),
 		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
-		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: p.recipe}), nil
+		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: append(recipe, '\n')}), nil
 }
 
 // signatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.
@@ -141,9 +147,12 @@ func (p *Prepared) Config(s *sgx.SigStruct) (map[string]json.RawMessage, error) 
 	labels[LabelBaseDigest] = p.source.Digest
 	labels[LabelEpoch] = fmt.Sprint(FormatEpoch)
 	labels[LabelMREnclave] = s.MREnclave.String()
+	var signer sgx.Measurement
 	if key, _ := s.Signature(); key != nil {
-		labels[LabelMRSigner] = s.MRSigner().String()
+		signer = s.MRSigner()
+		labels[LabelMRSigner] = signer.String()
 	}
+	labels[LabelIdentity] = p.recipe.Identity(signer)
 
 	start := slices.Clone(p.sealed.Entrypoint)
 	rest := []string{} // Cmd is empty: arguments are measured

@@ -3,6 +3,8 @@ package convert
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -66,9 +68,12 @@ type RecipeOptions struct {
 	Profile     string   `json:"profile,omitempty"` // empty: recognised
 	// ProfileText is the profile where it is none that comes with the program.
 	ProfileText string `json:"profile_text,omitempty"`
+	Date        string `json:"date,omitempty"` // empty: that of the source's creation
 }
 
-func recipeOptions(o launch.Options) RecipeOptions {
+// Recorded gives the decisions as an output records them.
+func (c Options) Recorded() RecipeOptions {
+	o := c.Launch
 	r := RecipeOptions{
 		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
 		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation, LogLevel: o.Enclave.LogLevel,
@@ -91,26 +96,63 @@ func recipeOptions(o launch.Options) RecipeOptions {
 	for _, m := range o.Encrypted {
 		r.Encrypted = append(r.Encrypted, m.Path+"="+m.Key)
 	}
+	if c.Date != nil {
+		r.Date = c.Date.String()
+	}
 	return r
 }
 
-func (p *Prepared) writeRecipe(date sgx.Date) ([]byte, error) {
+// Identity names a conversion by all that decides on what comes out: the source's digest, the platform, the runtime's
+// digest, the options, the format epoch, and who signs, which is nobody for the zero MRSIGNER. Each output carries it as
+// a label. It needs less of a recipe than what is known of the source before it is read.
+func (r Recipe) Identity(signer sgx.Measurement) string {
+	of := struct {
+		Epoch    int           `json:"epoch"`
+		Source   string        `json:"source"`
+		Platform string        `json:"platform"`
+		Runtime  string        `json:"runtime"`
+		Options  RecipeOptions `json:"options"`
+		Overlay  string        `json:"overlay,omitempty"`
+		Signer   string        `json:"mrsigner,omitempty"`
+	}{r.Epoch, r.Source, r.Platform, r.Runtime.Digest, r.Options, r.Overlay, ""}
+	if signer != (sgx.Measurement{}) {
+		of.Signer = signer.String()
+	}
+	b, err := json.Marshal(of)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// Identity is the one of a conversion by these options, of a source and with a runtime of these digests.
+func (c Options) Identity(source, runtime string, signer sgx.Measurement) string {
+	r := Recipe{Epoch: FormatEpoch, Source: source, Platform: platform, Options: c.Recorded(), Overlay: c.OverlayText}
+	r.Runtime.Digest = runtime
+	return r.Identity(signer)
+}
+
+// platform is the one that SGX exists for.
+const platform = "linux/amd64"
+
+func (p *Prepared) writeRecipe(date sgx.Date) (Recipe, error) {
 	r := Recipe{
-		Epoch: FormatEpoch, Source: p.source.Digest, Platform: "linux/amd64",
+		Epoch: FormatEpoch, Source: p.source.Digest, Platform: platform,
 		Runtime: RecipeRuntime{p.bundle.Meta, p.bundle.Layer.Digest},
-		Options: recipeOptions(p.opts.Launch), Date: date.String(), Overlay: p.opts.OverlayText,
+		Options: p.opts.Recorded(), Date: date.String(), Overlay: p.opts.OverlayText,
 		Replaced: map[string]json.RawMessage{},
 	}
 	config, run, err := readConfig(p.source.Config)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	for _, key := range replaced {
 		raw, ok := run[key]
 		if key == "Env" { // most often it stays as it is
 			var env []string
 			if err := json.Unmarshal([]byte(cmp.Or(string(raw), "null")), &env); err != nil {
-				return nil, fmt.Errorf("reading Env in the image's configuration: %w", err)
+				return r, fmt.Errorf("reading Env in the image's configuration: %w", err)
 			}
 			ok = slices.ContainsFunc(env, steersLoader)
 		}
@@ -122,11 +164,10 @@ func (p *Prepared) writeRecipe(date sgx.Date) ([]byte, error) {
 		DiffIDs []string `json:"diff_ids"`
 	}
 	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
-		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
+		return r, fmt.Errorf("reading the configuration's rootfs: %w", err)
 	}
 	r.DiffIDs = rootfs.DiffIDs
-	b, err := json.MarshalIndent(r, "", "  ")
-	return append(b, '\n'), err
+	return r, nil
 }
 
 // ErrEpoch says that a recipe is of another version, which made other images of the same input.
@@ -138,11 +179,14 @@ func (r Recipe) options(backend libos.Backend) (Options, error) {
 	if r.Epoch != FormatEpoch {
 		return o, fmt.Errorf("the image is of the format epoch %d, and this version makes images of %d: %w", r.Epoch, FormatEpoch, ErrEpoch)
 	}
-	date, err := sgx.ParseDate(r.Date)
-	if err != nil {
-		return o, err
+	if r.Options.Date != "" {
+		date, err := sgx.ParseDate(r.Options.Date)
+		if err != nil {
+			return o, err
+		}
+		o.Date = &date
 	}
-	o.Date = &date
+	var err error
 	if r.Overlay != "" {
 		if o.Overlay, err = manifest.ParseOverlay("the recipe's manifest", []byte(r.Overlay)); err != nil {
 			return o, err
@@ -152,7 +196,7 @@ func (r Recipe) options(backend libos.Backend) (Options, error) {
 	return o, err
 }
 
-// launch reads the decisions back: recipeOptions gives the same again.
+// launch reads the decisions back: Recorded gives the same again.
 func (r RecipeOptions) launch() (launch.Options, error) {
 	o := launch.Options{
 		Args: r.Args, HostArgs: r.HostArgs, AllowedFiles: r.Allowed, Tmpfs: r.Tmpfs,
@@ -246,7 +290,7 @@ func (r Recipe) SourceConfig(output, source []byte) ([]byte, error) {
 			return nil, fmt.Errorf("reading Labels in the image's configuration: %w", err)
 		}
 	}
-	for _, label := range []string{LabelBaseDigest, LabelEpoch, LabelMREnclave, LabelMRSigner} {
+	for _, label := range []string{LabelBaseDigest, LabelEpoch, LabelMREnclave, LabelMRSigner, LabelIdentity} {
 		if v, ok := old[label]; ok {
 			labels[label] = v
 		} else {

@@ -285,6 +285,7 @@ func (e *Enclave) complete() (*image.Output, error) {
 	}
 	labels[LabelBaseDigest], labels[LabelEpoch] = e.Recipe.Source, fmt.Sprint(e.Recipe.Epoch)
 	labels[LabelMREnclave], labels[LabelMRSigner] = e.SigStruct.MREnclave.String(), e.SigStruct.MRSigner().String()
+	labels[LabelIdentity] = e.Recipe.Identity(e.SigStruct.MRSigner())
 	if run["Labels"], err = json.Marshal(labels); err != nil {
 		return nil, err
 	}

@@ -42,7 +42,7 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	if inner == nil {
 		inner = remote.DefaultTransport
 	}
-	ping := &rememberPing{}
+	ping := o.Pings.of(repo.Registry)
 	if near != nil && near.repo.Registry == repo.Registry {
 		ping = near.ping
 	}

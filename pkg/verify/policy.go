@@ -220,6 +220,7 @@ func (v *verification) foreignConfig() {
 		for label, want := range map[string]string{
 			convert.LabelBaseDigest: r.Source, convert.LabelEpoch: fmt.Sprint(r.Epoch),
 			convert.LabelMREnclave: v.c.MREnclave.String(), convert.LabelMRSigner: v.c.MRSigner.String(),
+			convert.LabelIdentity: r.Identity(v.c.MRSigner),
 		} {
 			if got := config.Config.Labels[label]; got != want {
 				problems = append(problems, fmt.Sprintf("the label %s is %q, and must be %q", label, got, want))
