@@ -21,7 +21,7 @@ func newAnalyze() *cobra.Command {
 		layers   layerFlags
 		library  runtimeFlags
 		start    launchFlags
-		gate     gate
+		gate     convert.Gate
 		asJSON   bool
 	)
 	cmd := &cobra.Command{
@@ -40,8 +40,8 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 	}
 	f := cmd.Flags()
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.BoolVar(&gate.strict, "strict", false, "fail on warnings")
-	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings not to fail on (repeatable)")
+	f.BoolVar(&gate.Strict, "strict", false, "fail on warnings")
+	f.StringSliceVar(&gate.Ignore, "ignore", nil, "codes of findings not to fail on (repeatable)")
 	library.add(f)
 	start.add(f)
 	layers.add(f)
@@ -51,7 +51,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		if err != nil {
 			return err
 		}
-		if err := gate.check(); err != nil {
+		if err := checkGate(gate); err != nil {
 			return err
 		}
 		o, err := conversion(source, registry, layers, library, start)
@@ -77,7 +77,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		if err != nil {
 			return err
 		}
-		return gate.pass(a.Findings)
+		return gate.Pass(a.Findings)
 	}
 	return cmd
 }

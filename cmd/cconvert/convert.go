@@ -1,33 +1,31 @@
 package main
 
 import (
-	"context"
-	"crypto/rsa"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-const convertLong = `Convert an image for linux/amd64 and store the result.
+const convertLong = `Convert images for linux/amd64 and store the results.
 
 IMAGE, and the target of --to, is a name in a registry, oci:DIR[:TAG], docker-archive:FILE
 or docker-daemon:NAME. Without --to the result goes where the image is, its tag with a
-suffix; or below --repo.
+suffix; or below --repo. Several images are converted side by side; "-" reads their names from
+standard input, one a line. For more, see "cconvert batch".
 
-On success standard output is one line: the name of the result by its digest. Everything
+On success standard output is one line for each image: the name of the result by its digest. Everything
 else goes to standard error. Every flag can be set by a variable: --isv-svn by
 CCONVERT_ISV_SVN.`
 
@@ -36,6 +34,9 @@ const convertExamples = `  # From registry to registry
 
   # In a pipeline: key from a file, facts to a file
   cconvert convert registry.example/app:1.4 --key enclave-key.pem --output-json result.json
+
+  # All that a file lists, below another repository
+  cconvert convert - --repo registry.example/confidential < images.txt
 
   # With a runtime that is installed on this machine, into a directory
   cconvert convert app:1.4 --to oci:out:1.4 --runtime gramine=dir:/usr`
@@ -51,15 +52,16 @@ func newConvert() *cobra.Command {
 		platform                   string
 		evidence                   evidenceFlags
 		names                      nameFiles
-		gate                       gate
+		gate                       convert.Gate
 		unsigned, rollback         bool
+		work                       workFlags
 	)
 	cmd := &cobra.Command{
-		Use:     "convert IMAGE",
-		Short:   "Convert an image and store the result",
+		Use:     "convert IMAGE...",
+		Short:   "Convert images and store the results",
 		Long:    convertLong,
 		Example: convertExamples,
-		Args:    exactArgs("IMAGE"),
+		Args:    cobra.MinimumNArgs(1),
 	}
 	f := cmd.Flags()
 	f.StringVar(&to, "to", "", "where the result goes")
@@ -69,10 +71,10 @@ func newConvert() *cobra.Command {
 	f.StringVar(&names.refs, "image-refs", "", "file that gets the name of the result by its digest")
 	f.StringVar(&names.digest, "digest-file", "", "file that gets the digest of the result")
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
-	f.BoolVar(&gate.strict, "strict", false, "fail on warnings, before anything is stored")
-	f.StringSliceVar(&gate.ignore, "ignore", nil, "codes of findings to go on in spite of (repeatable)")
+	addGate(f, &gate)
 	f.BoolVar(&unsigned, "unsigned", false, "store the image without a signature, for \"cconvert sign\" to add")
 	addRollback(f, &rollback)
+	work.add(f)
 	key.add(f, "the signing key (default: enclave-key.pem in the configuration directory)")
 	library.add(f)
 	start.add(f)
@@ -84,21 +86,32 @@ func newConvert() *cobra.Command {
 		if platform != "linux/amd64" {
 			return usagef("--platform %s: SGX exists on linux/amd64 only", platform)
 		}
-		source, err := image.ParseReference(args[0], registry.insecure)
+		images, err := imageList(args, cmd.InOrStdin())
 		if err != nil {
 			return err
 		}
-		target, err := targetOf(source, to, suffix, repo, cmd.Flags().Changed("suffix"), registry.insecure)
-		if err != nil {
+		if len(images) > 1 && (to != "" || names.digest != "") {
+			return usagef("--to and --digest-file are for one image: for several there are --repo and --suffix, and --image-refs")
+		}
+		var conversions []convert.Options // of each image, the same but for source and target
+		for _, name := range images {
+			source, err := image.ParseReference(name, registry.insecure)
+			if err != nil {
+				return err
+			}
+			target, err := targetOf(source, to, suffix, repo, cmd.Flags().Changed("suffix"), registry.insecure)
+			if err != nil {
+				return err
+			}
+			if err := checkTarget(source, target); err != nil {
+				return err
+			}
+			conversions = append(conversions, convert.Options{Source: source, Target: &target})
+		}
+		if err := checkGate(gate); err != nil {
 			return err
 		}
-		if err := checkTarget(source, target); err != nil {
-			return err
-		}
-		if err := gate.check(); err != nil {
-			return err
-		}
-		o, err := conversion(source, registry, layers, library, start)
+		o, err := conversion(conversions[0].Source, registry, layers, library, start)
 		if err != nil {
 			return err
 		}
@@ -117,19 +130,30 @@ func newConvert() *cobra.Command {
 		if o.Evidence, err = evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 			return err
 		}
+		o.Target, o.AllowRollback = conversions[0].Target, rollback
+		if len(images) > 1 {
+			var jobs []batch.Job
+			for _, c := range conversions {
+				each := o
+				each.Source, each.Target = c.Source, c.Target
+				j := batch.NewJob(each, registry.insecure)
+				j.Gate, j.Unsigned = gate, unsigned
+				jobs = append(jobs, j)
+			}
+			return convertAll(cmd, o, signer, work, jobs, jsonFile, names)
+		}
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		o.Target, o.AllowRollback = &target, rollback
 		o.Accept = func(findings []launch.Finding) error {
-			err := gate.pass(findings)
+			err := gate.Pass(findings)
 			if err != nil {
 				progress.finish()
 				reportFindings(cmd.ErrOrStderr(), findings)
 			}
 			return err
 		}
-		r, err := run(cmd.Context(), o, signer)
+		r, err := convert.Run(cmd.Context(), o, signer)
 		progress.finish()
 		if err != nil {
 			return err
@@ -183,54 +207,19 @@ func isDir(p string) bool {
 	return err == nil && info.IsDir()
 }
 
-// gate decides which findings stop a conversion: errors and, if it is strict, warnings, but for those that
-// are ignored.
-type gate struct {
-	strict bool
-	ignore []string
+// addGate adds the flags that decide which findings stop a conversion.
+func addGate(f *pflag.FlagSet, g *convert.Gate) {
+	f.BoolVar(&g.Strict, "strict", false, "fail on warnings, before anything is stored")
+	f.StringSliceVar(&g.Ignore, "ignore", nil, "codes of findings to go on in spite of (repeatable)")
 }
 
-func (g gate) check() error {
-	for _, code := range g.ignore {
+func checkGate(g convert.Gate) error {
+	for _, code := range g.Ignore {
 		if !launch.KnownCode(code) {
 			return usagef("--ignore %s: no finding has this code; docs/findings.md lists them", code)
 		}
 	}
 	return nil
-}
-
-func (g gate) pass(findings []launch.Finding) error {
-	var codes []string
-	for _, f := range findings {
-		grave := f.Severity == launch.Error || g.strict && f.Severity == launch.Warning
-		if grave && !slices.Contains(g.ignore, f.Code) && !slices.Contains(codes, f.Code) {
-			codes = append(codes, f.Code)
-		}
-	}
-	if len(codes) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: %s", errFindings, strings.Join(codes, ", "))
-}
-
-// errFindings says that a conversion stopped because of what was found.
-var errFindings = errors.New("nothing was stored because of what was found")
-
-// run converts and signs; without a signer, it leaves the signature out.
-func run(ctx context.Context, o convert.Options, signer sgx.Signer) (*convert.Result, error) {
-	p, err := convert.Prepare(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close()
-	var public *rsa.PublicKey
-	var signature []byte
-	if signer != nil {
-		if public, signature, err = convert.Sign(ctx, p, signer); err != nil {
-			return nil, err
-		}
-	}
-	return convert.Finish(ctx, p, public, signature, *o.Target)
 }
 
 func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, insecure bool) (image.Reference, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/plan"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
@@ -46,11 +47,20 @@ var errDifferent = errors.New("not the same")
 func exitCode(ctx context.Context, err error) int {
 	var usage *usageError
 	var key *manifest.KeyError
+	var mistake *plan.Error
+	var failed *batchError
 	switch {
 	case err == nil:
 		return 0
 	case ctx.Err() != nil:
 		return exitInterrupted
+	case errors.As(err, &failed):
+		if failed.lasting == 0 {
+			return exitTransient
+		}
+		return exitFailed
+	case errors.As(err, &mistake) && !image.Transient(err) && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrUnauthorized):
+		return exitUsage
 	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference), errors.Is(err, signer.ErrName):
 		return exitUsage
 	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
@@ -83,7 +93,7 @@ func hintFor(err error) string {
 		return "SGX exists on x86-64 only: the image must be built for linux/amd64"
 	case errors.Is(err, convert.ErrConverted):
 		return "convert the image that it was made from, or look at this one with \"cconvert inspect\""
-	case errors.Is(err, errFindings):
+	case errors.Is(err, convert.ErrFindings):
 		return "mend the image as the findings say; --ignore CODE goes on in spite of one"
 	case errors.Is(err, verify.ErrNotConverted):
 		return "convert it first: cconvert IMAGE"

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -24,7 +25,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	err := newRoot().ExecuteContext(ctx)
-	if err != nil && ctx.Err() != nil {
+	var interrupted *interruption
+	if errors.As(err, &interrupted) {
+		fmt.Fprintln(os.Stderr, "cconvert:", err)
+	} else if err != nil && ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "cconvert: interrupted: no tag was moved and nothing is half stored")
 	} else if err != nil {
 		fmt.Fprintln(os.Stderr, "cconvert:", err)

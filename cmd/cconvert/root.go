@@ -35,7 +35,7 @@ func newRoot() *cobra.Command {
 	var verbose bool
 	convert := newConvert()
 	root := &cobra.Command{
-		Use:           "cconvert [flags] IMAGE",
+		Use:           "cconvert [flags] IMAGE...",
 		Short:         "Turn container images into confidential ones, for Intel SGX",
 		Long:          rootLong,
 		Example:       rootExamples,
@@ -63,7 +63,7 @@ func newRoot() *cobra.Command {
 	})
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(convert, newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
+	root.AddCommand(convert, newBatch(), newWorker(), newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
 	return root
 }
 

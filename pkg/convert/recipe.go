@@ -192,12 +192,12 @@ func (r Recipe) options(backend libos.Backend) (Options, error) {
 			return o, err
 		}
 	}
-	o.Launch, err = r.Options.launch()
+	o.Launch, err = r.Options.Launch()
 	return o, err
 }
 
-// launch reads the decisions back: Recorded gives the same again.
-func (r RecipeOptions) launch() (launch.Options, error) {
+// Launch reads the decisions back: Recorded gives the same again.
+func (r RecipeOptions) Launch() (launch.Options, error) {
 	o := launch.Options{
 		Args: r.Args, HostArgs: r.HostArgs, AllowedFiles: r.Allowed, Tmpfs: r.Tmpfs,
 		Enclave: launch.Enclave{
@@ -236,7 +236,7 @@ func (r RecipeOptions) launch() (launch.Options, error) {
 
 // Keep lists the files whose content repeating the conversion needs, as patterns for rootfs.Scan.
 func (r Recipe) Keep() []string {
-	o, err := r.Options.launch()
+	o, err := r.Options.Launch()
 	if err != nil {
 		return launch.Options{}.Keep() // repeating it tells what is wrong
 	}

@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+const batchLong = `Convert the images of a plan: a YAML file that names images, repositories or whole registries,
+where results go, and how to convert. docs/batch.md describes it.
+
+An image whose target is what would come out is left alone. The batch is in a queue on disk, so one
+that was interrupted, by Ctrl-C or a power failure, goes on with --resume. With --nats the queue is
+on a server, and any number of "cconvert worker" on any machines do the work.
+
+Standard output is a line for each image, the result by its digest. The exit code is 0 if all are
+there, 1 if one has failed for good, 5 if those that failed may pass when tried again.`
+
+const batchExamples = `  # What would be converted, and to where
+  cconvert batch plan.yaml --dry-run
+
+  # Convert it all, with a description of each result
+  cconvert batch plan.yaml --key enclave-key.pem --output-json results.json
+
+  # Go on after an interruption
+  cconvert batch --resume --key enclave-key.pem
+
+  # Let workers elsewhere do it
+  cconvert batch plan.yaml --nats nats://nats.example:4222`
+
+// batchError says that images of a batch have failed.
+type batchError struct{ lasting, passing int }
+
+func (e *batchError) Error() string {
+	return fmt.Sprintf("%d images failed for good, and %d for reasons that may pass", e.lasting, e.passing)
+}
+
+// interruption is what is said where a batch is interrupted.
+type interruption struct{ then string }
+
+func (e *interruption) Error() string { return "interrupted: " + e.then }
+
+func newBatch() *cobra.Command {
+	var queue queueFlags
+	var own ownFlags
+	var work workFlags
+	var dry, force, resume, detach bool
+	var jsonFile string
+	cmd := &cobra.Command{
+		Use:     "batch [PLAN]",
+		Short:   "Convert many images, on one machine or on many",
+		Long:    batchLong,
+		Example: batchExamples,
+		Args:    cobra.MaximumNArgs(1),
+	}
+	f := cmd.Flags()
+	f.BoolVar(&dry, "dry-run", false, "print what would be converted, and do nothing")
+	f.BoolVar(&force, "force", false, "convert again what is there already")
+	f.BoolVar(&resume, "resume", false, "go on with the newest batch, which was interrupted")
+	f.BoolVar(&detach, "detach", false, "queue the batch, print its name, and leave it to the workers")
+	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of each image")
+	queue.add(f)
+	own.add(f)
+	work.add(f)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if resume == (len(args) == 1) {
+			return usagef("a PLAN expected, or --resume")
+		}
+		if detach && queue.url == "" {
+			return usagef("--detach: the queue in this process has no workers elsewhere; name one with --nats")
+		}
+		options, err := own.options()
+		if err != nil {
+			return err
+		}
+		o, err := work.options()
+		if err != nil {
+			return err
+		}
+		var jobs []batch.Job
+		name := ""
+		if !resume {
+			name = args[0]
+			p, keychain, err := readPlan(name)
+			if err != nil {
+				return err
+			}
+			options.Image.Keychain = keychain
+			if jobs, err = planJobs(cmd.Context(), name, p, options.Image, own.registry.insecure); err != nil {
+				return err
+			}
+			for i := range jobs {
+				jobs[i].Force = force
+			}
+			if dry {
+				return printJobs(cmd.OutOrStdout(), jobs)
+			}
+			if err := pinRuntimes(cmd.Context(), jobs, options.Image); err != nil {
+				return err
+			}
+		}
+		r := batchRun{queue: queue, own: options, work: o, json: jsonFile, detach: detach}
+		if queue.url == "" {
+			if r.signer, err = own.key.openOrMake(cmd.Context()); err != nil {
+				return err
+			}
+			defer r.signer.Close()
+		}
+		return r.run(cmd, name, jobs)
+	}
+	cmd.AddCommand(newBatchStatus(), newBatchResults(), newBatchRetry())
+	return cmd
+}
+
+func printJobs(w io.Writer, jobs []batch.Job) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, j := range jobs {
+		fmt.Fprintf(t, "%s\t%s\n", j.Source, j.Target)
+	}
+	return t.Flush()
+}
+
+// batchRun queues jobs, and waits until they are done: by a worker in this process, or by others.
+type batchRun struct {
+	queue  queueFlags
+	own    convert.Options
+	signer sgx.Signer
+	work   batch.WorkOptions
+	json   string
+	refs   string // file that gets the names of the results
+	detach bool
+	// passing says that the queue ends with this process.
+	passing bool
+}
+
+// run queues jobs or, without a name, goes on with the newest batch.
+func (r *batchRun) run(cmd *cobra.Command, name string, jobs []batch.Job) error {
+	ctx := cmd.Context()
+	q, err := r.queue.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	var b *batch.Batch
+	if name != "" {
+		b, err = q.Submit(ctx, name, jobs)
+	} else if b, err = q.Find(ctx, ""); err == nil {
+		_, err = q.Resume(ctx, b)
+	}
+	if err != nil {
+		return err
+	}
+	if r.detach {
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), b.ID)
+		return err
+	}
+	logrus.Infof("batch %s: %d images", b.ID, b.Total)
+	working, done := context.WithCancel(ctx)
+	defer done()
+	worked := make(chan struct{})
+	close(worked)
+	if r.queue.url == "" {
+		worked = make(chan struct{})
+		go func() {
+			defer close(worked)
+			_ = q.Work(working, working, newBatchWorker(r.own, r.signer), r.work)
+		}()
+	}
+	progress := newBatchProgress(cmd.ErrOrStderr(), b.Total)
+	err = q.Wait(ctx, b, progress.tell)
+	progress.finish()
+	done()
+	<-worked
+	if ctx.Err() != nil {
+		if r.queue.url != "" {
+			return &interruption{"the workers go on; \"cconvert batch status\" says how far they are"}
+		}
+		if r.passing {
+			return &interruption{"no tag names an incomplete image, and nothing is half stored"}
+		}
+		return &interruption{"no tag names an incomplete image. \"cconvert batch --resume\" goes on with the batch"}
+	}
+	if err != nil {
+		return err
+	}
+	records, err := q.Records(ctx, b.ID)
+	if err != nil {
+		return err
+	}
+	return r.report(cmd, records)
+}
+
+func (r *batchRun) report(cmd *cobra.Command, records []*batch.Record) error {
+	failed := &batchError{}
+	var refs strings.Builder
+	for _, record := range records {
+		switch {
+		case record.Status != batch.Failed:
+			fmt.Fprintln(&refs, record.Ref)
+		case record.Transient:
+			failed.passing++
+		default:
+			failed.lasting++
+		}
+	}
+	if _, err := io.WriteString(cmd.OutOrStdout(), refs.String()); err != nil {
+		return err
+	}
+	fmt.Fprintln(cmd.ErrOrStderr())
+	batchTable(cmd.ErrOrStderr(), records)
+	fmt.Fprintln(cmd.ErrOrStderr(), counts(records))
+	if r.refs != "" {
+		if err := writeFile(r.refs, []byte(refs.String())); err != nil {
+			return fmt.Errorf("the batch is done, but naming the results failed: %w", err)
+		}
+	}
+	if r.json != "" {
+		b, err := json.MarshalIndent(records, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := writeFile(r.json, append(b, '\n')); err != nil {
+			return fmt.Errorf("the batch is done, but describing it failed: %w", err)
+		}
+	}
+	if *failed != (batchError{}) {
+		return failed
+	}
+	return nil
+}
+
+func newBatchStatus() *cobra.Command {
+	var queue queueFlags
+	cmd := &cobra.Command{
+		Use:     "status",
+		Short:   "List the batches, and how far they are",
+		Example: `  cconvert batch status --nats nats://nats.example:4222`,
+		Args:    exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			q, err := queue.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer q.Close()
+			list, err := q.Batches(cmd.Context())
+			if err != nil {
+				return err
+			}
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			for _, b := range list {
+				records, err := q.Records(cmd.Context(), b.ID)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s ago\t%d images: %s\n", b.ID, printable(b.Name), age(b.Created), b.Total, counts(records))
+			}
+			return t.Flush()
+		},
+	}
+	queue.add(cmd.Flags())
+	return cmd
+}
+
+func newBatchResults() *cobra.Command {
+	var queue queueFlags
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "results [BATCH]",
+		Short: "List what became of a batch's images: those that failed with the reason",
+		Example: `  # Of the newest batch, for a program
+  cconvert batch results --json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q, b, err := findBatch(cmd, queue, args)
+			if err != nil {
+				return err
+			}
+			defer q.Close()
+			records, err := q.Records(cmd.Context(), b.ID)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd, records)
+			}
+			batchTable(cmd.OutOrStdout(), records)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a record for each image")
+	queue.add(cmd.Flags())
+	return cmd
+}
+
+func newBatchRetry() *cobra.Command {
+	var queue queueFlags
+	cmd := &cobra.Command{
+		Use:   "retry [BATCH]",
+		Short: "Queue again what has failed in a batch",
+		Long: `Queue again what has failed in a batch, the newest by default. With --nats the workers do it;
+otherwise "cconvert batch --resume" does.`,
+		Example: `  cconvert batch retry --nats nats://nats.example:4222`,
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q, b, err := findBatch(cmd, queue, args)
+			if err != nil {
+				return err
+			}
+			defer q.Close()
+			n, err := q.Retry(cmd.Context(), b)
+			if err == nil {
+				logrus.Infof("%d images of batch %s are queued again", n, b.ID)
+			}
+			return err
+		},
+	}
+	queue.add(cmd.Flags())
+	return cmd
+}
+
+// findBatch opens the queue and finds the batch that the arguments name, the newest by default.
+func findBatch(cmd *cobra.Command, queue queueFlags, args []string) (*batch.Queue, *batch.Batch, error) {
+	q, err := queue.open(cmd.Context())
+	if err != nil {
+		return nil, nil, err
+	}
+	id := ""
+	if len(args) == 1 {
+		id = args[0]
+	}
+	b, err := q.Find(cmd.Context(), id)
+	if err != nil {
+		q.Close()
+		return nil, nil, err
+	}
+	return q, b, nil
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/spf13/pflag"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/plan"
+)
+
+// jobFlags are the options that a plan can set for its images: all of "cconvert convert" that are not about the machine
+// which converts, or about where things go.
+type jobFlags struct {
+	start                      launchFlags
+	library                    runtimeFlags
+	gate                       convert.Gate
+	rollback, unsigned, attest bool
+	toc                        bool
+}
+
+func (j *jobFlags) add(f *pflag.FlagSet) {
+	j.start.add(f)
+	j.library.add(f)
+	addGate(f, &j.gate)
+	addRollback(f, &j.rollback)
+	f.BoolVar(&j.unsigned, "unsigned", false, "")
+	f.BoolVar(&j.attest, "attest", true, "")
+	f.BoolVar(&j.toc, "trust-toc", false, "")
+}
+
+// planJob makes the job for an image of a plan.
+func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Job, error) {
+	var j jobFlags
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
+	j.add(f)
+	for _, o := range img.Options {
+		if f.Lookup(o.Name) == nil {
+			var known []string
+			f.VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
+			return batch.Job{}, &plan.Error{File: file, Line: o.Line, Err: fmt.Errorf("there is no option %q for an image%s", o.Name, plan.Nearest(o.Name, known))}
+		}
+		for _, v := range o.Values {
+			if err := f.Set(o.Name, besides(file, o.Name, v)); err != nil {
+				return batch.Job{}, &plan.Error{File: file, Line: o.Line, Err: err}
+			}
+		}
+	}
+	o, err := j.options(img, insecure)
+	if err == nil {
+		err = checkGate(j.gate)
+	}
+	if err != nil {
+		return batch.Job{}, &plan.Error{File: file, Line: img.Line, Err: err}
+	}
+	o.AllowRollback, o.TrustTOC = j.rollback, j.toc
+	if j.attest {
+		o.Evidence = &convert.Evidence{Required: f.Changed("attest")}
+	}
+	job := batch.NewJob(o, insecure)
+	job.Gate, job.Unsigned, job.Limits = j.gate, j.unsigned, p.Limits
+	return job, nil
+}
+
+// besides gives the value of an option that names a file, which is beside the plan where its path is not absolute.
+func besides(planFile, option, value string) string {
+	beside := func(p string) string {
+		if p == "" || filepath.IsAbs(p) {
+			return p
+		}
+		return filepath.Join(filepath.Dir(planFile), p)
+	}
+	switch {
+	case option == "manifest", option == "lock", option == "profile" && strings.ContainsAny(value, "/."):
+		return beside(value)
+	case option == "trust" && strings.HasPrefix(value, "list:"):
+		return "list:" + beside(strings.TrimPrefix(value, "list:"))
+	}
+	return value
+}
+
+func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, err error) {
+	if o.Source, err = image.ParseReference(img.Source, insecure); err != nil {
+		return o, err
+	}
+	target, err := image.ParseReference(img.Target, insecure)
+	if err != nil {
+		return o, err
+	}
+	o.Target = &target
+	if err := checkTarget(o.Source, target); err != nil {
+		return o, err
+	}
+	if o.Launch, err = j.start.options(); err != nil {
+		return o, err
+	}
+	if o.Overlay, o.OverlayText, err = j.start.overlay(); err != nil {
+		return o, err
+	}
+	if o.Date, err = parseDate(j.start.date); err != nil {
+		return o, err
+	}
+	o.Backend, o.Runtime, err = j.library.choose(registryFlags{insecure: insecure}, cacheFlags{off: true})
+	return o, err
+}
+
+// pinRuntimes finds out once which runtimes the tags in jobs name now, so that all images of a batch get the same.
+func pinRuntimes(ctx context.Context, jobs []batch.Job, o image.Options) error {
+	known := map[batch.Runtime]string{}
+	for i := range jobs {
+		r := jobs[i].Runtime
+		source := r.Source
+		if source == "" {
+			source = gramine.DefaultSource
+		}
+		if r.Kind != "gramine" || r.Digest != "" || r.Layer != "" || !strings.HasPrefix(source, "docker://") {
+			continue
+		}
+		digest, ok := known[r]
+		if !ok {
+			ref, err := image.ParseReference(source, jobs[i].Insecure)
+			if err != nil {
+				return err
+			}
+			if digest, err = image.ResolveTag(ctx, ref, o); err != nil {
+				return fmt.Errorf("finding the runtime %s: %w", source, err)
+			}
+			known[r] = digest
+		}
+		jobs[i].Runtime.Digest = digest
+	}
+	return nil
+}
+
+// readPlan reads a plan, with the credentials that it names.
+func readPlan(file string) (*plan.Plan, authn.Keychain, error) {
+	info, err := os.Stat(file)
+	if err == nil && info.Size() > plan.MaxSize {
+		return nil, nil, usagef("%s: it has more than %d bytes", file, plan.MaxSize)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, &usageError{err}
+	}
+	p, err := plan.Parse(file, text)
+	if err != nil {
+		return nil, nil, err
+	}
+	keychain := planKeychain{}
+	for _, c := range p.Creds {
+		password := os.Getenv(c.PassEnv)
+		if c.PassFile != "" {
+			b, err := os.ReadFile(c.PassFile)
+			if err != nil {
+				return nil, nil, &usageError{fmt.Errorf("%s: creds: %w", file, err)}
+			}
+			password = strings.TrimRight(string(b), "\r\n")
+		}
+		if password == "" {
+			return nil, nil, usagef("%s: creds: the password of %s at %s is empty", file, c.User, c.Registry)
+		}
+		keychain[c.Registry] = authn.FromConfig(authn.AuthConfig{Username: c.User, Password: password})
+	}
+	return p, authn.NewMultiKeychain(keychain, authn.DefaultKeychain), nil
+}
+
+// planKeychain has a plan's credentials, by registry.
+type planKeychain map[string]authn.Authenticator
+
+func (k planKeychain) Resolve(of authn.Resource) (authn.Authenticator, error) {
+	if a, ok := k[of.RegistryStr()]; ok {
+		return a, nil
+	}
+	return authn.Anonymous, nil
+}
+
+// catalog asks registries what they have.
+type catalog struct {
+	o        image.Options
+	insecure bool
+}
+
+func (c catalog) Repositories(ctx context.Context, registry name.Registry) ([]string, error) {
+	return image.Repositories(ctx, registry, c.o)
+}
+
+func (c catalog) Tags(ctx context.Context, repo name.Repository) ([]string, error) {
+	return image.Tags(ctx, repo, c.o)
+}
+
+func (c catalog) Created(ctx context.Context, n name.Reference) (time.Time, error) {
+	ref, err := image.ParseReference(n.String(), c.insecure)
+	if err != nil {
+		return time.Time{}, err
+	}
+	img, err := image.Open(ctx, ref, c.o)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer img.Close()
+	return img.Created(), nil
+}
+
+// planJobs finds a plan's images, and makes a job of each.
+func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, insecure bool) ([]batch.Job, error) {
+	for _, e := range p.Convert { // mistakes show whatever there is to be converted
+		any := plan.Image{Source: "registry.example/source:1", Target: "registry.example/target:1", Options: e.Options.Over(p.Defaults.Options), Line: e.Line}
+		if _, err := planJob(file, any, p, insecure); err != nil {
+			return nil, err
+		}
+	}
+	images, err := p.Select(ctx, file, catalog{o, insecure})
+	if err != nil {
+		return nil, err
+	}
+	jobs := make([]batch.Job, 0, len(images))
+	for _, img := range images {
+		j, err := planJob(file, img, p, insecure)
+		if err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, j)
+	}
+	return slices.Clip(jobs), nil
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/pflag"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+)
+
+// queueFlags say where batches are queued.
+type queueFlags struct {
+	url, creds, nkey, ca, cert, certKey string
+	dir                                 string
+	lease                               time.Duration
+	replicas                            int
+}
+
+func (q *queueFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&q.url, "nats", "", "URL of a NATS server with JetStream, or several with commas between, that keeps the queue (default: a queue in this process)")
+	f.StringVar(&q.creds, "nats-creds", "", "file with a user's credentials for NATS")
+	f.StringVar(&q.nkey, "nats-nkey", "", "file with the seed of a user's NKey for NATS")
+	f.StringVar(&q.ca, "nats-ca", "", "file with the certificates of authorities for NATS")
+	f.StringVar(&q.cert, "nats-cert", "", "file with this client's certificate for NATS")
+	f.StringVar(&q.certKey, "nats-cert-key", "", "file with the key of --nats-cert")
+	f.IntVar(&q.replicas, "nats-replicas", 0, "on how many servers of a cluster the queue is kept (default: three, where there are as many)")
+	f.DurationVar(&q.lease, "lease", batch.DefaultLease, "how long a worker may be silent before its image is given to another one")
+	f.StringVar(&q.dir, "state-dir", "", "where the queue in this process keeps its files (default: $XDG_STATE_HOME/cconvert)")
+}
+
+func (q *queueFlags) open(ctx context.Context) (*batch.Queue, error) {
+	o := batch.QueueOptions{URL: q.url, Lease: q.lease, Replicas: q.replicas}
+	if q.lease < time.Second {
+		return nil, usagef("--lease %s: a second is the least", q.lease)
+	}
+	if q.creds != "" {
+		o.Connect = append(o.Connect, nats.UserCredentials(q.creds))
+	}
+	if q.nkey != "" {
+		option, err := nats.NkeyOptionFromSeed(q.nkey)
+		if err != nil {
+			return nil, &usageError{fmt.Errorf("--nats-nkey %s: %w", q.nkey, err)}
+		}
+		o.Connect = append(o.Connect, option)
+	}
+	if q.ca != "" {
+		o.Connect = append(o.Connect, nats.RootCAs(q.ca))
+	}
+	if (q.cert == "") != (q.certKey == "") {
+		return nil, usagef("--nats-cert and --nats-cert-key belong together")
+	}
+	if q.cert != "" {
+		o.Connect = append(o.Connect, nats.ClientCert(q.cert, q.certKey))
+	}
+	if o.URL == "" {
+		if len(o.Connect) > 0 {
+			return nil, usagef("--nats is missing: the queue in this process needs no credentials")
+		}
+		var err error
+		if o.Dir, err = q.stateDir(); err != nil {
+			return nil, err
+		}
+	}
+	return batch.Open(ctx, o)
+}
+
+// stateDir is the queue's, and exists.
+func (q *queueFlags) stateDir() (string, error) {
+	dir := q.dir
+	if dir == "" {
+		if dir = os.Getenv("XDG_STATE_HOME"); dir == "" {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return "", usagef("no place for the queue: set HOME, or name a directory with --state-dir")
+			}
+			dir = filepath.Join(home, ".local", "state")
+		}
+		dir = filepath.Join(dir, "cconvert")
+	}
+	dir = filepath.Join(dir, "queue")
+	return dir, os.MkdirAll(dir, 0o700)
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// imageList gives the images that arguments name; "-" stands for those on standard input.
+func imageList(args []string, stdin io.Reader) ([]string, error) {
+	var images []string
+	for _, a := range args {
+		if a != "-" {
+			images = append(images, a)
+			continue
+		}
+		lines := bufio.NewScanner(stdin)
+		for lines.Scan() {
+			if line := strings.TrimSpace(lines.Text()); line != "" && !strings.HasPrefix(line, "#") {
+				images = append(images, line)
+			}
+		}
+		if err := lines.Err(); err != nil {
+			return nil, fmt.Errorf("reading the list of images: %w", err)
+		}
+	}
+	if len(images) == 0 {
+		return nil, usagef("the list of images is empty")
+	}
+	slices.Sort(images)
+	return slices.Compact(images), nil
+}
+
+// convertAll converts several images by a queue that is there for as long as this takes.
+func convertAll(cmd *cobra.Command, own convert.Options, signer sgx.Signer, work workFlags, jobs []batch.Job, jsonFile string, names nameFiles) error {
+	o, err := work.options()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "cconvert-queue-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	r := batchRun{queue: queueFlags{dir: dir, lease: batch.DefaultLease}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true}
+	return r.run(cmd, "the command line", jobs)
+}

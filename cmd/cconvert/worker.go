@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// workFlags say how many images are worked on, and how often one is tried.
+type workFlags struct {
+	parallel, attempts int
+	pause              time.Duration
+}
+
+func (w *workFlags) add(f *pflag.FlagSet) {
+	f.IntVar(&w.parallel, "parallel", 4*runtime.NumCPU(), "images that are converted at a time; most of the time each waits for a registry")
+	f.IntVar(&w.attempts, "attempts", batch.DefaultAttempts, "how often an image is tried that fails for a reason that may pass")
+	f.DurationVar(&w.pause, "retry-pause", batch.DefaultFirstPause, "wait before the second attempt; it doubles")
+}
+
+func (w *workFlags) options() (batch.WorkOptions, error) {
+	if w.parallel < 1 || w.attempts < 1 || w.pause <= 0 {
+		return batch.WorkOptions{}, usagef("--parallel, --attempts and --retry-pause are positive")
+	}
+	return batch.WorkOptions{Parallel: w.parallel, Attempts: w.attempts, FirstPause: w.pause}, nil
+}
+
+// ownFlags are what is a worker's own, whatever it converts.
+type ownFlags struct {
+	registry registryFlags
+	layers   layerFlags
+	key      keyFlags
+	evidence string // the key's file
+}
+
+func (o *ownFlags) add(f *pflag.FlagSet) {
+	o.key.add(f, "the signing key (default: enclave-key.pem in the configuration directory)")
+	f.StringVar(&o.evidence, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements which are attached to results")
+	o.layers.cache.add(f)
+	o.layers.addShared(f)
+	f.StringVar(&o.layers.inflate, "inflate", "auto", "what inflates layers: go (this program), igzip, pigz, or auto: igzip where it is installed")
+	o.registry.add(f)
+}
+
+// options are the worker's own part of those of a conversion.
+func (o *ownFlags) options() (own convert.Options, err error) {
+	own.Image, own.Jobs = o.registry.options(), o.registry.jobs
+	if err := o.layers.choose(&own, o.registry); err != nil {
+		return own, err
+	}
+	if own.Cache, err = o.layers.cache.store(); err != nil {
+		return own, err
+	}
+	evidence := evidenceFlags{attest: true, key: o.evidence}
+	own.Evidence, err = evidence.choose(false)
+	return own, err
+}
+
+// newBatchWorker puts a worker together. Its name is the machine's and the process's.
+func newBatchWorker(own convert.Options, signer sgx.Signer) *batch.Worker {
+	host, _ := os.Hostname()
+	return &batch.Worker{
+		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own,
+		Backends: []libos.Backend{gramine.Backend{}, sim.Backend{}}, Signer: signer,
+	}
+}
+
+func newWorker() *cobra.Command {
+	var queue queueFlags
+	var own ownFlags
+	var work workFlags
+	var unsigned bool
+	var grace time.Duration
+	cmd := &cobra.Command{
+		Use:   "worker",
+		Short: "Convert what others queue, on any number of machines",
+		Long: `Convert images that "cconvert batch" and "cconvert serve" put into a queue of NATS JetStream.
+Any number of workers on any machines share the work. When one dies, its images are given to
+others. The signing key is the worker's own: it is in no queue.
+
+SIGTERM, as of a rolling update, lets the worker finish the images it has begun; a second signal ends
+it at once, and what it had begun is given to others.`,
+		Example: `  # With the key of this machine, 16 images at a time
+  cconvert worker --nats nats://nats.example:4222 --key enclave-key.pem --parallel 16`,
+		Args: exactArgs(),
+	}
+	f := cmd.Flags()
+	queue.add(f)
+	own.add(f)
+	work.add(f)
+	f.BoolVar(&unsigned, "unsigned", false, "have no key: only images that are to be signed later can be converted")
+	f.DurationVar(&grace, "grace", 5*time.Minute, "how long images that were begun may take after SIGTERM")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if queue.url == "" {
+			return usagef("--nats is missing: a queue in a process of its own has no workers elsewhere")
+		}
+		o, err := work.options()
+		if err != nil {
+			return err
+		}
+		options, err := own.options()
+		if err != nil {
+			return err
+		}
+		var signer sgx.Signer
+		if !unsigned {
+			if signer, err = own.key.open(cmd.Context()); err != nil {
+				return err
+			}
+			defer signer.Close()
+		}
+		drain := cmd.Context()
+		ctx, cancel := context.WithCancel(context.WithoutCancel(drain))
+		defer cancel()
+		defer context.AfterFunc(drain, func() {
+			logrus.Info("finishing what was begun; nothing new is taken")
+			time.AfterFunc(grace, cancel)
+		})()
+		q, err := queue.open(drain)
+		if err != nil {
+			return err
+		}
+		defer q.Close()
+		w := newBatchWorker(options, signer)
+		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)
+		return q.Work(ctx, drain, w, o)
+	}
+	return cmd
+}

@@ -1,0 +1,319 @@
+package batch_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/cache"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/plan"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// bench is a registry with images, a queue, and a worker.
+type bench struct {
+	t       *testing.T
+	reg     *fixture.Registry
+	dir     string
+	program string
+	worker  *batch.Worker
+	options batch.WorkOptions
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{t: t, reg: fixture.NewRegistry(t), dir: t.TempDir(), options: batch.WorkOptions{Parallel: 3, Attempts: 3, FirstPause: 10 * time.Millisecond}}
+	b.program = filepath.Join(b.dir, "sim")
+	require.NoError(t, os.WriteFile(b.program, []byte(fixture.ELF("")), 0o755))
+	text, err := os.ReadFile("../../testdata/vectors/test-signing-key.pem")
+	require.NoError(t, err)
+	key, err := sgx.ParseKey(text, nil)
+	require.NoError(t, err)
+	b.worker = &batch.Worker{
+		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}},
+		Own: convert.Options{Cache: cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit), Image: image.Options{FirstPause: time.Millisecond}},
+	}
+	return b
+}
+
+// push stores so many images, app:0 and so on, which differ in a variable.
+func (b *bench) push(n int) {
+	layer := fixture.Layer(b.t, fixture.Program("app", fixture.ELF("")))
+	for i := range n {
+		b.reg.Push(b.t, fmt.Sprintf("app:%d", i), fixture.Image(b.t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
+	}
+}
+
+func (b *bench) job(i int) batch.Job {
+	b.t.Helper()
+	source, err := image.ParseReference(fmt.Sprintf("%s/app:%d", b.reg.Host, i), true)
+	require.NoError(b.t, err)
+	target, err := image.ParseReference(fmt.Sprintf("%s/out:%d", b.reg.Host, i), true)
+	require.NoError(b.t, err)
+	o := convert.Options{Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: b.program}}
+	o.Launch.Enclave.Attestation, o.Launch.Enclave.LogLevel = "none", "error"
+	return batch.NewJob(o, true)
+}
+
+func (b *bench) jobs(n int) (list []batch.Job) {
+	for i := range n {
+		list = append(list, b.job(i))
+	}
+	return list
+}
+
+func (b *bench) open() *batch.Queue {
+	b.t.Helper()
+	q, err := batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue")})
+	require.NoError(b.t, err)
+	b.t.Cleanup(q.Close)
+	return q
+}
+
+// work has the worker work until a batch is done.
+func (b *bench) work(q *batch.Queue, of *batch.Batch) []*batch.Record {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var working sync.WaitGroup
+	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	require.NoError(b.t, q.Wait(ctx, of, func(*batch.Record) {}))
+	cancel()
+	working.Wait()
+	records, err := q.Records(context.Background(), of.ID)
+	require.NoError(b.t, err)
+	return records
+}
+
+func (b *bench) submit(q *batch.Queue, jobs []batch.Job) *batch.Batch {
+	b.t.Helper()
+	of, err := q.Submit(context.Background(), "test", jobs)
+	require.NoError(b.t, err)
+	return of
+}
+
+func statuses(records []*batch.Record) map[batch.Status]int {
+	n := map[batch.Status]int{}
+	for _, r := range records {
+		n[r.Status]++
+	}
+	return n
+}
+
+// A batch is converted; the same again changes nothing and takes two requests an image, one at the source and one at
+// the target; what was changed is converted anew.
+func TestUnchanged(t *testing.T) {
+	b := newBench(t)
+	b.push(5)
+	q := b.open()
+	records := b.work(q, b.submit(q, append(b.jobs(5), b.job(3)))) // one of them twice
+	require.Len(t, records, 5)
+	digests := map[string]string{}
+	for i, r := range records {
+		require.Equal(t, batch.Converted, r.Status, r.Error)
+		assert.Equal(t, b.reg.Digest(t, fmt.Sprint("out:", i)), r.Digest)
+		assert.NotZero(t, r.MREnclave)
+		digests[r.Job.Target] = r.Digest
+	}
+
+	b.reg.Intercept(nil)
+	records = b.work(q, b.submit(q, b.jobs(5)))
+	assert.Equal(t, map[batch.Status]int{batch.Unchanged: 5}, statuses(records))
+	var asked []string
+	for _, r := range b.reg.Requests() {
+		if !strings.HasSuffix(r, "/v2/") {
+			asked = append(asked, r)
+		}
+	}
+	assert.Len(t, asked, 10, "%v", asked)
+
+	// Another machine, which remembers nothing, sees the same by the label.
+	b.worker.Own.Cache = nil
+	records = b.work(q, b.submit(q, b.jobs(5)))
+	assert.Equal(t, map[batch.Status]int{batch.Unchanged: 5}, statuses(records))
+	for _, r := range records {
+		assert.Equal(t, digests[r.Job.Target], r.Digest)
+	}
+
+	forced := b.job(0)
+	forced.Force = true
+	newer := b.job(1)
+	newer.Options.ISVSVN = 1
+	b.reg.Push(t, "app:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{"N=other"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
+	records = b.work(q, b.submit(q, []batch.Job{forced, newer, b.job(2), b.job(3)}))
+	assert.Equal(t, map[batch.Status]int{batch.Converted: 3, batch.Unchanged: 1}, statuses(records))
+	assert.Equal(t, digests[forced.Target], b.reg.Digest(t, "out:0"))
+	assert.NotEqual(t, digests[newer.Target], b.reg.Digest(t, "out:1"))
+}
+
+// What fails for good is not tried again, and says why; what may pass is, as often as wanted; both can be queued again.
+func TestFailures(t *testing.T) {
+	b := newBench(t)
+	b.push(3)
+	absent := b.job(7)
+	var refused atomic.Int32
+	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.Contains(r.URL.Path, "/app/manifests/1") {
+			refused.Add(1)
+			http.Error(w, "overloaded", http.StatusServiceUnavailable)
+			return true
+		}
+		return false
+	})
+	q := b.open()
+	of := b.submit(q, append(b.jobs(3), absent))
+	records := b.work(q, of)
+	assert.Equal(t, map[batch.Status]int{batch.Converted: 2, batch.Failed: 2}, statuses(records))
+	busy, missing := records[1], records[3]
+	assert.True(t, busy.Transient)
+	assert.Equal(t, 3, busy.Attempts)
+	assert.Contains(t, busy.Error, "503")
+	assert.False(t, missing.Transient)
+	assert.Equal(t, 1, missing.Attempts)
+	assert.Contains(t, missing.Error, "not found")
+
+	b.reg.Intercept(nil)
+	n, err := q.Retry(context.Background(), of)
+	require.NoError(t, err)
+	assert.Equal(t, 2, n)
+	records = b.work(q, of)
+	assert.Equal(t, map[batch.Status]int{batch.Converted: 3, batch.Failed: 1}, statuses(records))
+}
+
+// Workers without a key, and jobs that this worker does not know, fail with the reason.
+func TestRefusedJobs(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	b.worker.Signer = nil
+	strange, broken, unsigned := b.job(0), b.job(0), b.job(0)
+	strange.Runtime.Kind, broken.Source, unsigned.Unsigned = "occlum", "UPPER CASE", true
+	q := b.open()
+	for _, r := range b.work(q, b.submit(q, []batch.Job{b.job(0), strange, broken, unsigned})) {
+		switch {
+		case r.Job.Unsigned:
+			assert.Equal(t, batch.Converted, r.Status, r.Error)
+			assert.Zero(t, r.MRSigner)
+		case r.Job.Runtime.Kind == "occlum":
+			assert.Contains(t, r.Error, `no runtime "occlum"`)
+		case r.Job.Source == broken.Source:
+			assert.Contains(t, r.Error, "not an image reference")
+		default:
+			assert.Contains(t, r.Error, "this worker has none")
+		}
+	}
+}
+
+// A queue that was left in the middle goes on where it was: what is done is not done again, and what was under way is.
+func TestResume(t *testing.T) {
+	b := newBench(t)
+	b.push(8)
+	q := b.open()
+	of := b.submit(q, b.jobs(8))
+	ctx, cancel := context.WithCancel(context.Background())
+	var working sync.WaitGroup
+	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	seen := 0
+	assert.ErrorIs(t, q.Wait(ctx, of, func(r *batch.Record) {
+		if r.Status.Final() {
+			if seen++; seen == 3 {
+				cancel()
+			}
+		}
+	}), context.Canceled)
+	working.Wait()
+	before, err := q.Records(context.Background(), of.ID)
+	require.NoError(t, err)
+	q.Close()
+
+	again := b.open()
+	_, err = batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue")})
+	assert.ErrorIs(t, err, batch.ErrBusy)
+	of, err = again.Find(context.Background(), "")
+	require.NoError(t, err)
+	left, err := again.Resume(context.Background(), of)
+	require.NoError(t, err)
+	assert.Equal(t, 8-statuses(before)[batch.Converted], left)
+	records := b.work(again, of)
+	assert.Equal(t, 8, statuses(records)[batch.Converted]+statuses(records)[batch.Unchanged])
+	for i, r := range before {
+		if r.Status.Final() {
+			assert.Equal(t, r, records[i], "what was done is as it was")
+		}
+	}
+	_, err = again.Find(context.Background(), "none")
+	assert.ErrorIs(t, err, batch.ErrNoBatch)
+}
+
+// Requests keep to the limits of their registry.
+func TestLimits(t *testing.T) {
+	b := newBench(t)
+	b.push(4)
+	var now, most atomic.Int32
+	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		n := now.Add(1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		time.Sleep(time.Millisecond)
+		b.reg.Inner.ServeHTTP(w, r)
+		now.Add(-1)
+		return true
+	})
+	jobs := b.jobs(4)
+	for i := range jobs {
+		jobs[i].Limits = map[string]plan.Limits{b.reg.Host: {AtOnce: 2, PerSecond: 200}}
+	}
+	q := b.open()
+	begin := time.Now()
+	records := b.work(q, b.submit(q, jobs))
+	assert.Equal(t, map[batch.Status]int{batch.Converted: 4}, statuses(records))
+	assert.LessOrEqual(t, most.Load(), int32(2))
+	requests := len(b.reg.Requests())
+	assert.Greater(t, time.Since(begin), time.Duration(requests-200)*5*time.Millisecond)
+}
+
+// A job that ends every worker is given up in the end.
+func TestPoison(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	q := b.open()
+	of := b.submit(q, b.jobs(1))
+	for i := 0; ; i++ {
+		require.Less(t, i, 60, "it comes again and again")
+		ctx, cancel := context.WithCancel(context.Background())
+		b.reg.Intercept(func(http.ResponseWriter, *http.Request, int) bool { cancel(); return false })
+		timeout := time.AfterFunc(5*time.Second, cancel)
+		_ = q.Work(ctx, ctx, b.worker, b.options)
+		timeout.Stop()
+		records, err := q.Records(context.Background(), of.ID)
+		require.NoError(t, err)
+		if records[0].Status == batch.Failed {
+			assert.Contains(t, records[0].Error, "none has finished it")
+			assert.Greater(t, i, 10)
+			return
+		}
+	}
+}
+
+func TestJobID(t *testing.T) {
+	b := newBench(t)
+	a, c := b.job(1), b.job(1)
+	assert.Equal(t, a.ID(), c.ID())
+	c.Options.Env = []string{"A=1"}
+	assert.NotEqual(t, a.ID(), c.ID())
+}

@@ -1,0 +1,157 @@
+// Package batch converts many images: a queue of jobs that outlives the processes which work on it, and the workers.
+//
+// The queue is NATS JetStream: inside the process, with its files in a directory, or a server or cluster elsewhere, for
+// workers on many machines. A [Job] is all that a worker has to know; keys and credentials are the worker's own.
+package batch
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/plan"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Job is one image to be converted. It holds no secrets.
+type Job struct {
+	Source string `json:"source"`
+	Target string `json:"target"`
+	// Insecure lets the registries be spoken to over HTTP.
+	Insecure bool                  `json:"insecure,omitempty"`
+	Runtime  Runtime               `json:"runtime"`
+	Options  convert.RecipeOptions `json:"options"`
+	Overlay  string                `json:"overlay,omitempty"`
+	Gate     convert.Gate          `json:"gate,omitzero"`
+	// Unsigned stores the image without a signature.
+	Unsigned      bool `json:"unsigned,omitempty"`
+	NoEvidence    bool `json:"no_evidence,omitempty"`
+	NeedsEvidence bool `json:"needs_evidence,omitempty"` // fails where the registry refuses it
+	AllowRollback bool `json:"allow_rollback,omitempty"`
+	TrustTOC      bool `json:"trust_toc,omitempty"`
+	// Force converts again what is there already.
+	Force bool `json:"force,omitempty"`
+	// Limits of registries, by their name.
+	Limits map[string]plan.Limits `json:"limits,omitempty"`
+}
+
+// Runtime says which library OS is wanted. Paths are those of the worker's machine.
+type Runtime struct {
+	Kind   string `json:"kind"`
+	Source string `json:"source,omitempty"`
+	Libs   string `json:"libs,omitempty"`
+	Digest string `json:"digest,omitempty"` // of the source, where it is an image
+	Layer  string `json:"layer,omitempty"`  // that must come out
+}
+
+// NewJob describes a conversion by its options.
+func NewJob(o convert.Options, insecure bool) Job {
+	r := o.Runtime
+	return Job{
+		Source: o.Source.String(), Target: o.Target.String(), Insecure: insecure,
+		Runtime: Runtime{o.Backend.Kind(), r.Source, r.Libs, r.Digest, r.Layer},
+		Options: o.Recorded(), Overlay: o.OverlayText, AllowRollback: o.AllowRollback, TrustTOC: o.TrustTOC,
+		NoEvidence: o.Evidence == nil, NeedsEvidence: o.Evidence != nil && o.Evidence.Required,
+	}
+}
+
+// ID names the job by all that it says: the same job has the same.
+func (j Job) ID() string {
+	b, err := json.Marshal(j)
+	if err != nil {
+		panic(err) // strings, numbers and lists
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+// options are those of the conversion, over what is the worker's own.
+func (j Job) options(own convert.Options, backends []libos.Backend) (o convert.Options, err error) {
+	o = own
+	if o.Source, err = image.ParseReference(j.Source, j.Insecure); err != nil {
+		return o, err
+	}
+	target, err := image.ParseReference(j.Target, j.Insecure)
+	if err != nil {
+		return o, err
+	}
+	o.Target = &target
+	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == j.Runtime.Kind })
+	if i < 0 {
+		return o, fmt.Errorf("this worker knows no runtime %q", j.Runtime.Kind)
+	}
+	o.Backend = backends[i]
+	o.Runtime.Source, o.Runtime.Libs, o.Runtime.Digest, o.Runtime.Layer = j.Runtime.Source, j.Runtime.Libs, j.Runtime.Digest, j.Runtime.Layer
+	o.Runtime.Insecure, o.Runtime.Image, o.Runtime.Cache = j.Insecure, o.Image, o.Cache
+	if o.Launch, err = j.Options.Launch(); err != nil {
+		return o, err
+	}
+	if j.Options.Date != "" {
+		date, err := sgx.ParseDate(j.Options.Date)
+		if err != nil {
+			return o, err
+		}
+		o.Date = &date
+	}
+	if j.Overlay != "" {
+		o.OverlayText = j.Overlay
+		if o.Overlay, err = manifest.ParseOverlay("the job's manifest", []byte(j.Overlay)); err != nil {
+			return o, err
+		}
+	}
+	o.AllowRollback, o.TrustTOC, o.Accept = j.AllowRollback, j.TrustTOC, j.Gate.Pass
+	switch {
+	case j.NoEvidence:
+		o.Evidence = nil
+	case o.Evidence != nil:
+		e := *o.Evidence
+		e.Required = e.Required || j.NeedsEvidence
+		o.Evidence = &e
+	}
+	return o, nil
+}
+
+// Status is how far a job is.
+type Status string
+
+// States of a job. The last three are final.
+const (
+	Queued    Status = "queued"
+	Running   Status = "running"
+	Retrying  Status = "retrying" // failed for a reason that may pass, and waits
+	Converted Status = "converted"
+	Unchanged Status = "unchanged" // the target has it already
+	Failed    Status = "failed"
+)
+
+// Final says whether nothing more will be done.
+func (s Status) Final() bool { return s == Converted || s == Unchanged || s == Failed }
+
+// Record is what is known of a job.
+type Record struct {
+	Batch  string `json:"batch"`
+	ID     string `json:"id"`
+	Job    Job    `json:"job"`
+	Status Status `json:"status"`
+	// Error is why it failed, or will be tried again; Transient says that trying again later may help.
+	Error     string `json:"error,omitempty"`
+	Transient bool   `json:"transient,omitempty"`
+	Attempts  int    `json:"attempts"`
+	// Identity is that of the conversion, as on the output.
+	Identity  string          `json:"identity,omitempty"`
+	Ref       string          `json:"ref,omitempty"` // the output by its digest
+	Digest    string          `json:"digest,omitempty"`
+	MREnclave sgx.Measurement `json:"mr_enclave,omitzero"`
+	MRSigner  sgx.Measurement `json:"mr_signer,omitzero"`
+	Findings  int             `json:"findings,omitempty"`
+	Worker    string          `json:"worker,omitempty"`
+	Seconds   float64         `json:"seconds,omitempty"` // of the last attempt
+	Updated   time.Time       `json:"updated"`
+}

@@ -1,0 +1,264 @@
+package batch
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/time/rate"
+
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/plan"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Worker converts images, several at a time, with what is this machine's own.
+type Worker struct {
+	// Name of the worker in records.
+	Name string
+	// Own are the options that are no job's business: caches, credentials, what inflates, evidence's key.
+	Own convert.Options
+	// Backends are the runtimes that jobs can ask for.
+	Backends []libos.Backend
+	// Signer signs; nil: only unsigned images can be made.
+	Signer sgx.Signer
+	// Observe gives the observer of a conversion; nil: nobody is told.
+	Observe func(Job) convert.Observer
+
+	once     sync.Once
+	pings    image.Pings
+	mu       sync.Mutex
+	runtimes map[Runtime]*loadedRuntime
+	limits   map[string]*limit
+}
+
+// Outcome is what became of a job.
+type Outcome struct {
+	Status    Status // Converted or Unchanged
+	Identity  string
+	Ref       string
+	Digest    string
+	MREnclave sgx.Measurement
+	MRSigner  sgx.Measurement
+	Findings  int
+}
+
+// Convert does a job, unless the target has its outcome already.
+func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
+	w.once.Do(func() { w.runtimes, w.limits = map[Runtime]*loadedRuntime{}, map[string]*limit{} })
+	own := w.Own
+	own.Image.Pings, own.Image.HTTP = &w.pings, &limited{w, j.Limits, own.Image.HTTP}
+	if w.Observe != nil {
+		own.Observer = w.Observe(j)
+	}
+	o, err := j.options(own, w.Backends)
+	if err != nil {
+		return nil, err
+	}
+	signer, mrsigner := w.Signer, sgx.Measurement{}
+	if j.Unsigned {
+		signer = nil
+	} else {
+		if signer == nil {
+			return nil, fmt.Errorf("%w: this worker has none, and the image is to be signed", sgx.ErrNoKey)
+		}
+		key, err := signer.Public(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("reading the signing key: %w", err)
+		}
+		mrsigner = sgx.MRSigner(key)
+	}
+	runtime := w.runtime(j.Runtime)
+	o.Backend = &onceLoaded{o.Backend, runtime}
+	bundle, err := o.Backend.Load(ctx, o.Runtime)
+	if err != nil {
+		return nil, err
+	}
+	source, err := image.Resolve(ctx, o.Source, o.Image)
+	if err != nil {
+		return nil, err
+	}
+	out := &Outcome{Status: Unchanged, Identity: o.Identity(source, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
+	if !j.Force {
+		done, err := w.done(ctx, o, out)
+		if done || err != nil {
+			return out, err
+		}
+	}
+	r, err := convert.Run(ctx, o, signer)
+	if err != nil {
+		return nil, err
+	}
+	out.Status, out.Ref, out.Digest, out.MREnclave, out.Findings = Converted, r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
+	w.remember(out)
+	return out, nil
+}
+
+// done says whether the target has the outcome of an identity already. What is remembered of it takes one request to
+// confirm; else the image's labels say what it is.
+func (w *Worker) done(ctx context.Context, o convert.Options, out *Outcome) (bool, error) {
+	if o.Target.Transport != image.Registry {
+		return false, nil // cheaper to do than to find out
+	}
+	if known := w.remembered(out.Identity); known != nil {
+		at, err := image.At(ctx, *o.Target, o.Image)
+		if err == nil && at == known.Digest {
+			out.Digest, out.MREnclave = known.Digest, known.MREnclave
+			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
+			return true, nil
+		}
+	}
+	img, err := image.Open(ctx, *o.Target, o.Image)
+	if err != nil {
+		if image.Transient(err) || ctx.Err() != nil {
+			return false, err
+		}
+		return false, nil // there is none, or none that can be read: writing shows what is wrong
+	}
+	defer img.Close()
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	if json.Unmarshal(img.Config, &config) != nil || config.Config.Labels[convert.LabelIdentity] != out.Identity || img.Index {
+		return false, nil
+	}
+	if err := out.MREnclave.UnmarshalText([]byte(config.Config.Labels[convert.LabelMREnclave])); err != nil {
+		return false, nil //nolint:nilerr // then it is not what we made
+	}
+	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
+	w.remember(out)
+	return true, nil
+}
+
+// output is what is remembered of an identity.
+type output struct {
+	Digest    string          `json:"digest"`
+	MREnclave sgx.Measurement `json:"mr_enclave"`
+}
+
+func outputKey(identity string) string { return "output/" + identity[len("sha256:"):] }
+
+func (w *Worker) remember(out *Outcome) {
+	if w.Own.Cache == nil {
+		return
+	}
+	if b, err := json.Marshal(output{out.Digest, out.MREnclave}); err == nil {
+		_ = w.Own.Cache.Put(outputKey(out.Identity), b) // a cache that cannot be written costs time, nothing else
+	}
+}
+
+func (w *Worker) remembered(identity string) *output {
+	if w.Own.Cache == nil {
+		return nil
+	}
+	b, ok := w.Own.Cache.Get(outputKey(identity))
+	var o output
+	if !ok || json.Unmarshal(b, &o) != nil {
+		return nil
+	}
+	return &o
+}
+
+// freshFor is how long a runtime that was found by a tag is used before the tag is asked for again.
+const freshFor = 10 * time.Minute
+
+// loadedRuntime is a runtime that is loaded once for many images.
+type loadedRuntime struct {
+	mu     sync.Mutex
+	bundle *libos.Bundle
+	at     time.Time
+}
+
+func (w *Worker) runtime(r Runtime) *loadedRuntime {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.runtimes[r] == nil {
+		w.runtimes[r] = &loadedRuntime{}
+	}
+	return w.runtimes[r]
+}
+
+// onceLoaded is a backend whose runtime is loaded once.
+type onceLoaded struct {
+	libos.Backend
+	runtime *loadedRuntime
+}
+
+func (b *onceLoaded) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
+	b.runtime.mu.Lock()
+	defer b.runtime.mu.Unlock()
+	if b.runtime.bundle == nil || time.Since(b.runtime.at) > freshFor {
+		bundle, err := b.Backend.Load(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		b.runtime.bundle, b.runtime.at = bundle, time.Now()
+	}
+	copied := *b.runtime.bundle
+	return &copied, nil
+}
+
+// limit keeps to the limits of a registry.
+type limit struct {
+	pace *rate.Limiter
+	few  chan struct{} // nil: as many as it likes
+}
+
+// limited sends requests as slowly as the limits of their registries want it.
+type limited struct {
+	w      *Worker
+	limits map[string]plan.Limits
+	inner  http.RoundTripper
+}
+
+func (t *limited) RoundTrip(r *http.Request) (*http.Response, error) {
+	inner := t.inner
+	if inner == nil {
+		inner = remote.DefaultTransport
+	}
+	l := t.w.limit(r.URL.Host, t.limits)
+	if l == nil {
+		return inner.RoundTrip(r)
+	}
+	if err := l.pace.Wait(r.Context()); err != nil {
+		return nil, err
+	}
+	if l.few == nil {
+		return inner.RoundTrip(r)
+	}
+	select {
+	case l.few <- struct{}{}:
+		defer func() { <-l.few }()
+		return inner.RoundTrip(r)
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+}
+
+func (w *Worker) limit(host string, limits map[string]plan.Limits) *limit {
+	wanted, ok := limits[host]
+	if !ok {
+		return nil
+	}
+	key := fmt.Sprint(host, wanted)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if l := w.limits[key]; l != nil {
+		return l
+	}
+	l := &limit{pace: rate.NewLimiter(rate.Inf, 1)}
+	if wanted.PerSecond > 0 {
+		l.pace = rate.NewLimiter(rate.Limit(wanted.PerSecond), max(1, int(wanted.PerSecond)))
+	}
+	if wanted.AtOnce > 0 {
+		l.few = make(chan struct{}, wanted.AtOnce)
+	}
+	w.limits[key] = l
+	return l
+}

@@ -1,0 +1,56 @@
+package convert
+
+import (
+	"context"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// ErrFindings says that a conversion stopped because of what was found.
+var ErrFindings = errors.New("nothing was stored because of what was found")
+
+// Gate decides which findings stop a conversion: errors and, if it is strict, warnings, but for those with an
+// ignored code.
+type Gate struct {
+	Strict bool     `json:"strict,omitempty"`
+	Ignore []string `json:"ignore,omitempty"`
+}
+
+// Pass is for Options.Accept: its error is ErrFindings.
+func (g Gate) Pass(findings []launch.Finding) error {
+	var codes []string
+	for _, f := range findings {
+		grave := f.Severity == launch.Error || g.Strict && f.Severity == launch.Warning
+		if grave && !slices.Contains(g.Ignore, f.Code) && !slices.Contains(codes, f.Code) {
+			codes = append(codes, f.Code)
+		}
+	}
+	if len(codes) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrFindings, strings.Join(codes, ", "))
+}
+
+// Run is Prepare, Sign and Finish in one, for a target that is known and a signer that is here. Without a signer the
+// signature is left out.
+func Run(ctx context.Context, o Options, signer sgx.Signer) (*Result, error) {
+	p, err := Prepare(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	var public *rsa.PublicKey
+	var signature []byte
+	if signer != nil {
+		if public, signature, err = Sign(ctx, p, signer); err != nil {
+			return nil, err
+		}
+	}
+	return Finish(ctx, p, public, signature, *o.Target)
+}

@@ -1,0 +1,195 @@
+package plan
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/Masterminds/semver/v3"
+	"github.com/google/go-containerregistry/pkg/name"
+	"golang.org/x/sync/errgroup"
+)
+
+// Image is one that is to be converted.
+type Image struct {
+	Source, Target string
+	Options        Options // of the entry, over the defaults
+	Line           int     // of the entry that chose it
+}
+
+// Catalog is what registries tell of themselves.
+type Catalog interface {
+	Repositories(ctx context.Context, registry name.Registry) ([]string, error)
+	Tags(ctx context.Context, repo name.Repository) ([]string, error)
+	// Created is when an image was made.
+	Created(ctx context.Context, ref name.Reference) (time.Time, error)
+}
+
+// Select finds the images of a plan. Their order goes around the registries that they are in, so that no registry is
+// asked for all of its images at once while others wait.
+func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, error) {
+	var images []Image
+	chosen := map[string]Image{} // by target
+	for i := range p.Convert {
+		e := &p.Convert[i]
+		found, err := e.find(ctx, c)
+		if err != nil {
+			return nil, &Error{file, e.Line, err}
+		}
+		for _, ref := range found {
+			tag := strings.ReplaceAll(ref.Identifier(), ":", "-")
+			target, err := e.targetOf(ref.Context().RegistryStr(), ref.Context().RepositoryStr(), tag)
+			if err != nil {
+				return nil, &Error{file, e.Line, err}
+			}
+			img := Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line}
+			if before, ok := chosen[target]; ok {
+				if before.Source == img.Source {
+					continue // the first entry that chooses an image decides
+				}
+				return nil, &Error{file, e.Line, fmt.Errorf("%s and %s would both become %s", before.Source, img.Source, target)}
+			}
+			chosen[target] = img
+			images = append(images, img)
+		}
+	}
+	return turns(images), nil
+}
+
+// turns orders images so that registries take turns.
+func turns(images []Image) []Image {
+	place := map[string]int{}
+	order := make([]int, len(images))
+	for i, img := range images {
+		host, _, _ := strings.Cut(img.Source, "/")
+		order[i] = place[host]
+		place[host]++
+	}
+	index := make([]int, len(images))
+	for i := range index {
+		index[i] = i
+	}
+	slices.SortStableFunc(index, func(a, b int) int { return cmp.Compare(order[a], order[b]) })
+	sorted := make([]Image, len(images))
+	for i, at := range index {
+		sorted[i] = images[at]
+	}
+	return sorted
+}
+
+func (e *Entry) find(ctx context.Context, c Catalog) ([]name.Reference, error) {
+	if e.Image != "" {
+		ref, err := name.ParseReference(e.Image)
+		return []name.Reference{ref}, err
+	}
+	repos := []string{e.Repository}
+	if e.Registry != "" {
+		registry, err := name.NewRegistry(e.Registry)
+		if err != nil {
+			return nil, err
+		}
+		all, err := c.Repositories(ctx, registry)
+		if err != nil {
+			return nil, err
+		}
+		slices.Sort(all)
+		repos = nil
+		for _, r := range all {
+			if matches(e.Repositories.Allow, e.Repositories.Deny, r) {
+				repos = append(repos, registry.Name()+"/"+r)
+			}
+		}
+	}
+	found := make([][]name.Reference, len(repos))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for i, r := range repos {
+		g.Go(func() (err error) {
+			repo, err := name.NewRepository(r)
+			if err != nil {
+				return err
+			}
+			found[i], err = e.tags(ctx, c, repo)
+			return err
+		})
+	}
+	err := g.Wait()
+	return slices.Concat(found...), err
+}
+
+func matches(allow, deny []Expression, s string) bool {
+	is := func(e Expression) bool { return e.MatchString(s) }
+	return (len(allow) == 0 || slices.ContainsFunc(allow, is)) && !slices.ContainsFunc(deny, is)
+}
+
+// converted is how the tags end that DefaultTarget and "cconvert convert" give.
+const converted = "-confidential"
+
+// tags chooses a repository's tags, the newest first where that is asked for.
+func (e *Entry) tags(ctx context.Context, c Catalog, repo name.Repository) ([]name.Reference, error) {
+	list, err := c.Tags(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	type tag struct {
+		name.Tag
+		version *semver.Version
+		created time.Time
+	}
+	var tags []tag
+	for _, s := range list {
+		// Results beside their sources, and what cosign and referrers keep under tags, are no sources.
+		if strings.HasSuffix(s, converted) || artifactTag(s) || !matches(e.Tags.Allow, e.Tags.Deny, s) {
+			continue
+		}
+		t := tag{Tag: repo.Tag(s)}
+		if e.Tags.SemVer.Constraints != nil {
+			if t.version, err = semver.NewVersion(s); err != nil || !e.Tags.SemVer.Check(t.version) {
+				continue
+			}
+		}
+		tags = append(tags, t)
+	}
+	since := e.Tags.UpdatedSince != Since{}
+	if since || e.Tags.Newest > 0 && e.Tags.SemVer.Constraints == nil {
+		g, ctx := errgroup.WithContext(ctx)
+		g.SetLimit(8)
+		for i := range tags {
+			g.Go(func() (err error) {
+				tags[i].created, err = c.Created(ctx, tags[i].Tag)
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return nil, err
+		}
+	}
+	if since {
+		now := time.Now()
+		tags = slices.DeleteFunc(tags, func(t tag) bool { return e.Tags.UpdatedSince.before(t.created, now) })
+	}
+	slices.SortFunc(tags, func(a, b tag) int {
+		switch {
+		case a.version != nil:
+			return cmp.Or(b.version.Compare(a.version), cmp.Compare(a.TagStr(), b.TagStr()))
+		case e.Tags.Newest > 0:
+			return cmp.Or(b.created.Compare(a.created), cmp.Compare(a.TagStr(), b.TagStr()))
+		}
+		return cmp.Compare(a.TagStr(), b.TagStr())
+	})
+	if n := e.Tags.Newest; n > 0 && n < len(tags) {
+		tags = tags[:n]
+	}
+	refs := make([]name.Reference, len(tags))
+	for i, t := range tags {
+		refs[i] = t.Tag
+	}
+	return refs, nil
+}
+
+// artifactTag says whether a tag is that of an artifact rather than of an image: "sha256-…", with or without a suffix
+// (cosign's, and the referrers tag schema of the OCI distribution specification).
+func artifactTag(tag string) bool { return strings.HasPrefix(tag, "sha256-") }
