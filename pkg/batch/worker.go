@@ -32,7 +32,7 @@ type Worker struct {
 	Observe func(Job) convert.Observer
 
 	once     sync.Once
-	pings    image.Pings
+	shared   image.Shared
 	mu       sync.Mutex
 	runtimes map[Runtime]*loadedRuntime
 	limits   map[string]*limit
@@ -53,7 +53,7 @@ type Outcome struct {
 func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 	w.once.Do(func() { w.runtimes, w.limits = map[Runtime]*loadedRuntime{}, map[string]*limit{} })
 	own := w.Own
-	own.Image.Pings, own.Image.HTTP = &w.pings, &limited{w, j.Limits, own.Image.HTTP}
+	own.Image.Shared, own.Image.HTTP = &w.shared, &limited{w, j.Limits, own.Image.HTTP}
 	if w.Observe != nil {
 		own.Observer = w.Observe(j)
 	}

@@ -30,8 +30,8 @@ type Options struct {
 	Jobs int
 	// FirstPause is the wait before the first repetition of a request; 0: half a second. It doubles.
 	FirstPause time.Duration
-	// Pings remembers how registries are spoken to, for many images; nil: it is asked for each image.
-	Pings *Pings
+	// Shared is what transfers of many images have in common; nil: nothing.
+	Shared *Shared
 }
 
 func (o Options) jobs() int {

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"sync"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -20,18 +19,6 @@ type rememberPing struct {
 	mu     sync.Mutex
 	answer *http.Response
 	body   []byte
-}
-
-// Pings are the answers of several registries.
-type Pings struct{ byRegistry sync.Map }
-
-// of gives what is known of a registry.
-func (p *Pings) of(registry name.Registry) *rememberPing {
-	if p == nil {
-		return &rememberPing{}
-	}
-	known, _ := p.byRegistry.LoadOrStore(registry, &rememberPing{})
-	return known.(*rememberPing)
 }
 
 func (p *rememberPing) over(inner http.RoundTripper) http.RoundTripper {

@@ -25,6 +25,8 @@ type registrySession struct {
 	rt    http.RoundTripper
 	ping  *rememberPing
 	first time.Duration // the first pause before a repetition
+	// shared may be nil.
+	shared *Shared
 }
 
 // connect prepares to talk to a repository. What is known from an earlier session, if there was one with
@@ -42,7 +44,7 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	if inner == nil {
 		inner = remote.DefaultTransport
 	}
-	ping := o.Pings.of(repo.Registry)
+	ping := o.Shared.ping(repo.Registry)
 	if near != nil && near.repo.Registry == repo.Registry {
 		ping = near.ping
 	}
@@ -51,7 +53,7 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", repo.RegistryStr(), explain(err))
 	}
-	return &registrySession{repo, rt, ping, o.firstPause()}, nil
+	return &registrySession{repo, rt, ping, o.firstPause(), o.Shared}, nil
 }
 
 func (s *registrySession) options(ctx context.Context, o Options) []remote.Option {

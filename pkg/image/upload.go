@@ -256,7 +256,14 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 	if err != nil {
 		return err
 	}
-	mountable = mountable && m.Reference.Context().Registry == s.repo.Registry
+	return s.shared.upload(ctx, s.repo.Name()+"@"+digest.String(), func() error {
+		return s.sendBlob(ctx, digest, size, l, m)
+	})
+}
+
+// sendBlob sends a blob that the repository may lack. Mountable says where it is, and may be nil.
+func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int64, l v1.Layer, m *remote.MountableLayer) error {
+	mountable := m != nil && m.Reference.Context().Registry == s.repo.Registry
 	if !mountable && size >= smallBlob && s.has(ctx, "blobs", digest.String()) {
 		return nil
 	}
@@ -298,8 +305,13 @@ func (s *registrySession) putManifest(ctx context.Context, at string, mt types.M
 }
 
 // putManifestFor is putManifest, and gives what the registry says of it.
-func (s *registrySession) putManifestFor(ctx context.Context, at string, mt types.MediaType, raw []byte) (*answer, error) {
-	return s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+func (s *registrySession) putManifestFor(ctx context.Context, at string, mt types.MediaType, raw []byte) (said *answer, err error) {
+	once := context.WithValue(ctx, unrepeated, true)
+	err = retry(ctx, s.first, func() error {
+		said, err = s.do(once, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+		return err
+	})
+	return said, err
 }
 
 // has says whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.

@@ -1,0 +1,44 @@
+package image
+
+import (
+	"context"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"golang.org/x/sync/singleflight"
+)
+
+// Shared is what transfers of many images have in common: how registries are spoken to, and blobs that several of them
+// send to the same repository. The zero value is ready for use.
+type Shared struct {
+	pings   sync.Map // *rememberPing by registry
+	uploads singleflight.Group
+}
+
+// ping gives what is known of a registry.
+func (s *Shared) ping(registry name.Registry) *rememberPing {
+	if s == nil {
+		return &rememberPing{}
+	}
+	known, _ := s.pings.LoadOrStore(registry, &rememberPing{})
+	return known.(*rememberPing)
+}
+
+// upload sends a blob once for all that send it at the time. Where the one who does so fails, which can be for a reason
+// of its own, everybody else sends it.
+func (s *Shared) upload(ctx context.Context, key string, send func() error) error {
+	if s == nil {
+		return send()
+	}
+	mine := false
+	result := s.uploads.DoChan(key, func() (any, error) { mine = true; return nil, send() })
+	select {
+	case r := <-result:
+		if r.Err != nil && !mine && ctx.Err() == nil {
+			return send()
+		}
+		return r.Err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
