@@ -71,21 +71,29 @@ func freePort(t testing.TB) string {
 // startRegistry runs Debian's docker-registry on loopback and gives its port.
 func startRegistry(t testing.TB) string {
 	t.Helper()
-	dir, port := t.TempDir(), freePort(t)
+	_, port, err := net.SplitHostPort(startRegistryAt(t, "127.0.0.1"))
+	require.NoError(t, err)
+	return port
+}
+
+// startRegistryAt runs it on an address of this machine, and gives that with the port.
+func startRegistryAt(t testing.TB, address string) string {
+	t.Helper()
+	dir, host := t.TempDir(), net.JoinHostPort(address, freePort(t))
 	config := filepath.Join(dir, "config.yml")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil,
-		"version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: '127.0.0.1:%s'}\n", dir, port), 0o600))
+		"version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: '%s'}\n", dir, host), 0o600))
 	cmd := exec.Command("docker-registry", "serve", config)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	eventually(t, "the registry answers", func() error {
-		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		c, err := net.Dial("tcp", host)
 		if err == nil {
 			c.Close()
 		}
 		return err
 	})
-	return port
+	return host
 }
 
 func eventually(t testing.TB, what string, f func() error) {

@@ -437,18 +437,60 @@ func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
 		return nil
 	}
 	for open > 0 {
-		if err := q.follow(ctx, b, see, func() bool { return open == 0 }); err != nil {
+		if err := q.follow(ctx, b.ID, see, func() bool { return open == 0 }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// Requests is the batch of conversions that were asked for one by one. It has no end.
+const Requests = "requests"
+
+// Request queues one conversion in the batch of Requests. The same as one that is not done yet is that one.
+func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
+	r := &Record{Batch: Requests, ID: j.ID(), Job: j, Status: Queued, Updated: time.Now().UTC()}
+	before, _, err := q.get(ctx, r.Batch+"."+r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if before != nil && !before.Status.Final() {
+		return before, q.queue(ctx, []*Record{before})
+	}
+	if err := q.put(ctx, r); err != nil {
+		return nil, err
+	}
+	return r, q.queue(ctx, []*Record{r})
+}
+
+// Watch tells of every record of a batch, as it is and as it changes, until the context ends.
+func (q *Queue) Watch(ctx context.Context, batch string, tell func(*Record)) error {
+	for {
+		err := q.follow(ctx, batch, func(value []byte) error {
+			r := &Record{}
+			if err := json.Unmarshal(value, r); err != nil {
+				return err
+			}
+			tell(r)
+			return nil
+		}, func() bool { return false })
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Ready says whether the queue answers.
+func (q *Queue) Ready(ctx context.Context) error {
+	_, err := q.js.Stream(ctx, streamName)
+	return err
+}
+
 // follow watches a batch until it is done, or nothing was heard for a while.
-func (q *Queue) follow(ctx context.Context, b *Batch, see func([]byte) error, done func() bool) error {
+func (q *Queue) follow(ctx context.Context, batch string, see func([]byte) error, done func() bool) error {
 	var w jetstream.KeyWatcher
 	if err := q.try(ctx, func(context.Context) (err error) {
-		w, err = q.records.Watch(ctx, b.ID+".*", jetstream.IgnoreDeletes())
+		w, err = q.records.Watch(ctx, batch+".*", jetstream.IgnoreDeletes())
 		return err
 	}); err != nil {
 		return fmt.Errorf("watching the batch: %w", err)

@@ -193,3 +193,46 @@ func (e *Entry) tags(ctx context.Context, c Catalog, repo name.Repository) ([]na
 // artifactTag says whether a tag is that of an artifact rather than of an image: "sha256-…", with or without a suffix
 // (cosign's, and the referrers tag schema of the OCI distribution specification).
 func artifactTag(tag string) bool { return strings.HasPrefix(tag, "sha256-") }
+
+// Rule gives the first entry that an image falls under, when somebody asks for it to be converted, and the target; nil
+// where there is none. Newest and UpdatedSince, which are about many images, are not looked at.
+func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
+	for i := range p.Convert {
+		e := &p.Convert[i]
+		if !e.covers(ref) {
+			continue
+		}
+		tag := strings.ReplaceAll(ref.Identifier(), ":", "-")
+		target, err := e.targetOf(ref.Context().RegistryStr(), ref.Context().RepositoryStr(), tag)
+		return e, Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line}, err
+	}
+	return nil, Image{}, nil
+}
+
+func (e *Entry) covers(ref name.Reference) bool {
+	if e.Image != "" {
+		own, err := name.ParseReference(e.Image)
+		return err == nil && own.Name() == ref.Name()
+	}
+	repo := ref.Context()
+	if e.Repository != "" {
+		own, err := name.NewRepository(e.Repository)
+		if err != nil || own.Name() != repo.Name() {
+			return false
+		}
+	} else {
+		own, err := name.NewRegistry(e.Registry)
+		if err != nil || own.Name() != repo.RegistryStr() || !matches(e.Repositories.Allow, e.Repositories.Deny, repo.RepositoryStr()) {
+			return false
+		}
+	}
+	tag := ref.Identifier()
+	if strings.HasSuffix(tag, converted) || artifactTag(tag) || !matches(e.Tags.Allow, e.Tags.Deny, tag) {
+		return false
+	}
+	if e.Tags.SemVer.Constraints == nil {
+		return true
+	}
+	v, err := semver.NewVersion(tag)
+	return err == nil && e.Tags.SemVer.Check(v)
+}

@@ -1,0 +1,147 @@
+package service
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+)
+
+// Signatures of cosign lie under a tag that is made of the digest, as layers of their own type with the signature in an
+// annotation (cosign's specification, "Signature Spec").
+const (
+	simpleSigning   = "application/vnd.dev.cosign.simplesigning.v1+json"
+	signatureKey    = "dev.cosignproject.cosign/signature"
+	signatureType   = "cosign container image signature"
+	maxSignatures   = 100
+	maxSignedBytes  = 64 << 10
+	maxSignatureKey = 16 << 10 // bytes of a public key's file
+)
+
+// ErrUnsigned says that an image has no signature by any of the keys.
+var ErrUnsigned = errors.New("the image has no signature by one of the rule's keys")
+
+// ParseKey reads a public key: ECDSA, Ed25519 or RSA, in PEM.
+func ParseKey(text []byte) (crypto.PublicKey, error) {
+	if len(text) > maxSignatureKey {
+		return nil, fmt.Errorf("it has more than %d bytes", maxSignatureKey)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, errors.New("no PEM block of a public key")
+	}
+	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	switch k := key.(type) {
+	case *ecdsa.PublicKey, ed25519.PublicKey:
+		return key, nil
+	case *rsa.PublicKey:
+		if k.N.BitLen() >= 2048 {
+			return key, nil
+		}
+	}
+	return nil, fmt.Errorf("a key of the type %T, or of this size, is not taken", key)
+}
+
+// verifies says whether a signature over bytes is by a key.
+func verifies(key crypto.PublicKey, signed, signature []byte) bool {
+	sum := sha256.Sum256(signed)
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(k, sum[:], signature)
+	case ed25519.PublicKey:
+		return ed25519.Verify(k, signed, signature)
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], signature) == nil
+	}
+	return false
+}
+
+// access is how registries are read.
+type access struct {
+	keychain authn.Keychain
+	http     http.RoundTripper
+}
+
+func (a access) options(ctx context.Context) []remote.Option {
+	o := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(a.keychain)}
+	if a.http != nil {
+		o = append(o, remote.WithTransport(a.http))
+	}
+	return o
+}
+
+// signed looks for a signature of an image by one of the keys; the error is ErrUnsigned where there is none.
+func (a access) signed(ctx context.Context, image name.Digest, keys []crypto.PublicKey) error {
+	digest := image.DigestStr()
+	tag := image.Context().Tag(strings.ReplaceAll(digest, ":", "-") + ".sig")
+	img, err := remote.Image(tag, a.options(ctx)...)
+	if err != nil {
+		var answer *transport.Error
+		if errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
+			return ErrUnsigned
+		}
+		return fmt.Errorf("reading the signatures of %s: %w", image, err)
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return fmt.Errorf("reading the signatures of %s: %w", image, err)
+	}
+	for i, d := range m.Layers {
+		signature, err := base64.StdEncoding.DecodeString(d.Annotations[signatureKey])
+		if i >= maxSignatures || d.MediaType != simpleSigning || d.Size > maxSignedBytes || err != nil || len(signature) == 0 {
+			continue
+		}
+		l, err := img.LayerByDigest(d.Digest)
+		if err != nil {
+			return fmt.Errorf("reading the signatures of %s: %w", image, err)
+		}
+		r, err := l.Compressed()
+		if err != nil {
+			return fmt.Errorf("reading the signatures of %s: %w", image, err)
+		}
+		payload, err := io.ReadAll(io.LimitReader(r, maxSignedBytes+1))
+		r.Close()
+		if err != nil {
+			return fmt.Errorf("reading the signatures of %s: %w", image, err)
+		}
+		for _, k := range keys {
+			if len(payload) <= maxSignedBytes && verifies(k, payload, signature) && about(payload, digest) {
+				return nil
+			}
+		}
+	}
+	return ErrUnsigned
+}
+
+// about says whether what was signed is a statement about an image of this digest. The name in it is whatever the signer
+// called the image: copies have others.
+func about(payload []byte, digest string) bool {
+	var p struct {
+		Critical struct {
+			Image struct {
+				Digest string `json:"docker-manifest-digest"`
+			} `json:"image"`
+			Type string `json:"type"`
+		} `json:"critical"`
+	}
+	return json.Unmarshal(payload, &p) == nil && p.Critical.Type == signatureType && p.Critical.Image.Digest == digest
+}
