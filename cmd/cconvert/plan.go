@@ -212,13 +212,21 @@ func (c catalog) Created(ctx context.Context, n name.Reference) (time.Time, erro
 	return img.Created(), nil
 }
 
+// checkOptions finds mistakes in a plan's options, whatever images there are.
+func checkOptions(file string, p *plan.Plan, insecure bool) error {
+	for _, e := range p.Convert {
+		img := plan.Image{Source: "registry.example/source:1", Target: "registry.example/target:1", Options: e.Options.Over(p.Defaults.Options), Line: e.Line}
+		if _, err := planJob(file, img, p, insecure); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // planJobs finds a plan's images, and makes a job of each.
 func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, insecure bool) ([]batch.Job, error) {
-	for _, e := range p.Convert { // mistakes show whatever there is to be converted
-		any := plan.Image{Source: "registry.example/source:1", Target: "registry.example/target:1", Options: e.Options.Over(p.Defaults.Options), Line: e.Line}
-		if _, err := planJob(file, any, p, insecure); err != nil {
-			return nil, err
-		}
+	if err := checkOptions(file, p, insecure); err != nil {
+		return nil, err
 	}
 	images, err := p.Select(ctx, file, catalog{o, insecure})
 	if err != nil {

@@ -63,7 +63,7 @@ func newRoot() *cobra.Command {
 	})
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(convert, newBatch(), newWorker(), newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
+	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
 	return root
 }
 

@@ -2,15 +2,8 @@ package service
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -21,59 +14,22 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/cconvert/cconvert/pkg/attest"
 )
 
 // Signatures of cosign lie under a tag that is made of the digest, as layers of their own type with the signature in an
 // annotation (cosign's specification, "Signature Spec").
 const (
-	simpleSigning   = "application/vnd.dev.cosign.simplesigning.v1+json"
-	signatureKey    = "dev.cosignproject.cosign/signature"
-	signatureType   = "cosign container image signature"
-	maxSignatures   = 100
-	maxSignedBytes  = 64 << 10
-	maxSignatureKey = 16 << 10 // bytes of a public key's file
+	simpleSigning  = "application/vnd.dev.cosign.simplesigning.v1+json"
+	signatureKey   = "dev.cosignproject.cosign/signature"
+	signatureType  = "cosign container image signature"
+	maxSignatures  = 100
+	maxSignedBytes = 64 << 10
 )
 
 // ErrUnsigned says that an image has no signature by any of the keys.
 var ErrUnsigned = errors.New("the image has no signature by one of the rule's keys")
-
-// ParseKey reads a public key: ECDSA, Ed25519 or RSA, in PEM.
-func ParseKey(text []byte) (crypto.PublicKey, error) {
-	if len(text) > maxSignatureKey {
-		return nil, fmt.Errorf("it has more than %d bytes", maxSignatureKey)
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PUBLIC KEY" {
-		return nil, errors.New("no PEM block of a public key")
-	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	switch k := key.(type) {
-	case *ecdsa.PublicKey, ed25519.PublicKey:
-		return key, nil
-	case *rsa.PublicKey:
-		if k.N.BitLen() >= 2048 {
-			return key, nil
-		}
-	}
-	return nil, fmt.Errorf("a key of the type %T, or of this size, is not taken", key)
-}
-
-// verifies says whether a signature over bytes is by a key.
-func verifies(key crypto.PublicKey, signed, signature []byte) bool {
-	sum := sha256.Sum256(signed)
-	switch k := key.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(k, sum[:], signature)
-	case ed25519.PublicKey:
-		return ed25519.Verify(k, signed, signature)
-	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], signature) == nil
-	}
-	return false
-}
 
 // access is how registries are read.
 type access struct {
@@ -90,7 +46,7 @@ func (a access) options(ctx context.Context) []remote.Option {
 }
 
 // signed looks for a signature of an image by one of the keys; the error is ErrUnsigned where there is none.
-func (a access) signed(ctx context.Context, image name.Digest, keys []crypto.PublicKey) error {
+func (a access) signed(ctx context.Context, image name.Digest, keys []*attest.PublicKey) error {
 	digest := image.DigestStr()
 	tag := image.Context().Tag(strings.ReplaceAll(digest, ":", "-") + ".sig")
 	img, err := remote.Image(tag, a.options(ctx)...)
@@ -124,7 +80,7 @@ func (a access) signed(ctx context.Context, image name.Digest, keys []crypto.Pub
 			return fmt.Errorf("reading the signatures of %s: %w", image, err)
 		}
 		for _, k := range keys {
-			if len(payload) <= maxSignedBytes && verifies(k, payload, signature) && about(payload, digest) {
+			if len(payload) <= maxSignedBytes && k.Verify(ctx, payload, signature) == nil && about(payload, digest) {
 				return nil
 			}
 		}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/plan"
+	"github.com/cconvert/cconvert/pkg/service"
+)
+
+const serveLong = `Convert images because somebody asks over HTTP: Harbor and the Distribution registry by their
+notifications, others by a request. The entries of a plan are the rules: an image is converted only
+if one of them covers it and, unless the entry says "allowUnsigned: true", only if it has a signature of
+cosign by one of the entry's keys. docs/batch.md describes it.
+
+Whoever asks must know the secret, or show a certificate. With --nats the work is done by "cconvert
+worker"; otherwise by this process, which then needs the signing key.`
+
+const serveExamples = `  # Rules in plan.yaml, workers elsewhere
+  cconvert serve plan.yaml --nats nats://nats.example:4222 --secret-file secret --tls-cert cert.pem --tls-key key.pem
+
+  # All in one process, for a registry on the same machine
+  cconvert serve plan.yaml --listen 127.0.0.1:8080 --secret-file secret --key enclave-key.pem`
+
+// serveFlags are about the service's own door.
+type serveFlags struct {
+	listen, secret, cert, key, clientCA string
+}
+
+func newServe() *cobra.Command {
+	var queue queueFlags
+	var own ownFlags
+	var work workFlags
+	var door serveFlags
+	cmd := &cobra.Command{
+		Use:     "serve PLAN",
+		Short:   "Convert images when registries or others ask for it over HTTP",
+		Long:    serveLong,
+		Example: serveExamples,
+		Args:    exactArgs("PLAN"),
+	}
+	f := cmd.Flags()
+	f.StringVar(&door.listen, "listen", "127.0.0.1:8080", "address to listen on")
+	f.StringVar(&door.secret, "secret-file", "", "file with the secret that requests must carry")
+	f.StringVar(&door.cert, "tls-cert", "", "file with the service's certificate")
+	f.StringVar(&door.key, "tls-key", "", "file with the key of --tls-cert")
+	f.StringVar(&door.clientCA, "client-ca", "", "file with the authorities whose certificates let clients in")
+	queue.add(f)
+	own.add(f)
+	work.add(f)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		file := args[0]
+		p, keychain, err := readPlan(file)
+		if err != nil {
+			return err
+		}
+		options, err := own.options()
+		if err != nil {
+			return err
+		}
+		options.Image.Keychain = keychain
+		o := service.Options{Plan: p, Image: options.Image, Keys: map[*plan.Entry][]*attest.PublicKey{}}
+		if err := readRules(file, p, own.registry.insecure, o.Keys); err != nil {
+			return err
+		}
+		config, err := door.tls()
+		if err != nil {
+			return err
+		}
+		if o.Secret, err = door.readSecret(config); err != nil {
+			return err
+		}
+		o.Job = func(img plan.Image) (batch.Job, error) { return planJob(file, img, p, own.registry.insecure) }
+
+		ctx := cmd.Context()
+		var worker *batch.Worker
+		times, err := work.options()
+		if err != nil {
+			return err
+		}
+		if queue.url == "" {
+			signer, err := own.key.open(ctx)
+			if err != nil {
+				return err
+			}
+			defer signer.Close()
+			worker = newBatchWorker(options, signer)
+		}
+		q, err := queue.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer q.Close()
+		o.Queue = q
+		s := service.New(o)
+		listener, err := net.Listen("tcp", door.listen)
+		if err != nil {
+			return err
+		}
+		if config != nil {
+			listener = tls.NewListener(listener, config)
+		}
+		worked := make(chan struct{})
+		go func() {
+			defer close(worked)
+			if worker != nil {
+				_ = q.Work(context.WithoutCancel(ctx), ctx, worker, times)
+			}
+		}()
+		go func() { _ = s.Run(ctx) }()
+		server := &http.Server{
+			Handler: s, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 45 * time.Second, IdleTimeout: time.Minute,
+			MaxHeaderBytes: 16 << 10,
+		}
+		defer context.AfterFunc(ctx, func() {
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			_ = server.Shutdown(end)
+		})()
+		logrus.Infof("listening on %s", listener.Addr())
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		<-worked
+		return nil
+	}
+	return cmd
+}
+
+// readRules checks what a service needs of a plan, and reads the keys that its entries name.
+func readRules(file string, p *plan.Plan, insecure bool, keys map[*plan.Entry][]*attest.PublicKey) error {
+	for i := range p.Convert {
+		e := &p.Convert[i]
+		mistake := func(format string, args ...any) error {
+			return &plan.Error{File: file, Line: e.Line, Err: fmt.Errorf(format, args...)}
+		}
+		if e.AllowUnsigned == (len(e.Keys) > 0) {
+			return mistake("a rule has keys, by one of which an image must be signed, or says allowUnsigned: true")
+		}
+		for _, k := range e.Keys {
+			if !filepath.IsAbs(k) {
+				k = filepath.Join(filepath.Dir(file), k)
+			}
+			text, err := os.ReadFile(k)
+			if err != nil {
+				return mistake("%w", err)
+			}
+			key, err := attest.ParsePublicKey(text)
+			if err != nil {
+				return mistake("%s: %w", k, err)
+			}
+			keys[e] = append(keys[e], key)
+		}
+	}
+	return checkOptions(file, p, insecure)
+}
+
+// tls is how the service proves who it is, and who its clients are; nil where it does not.
+func (d *serveFlags) tls() (*tls.Config, error) {
+	if (d.cert == "") != (d.key == "") || d.cert == "" && d.clientCA != "" {
+		return nil, usagef("--tls-cert and --tls-key belong together, and --client-ca needs them")
+	}
+	if d.cert == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(d.cert, d.key)
+	if err != nil {
+		return nil, &usageError{fmt.Errorf("--tls-cert: %w", err)}
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	if d.clientCA == "" {
+		return c, nil
+	}
+	text, err := os.ReadFile(d.clientCA)
+	if err != nil {
+		return nil, &usageError{fmt.Errorf("--client-ca: %w", err)}
+	}
+	c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
+	if !c.ClientCAs.AppendCertsFromPEM(text) {
+		return nil, usagef("--client-ca %s: it holds no certificate", d.clientCA)
+	}
+	return c, nil
+}
+
+// minSecret is how short a secret may be, in bytes.
+const minSecret = 16
+
+func (d *serveFlags) readSecret(config *tls.Config) (string, error) {
+	if d.secret == "" {
+		if config == nil || config.ClientCAs == nil {
+			return "", usagef("--secret-file or --client-ca is missing: nobody could ask")
+		}
+		return "", nil
+	}
+	text, err := os.ReadFile(d.secret)
+	if err != nil {
+		return "", &usageError{fmt.Errorf("--secret-file: %w", err)}
+	}
+	secret := strings.TrimSpace(string(text))
+	if len(secret) < minSecret {
+		return "", usagef("--secret-file %s: a secret has %d bytes at least", d.secret, minSecret)
+	}
+	return secret, nil
+}

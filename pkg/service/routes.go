@@ -1,0 +1,219 @@
+package service
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/sirupsen/logrus"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+)
+
+var (
+	//go:embed page/index.html
+	pageHTML []byte
+	//go:embed page/page.js
+	pageScript []byte
+	//go:embed page/page.css
+	pageStyle []byte
+	//go:embed openapi.json
+	openAPI []byte
+)
+
+func (s *Service) routes() {
+	for pattern, file := range map[string]struct {
+		kind string
+		text []byte
+	}{
+		"GET /{$}":          {"text/html; charset=utf-8", pageHTML},
+		"GET /page.js":      {"text/javascript; charset=utf-8", pageScript},
+		"GET /page.css":     {"text/css; charset=utf-8", pageStyle},
+		"GET /openapi.json": {"application/json", openAPI},
+	} {
+		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", file.kind)
+			_, _ = w.Write(file.text)
+		})
+	}
+	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
+	s.mux.HandleFunc("GET /readyz", s.ready)
+	s.mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
+	s.mux.HandleFunc("GET /api/v1/conversions", s.list)
+	s.mux.HandleFunc("GET /api/v1/conversions/{id}", s.one)
+	s.mux.HandleFunc("POST /api/v1/conversions", s.handle(s.convert))
+	s.mux.HandleFunc("POST /api/v1/notifications/harbor", s.handle(s.harbor))
+	s.mux.HandleFunc("POST /api/v1/notifications/distribution", s.handle(s.distribution))
+}
+
+// handle answers what a request asked for, or why it is refused.
+func (s *Service) handle(do func(*http.Request) (code int, answer any, err error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), askFor)
+		defer cancel()
+		code, v, err := do(r.WithContext(ctx))
+		var refused *refusal
+		switch {
+		case err == nil:
+			answer(w, code, v)
+		case errors.As(err, &refused):
+			logrus.Warnf("refused: %v", err)
+			s.fail(w, refused.code, err)
+		default:
+			logrus.Errorf("failed: %v", err)
+			s.fail(w, http.StatusInternalServerError, err)
+		}
+	}
+}
+
+func (s *Service) ready(w http.ResponseWriter, r *http.Request) {
+	if err := s.o.Queue.Ready(r.Context()); err != nil {
+		answer(w, http.StatusServiceUnavailable, map[string]string{"error": "the queue does not answer"})
+		return
+	}
+	answer(w, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+// conversion is what is told of one.
+type conversion struct {
+	ID        string `json:"id"`
+	Source    string `json:"source"`
+	Target    string `json:"target"`
+	Status    string `json:"status"`
+	Error     string `json:"error,omitempty"`
+	Ref       string `json:"ref,omitempty"`
+	MREnclave string `json:"mr_enclave,omitempty"`
+	MRSigner  string `json:"mr_signer,omitempty"`
+	Updated   string `json:"updated"`
+}
+
+func told(r *batch.Record) conversion {
+	c := conversion{
+		ID: r.ID, Source: r.Job.Source, Target: r.Job.Target, Status: string(r.Status), Error: r.Error, Ref: r.Ref,
+		Updated: r.Updated.UTC().Format("2006-01-02T15:04:05Z"),
+	}
+	if r.Ref != "" {
+		c.MREnclave, c.MRSigner = r.MREnclave.String(), r.MRSigner.String()
+	}
+	return c
+}
+
+func (s *Service) list(w http.ResponseWriter, _ *http.Request) {
+	list := s.all()
+	counts := map[batch.Status]int{}
+	for _, r := range list {
+		counts[r.Status]++
+	}
+	shown := []conversion{}
+	for _, r := range list[:min(len(list), maxShown)] {
+		shown = append(shown, told(r))
+	}
+	answer(w, http.StatusOK, map[string]any{"counts": counts, "conversions": shown})
+}
+
+func (s *Service) one(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	record := s.records[r.PathValue("id")]
+	s.mu.Unlock()
+	if record == nil {
+		s.fail(w, http.StatusNotFound, errors.New("there is no such conversion"))
+		return
+	}
+	answer(w, http.StatusOK, told(record))
+}
+
+// convert takes the plain form of a request.
+func (s *Service) convert(r *http.Request) (int, any, error) {
+	var in struct {
+		Image string `json:"image"`
+	}
+	if err := body(r, &in); err != nil {
+		return 0, nil, err
+	}
+	record, err := s.ask(r.Context(), in.Image)
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusAccepted, told(record), nil
+}
+
+// harbor takes what Harbor sends when an artifact was pushed (Harbor, "Configure Webhook Notifications").
+func (s *Service) harbor(r *http.Request) (int, any, error) {
+	var in struct {
+		Type  string `json:"type"`
+		Event struct {
+			Resources []struct {
+				URL string `json:"resource_url"`
+			} `json:"resources"`
+		} `json:"event_data"`
+	}
+	if err := body(r, &in); err != nil {
+		return 0, nil, err
+	}
+	if in.Type != "PUSH_ARTIFACT" {
+		return http.StatusOK, map[string]any{"conversions": []conversion{}}, nil
+	}
+	var images []string
+	for _, resource := range in.Event.Resources {
+		images = append(images, resource.URL)
+	}
+	return s.askAll(r.Context(), images)
+}
+
+// distribution takes the events of the Distribution registry (its documentation, "Notifications").
+func (s *Service) distribution(r *http.Request) (int, any, error) {
+	var in struct {
+		Events []struct {
+			Action string `json:"action"`
+			Target struct {
+				MediaType  string `json:"mediaType"`
+				Repository string `json:"repository"`
+				Tag        string `json:"tag"`
+			} `json:"target"`
+			Request struct {
+				Host string `json:"host"`
+			} `json:"request"`
+		} `json:"events"`
+	}
+	if err := body(r, &in); err != nil {
+		return 0, nil, err
+	}
+	var images []string
+	for _, e := range in.Events {
+		if e.Action == "push" && e.Target.Tag != "" && (strings.Contains(e.Target.MediaType, "manifest") || strings.Contains(e.Target.MediaType, "index")) {
+			images = append(images, path.Join(e.Request.Host, e.Target.Repository)+":"+e.Target.Tag)
+		}
+	}
+	return s.askAll(r.Context(), images)
+}
+
+// askAll queues what a notification names. A registry tells of everything that is pushed to it, results among it, so
+// what no rule allows is left out; the registry is to send again what could not be done.
+func (s *Service) askAll(ctx context.Context, images []string) (int, any, error) {
+	if len(images) > maxImages {
+		return 0, nil, refuse(http.StatusBadRequest, "the notification names more than %d images", maxImages)
+	}
+	slices.Sort(images)
+	asked := []conversion{}
+	for _, img := range slices.Compact(images) {
+		record, err := s.ask(ctx, img)
+		var refused *refusal
+		switch {
+		case err == nil:
+			asked = append(asked, told(record))
+		case errors.As(err, &refused) && refused.code < http.StatusInternalServerError && refused.code != http.StatusTooManyRequests:
+			logrus.Infof("left out: %v", err)
+			s.metrics.refused.WithLabelValues(http.StatusText(refused.code)).Inc()
+		default:
+			return 0, nil, err
+		}
+	}
+	return http.StatusAccepted, map[string]any{"conversions": asked}, nil
+}

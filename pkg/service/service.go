@@ -1,0 +1,250 @@
+// Package service converts images because somebody asks over HTTP: registries by their notifications, or anybody with
+// the secret. It must not be made to sign what its owner does not want: a plan's entries are the rules of which images
+// may be asked for, and whose signatures they must carry.
+package service
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/sirupsen/logrus"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/plan"
+)
+
+// Queue is where conversions are asked for.
+type Queue interface {
+	Request(ctx context.Context, j batch.Job) (*batch.Record, error)
+	Watch(ctx context.Context, batch string, tell func(*batch.Record)) error
+	Ready(ctx context.Context) error
+}
+
+// Options say what a service does.
+type Options struct {
+	Plan *plan.Plan
+	// Keys gives the public keys that an entry of the plan names.
+	Keys map[*plan.Entry][]*attest.PublicKey
+	// Job makes the job for an image of the plan.
+	Job   func(plan.Image) (batch.Job, error)
+	Queue Queue
+	Image image.Options
+	// Secret must be in every request, as a bearer token or as the password of basic authentication, but where the
+	// client has shown a certificate. Empty: only such clients are served.
+	Secret string
+}
+
+// Bounds of what one asks for.
+const (
+	maxBody    = 1 << 20 // bytes
+	maxImages  = 100     // that one notification names
+	maxWaiting = 10_000  // conversions that are not done
+	maxShown   = 1000    // in a list
+	atOnce     = 64      // requests
+	askFor     = 30 * time.Second
+)
+
+// Service answers requests.
+type Service struct {
+	o       Options
+	access  access
+	mux     *http.ServeMux
+	few     chan struct{}
+	metrics *metrics
+
+	mu      sync.Mutex
+	records map[string]*batch.Record
+}
+
+// New makes a service. Run keeps it up to date.
+func New(o Options) *Service {
+	s := &Service{o: o, few: make(chan struct{}, atOnce), records: map[string]*batch.Record{}, mux: http.NewServeMux()}
+	s.access = access{o.Image.Keychain, o.Image.HTTP}
+	s.metrics = newMetrics(s)
+	s.routes()
+	return s
+}
+
+// Run follows what becomes of conversions until the context ends.
+func (s *Service) Run(ctx context.Context) error {
+	return s.o.Queue.Watch(ctx, batch.Requests, func(r *batch.Record) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if before := s.records[r.ID]; before != nil && before.Updated.After(r.Updated) {
+			return
+		}
+		s.records[r.ID] = r
+	})
+}
+
+// all gives the conversions, the latest first.
+func (s *Service) all() []*batch.Record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*batch.Record, 0, len(s.records))
+	for _, r := range s.records {
+		list = append(list, r)
+	}
+	slices.SortFunc(list, func(a, b *batch.Record) int {
+		if c := b.Updated.Compare(a.Updated); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return list
+}
+
+func (s *Service) waiting() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.records {
+		if !r.Status.Final() {
+			n++
+		}
+	}
+	return n
+}
+
+// ServeHTTP answers a request, if whoever asks may, and not too many do at a time.
+func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" {
+		if !s.allowed(r) {
+			h.Set("WWW-Authenticate", `Basic realm="cconvert"`)
+			s.fail(w, http.StatusUnauthorized, errors.New("the secret is missing or wrong"))
+			return
+		}
+		select {
+		case s.few <- struct{}{}:
+			defer func() { <-s.few }()
+		default:
+			h.Set("Retry-After", "1")
+			s.fail(w, http.StatusServiceUnavailable, errors.New("too many requests at a time"))
+			return
+		}
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	s.mux.ServeHTTP(w, r)
+}
+
+// allowed says whether a client has shown a certificate, which the server has checked, or the secret.
+func (s *Service) allowed(r *http.Request) bool {
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		return true
+	}
+	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		_, given, _ = r.BasicAuth()
+	}
+	a, b := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(s.o.Secret))
+	return s.o.Secret != "" && subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}
+
+// refusal says why a request is refused, with HTTP's code for it.
+type refusal struct {
+	code int
+	err  error
+}
+
+func (e *refusal) Error() string { return e.err.Error() }
+func (e *refusal) Unwrap() error { return e.err }
+
+func refuse(code int, format string, args ...any) error {
+	return &refusal{code, fmt.Errorf(format, args...)}
+}
+
+// ask queues the conversion of an image, if a rule allows it.
+func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) {
+	ref, err := name.ParseReference(named)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "%q is not the name of an image", named)
+	}
+	rule, img, err := s.o.Plan.Rule(ref)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "%w", err)
+	}
+	if rule == nil {
+		return nil, refuse(http.StatusForbidden, "no rule allows %s", ref)
+	}
+	if s.waiting() >= maxWaiting {
+		return nil, refuse(http.StatusTooManyRequests, "%d conversions are waiting", maxWaiting)
+	}
+	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
+	d, err := remote.Head(ref, s.access.options(ctx)...)
+	if err != nil {
+		return nil, refuse(http.StatusBadGateway, "finding %s: %w", ref, err)
+	}
+	pinned := ref.Context().Digest(d.Digest.String())
+	if !rule.AllowUnsigned {
+		switch err := s.access.signed(ctx, pinned, s.o.Keys[rule]); {
+		case errors.Is(err, ErrUnsigned):
+			return nil, refuse(http.StatusForbidden, "%s: %w", ref, err)
+		case err != nil:
+			return nil, refuse(http.StatusBadGateway, "%w", err)
+		}
+	}
+	img.Source = pinned.String()
+	job, err := s.o.Job(img)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "%w", err)
+	}
+	r, err := s.o.Queue.Request(ctx, job)
+	if err != nil {
+		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
+	}
+	s.mu.Lock()
+	if before := s.records[r.ID]; before == nil || before.Updated.Before(r.Updated) {
+		s.records[r.ID] = r
+	}
+	s.mu.Unlock()
+	logrus.Infof("%s is queued as %s", ref, r.ID)
+	return r, nil
+}
+
+func (s *Service) fail(w http.ResponseWriter, code int, err error) {
+	s.metrics.refused.WithLabelValues(fmt.Sprint(code)).Inc()
+	answer(w, code, map[string]string{"error": err.Error()})
+}
+
+func answer(w http.ResponseWriter, code int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // records and strings
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(b, '\n')) // who asked has gone
+}
+
+// body reads JSON that is all of a request.
+func body(r *http.Request, to any) error {
+	d := json.NewDecoder(r.Body)
+	if err := d.Decode(to); err != nil {
+		var large *http.MaxBytesError
+		if errors.As(err, &large) {
+			return refuse(http.StatusRequestEntityTooLarge, "the request has more than %d bytes", maxBody)
+		}
+		return refuse(http.StatusBadRequest, "reading the request: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return refuse(http.StatusBadRequest, "something follows the JSON")
+	}
+	return nil
+}

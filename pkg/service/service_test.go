@@ -1,0 +1,417 @@
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers/gorillamux"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/plan"
+	"github.com/cconvert/cconvert/pkg/service"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+const secret = "a secret of the test"
+
+// place is a service with a registry, a queue and a worker.
+type place struct {
+	t      *testing.T
+	reg    *fixture.Registry
+	url    string
+	queue  *batch.Queue
+	keys   [2]crypto.Signer // of the rule: ECDSA and Ed25519
+	worker *batch.Worker
+}
+
+func newPlace(t *testing.T) *place {
+	p := &place{t: t, reg: fixture.NewRegistry(t)}
+	dir := t.TempDir()
+	var err error
+	p.keys[0], err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	_, p.keys[1], err = ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	program := filepath.Join(dir, "sim")
+	require.NoError(t, os.WriteFile(program, []byte(fixture.ELF("")), 0o755))
+	text, err := os.ReadFile("../../testdata/vectors/test-signing-key.pem")
+	require.NoError(t, err)
+	key, err := sgx.ParseKey(text, nil)
+	require.NoError(t, err)
+	p.worker = &batch.Worker{Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}}, Own: convert.Options{Image: image.Options{FirstPause: time.Millisecond}}}
+
+	rules, err := plan.Parse("plan.yaml", fmt.Appendf(nil, `version: 1
+defaults: {target: '%[1]s/out/{{.Repository}}:{{.Tag}}'}
+convert:
+- {repository: %[1]s/free, allowUnsigned: true, tags: {deny: [secret.*]}}
+- {repository: %[1]s/signed, keys: [a, b]}
+`, p.reg.Host))
+	require.NoError(t, err)
+	o := service.Options{Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain}, Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{}}
+	for _, k := range p.keys {
+		der, err := x509.MarshalPKIXPublicKey(k.Public())
+		require.NoError(t, err)
+		public, err := attest.ParsePublicKey(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+		require.NoError(t, err)
+		o.Keys[&rules.Convert[1]] = append(o.Keys[&rules.Convert[1]], public)
+	}
+	o.Job = func(img plan.Image) (batch.Job, error) {
+		source, err := image.ParseReference(img.Source, true)
+		if err != nil {
+			return batch.Job{}, err
+		}
+		target, err := image.ParseReference(img.Target, true)
+		if err != nil {
+			return batch.Job{}, err
+		}
+		c := convert.Options{Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: program}}
+		c.Launch.Enclave.Attestation, c.Launch.Enclave.LogLevel = "none", "error"
+		return batch.NewJob(c, true), nil
+	}
+	p.queue, err = batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(dir, "queue")})
+	require.NoError(t, err)
+	t.Cleanup(p.queue.Close)
+	o.Queue = p.queue
+	s := service.New(o)
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	go func() { _ = s.Run(ctx) }()
+	server := httptest.NewServer(checked(t, s))
+	t.Cleanup(server.Close)
+	p.url = server.URL
+	return p
+}
+
+// work has the worker work until the test ends.
+func (p *place) work() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var working sync.WaitGroup
+	working.Go(func() {
+		_ = p.queue.Work(ctx, ctx, p.worker, batch.WorkOptions{Parallel: 2, Attempts: 2, FirstPause: 10 * time.Millisecond})
+	})
+	p.t.Cleanup(func() { cancel(); working.Wait() })
+}
+
+// checked compares every answer with the OpenAPI description.
+func checked(t *testing.T, h http.Handler) http.Handler {
+	text, err := os.ReadFile("openapi.json")
+	require.NoError(t, err)
+	doc, err := openapi3.NewLoader().LoadFromData(text)
+	require.NoError(t, err)
+	require.NoError(t, doc.Validate(context.Background()))
+	router, err := gorillamux.NewRouter(doc)
+	require.NoError(t, err)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		route, params, err := router.FindRoute(r)
+		if err != nil {
+			h.ServeHTTP(w, r) // the page, and what there is not
+			return
+		}
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		in := &openapi3filter.RequestValidationInput{Request: r, PathParams: params, Route: route}
+		out := &openapi3filter.ResponseValidationInput{
+			RequestValidationInput: in, Status: rec.Code, Header: rec.Header(), Body: io.NopCloser(bytes.NewReader(rec.Body.Bytes())),
+			Options: &openapi3filter.Options{IncludeResponseStatus: true},
+		}
+		if r.URL.Path != "/metrics" {
+			assert.NoError(t, openapi3filter.ValidateResponse(r.Context(), out), "%s %s", r.Method, r.URL.Path)
+		}
+		for k, v := range rec.Header() {
+			w.Header()[k] = v
+		}
+		w.WriteHeader(rec.Code)
+		_, _ = w.Write(rec.Body.Bytes())
+	})
+}
+
+func (p *place) push(repoTag, what string) string {
+	p.t.Helper()
+	return p.reg.Push(p.t, repoTag, fixture.Image(p.t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{"A=" + what}}, fixture.Layer(p.t, fixture.Program("app", fixture.ELF("")))))
+}
+
+// sign stores a signature of an image as cosign does, about a digest, which is the image's where it is empty.
+func (p *place) sign(repoTag string, key crypto.Signer, about string, change func(payload string) string) {
+	p.t.Helper()
+	tag, err := name.NewTag(p.reg.Host + "/" + repoTag)
+	require.NoError(p.t, err)
+	own := p.reg.Digest(p.t, repoTag)
+	if about == "" {
+		about = own
+	}
+	payload := fmt.Appendf(nil, `{"critical":{"identity":{"docker-reference":""},"image":{"docker-manifest-digest":%q},"type":"cosign container image signature"},"optional":null}`, about)
+	signed, hash := payload, crypto.Hash(0)
+	if _, ok := key.(*ecdsa.PrivateKey); ok {
+		sum := sha256.Sum256(payload)
+		signed, hash = sum[:], crypto.SHA256
+	}
+	signature, err := key.Sign(rand.Reader, signed, hash)
+	require.NoError(p.t, err)
+	if change != nil {
+		payload = []byte(change(string(payload)))
+	}
+	img, err := mutate.Append(empty.Image, mutate.Addendum{
+		Layer:       static.NewLayer(payload, "application/vnd.dev.cosign.simplesigning.v1+json"),
+		Annotations: map[string]string{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(signature)},
+	})
+	require.NoError(p.t, err)
+	require.NoError(p.t, remote.Write(tag.Context().Tag(strings.Replace(own, ":", "-", 1)+".sig"), img))
+}
+
+// ask sends a request with the secret and gives the answer.
+func (p *place) ask(method, path, body string) (int, map[string]any) {
+	p.t.Helper()
+	return p.askAs("Bearer "+secret, method, path, body)
+}
+
+func (p *place) askAs(authorization, method, path, body string) (int, map[string]any) {
+	p.t.Helper()
+	req, err := http.NewRequest(method, p.url+path, strings.NewReader(body))
+	require.NoError(p.t, err)
+	req.Header.Set("Authorization", authorization)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(p.t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(p.t, err)
+	var out map[string]any
+	_ = json.Unmarshal(b, &out)
+	return resp.StatusCode, out
+}
+
+func (p *place) convert(image string) (int, map[string]any) {
+	p.t.Helper()
+	return p.ask("POST", "/api/v1/conversions", fmt.Sprintf(`{"image":%q}`, image))
+}
+
+// done waits until a conversion is.
+func (p *place) done(id any) map[string]any {
+	p.t.Helper()
+	for range 300 {
+		if _, c := p.ask("GET", fmt.Sprint("/api/v1/conversions/", id), ""); c["status"] == "converted" || c["status"] == "failed" || c["status"] == "unchanged" {
+			return c
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	p.t.Fatal("it does not get done")
+	return nil
+}
+
+func TestConversion(t *testing.T) {
+	p := newPlace(t)
+	ref := p.push("free:1", "1")
+	code, first := p.convert(ref)
+	require.Equal(t, http.StatusAccepted, code, first)
+	assert.Equal(t, "queued", first["status"])
+	code, second := p.convert(ref)
+	assert.Equal(t, http.StatusAccepted, code)
+	assert.Equal(t, first["id"], second["id"], "the same request twice is one conversion")
+	_, list := p.ask("GET", "/api/v1/conversions", "")
+	assert.Equal(t, map[string]any{"queued": 1.0}, list["counts"])
+
+	p.work()
+	c := p.done(first["id"])
+	require.Equal(t, "converted", c["status"], c["error"])
+	assert.Equal(t, p.reg.Host+"/out/free@"+p.reg.Digest(t, "out/free:1"), c["ref"])
+	assert.Len(t, c["mr_enclave"], 64)
+
+	// What is there is unchanged, and a moved tag is another conversion.
+	_, again := p.convert(ref)
+	assert.Equal(t, first["id"], again["id"])
+	assert.Equal(t, "unchanged", p.done(again["id"])["status"])
+	p.push("free:1", "2")
+	_, moved := p.convert(ref)
+	assert.NotEqual(t, first["id"], moved["id"])
+	assert.Equal(t, "converted", p.done(moved["id"])["status"])
+
+	resp, err := http.NewRequest("GET", p.url+"/metrics", nil)
+	require.NoError(t, err)
+	resp.SetBasicAuth("prometheus", secret)
+	answer, err := http.DefaultClient.Do(resp)
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	require.NoError(t, err)
+	assert.Contains(t, string(text), `cconvert_conversions{status="converted"} 1`)
+	assert.Contains(t, string(text), `cconvert_conversions{status="unchanged"} 1`)
+	for _, path := range []string{"/healthz", "/readyz"} {
+		code, _ := p.askAs("", "GET", path, "")
+		assert.Equal(t, http.StatusOK, code)
+	}
+}
+
+// Only what a rule allows is converted, and where it wants a signature, only what is signed: about this image, by one
+// of its keys.
+func TestNoOracle(t *testing.T) {
+	p := newPlace(t)
+	_, stranger, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	refs := map[string]string{}
+	for _, what := range []string{"unsigned", "ecdsa", "ed25519", "stranger", "other", "changed"} {
+		refs[what] = p.push("signed:"+what, what)
+	}
+	p.sign("signed:ecdsa", p.keys[0], "", nil)
+	p.sign("signed:ed25519", p.keys[1], "", nil)
+	p.sign("signed:stranger", stranger, "", nil)
+	p.sign("signed:other", p.keys[0], p.reg.Digest(t, "signed:ecdsa"), nil)
+	p.sign("signed:changed", p.keys[0], p.reg.Digest(t, "signed:ecdsa"), func(s string) string {
+		return strings.ReplaceAll(s, p.reg.Digest(t, "signed:ecdsa"), p.reg.Digest(t, "signed:changed"))
+	})
+	for what, want := range map[string]int{
+		"unsigned": http.StatusForbidden, "ecdsa": http.StatusAccepted, "ed25519": http.StatusAccepted,
+		"stranger": http.StatusForbidden, "other": http.StatusForbidden, "changed": http.StatusForbidden,
+	} {
+		code, answer := p.convert(refs[what])
+		assert.Equal(t, want, code, "%s: %v", what, answer)
+	}
+	elsewhere := fixture.NewRegistry(t)
+	for what, want := range map[string]int{
+		elsewhere.Host + "/free:1":          http.StatusForbidden,
+		p.reg.Host + "/other:1":             http.StatusForbidden,
+		p.reg.Host + "/free:secret":         http.StatusForbidden,
+		p.reg.Host + "/free/x:1":            http.StatusForbidden,
+		p.reg.Host + "/free:absent":         http.StatusBadGateway,
+		"UPPER CASE":                        http.StatusBadRequest,
+		"":                                  http.StatusBadRequest,
+		"free:1":                            http.StatusForbidden,
+		p.reg.Host + "/free:1-confidential": http.StatusForbidden,
+	} {
+		code, answer := p.convert(what)
+		assert.Equal(t, want, code, "%s: %v", what, answer)
+	}
+	assert.Empty(t, elsewhere.Requests(), "no request names another host")
+}
+
+func TestBadRequests(t *testing.T) {
+	p := newPlace(t)
+	ref := p.push("free:1", "1")
+	good := fmt.Sprintf(`{"image":%q}`, ref)
+	for _, authorization := range []string{"", "Bearer", "Bearer wrong", "Bearer " + secret + "x", "Basic " + base64.StdEncoding.EncodeToString([]byte(secret+":wrong")), secret} {
+		for _, path := range []string{"/api/v1/conversions", "/api/v1/notifications/harbor", "/", "/metrics"} {
+			code, _ := p.askAs(authorization, "POST", path, good)
+			assert.Equal(t, http.StatusUnauthorized, code, "%q %s", authorization, path)
+		}
+	}
+	for body, want := range map[string]int{
+		"":                           http.StatusBadRequest,
+		"{":                          http.StatusBadRequest,
+		"[]":                         http.StatusBadRequest,
+		`{"image":1}`:                http.StatusBadRequest,
+		good + good:                  http.StatusBadRequest,
+		strings.Repeat("[", 100_000): http.StatusBadRequest,
+		`{"image":"` + strings.Repeat("x", 2<<20) + `"}`: http.StatusRequestEntityTooLarge,
+	} {
+		code, _ := p.ask("POST", "/api/v1/conversions", body)
+		assert.Equal(t, want, code, "%.40q", body)
+	}
+	code, _ := p.ask("DELETE", "/api/v1/conversions", "")
+	assert.Equal(t, http.StatusMethodNotAllowed, code)
+	code, _ = p.ask("GET", "/api/v1/conversions/none", "")
+	assert.Equal(t, http.StatusNotFound, code)
+	records, err := p.queue.Records(context.Background(), batch.Requests)
+	require.NoError(t, err)
+	assert.Empty(t, records, "nothing was queued")
+}
+
+// Registries tell of everything that is pushed to them; what no rule allows is left out.
+func TestNotifications(t *testing.T) {
+	p := newPlace(t)
+	p.push("free:1", "1")
+	p.push("free:2", "2")
+	p.push("signed:1", "3")
+	asked := func(answer map[string]any) (tags []string) {
+		list, ok := answer["conversions"].([]any)
+		require.True(t, ok, "%v", answer)
+		for _, c := range list {
+			target := c.(map[string]any)["target"].(string)
+			tags = append(tags, strings.TrimPrefix(target, p.reg.Host))
+		}
+		return tags
+	}
+	resource := func(name string) string {
+		return fmt.Sprintf(`{"digest":"sha256:0","tag":"x","resource_url":"%s/%s"}`, p.reg.Host, name)
+	}
+	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","occur_at":1,"operator":"admin","event_data":{"resources":[`+
+		resource("free:1")+","+resource("signed:1")+","+resource("free:1")+","+resource("free:sha256-00.sig")+`],"repository":{"name":"free"}}}`)
+	assert.Equal(t, http.StatusAccepted, code)
+	assert.Equal(t, []string{"/out/free:1"}, asked(answer))
+	code, answer = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"DELETE_ARTIFACT","event_data":{"resources":[`+resource("free:1")+`]}}`)
+	assert.Equal(t, http.StatusOK, code)
+	assert.Empty(t, asked(answer))
+
+	event := func(action, host, repo, tag, kind string) string {
+		return fmt.Sprintf(`{"id":"1","action":%q,"target":{"mediaType":%q,"repository":%q,"tag":%q,"digest":"sha256:0"},"request":{"host":%q}}`, action, kind, repo, tag, host)
+	}
+	manifest := "application/vnd.docker.distribution.manifest.v2+json"
+	code, answer = p.ask("POST", "/api/v1/notifications/distribution", `{"events":[`+strings.Join([]string{
+		event("push", p.reg.Host, "free", "2", manifest), event("pull", p.reg.Host, "free", "1", manifest), event("push", p.reg.Host, "free", "", manifest),
+		event("push", p.reg.Host, "free", "1", "application/octet-stream"), event("push", "evil.example", "free", "1", manifest), event("push", p.reg.Host, "signed", "1", manifest),
+	}, ",")+`]}`)
+	assert.Equal(t, http.StatusAccepted, code)
+	assert.Equal(t, []string{"/out/free:2"}, asked(answer))
+	code, _ = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+strings.Repeat(resource("free:1")+",", 200)+resource("free:1")+`]}}`)
+	assert.Equal(t, http.StatusBadRequest, code)
+
+	// A registry that does not answer makes the notification fail, so that it is sent again.
+	p.reg.Intercept(func(w http.ResponseWriter, _ *http.Request, _ int) bool {
+		w.WriteHeader(http.StatusForbidden)
+		return true
+	})
+	code, _ = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+resource("free:1")+`]}}`)
+	assert.Equal(t, http.StatusBadGateway, code)
+}
+
+func FuzzRequests(f *testing.F) {
+	s := service.New(service.Options{Plan: &plan.Plan{}, Secret: secret})
+	f.Add("conversions", `{"image":"a/b:1"}`)
+	f.Add("notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"resource_url":"a/b:1"}]}}`)
+	f.Add("notifications/distribution", `{"events":[{"action":"push","target":{"mediaType":"manifest","repository":"a","tag":"b"},"request":{"host":"c"}}]}`)
+	f.Fuzz(func(t *testing.T, path, body string) {
+		r := httptest.NewRequest("POST", "/", strings.NewReader(body))
+		r.URL.Path = "/api/v1/" + path
+		r.Header.Set("Authorization", "Bearer "+secret)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if w.Code >= 500 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+	})
+}
