@@ -24,10 +24,13 @@ function count(status, n) {
   return li;
 }
 
+// A page whose address holds credentials may not fetch what is relative to it.
+const conversions = location.origin + location.pathname.replace(/[^/]*$/, "") + "api/v1/conversions";
+
 async function show() {
   const trouble = document.getElementById("trouble");
   try {
-    const answer = await fetch("api/v1/conversions");
+    const answer = await fetch(conversions);
     if (!answer.ok) throw new Error(answer.status + " " + answer.statusText);
     const now = await answer.json();
     const states = ["queued", "running", "retrying", "converted", "unchanged", "failed"];
