@@ -20,7 +20,7 @@ import (
 
 func main() {
 	runs := flag.Int("runs", 5, "how often each is run: the median counts")
-	only := flag.String("only", "references,conversions,warm,second,measure,files,bytes,layers", "what is measured; the last three take some minutes")
+	only := flag.String("only", "references,conversions,warm,second,measure,fleet,files,bytes,layers", "what is measured; the last three take some minutes")
 	bare := flag.String("bare", "", "send the requests in this file, as fast as possible, and end")
 	dir := flag.String("dir", "bin/bench", "where images and tools are kept")
 	flag.Parse()
@@ -83,6 +83,7 @@ func run(ctx context.Context, dir string, runs int, only []string) error {
 		{"warm", b.warm},
 		{"second", b.second},
 		{"measure", b.measurements},
+		{"fleet", b.fleet},
 		{"files", b.files},
 		{"bytes", b.bytes},
 		{"layers", b.layers},
