@@ -80,11 +80,10 @@ func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	source, err := image.Resolve(ctx, o.Source, o.Image)
-	if err != nil {
+	if o.Found, err = image.Find(ctx, o.Source, o.Image); err != nil {
 		return nil, err
 	}
-	out := &Outcome{Status: Unchanged, Identity: o.Identity(source, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
+	out := &Outcome{Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
 	if !j.Force {
 		done, err := w.done(ctx, o, out)
 		if done || err != nil {

@@ -68,9 +68,21 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}
+	if o.Image.Shared == nil {
+		o.Image.Shared = &image.Shared{}
+	}
 	p := &Prepared{opts: o, watch: startWatch()}
+	if o.Target != nil {
+		p.upload = image.NewUpload(ctx, *o.Target, o.Image)
+		if !o.AllowRollback {
+			go p.upload.Current() //nolint:errcheck // checkRollback sees what comes of it
+		}
+	}
 	in, err := read(ctx, o)
 	if err != nil {
+		if p.upload != nil {
+			p.upload.Close()
+		}
 		return nil, err
 	}
 	defer in.stop()
@@ -95,7 +107,6 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		}
 	}
 	if o.Target != nil {
-		p.upload = image.NewUpload(ctx, *o.Target, o.Image)
 		p.upload.Begin(p.source, p.bundle.Layer)
 	}
 	p.watch.lap("launch")
@@ -254,7 +265,12 @@ func read(ctx context.Context, o Options) (*inputs, error) {
 	})
 	var err error
 	o.Observer.Stage("opening " + o.Source.String())
-	if in.source, err = image.Open(ctx, o.Source, o.Image); err != nil {
+	if o.Found != nil {
+		in.source, err = o.Found.Open(ctx)
+	} else {
+		in.source, err = image.Open(ctx, o.Source, o.Image)
+	}
+	if err != nil {
 		stop()
 		return nil, err
 	}

@@ -20,7 +20,9 @@ const FormatEpoch = 3
 
 // Options say what to convert and how.
 type Options struct {
-	Source  image.Reference
+	Source image.Reference
+	// Found is the source, where it was looked up already; nil: it is looked up.
+	Found   *image.Found
 	Backend libos.Backend
 	Runtime libos.LoadOptions
 	Launch  launch.Options

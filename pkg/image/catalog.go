@@ -39,44 +39,66 @@ func Tags(ctx context.Context, repo name.Repository, o Options) ([]string, error
 	return list, nil
 }
 
-// Resolve asks for the digest of the image for linux/amd64 that a reference has now: what Image.Digest would be. In a
-// registry that is one request.
-func Resolve(ctx context.Context, ref Reference, o Options) (string, error) {
+// Found is an image whose digest is known, and which can be opened without asking for that again.
+type Found struct {
+	// Digest is what Image.Digest will be.
+	Digest string
+	open   func(context.Context) (*Image, error)
+}
+
+// Open opens the image.
+func (f *Found) Open(ctx context.Context) (*Image, error) { return f.open(ctx) }
+
+// Find asks for the digest of the image for linux/amd64 that a reference has now. In a registry that is one request,
+// which opening it does not repeat.
+func Find(ctx context.Context, ref Reference, o Options) (*Found, error) {
+	f := &Found{open: func(ctx context.Context) (*Image, error) { return Open(ctx, ref, o) }}
 	if ref.Transport != Registry {
 		img, err := Open(ctx, ref, o)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		return img.Digest, img.Close()
+		f.Digest = img.Digest
+		return f, img.Close()
 	}
+	fail := func(err error) (*Found, error) { return nil, fmt.Errorf("opening %s: %w", ref, err) }
 	repo := ref.Name.Context()
 	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)
 	if err != nil {
-		return "", fmt.Errorf("resolving %s: %w", ref, err)
+		return fail(err)
 	}
 	d, err := s.get(ctx, ref.Name, o)
 	if err != nil {
-		return "", fmt.Errorf("resolving %s: %w", ref, err)
+		return fail(err)
+	}
+	f.Digest = d.Digest.String()
+	f.open = func(ctx context.Context) (*Image, error) {
+		img, err := s.openFrom(ctx, ref, d, o)
+		if err != nil {
+			return nil, fmt.Errorf("opening %s: %w", ref, err)
+		}
+		return checkPlatform(img)
 	}
 	if !d.MediaType.IsIndex() {
-		return d.Digest.String(), nil
+		return f, nil
 	}
 	var list v1.IndexManifest
 	if err := cmp.Or(uniqueKeys(d.Manifest), json.Unmarshal(d.Manifest, &list)); err != nil {
-		return "", fmt.Errorf("resolving %s: reading the index: %w", ref, err)
+		return fail(fmt.Errorf("reading the index: %w", err))
 	}
 	chosen, _, err := choose(list.Manifests)
 	if err != nil {
-		return "", fmt.Errorf("resolving %s: %w", ref, err)
+		return fail(err)
 	}
-	if !chosen.MediaType.IsIndex() {
-		return chosen.Digest.String(), nil
+	f.Digest = chosen.Digest.String()
+	if chosen.MediaType.IsIndex() { // an index in an index is rare: it is opened twice
+		img, err := f.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f.Digest = img.Digest
 	}
-	img, err := s.open(ctx, ref, o)
-	if err != nil {
-		return "", fmt.Errorf("resolving %s: %w", ref, err)
-	}
-	return img.Digest, nil
+	return f, nil
 }
 
 // At asks a registry which digest a tag has, of whatever kind; empty where there is none.

@@ -109,14 +109,19 @@ func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", ref, err)
 	}
+	return checkPlatform(img)
+}
+
+// checkPlatform closes an image that is not for linux/amd64.
+func checkPlatform(img *Image) (*Image, error) {
 	var c struct{ OS, Architecture string }
 	if err := cmp.Or(uniqueKeys(img.Config), json.Unmarshal(img.Config, &c)); err != nil {
 		img.Close()
-		return nil, fmt.Errorf("opening %s: reading the configuration: %w", ref, err)
+		return nil, fmt.Errorf("opening %s: reading the configuration: %w", img.Ref, err)
 	}
 	if c.OS != "linux" || c.Architecture != "amd64" {
 		img.Close()
-		return nil, fmt.Errorf("opening %s: %w: it is for %s/%s", ref, ErrPlatform, c.OS, c.Architecture)
+		return nil, fmt.Errorf("opening %s: %w: it is for %s/%s", img.Ref, ErrPlatform, c.OS, c.Architecture)
 	}
 	return img, nil
 }

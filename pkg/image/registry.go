@@ -92,6 +92,11 @@ func (s *registrySession) open(ctx context.Context, ref Reference, o Options) (*
 	if err != nil {
 		return nil, err
 	}
+	return s.openFrom(ctx, ref, d, o)
+}
+
+// openFrom opens what was found under the reference.
+func (s *registrySession) openFrom(ctx context.Context, ref Reference, d *remote.Descriptor, o Options) (_ *Image, err error) {
 	var rivals []string
 	index := d.MediaType.IsIndex()
 	for range 2 { // an index may name an index

@@ -37,19 +37,13 @@ type Upload struct {
 
 // NewUpload begins to store an image. It must be closed.
 func NewUpload(ctx context.Context, to Reference, o Options) *Upload {
+	if o.Shared == nil {
+		o.Shared = &Shared{}
+	}
 	u := &Upload{to: to, o: o, few: make(chan struct{}, o.jobs()), sent: map[v1.Hash]bool{}}
 	u.ctx, u.cancel = context.WithCancel(ctx)
 	u.blobs, u.sending = errgroup.WithContext(u.ctx)
-	u.current = sync.OnceValues(func() (*Image, error) {
-		if u.session == nil {
-			return Open(u.ctx, u.to, u.o)
-		}
-		s, err := u.session()
-		if err != nil {
-			return nil, err
-		}
-		return s.open(u.ctx, u.to, u.o)
-	})
+	u.current = sync.OnceValues(func() (*Image, error) { return Open(u.ctx, u.to, u.o) })
 	return u
 }
 
