@@ -70,6 +70,7 @@ func newConvert() *cobra.Command {
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of the result")
 	f.StringVar(&names.refs, "image-refs", "", "file that gets the name of the result by its digest")
 	f.StringVar(&names.digest, "digest-file", "", "file that gets the digest of the result")
+	f.StringVar(&names.results, "results-dir", "", "directory that gets IMAGE_URL, IMAGE_DIGEST, MRENCLAVE and MRSIGNER, a file each without a newline, as Tekton reads them")
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
 	addGate(f, &gate)
 	f.BoolVar(&unsigned, "unsigned", false, "store the image without a signature, for \"cconvert sign\" to add")
@@ -90,8 +91,8 @@ func newConvert() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if len(images) > 1 && (to != "" || names.digest != "") {
-			return usagef("--to and --digest-file are for one image: for several there are --repo and --suffix, and --image-refs")
+		if len(images) > 1 && (to != "" || names.digest != "" || names.results != "") {
+			return usagef("--to, --digest-file and --results-dir are for one image: for several there are --repo and --suffix, and --image-refs")
 		}
 		var conversions []convert.Options // of each image, the same but for source and target
 		for _, name := range images {
@@ -119,6 +120,9 @@ func newConvert() *cobra.Command {
 			if dir := filepath.Dir(file); file != "" && !isDir(dir) {
 				return usagef("--%s %s: %s is not a directory", flag, file, dir)
 			}
+		}
+		if names.results != "" && !isDir(names.results) {
+			return usagef("--results-dir %s: it is not a directory", names.results)
 		}
 		var signer sgx.Signer // nil: nobody signs
 		if !unsigned {
@@ -180,7 +184,7 @@ func newConvert() *cobra.Command {
 }
 
 // nameFiles are files that get the name of a result, for what comes next in a pipeline.
-type nameFiles struct{ refs, digest string }
+type nameFiles struct{ refs, digest, results string }
 
 func (n nameFiles) write(r *convert.Result) error {
 	for file, text := range map[string]string{n.refs: r.Output.Ref, n.digest: r.Output.Digest} {
@@ -188,6 +192,16 @@ func (n nameFiles) write(r *convert.Result) error {
 			continue
 		}
 		if err := writeFile(file, []byte(text+"\n")); err != nil {
+			return err
+		}
+	}
+	if n.results == "" {
+		return nil
+	}
+	for file, text := range map[string]string{
+		"IMAGE_URL": r.Output.Ref, "IMAGE_DIGEST": r.Output.Digest, "MRENCLAVE": r.MREnclave.String(), "MRSIGNER": r.MRSigner.String(),
+	} {
+		if err := writeFile(filepath.Join(n.results, file), []byte(text)); err != nil {
 			return err
 		}
 	}

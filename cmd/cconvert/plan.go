@@ -57,6 +57,11 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 			}
 		}
 	}
+	asked := f.Changed("attest")
+	err := fromEnvironment(f)
+	if err != nil {
+		return batch.Job{}, err
+	}
 	o, err := j.options(img, insecure)
 	if err == nil {
 		err = checkGate(j.gate)
@@ -66,7 +71,7 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 	}
 	o.AllowRollback, o.TrustTOC = j.rollback, j.toc
 	if j.attest {
-		o.Evidence = &convert.Evidence{Required: f.Changed("attest")}
+		o.Evidence = &convert.Evidence{Required: asked}
 	}
 	job := batch.NewJob(o, insecure)
 	job.Gate, job.Unsigned, job.Limits = j.gate, j.unsigned, p.Limits

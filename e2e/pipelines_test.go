@@ -1,0 +1,305 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"gopkg.in/yaml.v3"
+)
+
+// parsers reads a directory like deploy/ as those would for whom its files are.
+func parsers(dir string) error {
+	_, err := try("go", "run", "-C", filepath.Join(project, "e2e/parsers"), ".", dir)
+	return err
+}
+
+// What is in deploy/ is taken by the parsers of Kubernetes, KEDA, Tekton, GitHub and systemd; and these look closely.
+func TestDeployFiles(t *testing.T) {
+	require.NoError(t, parsers(filepath.Join(project, "deploy")))
+	for file, change := range map[string][2]string{
+		"kubernetes/worker.yaml":     {"terminationGracePeriodSeconds:", "terminationGraceSeconds:"},
+		"kubernetes/nats.yaml":       {"serviceName:", "servicename_:"},
+		"kubernetes/autoscaler.yaml": {"maxReplicas: 20", "maxReplicas: many"},
+		"kubernetes/keda.yaml":       {"minReplicaCount:", "minReplicas:"},
+		"tekton/task.yaml":           {"$(params.IMAGE)", "$(params.NOBODY)"},
+		"github/action.yml":          {"    required: true", "    requird: true"},
+		"github/example.yml":         {"image: registry", "picture: registry"},
+	} {
+		dir := t.TempDir()
+		command(t, "cp", "-r", filepath.Join(project, "deploy"), dir)
+		p := filepath.Join(dir, "deploy", file)
+		text, err := os.ReadFile(p)
+		require.NoError(t, err)
+		changed := strings.Replace(string(text), change[0], change[1], 1)
+		require.NotEqual(t, string(text), changed, file)
+		require.NoError(t, os.WriteFile(p, []byte(changed), 0o600))
+		assert.Error(t, parsers(filepath.Join(dir, "deploy")), "%s with %s", file, change[1])
+	}
+	// systemd looks whether the program is there.
+	text := read(t, "deploy/systemd/cconvert-worker.service")
+	unit := filepath.Join(t.TempDir(), "cconvert-worker.service")
+	require.NoError(t, os.WriteFile(unit, []byte(strings.ReplaceAll(text, "/usr/local/bin/cconvert", program)), 0o600))
+	out, err := exec.Command("systemd-analyze", "verify", unit).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.NotContains(t, string(out), "Unknown")
+	// GitHub's and GitLab's own parsers are with them: the keywords are those of their documentation.
+	keywords(t, read(t, "deploy/github/action.yml"), "name", "description", "inputs", "outputs", "runs")
+	docs := strings.Split(read(t, "deploy/gitlab/template.yml"), "\n---\n")
+	require.Len(t, docs, 2)
+	keywords(t, docs[0], "spec")
+	var jobs map[string]struct {
+		Stage string
+		Image struct {
+			Name       string
+			Entrypoint []string
+		}
+		Script    []string
+		Artifacts struct {
+			Paths   []string
+			Reports struct{ Dotenv string }
+		}
+	}
+	d := yaml.NewDecoder(strings.NewReader(docs[1]))
+	d.KnownFields(true)
+	require.NoError(t, d.Decode(&jobs))
+	require.Len(t, jobs, 1)
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(project, file))
+	require.NoError(t, err)
+	return string(text)
+}
+
+func keywords(t *testing.T, text string, known ...string) {
+	t.Helper()
+	var doc map[string]yaml.Node
+	require.NoError(t, yaml.Unmarshal([]byte(text), &doc))
+	for k := range doc {
+		assert.Contains(t, known, k)
+	}
+}
+
+// fill replaces what stands for a value.
+func fill(text string, values map[string]string) string {
+	for k, v := range values {
+		text = strings.ReplaceAll(text, k, v)
+	}
+	return text
+}
+
+// inPlace is a shell or program with cconvert on its path, and its caches and queue apart.
+func inPlace(t *testing.T, dir string, env []string, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "XDG_CACHE_HOME="+dir+"/.cache", "XDG_STATE_HOME="+dir+"/.state"), env...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	require.NoError(t, err, "%s", stderr.String())
+	return strings.TrimSpace(string(out))
+}
+
+// The script of each pipeline converts an image and gives its results.
+func TestPipelineScripts(t *testing.T) {
+	registry := "127.0.0.1:" + startRegistry(t)
+	f := newFleet(t, registry, 1, 1)
+	image, runtime := registry+"/base0:0", "sim="+f.runtime
+	want := func(t *testing.T, to, ref, digest, mrenclave string) {
+		t.Helper()
+		assert.Equal(t, digestOf(t, to), digest)
+		assert.Equal(t, strings.Split(to, ":")[0]+":"+strings.Split(to, ":")[1]+"@"+digest, ref)
+		assert.Regexp(t, "^[0-9a-f]{64}$", mrenclave)
+	}
+	t.Run("tekton", func(t *testing.T) {
+		var task struct {
+			Spec struct {
+				Steps []struct{ Command, Args []string }
+			}
+		}
+		require.NoError(t, yaml.Unmarshal([]byte(read(t, "deploy/tekton/task.yaml")), &task))
+		step, results, to := task.Spec.Steps[0], t.TempDir(), registry+"/tekton:1"
+		require.Equal(t, []string{"/cconvert"}, step.Command)
+		keys := t.TempDir()
+		command(t, "cp", key, filepath.Join(keys, "enclave-key.pem"))
+		var args []string
+		for _, a := range step.Args {
+			if a == "$(params.ARGS[*])" {
+				args = append(args, "--isv-svn", "4")
+				continue
+			}
+			args = append(args, fill(a, map[string]string{"$(params.IMAGE)": image, "$(params.TO)": to, "$(params.RUNTIME)": runtime, "$(workspaces.key.path)": keys, "/tekton/results": results}))
+		}
+		inPlace(t, t.TempDir(), nil, program, args...)
+		value := func(name string) string {
+			b, err := os.ReadFile(filepath.Join(results, name))
+			require.NoError(t, err)
+			return string(b)
+		}
+		want(t, to, value("IMAGE_URL"), value("IMAGE_DIGEST"), value("MRENCLAVE"))
+	})
+	t.Run("github", func(t *testing.T) {
+		var action struct {
+			Runs struct {
+				Steps []struct{ ID, Run string }
+			}
+		}
+		require.NoError(t, yaml.Unmarshal([]byte(read(t, "deploy/github/action.yml")), &action))
+		script := action.Runs.Steps[len(action.Runs.Steps)-1].Run
+		pem, err := os.ReadFile(key)
+		require.NoError(t, err)
+		dir, to := t.TempDir(), registry+"/github:1"
+		inPlace(t, dir, []string{
+			"GITHUB_ACTION_PATH=" + filepath.Join(project, "deploy/github"), "GITHUB_OUTPUT=" + dir + "/output",
+			"CCONVERT_SIGNING_KEY=" + string(pem), "CCONVERT_RUNTIME=" + runtime, "IMAGE=" + image, "TO=" + to, "ARGS=--isv-svn 4",
+		}, "bash", "-eo", "pipefail", "-c", script)
+		text, err := os.ReadFile(dir + "/output")
+		require.NoError(t, err)
+		m := regexp.MustCompile(`^image=(.*)\ndigest=(.*)\nmrenclave=(.*)\n$`).FindStringSubmatch(string(text))
+		require.NotNil(t, m, "%s", text)
+		want(t, to, m[1], m[2], m[3])
+	})
+	t.Run("gitlab", func(t *testing.T) {
+		_, text, _ := strings.Cut(read(t, "deploy/gitlab/template.yml"), "\n---\n")
+		dir, to := t.TempDir(), registry+"/gitlab:1"
+		var jobs map[string]struct{ Script []string }
+		require.NoError(t, yaml.Unmarshal([]byte(fill(text, map[string]string{
+			"$[[ inputs.image ]]": image, "$[[ inputs.to ]]": to, "$[[ inputs.runtime ]]": runtime, "$[[ inputs.args ]]": "--isv-svn 4",
+		})), &jobs))
+		inPlace(t, dir, []string{"ENCLAVE_KEY=" + key}, "sh", "-ec", strings.Join(jobs["convert"].Script, "\n"))
+		out, err := os.ReadFile(filepath.Join(dir, "confidential.env"))
+		require.NoError(t, err)
+		m := regexp.MustCompile(`^CONFIDENTIAL_IMAGE=(.*)\nCONFIDENTIAL_MRENCLAVE=(.*)\n$`).FindStringSubmatch(string(out))
+		require.NotNil(t, m, "%s", out)
+		want(t, to, m[1], m[1][strings.Index(m[1], "@")+1:], m[2])
+	})
+}
+
+func digestOf(t *testing.T, ref string) string {
+	t.Helper()
+	return command(t, "skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", "docker://"+ref)
+}
+
+// args are those of the first container in a manifest for Kubernetes.
+func args(t *testing.T, file string) []string {
+	t.Helper()
+	var deployment struct {
+		Spec struct {
+			Template struct {
+				Spec struct{ Containers []struct{ Args []string } }
+			}
+		}
+	}
+	require.NoError(t, yaml.NewDecoder(strings.NewReader(read(t, file))).Decode(&deployment))
+	return deployment.Spec.Template.Spec.Containers[0].Args
+}
+
+// The service and the worker work as the manifests for Kubernetes start them, and the worker as the unit does.
+func TestDeployedFleet(t *testing.T) {
+	registry := "127.0.0.1:" + startRegistry(t)
+	f := newFleet(t, registry, 2, 1)
+	_, queue := nats(t)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(dir+"/rules.yaml", fmt.Appendf(nil, "version: 1\ndefaults: {options: {runtime: 'sim=%s'}}\nconvert: [{registry: '%s', allowUnsigned: true}]\n", f.runtime, registry), 0o600))
+	require.NoError(t, os.WriteFile(dir+"/secret", []byte(serviceSecret), 0o600))
+	command(t, "cp", key, dir+"/enclave-key.pem")
+	listen := "127.0.0.1:" + freePort(t)
+	values := map[string]string{"nats://nats:4222": queue, "/keys/": dir + "/", "/rules/": dir + "/", "/secret/": dir + "/", ":8080": listen}
+	start := func(of string, env []string, list ...string) *process {
+		for i := range list {
+			list[i] = fill(list[i], values)
+		}
+		return newProcess(t, func() *exec.Cmd {
+			cmd := exec.Command(program, list...)
+			cmd.Env = append(f.environment(of), env...)
+			return cmd
+		})
+	}
+	start("service", nil, args(t, "deploy/kubernetes/service.yaml")...)
+	convert := func(tag string) {
+		var id any
+		ask := func(method, path, body string) (out map[string]any) {
+			eventually(t, "the service answers", func() error {
+				req, err := http.NewRequest(method, "http://"+listen+path, strings.NewReader(body))
+				require.NoError(t, err)
+				req.Header.Set("Authorization", "Bearer "+serviceSecret)
+				resp, err := http.DefaultClient.Do(req)
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				b, err := io.ReadAll(resp.Body)
+				if err != nil || resp.StatusCode >= 300 {
+					return fmt.Errorf("%d: %s: %w", resp.StatusCode, b, err)
+				}
+				return json.Unmarshal(b, &out)
+			})
+			return out
+		}
+		id = ask("POST", "/api/v1/conversions", fmt.Sprintf(`{"image":"%s/base0:%s"}`, registry, tag))["id"]
+		eventually(t, "it is converted", func() error {
+			if c := ask("GET", fmt.Sprint("/api/v1/conversions/", id), ""); c["status"] != "converted" {
+				return fmt.Errorf("%v", c)
+			}
+			return nil
+		})
+	}
+	worker := start("kubernetes", nil, args(t, "deploy/kubernetes/worker.yaml")...)
+	convert("0")
+	require.NoError(t, worker.cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, worker.cmd.Wait(), "a worker ends well")
+
+	unit := read(t, "deploy/systemd/cconvert-worker.service")
+	line := regexp.MustCompile(`(?m)^ExecStart=/usr/local/bin/cconvert (.*)$`).FindStringSubmatch(unit)
+	require.NotNil(t, line)
+	at := regexp.MustCompile(`(?m)^Environment=(CCONVERT_NATS)=`).FindStringSubmatch(unit)
+	require.NotNil(t, at)
+	values["%d/"] = dir + "/"
+	start("systemd", []string{at[1] + "=" + queue}, strings.Fields(line[1])...)
+	convert("1")
+}
+
+// Each of the three uses in the README is under ten lines, and works as it stands there.
+func TestREADME(t *testing.T) {
+	source, other := "127.0.0.1:"+startRegistry(t), "127.0.0.1:"+startRegistry(t)
+	f := newFleet(t, source, 1, 1)
+	for _, tag := range []string{"1.2", "1.3", "1.4"} {
+		command(t, "skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", "docker://"+source+"/base0:0", "docker://"+source+"/app:"+tag)
+	}
+	dir := t.TempDir()
+	text := read(t, "README.md")
+	use := func(title string) string {
+		_, after, ok := strings.Cut(text, "\n**"+title+"**")
+		require.True(t, ok, title)
+		block := regexp.MustCompile(`\n\n((?:    .*\n)+)`).FindStringSubmatch(after)[1]
+		assert.Less(t, strings.Count(block, "\n"), 10, title)
+		script := regexp.MustCompile(`(?m)^    `).ReplaceAllString(block, "")
+		script = fill(script, map[string]string{"registry.example": source, "other.example": other})
+		return inPlace(t, dir, []string{"CCONVERT_RUNTIME=sim=" + f.runtime}, "bash", "-euc", script)
+	}
+	inPlace(t, dir, nil, program, "keygen", "--out", "enclave-key.pem")
+	one := use("One image.")
+	assert.Equal(t, source+"/app@"+digestOf(t, source+"/app:1.4-confidential"), one)
+	pipeline := use("In a pipeline.")
+	assert.Regexp(t, `^`+regexp.QuoteMeta(source)+`/confidential/app@sha256:[0-9a-f]{64} runs as [0-9a-f]{64}$`, pipeline)
+	many := strings.Fields(use("From registry to registry"))
+	assert.Equal(t, []string{other + "/app@" + digestOf(t, other+"/app:1.3"), other + "/app@" + digestOf(t, other+"/app:1.4")}, many)
+	_, err := try("skopeo", "inspect", "--tls-verify=false", "docker://"+other+"/app:1.2")
+	assert.Error(t, err, "the range leaves it out")
+}
