@@ -205,6 +205,7 @@ func (r *batchRun) report(cmd *cobra.Command, records []*batch.Record) error {
 	var refs strings.Builder
 	for _, record := range records {
 		switch {
+		case record.Status == batch.Skipped:
 		case record.Status != batch.Failed:
 			fmt.Fprintln(&refs, record.Ref)
 		case record.Transient:

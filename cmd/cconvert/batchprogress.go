@@ -42,6 +42,8 @@ func (p *batchProgress) tell(r *batch.Record) {
 		switch {
 		case r.Status == batch.Retrying:
 			logrus.Warnf("%s: attempt %d failed, and another one follows: %s", r.Job.Source, r.Attempts, r.Error)
+		case r.Status == batch.Skipped:
+			logrus.Infof("%s: skipped: %s", r.Job.Source, r.Error)
 		case r.Status == batch.Failed:
 			logrus.Errorf("%s: %s", r.Job.Source, r.Error)
 		case r.Status.Final():
@@ -102,6 +104,9 @@ func counts(records []*batch.Record) string {
 		n[r.Status]++
 	}
 	text := fmt.Sprintf("%d converted, %d unchanged, %d failed", n[batch.Converted], n[batch.Unchanged], n[batch.Failed])
+	if n[batch.Skipped] > 0 {
+		text += fmt.Sprintf(", %d skipped", n[batch.Skipped])
+	}
 	if left := n[batch.Queued] + n[batch.Running] + n[batch.Retrying]; left > 0 {
 		text += fmt.Sprintf(", %d to do", left)
 	}

@@ -74,7 +74,7 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 		o.Evidence = &convert.Evidence{Required: asked}
 	}
 	job := batch.NewJob(o, insecure)
-	job.Gate, job.Unsigned, job.Limits = j.gate, j.unsigned, p.Limits
+	job.Gate, job.Unsigned, job.Limits, job.Found = j.gate, j.unsigned, p.Limits, img.Found
 	return job, nil
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -39,6 +41,7 @@ var schemas = map[string]any{
 	"runtime":          runtimeFacts{},
 	"cache":            []cache.Entry{},
 	"key":              keyInfo{},
+	"batch":            []batch.Record{},
 }
 
 const schemaDir = "../../docs/schemas"
@@ -75,7 +78,7 @@ func TestSchemas(t *testing.T) {
 	require.NoError(t, err)
 	run := func(args ...string) []byte {
 		cmd := exec.Command(program, args...)
-		cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "HOME="+dir)
+		cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "XDG_STATE_HOME="+dir, "HOME="+dir)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
@@ -88,6 +91,9 @@ func TestSchemas(t *testing.T) {
 	facts := filepath.Join(dir, "facts.json")
 	run(app, "--runtime", "sim", "--key", key, "--output-json", facts)
 	run(app, "--runtime", "sim", "--key", key, "--suffix", "-two", "--isv-svn", "2")
+	plan := filepath.Join(dir, "plan.yaml")
+	require.NoError(t, os.WriteFile(plan, fmt.Appendf(nil, "version: 1\ndefaults: {options: {runtime: sim}}\nconvert: [{image: %s}, {image: %s/absent:1}]\n", app, reg.Host), 0o600))
+	require.Error(t, exec.Command("env", "HOME="+dir, "XDG_STATE_HOME="+dir, "XDG_CACHE_HOME="+dir, program, "batch", plan, "--key", key).Run(), "one of them is absent")
 	result, err := os.ReadFile(facts)
 	require.NoError(t, err)
 	vectors := filepath.Dir(key)
@@ -105,6 +111,7 @@ func TestSchemas(t *testing.T) {
 		"runtime":          run("runtime", "inspect", "--json", "--runtime", "sim"),
 		"cache":            run("cache", "ls", "--json"),
 		"key":              run("key", "info", "--json", "--key", key),
+		"batch":            run("batch", "results", "--json"),
 	} {
 		s, err := validator.NewCompiler().Compile(filepath.Join(schemaDir, name+".json"))
 		require.NoError(t, err, name)

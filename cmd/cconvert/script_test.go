@@ -1,8 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -13,16 +17,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/assert"
@@ -176,7 +184,7 @@ func TestHelpExamplesRun(t *testing.T) {
 	require.Greater(t, len(examples), 8)
 	replace := strings.NewReplacer(
 		"registry.example", reg.Host, " redis:7 ", " "+reg.Host+"/redis:7 ", " app:1.4 ", " "+reg.Host+"/app:1.4 ",
-		"docker-daemon:app:latest", reg.Host+"/app:1", "gramine=dir:/usr", "sim",
+		"docker-daemon:app:latest", reg.Host+"/app:1", "gramine=dir:/usr", "sim", "nats://nats.example:4222", startNATS(t), "127.0.0.1:8080", "127.0.0.1:0",
 		"libpal.so", vectors+"/pal/pal-twosegments.so", "app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
 	)
 	dir := t.TempDir()
@@ -186,7 +194,13 @@ func TestHelpExamplesRun(t *testing.T) {
 	answer, err := json.Marshal(signer.Answer{Version: signer.ProtocolVersion, PublicKey: publicPEM(t, public)})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "sign.sh"), fmt.Appendf(nil, "#!/bin/sh\ncat <<'END'\n%s\nEND\n", answer), 0o755))
+	plan := fmt.Sprintf("version: 1\nconvert:\n- {image: %s/app:1, allowUnsigned: true}\n", reg.Host)
+	for name, text := range map[string]string{"plan.yaml": plan, "secret": "the secret of the test", "images.txt": reg.Host + "/app:1\n" + reg.Host + "/app:1.4\n"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	selfSigned(t, filepath.Join(dir, "tls.pem"), filepath.Join(dir, "tls-key.pem"))
 	for _, e := range examples {
+		e, input, _ := strings.Cut(e, " < ")
 		args := strings.Fields(strings.ReplaceAll(replace.Replace(e), `"`, ""))[1:]
 		if args[0] == "runtime" && args[1] == "lock" {
 			args = append(args, "--runtime", "gramine=oci:none") // there is no runtime to lock here
@@ -205,6 +219,22 @@ func TestHelpExamplesRun(t *testing.T) {
 		}
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, "cconvert"), 0o700))
 		require.NoError(t, copyFile(key, filepath.Join(dir, "cconvert", "enclave-key.pem")))
+		if input != "" {
+			f, err := os.Open(filepath.Join(dir, input))
+			require.NoError(t, err)
+			defer f.Close()
+			cmd.Stdin = f
+		}
+		switch {
+		case args[0] == "worker", args[0] == "serve":
+			until(t, cmd, map[string]string{"worker": "takes images", "serve": "listening on"}[args[0]])
+			continue
+		case args[0] == "batch" && slices.Contains(args, "--nats") && strings.HasSuffix(args[1], ".yaml"):
+			worker := exec.Command(program, "worker", "--nats", args[slices.Index(args, "--nats")+1], "--key", key)
+			worker.Env = cmd.Env
+			require.NoError(t, worker.Start())
+			defer func() { _ = worker.Process.Kill(); _ = worker.Wait() }()
+		}
 		out, err := cmd.CombinedOutput()
 		switch {
 		case args[0] == "runtime" && args[1] == "lock":
@@ -215,6 +245,47 @@ func TestHelpExamplesRun(t *testing.T) {
 			assert.NoError(t, err, "%s: %s", e, out)
 		}
 	}
+}
+
+// until runs a program that goes on until it is told to end, and does that when it has said something.
+func until(t *testing.T, cmd *exec.Cmd, says string) {
+	t.Helper()
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	said := ""
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		if said += lines.Text() + "\n"; strings.Contains(lines.Text(), says) {
+			require.NoError(t, cmd.Process.Signal(os.Interrupt))
+		}
+	}
+	require.NoError(t, cmd.Wait(), "%s: %s", cmd.Args, said)
+	require.Contains(t, said, says)
+}
+
+// startNATS starts a server with JetStream and gives its URL.
+func startNATS(t *testing.T) string {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+	require.NoError(t, err)
+	go s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	require.True(t, s.ReadyForConnections(10*time.Second))
+	return s.ClientURL()
+}
+
+// selfSigned writes a certificate for this machine, and its key.
+func selfSigned(t *testing.T, certificate, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	require.NoError(t, err)
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600))
 }
 
 // What the README shows under "Use it" runs, up to where it needs SGX.

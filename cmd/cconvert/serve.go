@@ -31,7 +31,7 @@ Whoever asks must know the secret, or show a certificate. With --nats the work i
 worker"; otherwise by this process, which then needs the signing key.`
 
 const serveExamples = `  # Rules in plan.yaml, workers elsewhere
-  cconvert serve plan.yaml --nats nats://nats.example:4222 --secret-file secret --tls-cert cert.pem --tls-key key.pem
+  cconvert serve plan.yaml --nats nats://nats.example:4222 --secret-file secret --tls-cert tls.pem --tls-key tls-key.pem
 
   # All in one process, for a registry on the same machine
   cconvert serve plan.yaml --listen 127.0.0.1:8080 --secret-file secret --key enclave-key.pem`

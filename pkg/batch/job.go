@@ -36,6 +36,8 @@ type Job struct {
 	NeedsEvidence bool `json:"needs_evidence,omitempty"` // fails where the registry refuses it
 	AllowRollback bool `json:"allow_rollback,omitempty"`
 	TrustTOC      bool `json:"trust_toc,omitempty"`
+	// Found says that the source was found in a repository or registry: one that is converted already is left out.
+	Found bool `json:"found,omitempty"`
 	// Force converts again what is there already.
 	Force bool `json:"force,omitempty"`
 	// Limits of registries, by their name.
@@ -121,18 +123,19 @@ func (j Job) options(own convert.Options, backends []libos.Backend) (o convert.O
 // Status is how far a job is.
 type Status string
 
-// States of a job. The last three are final.
+// States of a job. The last four are final.
 const (
 	Queued    Status = "queued"
 	Running   Status = "running"
 	Retrying  Status = "retrying" // failed for a reason that may pass, and waits
 	Converted Status = "converted"
 	Unchanged Status = "unchanged" // the target has it already
+	Skipped   Status = "skipped"   // the source is a result itself
 	Failed    Status = "failed"
 )
 
 // Final says whether nothing more will be done.
-func (s Status) Final() bool { return s == Converted || s == Unchanged || s == Failed }
+func (s Status) Final() bool { return s == Converted || s == Unchanged || s == Skipped || s == Failed }
 
 // Record is what is known of a job.
 type Record struct {

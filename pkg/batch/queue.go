@@ -208,7 +208,7 @@ type Batch struct {
 // ErrNoBatch says that there is no such batch.
 var ErrNoBatch = errors.New("no such batch")
 
-// newID is one that sorts by time.
+// newID is one that people can tell the time by.
 func newID(now time.Time) string {
 	return now.UTC().Format("20060102-150405-") + strings.ToLower(rand.Text()[:6])
 }
@@ -322,7 +322,7 @@ func (q *Queue) Batches(ctx context.Context) ([]*Batch, error) {
 		list = append(list, b)
 		return json.Unmarshal(value, b)
 	})
-	slices.SortFunc(list, func(a, b *Batch) int { return cmp.Compare(b.ID, a.ID) })
+	slices.SortFunc(list, func(a, b *Batch) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.ID, a.ID)) })
 	return list, err
 }
 

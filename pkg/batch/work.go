@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
@@ -144,7 +145,9 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	logrus.Debugf("%s: %v", r.Job.Source, err)
 	r.Error, r.Transient = err.Error(), image.Transient(err) || errors.Is(err, image.ErrMoved)
 	if !r.Transient || r.Attempts >= o.Attempts {
-		r.Status = Failed
+		if r.Status = Failed; r.Job.Found && errors.Is(err, convert.ErrConverted) {
+			r.Status = Skipped
+		}
 		q.finish(ctx, r, revision, msg)
 		return
 	}

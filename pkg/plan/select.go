@@ -18,6 +18,8 @@ type Image struct {
 	Source, Target string
 	Options        Options // of the entry, over the defaults
 	Line           int     // of the entry that chose it
+	// Found says that it was found in a repository or registry, and not named.
+	Found bool
 }
 
 // Catalog is what registries tell of themselves.
@@ -45,7 +47,7 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 			if err != nil {
 				return nil, &Error{file, e.Line, err}
 			}
-			img := Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line}
+			img := Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line, Found: e.Image == ""}
 			if before, ok := chosen[target]; ok {
 				if before.Source == img.Source {
 					continue // the first entry that chooses an image decides
@@ -204,7 +206,7 @@ func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
 		}
 		tag := strings.ReplaceAll(ref.Identifier(), ":", "-")
 		target, err := e.targetOf(ref.Context().RegistryStr(), ref.Context().RepositoryStr(), tag)
-		return e, Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line}, err
+		return e, Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line, Found: e.Image == ""}, err
 	}
 	return nil, Image{}, nil
 }

@@ -46,7 +46,7 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 			}
 		}
 	}
-	for _, status := range []batch.Status{batch.Queued, batch.Running, batch.Retrying, batch.Converted, batch.Unchanged, batch.Failed} {
+	for _, status := range []batch.Status{batch.Queued, batch.Running, batch.Retrying, batch.Converted, batch.Unchanged, batch.Skipped, batch.Failed} {
 		c <- prometheus.MustNewConstMetric(m.images, prometheus.GaugeValue, float64(count[status]), string(status))
 	}
 	c <- prometheus.MustNewConstHistogram(m.seconds, n, sum, buckets)

@@ -33,7 +33,7 @@ async function show() {
     const answer = await fetch(conversions);
     if (!answer.ok) throw new Error(answer.status + " " + answer.statusText);
     const now = await answer.json();
-    const states = ["queued", "running", "retrying", "converted", "unchanged", "failed"];
+    const states = ["queued", "running", "retrying", "converted", "unchanged", "skipped", "failed"];
     document.getElementById("counts").replaceChildren(...states.map((s) => count(s, now.counts[s] || 0)));
     document.getElementById("conversions").replaceChildren(...now.conversions.map(row));
     trouble.hidden = true;
