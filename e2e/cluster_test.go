@@ -62,11 +62,6 @@ func (h *hosts) start(host string, options []string, args ...string) string {
 	return command(h.t, "docker", "inspect", "-f", "{{(index .NetworkSettings.Networks \""+h.network+"\").IPAddress}}", h.network+"-"+host)
 }
 
-func (h *hosts) docker(verb string, args ...string) {
-	h.t.Helper()
-	command(h.t, "docker", append(strings.Fields(verb), args...)...)
-}
-
 // partition is how long a worker is cut off.
 const partition = time.Minute
 

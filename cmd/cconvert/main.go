@@ -26,11 +26,13 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	err := newRoot().ExecuteContext(ctx)
 	var interrupted *interruption
-	if errors.As(err, &interrupted) {
+	switch {
+	case err == nil:
+	case errors.As(err, &interrupted):
 		fmt.Fprintln(os.Stderr, "cconvert:", err)
-	} else if err != nil && ctx.Err() != nil {
+	case ctx.Err() != nil:
 		fmt.Fprintln(os.Stderr, "cconvert: interrupted: no tag was moved and nothing is half stored")
-	} else if err != nil {
+	default:
 		fmt.Fprintln(os.Stderr, "cconvert:", err)
 		if hint := hintFor(err); hint != "" {
 			fmt.Fprintln(os.Stderr, "hint:", hint)

@@ -429,7 +429,7 @@ func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
 		if known && before.Updated.Equal(r.Updated) && before.Status == r.Status {
 			return nil
 		}
-		if r.Status.Final() && !(known && before.Status.Final()) {
+		if r.Status.Final() && (!known || !before.Status.Final()) {
 			open--
 		}
 		last[r.ID] = *r

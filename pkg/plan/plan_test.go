@@ -149,7 +149,7 @@ func TestMistakes(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add("version: 1\ndefaults: {target: 'x/{{.Tag}}', options: {env: [A=1]}}\nconvert:\n- repository: a.example/app\n  tags: {semver: '>=1', allow: [x], updated-since: 24h}\n")
-	f.Fuzz(func(t *testing.T, text string) {
+	f.Fuzz(func(_ *testing.T, text string) {
 		p, err := plan.Parse("plan.yaml", []byte(text))
 		if err == nil {
 			_, _ = p.Select(context.Background(), "plan.yaml", world)
