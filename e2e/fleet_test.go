@@ -268,16 +268,30 @@ func (w *watcher) complete(ctx context.Context, tag name.Tag, key string) error 
 		if err != nil {
 			return err
 		}
-		resp, err := http.Head(fmt.Sprintf("http://%s/v2/%s/blobs/%s", w.host, tag.RepositoryStr(), id))
+		if err := w.has(fmt.Sprintf("http://%s/v2/%s/blobs/%s", w.host, tag.RepositoryStr(), id)); err != nil {
+			return fmt.Errorf("its layer %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// has says whether there is something. A registry that is moving a blob into its place, which another worker has sent
+// once more, can fail for a moment; that is told apart from a blob that is not there.
+func (w *watcher) has(url string) error {
+	for i := 0; ; i++ {
+		resp, err := http.Head(url)
 		if err != nil {
 			return err
 		}
 		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("its layer %s: %s", id, resp.Status)
+		switch {
+		case resp.StatusCode == http.StatusOK:
+			return nil
+		case resp.StatusCode < http.StatusInternalServerError || i == 10:
+			return errors.New(resp.Status)
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	return nil
 }
 
 func (w *watcher) complain(what string) {

@@ -220,7 +220,7 @@ func TestDeployedFleet(t *testing.T) {
 	require.NoError(t, os.WriteFile(dir+"/secret", []byte(serviceSecret), 0o600))
 	command(t, "cp", key, dir+"/enclave-key.pem")
 	listen := "127.0.0.1:" + freePort(t)
-	values := map[string]string{"nats://nats:4222": queue, "/keys/": dir + "/", "/rules/": dir + "/", "/secret/": dir + "/", ":8080": listen}
+	values := map[string]string{"nats://cconvert:$(NATS_PASSWORD)@nats:4222": queue, "/keys/": dir + "/", "/rules/": dir + "/", "/secret/": dir + "/", ":8080": listen}
 	start := func(of string, env []string, list ...string) *process {
 		for i := range list {
 			list[i] = fill(list[i], values)

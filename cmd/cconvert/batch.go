@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"text/tabwriter"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/plan"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -54,8 +57,8 @@ func newBatch() *cobra.Command {
 	var queue queueFlags
 	var own ownFlags
 	var work workFlags
-	var dry, force, resume, detach bool
-	var jsonFile string
+	var dry, force, detach bool
+	var jsonFile, resume string
 	cmd := &cobra.Command{
 		Use:     "batch [PLAN]",
 		Short:   "Convert many images, on one machine or on many",
@@ -66,15 +69,19 @@ func newBatch() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&dry, "dry-run", false, "print what would be converted, and do nothing")
 	f.BoolVar(&force, "force", false, "convert again what is there already")
-	f.BoolVar(&resume, "resume", false, "go on with the newest batch, which was interrupted")
+	f.StringVar(&resume, "resume", "", "go on with a batch that was interrupted, the newest by default; with a PLAN for its credentials")
+	f.Lookup("resume").NoOptDefVal = newest
 	f.BoolVar(&detach, "detach", false, "queue the batch, print its name, and leave it to the workers")
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of each image")
 	queue.add(f)
 	own.add(f)
 	work.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if resume == (len(args) == 1) {
+		if resume == "" && len(args) == 0 {
 			return usagef("a PLAN expected, or --resume")
+		}
+		if resume != "" && (dry || force) {
+			return usagef("--dry-run and --force are about a PLAN that is queued, and --resume goes on with one that was")
 		}
 		if detach && queue.url == "" {
 			return usagef("--detach: the queue in this process has no workers elsewhere; name one with --nats")
@@ -88,14 +95,15 @@ func newBatch() *cobra.Command {
 			return err
 		}
 		var jobs []batch.Job
+		var p *plan.Plan
 		name := ""
-		if !resume {
+		if len(args) == 1 {
 			name = args[0]
-			p, keychain, err := readPlan(name)
-			if err != nil {
+			if p, options.Image.Keychain, err = readPlan(name); err != nil {
 				return err
 			}
-			options.Image.Keychain = keychain
+		}
+		if resume == "" {
 			if jobs, err = planJobs(cmd.Context(), name, p, options.Image, own.registry.insecure); err != nil {
 				return err
 			}
@@ -115,6 +123,9 @@ func newBatch() *cobra.Command {
 				return err
 			}
 			defer r.signer.Close()
+		}
+		if resume != "" {
+			return r.resume(cmd, resume)
 		}
 		return r.run(cmd, name, jobs)
 	}
@@ -143,20 +154,41 @@ type batchRun struct {
 	passing bool
 }
 
-// run queues jobs or, without a name, goes on with the newest batch.
+// patience is how long nothing may happen before that is said.
+const patience = 10 * time.Second
+
+// newest stands for the newest batch.
+const newest = "newest"
+
+// run queues jobs as a batch, and waits for it.
 func (r *batchRun) run(cmd *cobra.Command, name string, jobs []batch.Job) error {
+	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) { return q.Submit(ctx, name, jobs) })
+}
+
+// resume goes on with a batch.
+func (r *batchRun) resume(cmd *cobra.Command, id string) error {
+	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) {
+		if id == newest {
+			id = ""
+		}
+		b, err := q.Find(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		_, err = q.Resume(ctx, b)
+		return b, err
+	})
+}
+
+// wait waits until a batch is done: by a worker in this process, or by others.
+func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Queue) (*batch.Batch, error)) error {
 	ctx := cmd.Context()
 	q, err := r.queue.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer q.Close()
-	var b *batch.Batch
-	if name != "" {
-		b, err = q.Submit(ctx, name, jobs)
-	} else if b, err = q.Find(ctx, ""); err == nil {
-		_, err = q.Resume(ctx, b)
-	}
+	b, err := begin(ctx, q)
 	if err != nil {
 		return err
 	}
@@ -173,11 +205,22 @@ func (r *batchRun) run(cmd *cobra.Command, name string, jobs []batch.Job) error 
 		worked = make(chan struct{})
 		go func() {
 			defer close(worked)
+			r.work.Batch = b.ID // what others have left in the queue is theirs, and for their key
 			_ = q.Work(working, working, newBatchWorker(r.own, r.signer), r.work)
 		}()
 	}
 	progress := newBatchProgress(cmd.ErrOrStderr(), b.Total)
-	err = q.Wait(ctx, b, progress.tell)
+	var taken atomic.Bool
+	lonely := time.AfterFunc(patience, func() {
+		if !taken.Load() {
+			logrus.Warn("nobody has taken an image yet: is there a \"cconvert worker\" on this queue?")
+		}
+	})
+	defer lonely.Stop()
+	err = q.Wait(ctx, b, func(r *batch.Record) {
+		taken.Store(taken.Load() || r.Status != batch.Queued)
+		progress.tell(r)
+	})
 	progress.finish()
 	done()
 	<-worked
@@ -309,7 +352,7 @@ func newBatchRetry() *cobra.Command {
 		Use:   "retry [BATCH]",
 		Short: "Queue again what has failed in a batch",
 		Long: `Queue again what has failed in a batch, the newest by default. With --nats the workers do it;
-otherwise "cconvert batch --resume" does.`,
+otherwise "cconvert batch --resume=BATCH" does.`,
 		Example: `  cconvert batch retry --nats nats://nats.example:4222`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

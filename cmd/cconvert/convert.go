@@ -107,6 +107,11 @@ func newConvert() *cobra.Command {
 			if err := checkTarget(source, target); err != nil {
 				return err
 			}
+			for _, c := range conversions {
+				if c.Target.Same(target) {
+					return usagef("%s and %s would both become %s", c.Source, source, target)
+				}
+			}
 			conversions = append(conversions, convert.Options{Source: source, Target: &target})
 		}
 		if err := checkGate(gate); err != nil {
@@ -141,7 +146,7 @@ func newConvert() *cobra.Command {
 				each := o
 				each.Source, each.Target = c.Source, c.Target
 				j := batch.NewJob(each, registry.insecure)
-				j.Gate, j.Unsigned = gate, unsigned
+				j.Gate, j.Unsigned, j.Found = gate, unsigned, true // a list can hold results
 				jobs = append(jobs, j)
 			}
 			return convertAll(cmd, o, signer, work, jobs, jsonFile, names)

@@ -8,6 +8,9 @@ import (
 	"net"
 	"syscall"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
@@ -65,7 +68,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return exitRefused
-	case image.Transient(err), errors.Is(err, image.ErrMoved):
+	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, nats.ErrNoServers), errors.Is(err, batch.ErrBusy):
 		return exitTransient
 	}
 	return exitFailed
@@ -125,6 +128,10 @@ func hintFor(err error) string {
 		return "give the passphrase in CCONVERT_KEY_PASSPHRASE or by --key-passphrase-file; no image was stored"
 	case errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return "the image is damaged where it is stored, or on its way: push it again"
+	case errors.Is(err, batch.ErrBusy):
+		return "wait for it; or, for a queue that several can work on, use --nats"
+	case errors.Is(err, batch.ErrSigner):
+		return "an image's signer must not depend on which worker takes it: use the same key, or another queue. To change the key of all workers, start them anew, the first with --new-signer"
 	case errors.Is(err, syscall.ENOSPC):
 		return "the disk is full: nothing was changed; make room and run the same command again"
 	case errors.Is(err, fs.ErrPermission):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
 	"github.com/cconvert/cconvert/pkg/batch"
@@ -166,7 +168,11 @@ func readPlan(file string) (*plan.Plan, authn.Keychain, error) {
 	for _, c := range p.Creds {
 		password := os.Getenv(c.PassEnv)
 		if c.PassFile != "" {
-			b, err := os.ReadFile(c.PassFile)
+			passFile := c.PassFile
+			if !filepath.IsAbs(passFile) {
+				passFile = filepath.Join(filepath.Dir(file), passFile)
+			}
+			b, err := os.ReadFile(passFile)
 			if err != nil {
 				return nil, nil, &usageError{fmt.Errorf("%s: creds: %w", file, err)}
 			}
@@ -201,7 +207,16 @@ func (c catalog) Repositories(ctx context.Context, registry name.Registry) ([]st
 }
 
 func (c catalog) Tags(ctx context.Context, repo name.Repository) ([]string, error) {
-	return image.Tags(ctx, repo, c.o)
+	list, err := image.Tags(ctx, repo, c.o)
+	return list, none(err)
+}
+
+// none gives what cannot be converted the error by which a plan leaves it out.
+func none(err error) error {
+	if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrPlatform) || errors.Is(err, image.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", plan.ErrNone, err)
+	}
+	return err
 }
 
 func (c catalog) Created(ctx context.Context, n name.Reference) (time.Time, error) {
@@ -211,7 +226,7 @@ func (c catalog) Created(ctx context.Context, n name.Reference) (time.Time, erro
 	}
 	img, err := image.Open(ctx, ref, c.o)
 	if err != nil {
-		return time.Time{}, err
+		return time.Time{}, none(err)
 	}
 	defer img.Close()
 	return img.Created(), nil
@@ -233,9 +248,13 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, i
 	if err := checkOptions(file, p, insecure); err != nil {
 		return nil, err
 	}
+	p.Insecure = insecure
 	images, err := p.Select(ctx, file, catalog{o, insecure})
 	if err != nil {
 		return nil, err
+	}
+	if len(images) == 0 {
+		logrus.Warnf("%s chooses no image", file)
 	}
 	jobs := make([]batch.Job, 0, len(images))
 	for _, img := range images {

@@ -29,13 +29,13 @@ func (q *queueFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&q.cert, "nats-cert", "", "file with this client's certificate for NATS")
 	f.StringVar(&q.certKey, "nats-cert-key", "", "file with the key of --nats-cert")
 	f.IntVar(&q.replicas, "nats-replicas", 0, "on how many servers of a cluster the queue is kept (default: three, where there are as many)")
-	f.DurationVar(&q.lease, "lease", batch.DefaultLease, "how long a worker may be silent before its image is given to another one")
+	f.DurationVar(&q.lease, "lease", 0, "how long a worker may be silent before its image is given to another one; given, it is changed for all workers (default: 30s)")
 	f.StringVar(&q.dir, "state-dir", "", "where the queue in this process keeps its files (default: $XDG_STATE_HOME/cconvert)")
 }
 
 func (q *queueFlags) open(ctx context.Context) (*batch.Queue, error) {
 	o := batch.QueueOptions{URL: q.url, Lease: q.lease, Replicas: q.replicas}
-	if q.lease < time.Second {
+	if q.lease != 0 && q.lease < time.Second {
 		return nil, usagef("--lease %s: a second is the least", q.lease)
 	}
 	if q.creds != "" {

@@ -72,7 +72,7 @@ func newServe() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		options.Image.Keychain = keychain
+		options.Image.Keychain, p.Insecure = keychain, own.registry.insecure
 		o := service.Options{Plan: p, Image: options.Image, Keys: map[*plan.Entry][]*attest.PublicKey{}}
 		if err := readRules(file, p, own.registry.insecure, o.Keys); err != nil {
 			return err
@@ -118,15 +118,27 @@ func newServe() *cobra.Command {
 		go func() {
 			defer close(worked)
 			if worker != nil {
-				_ = q.Work(context.WithoutCancel(ctx), ctx, worker, times)
+				times.Batch = batch.Requests
+				if err := q.Work(context.WithoutCancel(ctx), ctx, worker, times); err != nil {
+					logrus.Errorf("nothing is converted any more: %v", err)
+				}
 			}
 		}()
-		go func() { _ = s.Run(ctx) }()
+		go func() {
+			if err := s.Run(ctx); err != nil && ctx.Err() == nil {
+				logrus.Errorf("what becomes of conversions is not seen any more: %v", err)
+			}
+		}()
+		if err := q.ResumeRequests(ctx); err != nil {
+			return err
+		}
 		server := &http.Server{
 			Handler: s, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 45 * time.Second, IdleTimeout: time.Minute,
 			MaxHeaderBytes: 16 << 10,
 		}
+		ended := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {
+			defer close(ended)
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 			defer cancel()
 			_ = server.Shutdown(end)
@@ -135,6 +147,7 @@ func newServe() *cobra.Command {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
+		<-ended
 		<-worked
 		return nil
 	}
@@ -150,6 +163,9 @@ func readRules(file string, p *plan.Plan, insecure bool, keys map[*plan.Entry][]
 		}
 		if e.AllowUnsigned == (len(e.Keys) > 0) {
 			return mistake("a rule has keys, by one of which an image must be signed, or says allowUnsigned: true")
+		}
+		if e.Tags.Newest > 0 || e.Tags.UpdatedSince != (plan.Since{}) {
+			return mistake("newest and updated-since are about many images, and say nothing of one that is asked for")
 		}
 		for _, k := range e.Keys {
 			if !filepath.IsAbs(k) {

@@ -51,6 +51,6 @@ func convertAll(cmd *cobra.Command, own convert.Options, signer sgx.Signer, work
 		return err
 	}
 	defer os.RemoveAll(dir)
-	r := batchRun{queue: queueFlags{dir: dir, lease: batch.DefaultLease}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true}
+	r := batchRun{queue: queueFlags{dir: dir}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true}
 	return r.run(cmd, "the command line", jobs)
 }

@@ -82,7 +82,7 @@ func newWorker() *cobra.Command {
 	var queue queueFlags
 	var own ownFlags
 	var work workFlags
-	var unsigned bool
+	var unsigned, newSigner bool
 	var grace time.Duration
 	cmd := &cobra.Command{
 		Use:   "worker",
@@ -102,6 +102,7 @@ it at once, and what it had begun is given to others.`,
 	own.add(f)
 	work.add(f)
 	f.BoolVar(&unsigned, "unsigned", false, "have no key: only images that are to be signed later can be converted")
+	f.BoolVar(&newSigner, "new-signer", false, "be the first of this queue's workers to sign by a new key; those that have another one are refused from then on")
 	f.DurationVar(&grace, "grace", 5*time.Minute, "how long images that were begun may take after SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if queue.url == "" {
@@ -134,6 +135,15 @@ it at once, and what it had begun is given to others.`,
 			return err
 		}
 		defer q.Close()
+		if signer != nil {
+			key, err := signer.Public(drain)
+			if err != nil {
+				return fmt.Errorf("reading the signing key: %w", err)
+			}
+			if err := q.Claim(drain, sgx.MRSigner(key), newSigner); err != nil {
+				return err
+			}
+		}
 		w := newBatchWorker(options, signer)
 		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)
 		return q.Work(ctx, drain, w, o)

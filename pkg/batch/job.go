@@ -36,6 +36,8 @@ type Job struct {
 	NeedsEvidence bool `json:"needs_evidence,omitempty"` // fails where the registry refuses it
 	AllowRollback bool `json:"allow_rollback,omitempty"`
 	TrustTOC      bool `json:"trust_toc,omitempty"`
+	// OnlyRegistry fetches layers from the source's registry alone, wherever else the image says that they are.
+	OnlyRegistry bool `json:"only_registry,omitempty"`
 	// Found says that the source was found in a repository or registry: one that is converted already is left out.
 	Found bool `json:"found,omitempty"`
 	// Force converts again what is there already.
@@ -139,14 +141,18 @@ func (s Status) Final() bool { return s == Converted || s == Unchanged || s == S
 
 // Record is what is known of a job.
 type Record struct {
-	Batch  string `json:"batch"`
-	ID     string `json:"id"`
-	Job    Job    `json:"job"`
-	Status Status `json:"status"`
+	Batch string `json:"batch"`
+	ID    string `json:"id"`
+	Job   Job    `json:"job"`
+	// Request counts how often the job was asked for again, after it was done.
+	Request int    `json:"request,omitempty"`
+	Status  Status `json:"status"`
 	// Error is why it failed, or will be tried again; Transient says that trying again later may help.
 	Error     string `json:"error,omitempty"`
 	Transient bool   `json:"transient,omitempty"`
 	Attempts  int    `json:"attempts"`
+	// Begun counts the attempts that were begun: more than were made, where workers died.
+	Begun int `json:"begun"`
 	// Identity is that of the conversion, as on the output.
 	Identity  string          `json:"identity,omitempty"`
 	Ref       string          `json:"ref,omitempty"` // the output by its digest

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +20,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Names in JetStream.
@@ -26,6 +30,7 @@ const (
 	subjects     = "cconvert.jobs."
 	batchBucket  = "cconvert-batches"
 	recordBucket = "cconvert-records"
+	latestBucket = "cconvert-latest" // the ID of the last request, by target
 )
 
 // lanes are parts of the queue that take turns. All images of a registry are in one, so that a registry with many
@@ -44,8 +49,9 @@ type Queue struct {
 	conn    *nats.Conn
 	batches jetstream.KeyValue
 	records jetstream.KeyValue
-	lease   time.Duration
-	alone   bool // the server is in this process, and so are all workers
+	latest  jetstream.KeyValue
+	lease   time.Duration // 0: as it is
+	alone   bool          // the server is in this process, and so are all workers
 	close   []func()
 }
 
@@ -57,9 +63,10 @@ type QueueOptions struct {
 	Dir string
 	// Connect are credentials and TLS for a server elsewhere.
 	Connect []nats.Option
-	// Lease is how long a worker may be silent; 0: DefaultLease.
+	// Lease is how long a worker may be silent; 0: as the queue has it, which is DefaultLease at first.
 	Lease time.Duration
-	// Replicas is on how many servers of a cluster everything is kept; 0: three where there are as many.
+	// Replicas is on how many servers of a cluster everything is kept; 0: as it is, which is three at first, where there
+	// are as many.
 	Replicas int
 }
 
@@ -68,7 +75,7 @@ var ErrBusy = errors.New("another process is working on the batches in this dire
 
 // Open reaches the queue, and makes what is missing.
 func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
-	q := &Queue{lease: cmp.Or(o.Lease, DefaultLease), alone: o.URL == ""}
+	q := &Queue{lease: o.Lease, alone: o.URL == ""}
 	defer func() {
 		if err != nil {
 			q.Close()
@@ -93,13 +100,7 @@ func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
 	if q.js, err = jetstream.New(q.conn); err != nil {
 		return nil, err
 	}
-	replicas := o.Replicas
-	if replicas == 0 {
-		if replicas = 1; len(q.conn.Servers()) >= 3 {
-			replicas = 3
-		}
-	}
-	return q, q.ensure(ctx, replicas)
+	return q, q.ensure(ctx, o)
 }
 
 // serve starts the server in this process. Nobody else can connect to it.
@@ -128,37 +129,70 @@ func (q *Queue) serve(dir string) (*server.Server, error) {
 	return s, nil
 }
 
-// ensure makes the stream, its consumers and the buckets.
-func (q *Queue) ensure(ctx context.Context, replicas int) error {
+// ensure makes the stream and the buckets, where they are missing. What is there stays as it is, for others use it,
+// unless it is asked for otherwise.
+func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
+	replicas := o.Replicas
+	if replicas == 0 {
+		if replicas = 1; len(q.conn.Servers()) >= 3 {
+			replicas = 3
+		}
+	}
+	stream := jetstream.StreamConfig{
+		// One message for a request of a job: the same is not queued twice (NATS, "Discard New Per Subject").
+		Name: streamName, Subjects: []string{subjects + ">"}, Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage,
+		Discard: jetstream.DiscardNew, DiscardNewPerSubject: true, MaxMsgsPerSubject: 1, Replicas: replicas,
+	}
 	return q.try(ctx, func(ctx context.Context) error {
-		// One message for a job at a time: the same job is not queued twice (NATS, "Discard New Per Subject").
-		if _, err := q.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-			Name: streamName, Subjects: []string{subjects + ">"}, Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage,
-			Discard: jetstream.DiscardNew, DiscardNewPerSubject: true, MaxMsgsPerSubject: 1, Replicas: replicas,
-		}); err != nil {
+		_, err := q.js.Stream(ctx, streamName)
+		if errors.Is(err, jetstream.ErrStreamNotFound) || err == nil && o.Replicas != 0 {
+			_, err = q.js.CreateOrUpdateStream(ctx, stream)
+		}
+		if err != nil {
 			return fmt.Errorf("making the queue: %w", err)
 		}
-		for lane := range lanes {
-			if q.alone { // what an earlier process had begun is free
-				if err := q.js.DeleteConsumer(ctx, streamName, consumerName(lane)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-					return fmt.Errorf("making the queue: %w", err)
-				}
+		for bucket, kv := range map[string]*jetstream.KeyValue{batchBucket: &q.batches, recordBucket: &q.records, latestBucket: &q.latest} {
+			*kv, err = q.js.KeyValue(ctx, bucket)
+			if errors.Is(err, jetstream.ErrBucketNotFound) || err == nil && o.Replicas != 0 {
+				*kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas})
 			}
-			if _, err := q.js.CreateOrUpdateConsumer(ctx, streamName, jetstream.ConsumerConfig{
-				Durable: consumerName(lane), FilterSubject: fmt.Sprintf("%s%d.>", subjects, lane), AckPolicy: jetstream.AckExplicitPolicy,
-				AckWait: q.lease, MaxDeliver: -1, MaxAckPending: -1,
-			}); err != nil {
-				return fmt.Errorf("making the queue: %w", err)
-			}
-		}
-		for bucket, kv := range map[string]*jetstream.KeyValue{batchBucket: &q.batches, recordBucket: &q.records} {
-			var err error
-			if *kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas}); err != nil {
+			if err != nil {
 				return fmt.Errorf("making the bucket %s: %w", bucket, err)
 			}
 		}
 		return nil
 	})
+}
+
+// consumers are the lanes, for a worker to take jobs from: of one batch, or of all where that is empty. Their lease is
+// that of whoever made them, unless this queue was opened with another.
+func (q *Queue) consumers(ctx context.Context, batch string) ([]jetstream.Consumer, error) {
+	list := make([]jetstream.Consumer, lanes)
+	for lane := range list {
+		config := jetstream.ConsumerConfig{
+			Durable: consumerName(lane), FilterSubject: fmt.Sprintf("%s%d.>", subjects, lane), AckPolicy: jetstream.AckExplicitPolicy,
+			AckWait: cmp.Or(q.lease, DefaultLease), MaxDeliver: -1, MaxAckPending: -1,
+		}
+		if batch != "" {
+			config.FilterSubject = fmt.Sprintf("%s%d.%s.>", subjects, lane, batch)
+		}
+		err := q.try(ctx, func(ctx context.Context) (err error) {
+			if q.alone { // what an earlier process had begun is free
+				if err := q.js.DeleteConsumer(ctx, streamName, config.Durable); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+					return err
+				}
+			}
+			list[lane], err = q.js.Consumer(ctx, streamName, config.Durable)
+			if errors.Is(err, jetstream.ErrConsumerNotFound) || err == nil && q.lease != 0 {
+				list[lane], err = q.js.CreateOrUpdateConsumer(ctx, streamName, config)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("reaching the queue: %w", err)
+		}
+	}
+	return list, nil
 }
 
 func consumerName(lane int) string { return fmt.Sprintf("lane-%d", lane) }
@@ -173,7 +207,7 @@ func (q *Queue) Close() {
 
 // lasting are answers of JetStream that stay the same.
 var lasting = []error{
-	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
+	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner, jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
 	nats.ErrMaxPayload, nats.ErrAuthorization, nats.ErrPermissionViolation,
 }
 
@@ -257,7 +291,7 @@ func each(ctx context.Context, records []*Record, do func(context.Context, *Reco
 func (q *Queue) queue(ctx context.Context, records []*Record) error {
 	for _, r := range records {
 		err := q.try(ctx, func(ctx context.Context) error {
-			_, err := q.js.Publish(ctx, subject(r), []byte(r.Batch+"."+r.ID))
+			_, err := q.js.Publish(ctx, subject(r), fmt.Appendf(nil, "%s.%s %d", r.Batch, r.ID, r.Request))
 			var api *jetstream.APIError
 			if errors.As(err, &api) && api.ErrorCode == perSubjectFull {
 				return nil
@@ -279,7 +313,7 @@ func subject(r *Record) string {
 	host, _, _ := strings.Cut(r.Job.Source, "/")
 	h := fnv.New32a()
 	h.Write([]byte(host))
-	return fmt.Sprintf("%s%d.%s.%s", subjects, h.Sum32()%lanes, r.Batch, r.ID)
+	return fmt.Sprintf("%s%d.%s.%s.%d", subjects, h.Sum32()%lanes, r.Batch, r.ID, r.Request)
 }
 
 // maxError is how much of an error a record holds, in bytes: registries answer with whole pages.
@@ -298,6 +332,9 @@ func (q *Queue) put(ctx context.Context, r *Record) error {
 	return q.try(ctx, func(ctx context.Context) error { _, err := q.records.Put(ctx, r.Batch+"."+r.ID, b); return err })
 }
 
+// errRecord says that a record is none, or of another version of this program.
+var errRecord = errors.New("a record of the queue cannot be read")
+
 // get gives a record by its key, nil where there is none.
 func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
 	err = q.try(ctx, func(ctx context.Context) error {
@@ -309,7 +346,10 @@ func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64
 			return err
 		}
 		r, revision = &Record{}, e.Revision()
-		return json.Unmarshal(e.Value(), r)
+		if err := json.Unmarshal(e.Value(), r); err != nil {
+			return fmt.Errorf("%w: %w", errRecord, err)
+		}
+		return nil
 	})
 	return r, revision, err
 }
@@ -405,7 +445,8 @@ func (q *Queue) Retry(ctx context.Context, b *Batch) (failed int, err error) {
 	}
 	records = slices.DeleteFunc(records, func(r *Record) bool { return r.Status != Failed })
 	for _, r := range records {
-		r.Status, r.Attempts, r.Error, r.Transient, r.Updated = Queued, 0, "", false, time.Now().UTC()
+		r.Status, r.Attempts, r.Begun, r.Error, r.Transient, r.Updated = Queued, 0, 0, "", false, time.Now().UTC()
+		r.Request++
 	}
 	if err := each(ctx, records, func(ctx context.Context, r *Record) error { return q.put(ctx, r) }); err != nil {
 		return 0, err
@@ -414,7 +455,7 @@ func (q *Queue) Retry(ctx context.Context, b *Batch) (failed int, err error) {
 }
 
 // quiet is how long nothing is heard before a batch is looked at anew: a server may have been restarted.
-const quiet = 10 * time.Second
+const quiet = time.Minute
 
 // Wait tells of every record of a batch, as it is and as it changes, until all are final.
 func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
@@ -444,12 +485,45 @@ func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
 	return nil
 }
 
+// ErrSigner says that the workers of a queue sign by another key.
+var ErrSigner = errors.New("the workers of this queue sign by another key")
+
+// signerKey holds the MRSIGNER of the queue's workers. It is no target's.
+const signerKey = "signer"
+
+// Claim notes by which key the queue's workers sign. The error is ErrSigner where others do so by another one, which
+// would make who signs an image a matter of chance; replace makes this key theirs.
+func (q *Queue) Claim(ctx context.Context, signer sgx.Measurement, replace bool) error {
+	return q.try(ctx, func(ctx context.Context) error {
+		if replace {
+			_, err := q.latest.Put(ctx, signerKey, []byte(signer.String()))
+			return err
+		}
+		_, err := q.latest.Create(ctx, signerKey, []byte(signer.String()))
+		if !errors.Is(err, jetstream.ErrKeyExists) {
+			return err
+		}
+		e, err := q.latest.Get(ctx, signerKey)
+		if err == nil && string(e.Value()) != signer.String() {
+			return fmt.Errorf("%w: their MRSIGNER is %s, this one's %s", ErrSigner, e.Value(), signer)
+		}
+		return err
+	})
+}
+
 // Requests is the batch of conversions that were asked for one by one. It has no end.
 const Requests = "requests"
 
-// Request queues one conversion in the batch of Requests. The same as one that is not done yet is that one.
+// Request queues one conversion in the batch of Requests. The same as one that is not done yet is that one; another one
+// with the same target takes the place of those before.
 func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
 	r := &Record{Batch: Requests, ID: j.ID(), Job: j, Status: Queued, Updated: time.Now().UTC()}
+	if err := q.try(ctx, func(ctx context.Context) error {
+		_, err := q.latest.Put(ctx, targetKey(j), []byte(r.ID))
+		return err
+	}); err != nil {
+		return nil, err
+	}
 	before, _, err := q.get(ctx, r.Batch+"."+r.ID)
 	if err != nil {
 		return nil, err
@@ -457,10 +531,43 @@ func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
 	if before != nil && !before.Status.Final() {
 		return before, q.queue(ctx, []*Record{before})
 	}
+	if before != nil {
+		r.Request = before.Request + 1
+	}
 	if err := q.put(ctx, r); err != nil {
 		return nil, err
 	}
 	return r, q.queue(ctx, []*Record{r})
+}
+
+func targetKey(j Job) string {
+	sum := sha256.Sum256([]byte(j.Target))
+	return hex.EncodeToString(sum[:16])
+}
+
+// superseded says whether something else was requested for a request's target since.
+func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
+	if r.Batch != Requests {
+		return false, nil
+	}
+	latest := r.ID
+	err := q.try(ctx, func(ctx context.Context) error {
+		e, err := q.latest.Get(ctx, targetKey(r.Job))
+		if err == nil {
+			latest = string(e.Value())
+		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		err = nil
+	}
+	return latest != r.ID, err
+}
+
+// ResumeRequests queues again what was requested and is not done, as far as it is not queued.
+func (q *Queue) ResumeRequests(ctx context.Context) error {
+	_, err := q.Resume(ctx, &Batch{ID: Requests})
+	return err
 }
 
 // Watch tells of every record of a batch, as it is and as it changes, until the context ends.

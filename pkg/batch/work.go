@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +19,8 @@ import (
 
 // WorkOptions say how a worker takes jobs.
 type WorkOptions struct {
+	// Batch is the one whose jobs are taken; empty: those of all. Only a queue in this process can be asked for one.
+	Batch string
 	// Parallel is how many images are converted at a time.
 	Parallel int
 	// Attempts is how often an image is tried that fails for reasons that may pass.
@@ -31,8 +35,8 @@ const (
 	DefaultFirstPause = 2 * time.Second
 )
 
-// maxDeliveries is how often an image is given to a worker: one that is given more often ends the workers.
-const maxDeliveries = 20
+// maxDeaths is how many workers may end while they are at an image: then it is the image that ends them.
+const maxDeaths = 20
 
 // idle is how long a worker waits that finds nothing to do.
 const idle = 250 * time.Millisecond
@@ -40,58 +44,74 @@ const idle = 250 * time.Millisecond
 // Work converts what is queued until drain ends, and then finishes what it has begun; when ctx ends, it gives that
 // back at once.
 func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error {
-	consumers := make([]jetstream.Consumer, lanes)
-	for lane := range consumers {
-		if err := q.try(ctx, func(ctx context.Context) (err error) {
-			consumers[lane], err = q.js.Consumer(ctx, streamName, consumerName(lane))
-			return err
-		}); err != nil {
-			return fmt.Errorf("reaching the queue: %w", err)
-		}
+	consumers, err := q.consumers(ctx, o.Batch)
+	if err != nil {
+		return err
 	}
+	source := &source{consumers: consumers}
 	stop, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(drain, cancel)()
 	var slots sync.WaitGroup
-	for slot := range o.Parallel {
-		slots.Go(func() { q.slot(ctx, stop, w, o, consumers, slot) })
+	for range o.Parallel {
+		slots.Go(func() { q.slot(ctx, stop, w, o, source) })
 	}
 	slots.Wait()
 	return ctx.Err()
 }
 
-// slot takes one job after the other, from the lanes in turn.
-func (q *Queue) slot(ctx, stop context.Context, w *Worker, o WorkOptions, consumers []jetstream.Consumer, lane int) {
-	empty := 0
-	for stop.Err() == nil {
-		lane = (lane + 1) % len(consumers)
-		msg := q.next(consumers[lane])
-		if msg == nil {
-			if empty++; empty >= len(consumers) {
-				empty = 0
-				pause(stop, idle)
-			}
-			continue
-		}
-		empty = 0
-		if stop.Err() != nil {
-			_ = msg.Nak()
-			return
-		}
-		q.handle(ctx, w, o, msg)
-	}
+// source gives a worker its jobs, from the lanes in turn. One slot asks at a time, so that an idle worker asks no more
+// than one.
+type source struct {
+	mu        sync.Mutex
+	consumers []jetstream.Consumer
+	lane      int
+	trouble   string // that was told of
 }
 
-// next takes a job from a lane, nil where there is none, or the queue cannot be reached.
-func (q *Queue) next(c jetstream.Consumer) jetstream.Msg {
-	batch, err := c.FetchNoWait(1)
-	if err != nil {
-		return nil
+// next waits for a job, nil where stop has ended.
+func (s *source) next(stop context.Context) (jetstream.Msg, time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for stop.Err() == nil {
+		for range s.consumers {
+			s.lane = (s.lane + 1) % len(s.consumers)
+			c := s.consumers[s.lane]
+			if msg := s.fetch(c); msg != nil {
+				return msg, c.CachedInfo().Config.AckWait
+			}
+		}
+		pause(stop, idle)
 	}
-	for msg := range batch.Messages() {
-		return msg
+	return nil, 0
+}
+
+// fetch takes a job from a lane, nil where there is none, or the queue cannot be reached, which is told once.
+func (s *source) fetch(c jetstream.Consumer) jetstream.Msg {
+	batch, err := c.FetchNoWait(1)
+	if err == nil {
+		for msg := range batch.Messages() {
+			s.trouble = ""
+			return msg
+		}
+		err = batch.Error()
+	}
+	if err != nil && s.trouble != err.Error() {
+		s.trouble = err.Error()
+		logrus.Warnf("taking from the queue: %v", err)
 	}
 	return nil
+}
+
+// slot does one job after the other.
+func (q *Queue) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from *source) {
+	for {
+		msg, lease := from.next(stop)
+		if msg == nil {
+			return
+		}
+		q.handle(ctx, w, o, msg, lease)
+	}
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -105,25 +125,40 @@ func pause(ctx context.Context, d time.Duration) {
 
 // handle does a job and says what became of it, first in its record and then to the queue: a worker that dies
 // between the two leaves a job that is given to another one, who sees that it is done.
-func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstream.Msg) {
+func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstream.Msg, lease time.Duration) {
 	beat, still := context.WithCancel(ctx)
 	defer still()
-	go q.heartbeat(beat, msg)
-	r, revision, err := q.get(ctx, string(msg.Data()))
+	go heartbeat(beat, msg, lease/4)
+	key, request, _ := strings.Cut(string(msg.Data()), " ")
+	r, revision, err := q.get(ctx, key)
 	switch {
+	case errors.Is(err, errRecord):
+		logrus.Errorf("%s: %v", key, err)
+		q.ack(ctx, msg)
+		return
 	case err != nil:
 		_ = msg.NakWithDelay(o.FirstPause)
 		return
-	case r == nil || r.Status.Final():
-		q.ack(ctx, msg)
+	case r == nil || r.Status.Final() || strconv.Itoa(r.Request) != request:
+		q.ack(ctx, msg) // it is done; where it was asked for again, there is another message
 		return
 	}
-	if meta, err := msg.Metadata(); err == nil && meta.NumDelivered > maxDeliveries+uint64(o.Attempts) {
-		r.Status, r.Error, r.Transient = Failed, fmt.Sprintf("it was given to workers %d times, and none has finished it: they may lack memory", meta.NumDelivered-1), false
+	switch over, err := q.superseded(ctx, r); {
+	case err != nil:
+		_ = msg.NakWithDelay(o.FirstPause)
+		return
+	case over:
+		r.Status, r.Error = Skipped, "another image was requested for the same target since"
+		q.finish(ctx, r, revision, msg)
+		return
+	}
+	if r.Begun-r.Attempts >= maxDeaths {
+		r.Status, r.Error, r.Transient = Failed, fmt.Sprintf("%d workers have begun it, and did not finish: they may lack memory", r.Begun), false
 		q.finish(ctx, r, revision, msg)
 		return
 	}
 	r.Status, r.Worker, r.Updated = Running, w.Name, time.Now().UTC()
+	r.Begun++
 	if revision, err = q.update(ctx, r, revision); err != nil {
 		_ = msg.NakWithDelay(o.FirstPause) // somebody else is about it
 		return
@@ -169,8 +204,8 @@ func wait(first time.Duration, attempts int) time.Duration {
 }
 
 // heartbeat tells the queue that a job is being worked on.
-func (q *Queue) heartbeat(ctx context.Context, msg jetstream.Msg) {
-	t := time.NewTicker(q.lease / 4)
+func heartbeat(ctx context.Context, msg jetstream.Msg, every time.Duration) {
+	t := time.NewTicker(max(every, time.Millisecond))
 	defer t.Stop()
 	for {
 		select {
@@ -182,7 +217,8 @@ func (q *Queue) heartbeat(ctx context.Context, msg jetstream.Msg) {
 	}
 }
 
-// finish notes what is final. Where another worker was quicker, its record stays: the outcome is the same.
+// finish notes what is final. Where another worker was quicker, its record stays, for the outcome is the same; but what
+// has succeeded takes the place of a failure, which can be of a worker that was cut off.
 func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jetstream.Msg) {
 	r.Updated = time.Now().UTC()
 	for {
@@ -195,7 +231,7 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 		switch {
 		case getErr != nil || now == nil:
 			return // the job is given to somebody again
-		case now.Status.Final():
+		case now.Status.Final() && (now.Status != Failed || r.Status == Failed):
 			q.ack(ctx, msg)
 			return
 		case at == revision:

@@ -2,6 +2,8 @@ package batch
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -57,6 +59,7 @@ func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 	if w.Observe != nil {
 		own.Observer = w.Observe(j)
 	}
+	own.Image.OnlyRegistry = j.OnlyRegistry
 	o, err := j.options(own, w.Backends)
 	if err != nil {
 		return nil, err
@@ -84,8 +87,9 @@ func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 		return nil, err
 	}
 	out := &Outcome{Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
+	key := outputKey(out.Identity, j)
 	if !j.Force {
-		done, err := w.done(ctx, o, out)
+		done, err := w.done(ctx, o, j, key, out)
 		if done || err != nil {
 			return out, err
 		}
@@ -95,23 +99,27 @@ func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 		return nil, err
 	}
 	out.Status, out.Ref, out.Digest, out.MREnclave, out.Findings = Converted, r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
-	w.remember(out)
+	w.remember(key, out)
 	return out, nil
 }
 
-// done says whether the target has the outcome of an identity already. What is remembered of it takes one request to
-// confirm; else the image's labels say what it is.
-func (w *Worker) done(ctx context.Context, o convert.Options, out *Outcome) (bool, error) {
+// done says whether the target has the outcome of a job already. What is remembered of it takes one request to
+// confirm. Else the image there says by its label what it is; since whoever can push can write labels, it counts only
+// where the recipe beside the enclave says the same, and the enclave is signed by our key.
+func (w *Worker) done(ctx context.Context, o convert.Options, j Job, key string, out *Outcome) (bool, error) {
 	if o.Target.Transport != image.Registry {
 		return false, nil // cheaper to do than to find out
 	}
-	if known := w.remembered(out.Identity); known != nil {
+	if known := w.remembered(key); known != nil {
 		at, err := image.At(ctx, *o.Target, o.Image)
 		if err == nil && at == known.Digest {
 			out.Digest, out.MREnclave = known.Digest, known.MREnclave
 			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
 			return true, nil
 		}
+	}
+	if j.Gate.Strict || j.NeedsEvidence {
+		return false, nil // the image does not show whether it would pass
 	}
 	img, err := image.Open(ctx, *o.Target, o.Image)
 	if err != nil {
@@ -121,42 +129,72 @@ func (w *Worker) done(ctx context.Context, o convert.Options, out *Outcome) (boo
 		return false, nil // there is none, or none that can be read: writing shows what is wrong
 	}
 	defer img.Close()
-	var config struct {
-		Config struct{ Labels map[string]string } `json:"config"`
-	}
-	if json.Unmarshal(img.Config, &config) != nil || config.Config.Labels[convert.LabelIdentity] != out.Identity || img.Index {
-		return false, nil
-	}
-	if err := out.MREnclave.UnmarshalText([]byte(config.Config.Labels[convert.LabelMREnclave])); err != nil {
-		return false, nil //nolint:nilerr // then it is not what we made
+	if img.Index || !w.carries(ctx, img, out, j.Unsigned) {
+		return false, ctx.Err()
 	}
 	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
-	w.remember(out)
+	w.remember(key, out)
 	return true, nil
 }
 
-// output is what is remembered of an identity.
+// carries says whether an image is the outcome of an identity, and notes its enclave. For what is to be signed by
+// somebody else, an image that was signed since is as good.
+func (w *Worker) carries(ctx context.Context, img *image.Image, out *Outcome, unsigned bool) bool {
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	if json.Unmarshal(img.Config, &config) != nil {
+		return false
+	}
+	label := config.Config.Labels[convert.LabelIdentity]
+	if label == "" || label != out.Identity && !unsigned {
+		return false
+	}
+	e, err := convert.OpenEnclave(ctx, img, w.Backends)
+	if err != nil {
+		return false
+	}
+	signer := sgx.Measurement{}
+	if key, _ := e.SigStruct.Signature(); key != nil {
+		signer = e.SigStruct.MRSigner()
+	}
+	if e.Recipe.Identity(signer) != label || e.Recipe.Identity(out.MRSigner) != out.Identity || signer != out.MRSigner && !unsigned {
+		return false
+	}
+	out.MREnclave, out.MRSigner = e.SigStruct.MREnclave, signer
+	return out.MREnclave.String() == config.Config.Labels[convert.LabelMREnclave]
+}
+
+// output is what is remembered of a job.
 type output struct {
 	Digest    string          `json:"digest"`
 	MREnclave sgx.Measurement `json:"mr_enclave"`
 }
 
-func outputKey(identity string) string { return "output/" + identity[len("sha256:"):] }
+// outputKey names what is remembered: the identity, and what else a job wants of its outcome.
+func outputKey(identity string, j Job) string {
+	b, err := json.Marshal([]any{identity, j.Gate, j.NoEvidence, j.NeedsEvidence})
+	if err != nil {
+		panic(err) // strings and booleans
+	}
+	sum := sha256.Sum256(b)
+	return "output/" + hex.EncodeToString(sum[:])
+}
 
-func (w *Worker) remember(out *Outcome) {
+func (w *Worker) remember(key string, out *Outcome) {
 	if w.Own.Cache == nil {
 		return
 	}
 	if b, err := json.Marshal(output{out.Digest, out.MREnclave}); err == nil {
-		_ = w.Own.Cache.Put(outputKey(out.Identity), b) // a cache that cannot be written costs time, nothing else
+		_ = w.Own.Cache.Put(key, b) // a cache that cannot be written costs time, nothing else
 	}
 }
 
-func (w *Worker) remembered(identity string) *output {
+func (w *Worker) remembered(key string) *output {
 	if w.Own.Cache == nil {
 		return nil
 	}
-	b, ok := w.Own.Cache.Get(outputKey(identity))
+	b, ok := w.Own.Cache.Get(key)
 	var o output
 	if !ok || json.Unmarshal(b, &o) != nil {
 		return nil
@@ -228,7 +266,7 @@ func (t *limited) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := l.pace.Wait(r.Context()); err != nil {
 		return nil, err
 	}
-	if l.few == nil {
+	if l.few == nil || r.Method == http.MethodPut { // what is sent can come from the same registry, by another request
 		return inner.RoundTrip(r)
 	}
 	select {

@@ -30,6 +30,8 @@ type Options struct {
 	Jobs int
 	// FirstPause is the wait before the first repetition of a request; 0: half a second. It doubles.
 	FirstPause time.Duration
+	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched.
+	OnlyRegistry bool
 	// Shared is what transfers of many images have in common; nil: nothing.
 	Shared *Shared
 }

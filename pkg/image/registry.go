@@ -117,6 +117,9 @@ func (s *registrySession) openFrom(ctx context.Context, ref Reference, d *remote
 		}
 	}
 	img, err := newImage(ctx, ref, d.MediaType, d.Manifest, func(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
+		if o.OnlyRegistry {
+			desc.URLs = nil
+		}
 		return s.blob(ctx, desc)
 	}, func(l *blobLayer) v1.Layer {
 		return &remote.MountableLayer{Layer: l, Reference: ref.Name}

@@ -31,6 +31,17 @@ type Plan struct {
 	Creds    []Credential      `yaml:"creds"`
 	Limits   map[string]Limits `yaml:"limits"` // by registry
 	Convert  []Entry           `yaml:"convert"`
+
+	// Insecure lets registries be spoken to over HTTP.
+	Insecure bool `yaml:"-"`
+}
+
+// names are how names are read.
+func (p *Plan) names() []name.Option {
+	if p.Insecure {
+		return []name.Option{name.Insecure}
+	}
+	return nil
 }
 
 // Defaults hold for all entries that do not say otherwise.
@@ -336,15 +347,25 @@ func (p *Plan) check(file string) error {
 	if len(p.Convert) == 0 {
 		return &Error{file, 0, errors.New("convert: nothing is to be converted")}
 	}
-	for _, c := range p.Creds {
+	for i, c := range p.Creds {
+		var err error
+		if p.Creds[i].Registry, err = fullRegistry(c.Registry); err != nil {
+			return &Error{file, 0, fmt.Errorf("creds: %w", err)}
+		}
 		if c.Registry == "" || c.User == "" || (c.PassEnv == "") == (c.PassFile == "") {
 			return &Error{file, 0, errors.New("creds: registry, user, and one of pass-env and pass-file are needed")}
 		}
 	}
 	for host, l := range p.Limits {
-		if l.PerSecond < 0 || l.AtOnce < 0 {
+		if !(l.PerSecond >= 0 && l.PerSecond < 1e9) || l.AtOnce < 0 {
 			return &Error{file, 0, fmt.Errorf("limits: %s: a limit is positive", host)}
 		}
+		full, err := fullRegistry(host)
+		if err != nil {
+			return &Error{file, 0, fmt.Errorf("limits: %w", err)}
+		}
+		delete(p.Limits, host)
+		p.Limits[full] = l
 	}
 	for i := range p.Convert {
 		e := &p.Convert[i]
@@ -353,6 +374,12 @@ func (p *Plan) check(file string) error {
 		}
 	}
 	return nil
+}
+
+// fullRegistry is a registry's name as requests to it have it: docker.io has another one.
+func fullRegistry(host string) (string, error) {
+	r, err := name.NewRegistry(host)
+	return r.RegistryStr(), err
 }
 
 func (e *Entry) check(defaults Defaults) error {

@@ -3,7 +3,9 @@ package plan
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +24,9 @@ type Image struct {
 	Found bool
 }
 
+// ErrNone is the error of a Catalog where there is no such repository, or nothing that could be converted.
+var ErrNone = errors.New("there is no image to convert")
+
 // Catalog is what registries tell of themselves.
 type Catalog interface {
 	Repositories(ctx context.Context, registry name.Registry) ([]string, error)
@@ -37,7 +42,7 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 	chosen := map[string]Image{} // by target
 	for i := range p.Convert {
 		e := &p.Convert[i]
-		found, err := e.find(ctx, c)
+		found, err := e.find(ctx, c, p.names())
 		if err != nil {
 			return nil, &Error{file, e.Line, err}
 		}
@@ -82,14 +87,14 @@ func turns(images []Image) []Image {
 	return sorted
 }
 
-func (e *Entry) find(ctx context.Context, c Catalog) ([]name.Reference, error) {
+func (e *Entry) find(ctx context.Context, c Catalog, names []name.Option) ([]name.Reference, error) {
 	if e.Image != "" {
-		ref, err := name.ParseReference(e.Image)
+		ref, err := name.ParseReference(e.Image, names...)
 		return []name.Reference{ref}, err
 	}
 	repos := []string{e.Repository}
 	if e.Registry != "" {
-		registry, err := name.NewRegistry(e.Registry)
+		registry, err := name.NewRegistry(e.Registry, names...)
 		if err != nil {
 			return nil, err
 		}
@@ -110,11 +115,14 @@ func (e *Entry) find(ctx context.Context, c Catalog) ([]name.Reference, error) {
 	g.SetLimit(8)
 	for i, r := range repos {
 		g.Go(func() (err error) {
-			repo, err := name.NewRepository(r)
+			repo, err := name.NewRepository(r, names...)
 			if err != nil {
 				return err
 			}
 			found[i], err = e.tags(ctx, c, repo)
+			if e.Registry != "" && errors.Is(err, ErrNone) {
+				return nil // registries list repositories that are empty
+			}
 			return err
 		})
 	}
@@ -140,6 +148,7 @@ func (e *Entry) tags(ctx context.Context, c Catalog, repo name.Repository) ([]na
 		name.Tag
 		version *semver.Version
 		created time.Time
+		none    bool
 	}
 	var tags []tag
 	for _, s := range list {
@@ -162,12 +171,16 @@ func (e *Entry) tags(ctx context.Context, c Catalog, repo name.Repository) ([]na
 		for i := range tags {
 			g.Go(func() (err error) {
 				tags[i].created, err = c.Created(ctx, tags[i].Tag)
+				if tags[i].none = errors.Is(err, ErrNone); tags[i].none {
+					return nil
+				}
 				return err
 			})
 		}
 		if err := g.Wait(); err != nil {
 			return nil, err
 		}
+		tags = slices.DeleteFunc(tags, func(t tag) bool { return t.none })
 	}
 	if since {
 		now := time.Now()
@@ -228,7 +241,11 @@ func (e *Entry) covers(ref name.Reference) bool {
 			return false
 		}
 	}
-	tag := ref.Identifier()
+	t, ok := ref.(name.Tag)
+	if !ok {
+		return reflect.DeepEqual(e.Tags, Tags{}) // a digest says nothing of the tags that are allowed
+	}
+	tag := t.TagStr()
 	if strings.HasSuffix(tag, converted) || artifactTag(tag) || !matches(e.Tags.Allow, e.Tags.Deny, tag) {
 		return false
 	}

@@ -66,16 +66,7 @@ func (a access) signed(ctx context.Context, image name.Digest, keys []*attest.Pu
 		if i >= maxSignatures || d.MediaType != simpleSigning || d.Size > maxSignedBytes || err != nil || len(signature) == 0 {
 			continue
 		}
-		l, err := img.LayerByDigest(d.Digest)
-		if err != nil {
-			return fmt.Errorf("reading the signatures of %s: %w", image, err)
-		}
-		r, err := l.Compressed()
-		if err != nil {
-			return fmt.Errorf("reading the signatures of %s: %w", image, err)
-		}
-		payload, err := io.ReadAll(io.LimitReader(r, maxSignedBytes+1))
-		r.Close()
+		payload, err := a.blob(ctx, image.Context().Digest(d.Digest.String()))
 		if err != nil {
 			return fmt.Errorf("reading the signatures of %s: %w", image, err)
 		}
@@ -86,6 +77,27 @@ func (a access) signed(ctx context.Context, image name.Digest, keys []*attest.Pu
 		}
 	}
 	return ErrUnsigned
+}
+
+// blob reads a small blob, nil where there is none. The registry alone is asked: a manifest can name other places.
+func (a access) blob(ctx context.Context, of name.Digest) ([]byte, error) {
+	l, err := remote.Layer(of, a.options(ctx)...)
+	if err != nil {
+		return nil, err
+	}
+	r, err := l.Compressed()
+	if err != nil {
+		if codeOf(err) != http.StatusBadGateway {
+			return nil, nil
+		}
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, maxSignedBytes+1))
+	if err != nil && ctx.Err() == nil {
+		return nil, nil //nolint:nilerr // it is not what its digest says
+	}
+	return b, err
 }
 
 // about says whether what was signed is a statement about an image of this digest. The name in it is whatever the signer

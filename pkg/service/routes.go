@@ -7,10 +7,12 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/pkg/batch"
 )
@@ -201,18 +203,29 @@ func (s *Service) askAll(ctx context.Context, images []string) (int, any, error)
 		return 0, nil, refuse(http.StatusBadRequest, "the notification names more than %d images", maxImages)
 	}
 	slices.Sort(images)
+	images = slices.Compact(images)
+	records := make([]*batch.Record, len(images))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for i, img := range images {
+		g.Go(func() (err error) {
+			records[i], err = s.ask(ctx, img)
+			var refused *refusal
+			if errors.As(err, &refused) && refused.code < http.StatusInternalServerError && refused.code != http.StatusTooManyRequests {
+				logrus.Infof("left out: %v", err)
+				s.metrics.refused.WithLabelValues(strconv.Itoa(refused.code)).Inc()
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return 0, nil, err
+	}
 	asked := []conversion{}
-	for _, img := range slices.Compact(images) {
-		record, err := s.ask(ctx, img)
-		var refused *refusal
-		switch {
-		case err == nil:
-			asked = append(asked, told(record))
-		case errors.As(err, &refused) && refused.code < http.StatusInternalServerError && refused.code != http.StatusTooManyRequests:
-			logrus.Infof("left out: %v", err)
-			s.metrics.refused.WithLabelValues(http.StatusText(refused.code)).Inc()
-		default:
-			return 0, nil, err
+	for _, r := range records {
+		if r != nil {
+			asked = append(asked, told(r))
 		}
 	}
 	return http.StatusAccepted, map[string]any{"conversions": asked}, nil

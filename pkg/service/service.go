@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/sirupsen/logrus"
 
 	"github.com/cconvert/cconvert/pkg/attest"
@@ -63,6 +64,7 @@ type Service struct {
 	o       Options
 	access  access
 	mux     *http.ServeMux
+	handler http.Handler // of requests that are allowed
 	few     chan struct{}
 	metrics *metrics
 
@@ -76,6 +78,12 @@ func New(o Options) *Service {
 	s.access = access{o.Image.Keychain, o.Image.HTTP}
 	s.metrics = newMetrics(s)
 	s.routes()
+	// A browser sends the password of this page's user with whatever another page has it send.
+	origin := http.NewCrossOriginProtection()
+	origin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s.fail(w, http.StatusForbidden, errors.New("the request comes from another site's page"))
+	}))
+	s.handler = origin.Handler(s.mux)
 	return s
 }
 
@@ -84,10 +92,7 @@ func (s *Service) Run(ctx context.Context) error {
 	return s.o.Queue.Watch(ctx, batch.Requests, func(r *batch.Record) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if before := s.records[r.ID]; before != nil && before.Updated.After(r.Updated) {
-			return
-		}
-		s.records[r.ID] = r
+		s.records[r.ID] = r // in the queue's order: clocks differ
 	})
 }
 
@@ -141,7 +146,7 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-	s.mux.ServeHTTP(w, r)
+	s.handler.ServeHTTP(w, r)
 }
 
 // allowed says whether a client has shown a certificate, which the server has checked, or the secret.
@@ -149,8 +154,8 @@ func (s *Service) allowed(r *http.Request) bool {
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		return true
 	}
-	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
+	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
 		_, given, _ = r.BasicAuth()
 	}
 	a, b := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(s.o.Secret))
@@ -172,7 +177,11 @@ func refuse(code int, format string, args ...any) error {
 
 // ask queues the conversion of an image, if a rule allows it.
 func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) {
-	ref, err := name.ParseReference(named)
+	var names []name.Option
+	if s.o.Plan.Insecure {
+		names = append(names, name.Insecure)
+	}
+	ref, err := name.ParseReference(named, names...)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%q is not the name of an image", named)
 	}
@@ -183,13 +192,19 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 	if rule == nil {
 		return nil, refuse(http.StatusForbidden, "no rule allows %s", ref)
 	}
+	if target, err := name.ParseReference(img.Target, names...); err != nil || target.Name() == ref.Name() {
+		return nil, refuse(http.StatusForbidden, "the rule would replace %s by what comes of it", ref)
+	}
 	if s.waiting() >= maxWaiting {
 		return nil, refuse(http.StatusTooManyRequests, "%d conversions are waiting", maxWaiting)
 	}
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
 	d, err := remote.Head(ref, s.access.options(ctx)...)
 	if err != nil {
-		return nil, refuse(http.StatusBadGateway, "finding %s: %w", ref, err)
+		if codeOf(err) == http.StatusNotFound {
+			return nil, refuse(http.StatusNotFound, "%s does not exist", ref)
+		}
+		return nil, refuse(codeOf(err), "finding %s: %w", ref, err)
 	}
 	pinned := ref.Context().Digest(d.Digest.String())
 	if !rule.AllowUnsigned {
@@ -197,7 +212,7 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 		case errors.Is(err, ErrUnsigned):
 			return nil, refuse(http.StatusForbidden, "%s: %w", ref, err)
 		case err != nil:
-			return nil, refuse(http.StatusBadGateway, "%w", err)
+			return nil, refuse(codeOf(err), "%w", err)
 		}
 	}
 	img.Source = pinned.String()
@@ -205,17 +220,33 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
 	}
+	job.OnlyRegistry = true
 	r, err := s.o.Queue.Request(ctx, job)
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
 	s.mu.Lock()
-	if before := s.records[r.ID]; before == nil || before.Updated.Before(r.Updated) {
+	if s.records[r.ID] == nil { // else what the queue has told of it is newer
 		s.records[r.ID] = r
 	}
 	s.mu.Unlock()
 	logrus.Infof("%s is queued as %s", ref, r.ID)
 	return r, nil
+}
+
+// codeOf is the code for a registry's refusal: what is not there, or not for us, will not be there when the same is asked
+// again; everything else may pass.
+func codeOf(err error) int {
+	var answer *transport.Error
+	if errors.As(err, &answer) {
+		switch answer.StatusCode {
+		case http.StatusNotFound:
+			return http.StatusNotFound
+		case http.StatusUnauthorized, http.StatusForbidden:
+			return http.StatusForbidden
+		}
+	}
+	return http.StatusBadGateway
 }
 
 func (s *Service) fail(w http.ResponseWriter, code int, err error) {

@@ -292,6 +292,23 @@ func TestNoOracle(t *testing.T) {
 	p.sign("signed:ed25519", p.keys[1], "", nil)
 	p.sign("signed:stranger", stranger, "", nil)
 	p.sign("signed:other", p.keys[0], p.reg.Digest(t, "signed:ecdsa"), nil)
+	// Where a signature's payload is said to lie elsewhere, that is not asked.
+	trap := fixture.NewRegistry(t)
+	p.push("signed:trap", "trap")
+	layer := static.NewLayer([]byte("{}"), "application/vnd.dev.cosign.simplesigning.v1+json")
+	trapped, err := mutate.Append(empty.Image, mutate.Addendum{
+		Layer: &foreign{layer, v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("1", 64)}}, URLs: []string{"http://" + trap.Host + "/x"},
+		Annotations: map[string]string{"dev.cosignproject.cosign/signature": "AAAA"}, MediaType: "application/vnd.dev.cosign.simplesigning.v1+json",
+	})
+	require.NoError(t, err)
+	raw, err := trapped.RawManifest()
+	require.NoError(t, err)
+	config, err := trapped.RawConfigFile()
+	require.NoError(t, err)
+	p.store("signed", strings.Replace(p.reg.Digest(t, "signed:trap"), ":", "-", 1)+".sig", raw, config)
+	code, answer := p.convert(p.reg.Host + "/signed:trap")
+	assert.Equal(t, http.StatusForbidden, code, "%v", answer)
+	assert.Empty(t, trap.Requests())
 	p.sign("signed:changed", p.keys[0], p.reg.Digest(t, "signed:ecdsa"), func(s string) string {
 		return strings.ReplaceAll(s, p.reg.Digest(t, "signed:ecdsa"), p.reg.Digest(t, "signed:changed"))
 	})
@@ -302,13 +319,19 @@ func TestNoOracle(t *testing.T) {
 		code, answer := p.convert(refs[what])
 		assert.Equal(t, want, code, "%s: %v", what, answer)
 	}
+	// A digest would pass by what a rule says of tags.
+	p.push("free:secret1", "secret")
+	code, answer = p.convert(p.reg.Host + "/free@" + p.reg.Digest(t, "free:secret1"))
+	assert.Equal(t, http.StatusForbidden, code, "%v", answer)
+	code, answer = p.convert(p.reg.Host + "/signed@" + p.reg.Digest(t, "signed:ecdsa"))
+	assert.Equal(t, http.StatusAccepted, code, "%v", answer)
 	elsewhere := fixture.NewRegistry(t)
 	for what, want := range map[string]int{
 		elsewhere.Host + "/free:1":          http.StatusForbidden,
 		p.reg.Host + "/other:1":             http.StatusForbidden,
 		p.reg.Host + "/free:secret":         http.StatusForbidden,
 		p.reg.Host + "/free/x:1":            http.StatusForbidden,
-		p.reg.Host + "/free:absent":         http.StatusBadGateway,
+		p.reg.Host + "/free:absent":         http.StatusNotFound,
 		"UPPER CASE":                        http.StatusBadRequest,
 		"":                                  http.StatusBadRequest,
 		"free:1":                            http.StatusForbidden,
@@ -320,10 +343,43 @@ func TestNoOracle(t *testing.T) {
 	assert.Empty(t, elsewhere.Requests(), "no request names another host")
 }
 
+// foreign is a layer with another digest.
+type foreign struct {
+	v1.Layer
+	digest v1.Hash
+}
+
+func (f *foreign) Digest() (v1.Hash, error) { return f.digest, nil }
+func (f *foreign) DiffID() (v1.Hash, error) { return f.digest, nil }
+
+// store puts a manifest and its configuration into a repository as they are.
+func (p *place) store(repo, tag string, manifest, config []byte) {
+	p.t.Helper()
+	r, err := name.NewRepository(p.reg.Host + "/" + repo)
+	require.NoError(p.t, err)
+	require.NoError(p.t, remote.WriteLayer(r, static.NewLayer(config, "application/vnd.docker.container.image.v1+json")))
+	req, err := http.NewRequest("PUT", "http://"+p.reg.Host+"/v2/"+repo+"/manifests/"+tag, bytes.NewReader(manifest))
+	require.NoError(p.t, err)
+	req.Header.Set("Content-Type", "application/vnd.docker.distribution.manifest.v2+json")
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(p.t, err)
+	resp.Body.Close()
+	require.Equal(p.t, http.StatusCreated, resp.StatusCode)
+}
+
 func TestBadRequests(t *testing.T) {
 	p := newPlace(t)
 	ref := p.push("free:1", "1")
 	good := fmt.Sprintf(`{"image":%q}`, ref)
+	// What another page has a browser send is not what its user wants.
+	req, err := http.NewRequest("POST", p.url+"/api/v1/conversions", strings.NewReader(good))
+	require.NoError(t, err)
+	req.SetBasicAuth("any", secret)
+	req.Header.Set("Sec-Fetch-Site", "cross-site")
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	resp.Body.Close()
+	assert.Equal(t, http.StatusForbidden, resp.StatusCode)
 	for _, authorization := range []string{"", "Bearer", "Bearer wrong", "Bearer " + secret + "x", "Basic " + base64.StdEncoding.EncodeToString([]byte(secret+":wrong")), secret} {
 		for _, path := range []string{"/api/v1/conversions", "/api/v1/notifications/harbor", "/", "/metrics"} {
 			code, _ := p.askAs(authorization, "POST", path, good)
@@ -370,7 +426,7 @@ func TestNotifications(t *testing.T) {
 		return fmt.Sprintf(`{"digest":"sha256:0","tag":"x","resource_url":"%s/%s"}`, p.reg.Host, name)
 	}
 	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","occur_at":1,"operator":"admin","event_data":{"resources":[`+
-		resource("free:1")+","+resource("signed:1")+","+resource("free:1")+","+resource("free:sha256-00.sig")+`],"repository":{"name":"free"}}}`)
+		resource("free:1")+","+resource("signed:1")+","+resource("free:1")+","+resource("free:absent")+","+resource("free:sha256-00.sig")+`],"repository":{"name":"free"}}}`)
 	assert.Equal(t, http.StatusAccepted, code)
 	assert.Equal(t, []string{"/out/free:1"}, asked(answer))
 	code, answer = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"DELETE_ARTIFACT","event_data":{"resources":[`+resource("free:1")+`]}}`)
@@ -392,7 +448,7 @@ func TestNotifications(t *testing.T) {
 
 	// A registry that does not answer makes the notification fail, so that it is sent again.
 	p.reg.Intercept(func(w http.ResponseWriter, _ *http.Request, _ int) bool {
-		w.WriteHeader(http.StatusForbidden)
+		w.WriteHeader(http.StatusBadGateway)
 		return true
 	})
 	code, _ = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+resource("free:1")+`]}}`)
