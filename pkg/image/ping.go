@@ -2,8 +2,10 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 
@@ -28,20 +30,17 @@ func (p *rememberPing) over(inner http.RoundTripper) http.RoundTripper {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.answer == nil {
+		if p.answer == nil && !p.plain(inner, req) {
 			resp, err := inner.RoundTrip(req)
 			if err != nil {
 				return nil, err
 			}
-			if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
+			if !answersPing(resp) {
 				return resp, nil
 			}
-			p.body, err = io.ReadAll(resp.Body)
-			resp.Body.Close()
-			if err != nil {
+			if err := p.keep(resp); err != nil {
 				return nil, err
 			}
-			p.answer = resp
 		}
 		if p.answer.Request.URL.Scheme != req.URL.Scheme {
 			return nil, fmt.Errorf("%s speaks %s", req.URL.Host, p.answer.Request.URL.Scheme)
@@ -50,6 +49,40 @@ func (p *rememberPing) over(inner http.RoundTripper) http.RoundTripper {
 		again.Request, again.Body = req, io.NopCloser(bytes.NewReader(p.body))
 		return &again, nil
 	})
+}
+
+// plain asks a registry on this machine without TLS, which it seldom speaks: to find that out costs a handshake. One
+// that does speak it answers with an error.
+func (p *rememberPing) plain(inner http.RoundTripper, req *http.Request) bool {
+	if ip := net.ParseIP(req.URL.Hostname()); req.URL.Scheme != "https" || ip == nil || !ip.IsLoopback() {
+		return false
+	}
+	asked := req.Clone(context.WithValue(req.Context(), unrepeated, true))
+	asked.URL.Scheme = "http"
+	resp, err := inner.RoundTrip(asked)
+	if err != nil {
+		return false
+	}
+	if !answersPing(resp) {
+		resp.Body.Close()
+		return false
+	}
+	return p.keep(resp) == nil
+}
+
+func answersPing(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized
+}
+
+// keep remembers an answer.
+func (p *rememberPing) keep(resp *http.Response) error {
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	p.answer, p.body = resp, body
+	return nil
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)

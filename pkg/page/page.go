@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/dustin/go-humanize"
 
@@ -19,13 +20,16 @@ import (
 //go:embed page.html
 var text string
 
-var page = template.Must(template.New("page").Funcs(template.FuncMap{
-	"bytes": func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) },
-	"size":  humanize.IBytes,
-	"hex":   func(n uint64) string { return fmt.Sprintf("%#x", n) },
-	"path":  func(uri string) string { return strings.TrimPrefix(uri, "file:") },
-	"comma": func(n int) string { return humanize.Comma(int64(n)) },
-}).Parse(text))
+// page is read where it is wanted: most runs of the program do not draw it.
+var page = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("page").Funcs(template.FuncMap{
+		"bytes": func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) },
+		"size":  humanize.IBytes,
+		"hex":   func(n uint64) string { return fmt.Sprintf("%#x", n) },
+		"path":  func(uri string) string { return strings.TrimPrefix(uri, "file:") },
+		"comma": func(n int) string { return humanize.Comma(int64(n)) },
+	}).Parse(text))
+})
 
 // Sizes of the drawings, in pixels.
 const (
@@ -78,7 +82,7 @@ func Write(w io.Writer, c *verify.Converted) error {
 	}
 	v.drawMemory()
 	v.drawTree()
-	return page.Execute(w, v)
+	return page().Execute(w, v)
 }
 
 // drawMemory draws the enclave's addresses to scale, from the top, and its measured part enlarged beside it.
