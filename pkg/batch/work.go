@@ -242,16 +242,16 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 }
 
 // update replaces the record of a revision, and no other.
-func (q *Queue) update(ctx context.Context, r *Record, revision uint64) (uint64, error) {
+func (q *Queue) update(ctx context.Context, r *Record, revision uint64) (next uint64, err error) {
 	b, err := marshal(r)
 	if err != nil {
 		return 0, err
 	}
 	err = q.try(ctx, func(ctx context.Context) (err error) {
-		revision, err = q.records.Update(ctx, r.Batch+"."+r.ID, b, revision)
+		next, err = q.records.Update(ctx, r.Batch+"."+r.ID, b, revision)
 		return err
 	})
-	return revision, err
+	return next, err
 }
 
 // ack takes a job out of the queue, and waits until that is so.

@@ -1,0 +1,169 @@
+package batch
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+)
+
+// Batch is a list of jobs that were given to the queue together.
+type Batch struct {
+	ID      string    `json:"id"`
+	Name    string    `json:"name"` // of the plan, for people
+	Created time.Time `json:"created"`
+	Total   int       `json:"total"`
+}
+
+// ErrNoBatch says that there is no such batch.
+var ErrNoBatch = errors.New("no such batch")
+
+// newID is one that people can tell the time by.
+func newID(now time.Time) string {
+	return now.UTC().Format("20060102-150405-") + strings.ToLower(rand.Text()[:6])
+}
+
+// Submit queues jobs as a batch. The same job twice is one.
+func (q *Queue) Submit(ctx context.Context, name string, jobs []Job) (*Batch, error) {
+	b := &Batch{ID: newID(time.Now()), Name: name, Created: time.Now().UTC()}
+	records := map[string]*Record{}
+	var order []*Record
+	for _, j := range jobs {
+		r := &Record{Batch: b.ID, ID: j.ID(), Job: j, Status: Queued, Updated: b.Created}
+		if records[r.ID] == nil {
+			records[r.ID] = r
+			order = append(order, r)
+		}
+	}
+	b.Total = len(order)
+	// Records come first, then the batch, then the work: a batch that is there is complete, and Resume can queue what
+	// is missing.
+	if err := each(ctx, order, func(ctx context.Context, r *Record) error { return q.put(ctx, r) }); err != nil {
+		return nil, fmt.Errorf("queueing the batch: %w", err)
+	}
+	text, err := json.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := q.try(ctx, func(ctx context.Context) error { _, err := q.batches.Put(ctx, b.ID, text); return err }); err != nil {
+		return nil, fmt.Errorf("queueing the batch: %w", err)
+	}
+	return b, q.queue(ctx, order)
+}
+
+// atOnce is how many requests are made to the queue side by side.
+const atOnce = 16
+
+func each(ctx context.Context, records []*Record, do func(context.Context, *Record) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for _, r := range records {
+		g.Go(func() error { return do(ctx, r) })
+	}
+	return g.Wait()
+}
+
+// queue gives jobs to the workers, in their order. Those that are queued already stay where they are.
+func (q *Queue) queue(ctx context.Context, records []*Record) error {
+	for _, r := range records {
+		err := q.try(ctx, func(ctx context.Context) error {
+			_, err := q.js.Publish(ctx, subject(r), fmt.Appendf(nil, "%s.%s %d", r.Batch, r.ID, r.Request))
+			var api *jetstream.APIError
+			if errors.As(err, &api) && api.ErrorCode == perSubjectFull {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("queueing %s: %w", r.Job.Source, err)
+		}
+	}
+	return nil
+}
+
+// perSubjectFull is JSStreamStoreFailedF, by which the server says that a subject has its one message.
+const perSubjectFull = 10077
+
+// subject puts a job into the lane of its source's registry.
+func subject(r *Record) string {
+	host, _, _ := strings.Cut(r.Job.Source, "/")
+	h := fnv.New32a()
+	h.Write([]byte(host))
+	return fmt.Sprintf("%s%d.%s.%s.%d", subjects, h.Sum32()%lanes, r.Batch, r.ID, r.Request)
+}
+
+// Batches lists what the queue knows, the newest first.
+func (q *Queue) Batches(ctx context.Context) ([]*Batch, error) {
+	var list []*Batch
+	err := q.scan(ctx, q.batches, ">", func(value []byte) error {
+		b := &Batch{}
+		list = append(list, b)
+		return json.Unmarshal(value, b)
+	})
+	slices.SortFunc(list, func(a, b *Batch) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.ID, a.ID)) })
+	return list, err
+}
+
+// Find gives the batch of an ID; empty: the newest.
+func (q *Queue) Find(ctx context.Context, id string) (*Batch, error) {
+	list, err := q.Batches(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range list {
+		if id == "" || b.ID == id {
+			return b, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %s", ErrNoBatch, cmp.Or(id, "there is none"))
+}
+
+// Records gives what is known of a batch's jobs, in the order of their sources.
+func (q *Queue) Records(ctx context.Context, batch string) ([]*Record, error) {
+	var list []*Record
+	err := q.scan(ctx, q.records, batch+".*", func(value []byte) error {
+		r := &Record{}
+		list = append(list, r)
+		return json.Unmarshal(value, r)
+	})
+	slices.SortFunc(list, func(a, b *Record) int {
+		return cmp.Or(cmp.Compare(a.Job.Source, b.Job.Source), cmp.Compare(a.Job.Target, b.Job.Target), cmp.Compare(a.ID, b.ID))
+	})
+	return list, err
+}
+
+// Resume queues again what a batch has left to do, as far as it is not queued.
+func (q *Queue) Resume(ctx context.Context, b *Batch) (left int, err error) {
+	records, err := q.Records(ctx, b.ID)
+	if err != nil {
+		return 0, err
+	}
+	records = slices.DeleteFunc(records, func(r *Record) bool { return r.Status.Final() })
+	return len(records), q.queue(ctx, records)
+}
+
+// Retry queues again what has failed in a batch.
+func (q *Queue) Retry(ctx context.Context, b *Batch) (failed int, err error) {
+	records, err := q.Records(ctx, b.ID)
+	if err != nil {
+		return 0, err
+	}
+	records = slices.DeleteFunc(records, func(r *Record) bool { return r.Status != Failed })
+	for _, r := range records {
+		r.Status, r.Attempts, r.Begun, r.Error, r.Transient, r.Updated = Queued, 0, 0, "", false, time.Now().UTC()
+		r.Request++
+	}
+	if err := each(ctx, records, func(ctx context.Context, r *Record) error { return q.put(ctx, r) }); err != nil {
+		return 0, err
+	}
+	return len(records), q.queue(ctx, records)
+}

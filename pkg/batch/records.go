@@ -1,0 +1,162 @@
+package batch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// maxError is how much of an error a record holds, in bytes: registries answer with whole pages.
+const maxError = 4 << 10
+
+func marshal(r *Record) ([]byte, error) {
+	r.Error = strings.ToValidUTF8(r.Error[:min(len(r.Error), maxError)], "")
+	return json.Marshal(r)
+}
+
+func (q *Queue) put(ctx context.Context, r *Record) error {
+	b, err := marshal(r)
+	if err != nil {
+		return err
+	}
+	return q.try(ctx, func(ctx context.Context) error { _, err := q.records.Put(ctx, r.Batch+"."+r.ID, b); return err })
+}
+
+// errRecord says that a record is none, or of another version of this program.
+var errRecord = errors.New("a record of the queue cannot be read")
+
+// get gives a record by its key, nil where there is none.
+func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
+	err = q.try(ctx, func(ctx context.Context) error {
+		e, err := q.records.Get(ctx, key)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r, revision = &Record{}, e.Revision()
+		if err := json.Unmarshal(e.Value(), r); err != nil {
+			return fmt.Errorf("%w: %w", errRecord, err)
+		}
+		return nil
+	})
+	return r, revision, err
+}
+
+// scan visits the present values of a bucket once.
+func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, visit func([]byte) error) error {
+	var values [][]byte
+	err := q.try(ctx, func(ctx context.Context) error {
+		values = nil
+		w, err := kv.Watch(ctx, keys, jetstream.IgnoreDeletes())
+		if err != nil {
+			return err
+		}
+		defer w.Stop() //nolint:errcheck // it is not needed any more
+		for {
+			select {
+			case e := <-w.Updates():
+				if e == nil { // these were all that there are
+					return nil
+				}
+				values = append(values, e.Value())
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("reading what the queue knows: %w", err)
+	}
+	for _, v := range values {
+		if err := visit(v); err != nil {
+			return fmt.Errorf("reading what the queue knows: %w", err)
+		}
+	}
+	return nil
+}
+
+// quiet is how long nothing is heard before a batch is looked at anew: a server may have been restarted.
+const quiet = time.Minute
+
+// Wait tells of every record of a batch, as it is and as it changes, until all are final.
+func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
+	last := map[string]Record{}
+	open := b.Total
+	see := func(value []byte) error {
+		r := &Record{}
+		if err := json.Unmarshal(value, r); err != nil {
+			return fmt.Errorf("reading what the queue knows: %w", err)
+		}
+		before, known := last[r.ID]
+		if known && before.Updated.Equal(r.Updated) && before.Status == r.Status {
+			return nil
+		}
+		if r.Status.Final() && (!known || !before.Status.Final()) {
+			open--
+		}
+		last[r.ID] = *r
+		tell(r)
+		return nil
+	}
+	for open > 0 {
+		if err := q.follow(ctx, b.ID, see, func() bool { return open == 0 }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Watch tells of every record of a batch, as it is and as it changes, until the context ends.
+func (q *Queue) Watch(ctx context.Context, batch string, tell func(*Record)) error {
+	for {
+		err := q.follow(ctx, batch, func(value []byte) error {
+			r := &Record{}
+			if err := json.Unmarshal(value, r); err != nil {
+				return err
+			}
+			tell(r)
+			return nil
+		}, func() bool { return false })
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// follow watches a batch until it is done, or nothing was heard for a while.
+func (q *Queue) follow(ctx context.Context, batch string, see func([]byte) error, done func() bool) error {
+	var w jetstream.KeyWatcher
+	if err := q.try(ctx, func(context.Context) (err error) {
+		w, err = q.records.Watch(ctx, batch+".*", jetstream.IgnoreDeletes())
+		return err
+	}); err != nil {
+		return fmt.Errorf("watching the batch: %w", err)
+	}
+	defer w.Stop() //nolint:errcheck // it is not needed any more
+	for !done() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(quiet):
+			return nil
+		case e, ok := <-w.Updates():
+			if !ok {
+				return nil
+			}
+			if e == nil {
+				continue
+			}
+			if err := see(e.Value()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

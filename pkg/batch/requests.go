@@ -1,0 +1,99 @@
+package batch
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// ErrSigner says that the workers of a queue sign by another key.
+var ErrSigner = errors.New("the workers of this queue sign by another key")
+
+// signerKey holds the MRSIGNER of the queue's workers. It is no target's.
+const signerKey = "signer"
+
+// Claim notes by which key the queue's workers sign. The error is ErrSigner where others do so by another one, which
+// would make who signs an image a matter of chance; replace makes this key theirs.
+func (q *Queue) Claim(ctx context.Context, signer sgx.Measurement, replace bool) error {
+	return q.try(ctx, func(ctx context.Context) error {
+		if replace {
+			_, err := q.latest.Put(ctx, signerKey, []byte(signer.String()))
+			return err
+		}
+		_, err := q.latest.Create(ctx, signerKey, []byte(signer.String()))
+		if !errors.Is(err, jetstream.ErrKeyExists) {
+			return err
+		}
+		e, err := q.latest.Get(ctx, signerKey)
+		if err == nil && string(e.Value()) != signer.String() {
+			return fmt.Errorf("%w: their MRSIGNER is %s, this one's %s", ErrSigner, e.Value(), signer)
+		}
+		return err
+	})
+}
+
+// Requests is the batch of conversions that were asked for one by one. It has no end.
+const Requests = "requests"
+
+// Request queues one conversion in the batch of Requests. The same as one that is not done yet is that one; another one
+// with the same target takes the place of those before.
+func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
+	r := &Record{Batch: Requests, ID: j.ID(), Job: j, Status: Queued, Updated: time.Now().UTC()}
+	if err := q.try(ctx, func(ctx context.Context) error {
+		_, err := q.latest.Put(ctx, targetKey(j), []byte(r.ID))
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	before, _, err := q.get(ctx, r.Batch+"."+r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if before != nil && !before.Status.Final() {
+		return before, q.queue(ctx, []*Record{before})
+	}
+	if before != nil {
+		r.Request = before.Request + 1
+	}
+	if err := q.put(ctx, r); err != nil {
+		return nil, err
+	}
+	return r, q.queue(ctx, []*Record{r})
+}
+
+func targetKey(j Job) string {
+	sum := sha256.Sum256([]byte(j.Target))
+	return hex.EncodeToString(sum[:16])
+}
+
+// superseded says whether something else was requested for a request's target since.
+func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
+	if r.Batch != Requests {
+		return false, nil
+	}
+	latest := r.ID
+	err := q.try(ctx, func(ctx context.Context) error {
+		e, err := q.latest.Get(ctx, targetKey(r.Job))
+		if err == nil {
+			latest = string(e.Value())
+		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		err = nil
+	}
+	return latest != r.ID, err
+}
+
+// ResumeRequests queues again what was requested and is not done, as far as it is not queued.
+func (q *Queue) ResumeRequests(ctx context.Context) error {
+	_, err := q.Resume(ctx, &Batch{ID: Requests})
+	return err
+}
