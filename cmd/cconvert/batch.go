@@ -64,7 +64,7 @@ func newBatch() *cobra.Command {
 		Short:   "Convert many images, on one machine or on many",
 		Long:    batchLong,
 		Example: batchExamples,
-		Args:    cobra.MaximumNArgs(1),
+		Args:    atMostOne("PLAN"),
 	}
 	f := cmd.Flags()
 	f.BoolVar(&dry, "dry-run", false, "print what would be converted, and do nothing")
@@ -323,7 +323,7 @@ func newBatchResults() *cobra.Command {
 		Short: "List what became of a batch's images: those that failed with the reason",
 		Example: `  # Of the newest batch, for a program
   cconvert batch results --json`,
-		Args: cobra.MaximumNArgs(1),
+		Args: atMostOne("BATCH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q, b, err := findBatch(cmd, queue, args)
 			if err != nil {
@@ -354,7 +354,7 @@ func newBatchRetry() *cobra.Command {
 		Long: `Queue again what has failed in a batch, the newest by default. With --nats the workers do it;
 otherwise "cconvert batch --resume=BATCH" does.`,
 		Example: `  cconvert batch retry --nats nats://nats.example:4222`,
-		Args:    cobra.MaximumNArgs(1),
+		Args:    atMostOne("BATCH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q, b, err := findBatch(cmd, queue, args)
 			if err != nil {

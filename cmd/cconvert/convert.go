@@ -61,7 +61,7 @@ func newConvert() *cobra.Command {
 		Short:   "Convert images and store the results",
 		Long:    convertLong,
 		Example: convertExamples,
-		Args:    cobra.MinimumNArgs(1),
+		Args:    atLeastOne("IMAGE"),
 	}
 	f := cmd.Flags()
 	f.StringVar(&to, "to", "", "where the result goes")

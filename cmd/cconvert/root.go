@@ -101,6 +101,26 @@ func nearestFlag(cmd *cobra.Command, err error) string {
 	return "; the nearest is --" + best
 }
 
+// atLeastOne wants one argument or more, and says what they are.
+func atLeastOne(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usagef("%s expected: see --help", what)
+		}
+		return nil
+	}
+}
+
+// atMostOne takes one argument or none.
+func atMostOne(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usagef("one %s expected, %d arguments given (%s): see --help", what, len(args), strings.Join(args, " "))
+		}
+		return nil
+	}
+}
+
 // exactArgs wants so many arguments, and says what they are.
 func exactArgs(what ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
