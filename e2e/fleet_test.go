@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -160,6 +161,13 @@ func nats(t *testing.T) (*process, string) {
 	port, dir := freePort(t), t.TempDir()
 	p := newProcess(t, func() *exec.Cmd {
 		return exec.Command("nats-server", "-a", "127.0.0.1", "-p", port, "-js", "-sd", dir)
+	})
+	eventually(t, "the queue answers", func() error {
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			c.Close()
+		}
+		return err
 	})
 	return p, "nats://127.0.0.1:" + port
 }
