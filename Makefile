@@ -24,7 +24,7 @@ demo: build
 
 # Real images, a real registry and Docker. Needs root, and the Debian packages that .ci/run installs.
 e2e: build build-pkcs11
-	$(GO) test -tags e2e -count 1 -timeout 30m -v ./e2e
+	$(GO) test -tags e2e -count 1 -timeout 40m -v ./e2e
 
 BENCHSTAT = golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 CRANE = github.com/google/go-containerregistry/cmd/crane@v0.22.1
