@@ -107,7 +107,7 @@ func TestFleetOnACluster(t *testing.T) {
 	}()
 	loud := f.batch("loud", f.plan(target+"/loud"), "--nats", all, "--lease", "3s")
 	<-healed
-	// A second batch needs the worker that came back as much as the others, and finds all done.
+	// The worker that came back gives what it had begun no other turn: a second batch finds all done.
 	time.Sleep(5 * time.Second)
 	again := f.batch("again", f.plan(target+"/loud"), "--nats", all, "--lease", "3s")
 	stop()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -83,18 +84,10 @@ func batchTable(w io.Writer, records []*batch.Record) {
 		if r.Status == batch.Failed && r.Transient {
 			what = "may pass: " + what
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Status, printable(r.Job.Source), printable(r.Job.Target), printable(firstLine(what)))
+		what, _, _ = strings.Cut(what, "\n")
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Status, printable(r.Job.Source), printable(r.Job.Target), printable(what))
 	}
 	t.Flush()
-}
-
-func firstLine(s string) string {
-	for i, c := range s {
-		if c == '\n' {
-			return s[:i]
-		}
-	}
-	return s
 }
 
 // counts says how many images are in which state.

@@ -183,18 +183,24 @@ func conversion(source image.Reference, reg registryFlags, layers layerFlags, li
 	if err := layers.choose(&o, reg); err != nil {
 		return o, err
 	}
-	if o.Launch, err = start.options(); err != nil {
-		return o, err
-	}
-	if o.Overlay, o.OverlayText, err = start.overlay(); err != nil {
-		return o, err
-	}
-	if o.Date, err = parseDate(start.date); err != nil {
+	if err := start.choose(&o); err != nil {
 		return o, err
 	}
 	o.Backend, o.Runtime, err = lib.choose(reg, layers.cache)
 	o.Cache = o.Runtime.Cache
 	return o, err
+}
+
+// choose gathers what the flags say of the enclave and its program.
+func (l *launchFlags) choose(o *convert.Options) (err error) {
+	if o.Launch, err = l.options(); err != nil {
+		return err
+	}
+	if o.Overlay, o.OverlayText, err = l.overlay(); err != nil {
+		return err
+	}
+	o.Date, err = parseDate(l.date)
+	return err
 }
 
 // choices reads the flags that name one of several ways.

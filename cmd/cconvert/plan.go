@@ -109,13 +109,7 @@ func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, er
 	if err := checkTarget(o.Source, target); err != nil {
 		return o, err
 	}
-	if o.Launch, err = j.start.options(); err != nil {
-		return o, err
-	}
-	if o.Overlay, o.OverlayText, err = j.start.overlay(); err != nil {
-		return o, err
-	}
-	if o.Date, err = parseDate(j.start.date); err != nil {
+	if err := j.start.choose(&o); err != nil {
 		return o, err
 	}
 	o.Backend, o.Runtime, err = j.library.choose(registryFlags{insecure: insecure}, cacheFlags{off: true})

@@ -30,6 +30,14 @@ func (q *Queue) put(ctx context.Context, r *Record) error {
 // errRecord says that a record is none, or of another version of this program.
 var errRecord = errors.New("a record of the queue cannot be read")
 
+func parseRecord(b []byte) (*Record, error) {
+	r := &Record{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("%w: %w", errRecord, err)
+	}
+	return r, nil
+}
+
 // get gives a record by its key, nil where there is none.
 func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
 	err = q.try(ctx, func(ctx context.Context) error {
@@ -40,11 +48,9 @@ func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64
 		if err != nil {
 			return err
 		}
-		r, revision = &Record{}, e.Revision()
-		if err := json.Unmarshal(e.Value(), r); err != nil {
-			return fmt.Errorf("%w: %w", errRecord, err)
-		}
-		return nil
+		revision = e.Revision()
+		r, err = parseRecord(e.Value())
+		return err
 	})
 	return r, revision, err
 }
@@ -89,21 +95,16 @@ const quiet = time.Minute
 func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
 	last := map[string]Record{}
 	open := b.Total
-	see := func(value []byte) error {
-		r := &Record{}
-		if err := json.Unmarshal(value, r); err != nil {
-			return fmt.Errorf("reading what the queue knows: %w", err)
-		}
+	see := func(r *Record) {
 		before, known := last[r.ID]
 		if known && before.Updated.Equal(r.Updated) && before.Status == r.Status {
-			return nil
+			return
 		}
 		if r.Status.Final() && (!known || !before.Status.Final()) {
 			open--
 		}
 		last[r.ID] = *r
 		tell(r)
-		return nil
 	}
 	for open > 0 {
 		if err := q.follow(ctx, b.ID, see, func() bool { return open == 0 }); err != nil {
@@ -116,22 +117,14 @@ func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
 // Watch tells of every record of a batch, as it is and as it changes, until the context ends.
 func (q *Queue) Watch(ctx context.Context, batch string, tell func(*Record)) error {
 	for {
-		err := q.follow(ctx, batch, func(value []byte) error {
-			r := &Record{}
-			if err := json.Unmarshal(value, r); err != nil {
-				return err
-			}
-			tell(r)
-			return nil
-		}, func() bool { return false })
-		if err != nil {
+		if err := q.follow(ctx, batch, tell, func() bool { return false }); err != nil {
 			return err
 		}
 	}
 }
 
 // follow watches a batch until it is done, or nothing was heard for a while.
-func (q *Queue) follow(ctx context.Context, batch string, see func([]byte) error, done func() bool) error {
+func (q *Queue) follow(ctx context.Context, batch string, see func(*Record), done func() bool) error {
 	var w jetstream.KeyWatcher
 	if err := q.try(ctx, func(context.Context) (err error) {
 		w, err = q.records.Watch(ctx, batch+".*", jetstream.IgnoreDeletes())
@@ -153,9 +146,11 @@ func (q *Queue) follow(ctx context.Context, batch string, see func([]byte) error
 			if e == nil {
 				continue
 			}
-			if err := see(e.Value()); err != nil {
+			r, err := parseRecord(e.Value())
+			if err != nil {
 				return err
 			}
+			see(r)
 		}
 	}
 	return nil
