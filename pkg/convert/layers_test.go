@@ -341,8 +341,8 @@ func TestNothingIsSentBeforeItIsAccepted(t *testing.T) {
 	defer p.Close()
 	key, signature, err := convert.Sign(context.Background(), p, signer(t))
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { // the runtime; the two layers are mounted
-		return count(reg.Requests(), "PUT /v2/other/blobs/") == 1 && count(reg.Requests(), "POST /v2/other/blobs/") == 3
+	require.Eventually(t, func() bool { // the runtime; the two layers are mounted, and two uploads begun
+		return count(reg.Requests(), "PUT /v2/other/blobs/") == 1 && count(reg.Requests(), "POST /v2/other/blobs/") == 5
 	}, 5e9, 1e6)
 	r, err := convert.Finish(context.Background(), p, key, signature, target)
 	require.NoError(t, err)

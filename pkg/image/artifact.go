@@ -95,10 +95,10 @@ func (s *registrySession) pushArtifact(ctx context.Context, tag string, a Artifa
 	if err != nil {
 		return err
 	}
-	if err := s.upload(ctx, p.manifest.Layers[0].Digest, p.blob); err != nil {
+	if err := s.upload(ctx, p.manifest.Layers[0].Digest, p.blob, nil); err != nil {
 		return err
 	}
-	if err := s.upload(ctx, p.manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType)); err != nil {
+	if err := s.upload(ctx, p.manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType), nil); err != nil {
 		return err
 	}
 	return s.putManifest(ctx, tag, p.manifest.MediaType, p.raw)

@@ -60,14 +60,14 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 	if len(missing) == 0 {
 		return nil
 	}
-	if err := s.upload(ctx, missing[0].manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType)); err != nil {
+	if err := s.upload(ctx, missing[0].manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType), nil); err != nil {
 		return err
 	}
 	known := make([]bool, len(missing)) // whether the registry lists it by itself
 	g, gctx := errgroup.WithContext(ctx)
 	for i, p := range missing {
 		g.Go(func() error {
-			if err := s.upload(gctx, p.manifest.Layers[0].Digest, p.blob); err != nil {
+			if err := s.upload(gctx, p.manifest.Layers[0].Digest, p.blob, nil); err != nil {
 				return err
 			}
 			said, err := s.putManifestFor(gctx, p.digest.String(), p.manifest.MediaType, p.raw)

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -32,6 +33,7 @@ type Upload struct {
 	blobs   *errgroup.Group
 	sending context.Context  // ends with the first blob that fails
 	few     chan struct{}    // as many as may be sent at a time
+	begun   []chan *url.URL  // uploads of blobs that are not known yet: where to, nil where that failed
 	sent    map[v1.Hash]bool // or being sent
 }
 
@@ -91,6 +93,7 @@ func (u *Upload) unmoved(s *registrySession) error {
 
 // Close ends what is under way.
 func (u *Upload) Close() {
+	u.release()
 	u.cancel()
 	_ = u.blobs.Wait() // Write told of errors, if anybody wanted to know
 }
@@ -107,6 +110,45 @@ func (u *Upload) Begin(source *Image, add ...NewLayer) {
 	}
 	u.connect(source.Ref, source.session)
 	u.send(layers)
+	u.reserve(2) // the enclave layer and the configuration
+}
+
+// reserve begins uploads of small blobs that will be known later.
+func (u *Upload) reserve(blobs int) {
+	for range blobs {
+		place := make(chan *url.URL, 1)
+		u.begun = append(u.begun, place)
+		u.blobs.Go(func() error {
+			defer close(place)
+			if s, err := u.session(); err == nil { // an error is told by whoever sends something
+				if to, err := s.beginBlob(u.sending, nil); err == nil {
+					place <- to
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// take gives an upload that was begun, nil where there is none.
+func (u *Upload) take() (place chan *url.URL) {
+	if len(u.begun) > 0 {
+		place, u.begun = u.begun[0], u.begun[1:]
+	}
+	return place
+}
+
+// release ends uploads that were begun for nothing. What it does not get done in a second the registry does by itself
+// after some days.
+func (u *Upload) release() {
+	defer time.AfterFunc(time.Second, u.cancel).Stop()
+	for place := u.take(); place != nil; place = u.take() {
+		to := <-place
+		if s, err := u.session(); err == nil && to != nil {
+			ctx := context.WithValue(u.ctx, unrepeated, true)
+			_, _ = s.do(ctx, http.MethodDelete, to.String(), nil, http.StatusNoContent)
+		}
+	}
 }
 
 // Write stores the image, which nobody can see before it is complete.
@@ -215,6 +257,10 @@ func (u *Upload) send(layers []v1.Layer) {
 			continue
 		}
 		u.sent[digest] = true
+		var place chan *url.URL
+		if size, err := l.Size(); err == nil && size < smallBlob && mountable(l) == nil {
+			place = u.take()
+		}
 		u.blobs.Go(func() error {
 			select {
 			case u.few <- struct{}{}:
@@ -229,7 +275,7 @@ func (u *Upload) send(layers []v1.Layer) {
 			if err != nil {
 				return err
 			}
-			if err := s.upload(u.sending, digest, l); err != nil {
+			if err := s.upload(u.sending, digest, l, place); err != nil {
 				return fmt.Errorf("uploading the blob %s: %w", digest, explain(err))
 			}
 			return nil
@@ -237,13 +283,19 @@ func (u *Upload) send(layers []v1.Layer) {
 	}
 }
 
+// mountable is a layer of another repository, nil for others.
+func mountable(l v1.Layer) *remote.MountableLayer {
+	m, _ := l.(*remote.MountableLayer)
+	return m
+}
+
 // smallBlob is so little that sending it takes no longer than asking whether it is there.
 const smallBlob = 512 << 10
 
-// upload sends a blob, unless the repository has it or can take it from another one.
-func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer) error {
-	m, mountable := l.(*remote.MountableLayer)
-	if mountable && m.Reference.Context() == s.repo {
+// upload sends a blob, unless the repository has it or can take it from another one. Place is where an upload was
+// begun for it, and may be nil.
+func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer, place <-chan *url.URL) error {
+	if m := mountable(l); m != nil && m.Reference.Context() == s.repo {
 		return nil // an image of this repository has it
 	}
 	size, err := l.Size()
@@ -251,45 +303,66 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 		return err
 	}
 	return s.shared.upload(ctx, s.repo.Name()+"@"+digest.String(), func() error {
-		return s.sendBlob(ctx, digest, size, l, m)
+		return s.sendBlob(ctx, digest, size, l, place)
 	})
 }
 
-// sendBlob sends a blob that the repository may lack. Mountable says where it is, and may be nil.
-func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int64, l v1.Layer, m *remote.MountableLayer) error {
-	mountable := m != nil && m.Reference.Context().Registry == s.repo.Registry
-	if !mountable && size >= smallBlob && s.has(ctx, "blobs", digest.String()) {
+// sendBlob sends a blob that the repository may lack.
+func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int64, l v1.Layer, place <-chan *url.URL) error {
+	query := url.Values{}
+	from := mountable(l)
+	if from != nil && from.Reference.Context().Registry == s.repo.Registry {
+		query.Set("mount", digest.String())
+		query.Set("from", from.Reference.Context().RepositoryStr())
+	}
+	if len(query) == 0 && size >= smallBlob && s.has(ctx, "blobs", digest.String()) {
 		return nil
 	}
-	return retry(ctx, s.first, func() error {
-		ctx := context.WithValue(ctx, unrepeated, true) // the sequence is repeated as a whole
-		query := url.Values{}
-		if mountable {
-			query.Set("mount", digest.String())
-			query.Set("from", m.Reference.Context().RepositoryStr())
-		}
-		said, err := s.do(ctx, http.MethodPost, s.url("blobs/uploads/", query), nil, http.StatusCreated, http.StatusAccepted)
-		if err != nil || said.status == http.StatusCreated {
-			return err
-		}
-		if mountable && s.has(ctx, "blobs", digest.String()) {
+	if place != nil {
+		// What was begun can have ended meanwhile: there is another attempt below.
+		if to := <-place; to != nil && s.putBlob(ctx, to, digest, size, l) == nil {
 			return nil
 		}
-		to := said.location
-		if to == nil {
-			return errors.New("the registry does not say where to upload")
-		}
-		query = to.Query()
-		query.Set("digest", digest.String())
-		to.RawQuery = query.Encode()
-		content, err := l.Compressed()
-		if err != nil {
+	}
+	return retry(ctx, s.first, func() error {
+		to, err := s.beginBlob(ctx, query)
+		if err != nil || to == nil {
 			return err
 		}
-		defer content.Close()
-		_, err = s.do(ctx, http.MethodPut, to.String(), &body{content, size, "application/octet-stream"}, http.StatusCreated, http.StatusNoContent)
-		return err
+		if len(query) > 0 && s.has(ctx, "blobs", digest.String()) {
+			return nil
+		}
+		return s.putBlob(ctx, to, digest, size, l)
 	})
+}
+
+// beginBlob asks where a blob is to be uploaded to; nil where the registry has it by that already. The sequence is
+// repeated as a whole.
+func (s *registrySession) beginBlob(ctx context.Context, query url.Values) (*url.URL, error) {
+	ctx = context.WithValue(ctx, unrepeated, true)
+	said, err := s.do(ctx, http.MethodPost, s.url("blobs/uploads/", query), nil, http.StatusCreated, http.StatusAccepted)
+	if err != nil || said.status == http.StatusCreated {
+		return nil, err
+	}
+	if said.location == nil {
+		return nil, errors.New("the registry does not say where to upload")
+	}
+	return said.location, nil
+}
+
+// putBlob uploads a blob in one piece.
+func (s *registrySession) putBlob(ctx context.Context, to *url.URL, digest v1.Hash, size int64, l v1.Layer) error {
+	ctx = context.WithValue(ctx, unrepeated, true)
+	query := to.Query()
+	query.Set("digest", digest.String())
+	to.RawQuery = query.Encode()
+	content, err := l.Compressed()
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	_, err = s.do(ctx, http.MethodPut, to.String(), &body{content, size, "application/octet-stream"}, http.StatusCreated, http.StatusNoContent)
+	return err
 }
 
 // putManifest stores the manifest under a digest or tag.
