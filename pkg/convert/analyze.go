@@ -62,7 +62,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	}
 	defer in.source.Close()
 	defer in.stop()
-	source, tree := in.source, in.tree
+	source, tree := in.source, in.contents.Tree
 	files := 0
 	_ = tree.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Regular {
@@ -76,7 +76,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 			continue
 		}
 		o.Launch.Trust = policy
-		if specs[policy], err = launch.Build(ctx, tree, source.Config, o.Launch); err != nil {
+		if specs[policy], err = in.contents.Build(ctx, source.Config, o.Launch); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}
 	}

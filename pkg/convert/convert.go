@@ -17,7 +17,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -94,10 +93,10 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	}()
 	p.watch.lap("scan")
 
-	if in.tree.Lookup(libos.ManifestPath) != nil {
+	if in.contents.Tree.Lookup(libos.ManifestPath) != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, ErrConverted)
 	}
-	if err := p.seal(ctx, in.tree, in.runtime); err != nil {
+	if err := p.seal(ctx, in.contents, in.runtime); err != nil {
 		return nil, err
 	}
 	p.sealed.Findings = append(p.sealed.Findings, in.layers.findings...)
@@ -130,9 +129,9 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 }
 
 // seal works out how the program starts, and what the enclave consists of.
-func (p *Prepared) seal(ctx context.Context, tree *rootfs.Tree, runtime func() (*libos.Bundle, error)) (err error) {
+func (p *Prepared) seal(ctx context.Context, contents *launch.Contents, runtime func() (*libos.Bundle, error)) (err error) {
 	o := p.opts
-	if p.spec, err = launch.Build(ctx, tree, p.source.Config, o.Launch); err != nil {
+	if p.spec, err = contents.Build(ctx, p.source.Config, o.Launch); err != nil {
 		return fmt.Errorf("%s: %w", o.Source, err)
 	}
 	date, err := p.date()
@@ -142,7 +141,7 @@ func (p *Prepared) seal(ctx context.Context, tree *rootfs.Tree, runtime func() (
 	if p.bundle, err = runtime(); err != nil {
 		return err
 	}
-	p.sealed, err = o.Backend.Seal(libos.Input{Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: tree, Date: date})
+	p.sealed, err = o.Backend.Seal(libos.Input{Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date})
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Source, err)
 	}
@@ -239,7 +238,8 @@ func (p *Prepared) checkRollback(ctx context.Context) error {
 type inputs struct {
 	source *image.Image
 	layers *layers
-	tree   *rootfs.Tree
+	// contents are the image's files.
+	contents *launch.Contents
 	// runtime waits for the library OS, which is needed last.
 	runtime func() (*libos.Bundle, error)
 	// stop ends loading it where nobody needs it any more.
@@ -275,10 +275,12 @@ func read(ctx context.Context, o Options) (*inputs, error) {
 		return nil, err
 	}
 	o.Observer.Stage("reading the layers and the runtime")
-	if in.tree, err = in.layers.merge(ctx, in.source); err != nil {
+	tree, err := in.layers.merge(ctx, in.source)
+	if err != nil {
 		stop()
 		in.source.Close()
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
+	in.contents = launch.Examine(ctx, tree)
 	return in, nil
 }

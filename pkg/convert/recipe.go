@@ -256,7 +256,7 @@ func Repeat(ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.
 	if p.source.Config, err = r.sourceConfig(config); err != nil {
 		return nil, err
 	}
-	return p, p.seal(ctx, tree, func() (*libos.Bundle, error) { return bundle, nil })
+	return p, p.seal(ctx, launch.Examine(ctx, tree), func() (*libos.Bundle, error) { return bundle, nil })
 }
 
 // Again gives the options with which Prepare makes the image of a recipe again, from a source and a runtime.

@@ -10,32 +10,38 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
-	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // Keep lists the files whose content Build reads, as patterns for rootfs.Scan.
 func (o Options) Keep() []string {
 	if o.Profile == nil || profile.Find(o.Profile.Name) == o.Profile {
-		return keep
+		return keep()
 	}
-	return slices.Concat(keep, o.Profile.Paths.Commands)
+	return slices.Concat(keep(), o.Profile.Paths.Commands)
 }
 
 // keep is what is read whatever the options.
-var keep = append([]string{
+var keep = sync.OnceValue(func() []string {
+	return slices.Concat(accounts, reach.Keep, profile.Keep())
+})
+
+// accounts are where users and groups are, in whatever distribution.
+var accounts = []string{
 	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group", "/usr/share/etc/passwd", "/usr/share/etc/group",
-}, slices.Concat(reach.Keep, profile.Keep)...)
+}
 
 // ErrImage says that an image lacks what starting it needs.
 var ErrImage = errors.New("the image cannot be started")
 
 // Build works out how an image starts, from its configuration as stored and its files.
-func Build(ctx context.Context, tree *rootfs.Tree, config []byte, o Options) (*Spec, error) {
+func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (*Spec, error) {
+	tree := contents.Tree
 	var c v1.ConfigFile
 	if err := json.Unmarshal(config, &c); err != nil {
 		return nil, fmt.Errorf("reading the image's configuration: %w", err)
@@ -69,7 +75,7 @@ func Build(ctx context.Context, tree *rootfs.Tree, config []byte, o Options) (*S
 		return nil, err
 	}
 	f := &files{spec: s, tree: tree, writable: map[string]Mount{}, policy: cmp.Or(o.Trust, TrustAuto)}
-	if err := f.follow(ctx, o); err != nil {
+	if err := f.follow(ctx, contents, o); err != nil {
 		return nil, err
 	}
 	s.libC(tree, f.set, f.policy == TrustAll)

@@ -38,7 +38,7 @@ func FuzzBuild(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, _ = launch.Build(context.Background(), tree, config, o)
+			_, _ = launch.Examine(context.Background(), tree).Build(context.Background(), config, o)
 		}
 	})
 }

@@ -20,7 +20,7 @@ func try(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) (*launch
 	t.Helper()
 	config, err := json.Marshal(v1.ConfigFile{Config: c})
 	require.NoError(t, err)
-	return launch.Build(context.Background(), Tree(t, launch.Options{}.Keep(), nil, entries...), config, o)
+	return launch.Examine(context.Background(), Tree(t, launch.Options{}.Keep(), nil, entries...)).Build(context.Background(), config, o)
 }
 
 func build(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) *launch.Spec {

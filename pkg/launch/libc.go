@@ -61,7 +61,7 @@ func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
 		if n.ELF == nil || n.ELF.Machine != elf.EM_X86_64 {
 			return nil
 		}
-		if _, reached := set.Files[n.Path]; !reached && !all {
+		if _, reached := set.Has(n); !reached && !all {
 			return nil
 		}
 		l.addInterp(tree, n.ELF.Interp)

@@ -145,7 +145,7 @@ func (f *files) noticeUser() {
 	}
 	s.find(CodeDeviceUser, Info, "", fmt.Sprintf("the image's user is %d, which must be allowed to open /dev/sgx_enclave", s.UID))
 	for _, n := range slices.Concat(f.set.Started, f.set.Linked) {
-		if why := f.set.Files[n.Path].Reason; (why == reach.Program || why == reach.Library) && !f.readable(n) {
+		if why, _ := f.set.Has(n); (why.Reason == reach.Program || why.Reason == reach.Library) && !f.readable(n) {
 			s.find(CodeUserCannotRead, Error, n.Path, fmt.Sprintf("the image's user %d may not read this file, and what runs it has to", s.UID))
 		}
 	}

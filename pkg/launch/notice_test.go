@@ -38,7 +38,7 @@ func (i testImage) build(t *testing.T) *launch.Spec {
 	entries := append(slices.Clone(i.entries), Program("app", ELF("")), Program("bin/sh", ELF("")))
 	config, err := json.Marshal(v1.ConfigFile{Config: i.config})
 	require.NoError(t, err)
-	s, err := launch.Build(context.Background(), Tree(t, i.options.Keep(), i.facts, entries...), config, i.options)
+	s, err := launch.Examine(context.Background(), Tree(t, i.options.Keep(), i.facts, entries...)).Build(context.Background(), config, i.options)
 	require.NoError(t, err)
 	return s
 }

@@ -142,7 +142,7 @@ func (f *files) trust(p string, n *rootfs.Node) {
 
 // link decides what a symbolic link needs; a link to a directory is returned as a mount.
 func (f *files) link(n *rootfs.Node) (Mount, bool) {
-	target, real, err := f.tree.Resolve(n.Path)
+	target, real, err := f.tree.Follow(n)
 	switch {
 	case errors.Is(err, rootfs.ErrLoop):
 		f.spec.find(CodeLinkLoop, Info, n.Path, "the symbolic link leads to itself")

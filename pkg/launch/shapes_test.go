@@ -101,7 +101,7 @@ func TestDistributions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			config, err := json.Marshal(v1.ConfigFile{Config: v1.Config{Entrypoint: []string{c.command}}})
 			require.NoError(t, err)
-			s, err := launch.Build(context.Background(), Tree(t, launch.Options{}.Keep(), c.facts, c.entries...), config, launch.Options{})
+			s, err := launch.Examine(context.Background(), Tree(t, launch.Options{}.Keep(), c.facts, c.entries...)).Build(context.Background(), config, launch.Options{})
 			require.NoError(t, err)
 			assert.Equal(t, c.libC, s.LibC.Kind)
 			assert.Equal(t, c.policy, s.Policy)

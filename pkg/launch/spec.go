@@ -1,6 +1,6 @@
 // Package launch answers, for any library OS, how a container image starts: which program with which
 // arguments, environment and identity; which files it may read; where it may write; how large the
-// enclave must be. [Build] finds the answer in the image's configuration and its files.
+// enclave must be. [Contents.Build] finds the answer in the image's configuration and its files.
 package launch
 
 import (

@@ -14,10 +14,9 @@ import (
 )
 
 // follow finds what the program can be expected to open.
-func (f *files) follow(ctx context.Context, o Options) error {
+func (f *files) follow(ctx context.Context, contents *Contents, o Options) error {
 	s := f.spec
-	kinds := reach.Classify(f.tree)
-	db, err := packages.Read(ctx, f.tree)
+	db, err := contents.packages()
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -56,7 +55,7 @@ func (f *files) follow(ctx context.Context, o Options) error {
 			start.Locales = append(start.Locales, v)
 		}
 	}
-	finder, set := reach.Programs(f.tree, db, kinds, start)
+	finder, set := reach.Programs(f.tree, db, contents.kinds, start)
 	read := s.chooseProfile(f.tree, finder, set, o)
 	f.set, err = finder.Files(read)
 	return err
@@ -67,10 +66,10 @@ func (f *files) applyPolicy(list []string) error {
 	f.spec.Policy = f.policy
 	switch f.policy {
 	case TrustAuto:
-		f.choose = func(n *rootfs.Node) (reach.File, bool) { why, ok := f.set.Files[n.Path]; return why, ok }
+		f.choose = f.set.Has
 	case TrustAll:
 		f.choose = func(n *rootfs.Node) (reach.File, bool) {
-			if why, ok := f.set.Files[n.Path]; ok {
+			if why, ok := f.set.Has(n); ok {
 				return why, true
 			}
 			return reach.File{Reason: reasonAll}, true
@@ -86,7 +85,7 @@ func (f *files) applyPolicy(list []string) error {
 			return errors.New("the list of trusted files names no file of the image")
 		}
 		f.choose = func(n *rootfs.Node) (reach.File, bool) {
-			why, reached := f.set.Files[n.Path]
+			why, reached := f.set.Has(n)
 			switch {
 			case reached && (why.Reason == reach.Program || why.Reason == reach.Library || listed[n.Path]):
 				return why, true

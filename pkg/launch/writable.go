@@ -225,7 +225,7 @@ func (f *files) toConsole(n *rootfs.Node) bool {
 	if n.Type != rootfs.Symlink {
 		return false
 	}
-	_, real, _ := f.tree.Resolve(n.Path)
+	_, real, _ := f.tree.Follow(n)
 	return slices.Contains(console, real)
 }
 

@@ -179,7 +179,7 @@ func (s *treeSource) Find(suffix string) []string {
 		if !strings.HasSuffix(n.Path, suffix) {
 			return nil
 		}
-		if target, _, err := s.tree.Resolve(n.Path); err == nil && target.Type == rootfs.Regular {
+		if target, _, err := s.tree.Follow(n); err == nil && target.Type == rootfs.Regular {
 			found = append(found, n.Path)
 		}
 		return nil

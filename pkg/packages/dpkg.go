@@ -81,6 +81,9 @@ func stanzas(text string) iter.Seq[map[string]string] {
 		for record := range strings.SplitSeq(text, "\n\n") {
 			fields := map[string]string{}
 			for line := range strings.SplitSeq(record, "\n") {
+				if strings.HasPrefix(line, " ") {
+					continue
+				}
 				if name, value, ok := strings.Cut(line, ":"); ok && slices.Contains(dpkgFields, name) {
 					fields[name] = strings.TrimSpace(value)
 				}

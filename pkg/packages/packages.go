@@ -36,9 +36,10 @@ type Package struct {
 // DB is what an image has of packages. The zero value is one of no packages.
 type DB struct {
 	Packages []*Package
-	owners   map[string]*Package   // by path free of links
-	dirs     map[string][]*Package // of directories, likewise
-	byName   map[string][]*Package // and by what they provide
+	tree     *rootfs.Tree
+	owners   []*Package                  // of files, by their number in the tree
+	dirs     map[*rootfs.Node][]*Package // of directories
+	byName   map[string][]*Package       // and by what they provide
 }
 
 // ErrDamaged says that a database is not what it should be. It is the image's fault, and the same every time.
@@ -47,7 +48,7 @@ var ErrDamaged = errors.New("the database of packages is damaged")
 // Read reads all databases of a tree. A damaged one gives ErrDamaged; other errors are this machine's. A database of rpm is read by a child
 // process, for which the program's main must begin with reexec.Init of github.com/moby/sys.
 func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
-	db := &DB{dirs: map[string][]*Package{}, byName: map[string][]*Package{}}
+	db := &DB{tree: tree, dirs: map[*rootfs.Node][]*Package{}, byName: map[string][]*Package{}}
 	for _, m := range []struct {
 		name string
 		read func(context.Context, *rootfs.Tree) ([]*Package, error)
@@ -62,60 +63,56 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 		db.Packages = append(db.Packages, list...)
 	}
 	slices.SortFunc(db.Packages, func(a, b *Package) int { return strings.Compare(a.Name+"\x00"+a.Manager, b.Name+"\x00"+b.Manager) })
-	files := 0
-	for _, p := range db.Packages {
-		files += len(p.Files)
-	}
-	db.owners = make(map[string]*Package, files)
-	dirs := map[string]*rootfs.Node{}
+	db.owners = make([]*Package, tree.Len())
+	f := finder{tree, make(map[string]*rootfs.Node, tree.Len()), map[string]*rootfs.Node{}}
+	_ = tree.Walk(func(n *rootfs.Node) error { f.nodes[n.Path] = n; return nil })
 	for _, p := range db.Packages {
 		for _, name := range append([]string{p.Name}, p.Provides...) {
 			db.byName[name] = append(db.byName[name], p)
 		}
-		db.own(tree, p, dirs)
+		for _, file := range p.Files {
+			switch n := f.find(file); {
+			case n == nil:
+			case n.Type == rootfs.Dir:
+				db.dirs[n] = append(db.dirs[n], p)
+			default:
+				db.owners[n.Number()] = p
+			}
+		}
 	}
 	return db, nil
 }
 
-// own notes what a package has installed. Packages spell paths as they were before /bin, /lib and /sbin
-// became links, and list a directory's files one after the other. Dirs are the directories without links by the names
-// under which packages have them, nil where there is none: most are those of many packages.
-func (db *DB) own(tree *rootfs.Tree, p *Package, dirs map[string]*rootfs.Node) {
-	var at string
-	var dir *rootfs.Finder // in the directory of that name
-	for _, file := range p.Files {
-		slash := strings.LastIndexByte(file, '/') + 1
-		in, name := strings.TrimSuffix(file[:slash], "/"), file[slash:]
-		if dir == nil || in != at {
-			n, known := dirs[in]
-			if !known {
-				n, _, _ = tree.Resolve(in)
-				dirs[in] = n
-			}
-			if n == nil {
-				dir = nil
-				continue
-			}
-			at, dir = in, rootfs.NewFinder(n)
+// finder finds what packages have installed. They spell paths as they were before /bin, /lib and /sbin became links.
+type finder struct {
+	tree  *rootfs.Tree
+	nodes map[string]*rootfs.Node // by path
+	dirs  map[string]*rootfs.Node // directories, by paths with links in them; nil where there is none
+}
+
+// find gives what there is now, nil if it was removed: a directory if it is a link to one, other links as they are.
+func (f *finder) find(file string) *rootfs.Node {
+	n := f.nodes[file]
+	if n == nil {
+		in, name := path.Split(file)
+		dir, known := f.dirs[in]
+		if !known {
+			dir, _, _ = f.tree.Resolve(in)
+			f.dirs[in] = dir
 		}
-		n := dir.Find(name)
-		if n == nil { // it was removed, or is no plain name
-			if n, _, _ = tree.ResolveParent(file); n == nil {
-				continue
-			}
+		if dir != nil {
+			n = dir.Child(name)
 		}
-		if to := n; to.Type == rootfs.Symlink {
-			if to, _, _ = tree.Resolve(n.Path); to != nil && to.Type == rootfs.Dir {
-				n = to
+		if n == nil { // no plain name
+			if n, _, _ = f.tree.ResolveParent(file); n == nil {
+				return nil
 			}
-		}
-		if n.Type == rootfs.Dir {
-			db.dirs[n.Path] = append(db.dirs[n.Path], p)
-			dirs[file] = n
-		} else {
-			db.owners[n.Path] = p
 		}
 	}
+	if to, _, err := f.tree.Follow(n); err == nil && to.Type == rootfs.Dir {
+		return to
+	}
+	return n
 }
 
 // content gives what a database's file holds; nil where there is no such file.
@@ -132,19 +129,26 @@ func content(tree *rootfs.Tree, file string) ([]byte, error) {
 
 var errNotKept = errors.New("it is too large, or a link leads to it from the place where it is looked for")
 
-// Owner gives the package that installed the file of this path, which has no links in it; nil if none.
-func (db *DB) Owner(p string) *Package { return db.owners[p] }
+// Owner gives the package that installed a file of the tree; nil if none.
+func (db *DB) Owner(n *rootfs.Node) *Package {
+	if db.owners == nil {
+		return nil
+	}
+	return db.owners[n.Number()]
+}
 
-// DirOwners gives the packages that have a directory of this path.
-func (db *DB) DirOwners(p string) []*Package { return db.dirs[p] }
+// DirOwners gives the packages that have a directory.
+func (db *DB) DirOwners(dir *rootfs.Node) []*Package { return db.dirs[dir] }
 
 // Provider gives the packages of a name, or that provide it. A path stands for its owner.
 func (db *DB) Provider(name string) []*Package {
-	if list := db.byName[name]; list != nil || !path.IsAbs(name) {
+	if list := db.byName[name]; list != nil || !path.IsAbs(name) || db.tree == nil {
 		return list
 	}
-	if p := db.owners[name]; p != nil {
-		return []*Package{p}
+	if n := db.tree.Lookup(name); n != nil {
+		if p := db.Owner(n); p != nil {
+			return []*Package{p}
+		}
 	}
 	return nil
 }

@@ -47,10 +47,7 @@ func names(list []*packages.Package) string {
 }
 
 func owner(db *packages.DB, p string) string {
-	if o := db.Owner(p); o != nil {
-		return o.Name
-	}
-	return ""
+	return names(db.Provider(p))
 }
 
 func none(*packages.Package) bool { return false }
@@ -98,7 +95,7 @@ func TestDPKG(t *testing.T) {
 	assert.Equal(t, "libc6", owner(db, "/usr/lib/x86_64-linux-gnu/libc.so.6"), "through the link /lib")
 	assert.Empty(t, owner(db, "/etc/gone"), "removed packages own nothing")
 	assert.Empty(t, owner(db, "/usr/lib"))
-	app := db.Owner("/usr/bin/app")
+	app := db.Provider("/usr/bin/app")[0]
 	assert.Equal(t, "dpkg", app.Manager)
 	assert.Equal(t, "1.0-1", app.Version)
 	assert.Equal(t, "app dpkg libc6 postfix", names(db.Closure([]*packages.Package{app}, none)), "a virtual package, of two alternatives the one there is")
@@ -178,7 +175,7 @@ func TestRPM(t *testing.T) {
 		assert.Greater(t, len(db.Packages), 30, c.from)
 		assert.Equal(t, "bash", owner(db, "/usr/bin/bash"), c.from)
 		assert.Equal(t, "glibc", owner(db, "/usr/lib64/libc.so.6"), c.from)
-		closure := names(db.Closure([]*packages.Package{db.Owner("/usr/bin/bash")}, none))
+		closure := names(db.Closure(db.Provider("/usr/bin/bash"), none))
 		assert.Contains(t, closure, "glibc", c.from)
 		assert.NotContains(t, names(db.Packages), "gpg-pubkey")
 	}

@@ -152,12 +152,12 @@ var All = sync.OnceValue(func() []*Profile {
 })
 
 // Keep lists the files whose content profiles need, as patterns for rootfs.Scan.
-var Keep = func() (patterns []string) {
+func Keep() (patterns []string) {
 	for _, p := range All() {
 		patterns = append(patterns, p.Paths.Commands...)
 	}
 	return patterns
-}()
+}
 
 // Find gives the profile of a name, nil if there is none.
 func Find(name string) *Profile {

@@ -13,16 +13,16 @@ const (
 	unread // no program reads it
 )
 
-// Kinds are those of a tree's regular files, in the order of Walk.
+// Kinds are those of a tree's regular files.
 type Kinds struct {
-	list  []kind
+	list  []kind // by the number of their nodes
 	known chan struct{}
 }
 
 // Classify begins to find out the kinds of a tree's files. It takes as long as reading the packages, and needs
 // nothing of them: it is done beside.
 func Classify(tree *rootfs.Tree) *Kinds {
-	k := &Kinds{known: make(chan struct{})}
+	k := &Kinds{list: make([]kind, tree.Len()), known: make(chan struct{})}
 	go func() {
 		defer close(k.known)
 		never, secrets, certificates, zones, others := neverRead.Matcher(), secrets.Matcher(), certificates.Matcher(), timezones.Matcher(), otherZones.Matcher()
@@ -30,18 +30,17 @@ func Classify(tree *rootfs.Tree) *Kinds {
 			if n.Type != rootfs.Regular {
 				return nil
 			}
-			is := ordinary
+			is := &k.list[n.Number()]
 			switch {
 			case secrets.Match(n.Path):
-				is = secret
+				*is = secret
 			case certificates.Match(n.Path):
-				is = certificate
+				*is = certificate
 			case zones.Match(n.Path) && !others.Match(n.Path):
-				is = timezone
+				*is = timezone
 			case never.Match(n.Path), zones.Match(n.Path):
-				is = unread
+				*is = unread
 			}
-			k.list = append(k.list, is)
 			return nil
 		})
 	}()

@@ -82,8 +82,8 @@ type Start struct {
 
 // Set is what a program reaches.
 type Set struct {
-	// Files are regular files, by their path free of links.
-	Files map[string]File
+	files []File         // by the number of their nodes; those without a reason are not in the set
+	nodes []*rootfs.Node // that are
 	// Started are the programs and scripts that are started or named, in the order in which they were
 	// found: the entrypoint first.
 	Started []*rootfs.Node
@@ -96,6 +96,12 @@ type Set struct {
 	Missing []string
 	// LeftOut are the packages of which nothing is in the set.
 	LeftOut []string
+}
+
+// Has says whether and why a file is in the set.
+func (s *Set) Has(n *rootfs.Node) (File, bool) {
+	f := s.files[n.Number()]
+	return f, f.Reason != ""
 }
 
 // rules is templates/trust.toml.
@@ -139,10 +145,11 @@ type Finder struct {
 	libs  *libraries
 	set   *Set
 	seen  map[*rootfs.Node]bool
-	roots map[string]bool                // further paths whose packages are needed
-	tried map[string]bool                // words that were looked up
-	rest  []*rootfs.Node                 // files that belong to packages
-	kept  map[string][]*packages.Package // what keepers found, by directory
+	roots map[string]bool                      // further paths whose packages are needed
+	tried map[string]bool                      // words that were looked up
+	rest  []*rootfs.Node                       // files that belong to packages
+	kept  map[*rootfs.Node][]*packages.Package // what keepers found, by directory
+	mine  *rootfs.Matcher                      // authors
 }
 
 // Programs finds the programs that are started, with their libraries: everything in the set but Files and
@@ -150,8 +157,8 @@ type Finder struct {
 func Programs(tree *rootfs.Tree, db *packages.DB, kinds *Kinds, start Start) (*Finder, *Set) {
 	f := &Finder{
 		tree: tree, db: db, kinds: kinds, start: start, libs: newLibraries(tree, start.LibraryPath),
-		set: &Set{Files: map[string]File{}}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{}, tried: map[string]bool{},
-		kept: map[string][]*packages.Package{},
+		set: &Set{files: make([]File, tree.Len())}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{}, tried: map[string]bool{},
+		kept: map[*rootfs.Node][]*packages.Package{}, mine: authors.Matcher(),
 	}
 	for _, n := range start.Programs {
 		f.startProgram(n, Program)
@@ -210,14 +217,15 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 	if n.Type != rootfs.Regular {
 		return
 	}
-	if _, ok := f.set.Files[n.Path]; ok {
+	file := &f.set.files[n.Number()]
+	if file.Reason != "" {
 		return
 	}
-	file := File{Reason: why}
-	if p := f.db.Owner(n.Path); p != nil {
+	file.Reason = why
+	if p := f.db.Owner(n); p != nil {
 		file.Package = p.Name
 	}
-	f.set.Files[n.Path] = file
+	f.set.nodes = append(f.set.nodes, n)
 }
 
 // unowned adds what no package has brought, the image's author did, and notes the rest. Programs among it have
@@ -227,7 +235,7 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 	wanted, kinds := read.Matcher(), f.kinds.all()
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !names.Match(n.Path) && !neverRead.Match(n.Path) {
-			if to, _, err := f.tree.Resolve(n.Path); err == nil && to.Type == rootfs.Regular && !certificates.Match(to.Path) && !timezones.Match(to.Path) && !secrets.Match(to.Path) {
+			if to, _, err := f.tree.Follow(n); err == nil && to.Type == rootfs.Regular && !certificates.Match(to.Path) && !timezones.Match(to.Path) && !secrets.Match(to.Path) {
 				f.add(to, Config)
 				f.roots[to.Path] = true
 			}
@@ -235,8 +243,7 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 		if n.Type != rootfs.Regular {
 			return nil
 		}
-		kind := kinds[0]
-		kinds = kinds[1:]
+		kind := kinds[n.Number()]
 		switch {
 		case wanted.Match(n.Path):
 			f.add(n, Profile)
@@ -252,7 +259,7 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 			return nil
 		case strings.HasPrefix(n.Path, "/etc/"):
 			f.add(n, Config)
-		case f.db.Owner(n.Path) == nil && f.author(n.Path):
+		case f.db.Owner(n) == nil && f.author(n):
 			f.add(n, Unpackaged)
 		default:
 			f.rest = append(f.rest, n)
@@ -267,20 +274,20 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 
 // author says whether an unowned file lies where the image's author puts things, rather than in a
 // directory that packages have for themselves and fill at installation.
-func (f *Finder) author(p string) bool {
-	return len(f.keepers(p)) == 0
+func (f *Finder) author(n *rootfs.Node) bool {
+	return len(f.keepers(n)) == 0
 }
 
-// keepers gives the packages that have the innermost directory around a path for themselves.
-func (f *Finder) keepers(p string) []*packages.Package {
-	if authors.Match(p) {
+// keepers gives the packages that have the innermost directory around a file for themselves.
+func (f *Finder) keepers(n *rootfs.Node) []*packages.Package {
+	if f.mine.Match(n.Path) {
 		return nil
 	}
-	at := path.Dir(p)
+	at := n.Parent()
 	if owners, ok := f.kept[at]; ok {
 		return owners
 	}
-	for dir := at; dir != "/" && !shared.Match(dir); dir = path.Dir(dir) {
+	for dir := at; dir.Parent() != nil && !shared.Match(dir.Path); dir = dir.Parent() {
 		if owners := f.db.DirOwners(dir); len(owners) > 0 {
 			f.kept[at] = owners
 			return owners
@@ -308,15 +315,15 @@ func (f *Finder) packages() {
 			reasons[p] = why
 		}
 	}
-	for file, why := range f.set.Files {
-		switch why.Reason {
+	for _, n := range f.set.nodes {
+		switch f.set.files[n.Number()].Reason {
 		case Program, Library, Named, Shell, Module, Profile:
-			root(f.db.Owner(file), Package)
+			root(f.db.Owner(n), Package)
 		}
 	}
 	for p := range f.roots {
-		if _, real, _ := f.tree.ResolveParent(p); real != "" {
-			root(f.db.Owner(real), Package)
+		if n, _, err := f.tree.ResolveParent(p); err == nil {
+			root(f.db.Owner(n), Package)
 		}
 	}
 	if f.set.Scripts {
@@ -332,19 +339,18 @@ func (f *Finder) packages() {
 			reasons[p] = Dependency
 		}
 	}
-	generated := map[string]bool{} // by directory
-	author := authors.Matcher()
+	generated := map[*rootfs.Node]bool{} // by directory
 	for _, n := range f.rest {
-		if p := f.db.Owner(n.Path); p != nil {
+		if p := f.db.Owner(n); p != nil {
 			if why, ok := reasons[p]; ok {
 				f.add(n, why)
 			}
 			continue
 		}
-		at := path.Dir(n.Path)
+		at := n.Parent()
 		needed, known := generated[at]
-		if !known || author.Match(n.Path) {
-			needed = slices.ContainsFunc(f.keepers(n.Path), func(p *packages.Package) bool { return reasons[p] != "" })
+		if !known || f.mine.Match(n.Path) {
+			needed = slices.ContainsFunc(f.keepers(n), func(p *packages.Package) bool { return reasons[p] != "" })
 			generated[at] = needed
 		}
 		if needed {

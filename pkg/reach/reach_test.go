@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,10 +46,12 @@ func find(t *testing.T, tree *rootfs.Tree, start reach.Start, program string, re
 	set, err := finder.Files(read)
 	require.NoError(t, err)
 	reasons := map[reach.Reason]string{}
-	for _, p := range slices.Sorted(maps.Keys(set.Files)) {
-		why := set.Files[p].Reason
-		reasons[why] = strings.TrimSpace(reasons[why] + " " + p)
-	}
+	_ = tree.Walk(func(n *rootfs.Node) error {
+		if why, ok := set.Has(n); ok {
+			reasons[why.Reason] = strings.TrimSpace(reasons[why.Reason] + " " + n.Path)
+		}
+		return nil
+	})
 	return set, reasons
 }
 
@@ -174,7 +174,8 @@ func TestPolicy(t *testing.T) {
 		assert.Equal(t, want, reasons[why], string(why))
 	}
 	assert.Equal(t, "adduser coreutils dpkg editor", strings.Join(set.LeftOut, " "))
-	assert.Equal(t, "libserver", set.Files["/usr/lib/libserver.so"].Package)
+	why, _ := set.Has(tree.Lookup("/usr/lib/libserver.so"))
+	assert.Equal(t, "libserver", why.Package)
 
 	_, reasons = find(t, tree, reach.Start{Locales: []string{"de_DE.UTF-8"}}, "server", "/usr/share/edit*/*")
 	assert.Equal(t, "/usr/lib/locale/C.utf8/x /usr/lib/locale/de_DE.utf8/x /usr/share/locale/de/LC_MESSAGES/server.mo", reasons[reach.Locale])

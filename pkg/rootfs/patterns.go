@@ -19,7 +19,7 @@ type Patterns struct {
 // glob is a pattern with wildcards.
 type glob struct {
 	pattern string
-	part    string // that every match contains: looking for it is quicker than matching
+	part    string // that every match contains, below that directory: looking for it is quicker than matching
 }
 
 func (g glob) match(file string) bool {
@@ -43,7 +43,7 @@ func CompilePatterns(list []string) Patterns {
 			p.dirs[dir] = true
 		default:
 			below := g[:max(0, strings.LastIndexByte(g[:first], '/'))]
-			p.globs[below] = append(p.globs[below], glob{g, literal(g)})
+			p.globs[below] = append(p.globs[below], glob{g, literal(g[len(below):])})
 		}
 	}
 	return p

@@ -1,9 +1,11 @@
 package rootfs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"path"
 	"slices"
@@ -24,18 +26,27 @@ type Node struct {
 	Layer int
 	// origin is the path of the content in that layer, where it is not the node's.
 	origin string
+	parent *Node      // nil for the root
 	dir    *directory // nil for what is none
+	number int
 }
 
-// directory is what directories have besides. Entries are found by a map while layers are merged, and
-// afterwards in a sorted list, which is smaller.
+// directory is what directories have besides.
 type directory struct {
-	byName   map[string]*Node
+	// sorted are the entries by name, unless there is byName: the map is for entries that come in no order.
 	sorted   []*Node
+	byName   map[string]*Node
 	implicit bool // only its children's paths speak of it
 	opaque   bool // in a layer's own tree: hides what is below
 	gone     map[string]bool
 }
+
+// Number is the node's place in the order of Walk, for lists of what is known of a tree's nodes: the root's is 0, and
+// the last one is less than the tree's Len.
+func (n *Node) Number() int { return n.number }
+
+// Parent is the directory that holds the node; nil for the root.
+func (n *Node) Parent() *Node { return n.parent }
 
 // Name is the last component of the node's path.
 func (n *Node) Name() string { return n.Path[strings.LastIndexByte(n.Path, '/')+1:] }
@@ -80,32 +91,47 @@ func (n *Node) search(name string) (int, bool) {
 	if n.Path == "/" {
 		above = 1
 	}
-	return slices.BinarySearchFunc(n.dir.sorted, name, func(c *Node, name string) int { return strings.Compare(c.Path[above:], name) })
+	list := n.dir.sorted
+	if len(list) == 0 || list[len(list)-1].Path[above:] < name {
+		return len(list), false // the next one, where they come in their order
+	}
+	return slices.BinarySearchFunc(list, name, func(c *Node, name string) int { return strings.Compare(c.Path[above:], name) })
 }
 
-// Finder finds entries of a directory by name, quickest where they are asked for in their order.
-type Finder struct {
-	dir  *Node
-	next int
-}
-
-// NewFinder gives a finder for a directory; for what is none, one that finds nothing.
-func NewFinder(dir *Node) *Finder { return &Finder{dir: dir} }
-
-// Find gives the entry of a name, nil if there is none.
-func (f *Finder) Find(name string) *Node {
-	list := f.dir.Children()
-	if f.next >= len(list) || list[f.next].Name() != name {
-		i := 0
-		if len(list) > 0 {
-			i, _ = f.dir.search(name)
-		}
-		if f.next = i; i == len(list) || list[i].Name() != name {
-			return nil
+// put makes a node a directory's entry, in the place of one of the same name.
+func (n *Node) put(name string, c *Node) {
+	c.parent = n
+	if n.dir.byName == nil {
+		switch i, ok := n.search(name); {
+		case ok:
+			n.dir.sorted[i] = c
+			return
+		case i == len(n.dir.sorted):
+			n.dir.sorted = append(n.dir.sorted, c)
+			return
 		}
 	}
-	f.next++
-	return list[f.next-1]
+	n.useMap()[name] = c
+}
+
+// useMap is for entries that come in no order.
+func (n *Node) useMap() map[string]*Node {
+	if n.dir.byName == nil {
+		n.dir.byName = make(map[string]*Node, len(n.dir.sorted))
+		for _, c := range n.dir.sorted {
+			n.dir.byName[c.Name()] = c
+		}
+		n.dir.sorted = nil
+	}
+	return n.dir.byName
+}
+
+// entries are a directory's, in any order.
+func (n *Node) entries() iter.Seq[*Node] {
+	if n.dir.byName != nil {
+		return maps.Values(n.dir.byName)
+	}
+	return slices.Values(n.dir.sorted)
 }
 
 // Children gives a directory's entries, sorted by name. The list must not be changed.
@@ -116,23 +142,17 @@ func (n *Node) Children() []*Node {
 	return n.dir.sorted
 }
 
-// sort replaces the maps by lists, in and below a directory.
-func (n *Node) sort() {
-	n.dir.sorted = slices.AppendSeq(make([]*Node, 0, len(n.dir.byName)), maps.Values(n.dir.byName))
-	slices.SortFunc(n.dir.sorted, func(a, b *Node) int { return strings.Compare(a.Path, b.Path) })
-	n.dir.byName, n.dir.gone = nil, nil
-	for _, c := range n.dir.sorted {
-		if c.dir != nil {
-			c.sort()
-		}
-	}
+// Tree is the filesystem that a container of the image would see.
+type Tree struct {
+	root *Node
+	len  int
 }
 
-// Tree is the filesystem that a container of the image would see.
-type Tree struct{ root *Node }
+// Len is the number of nodes, the root among them.
+func (t *Tree) Len() int { return t.len }
 
 func newDir(p string, layer int) *Node {
-	return &Node{Entry: &Entry{Path: p, Type: Dir, Mode: 0o755}, Layer: layer, dir: &directory{byName: map[string]*Node{}, implicit: true}}
+	return &Node{Entry: &Entry{Path: p, Type: Dir, Mode: 0o755}, Layer: layer, dir: &directory{implicit: true}}
 }
 
 // Merge lays layers over each other, the first being the lowest. A layer is unpacked by itself and then
@@ -141,7 +161,7 @@ func newDir(p string, layer int) *Node {
 func Merge(layers []*Index) (*Tree, error) {
 	t := &Tree{root: newDir("/", 0)}
 	for i, l := range layers {
-		b := &layerBuilder{lower: t, own: &Tree{root: newDir("/", i)}, layer: i}
+		b := &layerBuilder{lower: t, own: &Tree{root: newDir("/", i)}, layer: i, nodes: make([]Node, len(l.Entries))}
 		for k := range l.Entries {
 			if err := b.add(&l.Entries[k]); err != nil {
 				return nil, fmt.Errorf("layer %s: %w", l.Digest, err)
@@ -149,14 +169,32 @@ func Merge(layers []*Index) (*Tree, error) {
 		}
 		overlay(t.root, b.own.root)
 	}
-	t.root.sort()
+	t.settle(t.root)
 	return t, nil
+}
+
+// settle sorts what is in and below a directory, and numbers it.
+func (t *Tree) settle(n *Node) {
+	n.number = t.len
+	t.len++
+	if n.dir == nil {
+		return
+	}
+	if n.dir.byName != nil {
+		n.dir.sorted = slices.AppendSeq(make([]*Node, 0, len(n.dir.byName)), maps.Values(n.dir.byName))
+		slices.SortFunc(n.dir.sorted, func(a, b *Node) int { return strings.Compare(a.Path, b.Path) })
+	}
+	n.dir.byName, n.dir.gone = nil, nil
+	for _, c := range n.dir.sorted {
+		t.settle(c)
+	}
 }
 
 // layerBuilder unpacks one layer into a tree of its own.
 type layerBuilder struct {
 	lower, own *Tree
 	layer      int
+	nodes      []Node // room for the layer's, made at once
 
 	// The directory that was used last, and its path as it was given: archives list a directory's entries one
 	// after the other.
@@ -199,18 +237,20 @@ func (b *layerBuilder) add(e *Entry) error {
 		parent.dir.gone[name] = true
 		return nil
 	}
-	n := &Node{Entry: e, Layer: b.layer}
+	n := &b.nodes[0]
+	b.nodes = b.nodes[1:]
+	n.Entry, n.Layer = e, b.layer
 	if parent.Path != above { // through a symbolic link
 		n.Entry, n.origin = e.at(path.Join(parent.Path, name)), e.Path
 	}
-	old := parent.dir.byName[name]
+	old := parent.Child(name)
 	switch e.Type {
 	case Dir:
 		if old != nil && old.Type == Dir {
 			old.Entry, old.dir.implicit = n.Entry, false
 			return nil
 		}
-		n.dir = &directory{byName: map[string]*Node{}}
+		n.dir = &directory{}
 	case Hardlink:
 		target, _, err := b.own.ResolveParent(e.Link)
 		if err != nil {
@@ -224,7 +264,7 @@ func (b *layerBuilder) add(e *Entry) error {
 		}
 		n.Entry, n.Layer, n.origin = target.at(n.Path), target.Layer, target.Origin()
 	}
-	parent.dir.byName[name] = n
+	parent.put(name, n)
 	if old != nil {
 		b.last = nil // it may have been in what is replaced
 	}
@@ -234,20 +274,26 @@ func (b *layerBuilder) add(e *Entry) error {
 // dir finds a directory in the layer's own tree, making what is missing and following symbolic links of
 // the same layer.
 func (b *layerBuilder) dir(p string) (*Node, error) {
-	n, links := b.own.root, 0
-	for name, todo := component(p); name != ""; name, todo = component(todo) {
+	n, rest, links := b.own.root, p, 0
+	if b.last != nil { // most are near it
+		for n = b.last; !n.above(p); {
+			n = n.parent
+		}
+		rest = strings.TrimPrefix(p, n.Path)
+	}
+	for name, todo := component(rest); name != ""; name, todo = component(todo) {
 		if name == ".." {
-			n = b.own.Lookup(path.Dir(n.Path))
+			n = cmp.Or(n.parent, n)
 			continue
 		}
-		c := n.dir.byName[name]
+		c := n.Child(name)
 		switch {
 		case c == nil:
 			if len(n.Path)+len(name) > maxPath { // links to links could make it longer and longer
 				return nil, fmt.Errorf("%q leads to a path of more than %d bytes", p, maxPath)
 			}
 			c = newDir(path.Join(n.Path, name), b.layer)
-			n.dir.byName[name] = c
+			n.put(name, c)
 		case c.Type == Symlink:
 			if links++; links > maxLinks {
 				return nil, fmt.Errorf("%q: %w", p, ErrLoop)
@@ -265,23 +311,33 @@ func (b *layerBuilder) dir(p string) (*Node, error) {
 	return n, nil
 }
 
+// above says whether a path is a directory's own, or that of something below it.
+func (n *Node) above(p string) bool {
+	rest, ok := strings.CutPrefix(p, n.Path)
+	return ok && (rest == "" || rest[0] == '/' || n.parent == nil)
+}
+
 // overlay moves a layer's own tree over the lower one.
 func overlay(lower, upper *Node) {
 	if !upper.dir.implicit {
 		lower.Entry, lower.Layer, lower.origin = upper.Entry, upper.Layer, upper.origin
 	}
 	if upper.dir.opaque {
-		clear(lower.dir.byName)
+		lower.dir.sorted, lower.dir.byName = nil, nil
+	}
+	if len(lower.dir.sorted) > 0 {
+		lower.useMap()
 	}
 	for name := range upper.dir.gone {
 		delete(lower.dir.byName, name)
 	}
-	for name, c := range upper.dir.byName {
-		if old := lower.dir.byName[name]; old != nil && old.Type == Dir && c.Type == Dir {
+	for c := range upper.entries() {
+		name := c.Name()
+		if old := lower.Child(name); old != nil && old.Type == Dir && c.Type == Dir {
 			overlay(old, c)
 			continue
 		}
-		lower.dir.byName[name] = c
+		lower.put(name, c)
 	}
 }
 
@@ -315,29 +371,39 @@ func (t *Tree) Lookup(p string) *Node {
 // chroot. Where the path does not exist the error is fs.ErrNotExist, and real is still the path that
 // would be created. Loops are ErrLoop.
 func (t *Tree) Resolve(p string) (n *Node, real string, err error) {
-	return t.resolve(p, true)
+	return t.resolve(t.root, p, true, 0)
 }
 
 // ResolveParent follows the symbolic links in all components but the last.
 func (t *Tree) ResolveParent(p string) (n *Node, real string, err error) {
-	return t.resolve(p, false)
+	return t.resolve(t.root, p, false, 0)
 }
 
-func (t *Tree) resolve(p string, last bool) (*Node, string, error) {
-	var few [16]*Node
-	stack, links := append(few[:0], t.root), 0
+// Follow is Resolve of a node's own path. Only symbolic links lead anywhere else.
+func (t *Tree) Follow(n *Node) (to *Node, real string, err error) {
+	if n.Type != Symlink {
+		return n, n.Path, nil
+	}
+	from := n.parent
+	if path.IsAbs(n.Link) {
+		from = t.root
+	}
+	return t.resolve(from, n.Link, true, 1)
+}
+
+// resolve follows a path from a directory, which so many links led to.
+func (t *Tree) resolve(n *Node, p string, last bool, links int) (*Node, string, error) {
 	for name, todo := component(p); name != ""; name, todo = component(todo) {
 		if name == ".." {
-			stack = stack[:max(1, len(stack)-1)]
+			n = cmp.Or(n.parent, n)
 			continue
 		}
-		dir := stack[len(stack)-1]
-		if dir.Type != Dir {
-			return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: fmt.Errorf("%q is not a directory: %w", dir.Path, fs.ErrNotExist)}
+		if n.Type != Dir {
+			return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: fmt.Errorf("%q is not a directory: %w", n.Path, fs.ErrNotExist)}
 		}
-		c := dir.Child(name)
+		c := n.Child(name)
 		if c == nil {
-			return nil, path.Join(dir.Path, name, todo), &fs.PathError{Op: "resolve", Path: p, Err: fs.ErrNotExist}
+			return nil, path.Join(n.Path, name, todo), &fs.PathError{Op: "resolve", Path: p, Err: fs.ErrNotExist}
 		}
 		if c.Type == Symlink {
 			if next, _ := component(todo); last || next != "" {
@@ -346,14 +412,13 @@ func (t *Tree) resolve(p string, last bool) (*Node, string, error) {
 				}
 				todo = c.Link + "/" + todo
 				if path.IsAbs(c.Link) {
-					stack = stack[:1]
+					n = t.root
 				}
 				continue
 			}
 		}
-		stack = append(stack, c)
+		n = c
 	}
-	n := stack[len(stack)-1]
 	return n, n.Path, nil
 }
 

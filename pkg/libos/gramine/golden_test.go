@@ -116,7 +116,7 @@ func TestGoldenManifests(t *testing.T) {
 			config, err := json.Marshal(v1.ConfigFile{Config: s.config})
 			require.NoError(t, err)
 			for range 3 { // no order of a map shows
-				spec, err := launch.Build(context.Background(), tree, config, launch.Options{})
+				spec, err := launch.Examine(context.Background(), tree).Build(context.Background(), config, launch.Options{})
 				require.NoError(t, err)
 				sealed, err := Backend{}.Seal(libos.Input{Spec: spec, Bundle: bundle(), Tree: tree})
 				require.NoError(t, err)

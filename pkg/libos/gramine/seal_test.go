@@ -34,7 +34,7 @@ func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay str
 	}
 	config, err := json.Marshal(v1.ConfigFile{Config: v1.Config{Cmd: []string{"/app"}, Env: env}})
 	require.NoError(t, err)
-	spec, err := launch.Build(context.Background(), tree, config, launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
+	spec, err := launch.Examine(context.Background(), tree).Build(context.Background(), config, launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
 	require.NoError(t, err)
 	in := libos.Input{Spec: spec, Bundle: b, Tree: tree}
 	if overlay != "" {
