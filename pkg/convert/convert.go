@@ -32,9 +32,13 @@ type Prepared struct {
 	spec   *launch.Spec
 	// trusted are the manifest's files. The lists of them, which can be very long, are not kept.
 	trusted []FileRun
+	files   []libos.File  // of the enclave layer, but for the signature
+	layer   *enclaveLayer // in which they are being packed
 	layers  LayerCounts
 	added   int           // bytes, compressed, of the new layers
 	upload  *image.Upload // begun, if the target is known
+	// present is the enclave that the target has now, nil if none.
+	present func() (*sgx.SigStruct, error)
 	watch   *stopwatch
 	opts    Options
 }
@@ -73,8 +77,9 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	p := &Prepared{opts: o, watch: startWatch()}
 	if o.Target != nil {
 		p.upload = image.NewUpload(ctx, *o.Target, o.Image)
+		p.present = sync.OnceValues(func() (*sgx.SigStruct, error) { return present(ctx, p.upload) })
 		if !o.AllowRollback {
-			go p.upload.Current() //nolint:errcheck // checkRollback sees what comes of it
+			go p.present() //nolint:errcheck // checkRollback sees what comes of it
 		}
 	}
 	in, err := read(ctx, o)
@@ -118,8 +123,12 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		}
 		return nil
 	})
+	g.Go(func() (err error) {
+		p.layer, err = packEnclave(p.files)
+		return err
+	})
 	if o.Target != nil {
-		g.Go(func() error { return p.checkRollback(gctx) })
+		g.Go(p.checkRollback)
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
@@ -151,8 +160,10 @@ func (p *Prepared) seal(ctx context.Context, contents *launch.Contents, runtime 
 		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
 			"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
 	}
-	p.recipe, err = p.writeRecipe(date)
-	return err
+	if p.recipe, err = p.writeRecipe(date); err != nil {
+		return err
+	}
+	return p.writeFiles()
 }
 
 // Finish completes the image with a signature over ToBeSigned by the key, and stores it. Without a key the image
@@ -181,7 +192,8 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 		}
 		p.upload = image.NewUpload(ctx, to, p.opts.Image)
 		defer p.upload.Close()
-		if err := p.checkRollback(ctx); err != nil {
+		p.present = func() (*sgx.SigStruct, error) { return present(ctx, p.upload) }
+		if err := p.checkRollback(); err != nil {
 			return nil, err
 		}
 	}
@@ -198,7 +210,7 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 }
 
 // Complete puts the image together with a signature over ToBeSigned by the key, without storing it. Without a key
-// it lacks the signature.
+// it lacks the signature. It can be called once.
 func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output, error) {
 	s := p.sealed.SigStruct
 	if key != nil {
@@ -206,11 +218,7 @@ func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output
 			return nil, err
 		}
 	}
-	files, err := p.EnclaveFiles(s)
-	if err != nil {
-		return nil, err
-	}
-	enclave, err := packEnclave(files)
+	enclave, err := p.layer.complete(s)
 	if err != nil {
 		return nil, err
 	}
@@ -227,11 +235,15 @@ func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output
 }
 
 // checkRollback reports a RollbackError where the upload would replace an image of a higher security version.
-func (p *Prepared) checkRollback(ctx context.Context) error {
+func (p *Prepared) checkRollback() error {
 	if p.opts.AllowRollback {
 		return nil
 	}
-	return checkRollback(ctx, p.upload, p.sealed.SigStruct.ISVSVN)
+	now, err := p.present()
+	if err != nil {
+		return err
+	}
+	return checkRollback(now, p.sealed.SigStruct.ISVSVN)
 }
 
 // inputs are what a conversion begins with.

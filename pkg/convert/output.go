@@ -3,7 +3,6 @@ package convert
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -47,18 +46,25 @@ func (p *Prepared) date() (sgx.Date, error) {
 }
 
 // EnclaveFiles are those of the enclave layer, with a SIGSTRUCT, signed or not.
-func (p *Prepared) EnclaveFiles(s *sgx.SigStruct) ([]libos.File, error) {
+func (p *Prepared) EnclaveFiles(s *sgx.SigStruct) []libos.File {
+	return append(slices.Clone(p.files), signatureFile(s))
+}
+
+// writeFiles makes the files of the enclave layer but for the signature: the library OS's, and ours for whoever reads
+// the image.
+func (p *Prepared) writeFiles() error {
 	reasons, err := json.Marshal(p.trusted)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	recipe, err := json.MarshalIndent(p.recipe, "", "  ")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return append(slices.Clone(p.sealed.Files), signatureFile(s),
+	p.files = append(p.sealed.Files,
 		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
-		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: append(recipe, '\n')}), nil
+		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: append(recipe, '\n')})
+	return nil
 }
 
 // signatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.
@@ -70,13 +76,44 @@ func signatureFile(s *sgx.SigStruct) libos.File {
 	return f
 }
 
-// packEnclave makes the layer on top.
-func packEnclave(files []libos.File) (image.NewLayer, error) {
-	layer, err := image.CompressLayer(gzip.DefaultCompression, func(w io.Writer) error { return libos.Pack(w, files) })
+// enclaveLayer is the layer on top while it is packed. Manifests, which are most of it, come before the signature.
+type enclaveLayer struct {
+	out   *image.LayerWriter
+	files *libos.Packer
+	rest  []libos.File
+}
+
+// packEnclave begins the layer with what comes before the signature.
+func packEnclave(files []libos.File) (*enclaveLayer, error) {
+	out, err := image.NewLayerWriter(gzip.DefaultCompression)
 	if err != nil {
+		return nil, err
+	}
+	l := &enclaveLayer{out, libos.NewPacker(out), libos.SortFiles(files)}
+	return l, l.pack(func(f libos.File) bool { return f.Path < min(libos.SigPath, libos.UnsignedPath) })
+}
+
+// pack writes the next files.
+func (l *enclaveLayer) pack(these func(libos.File) bool) error {
+	for len(l.rest) > 0 && these(l.rest[0]) {
+		if err := l.files.Add(l.rest[0]); err != nil {
+			return fmt.Errorf("packing the enclave: %w", err)
+		}
+		l.rest = l.rest[1:]
+	}
+	return nil
+}
+
+// complete ends the layer.
+func (l *enclaveLayer) complete(s *sgx.SigStruct) (image.NewLayer, error) {
+	l.rest = libos.SortFiles(append(l.rest, signatureFile(s)))
+	if err := l.pack(func(libos.File) bool { return true }); err != nil {
+		return image.NewLayer{}, err
+	}
+	if err := l.files.Close(); err != nil {
 		return image.NewLayer{}, fmt.Errorf("packing the enclave: %w", err)
 	}
-	return layer, nil
+	return l.out.Layer()
 }
 
 // FileRun says why so many of the trusted files, one after the other in the manifest, are listed.

@@ -116,23 +116,9 @@ func (e *Enclave) checkConfig() error {
 
 // readEnclave reads the topmost layer.
 func readEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
-	if len(img.Layers) == 0 {
-		return nil, ErrNotOurs
-	}
-	archive, err := topArchive(ctx, img)
+	e, err := readStructure(ctx, img)
 	if err != nil {
 		return nil, err
-	}
-	e := &Enclave{source: img}
-	if e.files, err = libos.Unpack(archive); err != nil {
-		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
-	}
-	seen := map[string]bool{}
-	for _, f := range e.files {
-		if seen[f.Path] || path.Clean(f.Path) != f.Path || path.Dir(f.Path) != path.Dir(libos.App) {
-			return nil, fmt.Errorf("%w: its layer on top has %q, or has it twice", ErrNotOurs, f.Path)
-		}
-		seen[f.Path] = true
 	}
 	recipe, text := e.file(libos.RecipePath), e.file(libos.ManifestPath)
 	if recipe == nil || text == nil {
@@ -143,14 +129,6 @@ func readEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 	}
 	if e.reads, err = manifest.ReadSGX(text); err != nil {
 		return nil, err
-	}
-	if structure := e.file(libos.SigPath); structure != nil {
-		e.SigStruct, err = sgx.ParseSigStruct(structure)
-	} else {
-		e.SigStruct, err = sgx.ParseUnsigned(e.file(libos.UnsignedPath))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the signature structure: %w", err)
 	}
 	var m struct {
 		Loader struct {
@@ -164,6 +142,29 @@ func readEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 	}
 	e.simulated = strings.HasPrefix(m.Loader.Entrypoint.URI, "file:"+libos.Root+"/sim/")
 	return e, nil
+}
+
+// topFiles are those of the topmost layer, which must be one that packEnclave has made.
+func topFiles(ctx context.Context, img *image.Image) ([]libos.File, error) {
+	if len(img.Layers) == 0 {
+		return nil, ErrNotOurs
+	}
+	archive, err := topArchive(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	files, err := libos.Unpack(archive)
+	if err != nil {
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+	}
+	seen := map[string]bool{}
+	for _, f := range files {
+		if seen[f.Path] || path.Clean(f.Path) != f.Path || path.Dir(f.Path) != path.Dir(libos.App) {
+			return nil, fmt.Errorf("%w: its layer on top has %q, or has it twice", ErrNotOurs, f.Path)
+		}
+		seen[f.Path] = true
+	}
+	return files, nil
 }
 
 func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
@@ -192,6 +193,24 @@ func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
 		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
 	}
 	return archive, nil
+}
+
+// readStructure reads of the topmost layer's files the SIGSTRUCT alone, signed or not.
+func readStructure(ctx context.Context, img *image.Image) (*Enclave, error) {
+	files, err := topFiles(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	e := &Enclave{source: img, files: files}
+	if signed := e.file(libos.SigPath); signed != nil {
+		e.SigStruct, err = sgx.ParseSigStruct(signed)
+	} else {
+		e.SigStruct, err = sgx.ParseUnsigned(e.file(libos.UnsignedPath))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the signature structure: %w", err)
+	}
+	return e, nil
 }
 
 func (e *Enclave) file(path string) []byte {
@@ -231,7 +250,11 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 	upload := image.NewUpload(ctx, to, o.Image)
 	defer upload.Close()
 	if !o.AllowRollback {
-		if err := checkRollback(ctx, upload, e.SigStruct.ISVSVN); err != nil {
+		now, err := present(ctx, upload)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkRollback(now, e.SigStruct.ISVSVN); err != nil {
 			return nil, err
 		}
 	}
@@ -259,7 +282,11 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 // complete puts the image together.
 func (e *Enclave) complete() (*image.Output, error) {
 	files := slices.DeleteFunc(slices.Clone(e.files), func(f libos.File) bool { return f.Path == libos.SigPath || f.Path == libos.UnsignedPath })
-	layer, err := packEnclave(append(files, signatureFile(e.SigStruct)))
+	packing, err := packEnclave(files)
+	if err != nil {
+		return nil, err
+	}
+	layer, err := packing.complete(e.SigStruct)
 	if err != nil {
 		return nil, err
 	}
@@ -364,25 +391,30 @@ func (e *RollbackError) Error() string {
 	return fmt.Sprintf("the target has an enclave with the security version number (ISV SVN) %d, %s, and this one has %d: what is sealed to the higher number cannot be read by the lower one, and relying parties refuse it", e.Now, signer, e.New)
 }
 
-// checkRollback reports a RollbackError where an upload would replace an image of a higher security version.
-func checkRollback(ctx context.Context, upload *image.Upload, svn uint16) error {
+// present gives the enclave of the image that the upload would replace, signed or not; nil where there is none.
+func present(ctx context.Context, upload *image.Upload) (*sgx.SigStruct, error) {
 	now, err := upload.Current()
 	if err != nil || now == nil {
-		return err
+		return nil, err
 	}
 	defer now.Close()
 	var config struct {
 		Config struct{ Labels map[string]string } `json:"config"`
 	}
 	if json.Unmarshal(now.Config, &config) != nil || config.Config.Labels[LabelMREnclave] == "" {
-		return nil // no converted image, so there is no version to fall behind
+		return nil, nil // no converted image, so there is no version to fall behind
 	}
-	e, err := readEnclave(ctx, now)
+	e, err := readStructure(ctx, now)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrVersionUnknown, err)
+		return nil, fmt.Errorf("%w: %w", ErrVersionUnknown, err)
 	}
-	if e.SigStruct.ISVSVN <= svn {
+	return e.SigStruct, nil
+}
+
+// checkRollback reports a RollbackError where the enclave that is replaced has a higher security version.
+func checkRollback(now *sgx.SigStruct, svn uint16) error {
+	if now == nil || now.ISVSVN <= svn {
 		return nil
 	}
-	return &RollbackError{e.SigStruct.ISVSVN, svn, e.SigStruct.MRSigner()}
+	return &RollbackError{now.ISVSVN, svn, now.MRSigner()}
 }

@@ -337,7 +337,7 @@ func TestRollback(t *testing.T) {
 
 	// What is labelled as converted, and cannot be read, has a version that nobody knows; what is not converted has none.
 	unsigned(t, o, reg.Host+"/dst:9")
-	forge(t, reg, "dst:9", "dst:10", map[string]func(string) string{libos.RecipePath: func(string) string { return "{" }})
+	forge(t, reg, "dst:9", "dst:10", map[string]func(string) string{libos.UnsignedPath: func(string) string { return "{" }})
 	_, err = run(ctx, t, o, reg.Host+"/dst:10")
 	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
 	reg.Push(t, "plain:1", sample(t))

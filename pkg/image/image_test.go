@@ -54,7 +54,7 @@ func added(t testing.TB) image.NewLayer {
 	// So much that the registry is asked for it first.
 	noise := make([]byte, 600<<10)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
-	l, err := compress(fixture.Tar(t, fixture.File("new", string(noise))), gzip.BestSpeed)
+	l, err := image.CompressLayer(gzip.BestSpeed, fixture.Tar(t, fixture.File("new", string(noise))))
 	require.NoError(t, err)
 	return l
 }
@@ -189,10 +189,6 @@ func TestBaseLayersAreNotSentAgain(t *testing.T) {
 	for _, r := range reg.Requests() {
 		assert.NotRegexp(t, "^(PATCH|PUT|POST)", r, "everything is there")
 	}
-}
-
-func compress(archive []byte, level int) (image.NewLayer, error) {
-	return image.CompressLayer(level, func(w io.Writer) error { _, err := w.Write(archive); return err })
 }
 
 func last(requests []string, method string) string {
@@ -572,7 +568,7 @@ func TestFullDisk(t *testing.T) {
 	require.NoError(t, err)
 	var config map[string]json.RawMessage
 	require.NoError(t, json.Unmarshal(img.Config, &config))
-	big, err := compress(fixture.Tar(t, fixture.File("big", strings.Repeat("x", 1<<20))), gzip.NoCompression)
+	big, err := image.CompressLayer(gzip.NoCompression, fixture.Tar(t, fixture.File("big", strings.Repeat("x", 1<<20))))
 	require.NoError(t, err)
 	out, err := image.Append(img, config, []image.NewLayer{big})
 	require.NoError(t, err)

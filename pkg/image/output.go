@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -30,21 +31,44 @@ func BlobLayer(blob []byte, diffID string) NewLayer {
 	return NewLayer{digestOf(blob), diffID, len(blob), func() ([]byte, error) { return blob, nil }}
 }
 
-// CompressLayer compresses the tar archive that a function writes, the same every time.
-func CompressLayer(level int, write func(io.Writer) error) (NewLayer, error) {
-	var b bytes.Buffer
-	z, err := gzip.NewWriterLevel(&b, level)
+// LayerWriter compresses a layer while its tar archive is written to it: the same archive gives the same layer.
+type LayerWriter struct {
+	*gzip.Writer
+	blob   bytes.Buffer
+	diffID hash.Hash
+}
+
+// NewLayerWriter begins a layer, at one of gzip's levels.
+func NewLayerWriter(level int) (w *LayerWriter, err error) {
+	w = &LayerWriter{diffID: sha256.New()}
+	w.Writer, err = gzip.NewWriterLevel(&w.blob, level)
+	return w, err
+}
+
+// Write takes the next part of the archive.
+func (w *LayerWriter) Write(b []byte) (int, error) {
+	w.diffID.Write(b)
+	return w.Writer.Write(b)
+}
+
+// Layer ends the archive.
+func (w *LayerWriter) Layer() (NewLayer, error) {
+	if err := w.Close(); err != nil {
+		return NewLayer{}, err
+	}
+	return BlobLayer(w.blob.Bytes(), "sha256:"+hex.EncodeToString(w.diffID.Sum(nil))), nil
+}
+
+// CompressLayer compresses a tar archive.
+func CompressLayer(level int, archive []byte) (NewLayer, error) {
+	w, err := NewLayerWriter(level)
 	if err != nil {
 		return NewLayer{}, err
 	}
-	diffID := sha256.New()
-	if err := write(io.MultiWriter(z, diffID)); err != nil {
+	if _, err := w.Write(archive); err != nil {
 		return NewLayer{}, err
 	}
-	if err := z.Close(); err != nil {
-		return NewLayer{}, err
-	}
-	return BlobLayer(b.Bytes(), "sha256:"+hex.EncodeToString(diffID.Sum(nil))), nil
+	return w.Layer()
 }
 
 // Output is an image that is complete but not stored. It is a v1.Image of go-containerregistry.

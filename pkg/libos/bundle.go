@@ -81,40 +81,64 @@ const (
 	runtimeLevel = 6 // the highest takes seven times as long, for three per cent
 )
 
-// Pack writes an uncompressed layer: the same files give the same bytes. Directories are made for all of
-// them.
+// Pack writes an uncompressed layer: the same files give the same bytes, in whatever order they are given.
 func Pack(out io.Writer, files []File) error {
-	files = slices.SortedFunc(slices.Values(files), func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
-	w := tar.NewWriter(out)
-	made := map[string]bool{"/": true}
-	var dirs func(p string) error
-	dirs = func(p string) error {
-		if made[p] {
-			return nil
-		}
-		made[p] = true
-		if err := dirs(path.Dir(p)); err != nil {
-			return err
-		}
-		return w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: p[1:] + "/", Mode: 0o755, ModTime: time.Unix(0, 0)})
-	}
-	for _, f := range files {
-		if err := dirs(path.Dir(f.Path)); err != nil {
-			return err
-		}
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.Path[1:], Mode: f.Mode, Size: int64(len(f.Content)), ModTime: time.Unix(0, 0)}
-		if f.Link != "" {
-			h.Typeflag, h.Linkname, h.Size, h.Mode = tar.TypeSymlink, f.Link, 0, 0o777
-		}
-		if err := w.WriteHeader(h); err != nil {
-			return err
-		}
-		if _, err := w.Write(f.Content); err != nil && f.Link == "" {
+	p := NewPacker(out)
+	for _, f := range SortFiles(files) {
+		if err := p.Add(f); err != nil {
 			return err
 		}
 	}
-	return w.Close()
+	return p.Close()
 }
+
+// SortFiles gives files in the order in which they are in a layer.
+func SortFiles(files []File) []File {
+	return slices.SortedFunc(slices.Values(files), func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
+}
+
+// Packer writes an uncompressed layer file by file, in the order of SortFiles. Directories are made for all of them.
+type Packer struct {
+	out  *tar.Writer
+	made map[string]bool
+}
+
+// NewPacker begins a layer.
+func NewPacker(out io.Writer) *Packer {
+	return &Packer{tar.NewWriter(out), map[string]bool{"/": true}}
+}
+
+// Add writes the next file.
+func (p *Packer) Add(f File) error {
+	if err := p.dirs(path.Dir(f.Path)); err != nil {
+		return err
+	}
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: f.Path[1:], Mode: f.Mode, Size: int64(len(f.Content)), ModTime: time.Unix(0, 0)}
+	if f.Link != "" {
+		h.Typeflag, h.Linkname, h.Size, h.Mode = tar.TypeSymlink, f.Link, 0, 0o777
+	}
+	if err := p.out.WriteHeader(h); err != nil {
+		return err
+	}
+	if _, err := p.out.Write(f.Content); err != nil && f.Link == "" {
+		return err
+	}
+	return nil
+}
+
+func (p *Packer) dirs(dir string) error {
+	if p.made[dir] {
+		return nil
+	}
+	p.made[dir] = true
+	if err := p.dirs(path.Dir(dir)); err != nil {
+		return err
+	}
+	return p.out.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir[1:] + "/", Mode: 0o755, ModTime: time.Unix(0, 0)})
+}
+
+// Close ends the layer.
+func (p *Packer) Close() error { return p.out.Close() }
 
 // Unpack reads what Pack wrote. An archive that Pack would not have written in the same way is an error.
 func Unpack(archive []byte) ([]File, error) {
@@ -242,7 +266,7 @@ func NewBundle(archive []byte) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.Layer, err = image.CompressLayer(runtimeLevel, func(w io.Writer) error { _, err := w.Write(archive); return err }); err != nil {
+	if b.Layer, err = image.CompressLayer(runtimeLevel, archive); err != nil {
 		return nil, fmt.Errorf("compressing the runtime: %w", err)
 	}
 	return b, nil
