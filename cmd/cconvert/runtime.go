@@ -119,7 +119,7 @@ func newRuntimeInspect() *cobra.Command {
 				fmt.Fprintf(t, "%s\t%s\n", l[0], l[1])
 			}
 			for _, p := range paths {
-				fmt.Fprintf(t, "%s\t%s\n", humanize.Bytes(uint64(len(b.Files[p].Content))), p)
+				fmt.Fprintf(t, "%s\t%s\n", humanize.Bytes(uint64(b.Files[p].Size)), p)
 			}
 			return t.Flush()
 		},

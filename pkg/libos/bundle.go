@@ -14,6 +14,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -63,8 +64,24 @@ type Bundle struct {
 
 // RuntimeFile is a file of a runtime.
 type RuntimeFile struct {
-	Content []byte
-	SHA256  [sha256.Size]byte
+	Size   int // in bytes
+	SHA256 [sha256.Size]byte
+	// Content reads it: most are never looked into.
+	Content func() ([]byte, error)
+}
+
+// NewRuntimeFile gives a file of which the content is known.
+func NewRuntimeFile(content []byte) RuntimeFile {
+	return RuntimeFile{len(content), sha256.Sum256(content), func() ([]byte, error) { return content, nil }}
+}
+
+// Content reads one of the files; nil where the runtime has none of that path.
+func (b *Bundle) Content(path string) ([]byte, error) {
+	f, ok := b.Files[path]
+	if !ok {
+		return nil, nil
+	}
+	return f.Content()
 }
 
 // File is a file of a layer that a conversion makes.
@@ -224,8 +241,8 @@ func Cached(store cache.Store, key string, pack func() (archive []byte, err erro
 	return b, b.keep(store, key)
 }
 
-// keptBundle gives the runtime that is kept under a key, nil where there is none. Its layer is kept beside, and read
-// where it is wanted: where it was removed meanwhile it is packed again.
+// keptBundle gives the runtime that is kept under a key, nil where there is none. Its files and its layer are kept
+// beside, and read where they are wanted: where they were removed meanwhile the runtime is packed again.
 func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bundle {
 	if key == "" {
 		return nil
@@ -234,31 +251,51 @@ func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bun
 	if !ok {
 		return nil
 	}
-	b, err := decodeBundle(entry)
-	if err != nil {
+	var kept keptRuntime
+	if err := json.Unmarshal(entry, &kept); err != nil || kept.Meta.Kind == "" {
 		return nil // of another version of this program
 	}
-	b.Layer.Blob = func() ([]byte, error) {
-		if blob, ok := store.Get(layerKey(b.Layer.Digest)); ok {
-			return blob, nil
-		}
+	b := &Bundle{Meta: kept.Meta, Layer: image.NewLayer{Digest: kept.Digest, DiffID: kept.DiffID, Size: kept.Layer}, Files: map[string]RuntimeFile{}}
+	again := sync.OnceValues(func() (*Bundle, error) {
 		archive, err := pack()
 		if err != nil {
 			return nil, err
 		}
 		again, err := NewBundle(archive)
+		if err == nil && again.Layer.Digest != b.Layer.Digest {
+			err = fmt.Errorf("the runtime was changed while it was used: its layer is %s now, and was %s", again.Layer.Digest, b.Layer.Digest)
+		}
+		return again, err
+	})
+	for _, f := range kept.Files {
+		file := RuntimeFile{Size: f.Size, Content: func() ([]byte, error) {
+			if content, ok := store.Get(fileKey(f.SHA256)); ok {
+				return content, nil
+			}
+			packed, err := again()
+			if err != nil {
+				return nil, err
+			}
+			return packed.Files[f.Path].Content()
+		}}
+		copy(file.SHA256[:], f.SHA256)
+		b.Files[f.Path] = file
+	}
+	b.Layer.Blob = func() ([]byte, error) {
+		if blob, ok := store.Get(layerKey(b.Layer.Digest)); ok {
+			return blob, nil
+		}
+		packed, err := again()
 		if err != nil {
 			return nil, err
 		}
-		if again.Layer.Digest != b.Layer.Digest {
-			return nil, fmt.Errorf("the runtime was changed while it was used: its layer is %s now, and was %s", again.Layer.Digest, b.Layer.Digest)
-		}
-		return again.Layer.Blob()
+		return packed.Layer.Blob()
 	}
 	return b
 }
 
 func layerKey(digest string) string { return "runtime-layer/" + strings.ReplaceAll(digest, ":", "-") }
+func fileKey(sum []byte) string     { return "runtime-file/" + hex.EncodeToString(sum) }
 
 // NewBundle reads a runtime's archive, which must not change afterwards, and compresses it.
 func NewBundle(archive []byte) (*Bundle, error) {
@@ -318,7 +355,7 @@ func readArchive(archive []byte) (*Bundle, error) {
 		}
 		content := rest[:h.Size:h.Size]
 		p := path.Clean("/" + h.Name)
-		b.Files[p] = RuntimeFile{content, sha256.Sum256(content)}
+		b.Files[p] = NewRuntimeFile(content)
 		if path.Base(p) == metaName && strings.HasPrefix(p, Root+"/") {
 			if err := json.Unmarshal(content, &b.Meta); err != nil {
 				return nil, fmt.Errorf("reading the runtime's archive: %s: %w", metaName, err)
@@ -331,7 +368,7 @@ func readArchive(archive []byte) (*Bundle, error) {
 	return b, nil
 }
 
-// keptRuntime is the first line of a runtime in a cache. The files' contents follow.
+// keptRuntime is a runtime in a cache. It is trusted in: the cache has checksums.
 type keptRuntime struct {
 	Meta   Meta       `json:"meta"`
 	Digest string     `json:"digest"`
@@ -346,48 +383,28 @@ type keptFile struct {
 	SHA256 []byte `json:"sha256"`
 }
 
-// keep stores a runtime under a key, and its layer beside. A cache that cannot be written costs time, nothing else.
+// keep stores a runtime under a key, its files and its layer beside. A cache that cannot be written costs time, nothing
+// else.
 func (b *Bundle) keep(store cache.Store, key string) error {
 	blob, err := b.Layer.Blob()
 	if err != nil {
 		return err
 	}
 	k := keptRuntime{Meta: b.Meta, Digest: b.Layer.Digest, DiffID: b.Layer.DiffID, Layer: b.Layer.Size}
-	parts := [][]byte{nil, {'\n'}}
 	for _, p := range slices.Sorted(maps.Keys(b.Files)) {
 		f := b.Files[p]
-		k.Files = append(k.Files, keptFile{p, len(f.Content), f.SHA256[:]})
-		parts = append(parts, f.Content)
+		content, err := f.Content()
+		if err != nil {
+			return err
+		}
+		k.Files = append(k.Files, keptFile{p, f.Size, f.SHA256[:]})
+		_ = store.Put(fileKey(f.SHA256[:]), content)
 	}
-	if parts[0], err = json.Marshal(k); err != nil {
+	entry, err := json.Marshal(k)
+	if err != nil {
 		return err
 	}
 	_ = store.Put(layerKey(b.Layer.Digest), blob)
-	_ = store.Put(key, slices.Concat(parts...))
+	_ = store.Put(key, entry)
 	return nil
 }
-
-// decodeBundle reads what keep stored, but for the layer's blob. It trusts the digests: the cache has a checksum over
-// all of it.
-func decodeBundle(entry []byte) (*Bundle, error) {
-	head, rest, _ := bytes.Cut(entry, []byte{'\n'})
-	var k keptRuntime
-	if err := json.Unmarshal(head, &k); err != nil {
-		return nil, err
-	}
-	b := &Bundle{Meta: k.Meta, Layer: image.NewLayer{Digest: k.Digest, DiffID: k.DiffID, Size: k.Layer}, Files: map[string]RuntimeFile{}}
-	for _, f := range k.Files {
-		if f.Size < 0 || f.Size > len(rest) {
-			return nil, errNoRuntime
-		}
-		file := RuntimeFile{Content: rest[:f.Size:f.Size]}
-		copy(file.SHA256[:], f.SHA256)
-		b.Files[f.Path], rest = file, rest[f.Size:]
-	}
-	if len(rest) > 0 || b.Kind == "" {
-		return nil, errNoRuntime
-	}
-	return b, nil
-}
-
-var errNoRuntime = errors.New("not a runtime")

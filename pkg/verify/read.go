@@ -177,7 +177,9 @@ func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 		return nil, err
 	}
 	places := oursOf(backends[i])
-	files[places.PAL] = bundle.Files[places.PAL].Content
+	if files[places.PAL], err = bundle.Content(places.PAL); err != nil {
+		return nil, err
+	}
 	return newConverted(img, places, bundle.Layout, files)
 }
 

@@ -71,7 +71,9 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		if s.bundle, err = runtimeOf(ctx, img.Layers[at]); err != nil {
 			return nil, err
 		}
-		s.files[s.places.PAL] = s.bundle.Files[s.places.PAL].Content
+		if s.files[s.places.PAL], err = s.bundle.Content(s.places.PAL); err != nil {
+			return nil, err
+		}
 	}
 	wanted := rootfs.CompilePatterns(keep).Matcher()
 	err = s.tree.Walk(func(n *rootfs.Node) error {

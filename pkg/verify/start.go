@@ -58,7 +58,11 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		c.Files[p] = startcheck.File{Content: []byte(content)}
 	}
 	for p, f := range bundle.Files {
-		c.Files[p] = startcheck.File{Content: f.Content, Executable: true}
+		content, err := f.Content()
+		if err != nil {
+			return err
+		}
+		c.Files[p] = startcheck.File{Content: content, Executable: true}
 	}
 	for p, content := range enclave {
 		c.Files[p] = startcheck.File{Content: content}

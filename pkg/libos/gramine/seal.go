@@ -89,7 +89,11 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := g.enclave(in.Bundle.Files[r.PAL].Content, out.Manifest, settings)
+	pal, err := in.Bundle.Content(r.PAL)
+	if err != nil {
+		return nil, err
+	}
+	e, err := g.enclave(pal, out.Manifest, settings)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package gramine
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -57,7 +56,7 @@ func bundle() *libos.Bundle {
 		palPath: ELF(""), libosPath: "libos", loaderPath: "loader",
 		glibcDir + "/libc.so.6": "c", glibcDir + "/ld-linux-x86-64.so.2": "ld", muslDir + "/ld-musl-x86_64.so.1": "musl",
 	} {
-		b.Files[p] = libos.RuntimeFile{Content: []byte(content), SHA256: sha256.Sum256([]byte(content))}
+		b.Files[p] = libos.NewRuntimeFile([]byte(content))
 	}
 	return b
 }

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -51,22 +52,21 @@ func (Backend) Load(_ context.Context, o libos.LoadOptions) (*libos.Bundle, erro
 			return nil, fmt.Errorf("finding the simulated runtime: %w", err)
 		}
 	}
-	// A build of cconvert knows its own version only by its digest.
-	version, err := digest(file)
+	program, err := readProgram(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the simulated runtime: %w", err)
 	}
+	// A build of cconvert knows its own version only by its digest.
+	content := libos.NewRuntimeFile(program)
+	version := hex.EncodeToString(content.SHA256[:])
 	b, err := libos.Cached(o.Cache, "runtime/sim-"+version, func() ([]byte, error) {
-		program, err := readProgram(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading the simulated runtime: %w", err)
-		}
 		return libos.PackRuntime(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
 			[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
 	})
 	if err != nil {
 		return nil, err
 	}
+	b.Files[loaderPath] = content
 	b.Source, b.Pinned = "cconvert", true
 	return b, nil
 }
