@@ -74,7 +74,7 @@ func run(ctx context.Context, dir string, runs int, only []string) error {
 		return err
 	}
 	defer b.close()
-	for _, step := range []struct {
+	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
 	}{
@@ -88,10 +88,10 @@ func run(ctx context.Context, dir string, runs int, only []string) error {
 		{"bytes", b.bytes},
 		{"layers", b.layers},
 	} {
-		if !slices.Contains(only, step.name) {
+		if !slices.Contains(only, part.name) {
 			continue
 		}
-		if err := step.run(ctx); err != nil {
+		if err := part.run(ctx); err != nil {
 			return err
 		}
 	}
@@ -126,21 +126,43 @@ type goal struct {
 	unit      string
 }
 
+// step is something to be timed.
+type step struct {
+	name string
+	run  func() (time.Duration, error)
+}
+
 // median runs something and gives the median of the seconds that it takes.
-func (b *bench) median(name string, f func() (time.Duration, error)) (float64, error) {
-	var all []time.Duration
-	for range b.runs {
-		took, err := f()
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", name, err)
-		}
-		all = append(all, took)
+func (b *bench) median(name string, run func() (time.Duration, error)) (float64, error) {
+	m, err := b.medians(step{name, run})
+	if err != nil {
+		return 0, err
 	}
-	slices.Sort(all)
-	m := all[len(all)/2]
-	b.times = append(b.times, timed{name, m})
-	fmt.Fprintf(os.Stderr, "%-44s %8.3f s\n", name, m.Seconds())
-	return m.Seconds(), nil
+	return m[0], nil
+}
+
+// medians is median of several that are compared: they take turns, since a machine's speed changes from minute to
+// minute.
+func (b *bench) medians(steps ...step) ([]float64, error) {
+	all := make([][]time.Duration, len(steps))
+	for range b.runs {
+		for i, s := range steps {
+			took, err := s.run()
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.name, err)
+			}
+			all[i] = append(all[i], took)
+		}
+	}
+	var medians []float64
+	for i, s := range steps {
+		slices.Sort(all[i])
+		m := all[i][len(all[i])/2]
+		b.times = append(b.times, timed{s.name, m})
+		fmt.Fprintf(os.Stderr, "%-44s %8.3f s\n", s.name, m.Seconds())
+		medians = append(medians, m.Seconds())
+	}
+	return medians, nil
 }
 
 func (b *bench) goal(name string, got, most float64, unit string) {
