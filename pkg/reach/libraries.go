@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/bmatcuk/doublestar/v4"
-
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -291,9 +289,9 @@ func (l *libraries) below(dir, glob string) []*rootfs.Node {
 		return nil
 	}
 	var list []*rootfs.Node
-	pattern := path.Join(dir, glob)
+	pattern := rootfs.CompilePatterns([]string{path.Join(dir, glob)}).Matcher()
 	visit := func(n *rootfs.Node) error {
-		if n.Type == rootfs.Regular && doublestar.MatchUnvalidated(pattern, n.Path) {
+		if n.Type == rootfs.Regular && pattern.Match(n.Path) {
 			list = append(list, n)
 		}
 		return nil

@@ -233,9 +233,10 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 // Where the configuration has a link, that is how the author switched something on.
 func (f *Finder) unowned(read rootfs.Patterns) {
 	wanted, kinds := read.Matcher(), f.kinds.all()
+	never, renamed := neverRead.Matcher(), names.Matcher()
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !names.Match(n.Path) && !neverRead.Match(n.Path) {
-			if to, _, err := f.tree.Follow(n); err == nil && to.Type == rootfs.Regular && !certificates.Match(to.Path) && !timezones.Match(to.Path) && !secrets.Match(to.Path) {
+		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !renamed.Match(n.Path) && !never.Match(n.Path) {
+			if to, _, err := f.tree.Follow(n); err == nil && to.Type == rootfs.Regular && kinds[to.Number()] != certificate && !timezones.Match(to.Path) && kinds[to.Number()] != secret {
 				f.add(to, Config)
 				f.roots[to.Path] = true
 			}

@@ -12,8 +12,9 @@ import (
 // not. Most are a path or "everything below a directory", which need no matching: what is tried on every
 // file of an image has to be quick.
 type Patterns struct {
-	exact, dirs map[string]bool
-	globs       map[string][]glob // by the directory that all matches are below
+	exact map[string][]string // paths, by their directory
+	dirs  map[string]bool
+	globs map[string][]glob // by the directory that all matches are below
 }
 
 // glob is a pattern with wildcards.
@@ -33,12 +34,13 @@ const maxBraces = 4
 
 // CompilePatterns prepares patterns for matching.
 func CompilePatterns(list []string) Patterns {
-	p := Patterns{exact: map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
+	p := Patterns{exact: map[string][]string{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
 	for _, g := range list {
 		dir, all := strings.CutSuffix(g, "/**")
 		switch first := strings.IndexAny(g, special); {
 		case first < 0:
-			p.exact[g] = true
+			dir := g[:max(0, strings.LastIndexByte(g, '/'))]
+			p.exact[dir] = append(p.exact[dir], g)
 		case all && first > len(dir):
 			p.dirs[dir] = true
 		default:
@@ -89,15 +91,13 @@ type Matcher struct {
 	Patterns
 	known bool
 	dir   string
-	all   bool   // everything below the directory matches
-	some  []glob // patterns that can match below it
+	all   bool     // everything below the directory matches
+	paths []string // those in it that match
+	some  []glob   // patterns that can match below it
 }
 
 // Match says whether one of the patterns matches an absolute path.
 func (m *Matcher) Match(file string) bool {
-	if len(m.exact) > 0 && m.exact[file] {
-		return true
-	}
 	at := strings.LastIndexByte(file, '/')
 	if at < 0 {
 		return false
@@ -105,13 +105,13 @@ func (m *Matcher) Match(file string) bool {
 	if dir := file[:at]; !m.known || dir != m.dir {
 		m.enter(dir)
 	}
-	return m.all || slices.ContainsFunc(m.some, func(g glob) bool { return g.match(file) })
+	return m.all || slices.Contains(m.paths, file) || slices.ContainsFunc(m.some, func(g glob) bool { return g.match(file) })
 }
 
 // enter finds what can match below a directory.
 func (m *Matcher) enter(dir string) {
-	m.known, m.dir, m.all, m.some = true, dir, false, m.some[:0]
-	for {
+	m.known, m.dir, m.all, m.paths, m.some = true, dir, false, m.exact[dir], m.some[:0]
+	for len(m.dirs)+len(m.globs) > 0 {
 		if len(m.dirs) > 0 && m.dirs[dir] {
 			m.all = true
 			return
