@@ -61,9 +61,10 @@ func (p *Prepared) writeFiles() error {
 	if err != nil {
 		return err
 	}
-	p.files = append(p.sealed.Files,
-		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
-		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: append(recipe, '\n')})
+	p.files = slices.Concat(p.sealed.Files, []libos.File{
+		{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
+		{Path: libos.RecipePath, Mode: 0o644, Content: append(recipe, '\n')},
+	})
 	return nil
 }
 

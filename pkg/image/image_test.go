@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -189,6 +190,69 @@ func TestBaseLayersAreNotSentAgain(t *testing.T) {
 	for _, r := range reg.Requests() {
 		assert.NotRegexp(t, "^(PATCH|PUT|POST)", r, "everything is there")
 	}
+}
+
+// Uploads of what is not known yet begin early. They can come to an end before they are used, and are ended where they
+// are not.
+func TestUploadsBegunEarly(t *testing.T) {
+	ctx, reg := context.Background(), fixture.NewRegistry(t)
+	img, err := image.Open(ctx, parse(t, reg.Push(t, "src:1", sample(t))), quick)
+	require.NoError(t, err)
+	defer img.Close()
+	var config map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal(img.Config, &config))
+	small, err := image.CompressLayer(gzip.BestSpeed, fixture.Tar(t, fixture.File("new", "1")))
+	require.NoError(t, err)
+	out, err := image.Append(img, config, []image.NewLayer{small})
+	require.NoError(t, err)
+	count := func(what string) (n int) {
+		for _, r := range reg.Requests() {
+			if strings.HasPrefix(r, what) {
+				n++
+			}
+		}
+		return n
+	}
+	begin := func(to string) *image.Upload {
+		u := image.NewUpload(ctx, parse(t, reg.Host+"/src:"+to), quick)
+		u.Begin(img)
+		require.Eventually(t, func() bool { return count("POST") == 2 }, 5*time.Second, time.Millisecond)
+		return u
+	}
+
+	reg.Intercept(nil)
+	u := begin("abandoned")
+	u.Close()
+	assert.Equal(t, 2, count("DELETE /v2/src/blobs/uploads/"))
+
+	reg.Intercept(nil)
+	u = begin("2")
+	require.NoError(t, u.Write(out))
+	u.Close()
+	assert.Equal(t, 2, count("POST"), "none but those that were begun")
+	assert.Zero(t, count("DELETE"))
+	assert.Equal(t, out.Digest, reg.Digest(t, "src:2"))
+
+	reg = fixture.NewRegistry(t)
+	img, err = image.Open(ctx, parse(t, reg.Push(t, "src:1", sample(t))), quick)
+	require.NoError(t, err)
+	defer img.Close()
+	ended := int32(2)
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/blobs/uploads/") || atomic.AddInt32(&ended, -1) < 0 {
+			return false
+		}
+		w.WriteHeader(http.StatusNotFound)
+		return true
+	})
+	u = begin("3")
+	require.NoError(t, json.Unmarshal(img.Config, &config))
+	out, err = image.Append(img, config, []image.NewLayer{small})
+	require.NoError(t, err)
+	require.NoError(t, u.Write(out))
+	u.Close()
+	assert.Equal(t, 4, count("POST"), "for each another one")
+	assert.Equal(t, out.Digest, reg.Digest(t, "src:3"))
 }
 
 func last(requests []string, method string) string {

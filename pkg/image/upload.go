@@ -142,13 +142,17 @@ func (u *Upload) take() (place chan *url.URL) {
 // after some days.
 func (u *Upload) release() {
 	defer time.AfterFunc(time.Second, u.cancel).Stop()
+	var ending sync.WaitGroup
 	for place := u.take(); place != nil; place = u.take() {
-		to := <-place
-		if s, err := u.session(); err == nil && to != nil {
-			ctx := context.WithValue(u.ctx, unrepeated, true)
-			_, _ = s.do(ctx, http.MethodDelete, to.String(), nil, http.StatusNoContent)
-		}
+		ending.Go(func() {
+			to := <-place
+			if s, err := u.session(); err == nil && to != nil {
+				ctx := context.WithValue(u.ctx, unrepeated, true)
+				_, _ = s.do(ctx, http.MethodDelete, to.String(), nil, http.StatusNoContent)
+			}
+		})
 	}
+	ending.Wait()
 }
 
 // Write stores the image, which nobody can see before it is complete.

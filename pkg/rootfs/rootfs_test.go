@@ -109,6 +109,45 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// Archives list directories in their order, or not; the tree is the same.
+func TestMergeInAnyOrder(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var lower, upper []Entry
+	for i := range 300 {
+		lower = append(lower, File(fmt.Sprintf("d%d/e%d/f%d", i%5, i%7, i), "1"))
+		if i%3 == 0 {
+			upper = append(upper, File(fmt.Sprintf("d%d/e%d/g-%d", i%5, i%11, i), "2"), Symlink(fmt.Sprintf("l%d", i), fmt.Sprintf("d%d/../d%d/e%d", i%5, i%5, i%13)))
+		}
+		if i%10 == 0 {
+			upper = append(upper, File(fmt.Sprintf("d%d/e%d/.wh.f%d", i%5, i%7, i), ""))
+		}
+	}
+	want := ""
+	for range 20 {
+		tree := merge(t, scan(t, lower...), scan(t, upper...))
+		text, next := listing(tree, "1", "2"), 1
+		if want == "" {
+			want = text
+		}
+		require.Equal(t, want, text)
+		require.NoError(t, tree.Walk(func(n *rootfs.Node) error {
+			assert.Equal(t, next, n.Number())
+			assert.Equal(t, path.Dir(n.Path), n.Parent().Path)
+			assert.Same(t, n, tree.Lookup(n.Path))
+			to, real, err := tree.Follow(n)
+			node, resolved, failed := tree.Resolve(n.Path)
+			assert.Same(t, node, to)
+			assert.Equal(t, resolved, real)
+			assert.Equal(t, failed == nil, err == nil)
+			next++
+			return nil
+		}))
+		assert.Equal(t, next, tree.Len())
+		random.Shuffle(len(lower), func(i, j int) { lower[i], lower[j] = lower[j], lower[i] })
+		random.Shuffle(len(upper), func(i, j int) { upper[i], upper[j] = upper[j], upper[i] })
+	}
+}
+
 func TestMergeRefuses(t *testing.T) {
 	for want, entries := range map[string][]Entry{
 		"which does not exist":            {Hardlink("a", "b")},
@@ -500,6 +539,13 @@ func TestInflaters(t *testing.T) {
 func TestPatterns(t *testing.T) {
 	p := rootfs.CompilePatterns([]string{"/a", "/dir/**", "/x/*.conf", "/y/**/z", "/usr/lib{,64}/l*", "**/any"})
 	require.NoError(t, p.Check())
+	// A matcher that knows a directory says the same as one that comes there anew.
+	m := p.Matcher()
+	for range 2 {
+		for _, file := range []string{"/a", "/b", "/dir/b", "/dire/b", "/x/a.conf", "/x/a.con", "/y/z", "/y/1/2/z", "/p/q/any", "/p/q/a", "/usr/lib/l1", "/usr/lib/k"} {
+			assert.Equal(t, p.Match(file), m.Match(file), file)
+		}
+	}
 	for _, yes := range []string{"/a", "/dir/b", "/dir/b/c", "/x/a.conf", "/y/z", "/y/1/2/z", "/usr/lib/l1", "/usr/lib64/l1", "/p/q/any"} {
 		assert.True(t, p.Match(yes), yes)
 	}
