@@ -39,6 +39,7 @@ type Prepared struct {
 	upload  *image.Upload // begun, if the target is known
 	// present is the enclave that the target has now, nil if none.
 	present func() (*sgx.SigStruct, error)
+	stop    context.CancelFunc // ends asking for it
 	watch   *stopwatch
 	opts    Options
 }
@@ -60,6 +61,9 @@ func (p *Prepared) MREnclave() sgx.Measurement { return p.sealed.SigStruct.MREnc
 
 // Close lets go of the source, and of an upload that was not finished.
 func (p *Prepared) Close() error {
+	if p.stop != nil {
+		p.stop()
+	}
 	if p.upload != nil {
 		p.upload.Close()
 	}
@@ -77,7 +81,10 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	p := &Prepared{opts: o, watch: startWatch()}
 	if o.Target != nil {
 		p.upload = image.NewUpload(ctx, *o.Target, o.Image)
-		p.present = sync.OnceValues(func() (*sgx.SigStruct, error) { return present(ctx, p.upload) })
+		upload := p.upload
+		var asking context.Context
+		asking, p.stop = context.WithCancel(ctx)
+		p.present = sync.OnceValues(func() (*sgx.SigStruct, error) { return present(asking, upload) })
 		if !o.AllowRollback {
 			go p.present() //nolint:errcheck // checkRollback sees what comes of it
 		}
@@ -85,6 +92,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	in, err := read(ctx, o)
 	if err != nil {
 		if p.upload != nil {
+			p.stop()
 			p.upload.Close()
 		}
 		return nil, err

@@ -16,12 +16,11 @@ type Contents struct {
 	packages func() (*packages.DB, error)
 }
 
-// Examine begins to look at an image's files, and leaves it to Build to wait for that. The context ends it.
+// Examine begins to look at an image's files. Packages are read by the first Build, and once, until the context ends:
+// nothing of that is left where nobody builds anything.
 func Examine(ctx context.Context, tree *rootfs.Tree) *Contents {
-	c := &Contents{
+	return &Contents{
 		Tree: tree, kinds: reach.Classify(tree),
 		packages: sync.OnceValues(func() (*packages.DB, error) { return packages.Read(ctx, tree) }),
 	}
-	go c.packages() //nolint:errcheck // Build sees what comes of it
-	return c
 }

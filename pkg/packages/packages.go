@@ -63,6 +63,9 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 		db.Packages = append(db.Packages, list...)
 	}
 	slices.SortFunc(db.Packages, func(a, b *Package) int { return strings.Compare(a.Name+"\x00"+a.Manager, b.Name+"\x00"+b.Manager) })
+	if len(db.Packages) == 0 {
+		return db, nil
+	}
 	db.owners = make([]*Package, tree.Len())
 	f := finder{tree, make(map[string]*rootfs.Node, tree.Len()), map[string]*rootfs.Node{}}
 	_ = tree.Walk(func(n *rootfs.Node) error { f.nodes[n.Path] = n; return nil })
@@ -142,7 +145,7 @@ func (db *DB) DirOwners(dir *rootfs.Node) []*Package { return db.dirs[dir] }
 
 // Provider gives the packages of a name, or that provide it. A path stands for its owner.
 func (db *DB) Provider(name string) []*Package {
-	if list := db.byName[name]; list != nil || !path.IsAbs(name) || db.tree == nil {
+	if list := db.byName[name]; list != nil || !path.IsAbs(name) || path.Clean(name) != name || db.tree == nil {
 		return list
 	}
 	if n := db.tree.Lookup(name); n != nil {

@@ -1,13 +1,13 @@
 // Package heap makes room for what a program needs that is over in a tenth of a second: a fifth of that time would go
 // into the faults of small pages, and into collecting what is not yet garbage.
 //
-// It imports next to nothing, so that it is initialised before what other packages allocate in their initialisation
-// (Go specification, "Program initialization").
+// It imports next to nothing, so that it is initialised before most of what other packages allocate in their
+// initialisation (Go specification, "Program initialization").
 package heap
 
 import "runtime"
 
-// Size is how much memory the program takes before the collector runs for the first time, in bytes.
+// Size is how much memory is made ready, in bytes.
 const Size = 96 << 20
 
 func init() {
