@@ -15,7 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -237,9 +237,12 @@ func TestUploadsBegunEarly(t *testing.T) {
 	img, err = image.Open(ctx, parse(t, reg.Push(t, "src:1", sample(t))), quick)
 	require.NoError(t, err)
 	defer img.Close()
-	ended := int32(2)
+	var ended sync.Map // the first upload of each blob
 	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/blobs/uploads/") || atomic.AddInt32(&ended, -1) < 0 {
+		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/blobs/uploads/") {
+			return false
+		}
+		if _, again := ended.LoadOrStore(r.URL.Query().Get("digest"), true); again {
 			return false
 		}
 		w.WriteHeader(http.StatusNotFound)
