@@ -33,13 +33,12 @@ type Prepared struct {
 	// trusted are the manifest's files. The lists of them, which can be very long, are not kept.
 	trusted []FileRun
 	files   []libos.File  // of the enclave layer, but for the signature
-	layer   *enclaveLayer // in which they are being packed
+	layer   *enclaveLayer // in which they are being packed; nil: not yet
 	layers  LayerCounts
 	added   int           // bytes, compressed, of the new layers
 	upload  *image.Upload // begun, if the target is known
 	// present is the enclave that the target has now, nil if none.
 	present func() (*sgx.SigStruct, error)
-	stop    context.CancelFunc // ends asking for it
 	watch   *stopwatch
 	opts    Options
 }
@@ -61,9 +60,6 @@ func (p *Prepared) MREnclave() sgx.Measurement { return p.sealed.SigStruct.MREnc
 
 // Close lets go of the source, and of an upload that was not finished.
 func (p *Prepared) Close() error {
-	if p.stop != nil {
-		p.stop()
-	}
 	if p.upload != nil {
 		p.upload.Close()
 	}
@@ -82,9 +78,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if o.Target != nil {
 		p.upload = image.NewUpload(ctx, *o.Target, o.Image)
 		upload := p.upload
-		var asking context.Context
-		asking, p.stop = context.WithCancel(ctx)
-		p.present = sync.OnceValues(func() (*sgx.SigStruct, error) { return present(asking, upload) })
+		p.present = sync.OnceValues(func() (*sgx.SigStruct, error) { return present(upload) })
 		if !o.AllowRollback {
 			go p.present() //nolint:errcheck // checkRollback sees what comes of it
 		}
@@ -92,7 +86,6 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	in, err := read(ctx, o)
 	if err != nil {
 		if p.upload != nil {
-			p.stop()
 			p.upload.Close()
 		}
 		return nil, err
@@ -200,7 +193,7 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 		}
 		p.upload = image.NewUpload(ctx, to, p.opts.Image)
 		defer p.upload.Close()
-		p.present = func() (*sgx.SigStruct, error) { return present(ctx, p.upload) }
+		p.present = func() (*sgx.SigStruct, error) { return present(p.upload) }
 		if err := p.checkRollback(); err != nil {
 			return nil, err
 		}
@@ -218,7 +211,7 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 }
 
 // Complete puts the image together with a signature over ToBeSigned by the key, without storing it. Without a key
-// it lacks the signature. It can be called once.
+// it lacks the signature.
 func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output, error) {
 	s := p.sealed.SigStruct
 	if key != nil {
@@ -226,7 +219,15 @@ func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output
 			return nil, err
 		}
 	}
-	enclave, err := p.layer.complete(s)
+	layer := p.layer
+	p.layer = nil
+	if layer == nil { // it was completed before, or never begun
+		var err error
+		if layer, err = packEnclave(p.files); err != nil {
+			return nil, err
+		}
+	}
+	enclave, err := layer.complete(s)
 	if err != nil {
 		return nil, err
 	}

@@ -116,7 +116,7 @@ func (e *Enclave) checkConfig() error {
 
 // readEnclave reads the topmost layer.
 func readEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
-	e, err := readStructure(ctx, img)
+	e, err := openTop(ctx, img)
 	if err != nil {
 		return nil, err
 	}
@@ -195,8 +195,9 @@ func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
 	return archive, nil
 }
 
-// readStructure reads of the topmost layer's files the SIGSTRUCT alone, signed or not.
-func readStructure(ctx context.Context, img *image.Image) (*Enclave, error) {
+// openTop reads the topmost layer's files, and the SIGSTRUCT among them, signed or not. What the others say is
+// readEnclave's.
+func openTop(ctx context.Context, img *image.Image) (*Enclave, error) {
 	files, err := topFiles(ctx, img)
 	if err != nil {
 		return nil, err
@@ -250,7 +251,7 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 	upload := image.NewUpload(ctx, to, o.Image)
 	defer upload.Close()
 	if !o.AllowRollback {
-		now, err := present(ctx, upload)
+		now, err := present(upload)
 		if err != nil {
 			return nil, err
 		}
@@ -392,7 +393,7 @@ func (e *RollbackError) Error() string {
 }
 
 // present gives the enclave of the image that the upload would replace, signed or not; nil where there is none.
-func present(ctx context.Context, upload *image.Upload) (*sgx.SigStruct, error) {
+func present(upload *image.Upload) (*sgx.SigStruct, error) {
 	now, err := upload.Current()
 	if err != nil || now == nil {
 		return nil, err
@@ -404,7 +405,7 @@ func present(ctx context.Context, upload *image.Upload) (*sgx.SigStruct, error) 
 	if json.Unmarshal(now.Config, &config) != nil || config.Config.Labels[LabelMREnclave] == "" {
 		return nil, nil // no converted image, so there is no version to fall behind
 	}
-	e, err := readStructure(ctx, now)
+	e, err := openTop(upload.Context(), now)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrVersionUnknown, err)
 	}

@@ -344,3 +344,18 @@ func TestRollback(t *testing.T) {
 	_, err = run(ctx, t, o, reg.Host+"/plain:1")
 	assert.NoError(t, err)
 }
+
+// What was packed while the enclave was measured is the same as what is packed afterwards.
+func TestCompleteAgain(t *testing.T) {
+	ctx, reg := context.Background(), fixture.NewRegistry(t)
+	p, err := convert.Prepare(ctx, options(t, reg.Push(t, "src:1", sample(t))))
+	require.NoError(t, err)
+	defer p.Close()
+	key, signature, err := convert.Sign(ctx, p, signer(t))
+	require.NoError(t, err)
+	first, err := p.Complete(key, signature)
+	require.NoError(t, err)
+	again, err := p.Complete(key, signature)
+	require.NoError(t, err)
+	assert.Equal(t, first.Digest, again.Digest)
+}

@@ -33,7 +33,7 @@ func BlobLayer(blob []byte, diffID string) NewLayer {
 
 // LayerWriter compresses a layer while its tar archive is written to it: the same archive gives the same layer.
 type LayerWriter struct {
-	*gzip.Writer
+	packed *gzip.Writer
 	blob   bytes.Buffer
 	diffID hash.Hash
 }
@@ -41,19 +41,19 @@ type LayerWriter struct {
 // NewLayerWriter begins a layer, at one of gzip's levels.
 func NewLayerWriter(level int) (w *LayerWriter, err error) {
 	w = &LayerWriter{diffID: sha256.New()}
-	w.Writer, err = gzip.NewWriterLevel(&w.blob, level)
+	w.packed, err = gzip.NewWriterLevel(&w.blob, level)
 	return w, err
 }
 
 // Write takes the next part of the archive.
 func (w *LayerWriter) Write(b []byte) (int, error) {
 	w.diffID.Write(b)
-	return w.Writer.Write(b)
+	return w.packed.Write(b)
 }
 
 // Layer ends the archive.
 func (w *LayerWriter) Layer() (NewLayer, error) {
-	if err := w.Close(); err != nil {
+	if err := w.packed.Close(); err != nil {
 		return NewLayer{}, err
 	}
 	return BlobLayer(w.blob.Bytes(), "sha256:"+hex.EncodeToString(w.diffID.Sum(nil))), nil

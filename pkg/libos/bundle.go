@@ -276,7 +276,7 @@ func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bun
 			if err != nil {
 				return nil, err
 			}
-			return packed.Files[f.Path].Content()
+			return packed.Content(f.Path)
 		}}
 		copy(file.SHA256[:], f.SHA256)
 		b.Files[f.Path] = file

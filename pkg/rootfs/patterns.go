@@ -12,7 +12,7 @@ import (
 // not. Most are a path or "everything below a directory", which need no matching: what is tried on every
 // file of an image has to be quick.
 type Patterns struct {
-	exact map[string][]string // paths, by their directory
+	exact map[string]map[string]bool // paths, by their directory
 	dirs  map[string]bool
 	globs map[string][]glob // by the directory that all matches are below
 }
@@ -34,13 +34,16 @@ const maxBraces = 4
 
 // CompilePatterns prepares patterns for matching.
 func CompilePatterns(list []string) Patterns {
-	p := Patterns{exact: map[string][]string{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
+	p := Patterns{exact: map[string]map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
 	for _, g := range list {
 		dir, all := strings.CutSuffix(g, "/**")
 		switch first := strings.IndexAny(g, special); {
 		case first < 0:
 			dir := g[:max(0, strings.LastIndexByte(g, '/'))]
-			p.exact[dir] = append(p.exact[dir], g)
+			if p.exact[dir] == nil {
+				p.exact[dir] = map[string]bool{}
+			}
+			p.exact[dir][g] = true
 		case all && first > len(dir):
 			p.dirs[dir] = true
 		default:
@@ -91,9 +94,9 @@ type Matcher struct {
 	Patterns
 	known bool
 	dir   string
-	all   bool     // everything below the directory matches
-	paths []string // those in it that match
-	some  []glob   // patterns that can match below it
+	all   bool            // everything below the directory matches
+	paths map[string]bool // those in it that match
+	some  []glob          // patterns that can match below it
 }
 
 // Match says whether one of the patterns matches an absolute path.
@@ -105,13 +108,16 @@ func (m *Matcher) Match(file string) bool {
 	if dir := file[:at]; !m.known || dir != m.dir {
 		m.enter(dir)
 	}
-	return m.all || slices.Contains(m.paths, file) || slices.ContainsFunc(m.some, func(g glob) bool { return g.match(file) })
+	return m.all || m.paths[file] || slices.ContainsFunc(m.some, func(g glob) bool { return g.match(file) })
 }
 
 // enter finds what can match below a directory.
 func (m *Matcher) enter(dir string) {
 	m.known, m.dir, m.all, m.paths, m.some = true, dir, false, m.exact[dir], m.some[:0]
-	for len(m.dirs)+len(m.globs) > 0 {
+	if len(m.dirs)+len(m.globs) == 0 {
+		return
+	}
+	for {
 		if len(m.dirs) > 0 && m.dirs[dir] {
 			m.all = true
 			return

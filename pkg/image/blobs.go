@@ -1,0 +1,175 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// send starts to send the layers that were not sent yet.
+func (u *Upload) send(layers []v1.Layer) {
+	for _, l := range layers {
+		if mt, err := l.MediaType(); err == nil && mt.IsLayer() && !mt.IsDistributable() {
+			continue // kept by reference
+		}
+		digest, err := l.Digest()
+		if err == nil && u.sent[digest] {
+			continue
+		}
+		u.sent[digest] = true
+		var place chan *url.URL
+		if size, err := l.Size(); err == nil && size < smallBlob && mountable(l) == nil {
+			place = u.take()
+		}
+		u.blobs.Go(func() error {
+			select {
+			case u.few <- struct{}{}:
+				defer func() { <-u.few }()
+			case <-u.sending.Done():
+				return u.sending.Err()
+			}
+			if err != nil {
+				return err
+			}
+			s, err := u.session()
+			if err != nil {
+				return err
+			}
+			if err := s.upload(u.sending, digest, l, place); err != nil {
+				return fmt.Errorf("uploading the blob %s: %w", digest, explain(err))
+			}
+			return nil
+		})
+	}
+}
+
+// mountable is a layer of another repository, nil for others.
+func mountable(l v1.Layer) *remote.MountableLayer {
+	m, _ := l.(*remote.MountableLayer)
+	return m
+}
+
+// smallBlob is so little that sending it takes no longer than asking whether it is there.
+const smallBlob = 512 << 10
+
+// upload sends a blob, unless the repository has it or can take it from another one. Place is where an upload was
+// begun for it, and may be nil.
+func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer, place <-chan *url.URL) error {
+	if m := mountable(l); m != nil && m.Reference.Context() == s.repo {
+		return nil // an image of this repository has it
+	}
+	size, err := l.Size()
+	if err != nil {
+		return err
+	}
+	return s.shared.upload(ctx, s.repo.Name()+"@"+digest.String(), func() error {
+		return s.sendBlob(ctx, digest, size, l, place)
+	})
+}
+
+// sendBlob sends a blob that the repository may lack.
+func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int64, l v1.Layer, place <-chan *url.URL) error {
+	query := url.Values{}
+	from := mountable(l)
+	if from != nil && from.Reference.Context().Registry == s.repo.Registry {
+		query.Set("mount", digest.String())
+		query.Set("from", from.Reference.Context().RepositoryStr())
+	}
+	if len(query) == 0 && size >= smallBlob && s.has(ctx, "blobs", digest.String()) {
+		return nil
+	}
+	if place != nil {
+		// What was begun can have ended meanwhile: there is another attempt below.
+		if to := <-place; to != nil && s.putBlob(ctx, to, digest, size, l) == nil {
+			return nil
+		}
+	}
+	return retry(ctx, s.first, func() error {
+		to, err := s.beginBlob(ctx, query)
+		if err != nil || to == nil {
+			return err
+		}
+		if len(query) > 0 && s.has(ctx, "blobs", digest.String()) {
+			return nil
+		}
+		return s.putBlob(ctx, to, digest, size, l)
+	})
+}
+
+// beginBlob asks where a blob is to be uploaded to; nil where the registry has it by that already. The sequence is
+// repeated as a whole.
+func (s *registrySession) beginBlob(ctx context.Context, query url.Values) (*url.URL, error) {
+	ctx = context.WithValue(ctx, unrepeated, true)
+	said, err := s.do(ctx, http.MethodPost, s.url("blobs/uploads/", query), nil, http.StatusCreated, http.StatusAccepted)
+	if err != nil || said.status == http.StatusCreated {
+		return nil, err
+	}
+	if said.location == nil {
+		return nil, errors.New("the registry does not say where to upload")
+	}
+	return said.location, nil
+}
+
+// putBlob uploads a blob in one piece.
+func (s *registrySession) putBlob(ctx context.Context, to *url.URL, digest v1.Hash, size int64, l v1.Layer) error {
+	ctx = context.WithValue(ctx, unrepeated, true)
+	query := to.Query()
+	query.Set("digest", digest.String())
+	to.RawQuery = query.Encode()
+	content, err := l.Compressed()
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	_, err = s.do(ctx, http.MethodPut, to.String(), &body{content, size, "application/octet-stream"}, http.StatusCreated, http.StatusNoContent)
+	return err
+}
+
+// reserve begins uploads of small blobs that will be known later.
+func (u *Upload) reserve(blobs int) {
+	for range blobs {
+		place := make(chan *url.URL, 1)
+		u.begun = append(u.begun, place)
+		u.blobs.Go(func() error {
+			defer close(place)
+			if s, err := u.session(); err == nil { // an error is told by whoever sends something
+				if to, err := s.beginBlob(u.sending, nil); err == nil {
+					place <- to
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// take gives an upload that was begun, nil where there is none.
+func (u *Upload) take() (place chan *url.URL) {
+	if len(u.begun) > 0 {
+		place, u.begun = u.begun[0], u.begun[1:]
+	}
+	return place
+}
+
+// release ends uploads that were begun for nothing. What it does not get done in a second the registry does by itself
+// after some days.
+func (u *Upload) release() {
+	defer time.AfterFunc(time.Second, u.cancel).Stop()
+	var ending sync.WaitGroup
+	for place := u.take(); place != nil; place = u.take() {
+		ending.Go(func() {
+			to := <-place
+			if s, err := u.session(); err == nil && to != nil {
+				ctx := context.WithValue(u.ctx, unrepeated, true)
+				_, _ = s.do(ctx, http.MethodDelete, to.String(), nil, http.StatusNoContent)
+			}
+		})
+	}
+	ending.Wait()
+}
