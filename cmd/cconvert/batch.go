@@ -136,6 +136,10 @@ func newBatch() *cobra.Command {
 func printJobs(w io.Writer, jobs []batch.Job) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, j := range jobs {
+		if j.Problem != "" {
+			fmt.Fprintf(t, "%s\tno image: %s\n", printable(j.Source), printable(j.Problem))
+			continue
+		}
 		fmt.Fprintf(t, "%s\t%s\n", j.Source, j.Target)
 	}
 	return t.Flush()

@@ -95,17 +95,15 @@ func newConvert() *cobra.Command {
 			return usagef("--to, --digest-file and --results-dir are for one image: for several there are --repo and --suffix, and --image-refs")
 		}
 		var conversions []convert.Options // of each image, the same but for source and target
+		var problems []batch.Job          // names in a list that are not images
 		for _, name := range images {
-			source, err := image.ParseReference(name, registry.insecure)
-			if err != nil {
+			source, target, err := endsOf(name, to, suffix, repo, cmd.Flags().Changed("suffix"), registry.insecure)
+			if err != nil && len(images) == 1 {
 				return err
 			}
-			target, err := targetOf(source, to, suffix, repo, cmd.Flags().Changed("suffix"), registry.insecure)
 			if err != nil {
-				return err
-			}
-			if err := checkTarget(source, target); err != nil {
-				return err
+				problems = append(problems, batch.Job{Source: name, Problem: err.Error()})
+				continue
 			}
 			for _, c := range conversions {
 				if c.Target.Same(target) {
@@ -116,6 +114,9 @@ func newConvert() *cobra.Command {
 		}
 		if err := checkGate(gate); err != nil {
 			return err
+		}
+		if len(conversions) == 0 {
+			return usagef("the list has no name of an image: %s", problems[0].Problem)
 		}
 		o, err := conversion(conversions[0].Source, registry, layers, library, start)
 		if err != nil {
@@ -141,7 +142,7 @@ func newConvert() *cobra.Command {
 		}
 		o.Target, o.AllowRollback = conversions[0].Target, rollback
 		if len(images) > 1 {
-			var jobs []batch.Job
+			jobs := problems
 			for _, c := range conversions {
 				each := o
 				each.Source, each.Target = c.Source, c.Target
@@ -239,6 +240,17 @@ func checkGate(g convert.Gate) error {
 		}
 	}
 	return nil
+}
+
+// endsOf reads the name of an image, and works out where its result goes.
+func endsOf(name, to, suffix, repo string, suffixGiven, insecure bool) (source, target image.Reference, err error) {
+	if source, err = image.ParseReference(name, insecure); err != nil {
+		return source, target, err
+	}
+	if target, err = targetOf(source, to, suffix, repo, suffixGiven, insecure); err != nil {
+		return source, target, err
+	}
+	return source, target, checkTarget(source, target)
 }
 
 func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, insecure bool) (image.Reference, error) {

@@ -121,6 +121,9 @@ func pinRuntimes(ctx context.Context, jobs []batch.Job, o image.Options) error {
 	known := map[batch.Runtime]string{}
 	for i := range jobs {
 		r := jobs[i].Runtime
+		if jobs[i].Problem != "" {
+			continue
+		}
 		source := r.Source
 		if source == "" {
 			source = gramine.DefaultSource
@@ -252,6 +255,10 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, i
 	}
 	jobs := make([]batch.Job, 0, len(images))
 	for _, img := range images {
+		if img.Err != nil {
+			jobs = append(jobs, batch.Job{Source: img.Source, Problem: img.Err.Error(), Found: errors.Is(img.Err, plan.ErrNone)})
+			continue
+		}
 		j, err := planJob(file, img, p, insecure)
 		if err != nil {
 			return nil, err

@@ -42,6 +42,8 @@ type Job struct {
 	Found bool `json:"found,omitempty"`
 	// Force converts again what is there already.
 	Force bool `json:"force,omitempty"`
+	// Problem says why there is nothing to convert; empty: there is. The job fails by it, or is skipped if it was found.
+	Problem string `json:"problem,omitempty"`
 	// Limits of registries, by their name.
 	Limits map[string]plan.Limits `json:"limits,omitempty"`
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -13,7 +14,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirupsen/logrus"
 
-	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
@@ -180,7 +180,8 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	logrus.Debugf("%s: %v", r.Job.Source, err)
 	r.Error, r.Transient = err.Error(), image.Transient(err) || errors.Is(err, image.ErrMoved)
 	if !r.Transient || r.Attempts >= o.Attempts {
-		if r.Status = Failed; r.Job.Found && errors.Is(err, convert.ErrConverted) {
+		r.Status = Failed
+		if r.Job.Found && slices.ContainsFunc(unsuitable, func(e error) bool { return errors.Is(err, e) }) {
 			r.Status = Skipped
 		}
 		q.finish(ctx, r, revision, msg)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -40,6 +41,13 @@ type Worker struct {
 	limits   map[string]*limit
 }
 
+// errNothing says that a job has a problem in place of an image.
+var errNothing = errors.New("there is nothing to convert")
+
+// unsuitable are errors of images that nobody could convert, whatever the options: results of conversions, charts,
+// images of other platforms.
+var unsuitable = []error{convert.ErrConverted, image.ErrUnsupported, image.ErrPlatform, errNothing}
+
 // Outcome is what became of a job.
 type Outcome struct {
 	Status    Status // Converted or Unchanged
@@ -53,6 +61,9 @@ type Outcome struct {
 
 // Convert does a job, unless the target has its outcome already.
 func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
+	if j.Problem != "" {
+		return nil, fmt.Errorf("%w: %s", errNothing, j.Problem)
+	}
 	w.once.Do(func() { w.runtimes, w.limits = map[Runtime]*loadedRuntime{}, map[string]*limit{} })
 	own := w.Own
 	own.Image.Shared, own.Image.HTTP = &w.shared, &limited{w, j.Limits, own.Image.HTTP}

@@ -50,13 +50,9 @@ type Artifacts struct {
 
 // NewArtifacts gives the artifacts of a repository, named as in "registry.example/cconvert/index".
 func NewArtifacts(repository string, insecure bool, o Options) (*Artifacts, error) {
-	var options []name.Option
-	if insecure {
-		options = append(options, name.Insecure)
-	}
-	repo, err := name.NewRepository(repository, options...)
+	repo, err := ParseRepository(repository, insecure)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrReference, err)
+		return nil, err
 	}
 	return &Artifacts{repo: repo, o: o, sessions: map[string]*registrySession{}}, nil
 }

@@ -45,17 +45,7 @@ var ErrReference = errors.New("not an image reference")
 // ParseReference reads a reference: a bare name or docker://NAME for a registry, oci:DIR[:TAG],
 // docker-archive:FILE[:NAME], docker-daemon:NAME. Insecure allows a registry to be spoken to over HTTP.
 func ParseReference(s string, insecure bool) (Reference, error) {
-	opts := []name.Option{}
-	if insecure {
-		opts = append(opts, name.Insecure)
-	}
-	parse := func(s string) (name.Reference, error) {
-		n, err := name.ParseReference(s, opts...)
-		if err != nil {
-			return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
-		}
-		return n, nil
-	}
+	parse := func(s string) (name.Reference, error) { return ParseName(s, insecure) }
 	transport, rest, found := strings.Cut(s, ":")
 	if !found {
 		transport = ""
@@ -144,11 +134,6 @@ func (r Reference) Same(o Reference) bool {
 	return r.Name == nil && o.Name == nil || r.Name != nil && o.Name != nil && r.Name.Name() == o.Name.Name()
 }
 
-// tagOf gives what stands for the tag in a new name: the tag, or the digest in a form that a tag allows.
-func tagOf(n name.Reference) string {
-	return strings.ReplaceAll(n.Identifier(), ":", "-")
-}
-
 // Target derives where a converted image goes when nobody said: beside its source, the tag with the
 // suffix; or, where repo is set, below that repository prefix with the same tag.
 func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error) {
@@ -157,7 +142,7 @@ func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error)
 			return Reference{}, fmt.Errorf("%s has no name to be put below %s: say where it goes", r, repo)
 		}
 		path := strings.TrimPrefix(r.Name.Context().RepositoryStr(), "library/")
-		return ParseReference(strings.TrimSuffix(repo, "/")+"/"+path+":"+tagOf(r.Name)+suffix, insecure)
+		return ParseReference(strings.TrimSuffix(repo, "/")+"/"+path+":"+TagOf(r.Name)+suffix, insecure)
 	}
 	out := r
 	switch r.Transport {
@@ -177,7 +162,11 @@ func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error)
 		out.Path = strings.TrimSuffix(r.Path, ext) + suffix + ext
 	}
 	if r.Name != nil {
-		out.Name = r.Name.Context().Tag(tagOf(r.Name) + suffix)
+		tag := TagOf(r.Name) + suffix
+		if !IsTag(tag) {
+			return out, fmt.Errorf("%q is %w: a tag has at most 128 letters, digits, dots, dashes and underscores", tag, ErrReference)
+		}
+		out.Name = r.Name.Context().Tag(tag)
 	}
 	return out, nil
 }

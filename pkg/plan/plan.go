@@ -16,6 +16,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/cconvert/cconvert/pkg/image"
 )
 
 // MaxSize is how long a plan may be, in bytes.
@@ -34,14 +36,6 @@ type Plan struct {
 
 	// Insecure lets registries be spoken to over HTTP.
 	Insecure bool `yaml:"-"`
-}
-
-// names are how names are read.
-func (p *Plan) names() []name.Option {
-	if p.Insecure {
-		return []name.Option{name.Insecure}
-	}
-	return nil
 }
 
 // Defaults hold for all entries that do not say otherwise.
@@ -378,7 +372,7 @@ func (p *Plan) check(file string) error {
 
 // fullRegistry is a registry's name as requests to it have it: docker.io has another one.
 func fullRegistry(host string) (string, error) {
-	r, err := name.NewRegistry(host)
+	r, err := image.ParseRegistry(host, false)
 	return r.RegistryStr(), err
 }
 
@@ -402,12 +396,12 @@ func (e *Entry) check(defaults Defaults) error {
 		return errors.New("tags: newest is positive")
 	}
 	if e.Repository != "" {
-		if _, err := name.NewRepository(e.Repository); err != nil {
+		if _, err := image.ParseRepository(e.Repository, false); err != nil {
 			return err
 		}
 	}
 	if e.Registry != "" {
-		if _, err := name.NewRegistry(e.Registry); err != nil {
+		if _, err := image.ParseRegistry(e.Registry, false); err != nil {
 			return err
 		}
 	}
@@ -424,6 +418,11 @@ func (e *Entry) check(defaults Defaults) error {
 	}
 	_, err = e.targetOf("registry.example", "repository", "tag") // a template that fails does so for all
 	return err
+}
+
+// targetFor is where the result of an image goes.
+func (e *Entry) targetFor(ref name.Reference) (string, error) {
+	return e.targetOf(ref.Context().RegistryStr(), ref.Context().RepositoryStr(), image.TagOf(ref))
 }
 
 // targetOf fills the template.

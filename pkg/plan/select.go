@@ -13,6 +13,8 @@ import (
 	"github.com/Masterminds/semver/v3"
 	"github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/pkg/image"
 )
 
 // Image is one that is to be converted.
@@ -22,9 +24,12 @@ type Image struct {
 	Line           int     // of the entry that chose it
 	// Found says that it was found in a repository or registry, and not named.
 	Found bool
+	// Err says why there is nothing to convert under the name of Source, which may be a repository's; nil: there is. It
+	// is ErrNone for what a registry lists and nobody could convert.
+	Err error
 }
 
-// ErrNone is the error of a Catalog where there is no such repository, or nothing that could be converted.
+// ErrNone is the error of a Catalog if there is no such repository, or nothing that could be converted.
 var ErrNone = errors.New("there is no image to convert")
 
 // Catalog is what registries tell of themselves.
@@ -36,19 +41,24 @@ type Catalog interface {
 }
 
 // Select finds the images of a plan. Their order goes around the registries that they are in, so that no registry is
-// asked for all of its images at once while others wait.
+// asked for all of its images at once while others wait. An entry that cannot be had, or a repository among others, does
+// not keep the rest from being found: it is an Image with an error. Only errors that may pass are returned.
 func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, error) {
 	var images []Image
 	chosen := map[string]Image{} // by target
 	for i := range p.Convert {
 		e := &p.Convert[i]
-		found, err := e.find(ctx, c, p.names())
+		found, err := e.find(ctx, c, p.Insecure)
 		if err != nil {
 			return nil, &Error{file, e.Line, err}
 		}
-		for _, ref := range found {
-			tag := strings.ReplaceAll(ref.Identifier(), ":", "-")
-			target, err := e.targetOf(ref.Context().RegistryStr(), ref.Context().RepositoryStr(), tag)
+		for _, f := range found {
+			if f.err != nil {
+				images = append(images, Image{Source: f.name, Line: e.Line, Found: e.Registry != "", Err: f.err})
+				continue
+			}
+			ref := f.ref
+			target, err := e.targetFor(ref)
 			if err != nil {
 				return nil, &Error{file, e.Line, err}
 			}
@@ -87,47 +97,70 @@ func turns(images []Image) []Image {
 	return sorted
 }
 
-func (e *Entry) find(ctx context.Context, c Catalog, names []name.Option) ([]name.Reference, error) {
+// found is an image that an entry names, or the name of what cannot be had, and why.
+type found struct {
+	ref  name.Reference
+	name string
+	err  error
+}
+
+func (e *Entry) find(ctx context.Context, c Catalog, insecure bool) ([]found, error) {
 	if e.Image != "" {
-		ref, err := name.ParseReference(e.Image, names...)
-		return []name.Reference{ref}, err
+		ref, err := image.ParseName(e.Image, insecure)
+		return []found{{ref, e.Image, err}}, nil
 	}
-	repos := []string{e.Repository}
+	names := []string{e.Repository}
 	if e.Registry != "" {
-		registry, err := name.NewRegistry(e.Registry, names...)
+		registry, err := image.ParseRegistry(e.Registry, insecure)
 		if err != nil {
 			return nil, err
 		}
 		all, err := c.Repositories(ctx, registry)
 		if err != nil {
-			return nil, err
+			return lasting(registry.Name(), err)
 		}
 		slices.Sort(all)
-		repos = nil
-		for _, r := range all {
+		names = nil
+		for _, r := range slices.Compact(all) {
 			if matches(e.Repositories.Allow, e.Repositories.Deny, r) {
-				repos = append(repos, registry.Name()+"/"+r)
+				names = append(names, registry.Name()+"/"+r)
 			}
 		}
 	}
-	found := make([][]name.Reference, len(repos))
+	lists := make([][]found, len(names))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
-	for i, r := range repos {
-		g.Go(func() (err error) {
-			repo, err := name.NewRepository(r, names...)
-			if err != nil {
-				return err
+	for i, n := range names {
+		g.Go(func() error {
+			repo, err := image.ParseRepository(n, insecure)
+			if err != nil { // a catalog lists what it likes
+				lists[i] = []found{{name: n, err: fmt.Errorf("%w: %w", ErrNone, err)}}
+				return nil
 			}
-			found[i], err = e.tags(ctx, c, repo)
+			refs, err := e.tags(ctx, c, repo)
 			if e.Registry != "" && errors.Is(err, ErrNone) {
 				return nil // registries list repositories that are empty
 			}
-			return err
+			if err != nil {
+				lists[i], err = lasting(n, err)
+				return err
+			}
+			for _, ref := range refs {
+				lists[i] = append(lists[i], found{ref: ref})
+			}
+			return nil
 		})
 	}
 	err := g.Wait()
-	return slices.Concat(found...), err
+	return slices.Concat(lists...), err
+}
+
+// lasting keeps an error as that of a name, unless it may pass.
+func lasting(of string, err error) ([]found, error) {
+	if image.Transient(err) || errors.Is(err, context.Canceled) {
+		return nil, err
+	}
+	return []found{{name: of, err: err}}, nil
 }
 
 func matches(allow, deny []Expression, s string) bool {
@@ -153,7 +186,7 @@ func (e *Entry) tags(ctx context.Context, c Catalog, repo name.Repository) ([]na
 	var tags []tag
 	for _, s := range list {
 		// Results beside their sources, and what cosign and referrers keep under tags, are no sources.
-		if strings.HasSuffix(s, converted) || artifactTag(s) || !matches(e.Tags.Allow, e.Tags.Deny, s) {
+		if !image.IsTag(s) || strings.HasSuffix(s, converted) || artifactTag(s) || !matches(e.Tags.Allow, e.Tags.Deny, s) {
 			continue
 		}
 		t := tag{Tag: repo.Tag(s)}
@@ -217,8 +250,7 @@ func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
 		if !e.covers(ref) {
 			continue
 		}
-		tag := strings.ReplaceAll(ref.Identifier(), ":", "-")
-		target, err := e.targetOf(ref.Context().RegistryStr(), ref.Context().RepositoryStr(), tag)
+		target, err := e.targetFor(ref)
 		return e, Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line, Found: e.Image == ""}, err
 	}
 	return nil, Image{}, nil
@@ -226,17 +258,17 @@ func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
 
 func (e *Entry) covers(ref name.Reference) bool {
 	if e.Image != "" {
-		own, err := name.ParseReference(e.Image)
+		own, err := image.ParseName(e.Image, false)
 		return err == nil && own.Name() == ref.Name()
 	}
 	repo := ref.Context()
 	if e.Repository != "" {
-		own, err := name.NewRepository(e.Repository)
+		own, err := image.ParseRepository(e.Repository, false)
 		if err != nil || own.Name() != repo.Name() {
 			return false
 		}
 	} else {
-		own, err := name.NewRegistry(e.Registry)
+		own, err := image.ParseRegistry(e.Registry, false)
 		if err != nil || own.Name() != repo.RegistryStr() || !matches(e.Repositories.Allow, e.Repositories.Deny, repo.RepositoryStr()) {
 			return false
 		}

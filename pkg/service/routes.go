@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"net/http"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -190,7 +189,7 @@ func (s *Service) distribution(r *http.Request) (int, any, error) {
 	var images []string
 	for _, e := range in.Events {
 		if e.Action == "push" && e.Target.Tag != "" && (strings.Contains(e.Target.MediaType, "manifest") || strings.Contains(e.Target.MediaType, "index")) {
-			images = append(images, path.Join(e.Request.Host, e.Target.Repository)+":"+e.Target.Tag)
+			images = append(images, e.Request.Host+"/"+e.Target.Repository+":"+e.Target.Tag)
 		}
 	}
 	return s.askAll(r.Context(), images)

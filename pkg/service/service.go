@@ -17,7 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/sirupsen/logrus"
@@ -177,13 +176,9 @@ func refuse(code int, format string, args ...any) error {
 
 // ask queues the conversion of an image, if a rule allows it.
 func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) {
-	var names []name.Option
-	if s.o.Plan.Insecure {
-		names = append(names, name.Insecure)
-	}
-	ref, err := name.ParseReference(named, names...)
+	ref, err := image.ParseName(named, s.o.Plan.Insecure)
 	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "%q is not the name of an image", named)
+		return nil, refuse(http.StatusBadRequest, "%w", err)
 	}
 	rule, img, err := s.o.Plan.Rule(ref)
 	if err != nil {
@@ -192,7 +187,7 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 	if rule == nil {
 		return nil, refuse(http.StatusForbidden, "no rule allows %s", ref)
 	}
-	if target, err := name.ParseReference(img.Target, names...); err != nil || target.Name() == ref.Name() {
+	if target, err := image.ParseName(img.Target, s.o.Plan.Insecure); err != nil || target.Name() == ref.Name() {
 		return nil, refuse(http.StatusForbidden, "the rule would replace %s by what comes of it", ref)
 	}
 	if s.waiting() >= maxWaiting {

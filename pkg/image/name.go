@@ -1,0 +1,101 @@
+package image
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+// tagGrammar is that of the OCI distribution specification, "Pulling manifests".
+var tagGrammar = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+
+func nameOptions(insecure bool) []name.Option {
+	if insecure {
+		return []name.Option{name.Insecure}
+	}
+	return nil
+}
+
+// checkName refuses what the OCI distribution specification does not allow in a name. In particular no component of a
+// repository, and no tag, is empty, "." or "..": servers and file systems would clean such a path, and so read another
+// name than the one that rules were applied to.
+func checkName(s string) error {
+	if _, err := reference.ParseNormalizedNamed(s); err != nil {
+		return fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+	}
+	return nil
+}
+
+// ParseName reads the name of an image in a registry. Insecure allows the registry to be spoken to over HTTP. The error
+// is ErrReference.
+func ParseName(s string, insecure bool) (name.Reference, error) {
+	if err := checkName(s); err != nil {
+		return nil, err
+	}
+	n, err := name.ParseReference(s, nameOptions(insecure)...)
+	if err != nil {
+		return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+	}
+	return n, nil
+}
+
+// ParseRepository reads the name of a repository, without a tag or digest. The error is ErrReference.
+func ParseRepository(s string, insecure bool) (name.Repository, error) {
+	n, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return name.Repository{}, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+	}
+	if !reference.IsNameOnly(n) {
+		return name.Repository{}, fmt.Errorf("%q is %w: a repository has neither tag nor digest", s, ErrReference)
+	}
+	r, err := name.NewRepository(s, nameOptions(insecure)...)
+	if err != nil {
+		return r, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+	}
+	return r, nil
+}
+
+// ParseRegistry reads the name of a registry, a host with or without a port. The error is ErrReference.
+func ParseRegistry(s string, insecure bool) (name.Registry, error) {
+	r, err := name.NewRegistry(s, nameOptions(insecure)...)
+	if err == nil {
+		err = checkName(r.RegistryStr() + "/x")
+	}
+	if err == nil && strings.ContainsAny(s, "/") {
+		err = fmt.Errorf("%q is a repository", s)
+	}
+	if err != nil {
+		return r, fmt.Errorf("%q is not the name of a registry: %w: %w", s, ErrReference, err)
+	}
+	return r, nil
+}
+
+// IsTag reports whether a string is the name of a tag.
+func IsTag(s string) bool { return tagGrammar.MatchString(s) }
+
+// TagOf returns what stands for the tag in a name that is derived from an image's: its tag, or else its digest in a
+// form that a tag allows. A name with both has its tag.
+func TagOf(n name.Reference) string {
+	if tag := givenTag(n); tag != "" {
+		return tag
+	}
+	return strings.ReplaceAll(n.Identifier(), ":", "-")
+}
+
+// givenTag is the tag in NAME:TAG@DIGEST, of which go-containerregistry keeps the digest alone; empty otherwise.
+func givenTag(n name.Reference) string {
+	if _, ok := n.(name.Digest); !ok {
+		return ""
+	}
+	both, err := reference.ParseNormalizedNamed(n.String())
+	if err != nil {
+		return ""
+	}
+	if tagged, ok := both.(reference.Tagged); ok {
+		return tagged.Tag()
+	}
+	return ""
+}
