@@ -10,14 +10,15 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
 // send starts to send the layers that were not sent yet.
 func (u *Upload) send(layers []v1.Layer) {
 	for _, l := range layers {
-		if mt, err := l.MediaType(); err == nil && mt.IsLayer() && !mt.IsDistributable() {
-			continue // kept by reference
+		if keptByReference(l) {
+			continue
 		}
 		digest, err := l.Digest()
 		if err == nil && u.sent[digest] {
@@ -48,6 +49,13 @@ func (u *Upload) send(layers []v1.Layer) {
 			return nil
 		})
 	}
+}
+
+// keptByReference reports whether a layer is left where its descriptor says that it is (OCI image specification,
+// "Non-Distributable Layers"). One that does not say so can only be in the image's own place.
+func keptByReference(l v1.Layer) bool {
+	d, err := partial.Descriptor(l)
+	return err == nil && d.MediaType.IsLayer() && !d.MediaType.IsDistributable() && len(d.URLs) > 0
 }
 
 // mountable is a layer of another repository, nil for others.
@@ -93,6 +101,10 @@ func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int
 	}
 	return retry(ctx, s.first, func() error {
 		to, err := s.beginBlob(ctx, query)
+		if isStatus(err, refusedMount...) && len(query) > 0 {
+			query = nil
+			to, err = s.beginBlob(ctx, nil)
+		}
 		if err != nil || to == nil {
 			return err
 		}
@@ -101,6 +113,11 @@ func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int
 		}
 		return s.putBlob(ctx, to, digest, size, l)
 	})
+}
+
+// refusedMount are answers of registries that mount no blobs, or not these. All of them may take an upload.
+var refusedMount = []int{
+	http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
 }
 
 // beginBlob asks where a blob is to be uploaded to; nil where the registry has it by that already. The sequence is
@@ -114,6 +131,12 @@ func (s *registrySession) beginBlob(ctx context.Context, query url.Values) (*url
 	if said.location == nil {
 		return nil, errors.New("the registry does not say where to upload")
 	}
+	// What is sent there carries credentials, and is nobody else's business. Behind a proxy a registry can take itself for
+	// one without TLS.
+	if own := s.repo.Registry; !sameHost(said.location, &url.URL{Scheme: own.Scheme(), Host: own.RegistryStr()}) {
+		return nil, fmt.Errorf("%w: the registry %s wants the upload at %s, which is another host", ErrUnsupported, own, said.location.Host)
+	}
+	said.location.Scheme = s.repo.Scheme()
 	return said.location, nil
 }
 

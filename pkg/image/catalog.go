@@ -1,14 +1,12 @@
 package image
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
@@ -82,9 +80,9 @@ func Find(ctx context.Context, ref Reference, o Options) (*Found, error) {
 	if !d.MediaType.IsIndex() {
 		return f, nil
 	}
-	var list v1.IndexManifest
-	if err := cmp.Or(uniqueKeys(d.Manifest), json.Unmarshal(d.Manifest, &list)); err != nil {
-		return fail(fmt.Errorf("reading the index: %w", err))
+	list, err := readIndex(d.Manifest)
+	if err != nil {
+		return fail(err)
 	}
 	chosen, _, err := choose(list.Manifests)
 	if err != nil {

@@ -21,6 +21,8 @@ var (
 	ErrUnauthorized = errors.New("access denied")
 	// ErrUnsupported says that what the reference names cannot be converted by anybody.
 	ErrUnsupported = errors.New("not supported")
+	// ErrAmbiguous says that a document can be read as two different ones.
+	ErrAmbiguous = errors.New("it is ambiguous")
 	// ErrDigest says that a blob is not the one that its digest names.
 	ErrDigest = errors.New("content does not match its digest")
 	// ErrEvidence says that an image was stored, and that the registry refused what was to be attached to it.
@@ -57,7 +59,7 @@ func Transient(err error) bool {
 		return true
 	}
 	for _, e := range []error{
-		errBroken, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ECONNABORTED,
+		errBroken, errSlow, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ECONNABORTED,
 		syscall.EPIPE, syscall.ETIMEDOUT, net.ErrClosed,
 	} {
 		if errors.Is(err, e) {

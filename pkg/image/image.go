@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,11 @@ type Options struct {
 	Jobs int
 	// FirstPause is the wait before the first repetition of a request; 0: half a second. It doubles.
 	FirstPause time.Duration
-	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched.
+	// Idle is how long a registry may be silent while something is expected of it; 0: DefaultIdle. Over that time it must
+	// also send a kilobyte a second.
+	Idle time.Duration
+	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched, and follows no
+	// redirect of a manifest to another repository, whatever host it is on.
 	OnlyRegistry bool
 	// Shared is what transfers of many images have in common; nil: nothing.
 	Shared *Shared
@@ -48,6 +53,13 @@ func (o Options) firstPause() time.Duration {
 		return o.FirstPause
 	}
 	return 500 * time.Millisecond
+}
+
+func (o Options) idle() time.Duration {
+	if o.Idle > 0 {
+		return o.Idle
+	}
+	return DefaultIdle
 }
 
 // Image is an image for linux/amd64 that was found.
@@ -121,7 +133,9 @@ func checkPlatform(img *Image) (*Image, error) {
 		img.Close()
 		return nil, fmt.Errorf("opening %s: reading the configuration: %w", img.Ref, err)
 	}
-	if c.OS != "linux" || c.Architecture != "amd64" {
+	// Without an architecture an image is taken for the engine's own, which for SGX is amd64.
+	p := normal(v1.Platform{OS: cmp.Or(c.OS, "linux"), Architecture: cmp.Or(c.Architecture, "amd64")})
+	if p.OS != "linux" || p.Architecture != "amd64" {
 		img.Close()
 		return nil, fmt.Errorf("opening %s: %w: it is for %s/%s", img.Ref, ErrPlatform, c.OS, c.Architecture)
 	}
@@ -147,17 +161,30 @@ func normal(p v1.Platform) v1.Platform {
 	return p
 }
 
+// isImageEntry reports whether an entry of an index is of an image. Attestations of BuildKit stand there as
+// unknown/unknown.
+func isImageEntry(d v1.Descriptor) bool {
+	attestation := d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"
+	return !attestation && (d.MediaType.IsImage() || d.MediaType.IsIndex())
+}
+
+func images(manifests []v1.Descriptor) []v1.Descriptor {
+	return slices.DeleteFunc(slices.Clone(manifests), func(d v1.Descriptor) bool { return !isImageEntry(d) })
+}
+
 // choose picks the manifest for linux/amd64 from an index. Rivals are others for the same platform.
 func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, err error) {
 	var have []string
 	var best *v1.Descriptor
+	if only := images(manifests); len(only) == 1 && only[0].Platform == nil {
+		return only[0], nil, nil // its configuration says what it is for
+	}
 	for i := range manifests {
 		p := manifests[i].Platform
 		if p == nil {
 			p = &v1.Platform{}
 		}
-		// Attestations of BuildKit stand in the index as unknown/unknown.
-		if p.OS == "unknown" && p.Architecture == "unknown" || !manifests[i].MediaType.IsImage() && !manifests[i].MediaType.IsIndex() {
+		if !isImageEntry(manifests[i]) {
 			continue
 		}
 		have = append(have, p.String())
@@ -183,7 +210,7 @@ func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, e
 
 const maxConfig = 32 << 20
 
-// newImage reads a manifest and the configuration that it names.
+// newImage reads a manifest, whose type was told by documentType, and the configuration that it names.
 func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte,
 	open func(context.Context, v1.Descriptor) (io.ReadCloser, error), wrap func(*blobLayer) v1.Layer,
 ) (*Image, error) {
@@ -194,26 +221,11 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 	default:
 		return nil, fmt.Errorf("the media type %q is %w: it is not a container image", mt, ErrUnsupported)
 	}
-	if err := uniqueKeys(raw); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
-	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &keys); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
-	}
-	for k := range keys {
-		for _, known := range []string{"schemaVersion", "mediaType", "config", "layers"} {
-			if k != known && strings.EqualFold(k, known) {
-				// Readers of JSON that ignore case would see another manifest than those that do not.
-				return nil, fmt.Errorf("reading the manifest: it has the key %q, which must be %q", k, known)
-			}
-		}
-	}
 	m, err := v1.ParseManifest(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
-	if !m.Config.MediaType.IsConfig() {
+	if !isConfig(m.Config.MediaType) {
 		return nil, fmt.Errorf("a manifest with the configuration %q is %w: it is not a container image", m.Config.MediaType, ErrUnsupported)
 	}
 	img := &Image{
@@ -225,6 +237,9 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 	}
 	var c v1.ConfigFile
 	if err := json.Unmarshal(img.Config, &c); err != nil {
+		if !m.Config.MediaType.IsConfig() {
+			err = fmt.Errorf("%w: of the type %q, and no image's: %w", ErrUnsupported, m.Config.MediaType, err)
+		}
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	if len(c.RootFS.DiffIDs) != len(m.Layers) {

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -35,11 +34,10 @@ func readLayoutIndex(dir string) (*v1.IndexManifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	var index v1.IndexManifest
-	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, fmt.Errorf("reading index.json: %w", err)
+	if _, err := documentType(string(types.OCIImageIndex), b); err != nil {
+		return nil, fmt.Errorf("index.json: %w", err)
 	}
-	return &index, nil
+	return readIndex(b)
 }
 
 func readFile(path string, limit int64) ([]byte, error) {
@@ -74,25 +72,32 @@ func openLayout(ctx context.Context, ref Reference) (*Image, error) {
 		}
 		return f, err
 	}
-	raw, err := readBlob(ctx, d, maxConfig, open)
+	document := func() (raw []byte, err error) {
+		if raw, err = readBlob(ctx, d, maxConfig, open); err != nil {
+			return nil, fmt.Errorf("reading the manifest: %w", err)
+		}
+		d.MediaType, err = documentType(string(d.MediaType), raw)
+		return raw, err
+	}
+	raw, err := document()
 	if err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
+		return nil, err
 	}
 	for range 2 { // an index may name an index
 		if !d.MediaType.IsIndex() {
 			break
 		}
-		var inner v1.IndexManifest
-		if err := cmp.Or(uniqueKeys(raw), json.Unmarshal(raw, &inner)); err != nil {
-			return nil, fmt.Errorf("reading the index: %w", err)
+		inner, err := readIndex(raw)
+		if err != nil {
+			return nil, err
 		}
 		var others []string
 		if d, others, err = choose(inner.Manifests); err != nil {
 			return nil, err
 		}
 		rivals = append(rivals, others...)
-		if raw, err = readBlob(ctx, d, maxConfig, open); err != nil {
-			return nil, fmt.Errorf("reading the manifest: %w", err)
+		if raw, err = document(); err != nil {
+			return nil, err
 		}
 	}
 	img, err := newImage(ctx, ref, d.MediaType, raw, open, func(l *blobLayer) v1.Layer { return l })
@@ -142,8 +147,8 @@ func writeLayout(ctx context.Context, ref Reference, img *Output) error {
 		return err
 	}
 	for _, l := range append(slices.Clone(img.layers), configLayer(img)) {
-		if mt, err := l.MediaType(); err == nil && mt.IsLayer() && !mt.IsDistributable() {
-			continue // kept by reference
+		if keptByReference(l) {
+			continue
 		}
 		if err := writeLayoutBlob(ctx, ref.Path, l); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,6 +72,9 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 				return err
 			}
 			said, err := s.putManifestFor(gctx, p.digest.String(), p.manifest.MediaType, p.raw)
+			if err != nil && refusal(err) { // some registries take manifests by tag alone
+				said, err = s.putManifestFor(gctx, fallbackTag(p.digest.String())+".artifact", p.manifest.MediaType, p.raw)
+			}
 			known[i] = err == nil && said.subject != ""
 			return err
 		})
@@ -95,10 +99,16 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 
 func fallbackTag(digest string) string { return strings.ReplaceAll(digest, ":", "-") }
 
+// noReferrers are answers of registries that have no list of referrers. Proxies and old registries say so in many ways.
+var noReferrers = []int{
+	http.StatusNoContent, http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed,
+	http.StatusNotAcceptable, http.StatusGone, http.StatusUnsupportedMediaType, http.StatusNotImplemented,
+}
+
 // referrers fetches the list of what refers to a manifest: an empty one where there is none.
 func (s *registrySession) referrers(ctx context.Context, digest string) (*referrerIndex, error) {
 	index, err := s.referrerIndex(ctx, "referrers/"+digest)
-	if errors.Is(err, ErrNotFound) || isStatus(err, http.StatusMethodNotAllowed, http.StatusBadRequest) {
+	if errors.Is(err, ErrNotFound) || isStatus(err, noReferrers...) {
 		index, err = s.referrerIndex(ctx, "manifests/"+fallbackTag(digest))
 	}
 	if errors.Is(err, ErrNotFound) {
@@ -151,6 +161,9 @@ func (s *registrySession) referrerPage(ctx context.Context, at string) (_ *refer
 		return nil, "", err
 	}
 	var index referrerIndex
+	if t := given(resp.Header.Get("Content-Type")); len(bytes.TrimSpace(b)) == 0 || t == "text/html" || bytes.HasPrefix(bytes.TrimSpace(b), []byte("<")) {
+		return nil, "", fmt.Errorf("the list of referrers is %w: the registry answers with a page, or nothing", ErrNotFound)
+	}
 	if err := json.Unmarshal(b, &index); err != nil {
 		return nil, "", fmt.Errorf("reading the list of referrers: %w", err)
 	}

@@ -1,9 +1,7 @@
 package image
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +23,7 @@ type registrySession struct {
 	rt    http.RoundTripper
 	ping  *rememberPing
 	first time.Duration // the first pause before a repetition
+	idle  time.Duration // how long the registry may be silent
 	// shared may be nil.
 	shared *Shared
 }
@@ -48,12 +47,13 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	if near != nil && near.repo.Registry == repo.Registry {
 		ping = near.ping
 	}
+	repeated := &retryTransport{&patient{inner, o.idle()}, o.firstPause()}
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth,
-		transport.NewUserAgent(ping.over(&retryTransport{inner, o.firstPause()}), "cconvert"), scopes)
+		transport.NewUserAgent(ping.over(&sameRepository{repeated, o.OnlyRegistry}), "cconvert"), scopes)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", repo.RegistryStr(), explain(err))
 	}
-	return &registrySession{repo, rt, ping, o.firstPause(), o.Shared}, nil
+	return &registrySession{repo, rt, ping, o.firstPause(), o.idle(), o.Shared}, nil
 }
 
 func (s *registrySession) options(ctx context.Context, o Options) []remote.Option {
@@ -73,7 +73,8 @@ func (s *registrySession) get(ctx context.Context, ref name.Reference, o Options
 	if err != nil {
 		return nil, explain(err)
 	}
-	return d, nil
+	d.MediaType, err = documentType(string(d.MediaType), d.Manifest)
+	return d, err
 }
 
 // openRegistry finds the image and the streams of its layers.
@@ -103,9 +104,9 @@ func (s *registrySession) openFrom(ctx context.Context, ref Reference, d *remote
 		if !d.MediaType.IsIndex() {
 			break
 		}
-		var list v1.IndexManifest
-		if err := cmp.Or(uniqueKeys(d.Manifest), json.Unmarshal(d.Manifest, &list)); err != nil {
-			return nil, fmt.Errorf("reading the index: %w", err)
+		list, err := readIndex(d.Manifest)
+		if err != nil {
+			return nil, err
 		}
 		chosen, others, err := choose(list.Manifests)
 		if err != nil {
@@ -182,7 +183,7 @@ func (s *registrySession) blob(ctx context.Context, d v1.Descriptor) (io.ReadClo
 		if parseErr != nil || f.Scheme != "https" && f.Scheme != s.repo.Scheme() {
 			continue
 		}
-		r.client, r.url = &http.Client{Transport: &retryTransport{remote.DefaultTransport, s.first}}, foreign
+		r.client, r.url = &http.Client{Transport: &retryTransport{&patient{remote.DefaultTransport, s.idle}, s.first}}, foreign
 		if r.open() == nil {
 			return r, nil
 		}
@@ -198,6 +199,7 @@ type blobReader struct {
 	body   io.ReadCloser
 	offset int64
 	broken int // times in a row without a byte
+	slow   int // times that it was too slow, with bytes or without
 }
 
 func (r *blobReader) open() error {
@@ -245,6 +247,9 @@ func (r *blobReader) Read(p []byte) (int, error) {
 			}
 			r.body.Close()
 			r.body = nil
+			if errors.Is(err, errSlow) {
+				r.slow++
+			}
 			err = fmt.Errorf("%w: %w", errBroken, err)
 		}
 		if err == nil {
@@ -254,7 +259,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 			return 0, r.ctx.Err()
 		}
 		r.broken++
-		if !Transient(err) || r.broken >= attempts || !pause(r.ctx, b.NextBackOff()) {
+		if !Transient(err) || r.broken >= attempts || r.slow >= attempts || !pause(r.ctx, b.NextBackOff()) {
 			return 0, fmt.Errorf("downloading: %w", err)
 		}
 	}

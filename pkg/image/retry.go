@@ -85,10 +85,10 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		}
 		wait := b.NextBackOff()
 		if err == nil {
-			if s, convErr := strconv.Atoi(out.Header.Get("Retry-After")); convErr == nil && s > 0 {
-				if wait = time.Duration(s) * time.Second; wait > maxRetryAfter {
-					return out, nil
-				}
+			if said := retryAfter(out.Header.Get("Retry-After"), time.Now()); said > maxRetryAfter {
+				return out, nil
+			} else if said > 0 {
+				wait = said
 			}
 			out.Body.Close()
 		}
@@ -106,13 +106,24 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	}
 }
 
+// retryAfter reads the header of that name: seconds, or a date (RFC 9110, 10.2.3). What is neither is zero.
+func retryAfter(header string, now time.Time) time.Duration {
+	if s, err := strconv.Atoi(header); err == nil {
+		return time.Duration(min(s, int(2*maxRetryAfter/time.Second))) * time.Second
+	}
+	if t, err := http.ParseTime(header); err == nil {
+		return t.Sub(now)
+	}
+	return 0
+}
+
 // lasting says whether a request failed for a reason that stays: no such host, or no trust in it. Every
 // other failure below HTTP is the network's, in more forms than could be listed.
 func lasting(err error) bool {
 	var dns *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
-	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &certificate) || errors.As(err, &record) || errors.Is(err, errTooLarge)
+	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &certificate) || errors.As(err, &record) || errors.Is(err, errTooLarge) || errors.Is(err, ErrRedirect)
 }
 
 var errTooLarge = errors.New("answer too large")

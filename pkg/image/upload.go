@@ -145,7 +145,13 @@ func (u *Upload) connect(source Reference, near *registrySession) {
 			scopes = append(scopes, from.Scope(transport.PullScope))
 		}
 	}
-	u.session = sync.OnceValues(func() (*registrySession, error) { return connect(u.ctx, repo, scopes, u.o, near) })
+	u.session = sync.OnceValues(func() (*registrySession, error) {
+		s, err := connect(u.ctx, repo, scopes, u.o, near)
+		if errors.Is(err, ErrUnauthorized) && len(scopes) > 1 { // whoever may write need not be allowed to mount
+			return connect(u.ctx, repo, scopes[:1], u.o, near)
+		}
+		return s, err
+	})
 }
 
 // writeRegistry sends what is missing, and moves the tag last: to a manifest that has its evidence by then.
@@ -164,7 +170,10 @@ func (u *Upload) writeRegistry(img *Output) error {
 	}
 	tag, tagged := u.to.Name.(name.Tag)
 	if len(img.Evidence) > 0 || !tagged {
-		if err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest); err != nil {
+		// What is attached may come before what it is attached to, so that a registry which takes manifests by tag alone
+		// will do (OCI distribution specification, "Pushing Manifests with Subject").
+		err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest)
+		if err != nil && !(tagged && refusal(err)) {
 			return fmt.Errorf("writing the manifest: %w", explain(err))
 		}
 	}

@@ -1,0 +1,95 @@
+package image
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"mime"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// documentKeys are those of manifests and indexes whose meaning readers must agree on.
+var documentKeys = []string{"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"}
+
+// documentType is the media type of a manifest or index that came with a content type. A document that can be read as
+// two things is refused: who looks at it, who signs it and who runs it would each see another one (CVE-2021-41190).
+func documentType(contentType string, raw []byte) (types.MediaType, error) {
+	if err := uniqueKeys(raw); err != nil {
+		return "", fmt.Errorf("reading the manifest: %w", err)
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &keys); err != nil {
+		return "", fmt.Errorf("reading the manifest: %w", err)
+	}
+	for k := range keys {
+		for _, known := range documentKeys {
+			if k != known && strings.EqualFold(k, known) {
+				// Readers of JSON that ignore case would see another manifest than those that do not.
+				return "", fmt.Errorf("reading the manifest: it has the key %q, which must be %q", k, known)
+			}
+		}
+	}
+	var said string
+	if text, ok := keys["mediaType"]; ok {
+		if err := json.Unmarshal(text, &said); err != nil {
+			return "", fmt.Errorf("reading the manifest: its mediaType: %w", err)
+		}
+	}
+	kind := given(contentType)
+	switch {
+	case !isDocument(kind):
+		// A server that does not know what it serves: then the document says it.
+		kind = types.MediaType(cmp.Or(said, string(kind)))
+	case said != "" && said != string(kind):
+		return "", fmt.Errorf("reading the manifest: %w: it says that it is of the type %q, and came as %q", ErrAmbiguous, said, kind)
+	}
+	for _, k := range foreignKeys(kind) {
+		if _, ok := keys[k]; ok {
+			return "", fmt.Errorf("reading the manifest: %w: one of the type %q has no %q", ErrAmbiguous, kind, k)
+		}
+	}
+	return kind, nil
+}
+
+// given is the media type in a header, without its parameters.
+func given(contentType string) types.MediaType {
+	kind, _, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		return types.MediaType(contentType)
+	}
+	return types.MediaType(kind)
+}
+
+func isDocument(mt types.MediaType) bool { return mt.IsImage() || mt.IsIndex() || mt.IsSchema1() }
+
+// foreignKeys are those that a document of a type has not.
+func foreignKeys(mt types.MediaType) []string {
+	switch {
+	case mt.IsIndex():
+		return []string{"config", "layers", "fsLayers"}
+	case mt.IsImage():
+		return []string{"manifests", "fsLayers"}
+	}
+	return nil
+}
+
+// readIndex reads an index, whose type was told by documentType.
+func readIndex(raw []byte) (*v1.IndexManifest, error) {
+	var index v1.IndexManifest
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, fmt.Errorf("reading the index: %w", err)
+	}
+	return &index, nil
+}
+
+// vagueConfigs are what some builders and registries say of configurations.
+var vagueConfigs = []types.MediaType{"", "application/octet-stream", "application/json", "text/plain", "text/html"}
+
+// isConfig reports whether a blob of a type may be an image's configuration.
+func isConfig(mt types.MediaType) bool {
+	return mt.IsConfig() || slices.Contains(vagueConfigs, given(string(mt)))
+}

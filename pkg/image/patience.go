@@ -1,0 +1,115 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+// DefaultIdle is how long a registry may be silent while something is expected of it.
+const DefaultIdle = time.Minute
+
+// leastRate is how many bytes a second a registry must send on average over the idle time.
+const leastRate = 1 << 10
+
+// errSlow says that a registry is silent, or so slow that nothing would ever be done. It may be faster next time.
+var errSlow = errors.New("the registry does not answer, or too slowly")
+
+// patient ends requests whose answer does not come, or comes too slowly. Only the time counts in which the registry is
+// waited for: whoever reads an answer may take as long as it likes.
+type patient struct {
+	inner http.RoundTripper
+	idle  time.Duration
+}
+
+func (t *patient) RoundTrip(in *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(in.Context())
+	w := &watchdog{ctx: ctx, idle: t.idle, timer: time.AfterFunc(t.idle, func() {
+		cancel(fmt.Errorf("%w: nothing came from %s in %s", errSlow, in.URL.Host, t.idle))
+	})}
+	req := in.WithContext(ctx)
+	if in.Body != nil && in.Body != http.NoBody {
+		req.Body = &sending{in.Body, w}
+	}
+	out, err := t.inner.RoundTrip(req)
+	w.timer.Stop()
+	if err != nil {
+		err = w.cause(err)
+		cancel(nil)
+		return nil, err
+	}
+	out.Request = in // whoever looks at it compares contexts
+	out.Body = &receiving{ReadCloser: out.Body, watchdog: w, host: in.URL.Host, cancel: cancel}
+	return out, nil
+}
+
+// watchdog cancels a request when its timer runs out.
+type watchdog struct {
+	ctx   context.Context
+	idle  time.Duration
+	timer *time.Timer
+}
+
+// cause is why a request failed: the watchdog's reason, if it was the watchdog.
+func (w *watchdog) cause(err error) error {
+	if cause := context.Cause(w.ctx); errors.Is(cause, errSlow) {
+		return cause
+	}
+	return err
+}
+
+// sending is the body of a request: as long as it is being taken, the answer is not waited for.
+type sending struct {
+	io.ReadCloser
+	*watchdog
+}
+
+func (b *sending) Read(p []byte) (int, error) {
+	b.timer.Stop()
+	defer b.timer.Reset(b.idle)
+	return b.ReadCloser.Read(p)
+}
+
+// receiving is the body of an answer.
+type receiving struct {
+	io.ReadCloser
+	*watchdog
+	host   string
+	cancel context.CancelCauseFunc
+	waited time.Duration // for the bytes since the rate was looked at
+	got    int64
+	failed error // for good
+}
+
+func (b *receiving) Read(p []byte) (int, error) {
+	if b.failed != nil {
+		return 0, b.failed
+	}
+	begin := time.Now()
+	b.timer.Reset(b.idle)
+	n, err := b.ReadCloser.Read(p)
+	b.timer.Stop()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return n, b.cause(err)
+	}
+	b.waited, b.got = b.waited+time.Since(begin), b.got+int64(n)
+	if b.waited < b.idle {
+		return n, err
+	}
+	if least := int64(b.idle.Seconds() * leastRate); err == nil && b.got < least {
+		b.failed = fmt.Errorf("%w: %s sent %d bytes in %s", errSlow, b.host, b.got, b.waited.Round(time.Second))
+		return n, b.failed
+	}
+	b.waited, b.got = 0, 0
+	return n, err
+}
+
+func (b *receiving) Close() error {
+	err := b.ReadCloser.Close()
+	b.timer.Stop()
+	b.cancel(nil)
+	return err
+}
