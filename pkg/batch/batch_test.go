@@ -1,9 +1,11 @@
 package batch_test
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,7 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -164,6 +171,116 @@ func TestUnchanged(t *testing.T) {
 	assert.Equal(t, map[batch.Status]int{batch.Converted: 3, batch.Unchanged: 1}, statuses(records))
 	assert.Equal(t, digests[forced.Target], b.reg.Digest(t, "out:0"))
 	assert.NotEqual(t, digests[newer.Target], b.reg.Digest(t, "out:1"))
+}
+
+// What somebody has changed at the target is not taken for done, however much of it is left, and is mended.
+func TestChangedTarget(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	q := b.open()
+	made := b.work(q, b.submit(q, b.jobs(1)))[0]
+	require.Equal(t, batch.Converted, made.Status, made.Error)
+	tag, err := name.NewTag(b.reg.Host + "/out:0")
+	require.NoError(t, err)
+	good, err := remote.Image(tag)
+	require.NoError(t, err)
+	layers, err := good.Layers()
+	require.NoError(t, err)
+	config, err := good.ConfigFile()
+	require.NoError(t, err)
+	top := len(layers) - 1
+	again := func(i int, l v1.Layer) func([]v1.Layer) []v1.Layer {
+		return func(ls []v1.Layer) []v1.Layer { ls[i] = l; return ls }
+	}
+	edited := func(name string, change func(string) string) func([]v1.Layer) []v1.Layer {
+		r, err := layers[top].Uncompressed()
+		require.NoError(t, err)
+		var entries []fixture.Entry
+		for a := tar.NewReader(r); ; {
+			h, err := a.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			require.NoError(t, err)
+			body, err := io.ReadAll(a)
+			require.NoError(t, err)
+			if strings.HasSuffix(h.Name, name) {
+				body = []byte(change(string(body)))
+				h.Size = int64(len(body))
+			}
+			h.Format = tar.FormatUSTAR
+			entries = append(entries, fixture.Entry{Header: *h, Body: string(body)})
+		}
+		return again(top, fixture.Layer(t, entries...))
+	}
+	for what, c := range map[string]struct {
+		config func(*v1.Config)
+		layers func([]v1.Layer) []v1.Layer
+	}{
+		"the plain program is started": {config: func(c *v1.Config) { c.Entrypoint = []string{"/app"} }},
+		"a health check":               {config: func(c *v1.Config) { c.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/evil"}} }},
+		"a label more":                 {config: func(c *v1.Config) { c.Labels["mine"] = "x" }},
+		"another user":                 {config: func(c *v1.Config) { c.User = "root" }},
+		"a variable":                   {config: func(c *v1.Config) { c.Env = append(c.Env, "LD_PRELOAD=/evil.so") }},
+		"another program underneath":   {layers: again(0, fixture.Layer(t, fixture.Program("app", "evil")))},
+		"another runtime":              {layers: again(top-1, fixture.Layer(t, fixture.Program("cconvert/sim/loader", "evil")))},
+		"a layer in between": {layers: func(ls []v1.Layer) []v1.Layer {
+			return append(ls[:1:1], append([]v1.Layer{fixture.Layer(t, fixture.File("x", "evil"))}, ls[1:]...)...)
+		}},
+		"another manifest":              {layers: edited("manifest.sgx", func(s string) string { return s + "\n" })},
+		"another recipe":                {layers: edited("recipe.json", func(s string) string { return strings.Replace(s, `"replaced": {`, `"replaced": {"Cmd": ["/evil"],`, 1) })},
+		"other reasons":                 {layers: edited("files.json", func(s string) string { return strings.Replace(s, `"count":`, `"count":1`, 1) })},
+		"another file for the resolver": {layers: edited("hosts", func(s string) string { return s + "10.0.0.1 db\n" })},
+	} {
+		ls := append([]v1.Layer(nil), layers...)
+		if c.layers != nil {
+			ls = c.layers(ls)
+		}
+		img, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.DockerManifestSchema2), ls...)
+		require.NoError(t, err)
+		changed := config.DeepCopy()
+		if c.config != nil {
+			c.config(&changed.Config)
+		}
+		own, err := img.ConfigFile()
+		require.NoError(t, err)
+		changed.RootFS, changed.History = own.RootFS, nil
+		img, err = mutate.ConfigFile(img, changed)
+		require.NoError(t, err)
+		for _, remembers := range []bool{true, false} {
+			require.NoError(t, remote.Write(tag, img), what)
+			require.NotEqual(t, made.Digest, b.reg.Digest(t, "out:0"), what)
+			own := b.worker.Own.Cache
+			if !remembers {
+				b.worker.Own.Cache = nil
+			}
+			r := b.work(q, b.submit(q, b.jobs(1)))[0]
+			b.worker.Own.Cache = own
+			assert.Equal(t, batch.Converted, r.Status, "%s: %s", what, r.Error)
+			assert.Equal(t, made.Digest, b.reg.Digest(t, "out:0"), what)
+		}
+	}
+}
+
+// What is to be signed by somebody else counts as done only if all but the signature is what would be made.
+func TestUnsignedTarget(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	q := b.open()
+	key := b.worker.Signer
+	signed := b.work(q, b.submit(q, b.jobs(1)))[0] // as it will be when somebody has signed it
+	require.Equal(t, batch.Converted, signed.Status, signed.Error)
+	b.worker.Signer, b.worker.Own.Cache = nil, nil
+	later := b.job(0)
+	later.Unsigned = true
+	r := b.work(q, b.submit(q, []batch.Job{later}))[0]
+	require.Equal(t, batch.Unchanged, r.Status, r.Error)
+	public, err := key.Public(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, sgx.MRSigner(public), r.MRSigner)
+	assert.Equal(t, signed.Digest, r.Digest)
+	r = b.work(q, b.submit(q, []batch.Job{later}))[0]
+	require.Equal(t, batch.Unchanged, r.Status, r.Error)
 }
 
 // What fails for good is not tried again, and says why; what may pass is, as often as wanted; both can be queued again.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/time/rate"
 
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -100,12 +101,21 @@ func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 	out := &Outcome{Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
 	key := outputKey(out.Identity, j)
 	if !j.Force {
-		done, err := w.done(ctx, o, j, key, out)
+		done, err := w.done(ctx, o, j, key, out, bundle)
 		if done || err != nil {
 			return out, err
 		}
 	}
-	r, err := convert.Run(ctx, o, signer)
+	p, err := convert.Prepare(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	if j.Unsigned && !j.Force && w.signedSince(ctx, p, o, out) {
+		w.remember(key, out)
+		return out, nil
+	}
+	r, err := p.SignAndFinish(ctx, signer)
 	if err != nil {
 		return nil, err
 	}
@@ -114,10 +124,10 @@ func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 	return out, nil
 }
 
-// done says whether the target has the outcome of a job already. What is remembered of it takes one request to
-// confirm. Else the image there says by its label what it is; since whoever can push can write labels, it counts only
-// where the recipe beside the enclave says the same, and the enclave is signed by our key.
-func (w *Worker) done(ctx context.Context, o convert.Options, j Job, key string, out *Outcome) (bool, error) {
+// done reports whether the target has the outcome of a job already. What is remembered of it takes one request to
+// confirm. Else the image there counts only if our key has signed its enclave, and all the rest of it is what the source
+// and the runtime give: whoever can push can write everything but the signature.
+func (w *Worker) done(ctx context.Context, o convert.Options, j Job, key string, out *Outcome, runtime *libos.Bundle) (bool, error) {
 	if o.Target.Transport != image.Registry {
 		return false, nil // cheaper to do than to find out
 	}
@@ -129,51 +139,64 @@ func (w *Worker) done(ctx context.Context, o convert.Options, j Job, key string,
 			return true, nil
 		}
 	}
-	if j.Gate.Strict || j.NeedsEvidence {
-		return false, nil // the image does not show whether it would pass
+	if j.Unsigned || j.Gate.Strict || j.NeedsEvidence {
+		return false, nil // the image does not show whether it is, or would pass
 	}
 	img, err := image.Open(ctx, *o.Target, o.Image)
 	if err != nil {
 		if image.Transient(err) || ctx.Err() != nil {
 			return false, err
 		}
-		return false, nil // there is none, or none that can be read: writing shows what is wrong
+		return false, nil // there is no image, or it cannot be read: writing shows what is wrong
 	}
 	defer img.Close()
-	if img.Index || !w.carries(ctx, img, out, j.Unsigned) {
+	if img.Index || convert.Label(img, convert.LabelIdentity) != out.Identity {
+		return false, nil
+	}
+	e, err := convert.OpenEnclave(ctx, img, w.Backends)
+	if err != nil || e.SigStruct.MRSigner() != out.MRSigner {
 		return false, ctx.Err()
 	}
-	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
+	source, err := o.Found.Open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer source.Close()
+	switch err := e.Check(ctx, source, runtime); {
+	case errors.Is(err, convert.ErrOther):
+		logrus.Warnf("%s is converted again: %v", o.Target, err)
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	out.Digest, out.MREnclave = img.Digest, e.SigStruct.MREnclave
+	out.Ref = o.Target.Name.Context().Name() + "@" + img.Digest
 	w.remember(key, out)
 	return true, nil
 }
 
-// carries says whether an image is the outcome of an identity, and notes its enclave. For what is to be signed by
-// somebody else, an image that was signed since is as good.
-func (w *Worker) carries(ctx context.Context, img *image.Image, out *Outcome, unsigned bool) bool {
-	var config struct {
-		Config struct{ Labels map[string]string } `json:"config"`
-	}
-	if json.Unmarshal(img.Config, &config) != nil {
+// signedSince reports whether the target has the outcome of a conversion that is not signed, signed by somebody since:
+// all but the signature is what was just made.
+func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert.Options, out *Outcome) bool {
+	if o.Target.Transport != image.Registry {
 		return false
 	}
-	label := config.Config.Labels[convert.LabelIdentity]
-	if label == "" || label != out.Identity && !unsigned {
-		return false
+	img, err := image.Open(ctx, *o.Target, o.Image)
+	if err != nil {
+		return false // writing shows what is wrong
 	}
+	defer img.Close()
 	e, err := convert.OpenEnclave(ctx, img, w.Backends)
 	if err != nil {
 		return false
 	}
-	signer := sgx.Measurement{}
-	if key, _ := e.SigStruct.Signature(); key != nil {
-		signer = e.SigStruct.MRSigner()
-	}
-	if e.Recipe.Identity(signer) != label || e.Recipe.Identity(out.MRSigner) != out.Identity || signer != out.MRSigner && !unsigned {
+	made, err := p.Complete(e.SigStruct.Signature())
+	if err != nil || made.Digest != img.Digest {
 		return false
 	}
-	out.MREnclave, out.MRSigner = e.SigStruct.MREnclave, signer
-	return out.MREnclave.String() == config.Config.Labels[convert.LabelMREnclave]
+	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
+	out.MREnclave, out.MRSigner = e.SigStruct.MREnclave, e.SigStruct.MRSigner()
+	return true
 }
 
 // output is what is remembered of a job.

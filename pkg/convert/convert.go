@@ -28,6 +28,7 @@ type Prepared struct {
 	source *image.Image
 	bundle *libos.Bundle
 	sealed *libos.Sealed
+	signed *sgx.SigStruct // of the image as it was completed last, signed or not
 	recipe Recipe
 	spec   *launch.Spec
 	// trusted are the manifest's files. The lists of them, which can be very long, are not kept.
@@ -213,12 +214,14 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 // Complete puts the image together with a signature over ToBeSigned by the key, without storing it. Without a key
 // it lacks the signature.
 func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output, error) {
-	s := p.sealed.SigStruct
+	signed := *p.sealed.SigStruct
+	s := &signed
 	if key != nil {
 		if err := s.Attach(key, signature); err != nil {
 			return nil, err
 		}
 	}
+	p.signed = s
 	layer := p.layer
 	p.layer = nil
 	if layer == nil { // it was completed before, or never begun

@@ -35,7 +35,7 @@ func (p *Prepared) identity() (attest.Identity, error) {
 	}
 	e := p.sealed.Enclave
 	return attest.Identity{
-		Enclave: attest.NewEnclave(p.sealed.SigStruct), EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
+		Enclave: attest.NewEnclave(p.signed), EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
 		Source: attest.NewResource(from, p.source.Digest), Runtime: attest.Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest},
 		Epoch: FormatEpoch, Options: options, Findings: findings,
 	}, nil

@@ -26,6 +26,17 @@ const (
 	LabelIdentity = "cconvert.identity"
 )
 
+// Label returns a label of an image; empty if there is none, or the configuration cannot be read.
+func Label(img *image.Image, name string) string {
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	if json.Unmarshal(img.Config, &config) != nil {
+		return ""
+	}
+	return config.Config.Labels[name]
+}
+
 // date is the SIGSTRUCT's: what the user says or the day on which the source image was created.
 func (p *Prepared) date() (sgx.Date, error) {
 	if p.opts.Date != nil {
@@ -53,19 +64,24 @@ func (p *Prepared) EnclaveFiles(s *sgx.SigStruct) []libos.File {
 // writeFiles makes the files of the enclave layer but for the signature: the library OS's, and ours for whoever reads
 // the image.
 func (p *Prepared) writeFiles() error {
-	reasons, err := json.Marshal(p.trusted)
+	reasons, err := reasonsFile(p.trusted)
 	if err != nil {
 		return err
 	}
-	recipe, err := json.MarshalIndent(p.recipe, "", "  ")
+	recipe, err := recipeFile(p.recipe)
 	if err != nil {
 		return err
 	}
-	p.files = slices.Concat(p.sealed.Files, []libos.File{
-		{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
-		{Path: libos.RecipePath, Mode: 0o644, Content: append(recipe, '\n')},
-	})
+	p.files = slices.Concat(p.sealed.Files, ours(reasons, recipe))
 	return nil
+}
+
+// ours are the files for whoever reads the image.
+func ours(reasons, recipe []byte) []libos.File {
+	return []libos.File{
+		{Path: libos.ReasonsPath, Mode: 0o644, Content: reasons},
+		{Path: libos.RecipePath, Mode: 0o644, Content: recipe},
+	}
 }
 
 // signatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.
@@ -260,7 +276,7 @@ func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 }
 
 func (p *Prepared) result(out *image.Output, to image.Reference) *Result {
-	s, e := p.sealed.SigStruct, p.sealed.Enclave
+	s, e := p.signed, p.sealed.Enclave
 	trusted := 0
 	for _, run := range p.trusted {
 		trusted += run.Count

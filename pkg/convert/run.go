@@ -45,6 +45,11 @@ func Run(ctx context.Context, o Options, signer sgx.Signer) (*Result, error) {
 		return nil, err
 	}
 	defer p.Close()
+	return p.SignAndFinish(ctx, signer)
+}
+
+// SignAndFinish is Sign and Finish in one, for a target that is known. Without a signer the signature is left out.
+func (p *Prepared) SignAndFinish(ctx context.Context, signer sgx.Signer) (_ *Result, err error) {
 	var public *rsa.PublicKey
 	var signature []byte
 	if signer != nil {
@@ -52,5 +57,5 @@ func Run(ctx context.Context, o Options, signer sgx.Signer) (*Result, error) {
 			return nil, err
 		}
 	}
-	return Finish(ctx, p, public, signature, *o.Target)
+	return Finish(ctx, p, public, signature, *p.opts.Target)
 }

@@ -261,7 +261,7 @@ func TestForgedEvidence(t *testing.T) {
 	e := enclave(t, reg.Host+"/dst:1")
 	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		if strings.Contains(r.URL.Path, "/referrers/") {
-			w.WriteHeader(http.StatusForbidden)
+			w.WriteHeader(http.StatusTeapot)
 			return true
 		}
 		return false

@@ -61,10 +61,9 @@ func (ours) find(tree *rootfs.Tree) (Places, bool) {
 }
 
 func oursOf(b libos.Backend) Places {
-	p := b.Paths()
 	return Places{
-		Layout: LayoutOurs, Manifest: libos.ManifestPath, SigStruct: libos.SigPath, PAL: p.PAL,
-		Start: []string{p.Loader, p.PAL, "init", libos.App}, Backend: b,
+		Layout: LayoutOurs, Manifest: libos.ManifestPath, SigStruct: libos.SigPath, PAL: b.Paths().PAL,
+		Start: libos.Start(b), Backend: b,
 	}
 }
 

@@ -1,6 +1,7 @@
 package gramine
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -19,6 +20,31 @@ import (
 // SigStruct is what is to be signed, see the function of this name.
 func (Backend) SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
 	return SigStruct(layout, manifest, m, date)
+}
+
+// Files are those that Gramine's loader reads at its start.
+func (Backend) Files(manifest []byte) []libos.File { return Runtime{}.Files(manifest) }
+
+// Measure computes the MRENCLAVE of the enclave that Gramine starts from a manifest.
+func (Backend) Measure(ctx context.Context, b *libos.Bundle, manifest []byte) (sgx.Measurement, error) {
+	return measure(ctx, b, palPath, manifest)
+}
+
+func measure(ctx context.Context, b *libos.Bundle, pal string, manifest []byte) (m sgx.Measurement, err error) {
+	image, err := b.Content(pal)
+	if err != nil {
+		return m, err
+	}
+	e, err := NewEnclave(b.Layout, image, manifest)
+	if err != nil {
+		return m, err
+	}
+	return sgx.Measure(ctx, e.Layout)
+}
+
+// Measure computes the MRENCLAVE of the enclave that the runtime starts from a manifest.
+func (r Runtime) Measure(ctx context.Context, b *libos.Bundle, manifest []byte) (sgx.Measurement, error) {
+	return measure(ctx, b, r.PAL, manifest)
 }
 
 // Seal makes the manifest of a specification for this runtime, and the enclave that it starts.
@@ -100,13 +126,18 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	out.Layout, out.Enclave, out.Trusted = e.Layout, e.SGX, m.Trusted
 	out.SigStruct = e.SigStruct(sgx.Measurement{}, in.Date)
 	out.Entrypoint = []string{r.Loader, r.PAL, "init", libos.App}
-	out.Files = []libos.File{
-		{Path: libos.ManifestPath, Mode: 0o644, Content: out.Manifest},
+	out.Files = r.Files(out.Manifest)
+	return out, nil
+}
+
+// Files are those that Gramine's loader reads at its start.
+func (r Runtime) Files(manifest []byte) []libos.File {
+	return []libos.File{
+		{Path: libos.ManifestPath, Mode: 0o644, Content: manifest},
 		// The loader of direct mode looks for another suffix.
 		{Path: libos.App + ".manifest", Link: path.Base(libos.ManifestPath)},
 		{Path: libos.HostsPath, Mode: 0o644, Content: []byte(hosts)},
 	}
-	return out, nil
 }
 
 // trusted is the entry of a file that the runtime brings.
