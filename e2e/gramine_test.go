@@ -83,7 +83,7 @@ func startCheck(t *testing.T, image string) {
 			SignedMREnclave string `json:"signed_mr_enclave"`
 		}
 	}
-	require.NoError(t, json.Unmarshal([]byte(command(t, program, "verify", "--start", "--signer-key", key, "--json", image)), &r))
+	require.NoError(t, json.Unmarshal([]byte(command(t, program, "verify", "--start", "--signer-key", key, "--any-runtime", "--json", image)), &r))
 	assert.True(t, r.Started.Reached)
 	assert.Empty(t, r.Started.Refused)
 	assert.Equal(t, r.Started.SignedMREnclave, r.Started.MREnclave)
@@ -144,6 +144,7 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	require.NoError(t, os.MkdirAll(root+"/lib", 0o755))
 	command(t, "gcc", "-static", "-o", root+"/app", app)
 	require.NoError(t, os.WriteFile(root+"/lib/libprotobuf-c.so.1", []byte("not a library"), 0o644))
+	mislead(t, root)
 	command(t, "tar", "-C", root, "-cf", dir+"/scratch.tar", ".")
 	source := "127.0.0.1:" + port + "/scratch:1"
 	buildImage(t, source, dir+"/scratch.tar", "ENV LD_LIBRARY_PATH=/lib LD_PRELOAD=/lib/libprotobuf-c.so.1\nENTRYPOINT [\"/app\"]\n")
@@ -207,7 +208,10 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	// What is in the runtime's layer, the loader's own libraries among it, is as verify wants it.
 	converted := "127.0.0.1:" + port + "/scratch:1-confidential"
 	cconvert(t, source, "--to", converted, "--runtime", "gramine=dir:"+prefix, "--runtime-libs", libs)
-	command(t, program, "verify", converted, "--signer-key", key, "--source", source)
+	command(t, program, "verify", converted, "--signer-key", key, "--source", source, "--any-runtime")
+	said, err := exec.Command(program, "verify", converted, "--signer-key", key, "--source", source).Output()
+	require.Error(t, err, "nobody vouched for the loader")
+	require.Contains(t, string(said), "nobody vouched for the loader")
 	tamper(t, converted, source)
 
 	// Without its libraries the loader could not start: that is said, with what to do.
@@ -216,6 +220,29 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	assert.Contains(t, string(out), "--runtime-libs")
 
 	testLock(t, source, runtimeImage, dir)
+}
+
+// mislead puts a library into an image that ends whatever loads it, and all that could have a loader load it.
+func mislead(t *testing.T, root string) {
+	t.Helper()
+	source := filepath.Join(t.TempDir(), "evil.c")
+	require.NoError(t, os.WriteFile(source, []byte(`__attribute__((constructor)) static void evil(void) {
+    __asm__ volatile("syscall" : : "a"(231), "D"(66) : "rcx", "r11", "memory");
+}
+int answer(void) { return 66; }
+`), 0o644))
+	evil := root + "/lib/evil.so"
+	command(t, "gcc", "-shared", "-fPIC", "-nostdlib", "-o", evil, source)
+	for _, dir := range []string{"/etc", "/lib/glibc-hwcaps/x86-64-v2", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu/glibc-hwcaps/x86-64-v2"} {
+		require.NoError(t, os.MkdirAll(root+dir, 0o755))
+		if dir != "/etc" {
+			command(t, "cp", evil, root+dir+"/libprotobuf-c.so.1")
+		}
+	}
+	require.NoError(t, os.WriteFile(root+"/lib/preloads", []byte("/lib/evil.so\n"), 0o644))
+	require.NoError(t, os.Symlink("/lib/preloads", root+"/etc/ld.so.preload"))
+	command(t, "ldconfig", "-r", root, "-X", "/lib", "/lib/x86_64-linux-gnu")
+	require.FileExists(t, root+"/etc/ld.so.cache")
 }
 
 // tamper changes each file of the runtime, one at a time, in an image that somebody can write to. All are refused, by

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -19,34 +20,44 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // maxSmall is more than any form of a signature or a public key has.
 const maxSmall = 64 << 10
 
 const signLong = `Sign a converted image again, with another key: for instance, to promote what was tested under
-a test signer to production. Only the layer on top is fetched and replaced, what the
-configuration says of the signer, and what is attached. MRENCLAVE stays as it is.
+a test signer to production. Only the layer on top is replaced, what the configuration says of
+the signer, and what is attached. MRENCLAVE stays as it is.
 
 An image that was converted with --unsigned is signed in the same way, or in three steps where
 the key is not on this machine: "sign prepare" writes the bytes to sign, anybody signs them by
 RSA PKCS#1 v1.5 with SHA-256, and "sign attach" completes the image. However it is signed, the
 digest is the one that signing at conversion gives.
 
-The measurement is taken from the image, and not computed: look at it first, with "cconvert
-verify", and then sign what was looked at, by its digest, or say what you expect with
---mrenclave and --signed-by.`
+Before anybody signs, the image is checked as "cconvert verify" does: every layer, what lies on top,
+the measurement, the list of files, the configuration. What it was made from is compared if
+--source names it: without that, what is not measured, such as a health check, can be anything.
+Say what you expect with --mrenclave and --signed-by.`
 
 // beforeFlags say what is expected of an image before it is signed.
-type beforeFlags struct{ mrEnclave, signedBy string }
+type beforeFlags struct {
+	mrEnclave, signedBy, source string
+	registry                    registryFlags
+}
 
 func (b *beforeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&b.mrEnclave, "mrenclave", "", "the MRENCLAVE that is expected")
 	f.StringVar(&b.signedBy, "signed-by", "", "the MRSIGNER of the signature that is expected to be there now")
+	f.StringVar(&b.source, "source", "", "the image that it was made from, to be compared with it before it is signed")
+	b.registry.add(f)
 }
 
-// open reads the enclave of an image, and compares it with what is expected.
+// open reads the enclave of an image, and refuses one that is not what it says, or not what is expected.
 func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Enclave, error) {
+	if err := b.check(cmd, img); err != nil {
+		return nil, err
+	}
 	e, err := convert.OpenEnclave(cmd.Context(), img, []libos.Backend{gramine.Backend{}, sim.Backend{}})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", img.Ref, err)
@@ -69,10 +80,38 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Encla
 	return e, nil
 }
 
+// check verifies an image, and shows what is wrong with it.
+func (b *beforeFlags) check(cmd *cobra.Command, img *image.Image) error {
+	var source *image.Image
+	if b.source != "" {
+		var err error
+		if source, err = b.registry.open(cmd, b.source); err != nil {
+			return err
+		}
+		defer source.Close()
+	}
+	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.finish()
+	o := b.registry.reading()
+	o.Observe = progress.Layer
+	r, err := verify.BeforeSigning(cmd.Context(), img, source, o)
+	progress.finish()
+	if errors.Is(err, verify.ErrNotConverted) {
+		err = convert.ErrNotOurs
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", img.Ref, err)
+	}
+	if !r.Consistent {
+		printChecks(cmd.ErrOrStderr(), r)
+		return fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused, strings.Join(r.FailedChecks(), ", "))
+	}
+	return nil
+}
+
 // signFlags are those of every way to sign an image.
 type signFlags struct {
 	before   beforeFlags
-	registry registryFlags
 	evidence evidenceFlags
 	to       string
 	rollback bool
@@ -83,7 +122,6 @@ func (s *signFlags) add(f *pflag.FlagSet) {
 	addRollback(f, &s.rollback)
 	s.before.add(f)
 	s.evidence.add(f)
-	s.registry.add(f)
 }
 
 func addRollback(f *pflag.FlagSet, to *bool) {
@@ -117,13 +155,13 @@ func newSign() *cobra.Command {
 
 // run signs an image, and stores the result.
 func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclave) (*rsa.PublicKey, []byte, error)) error {
-	source, err := image.ParseReference(of, s.registry.insecure)
+	source, err := image.ParseReference(of, s.before.registry.insecure)
 	if err != nil {
 		return err
 	}
 	target := source
 	if s.to != "" {
-		if target, err = image.ParseReference(s.to, s.registry.insecure); err != nil {
+		if target, err = image.ParseReference(s.to, s.before.registry.insecure); err != nil {
 			return err
 		}
 	}
@@ -133,7 +171,7 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 	if target.Transport != image.Registry && target.Transport != image.OCILayout {
 		return usagef("%s: signing works in registries and OCI layouts, where a layer can be replaced by itself", target)
 	}
-	o := convert.StoreOptions{Image: s.registry.options(), AllowRollback: s.rollback}
+	o := convert.StoreOptions{Image: s.before.registry.options(), AllowRollback: s.rollback}
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err
 	}
@@ -198,7 +236,6 @@ func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
 }
 
 func newSignPrepare() *cobra.Command {
-	var registry registryFlags
 	var before beforeFlags
 	var out string
 	cmd := &cobra.Command{
@@ -213,7 +250,7 @@ RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "
 			if out == "" {
 				return usagef("-o FILE is needed: see --help")
 			}
-			img, err := registry.open(cmd, args[0])
+			img, err := before.registry.open(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -230,7 +267,6 @@ RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "
 	}
 	cmd.Flags().StringVarP(&out, "out", "o", "", "file that gets the bytes")
 	before.add(cmd.Flags())
-	registry.add(cmd.Flags())
 	return cmd
 }
 

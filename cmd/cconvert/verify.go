@@ -13,6 +13,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -26,6 +27,8 @@ image's configuration are what it gives.
 An image can be consistent and still come from anybody. So say who must have signed
 (--mrsigner, --signer-key), what must run (--mrenclave), or who must have stated it
 (--attest-verify-key); without any of these the answer is "not trusted", unless --any-signer.
+The loader is not measured, so say which runtime you expect (--runtime-digest, --lock,
+--known-runtimes), unless a statement by that key names it, or accept --any-runtime.
 
 With --start, the image's own loader is run, and nothing else of the image: in namespaces of its
 own, without network, up to the point where the CPU would check the signature. Every page that
@@ -55,6 +58,8 @@ type expectFlags struct {
 	minSVN, prodID        int
 	allowDebug, anySigner bool
 	allowSimulated        bool
+	anyRuntime            bool
+	runtimes, lock        string
 	layout                string
 }
 
@@ -69,6 +74,9 @@ func (e *expectFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&e.allowSimulated, "allow-simulated", false, "accept images of the simulated runtime, which have no enclave")
 	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default) or gsc, for images of Gramine Shielded Containers, of which it is not verified what starts the enclave")
 	f.StringSliceVar(&e.runtime, "runtime-digest", nil, "expected digest of the runtime's layer (repeatable: one of them)")
+	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
+	f.StringVar(&e.runtimes, "known-runtimes", "", "TOML file of runtimes, of which one is expected; see docs/verification.md")
+	f.BoolVar(&e.anyRuntime, "any-runtime", false, "accept any loader: it is not measured, and runs outside the enclave")
 	f.StringVar(&e.attestKey, "attest-verify-key", "", "file with the public key by which a statement of the enclave's identity must be signed")
 	f.BoolVar(&e.anySigner, "any-signer", false, "accept an image that is consistent, whoever signed it")
 }
@@ -107,6 +115,22 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		}
 	}
 	x.RuntimeDigest = append(x.RuntimeDigest, e.runtime...)
+	x.AnyRuntime = x.AnyRuntime || e.anyRuntime
+	if e.lock != "" {
+		l, err := libos.ReadLock(e.lock)
+		if err == nil && l == nil {
+			err = fmt.Errorf("%s is not there", e.lock)
+		}
+		if err != nil {
+			return x, &usageError{fmt.Errorf("--lock: %w", err)}
+		}
+		x.RuntimeDigest = append(x.RuntimeDigest, l.Runtime.Layer)
+	}
+	if x.Runtimes = cmp.Or(e.runtimes, x.Runtimes); x.Runtimes != "" {
+		if x.Known, err = verify.ReadRuntimes(x.Runtimes); err != nil {
+			return x, &usageError{fmt.Errorf("--known-runtimes: %w", err)}
+		}
+	}
 	x.AllowSimulated, x.Layout = x.AllowSimulated || e.allowSimulated, cmp.Or(e.layout, x.Layout)
 	x.AllowDebug, x.AnySigner = x.AllowDebug || e.allowDebug, x.AnySigner || e.anySigner
 	for _, f := range []struct {
@@ -200,7 +224,7 @@ func newVerify() *cobra.Command {
 			printReport(cmd.OutOrStdout(), r)
 		}
 		if err == nil && !r.Trusted {
-			err = fmt.Errorf("%s is %w: %s", img.Ref, errRefused, strings.Join(r.FailedChecks(), ", "))
+			err = fmt.Errorf("%s is %w: %s", img.Ref, errRefused, strings.Join(r.Unmet(), ", "))
 		}
 		return err
 	}
@@ -220,14 +244,7 @@ func printReport(w io.Writer, r *verify.Report) {
 	fmt.Fprintf(t, "product\t%d, security version %d\n", r.ISVProdID, r.ISVSVN)
 	t.Flush()
 	fmt.Fprintln(w)
-	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, c := range r.Checks {
-		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Status, c.Name, printable(c.Detail))
-		for _, p := range c.Problems {
-			fmt.Fprintf(t, "\t\t  %s\n", printable(p))
-		}
-	}
-	t.Flush()
+	printChecks(w, r)
 	switch {
 	case r.Trusted && len(r.Weaknesses) > 0:
 		fmt.Fprintf(w, "\ntrusted: it is what was expected. Weakened by its own settings: %s\n", printable(strings.Join(r.Weaknesses, ", ")))
@@ -238,4 +255,15 @@ func printReport(w io.Writer, r *verify.Report) {
 	default:
 		fmt.Fprintln(w, "\nNOT what it says that it is")
 	}
+}
+
+func printChecks(w io.Writer, r *verify.Report) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range r.Checks {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Status, c.Name, printable(c.Detail))
+		for _, p := range c.Problems {
+			fmt.Fprintf(t, "\t\t  %s\n", printable(p))
+		}
+	}
+	t.Flush()
 }

@@ -101,8 +101,11 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		a.Pages = a.EnclaveSize / sgx.PageSize
 	}
 	a.Findings = append(a.Findings, in.layers.findings...)
-	if tree.Lookup(libos.ManifestPath) != nil {
+	switch {
+	case tree.Lookup(libos.ManifestPath) != nil:
 		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath, "the image is the output of a conversion"))
+	case tree.Lookup(libos.Root) != nil:
+		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeReserved, launch.Error, libos.Root, ErrReserved.Error()))
 	}
 	return a, nil
 }

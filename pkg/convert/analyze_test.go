@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -45,6 +46,16 @@ func TestAnalyze(t *testing.T) {
 	a, err = convert.Analyze(context.Background(), options(t, r.Output.Ref))
 	require.NoError(t, err)
 	assert.True(t, found(a, launch.CodeConverted))
+
+	// What lies where the enclave goes would be the loader's.
+	for _, e := range []fixture.Entry{fixture.File("cconvert/gramine/lib/libprotobuf-c.so.1", "evil"), fixture.Dir("cconvert"), fixture.Symlink("cconvert", "/opt")} {
+		reserved := options(t, reg.Push(t, "reserved:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")), e))))
+		a, err = convert.Analyze(context.Background(), reserved)
+		require.NoError(t, err)
+		assert.True(t, found(a, launch.CodeReserved))
+		_, err = convert.Prepare(context.Background(), reserved)
+		assert.ErrorIs(t, err, convert.ErrReserved)
+	}
 
 	// Without a runtime everything else is still said.
 	o.Backend, o.Runtime = gramine.Backend{}, libos.LoadOptions{Source: "dir:" + filepath.Join(t.TempDir(), "none")}

@@ -23,6 +23,9 @@ import (
 // ErrConverted says that the source is the output of a conversion.
 var ErrConverted = errors.New("the image is already converted")
 
+// ErrReserved says that the source has files where the enclave goes, which the loader could take for its own.
+var ErrReserved = errors.New("the image has files at " + libos.Root + ", where the enclave goes")
+
 // Prepared is a conversion that lacks nothing but the signature.
 type Prepared struct {
 	source *image.Image
@@ -102,6 +105,9 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 
 	if in.contents.Tree.Lookup(libos.ManifestPath) != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, ErrConverted)
+	}
+	if in.contents.Tree.Lookup(libos.Root) != nil {
+		return nil, fmt.Errorf("%s: %w", o.Source, ErrReserved)
 	}
 	if err := p.seal(ctx, in.contents, in.runtime); err != nil {
 		return nil, err

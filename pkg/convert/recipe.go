@@ -281,7 +281,7 @@ func (r Recipe) SourceConfig(output, source []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var labels, old map[string]string
+	labels, old := map[string]string{}, map[string]string{}
 	for to, raw := range map[*map[string]string]json.RawMessage{&labels: run["Labels"], &old: before["Labels"]} {
 		if raw == nil {
 			continue

@@ -83,6 +83,7 @@ const (
 	CodeLocale            = "locale-missing"
 	CodeContainsEnclave   = "contains-enclave"
 	CodeConverted         = "already-converted"
+	CodeReserved          = "reserved-path"
 	CodeInterpreterAbsent = "interpreter-missing"
 	CodeLibraryAbsent     = "library-missing"
 	CodeTOCTrusted        = "toc-trusted"
@@ -144,6 +145,7 @@ var remedies = map[string]string{
 	CodeMountedSecrets:    "Have the program fetch its secrets after attestation.",
 	CodeLocale:            "Add the locale to the image, or use C.UTF-8.",
 	CodeContainsEnclave:   "Run the image as it is, or convert the one that it was made from. cconvert inspect shows its enclaves; reference, attest and deploy --epc are for it as it is.",
+	CodeReserved:          "Build the image without /cconvert: whatever lies there could be taken for a part of the runtime.",
 	CodeConverted:         "Convert the image that it was made from: its digest is in the label org.opencontainers.image.base.digest.",
 	CodeInterpreterAbsent: "Add the C library that the program was built for, or link the program statically.",
 	CodeLibraryAbsent:     "Add the package that has the library.",

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +26,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -89,6 +93,9 @@ func (a *victim) failed(ref string, withSource bool) []string {
 	r, err := verify.Verify(ctx, open(a.t, ref), source, a.expect, nil, verify.Options{})
 	require.NoError(a.t, err)
 	assert.Equal(a.t, len(r.FailedChecks()) == 0, r.Trusted)
+	before, err := verify.BeforeSigning(ctx, open(a.t, ref), source, verify.Options{})
+	require.NoError(a.t, err)
+	assert.Equal(a.t, r.Consistent, before.Consistent, "what is not consistent is not signed")
 	return r.FailedChecks()
 }
 
@@ -96,6 +103,15 @@ func (a *victim) failed(ref string, withSource bool) []string {
 func (x *tampered) add(layer int, more ...fixture.Entry) {
 	x.t.Helper()
 	x.edit(layer, func(l []fixture.Entry) []fixture.Entry { return append(l, more...) })
+}
+
+// below puts entries into a layer of the source's, as if it had been so from the beginning.
+func (x *tampered) below(more ...fixture.Entry) {
+	x.t.Helper()
+	x.add(base, more...)
+	id, err := x.layers[base].DiffID()
+	require.NoError(x.t, err)
+	x.recipe(func(r *convert.Recipe) { r.DiffIDs[base] = id.String() })
 }
 
 // insert puts a layer below the runtime's, and into the recipe.
@@ -142,7 +158,12 @@ func TestAttacks(t *testing.T) {
 		}},
 		"a file of the program in the runtime's layer": {verify.CheckOnTop, false, func(x *tampered) { x.add(runtimeLayer, fixture.File("cconvert/app/x", "x")) }},
 		"a whiteout behind the manifest":               {verify.CheckPolicy, false, func(x *tampered) { x.add(enclaveLayer, fixture.File("cconvert/app/.wh.entrypoint.manifest.sgx", "")) }},
-		"a layer in between":                           {verify.CheckSource, true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil"))) }},
+		"a library where the loader looks": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.Program("cconvert/gramine/lib/glibc-hwcaps/x86-64-v2/libprotobuf-c.so.1", fixture.ELF("")))
+		}},
+		"a link in the place of the enclave's directory": {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Symlink("cconvert", "/opt")) }},
+		"an empty directory of the loader's":             {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Dir("cconvert/gramine")) }},
+		"a layer in between":                             {verify.CheckSource, true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil"))) }},
 		"another variable outside": {verify.CheckSource, true, func(x *tampered) {
 			x.recipe(func(r *convert.Recipe) {
 				r.Options.Env = []string{"A=1"}
@@ -300,4 +321,70 @@ func TestAcceptedIsSaid(t *testing.T) {
 	}
 	a.expect.AllowSimulated = false
 	assert.Equal(t, []string{verify.CheckSimulated}, a.failed(a.reg.Host+"/dst:1", true))
+}
+
+// The loader is not measured: a runtime of the attacker's own, under a genuine signature, is not taken for vouched for.
+func TestLoaderThatNobodyVouchedFor(t *testing.T) {
+	prefix := t.TempDir()
+	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
+	require.NoError(t, err)
+	for name, content := range map[string]string{"sgx/loader": fixture.ELF(""), "sgx/libpal.so": string(pal), "direct/libpal.so": fixture.ELF(""), "libsysdb.so": "x"} {
+		file := filepath.Join(prefix, "lib/gramine", name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o755))
+	}
+	a := newVictim(t, func(o *convert.Options) {
+		o.Backend, o.Runtime = gramine.Backend{}, libos.LoadOptions{Source: "dir:" + prefix}
+		o.Launch.Enclave.Debug = true // the test's key is public
+	})
+	a.expect.AllowDebug = true
+	ref := a.reg.Host + "/dst:1"
+	r := check(t, ref, a.expect, nil)
+	assert.True(t, r.Consistent)
+	assert.False(t, r.Trusted)
+	assert.Empty(t, r.FailedChecks())
+	assert.Equal(t, []string{verify.CheckRuntimeIs}, r.Unmet())
+	layer := r.Recipe.Runtime.Digest
+
+	known := filepath.Join(prefix, "known.toml")
+	require.NoError(t, os.WriteFile(known, fmt.Appendf(nil, "[[runtime]]\nname = 'mine'\nlayer = %q\n", layer), 0o600))
+	table, err := verify.ReadRuntimes(known)
+	require.NoError(t, err)
+	for what, c := range map[string]struct {
+		change func(*verify.Expectations)
+		unmet  []string
+	}{
+		"accepted":                        {func(e *verify.Expectations) { e.AnyRuntime = true }, nil},
+		"expected":                        {func(e *verify.Expectations) { e.RuntimeDigest = []string{layer} }, nil},
+		"known":                           {func(e *verify.Expectations) { e.Known = table }, nil},
+		"another":                         {func(e *verify.Expectations) { e.RuntimeDigest = []string{"sha256:other"} }, []string{verify.CheckRuntimeIs}},
+		"another, though any is accepted": {func(e *verify.Expectations) { e.RuntimeDigest, e.AnyRuntime = []string{"sha256:other"}, true }, []string{verify.CheckRuntimeIs}},
+		"others are known":                {func(e *verify.Expectations) { e.Known = []verify.KnownRuntime{{Name: "x", Layer: "sha256:other"}} }, []string{verify.CheckRuntimeIs}},
+	} {
+		e := a.expect
+		c.change(&e)
+		r := check(t, ref, e, nil)
+		assert.Equal(t, c.unmet, r.Unmet(), what)
+		assert.Equal(t, c.unmet == nil, r.Trusted, what)
+	}
+	for _, bad := range []string{"x = 1", "[[runtime]]\nname = 'x'", "[[runtime]]\nname = 'x'\nlayer = 'y'", "[["} {
+		require.NoError(t, os.WriteFile(known, []byte(bad), 0o600))
+		_, err := verify.ReadRuntimes(known)
+		assert.ErrorIs(t, err, verify.ErrPolicy, bad)
+	}
+}
+
+// An image without labels, made from one that has ours, is no reason to panic.
+func TestNoLabels(t *testing.T) {
+	a := newVictim(t, nil)
+	img := sample(t)
+	config, err := img.ConfigFile()
+	require.NoError(t, err)
+	config = config.DeepCopy()
+	config.Config.Labels = map[string]string{convert.LabelBaseDigest: "sha256:other"}
+	img, err = mutate.ConfigFile(img, config)
+	require.NoError(t, err)
+	a.from = a.reg.Push(t, "src:labelled", img)
+	run(t, options(t, a.from), signer(t), a.reg.Host+"/dst:1")
+	assert.Contains(t, a.attack(true, func(x *tampered) { x.config.Config.Labels = nil }), verify.CheckConfig)
 }

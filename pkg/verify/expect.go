@@ -37,6 +37,10 @@ type Expectations struct {
 	Layout string `toml:"layout"`
 	// RuntimeDigest are digests of the runtime's layer, of which one must be there; empty: any.
 	RuntimeDigest []string `toml:"runtime_digest"`
+	// AnyRuntime goes without an expectation of the loader, which is not measured.
+	AnyRuntime bool `toml:"any_runtime"`
+	// Runtimes is a file of known runtimes, see ReadRuntimes.
+	Runtimes string `toml:"runtimes"`
 	// SignerKey and AttestKey are files: a key whose MRSIGNER is expected, and one by which a statement of the
 	// enclave's identity must be signed.
 	SignerKey string `toml:"signer_key"`
@@ -44,6 +48,8 @@ type Expectations struct {
 
 	// Attested is the key of AttestKey, nil if none.
 	Attested *attest.PublicKey `toml:"-"`
+	// Known are the runtimes of the file Runtimes, and others that are known.
+	Known []KnownRuntime `toml:"-"`
 }
 
 // ErrPolicy says that a file is no policy.
@@ -111,13 +117,8 @@ func (v *verification) expected(e Expectations, found Evidence) {
 	expected := cmp.Or(e.Layout, LayoutOurs)
 	compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
 		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
-	if len(e.RuntimeDigest) > 0 {
-		have := ""
-		if v.s.bundle != nil {
-			have = v.s.bundle.Layer.Digest
-		}
-		compare(CheckRuntimeIs, true, "the runtime's layer is an expected one", slices.Contains(e.RuntimeDigest, have),
-			fmt.Sprintf("it is %s, expected is %s", cmp.Or(have, "in no layer of its own"), list(e.RuntimeDigest)))
+	if c.Layout == LayoutOurs && (!simulated || len(e.RuntimeDigest) > 0) {
+		v.vouched(e, found)
 	}
 	if e.Attested != nil {
 		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
@@ -127,6 +128,31 @@ func (v *verification) expected(e Expectations, found Evidence) {
 	}
 	compare(CheckAnyIdentity, !e.AnySigner, "it was said who must have signed, or what must run", e.identity(),
 		"consistent, not trusted: anyone could have signed this. Expect --mrsigner, --signer-key, --mrenclave or --attest-verify-key, or accept --any-signer")
+}
+
+// vouched checks that somebody vouches for the runtime's layer. The loader in it is not measured: it runs outside the
+// enclave, where it cannot read what is in it, but sees all that is given to the container.
+func (v *verification) vouched(e Expectations, found Evidence) {
+	have := v.s.bundle.Layer.Digest
+	known := slices.IndexFunc(e.Known, func(k KnownRuntime) bool { return k.Layer == have })
+	stated := slices.ContainsFunc(found, func(f attest.Found) bool {
+		var said attest.Identity
+		return f.Verified && f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &said) == nil && said.Runtime.Digest == have
+	})
+	switch {
+	case slices.Contains(e.RuntimeDigest, have):
+		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", nil)
+	case known >= 0:
+		v.add(CheckRuntimeIs, "the runtime's layer is known: "+e.Known[known].Name, nil)
+	case len(e.RuntimeDigest) > 0:
+		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{fmt.Sprintf("it is %s, expected is %s", have, list(e.RuntimeDigest))})
+	case stated:
+		v.add(CheckRuntimeIs, "the holder of the expected key states this runtime", nil)
+	case e.AnyRuntime:
+		v.skip(CheckRuntimeIs, "nobody vouched for the loader, "+have+", which is not measured, and that was accepted")
+	default:
+		v.undecided(CheckRuntimeIs, "nobody vouched for the loader, which is not measured: expect its layer with --runtime-digest "+have+", or accept --any-runtime")
+	}
 }
 
 func list[T any](values []T) string {

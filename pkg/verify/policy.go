@@ -28,12 +28,7 @@ func (v *verification) policy(ctx context.Context) error {
 		v.foreignConfig()
 		return nil
 	}
-	n := max(0, len(v.s.indexes)-added)
-	below, err := rootfs.Merge(v.s.indexes[:n])
-	if err != nil {
-		return err
-	}
-	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.places.Backend, v.s.bundle, below, v.s.img.Config)
+	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.places.Backend, v.s.bundle, v.below, v.s.img.Config)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()

@@ -25,7 +25,7 @@ type Status string
 const (
 	OK      Status = "ok"
 	Failed  Status = "failed"
-	Skipped Status = "skipped" // it could not be made; that alone is no failure
+	Skipped Status = "skipped" // it could not be made; that alone is no failure, see Check.Undecided
 )
 
 // Check is one question that was asked of an image.
@@ -36,6 +36,9 @@ type Check struct {
 	Detail string `json:"detail"`
 	// Problems are what is wrong.
 	Problems []string `json:"problems,omitempty"`
+	// Undecided says that the check was skipped because nobody said what is expected, and that the image is not trusted
+	// until somebody does.
+	Undecided bool `json:"undecided,omitempty"`
 }
 
 // Names of checks.
@@ -87,6 +90,17 @@ func (r *Report) FailedChecks() []string {
 	return names
 }
 
+// Unmet names the checks that keep the image from being trusted: those that failed, and those that are undecided.
+func (r *Report) Unmet() []string {
+	var names []string
+	for _, c := range r.Checks {
+		if c.Status == Failed || c.Undecided {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
 // maxProblems is how many problems of one check are told.
 const maxProblems = 20
 
@@ -97,6 +111,12 @@ type verification struct {
 	report *Report
 	// sig is the image's SIGSTRUCT, as stored.
 	sig []byte
+	// below are the files under the runtime's layer; nil for images of other programs.
+	below *rootfs.Tree
+	// signing says that the image is looked at in order to sign it: it need not be signed yet.
+	signing bool
+	// readable says that all parts of the image could be read.
+	readable bool
 }
 
 func (v *verification) add(name, detail string, problems []string) {
@@ -107,11 +127,16 @@ func (v *verification) add(name, detail string, problems []string) {
 	if more := len(problems) - maxProblems; more > 0 {
 		problems = append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
 	}
-	v.report.Checks = append(v.report.Checks, Check{name, status, detail, problems})
+	v.report.Checks = append(v.report.Checks, Check{Name: name, Status: status, Detail: detail, Problems: problems})
 }
 
 func (v *verification) skip(name, why string) {
-	v.report.Checks = append(v.report.Checks, Check{name, Skipped, why, nil})
+	v.report.Checks = append(v.report.Checks, Check{Name: name, Status: Skipped, Detail: why})
+}
+
+// undecided notes a check that somebody has to decide on.
+func (v *verification) undecided(name, why string) {
+	v.report.Checks = append(v.report.Checks, Check{Name: name, Status: Skipped, Detail: why, Undecided: true})
 }
 
 // Verify recomputes everything that an image says of itself, and compares it with what is expected. Nothing
@@ -119,8 +144,28 @@ func (v *verification) skip(name, why string) {
 // not known. An image that is not what it says is no error but failed checks; an error means that it could not
 // be read.
 func Verify(ctx context.Context, img, source *image.Image, e Expectations, evidence Evidence, o Options) (*Report, error) {
+	v := &verification{}
+	r, err := v.consistency(ctx, img, source, evidence, o)
+	if err != nil || !v.readable {
+		return r, err
+	}
+	v.expected(e, evidence)
+	r.Trusted = len(r.Unmet()) == 0
+	return r, nil
+}
+
+// BeforeSigning is Verify for an image that is to be signed, for the first time or again: all that the signature will be
+// taken to vouch for is checked. The source is the image that it was made from, nil if that is not known. The report's
+// Consistent decides; nothing is expected of who has signed before.
+func BeforeSigning(ctx context.Context, img, source *image.Image, o Options) (*Report, error) {
+	v := &verification{signing: true}
+	return v.consistency(ctx, img, source, nil, o)
+}
+
+// consistency makes the checks of an image against itself.
+func (v *verification) consistency(ctx context.Context, img, source *image.Image, evidence Evidence, o Options) (*Report, error) {
 	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest}}
-	v := &verification{report: r, c: r.Converted}
+	v.report, v.c = r, r.Converted
 	var err error
 	if v.s, err = scan(ctx, img, o, true); err != nil {
 		if errors.Is(err, rootfs.ErrDigest) || errors.Is(err, image.ErrDigest) || errors.Is(err, rootfs.ErrOverlay) {
@@ -132,6 +177,11 @@ func Verify(ctx context.Context, img, source *image.Image, e Expectations, evide
 		return v.unreadable(err)
 	}
 	r.Converted, v.sig = v.c, v.s.files[v.s.places.SigStruct]
+	if v.s.places.Backend != nil {
+		if v.below, err = rootfs.Merge(v.s.indexes[:max(0, len(v.s.indexes)-added)]); err != nil {
+			return nil, err
+		}
+	}
 	v.platform()
 	v.layers()
 	v.onTop()
@@ -150,9 +200,7 @@ func Verify(ctx context.Context, img, source *image.Image, e Expectations, evide
 	}
 	v.source(source)
 	v.evidence(evidence)
-	r.Consistent = len(r.FailedChecks()) == 0
-	v.expected(e, evidence)
-	r.Trusted = len(r.FailedChecks()) == 0
+	r.Consistent, v.readable = len(r.FailedChecks()) == 0, true
 	return r, nil
 }
 
@@ -235,6 +283,9 @@ func (v *verification) onTop() {
 			problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", n, app, whatItDoes(e)))
 		}
 	}
+	if n := v.below.Lookup(libos.Root); n != nil {
+		problems = append(problems, fmt.Sprintf("layer %d, below the runtime's, has %q: what the loader loads would be the image's to decide", n.Layer+1, libos.Root))
+	}
 	if v.s.bundle.Foreign != nil {
 		problems = append(problems, fmt.Sprintf("layer %d, the runtime's: %v", n-added+1, v.s.bundle.Foreign))
 	}
@@ -261,6 +312,10 @@ func whatItDoes(e rootfs.Entry) string {
 }
 
 func (v *verification) sigStruct() {
+	if v.signing && v.c.Unsigned {
+		v.skip(CheckSigStruct, "the image is not signed yet")
+		return
+	}
 	var problems []string
 	if v.sig == nil {
 		problems = []string{v.c.SignatureError}

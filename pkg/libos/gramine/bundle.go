@@ -36,7 +36,7 @@ const (
 	directPAL    = Prefix + "/direct/libpal.so"
 
 	// bundleVersion rises whenever the same source would give another layer.
-	bundleVersion = 1
+	bundleVersion = 2
 )
 
 // DirectStart is the command that starts a converted image without SGX, for trying it.
@@ -239,7 +239,7 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 			return fmt.Errorf("the loader needs %s, which is not there: name a directory or package that has it with --runtime-libs", name)
 		}
 		if to == loaderInterp {
-			dirOfInterp = path.Dir(from)
+			dirOfInterp, content = path.Dir(from), patchLinker(content)
 		}
 		files[to] = libos.File{Path: to, Mode: 0o755, Content: content}
 		lib, err := rootfs.ParseELF(bytes.NewReader(content))

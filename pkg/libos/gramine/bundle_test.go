@@ -180,3 +180,14 @@ func TestReadLibrary(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, at)
 }
+
+// The runtime's dynamic linker looks nowhere in the image for what to load.
+func TestPatchLinker(t *testing.T) {
+	for from, to := range steering {
+		assert.Len(t, to, len(from))
+		assert.True(t, strings.HasPrefix(to, libos.Root+"/"))
+	}
+	assert.Len(t, noVariants, len(variants))
+	linker := "\x7fELF\x00/etc/ld.so.cache\x00/etc/ld.so.preload\x00\x48\xb8glibc-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf"
+	assert.Equal(t, "\x7fELF\x00/cconvert/.cache\x00/cconvert/.preload\x00\x48\xb8cconv-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf", string(patchLinker([]byte(linker))))
+}

@@ -18,6 +18,28 @@ const (
 	loaderRPath = "$ORIGIN/lib"
 )
 
+// steering are the paths by which a dynamic linker has others decide what it loads (ld.so(8)): a file of libraries to be
+// loaded first, a cache of where libraries are, and directories of variants for newer processors. In the linker that comes
+// with the runtime they lead below /cconvert, where nothing of the image is. Each has the length of what it replaces.
+var steering = map[string]string{
+	"/etc/ld.so.preload": "/cconvert/.preload",
+	"/etc/ld.so.cache":   "/cconvert/.cache",
+}
+
+// variants begins the name of the directories of variants for newer processors. Compilers put it into instructions, in
+// pieces of eight bytes.
+const variants, noVariants = "glibc-hw", "cconv-hw"
+
+// patchLinker has the runtime's dynamic linker ask nothing of the image what to load.
+func patchLinker(file []byte) []byte {
+	out := bytes.Clone(file)
+	for from, to := range steering {
+		copy(out, bytes.ReplaceAll(out, []byte("\x00"+from), []byte("\x00"+to)))
+	}
+	copy(out, bytes.ReplaceAll(out, []byte(variants), []byte(noVariants)))
+	return out
+}
+
 // patchLoader sets the interpreter of a dynamic program, in place, and gives it a DT_RPATH. That
 // is the older form of DT_RUNPATH, which an LD_LIBRARY_PATH in the image's environment cannot override
 // (gABI, "Shared Object Dependencies"). The entry is put into the unused room at the end of .dynamic.
