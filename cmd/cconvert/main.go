@@ -15,6 +15,7 @@ import (
 )
 
 func main() {
+	keepDescriptors()
 	if reexec.Init() {
 		return // a child that reads a database for this program
 	}

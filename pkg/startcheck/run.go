@@ -92,7 +92,7 @@ func Run(ctx context.Context, c Command) (*Result, error) {
 	}
 	theirs.Close()
 	kill := func() { _ = cmd.Process.Kill() }
-	r, err := watch(ctx, ours, kill)
+	r, err := watch(ctx, ours, cmd.Process.Pid, kill)
 	kill()
 	waitErr := cmd.Wait()
 	switch {
@@ -152,12 +152,19 @@ func become() error {
 	return s.execute()
 }
 
+// processors is what the loader learns of this machine.
+const processors = "/sys/devices/system"
+
 // enter makes the file system that the loader sees, and leaves the other one.
 func (s setup) enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making mounts private: %w", err)
 	}
-	if err := unix.Mount("tmpfs", s.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=2g"); err != nil {
+	size := 16 << 20 // for what a loader writes
+	for _, f := range s.Files {
+		size += len(f.Content) + os.Getpagesize()
+	}
+	if err := unix.Mount("tmpfs", s.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=755,size=%d,nr_inodes=10000", size)); err != nil {
 		return fmt.Errorf("mounting a file system in memory: %w", err)
 	}
 	for p, f := range s.Files { // in the new, empty file system: there are no links that a path could follow
@@ -172,7 +179,7 @@ func (s setup) enter() error {
 			return err
 		}
 	}
-	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/old"} {
+	for _, dir := range []string{"/proc", processors, "/dev", "/tmp", "/old"} {
 		if err := os.MkdirAll(s.Root+dir, 0o755); err != nil {
 			return err
 		}
@@ -185,12 +192,12 @@ func (s setup) enter() error {
 			return fmt.Errorf("mounting %s: %w", dev, err)
 		}
 	}
-	if err := unix.Mount("/sys", s.Root+"/sys", "", unix.MS_BIND|unix.MS_REC, ""); err != nil { // the loader counts processors
-		return fmt.Errorf("mounting /sys: %w", err)
+	if err := unix.Mount(processors, s.Root+processors, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mounting %s: %w", processors, err)
 	}
 	readOnly := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(unix.AT_FDCWD, s.Root+"/sys", unix.AT_RECURSIVE, readOnly); err != nil {
-		return fmt.Errorf("making /sys read-only: %w", err)
+	if err := unix.MountSetattr(unix.AT_FDCWD, s.Root+processors, 0, readOnly); err != nil {
+		return fmt.Errorf("making %s read-only: %w", processors, err)
 	}
 	if err := unix.Mount("proc", s.Root+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)

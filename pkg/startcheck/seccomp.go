@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -44,28 +46,18 @@ type (
 const (
 	notifyIDValid = 0x40082102 // SECCOMP_IOCTL_NOTIF_ID_VALID
 	notifyAddFD   = 0x40182103 // SECCOMP_IOCTL_NOTIF_ADDFD
-
-	// In struct seccomp_data.
-	offNr   = 0
-	offArch = 4
 )
 
-// filter reports the calls that could reach the SGX device; all others go through, in the usual ABI only.
-var filter = []unix.SockFilter{
-	{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offArch},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.AUDIT_ARCH_X86_64, Jt: 1},
-	{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_KILL_PROCESS},
-	{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offNr},
-	{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, K: 0x40000000, Jt: 4}, // x32
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_OPENAT, Jt: 4},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_OPEN, Jt: 3},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_IOCTL, Jt: 2},
-	{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
-	{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_KILL_PROCESS},
-	{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF},
+const socketFD = 3 // of the child
+
+// limits of the loader (getrlimit(2)). It needs little: the enclave's pages are in the watcher's file.
+var limits = map[int]uint64{
+	unix.RLIMIT_DATA: maxMemory, unix.RLIMIT_NPROC: 64, unix.RLIMIT_NOFILE: 256, unix.RLIMIT_FSIZE: 1 << 20, unix.RLIMIT_CORE: 0,
+	unix.RLIMIT_CPU: 600, unix.RLIMIT_MEMLOCK: 0, unix.RLIMIT_MSGQUEUE: 0,
 }
 
-const socketFD = 3 // of the child
+// maxMemory is how much a loader may take, in bytes.
+const maxMemory = 1 << 30
 
 // execute gives up every capability, has this thread's calls reported, and replaces the process by the loader.
 func (s setup) execute() error {
@@ -76,11 +68,20 @@ func (s setup) execute() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1024, Max: 1024}); err != nil {
-		return err
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("leaving the keys of the session: %w", err)
 	}
-	unix.CloseOnExec(socketFD)
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	for what, most := range limits {
+		if err := unix.Setrlimit(what, &unix.Rlimit{Cur: most, Max: most}); err != nil {
+			return fmt.Errorf("setting limits: %w", err)
+		}
+	}
+	// Whatever whoever started this program has left open is nothing for the loader.
+	if err := unix.CloseRange(socketFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("closing what is open: %w", err)
+	}
+	rules := filter()
+	program := unix.SockFprog{Len: uint16(len(rules)), Filter: &rules[0]}
 	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&program)))
 	if errno != 0 {
 		return fmt.Errorf("watching system calls: %w", errno)
@@ -97,7 +98,7 @@ var errNotStarted = errors.New("the loader was not started")
 
 // watch answers the loader's calls until EINIT or its end. The loader is killed before the call that it waits in
 // could return.
-func watch(ctx context.Context, socket *os.File, kill func()) (*Result, error) {
+func watch(ctx context.Context, socket *os.File, pid int, kill func()) (*Result, error) {
 	listener, err := receiveFD(ctx, socket)
 	if err != nil {
 		return nil, err
@@ -110,8 +111,14 @@ func watch(ctx context.Context, socket *os.File, kill func()) (*Result, error) {
 	}
 	defer unix.Close(device)
 	d := &driver{result: &Result{}, resize: func(size uint64) error { return unix.Ftruncate(device, int64(size)) }}
+	watching, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go weigh(watching, pid, device, func(err error) { stop(err); kill() })
 	for {
 		if err := readable(ctx, listener); err != nil {
+			if cause := context.Cause(watching); errors.Is(cause, errMemory) {
+				return nil, cause
+			}
 			if errors.Is(err, errEnded) {
 				return d.result, nil
 			}
@@ -127,6 +134,31 @@ func watch(ctx context.Context, socket *os.File, kill func()) (*Result, error) {
 		done, err := answerCall(ctx, listener, device, d, n)
 		if err != nil || done {
 			return d.result, err
+		}
+	}
+}
+
+// errMemory says that the loader was ended because of what it takes.
+var errMemory = errors.New("the loader takes more memory than building an enclave needs")
+
+// weigh ends a loader that takes too much memory where no limit of the kernel's counts: in mappings that are shared, and in
+// the file that stands for the device.
+func weigh(ctx context.Context, pid, device int, end func(error)) {
+	for t := time.NewTicker(20 * time.Millisecond); ctx.Err() == nil; {
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		var pages, resident uint64
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid)); err == nil {
+			_, _ = fmt.Fscan(strings.NewReader(string(b)), &pages, &resident)
+		}
+		var file unix.Stat_t
+		if unix.Fstat(device, &file) == nil && file.Blocks*512 > maxMemory || resident*uint64(os.Getpagesize()) > maxMemory {
+			end(fmt.Errorf("%w: it has more than %d MiB", errMemory, maxMemory>>20))
+			return
 		}
 	}
 }

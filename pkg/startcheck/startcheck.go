@@ -4,8 +4,9 @@
 // when the loader asks for EINIT it does what the CPU would do with the SIGSTRUCT. Nothing is ever executed in an enclave.
 //
 // The loader is untrusted code. It has no network, no capabilities, no files but the given ones and, to read, the
-// kernel's in /proc and /sys, and a time limit; where the caller is root, it is nobody. It still runs on this machine's
-// kernel, so a caller must be asked for it.
+// kernel's in /proc and of the processors in /sys. It inherits no descriptor and no key, can make no process and no
+// namespace, and may use some eighty system calls. Memory, files and time are limited; if the caller is root, it is
+// nobody. It still runs on this machine's kernel, so a caller must be asked for it.
 //
 // It needs Linux 5.14 on x86-64 with user namespaces, and a main function that begins with reexec.Init of
 // github.com/moby/sys.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -66,6 +67,36 @@ func main() {
 			fmt.Println("GROUPS", groups, err)
 		}
 		os.Exit(3)
+	}
+	if how == "probe" {
+		probe()
+		os.Exit(3)
+	}
+	if how == "memory" || how == "shared" || how == "file" {
+		flags, fd := syscall.MAP_ANON|syscall.MAP_PRIVATE, -1
+		if how == "shared" {
+			flags = syscall.MAP_ANON | syscall.MAP_SHARED
+		}
+		for size := 64 << 20; ; {
+			if how == "file" {
+				if fd < 0 {
+					fd, _ = syscall.Open("/dev/sgx_enclave", syscall.O_RDWR, 0)
+				}
+				if n, err := syscall.Write(fd, make([]byte, size)); err != nil {
+					fmt.Println("write:", n, err)
+					os.Exit(3)
+				}
+				continue
+			}
+			b, err := syscall.Mmap(fd, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, flags)
+			if err != nil {
+				fmt.Println("mmap:", err)
+				os.Exit(3)
+			}
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+		}
 	}
 	fd, err := syscall.Open("/dev/sgx_enclave", syscall.O_RDWR, 0)
 	if err != nil {
@@ -136,6 +167,41 @@ func main() {
 	initArg := []uintptr{uintptr(unsafe.Pointer(&sig[0]))}
 	ioctl(2, 8, unsafe.Pointer(&initArg[0]))
 	fmt.Println("EINIT RETURNED")
+}
+
+// probe tries what a loader has no business with, and tells what works.
+func probe() {
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && len(to) > 0 && to[0] == '/' && to != "/proc/1/fd" && to != "/dev/null" {
+			fmt.Println("HAS OPEN", e.Name(), to)
+		}
+	}
+	for fd := 3; fd < 64; fd++ {
+		if _, err := syscall.Openat(fd, "etc/hostname", syscall.O_RDONLY, 0); err == nil {
+			fmt.Println("REACHES THE HOST BY", fd)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		call []uintptr
+	}{
+		{"unshare", []uintptr{272, 0x10000000}}, {"setns", []uintptr{308, 0, 0}}, {"clone a process", []uintptr{56, 17}},
+		{"clone with namespaces", []uintptr{56, 0x10000000 | 0x10000}}, {"clone3", []uintptr{435, 0, 0}}, {"fork", []uintptr{57}}, {"vfork", []uintptr{58}},
+		{"AF_VSOCK", []uintptr{41, 40, 1, 0}}, {"AF_UNIX", []uintptr{41, 1, 1, 0}}, {"AF_INET", []uintptr{41, 2, 1, 0}}, {"socketpair", []uintptr{53, 1, 1, 0}},
+		{"io_uring", []uintptr{425, 8, 0}}, {"keyctl", []uintptr{250, 0, 0xfffffffd, 0}}, {"add_key", []uintptr{248}}, {"request_key", []uintptr{249}},
+		{"bpf", []uintptr{321, 0}}, {"perf", []uintptr{298, 0}}, {"userfaultfd", []uintptr{323, 0}}, {"ptrace", []uintptr{101, 0}}, {"mount", []uintptr{165}},
+		{"memfd", []uintptr{319}}, {"shmget", []uintptr{29, 0, 4096, 0x3ff}}, {"msgget", []uintptr{68, 0, 0x3ff}}, {"kill", []uintptr{62, 1, 0}},
+		{"process_vm_readv", []uintptr{310, 1}}, {"pidfd_open", []uintptr{434, 1, 0}}, {"openat2", []uintptr{437, 0, 0, 0, 0}}, {"name_to_handle_at", []uintptr{303}},
+	} {
+		args := append(c.call, 0, 0, 0, 0, 0, 0)
+		if _, _, errno := syscall.RawSyscall6(args[0], args[1], args[2], args[3], args[4], args[5], args[6]); errno != syscall.ENOSYS {
+			fmt.Println("MAY", c.name, errno)
+		}
+	}
+	if _, err := os.ReadDir("/sys/kernel"); err == nil {
+		fmt.Println("SEES /sys/kernel")
+	}
 }
 `
 
@@ -218,7 +284,19 @@ func TestRun(t *testing.T) {
 	r, err = start("write")
 	require.NoError(t, err)
 	assert.Equal(t, "stand-in write", strings.TrimSpace(r.Output), "the kernel's files cannot be written, whoever starts the loader")
-	for how, says := range map[string]string{"hang": "did not ask for EINIT within 1s", "size": "0x300000", "outside": "pages at 0x100000", "twice": "pages at 0x0 are there already", "nothing created": "added to no enclave"} {
+	open, err := syscall.Open("/", syscall.O_RDONLY, 0) // not closed on exec, as of a careless shell
+	require.NoError(t, err)
+	r, err = start("probe")
+	require.NoError(t, err)
+	assert.Equal(t, "stand-in probe", strings.TrimSpace(r.Output), "it may do nothing else than build an enclave")
+	require.NoError(t, syscall.Close(open))
+	r, err = start("memory")
+	require.NoError(t, err)
+	assert.Contains(t, r.Output, "cannot allocate memory")
+	r, err = start("file")
+	require.NoError(t, err)
+	assert.Contains(t, r.Output, "file too large")
+	for how, says := range map[string]string{"shared": "more memory than", "hang": "did not ask for EINIT within 1s", "size": "0x300000", "outside": "pages at 0x100000", "twice": "pages at 0x0 are there already", "nothing created": "added to no enclave"} {
 		_, err := start(how)
 		assert.ErrorContains(t, err, says, how)
 	}
