@@ -12,8 +12,9 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 )
 
-// unconfined is the variable by which a user accepts that the program is not confined.
-const unconfined = "CCONVERT_SIM_UNCONFINED"
+// unconfined is a file by which whoever starts the container accepts that the program is not confined. No image has it:
+// conversions refuse what has files there, and it is in no layer of theirs. A variable could be the image's own.
+const unconfined = libos.Root + "/unconfined"
 
 // run confines this process and replaces it by the program. The signature is a file that the program must
 // not be able to read.
@@ -21,8 +22,8 @@ func (p *program) run(argv, env, readable []string, sig string) error {
 	// The first version could not allow moving files between directories; the library would then confine
 	// nothing at all. So it counts as none.
 	if abi, err := landlocksys.LandlockGetABIVersion(); err != nil || abi < 2 {
-		if os.Getenv(unconfined) != "1" {
-			return fmt.Errorf("this kernel or the container's seccomp profile has no Landlock of version 2 (Linux 5.19), so the program cannot be confined to its files: set %s=1 to run it all the same", unconfined)
+		if _, err := os.Lstat(unconfined); err != nil {
+			return fmt.Errorf("this kernel or the container's seccomp profile has no Landlock of version 2 (Linux 5.19), so the program cannot be confined to its files: to run it all the same, mount a file, as with docker run -v /dev/null:%s", unconfined)
 		}
 		fmt.Fprintln(os.Stderr, "cconvert sim: the program is NOT CONFINED to the files of its manifest")
 	} else if err := p.confine(readable); err != nil {
