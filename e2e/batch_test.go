@@ -170,7 +170,7 @@ func TestServicePage(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, text(row+" .queued", row), source+"/base0@sha256:")
 	worker := newProcess(t, func() *exec.Cmd {
-		cmd := exec.Command(program, "worker", "--nats", url, "--key", key)
+		cmd := exec.Command(program, "worker", "--nats", url, "--key", key, "--files", f.dir)
 		cmd.Env = f.environment("worker")
 		return cmd
 	})

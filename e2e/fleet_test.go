@@ -331,7 +331,7 @@ func TestFleetInChaos(t *testing.T) {
 	var workers []*process
 	for i := range 3 {
 		workers = append(workers, newProcess(t, func() *exec.Cmd {
-			cmd := exec.Command(program, "worker", "--nats", url, "--key", key, "--parallel", "2", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
+			cmd := exec.Command(program, "worker", "--nats", url, "--key", key, "--files", f.dir, "--parallel", "2", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
 			cmd.Env = f.environment(fmt.Sprint("worker", i))
 			cmd.Stderr = os.Stderr
 			return cmd

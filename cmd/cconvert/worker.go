@@ -70,10 +70,10 @@ func (o *ownFlags) options() (own convert.Options, err error) {
 }
 
 // newBatchWorker puts a worker together. Its name is the machine's and the process's.
-func newBatchWorker(own convert.Options, signer sgx.Signer) *batch.Worker {
+func newBatchWorker(own convert.Options, signer sgx.Signer, files batch.Files) *batch.Worker {
 	host, _ := os.Hostname()
 	return &batch.Worker{
-		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own,
+		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own, Files: files,
 		Backends: []libos.Backend{gramine.Backend{}, sim.Backend{}}, Signer: signer,
 	}
 }
@@ -83,6 +83,7 @@ func newWorker() *cobra.Command {
 	var own ownFlags
 	var work workFlags
 	var unsigned, newSigner bool
+	var files batch.Files
 	var grace time.Duration
 	cmd := &cobra.Command{
 		Use:   "worker",
@@ -103,6 +104,7 @@ it at once, and what it had begun is given to others.`,
 	work.add(f)
 	f.BoolVar(&unsigned, "unsigned", false, "have no key: only images that are to be signed later can be converted")
 	f.BoolVar(&newSigner, "new-signer", false, "be the first of this queue's workers to sign by a new key; those that have another one are refused from then on")
+	f.StringArrayVar(&files.Dirs, "files", nil, "directory of this machine in which jobs may name runtimes, layouts and archives (repeatable; default: registries only)")
 	f.DurationVar(&grace, "grace", 5*time.Minute, "how long images that were begun may take after SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if queue.url == "" {
@@ -144,7 +146,7 @@ it at once, and what it had begun is given to others.`,
 				return err
 			}
 		}
-		w := newBatchWorker(options, signer)
+		w := newBatchWorker(options, signer, files)
 		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)
 		return q.Work(ctx, drain, w, o)
 	}

@@ -57,7 +57,7 @@ func newBench(t *testing.T) *bench {
 	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
 	b.worker = &batch.Worker{
-		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}},
+		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}}, Files: batch.Files{Dirs: []string{b.dir}},
 		Own: convert.Options{Cache: cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit), Image: image.Options{FirstPause: time.Millisecond}},
 	}
 	return b
@@ -260,6 +260,46 @@ func TestChangedTarget(t *testing.T) {
 			assert.Equal(t, made.Digest, b.reg.Digest(t, "out:0"), what)
 		}
 	}
+}
+
+// Whoever can write to the queue cannot have a worker read or write what is on its machine.
+func TestJobsOfStrangers(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	outside := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(outside, "secret"), []byte(fixture.ELF("")), 0o600))
+	require.NoError(t, os.Symlink(outside, filepath.Join(b.dir, "link")))
+	for what, c := range map[string]struct {
+		change func(*batch.Job)
+		ok     bool
+	}{
+		"an archive as the target":      {change: func(j *batch.Job) { j.Target = "docker-archive:" + outside + "/x.tar" }},
+		"a layout as the target":        {change: func(j *batch.Job) { j.Target = "oci:" + outside + "/x" }},
+		"a layout behind a link":        {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/link/x" }},
+		"a layout behind dots":          {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/../x" }},
+		"a daemon as the target":        {change: func(j *batch.Job) { j.Target = "docker-daemon:x:1" }},
+		"a daemon as the source":        {change: func(j *batch.Job) { j.Source = "docker-daemon:x:1" }},
+		"an archive as the source":      {change: func(j *batch.Job) { j.Source = "docker-archive:" + outside + "/secret" }},
+		"a secret as the runtime":       {change: func(j *batch.Job) { j.Runtime.Source = outside + "/secret" }},
+		"a directory as the runtime":    {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source = "gramine", "dir:"+outside }},
+		"a package as the runtime":      {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source = "gramine", "deb:"+b.dir+"/x,"+outside+"/y" }},
+		"a layout as the runtime":       {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source = "gramine", "oci:"+outside }},
+		"a directory of libraries":      {change: func(j *batch.Job) { j.Runtime.Libs = outside }},
+		"a layout where layouts may be": {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/new/out:1" }, ok: true},
+		"an archive where files may be": {change: func(j *batch.Job) { j.Target = "docker-archive:" + b.dir + "/out.tar:a:1" }, ok: true},
+	} {
+		j := b.job(0)
+		c.change(&j)
+		_, err := b.worker.Convert(context.Background(), j)
+		if c.ok {
+			assert.NoError(t, err, what)
+		} else {
+			assert.ErrorIs(t, err, batch.ErrFiles, what)
+		}
+	}
+	entries, err := os.ReadDir(outside)
+	require.NoError(t, err)
+	assert.Len(t, entries, 1)
 }
 
 // What is to be signed by somebody else counts as done only if all but the signature is what would be made.

@@ -30,6 +30,8 @@ type Worker struct {
 	Own convert.Options
 	// Backends are the runtimes that jobs can ask for.
 	Backends []libos.Backend
+	// Files says what of this machine jobs may name; the zero value: nothing.
+	Files Files
 	// Signer signs; nil: only unsigned images can be made.
 	Signer sgx.Signer
 	// Observe gives the observer of a conversion; nil: nobody is told.
@@ -64,6 +66,9 @@ type Outcome struct {
 func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 	if j.Problem != "" {
 		return nil, fmt.Errorf("%w: %s", errNothing, j.Problem)
+	}
+	if err := w.Files.check(j); err != nil {
+		return nil, err
 	}
 	w.once.Do(func() { w.runtimes, w.limits = map[Runtime]*loadedRuntime{}, map[string]*limit{} })
 	own := w.Own
