@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/sys/reexec"
 
+	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 )
 
@@ -25,10 +26,13 @@ func main() {
 	collectLater()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
-	err := newRoot().ExecuteContext(ctx)
+	err := run(ctx)
 	var interrupted *interruption
+	var mistake *bug.Error
 	switch {
 	case err == nil:
+	case errors.As(err, &mistake):
+		fmt.Fprintf(os.Stderr, "cconvert: %v\nhint: please report it, with the command and these lines\n%s", err, mistake.Stack)
 	case errors.As(err, &interrupted):
 		fmt.Fprintln(os.Stderr, "cconvert:", err)
 	case ctx.Err() != nil:
@@ -40,4 +44,10 @@ func main() {
 		}
 	}
 	os.Exit(exitCode(ctx, err))
+}
+
+// run carries out the command line.
+func run(ctx context.Context) (err error) {
+	defer bug.Catch(&err)
+	return newRoot().ExecuteContext(ctx)
 }

@@ -86,8 +86,9 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 	return cmd
 }
 
-// statedSource is the source by the name that a statement attached to the image gives it. It need not be true:
-// another source would have another digest than the recipe says.
+// statedSource is the source by the name that a statement attached to the image gives it. It need not be true: another
+// source would have another digest than the recipe says. But whoever can write to the registry has no say in where this
+// machine looks, so that it must be in the same registry.
 func statedSource(cmd *cobra.Command, img *image.Image) (string, error) {
 	artifacts, err := img.Referrers(cmd.Context(), attest.InTotoMediaType)
 	if err != nil {
@@ -96,6 +97,10 @@ func statedSource(cmd *cobra.Command, img *image.Image) (string, error) {
 	for _, f := range attest.Read(cmd.Context(), artifacts, nil) {
 		var identity attest.Identity
 		if f.Statement != nil && f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &identity) == nil && identity.Source.Name != "" {
+			name, err := image.ParseName(identity.Source.Name, false)
+			if err != nil || img.Ref.Name == nil || name.Context().RegistryStr() != img.Ref.Name.Context().RegistryStr() {
+				return "", usagef("an unsigned statement says that %s was made from %q, which is not in the same registry: if that is so, say --source", img.Ref, identity.Source.Name)
+			}
 			return identity.Source.Name, nil
 		}
 	}

@@ -475,6 +475,54 @@ func TestPoison(t *testing.T) {
 	}
 }
 
+// A record that cannot be read hides no other one, and is not waited for.
+func TestUnreadableRecord(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+	require.NoError(t, err)
+	go s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	require.True(t, s.ReadyForConnections(10*time.Second))
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	q, err := batch.Open(ctx, batch.QueueOptions{URL: s.ClientURL()})
+	require.NoError(t, err)
+	t.Cleanup(q.Close)
+	of := b.submit(q, b.jobs(2))
+	records, err := q.Records(ctx, of.ID)
+	require.NoError(t, err)
+	nc, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	for bucket, key := range map[string]string{"cconvert-records": of.ID + "." + records[0].ID, "cconvert-batches": "20990101-000000-broken"} {
+		kv, err := js.KeyValue(ctx, bucket)
+		require.NoError(t, err)
+		_, err = kv.Put(ctx, key, []byte(`{"job": 7`))
+		require.NoError(t, err)
+	}
+	done := b.work(q, of)
+	assert.Equal(t, map[batch.Status]int{batch.Converted: 1, batch.Failed: 1}, statuses(done))
+	found, err := q.Find(ctx, "")
+	require.NoError(t, err)
+	assert.Equal(t, of.ID, found.ID)
+	_, err = q.Retry(ctx, of)
+	require.NoError(t, err)
+}
+
+// What panics in one image is that image's failure.
+func TestPanic(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	b.worker.Observe = func(batch.Job) convert.Observer { panic("for the test") }
+	q := b.open()
+	r := b.work(q, b.submit(q, b.jobs(1)))[0]
+	assert.Equal(t, batch.Failed, r.Status)
+	assert.Contains(t, r.Error, "this is a bug in cconvert: for the test")
+}
+
 // A batch that others have left in the same place is not for this worker's key.
 func TestOtherBatches(t *testing.T) {
 	b := newBench(t)

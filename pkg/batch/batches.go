@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -104,10 +105,13 @@ func subject(r *Record) string {
 // Batches lists what the queue knows, the newest first.
 func (q *Queue) Batches(ctx context.Context) ([]*Batch, error) {
 	var list []*Batch
-	err := q.scan(ctx, q.batches, ">", func(value []byte) error {
+	err := q.scan(ctx, q.batches, ">", func(e jetstream.KeyValueEntry) {
 		b := &Batch{}
+		if err := json.Unmarshal(e.Value(), b); err != nil {
+			logrus.Errorf("the batch %s: %v: %v", e.Key(), errRecord, err)
+			return
+		}
 		list = append(list, b)
-		return json.Unmarshal(value, b)
 	})
 	slices.SortFunc(list, func(a, b *Batch) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.ID, a.ID)) })
 	return list, err
@@ -130,10 +134,8 @@ func (q *Queue) Find(ctx context.Context, id string) (*Batch, error) {
 // Records gives what is known of a batch's jobs, in the order of their sources.
 func (q *Queue) Records(ctx context.Context, batch string) ([]*Record, error) {
 	var list []*Record
-	err := q.scan(ctx, q.records, batch+".*", func(value []byte) error {
-		r := &Record{}
-		list = append(list, r)
-		return json.Unmarshal(value, r)
+	err := q.scan(ctx, q.records, batch+".*", func(e jetstream.KeyValueEntry) {
+		list = append(list, recordOf(e.Key(), e.Value()))
 	})
 	slices.SortFunc(list, func(a, b *Record) int {
 		return cmp.Or(cmp.Compare(a.Job.Source, b.Job.Source), cmp.Compare(a.Job.Target, b.Job.Target), cmp.Compare(a.ID, b.ID))
@@ -157,7 +159,7 @@ func (q *Queue) Retry(ctx context.Context, b *Batch) (failed int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	records = slices.DeleteFunc(records, func(r *Record) bool { return r.Status != Failed })
+	records = slices.DeleteFunc(records, func(r *Record) bool { return r.Status != Failed || r.Job.Source == "" })
 	for _, r := range records {
 		r.Status, r.Attempts, r.Begun, r.Error, r.Transient, r.Updated = Queued, 0, 0, "", false, time.Now().UTC()
 		r.Request++

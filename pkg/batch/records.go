@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirupsen/logrus"
 )
 
 // maxError is how much of an error a record holds, in bytes: registries answer with whole pages.
@@ -38,6 +39,18 @@ func parseRecord(b []byte) (*Record, error) {
 	return r, nil
 }
 
+// recordOf reads a record for people. One that cannot be read, of another version or damaged, must neither hide the
+// others nor be waited for: it has failed.
+func recordOf(key string, value []byte) *Record {
+	r, err := parseRecord(value)
+	if err != nil {
+		logrus.Errorf("%s: %v", key, err)
+		batch, id, _ := strings.Cut(key, ".")
+		return &Record{Batch: batch, ID: id, Status: Failed, Error: err.Error()}
+	}
+	return r
+}
+
 // get gives a record by its key, nil where there is none.
 func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
 	err = q.try(ctx, func(ctx context.Context) error {
@@ -56,8 +69,8 @@ func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64
 }
 
 // scan visits the present values of a bucket once.
-func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, visit func([]byte) error) error {
-	var values [][]byte
+func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, visit func(jetstream.KeyValueEntry)) error {
+	var values []jetstream.KeyValueEntry
 	err := q.try(ctx, func(ctx context.Context) error {
 		values = nil
 		w, err := kv.Watch(ctx, keys, jetstream.IgnoreDeletes())
@@ -71,7 +84,7 @@ func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, vi
 				if e == nil { // these were all that there are
 					return nil
 				}
-				values = append(values, e.Value())
+				values = append(values, e)
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -81,9 +94,7 @@ func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, vi
 		return fmt.Errorf("reading what the queue knows: %w", err)
 	}
 	for _, v := range values {
-		if err := visit(v); err != nil {
-			return fmt.Errorf("reading what the queue knows: %w", err)
-		}
+		visit(v)
 	}
 	return nil
 }
@@ -146,11 +157,7 @@ func (q *Queue) follow(ctx context.Context, batch string, see func(*Record), don
 			if e == nil {
 				continue
 			}
-			r, err := parseRecord(e.Value())
-			if err != nil {
-				return err
-			}
-			see(r)
+			see(recordOf(e.Key(), e.Value()))
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/time/rate"
 
+	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -63,7 +64,8 @@ type Outcome struct {
 }
 
 // Convert does a job, unless the target has its outcome already.
-func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
+func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
+	defer bug.Catch(&err)
 	if j.Problem != "" {
 		return nil, fmt.Errorf("%w: %s", errNothing, j.Problem)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -82,7 +83,10 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if o.Target != nil {
 		p.upload = image.NewUpload(ctx, *o.Target, o.Image)
 		upload := p.upload
-		p.present = sync.OnceValues(func() (*sgx.SigStruct, error) { return present(upload) })
+		p.present = sync.OnceValues(func() (_ *sgx.SigStruct, err error) {
+			defer bug.Catch(&err)
+			return present(upload)
+		})
 		if !o.AllowRollback {
 			go p.present() //nolint:errcheck // checkRollback sees what comes of it
 		}
@@ -126,6 +130,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	o.Observer.Stage("measuring the enclave")
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
+		defer bug.Catch(&err)
 		if p.sealed.SigStruct.MREnclave, err = sgx.Measure(gctx, p.sealed.Layout); err != nil {
 			return fmt.Errorf("measuring the enclave: %w", err)
 		}
@@ -286,8 +291,10 @@ func read(ctx context.Context, o Options) (*inputs, error) {
 	}
 	result := make(chan loaded, 1)
 	go func() {
-		b, err := o.Backend.Load(loading, o.Runtime)
-		result <- loaded{b, err}
+		var l loaded
+		defer func() { result <- l }()
+		defer bug.Catch(&l.err)
+		l.bundle, l.err = o.Backend.Load(loading, o.Runtime)
 	}()
 	in.runtime = sync.OnceValues(func() (*libos.Bundle, error) {
 		l := <-result

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
@@ -49,6 +50,7 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 		}
 		first[l.Digest] = i
 		g.Go(func() (err error) {
+			defer bug.Catch(&err)
 			if indexes[i], err = ls.index(ctx, l); err == nil {
 				err = room.Take(indexes[i])
 			}

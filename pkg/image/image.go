@@ -34,6 +34,8 @@ type Options struct {
 	// Idle is how long a registry may be silent while something is expected of it; 0: DefaultIdle. Over that time it must
 	// also send a kilobyte a second.
 	Idle time.Duration
+	// MaxAnswer is how many bytes a manifest, or another answer that is read whole, may have; 0: 16 MiB.
+	MaxAnswer int64
 	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched, and follows no
 	// redirect of a manifest to another repository, whatever host it is on.
 	OnlyRegistry bool
@@ -53,6 +55,13 @@ func (o Options) firstPause() time.Duration {
 		return o.FirstPause
 	}
 	return 500 * time.Millisecond
+}
+
+func (o Options) maxAnswer() int64 {
+	if o.MaxAnswer > 0 {
+		return o.MaxAnswer
+	}
+	return maxAnswer
 }
 
 func (o Options) idle() time.Duration {

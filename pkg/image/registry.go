@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	if near != nil && near.repo.Registry == repo.Registry {
 		ping = near.ping
 	}
-	repeated := &retryTransport{&patient{inner, o.idle()}, o.firstPause()}
+	repeated := &retryTransport{&patient{inner, o.idle()}, o.firstPause(), o.maxAnswer()}
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth,
 		transport.NewUserAgent(ping.over(&sameRepository{repeated, o.OnlyRegistry}), "cconvert"), scopes)
 	if err != nil {
@@ -183,7 +184,7 @@ func (s *registrySession) blob(ctx context.Context, d v1.Descriptor) (io.ReadClo
 		if parseErr != nil || f.Scheme != "https" && f.Scheme != s.repo.Scheme() {
 			continue
 		}
-		r.client, r.url = &http.Client{Transport: &retryTransport{&patient{remote.DefaultTransport, s.idle}, s.first}}, foreign
+		r.client, r.url = &http.Client{Transport: &retryTransport{&patient{remote.DefaultTransport, s.idle}, s.first, maxAnswer}}, foreign
 		if r.open() == nil {
 			return r, nil
 		}
@@ -270,6 +271,39 @@ func (r *blobReader) Close() error {
 		return nil
 	}
 	return r.body.Close()
+}
+
+// Manifest is one of any kind in a registry, read for its layers.
+type Manifest struct {
+	// Layers are its descriptors, as they are.
+	Layers []v1.Descriptor
+	s      *registrySession
+}
+
+// OpenManifest fetches the manifest of an artifact. The error is ErrNotFound if there is none.
+func OpenManifest(ctx context.Context, of name.Reference, o Options) (*Manifest, error) {
+	s, err := connect(ctx, of.Context(), []string{of.Context().Scope(transport.PullScope)}, o, nil)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.get(ctx, of, o)
+	if err != nil {
+		return nil, err
+	}
+	if !d.MediaType.IsImage() {
+		return nil, fmt.Errorf("the media type %q is %w: it is not a manifest with layers", d.MediaType, ErrUnsupported)
+	}
+	m, err := v1.ParseManifest(bytes.NewReader(d.Manifest))
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	return &Manifest{m.Layers, s}, nil
+}
+
+// Blob fetches one of the layers, of at most so many bytes, from the registry and nowhere else.
+func (m *Manifest) Blob(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
+	d.URLs = nil
+	return readBlob(ctx, d, limit, func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) { return m.s.blob(ctx, d) })
 }
 
 // ResolveTag asks a registry for the digest that a reference has now.

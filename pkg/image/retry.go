@@ -19,7 +19,7 @@ import (
 const (
 	attempts      = 5
 	maxRetryAfter = 2 * time.Minute
-	maxAnswer     = 64 << 20 // of answers that are read whole: manifests, configurations, tokens
+	maxAnswer     = 16 << 20 // of answers that are read whole: manifests, tokens, pages of lists
 )
 
 // pause waits between attempts; false when the context ended.
@@ -65,6 +65,7 @@ const (
 type retryTransport struct {
 	inner http.RoundTripper
 	first time.Duration
+	limit int64 // bytes of an answer that is read whole
 }
 
 func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
@@ -74,7 +75,7 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	for i := 1; ; i++ {
 		out, err := t.inner.RoundTrip(in)
 		if err == nil && ctx.Value(streamed) == nil {
-			out, err = readWhole(out)
+			out, err = readWhole(out, t.limit)
 		}
 		if err != nil && ctx.Err() == nil && !lasting(err) {
 			err = fmt.Errorf("%w: %w", errBroken, err)
@@ -129,14 +130,14 @@ func lasting(err error) bool {
 var errTooLarge = errors.New("answer too large")
 
 // readWhole replaces an answer's body by its content in memory.
-func readWhole(out *http.Response) (*http.Response, error) {
-	b, err := io.ReadAll(io.LimitReader(out.Body, maxAnswer+1))
+func readWhole(out *http.Response, limit int64) (*http.Response, error) {
+	b, err := io.ReadAll(io.LimitReader(out.Body, limit+1))
 	out.Body.Close()
 	if err != nil {
 		return nil, fmt.Errorf("reading the answer to %s %s: %w", out.Request.Method, out.Request.URL.Path, err)
 	}
-	if len(b) > maxAnswer {
-		return nil, fmt.Errorf("%w: that to %s %s has more than %d bytes", errTooLarge, out.Request.Method, out.Request.URL.Path, maxAnswer)
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%w: that to %s %s has more than %d bytes", errTooLarge, out.Request.Method, out.Request.URL.Path, limit)
 	}
 	out.Body = io.NopCloser(bytes.NewReader(b))
 	return out, nil

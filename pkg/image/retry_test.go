@@ -53,7 +53,7 @@ func TestStreamResetsAreRepeated(t *testing.T) {
 		}
 		return resp, nil
 	})
-	client := &http.Client{Transport: &retryTransport{inner, time.Millisecond}}
+	client := &http.Client{Transport: &retryTransport{inner, time.Millisecond, maxAnswer}}
 	r := &blobReader{ctx: context.WithValue(context.Background(), streamed, true), client: client, url: "http://registry.test/blob", first: time.Millisecond}
 	require.NoError(t, r.open())
 	b, err := io.ReadAll(r)
@@ -70,7 +70,7 @@ func TestLastingFailuresAreNotRepeated(t *testing.T) {
 	})
 	req, err := http.NewRequest(http.MethodGet, "http://registry.test/", nil)
 	require.NoError(t, err)
-	resp, err := (&http.Client{Transport: &retryTransport{inner, time.Millisecond}}).Do(req)
+	resp, err := (&http.Client{Transport: &retryTransport{inner, time.Millisecond, maxAnswer}}).Do(req)
 	if err == nil {
 		resp.Body.Close()
 	}

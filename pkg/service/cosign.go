@@ -6,16 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/image"
 )
 
 // Signatures of cosign lie under a tag that is made of the digest, as layers of their own type with the signature in an
@@ -31,73 +27,36 @@ const (
 // ErrUnsigned says that an image has no signature by any of the keys.
 var ErrUnsigned = errors.New("the image has no signature by one of the rule's keys")
 
-// access is how registries are read.
-type access struct {
-	keychain authn.Keychain
-	http     http.RoundTripper
-}
-
-func (a access) options(ctx context.Context) []remote.Option {
-	o := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(a.keychain)}
-	if a.http != nil {
-		o = append(o, remote.WithTransport(a.http))
+// signed looks for a signature of an image by one of the keys; the error is ErrUnsigned if there is none.
+func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o image.Options) error {
+	digest := of.DigestStr()
+	tag := of.Context().Tag(strings.ReplaceAll(digest, ":", "-") + ".sig")
+	m, err := image.OpenManifest(ctx, tag, o)
+	if errors.Is(err, image.ErrNotFound) {
+		return ErrUnsigned
 	}
-	return o
-}
-
-// signed looks for a signature of an image by one of the keys; the error is ErrUnsigned where there is none.
-func (a access) signed(ctx context.Context, image name.Digest, keys []*attest.PublicKey) error {
-	digest := image.DigestStr()
-	tag := image.Context().Tag(strings.ReplaceAll(digest, ":", "-") + ".sig")
-	img, err := remote.Image(tag, a.options(ctx)...)
 	if err != nil {
-		var answer *transport.Error
-		if errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
-			return ErrUnsigned
-		}
-		return fmt.Errorf("reading the signatures of %s: %w", image, err)
+		return fmt.Errorf("reading the signatures of %s: %w", of, err)
 	}
-	m, err := img.Manifest()
-	if err != nil {
-		return fmt.Errorf("reading the signatures of %s: %w", image, err)
-	}
-	for i, d := range m.Layers {
+	for _, d := range m.Layers[:min(len(m.Layers), maxSignatures)] {
 		signature, err := base64.StdEncoding.DecodeString(d.Annotations[signatureKey])
-		if i >= maxSignatures || d.MediaType != simpleSigning || d.Size > maxSignedBytes || err != nil || len(signature) == 0 {
+		if d.MediaType != simpleSigning || d.Size > maxSignedBytes || err != nil || len(signature) == 0 {
 			continue
 		}
-		payload, err := a.blob(ctx, image.Context().Digest(d.Digest.String()))
+		payload, err := m.Blob(ctx, d, maxSignedBytes)
+		if err != nil && (image.Transient(err) || ctx.Err() != nil) {
+			return fmt.Errorf("reading the signatures of %s: %w", of, err)
+		}
 		if err != nil {
-			return fmt.Errorf("reading the signatures of %s: %w", image, err)
+			continue // it is not there, or not what its digest says: another one may be
 		}
 		for _, k := range keys {
-			if len(payload) <= maxSignedBytes && k.Verify(ctx, payload, signature) == nil && about(payload, digest) {
+			if k.Verify(ctx, payload, signature) == nil && about(payload, digest) {
 				return nil
 			}
 		}
 	}
 	return ErrUnsigned
-}
-
-// blob reads a small blob, nil where there is none. The registry alone is asked: a manifest can name other places.
-func (a access) blob(ctx context.Context, of name.Digest) ([]byte, error) {
-	l, err := remote.Layer(of, a.options(ctx)...)
-	if err != nil {
-		return nil, err
-	}
-	r, err := l.Compressed()
-	if err != nil {
-		if codeOf(err) != http.StatusBadGateway {
-			return nil, nil
-		}
-		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, maxSignedBytes+1))
-	if err != nil && ctx.Err() == nil {
-		return nil, nil //nolint:nilerr // it is not what its digest says
-	}
-	return b, err
 }
 
 // about says whether what was signed is a statement about an image of this digest. The name in it is whatever the signer

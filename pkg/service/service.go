@@ -17,7 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/sirupsen/logrus"
 
@@ -56,12 +55,14 @@ const (
 	maxShown   = 1000    // in a list
 	atOnce     = 64      // requests
 	askFor     = 30 * time.Second
+
+	// maxManifest is how many bytes a manifest may have: what is asked for is in anybody's hands, and many ask at a time.
+	maxManifest = 4 << 20
 )
 
 // Service answers requests.
 type Service struct {
 	o       Options
-	access  access
 	mux     *http.ServeMux
 	handler http.Handler // of requests that are allowed
 	few     chan struct{}
@@ -74,7 +75,7 @@ type Service struct {
 // New makes a service. Run keeps it up to date.
 func New(o Options) *Service {
 	s := &Service{o: o, few: make(chan struct{}, atOnce), records: map[string]*batch.Record{}, mux: http.NewServeMux()}
-	s.access = access{o.Image.Keychain, o.Image.HTTP}
+	s.o.Image.OnlyRegistry, s.o.Image.MaxAnswer = true, maxManifest
 	s.metrics = newMetrics(s)
 	s.routes()
 	// A browser sends the password of this page's user with whatever another page has it send.
@@ -194,16 +195,16 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 		return nil, refuse(http.StatusTooManyRequests, "%d conversions are waiting", maxWaiting)
 	}
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
-	d, err := remote.Head(ref, s.access.options(ctx)...)
+	digest, err := image.ResolveTag(ctx, image.Reference{Transport: image.Registry, Name: ref}, s.o.Image)
 	if err != nil {
 		if codeOf(err) == http.StatusNotFound {
 			return nil, refuse(http.StatusNotFound, "%s does not exist", ref)
 		}
 		return nil, refuse(codeOf(err), "finding %s: %w", ref, err)
 	}
-	pinned := ref.Context().Digest(d.Digest.String())
+	pinned := ref.Context().Digest(digest)
 	if !rule.AllowUnsigned {
-		switch err := s.access.signed(ctx, pinned, s.o.Keys[rule]); {
+		switch err := signed(ctx, pinned, s.o.Keys[rule], s.o.Image); {
 		case errors.Is(err, ErrUnsigned):
 			return nil, refuse(http.StatusForbidden, "%s: %w", ref, err)
 		case err != nil:

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,7 +85,7 @@ convert:
 - {repository: %[1]s/signed, keys: [a, b]}
 `, p.reg.Host))
 	require.NoError(t, err)
-	o := service.Options{Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain}, Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{}}
+	o := service.Options{Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond}, Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{}}
 	for _, k := range p.keys {
 		der, err := x509.MarshalPKIXPublicKey(k.Public())
 		require.NoError(t, err)
@@ -405,6 +406,60 @@ func TestBadRequests(t *testing.T) {
 	records, err := p.queue.Records(context.Background(), batch.Requests)
 	require.NoError(t, err)
 	assert.Empty(t, records, "nothing was queued")
+}
+
+// A name that a registry would clean, or lead to another one, does not get past the rules.
+func TestNamesAroundTheRules(t *testing.T) {
+	p := newPlace(t)
+	p.push("free:1", "1")
+	p.push("signed:1", "2")
+	for _, s := range []string{"free/../signed:1", "free/./../signed:1", "free//../signed:1", "./signed:1", "x/../free:1", "free:..", "free:1/../../signed/manifests/1", "free@sha256:../1"} {
+		code, answer := p.convert(p.reg.Host + "/" + s)
+		assert.Equal(t, http.StatusBadRequest, code, "%s: %v", s, answer)
+		event := fmt.Sprintf(`{"events":[{"id":"1","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":%q,"tag":"1","digest":"sha256:0"},"request":{"host":%q}}]}`, strings.TrimSuffix(s, ":1"), p.reg.Host)
+		code, answer = p.ask("POST", "/api/v1/notifications/distribution", event)
+		assert.Equal(t, http.StatusAccepted, code)
+		assert.Empty(t, answer["conversions"], s)
+	}
+	for _, to := range []string{"/v2/signed/manifests/1", "http://" + p.reg.Host + "/v2/signed/manifests/1"} {
+		p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+			if strings.HasPrefix(r.URL.Path, "/v2/free/manifests/") {
+				http.Redirect(w, r, to, http.StatusMovedPermanently)
+				return true
+			}
+			return false
+		})
+		code, _ := p.convert(p.reg.Host + "/free:1")
+		assert.Equal(t, http.StatusBadGateway, code)
+	}
+	records, err := p.queue.Records(context.Background(), batch.Requests)
+	require.NoError(t, err)
+	assert.Empty(t, records, "nothing was queued")
+}
+
+// What a registry answers without end is not read without end, however many ask for it.
+func TestEndlessSignatures(t *testing.T) {
+	p := newPlace(t)
+	ref := p.push("signed:1", "1")
+	var sent atomic.Int64
+	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if !strings.HasSuffix(r.URL.Path, ".sig") {
+			return false
+		}
+		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		_, _ = io.WriteString(w, `{"schemaVersion":2,"layers":[`)
+		for chunk := bytes.Repeat([]byte(`{"size":1},`), 10_000); sent.Load() < 1<<30; {
+			n, err := w.Write(chunk)
+			sent.Add(int64(n))
+			if err != nil {
+				break
+			}
+		}
+		return true
+	})
+	code, answer := p.convert(ref)
+	assert.Equal(t, http.StatusBadGateway, code, "%v", answer)
+	assert.Less(t, sent.Load(), int64(64<<20), "a few megabytes, and what is on its way")
 }
 
 // Registries tell of everything that is pushed to them; what no rule allows is left out.

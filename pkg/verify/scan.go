@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -45,6 +46,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 	g.SetLimit(max(1, o.Jobs))
 	for i, l := range img.Layers {
 		g.Go(func() (err error) {
+			defer bug.Catch(&err)
 			if s.indexes[i], err = o.scan(gctx, l, so); err == nil {
 				err = room.Take(s.indexes[i])
 			}
