@@ -86,6 +86,10 @@ func hintFor(err error) string {
 		return "it is never written over: if it is a key, use it, or choose another file with --out"
 	case errors.As(err, &dns):
 		return "no such registry. A local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE, a layout oci:DIR. Without a network, take the runtime from this machine: --runtime gramine=dir:PREFIX, or --runtime sim"
+	case errors.Is(err, rootfs.ErrLimit):
+		return "is the image meant to be that large? Then raise --max-file, --max-layer, --max-image or --max-files"
+	case errors.Is(err, convert.ErrReserved):
+		return "build the image without /cconvert: what lies there could be taken for a part of the runtime"
 	case errors.Is(err, image.ErrReference):
 		return "names are NAME:TAG in lower case, oci:DIR:TAG, docker-archive:FILE or docker-daemon:NAME"
 	case errors.Is(err, image.ErrUnauthorized):

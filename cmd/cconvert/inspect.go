@@ -116,7 +116,7 @@ func (r *registryFlags) open(cmd *cobra.Command, name string) (*image.Image, err
 // reading says how layers are read where nothing is converted.
 func (r *registryFlags) reading() verify.Options {
 	inflate, _ := rootfs.FindInflater("auto") // that there is none is fine
-	return verify.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate}
+	return verify.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate, Limits: r.limits}
 }
 
 // printEnclaves shows the enclaves that an image has of its own.

@@ -81,7 +81,7 @@ func (l *layerFlags) choose(o *convert.Options, reg registryFlags) (err error) {
 	if o.Inflate, err = rootfs.FindInflater(l.inflate); err != nil {
 		return usagef("--inflate %s: %w", l.inflate, err)
 	}
-	o.TrustTOC = l.toc
+	o.TrustTOC, o.Limits = l.toc, reg.limits
 	o.Shared, err = l.shared(reg)
 	return err
 }

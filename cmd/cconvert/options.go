@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
@@ -19,6 +20,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -26,14 +28,48 @@ import (
 type registryFlags struct {
 	insecure bool
 	jobs     int
+	idle     time.Duration
+	limits   rootfs.Limits
 }
 
 func (r *registryFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&r.insecure, "insecure", false, "speak HTTP to registries (always tried for loopback addresses)")
 	f.IntVarP(&r.jobs, "jobs", "j", 0, "layers that are read or sent at a time (default: one for each processor)")
+	f.DurationVar(&r.idle, "registry-timeout", image.DefaultIdle, "how long a registry may be silent; over that time it must also send a kilobyte a second")
+	addLimits(f, &r.limits)
 }
 
-func (r *registryFlags) options() image.Options { return image.Options{Jobs: r.jobs} }
+func (r *registryFlags) options() image.Options { return image.Options{Jobs: r.jobs, Idle: r.idle} }
+
+// sizeFlag is a number of bytes, as in 64G.
+type sizeFlag struct{ bytes *int64 }
+
+func (s sizeFlag) Type() string { return "size" }
+
+func (s sizeFlag) String() string {
+	if s.bytes == nil {
+		return ""
+	}
+	return manifest.FormatSize(uint64(*s.bytes))
+}
+
+func (s sizeFlag) Set(text string) error {
+	n, err := manifest.ParseSize(text)
+	if err != nil || n == 0 || n > 1<<50 {
+		return errors.New("a size such as 64G expected")
+	}
+	*s.bytes = int64(n)
+	return nil
+}
+
+// addLimits adds the flags that bound what an image may hold.
+func addLimits(f *pflag.FlagSet, l *rootfs.Limits) {
+	*l = rootfs.Limits{FileBytes: rootfs.DefaultFileBytes, LayerBytes: rootfs.DefaultLayerBytes, ImageBytes: rootfs.DefaultImageBytes}
+	f.Var(sizeFlag{&l.FileBytes}, "max-file", "size of a file up to which images are read")
+	f.Var(sizeFlag{&l.LayerBytes}, "max-layer", "size of all files of a layer up to which images are read")
+	f.Var(sizeFlag{&l.ImageBytes}, "max-image", "size of all files of all layers up to which images are read")
+	f.IntVar(&l.Files, "max-files", rootfs.DefaultFiles, "number of files, directories and links up to which images are read")
+}
 
 // runtimeFlags choose the library OS.
 type runtimeFlags struct {

@@ -58,7 +58,7 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 			o.Runtime = &load
 		}
 		// Nothing that was kept, here or by others, is believed.
-		o.Convert = convert.Options{Image: registry.options(), Jobs: registry.jobs, Inflate: o.Read.Inflate}
+		o.Convert = convert.Options{Image: registry.options(), Jobs: registry.jobs, Inflate: o.Read.Inflate, Limits: registry.limits}
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Convert.Observer = progress

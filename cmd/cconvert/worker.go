@@ -22,20 +22,21 @@ import (
 // workFlags say how many images are worked on, and how often one is tried.
 type workFlags struct {
 	parallel, attempts int
-	pause              time.Duration
+	pause, timeout     time.Duration
 }
 
 func (w *workFlags) add(f *pflag.FlagSet) {
 	f.IntVar(&w.parallel, "parallel", 4*runtime.NumCPU(), "images that are converted at a time; most of the time each waits for a registry")
 	f.IntVar(&w.attempts, "attempts", batch.DefaultAttempts, "how often an image is tried that fails for a reason that may pass")
+	f.DurationVar(&w.timeout, "image-timeout", batch.DefaultTimeout, "how long one attempt at an image may take")
 	f.DurationVar(&w.pause, "retry-pause", batch.DefaultFirstPause, "wait before the second attempt; it doubles")
 }
 
 func (w *workFlags) options() (batch.WorkOptions, error) {
-	if w.parallel < 1 || w.attempts < 1 || w.pause <= 0 {
-		return batch.WorkOptions{}, usagef("--parallel, --attempts and --retry-pause are positive")
+	if w.parallel < 1 || w.attempts < 1 || w.pause <= 0 || w.timeout <= 0 {
+		return batch.WorkOptions{}, usagef("--parallel, --attempts, --retry-pause and --image-timeout are positive")
 	}
-	return batch.WorkOptions{Parallel: w.parallel, Attempts: w.attempts, FirstPause: w.pause}, nil
+	return batch.WorkOptions{Parallel: w.parallel, Timeout: w.timeout, Attempts: w.attempts, FirstPause: w.pause}, nil
 }
 
 // ownFlags are what is a worker's own, whatever it converts.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -473,6 +474,43 @@ func TestPoison(t *testing.T) {
 			return
 		}
 	}
+}
+
+// Images of a registry that never gets done do not keep those of others waiting, nor last for ever.
+func TestSilentRegistry(t *testing.T) {
+	b, silent := newBench(t), fixture.NewRegistry(t)
+	b.push(4)
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	silent.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+		return true
+	})
+	var jobs []batch.Job
+	for i := range 16 {
+		j := b.job(0)
+		j.Source = fmt.Sprintf("%s/app:%d", silent.Host, i)
+		j.Target = fmt.Sprintf("%s/silent:%d", b.reg.Host, i)
+		jobs = append(jobs, j)
+	}
+	b.options = batch.WorkOptions{Parallel: 4, Attempts: 1, FirstPause: time.Millisecond, Timeout: 2 * time.Second}
+	q := b.open()
+	of := b.submit(q, append(jobs, b.jobs(4)...))
+	records := b.work(q, of)
+	assert.Equal(t, map[batch.Status]int{batch.Converted: 4, batch.Failed: 16}, statuses(records))
+	slices.SortFunc(records, func(a, b *batch.Record) int { return a.Updated.Compare(b.Updated) })
+	last := 0
+	for i, r := range records {
+		if r.Status == batch.Failed {
+			assert.Contains(t, r.Error, "it took longer than 2s")
+		} else {
+			last = i
+		}
+	}
+	assert.Less(t, last, 4+8, "the others are done while the silent ones still wait, four at a time")
 }
 
 // A record that cannot be read hides no other one, and is not waited for.

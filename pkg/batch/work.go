@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,8 +22,11 @@ import (
 type WorkOptions struct {
 	// Batch is the one whose jobs are taken; empty: those of all. Only a queue in this process can be asked for one.
 	Batch string
-	// Parallel is how many images are converted at a time.
+	// Parallel is how many images are converted at a time. If all of these are of one registry, which may be slow, a
+	// quarter more is kept for those of others.
 	Parallel int
+	// Timeout is how long one attempt at an image may take; 0: DefaultTimeout.
+	Timeout time.Duration
 	// Attempts is how often an image is tried that fails for reasons that may pass.
 	Attempts int
 	// FirstPause is the wait before the second attempt. It doubles, up to thirty times itself.
@@ -33,6 +37,7 @@ type WorkOptions struct {
 const (
 	DefaultAttempts   = 5
 	DefaultFirstPause = 2 * time.Second
+	DefaultTimeout    = time.Hour
 )
 
 // maxDeaths is how many workers may end while they are at an image: then it is the image that ends them.
@@ -48,42 +53,70 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 	if err != nil {
 		return err
 	}
-	source := &source{consumers: consumers}
+	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
+	source := &source{consumers: consumers, most: o.Parallel, busy: make([]int, len(consumers))}
 	stop, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(drain, cancel)()
 	var slots sync.WaitGroup
-	for range o.Parallel {
+	for range o.Parallel + o.Parallel/4 {
 		slots.Go(func() { q.slot(ctx, stop, w, o, source) })
 	}
 	slots.Wait()
 	return ctx.Err()
 }
 
-// source gives a worker its jobs, from the lanes in turn. One slot asks at a time, so that an idle worker asks no more
-// than one.
+// source gives a worker its jobs, from the lanes in turn. One slot asks at a time.
 type source struct {
 	mu        sync.Mutex
 	consumers []jetstream.Consumer
 	lane      int
 	trouble   string // that was told of
+	most      int    // that may be of one lane at a time
+	busy      []int  // by lane
 }
 
-// next waits for a job, nil where stop has ended.
-func (s *source) next(stop context.Context) (jetstream.Msg, time.Duration) {
+// task is a job that was taken.
+type task struct {
+	msg   jetstream.Msg
+	lease time.Duration
+	lane  int
+}
+
+// done gives the task's place in its lane back.
+func (s *source) done(t *task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.busy[t.lane]--
+}
+
+// next waits for a job; nil if stop has ended.
+func (s *source) next(stop context.Context) *task {
 	for stop.Err() == nil {
-		for range s.consumers {
-			s.lane = (s.lane + 1) % len(s.consumers)
-			c := s.consumers[s.lane]
-			if msg := s.fetch(c); msg != nil {
-				return msg, c.CachedInfo().Config.AckWait
-			}
+		if t := s.take(); t != nil {
+			return t
 		}
 		pause(stop, idle)
 	}
-	return nil, 0
+	return nil
+}
+
+// take asks each lane once that is not full.
+func (s *source) take() *task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for range s.consumers {
+		s.lane = (s.lane + 1) % len(s.consumers)
+		if s.busy[s.lane] >= s.most {
+			continue
+		}
+		c := s.consumers[s.lane]
+		if msg := s.fetch(c); msg != nil {
+			s.busy[s.lane]++
+			return &task{msg, c.CachedInfo().Config.AckWait, s.lane}
+		}
+	}
+	return nil
 }
 
 // fetch takes a job from a lane, nil where there is none, or the queue cannot be reached, which is told once.
@@ -106,11 +139,12 @@ func (s *source) fetch(c jetstream.Consumer) jetstream.Msg {
 // slot does one job after the other.
 func (q *Queue) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from *source) {
 	for {
-		msg, lease := from.next(stop)
-		if msg == nil {
+		t := from.next(stop)
+		if t == nil {
 			return
 		}
-		q.handle(ctx, w, o, msg, lease)
+		q.handle(ctx, w, o, t.msg, t.lease)
+		from.done(t)
 	}
 }
 
@@ -164,7 +198,12 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 		return
 	}
 	begin := time.Now()
-	out, err := w.Convert(ctx, r.Job)
+	attempt, end := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("it took longer than %s", o.Timeout))
+	out, err := w.Convert(attempt, r.Job)
+	if err != nil && attempt.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", context.Cause(attempt), err)
+	}
+	end()
 	r.Seconds = time.Since(begin).Seconds()
 	if ctx.Err() != nil {
 		_ = msg.Nak()

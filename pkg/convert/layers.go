@@ -34,13 +34,13 @@ type layers struct {
 }
 
 func newLayers(o Options) *layers {
-	return &layers{o: o, scan: rootfs.Options{Keep: o.Launch.Keep(), Inflate: o.Inflate}}
+	return &layers{o: o, scan: rootfs.Options{Keep: o.Launch.Keep(), Inflate: o.Inflate, Limits: o.Limits}}
 }
 
 // merge reads the layers side by side, and lays them over each other.
 func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
 	indexes := make([]*rootfs.Index, len(img.Layers))
-	var room rootfs.Room
+	room := rootfs.Room{Limits: ls.o.Limits}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(ls.o.jobs())
 	first := map[string]int{}
@@ -83,7 +83,7 @@ func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, err
 	index, err := ls.read(ctx, l, ls.scan)
 	if errors.Is(err, rootfs.ErrInflater) { // what is in the layer decides, not how a program fares
 		ls.o.Observer.Stage("reading the layer again: " + err.Error())
-		index, err = ls.read(ctx, l, rootfs.Options{Keep: ls.scan.Keep})
+		index, err = ls.read(ctx, l, rootfs.Options{Keep: ls.scan.Keep, Limits: ls.o.Limits})
 	}
 	if err != nil {
 		return nil, err

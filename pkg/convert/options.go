@@ -53,6 +53,8 @@ type Options struct {
 	TrustTOC bool
 	// Inflate says what inflates gzip.
 	Inflate rootfs.Inflater
+	// Limits bound what the image may hold.
+	Limits rootfs.Limits
 	// Observer is told how the conversion gets on; nil: nobody.
 	Observer Observer
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -273,23 +272,4 @@ func TestForeignLayerWithoutPlaces(t *testing.T) {
 	r, err := out.Layers[2].Open(ctx)
 	require.NoError(t, err)
 	r.Close()
-}
-
-func TestRetryAfterAsDate(t *testing.T) {
-	reg := fixture.NewRegistry(t)
-	ref, refused := reg.Push(t, "app:1", sample(t)), false
-	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if refused || !strings.Contains(r.URL.Path, "/manifests/") {
-			return false
-		}
-		refused = true
-		w.Header().Set("Retry-After", time.Now().Add(2*time.Second).UTC().Format(http.TimeFormat))
-		w.WriteHeader(http.StatusTooManyRequests)
-		return true
-	})
-	begin := time.Now()
-	img, err := image.Open(context.Background(), parse(t, ref), quick)
-	require.NoError(t, err)
-	img.Close()
-	assert.Greater(t, time.Since(begin), 500*time.Millisecond, "the server's wish is kept, not the first pause of a millisecond")
 }

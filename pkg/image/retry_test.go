@@ -78,3 +78,14 @@ func TestLastingFailuresAreNotRepeated(t *testing.T) {
 	assert.False(t, Transient(err))
 	assert.Equal(t, 1, calls)
 }
+
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2026, 2, 28, 12, 0, 0, 0, time.UTC)
+	for header, want := range map[string]time.Duration{
+		"": 0, "soon": 0, "7": 7 * time.Second, "-1": -time.Second, "99999999999999": 4 * time.Minute, "600": 4 * time.Minute,
+		now.Add(90 * time.Second).Format(http.TimeFormat): 90 * time.Second, now.Add(-time.Hour).Format(http.TimeFormat): -time.Hour,
+		"Saturday, 28-Feb-26 12:00:05 GMT": 5 * time.Second,
+	} {
+		assert.Equal(t, want, retryAfter(header, now), header)
+	}
+}

@@ -72,8 +72,12 @@ func OpenSource(ctx context.Context, source string, o LoadOptions) (Source, erro
 	}
 	s := &treeSource{close: img.Close}
 	var indexes []*rootfs.Index
+	var room rootfs.Room
 	for _, l := range img.Layers {
 		index, err := scanLayer(ctx, l)
+		if err == nil {
+			err = room.Take(index)
+		}
 		if err != nil {
 			img.Close()
 			return nil, err

@@ -182,3 +182,37 @@ func BenchmarkRender(b *testing.B) {
 		b.SetBytes(int64(len(text)))
 	}
 }
+
+// A text of very many keys is refused at once; one of very many files is not.
+func TestManyKeys(t *testing.T) {
+	repeat := func(n int, format string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, i)
+		}
+		return b.String()
+	}
+	for what, text := range map[string]string{
+		"in a table":          "[loader.env]\n" + repeat(80_000, "K%d = '1'\n"),
+		"at the top":          repeat(80_000, "K%d = '1'\n"),
+		"arrays of tables":    repeat(80_000, "[[sys.k%d]]\n"),
+		"tables":              repeat(80_000, "[sys.k%d]\n"),
+		"dotted":              repeat(80_000, "sys.k%d.a = 1\n"),
+		"on one line":         "loader.env = {" + strings.TrimSuffix(repeat(80_000, "K%d = '1', "), ", ") + "}\n",
+		"in an array":         "a = [{" + strings.TrimSuffix(repeat(80_000, "K%d = '1', "), ", ") + "}]\n",
+		"in an array's table": "[[a]]\n" + repeat(80_000, "K%d = '1'\n"),
+	} {
+		_, err := ParseOverlay("x", []byte(text))
+		assert.Error(t, err, what)
+		_, err = Parse([]byte(text))
+		assert.ErrorContains(t, err, "more than 10000 keys", what)
+	}
+	_, err := ParseOverlay("x", []byte("[loader.env]\n"+repeat(5_000, "K%d = '1'\n")))
+	assert.NoError(t, err)
+	_, err = ParseOverlay("x", []byte("[sys]\n"+repeat(9_000, "k%d = 1\n")))
+	assert.Less(t, len(err.Error()), 10_000, "some of the mistakes are told")
+	_, err = Parse([]byte(repeat(50_000, "[[sgx.trusted_files]]\nuri = 'file:/%d'\nsha256 = 'x'\n")))
+	assert.NoError(t, err)
+	_, err = Parse([]byte("[sgx]\ntrusted_files = [" + repeat(50_000, "{uri = 'file:/%d', sha256 = 'x'},\n") + "]\n"))
+	assert.NoError(t, err)
+}

@@ -51,6 +51,9 @@ func (e *KeyError) Error() string {
 // Required keys may be missing: the generated manifest has them. The file's name is for errors only,
 // which are *KeyError, joined.
 func ParseOverlay(file string, text []byte) (*Overlay, error) {
+	if len(text) > maxOverlay {
+		return nil, &KeyError{File: file, Key: "syntax", Problem: fmt.Sprintf("it has %d bytes, more than %d", len(text), maxOverlay)}
+	}
 	t, err := decode(file, text)
 	if err != nil {
 		return nil, err
@@ -96,8 +99,17 @@ func (m *Manifest) Check() error {
 	return check("manifest", nil, m.Table, true)
 }
 
+// maxOverlay is how long a user's manifest may be, in bytes.
+const maxOverlay = 1 << 20
+
+// maxProblems is how many mistakes are told of one manifest.
+const maxProblems = 20
+
 func decode(file string, text []byte) (Table, error) {
 	t := Table{}
+	if err := boundKeys(text); err != nil {
+		return nil, &KeyError{File: file, Key: "syntax", Problem: err.Error()}
+	}
 	if err := toml.Unmarshal(text, &t); err != nil {
 		var at *toml.DecodeError
 		if errors.As(err, &at) {
@@ -118,7 +130,7 @@ func check(file string, text []byte, t Table, whole bool) error {
 	}
 	lines := keyLines(text)
 	var errs []error
-	for _, p := range c.problems {
+	for _, p := range c.problems[:min(len(c.problems), maxProblems)] {
 		p.File, p.Line = file, lines[p.Key]
 		errs = append(errs, p)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
 )
 
 const (
@@ -23,6 +24,9 @@ var sections = []string{"loader", "libos", "fs", "sgx", "sys"}
 func Parse(text []byte) (*Manifest, error) {
 	if len(text) > MaxBytes {
 		return nil, fmt.Errorf("the manifest has %d bytes, more than %d", len(text), MaxBytes)
+	}
+	if err := boundKeys(text); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
 	var m Manifest
 	if err := inTime(func() error { return toml.Unmarshal(text, &m.Table) }); err != nil {
@@ -42,6 +46,76 @@ func Parse(text []byte) (*Manifest, error) {
 		}
 	}
 	return &m, nil
+}
+
+// maxKeys is how many keys a table may have. What decodes them needs a time that grows with the square of their number:
+// 0.4 s for so many.
+const maxKeys = 10_000
+
+// boundKeys refuses a table of too many keys, before it is decoded. What is no TOML is for the decoder to tell.
+func boundKeys(text []byte) error {
+	var p unstable.Parser
+	p.Reset(text)
+	keys := map[string]int{} // of each table, by its dotted name
+	count := func(table string, it unstable.Iterator) (string, error) {
+		for it.Next() {
+			if keys[table]++; keys[table] > maxKeys {
+				return "", fmt.Errorf("the table %.100q has more than %d keys", strings.TrimSuffix(table, "."), maxKeys)
+			}
+			table += string(it.Node().Data) + "."
+		}
+		return table, nil
+	}
+	table := ""
+	for p.NextExpression() {
+		var err error
+		switch e := p.Expression(); e.Kind {
+		case unstable.Table:
+			table, err = count("", e.Key())
+		case unstable.ArrayTable:
+			table = dotted(e.Key())
+			if _, again := keys[table]; !again {
+				_, err = count("", e.Key())
+			}
+			keys[table] = 0 // each is a table of its own
+		case unstable.KeyValue:
+			if _, err = count(table, e.Key()); err == nil {
+				err = boundInline(e.Value())
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func dotted(it unstable.Iterator) (path string) {
+	for it.Next() {
+		path += string(it.Node().Data) + "."
+	}
+	return path
+}
+
+// boundInline is boundKeys for what is written on one line, or in an array.
+func boundInline(n *unstable.Node) error {
+	if n == nil || n.Kind != unstable.Array && n.Kind != unstable.InlineTable {
+		return nil
+	}
+	keys := 0
+	for it := n.Children(); it.Next(); {
+		c := it.Node()
+		if n.Kind == unstable.InlineTable {
+			if keys++; keys > maxKeys {
+				return fmt.Errorf("a table on one line has more than %d keys", maxKeys)
+			}
+			c = c.Value()
+		}
+		if err := boundInline(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // maxParse is how long a manifest may take: the library needs a time that grows with the square of the keys in a table.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -128,7 +129,7 @@ func (i *Index) UnmarshalBinary(b []byte) error {
 	}
 	i.Digest = r.str()
 	n := r.uint()
-	if n > maxEntries || n > uint64(len(r.b)) {
+	if n > math.MaxInt32 || n > uint64(len(r.b)) {
 		return fmt.Errorf("%w: it claims %d entries", ErrIndex, n)
 	}
 	i.Entries = make([]Entry, n)

@@ -16,9 +16,8 @@ import (
 
 // Bounds on what one layer may hold.
 const (
-	maxEntries   = 5_000_000
 	maxPath      = 4096
-	maxFileBytes = 1 << 40
+	maxFileBytes = 1 << 40 // that any entry may claim, whatever the Limits
 	maxKeepFile  = 64 << 20
 	maxKeepLayer = 256 << 20
 	maxShebang   = 256       // as Linux, BINPRM_BUF_SIZE
@@ -38,12 +37,14 @@ type Options struct {
 	Inflate Inflater
 	// DiffID has the index say the digest of the layer's archive, which costs hashing it once more.
 	DiffID bool
+	// Limits bound what the layer may hold. They do not show in the Index.
+	Limits Limits
 }
 
 // Scan reads a layer from front to back: a tar stream, plain or compressed with gzip or zstd. The blob
 // must have the given digest ("sha256:…"), else the error is ErrDigest.
 func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
-	s := &scanner{ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New()}
+	s := &scanner{ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New(), room: room{limits: o.Limits.defaults()}}
 	if err := s.keep.Check(); err != nil {
 		return nil, err
 	}
@@ -102,7 +103,7 @@ type scanner struct {
 	keep    *Matcher
 	kept    int64
 	scripts int64
-	names   int64
+	room    room
 	entries []Entry
 	buf     []byte
 	elfHead []byte // reused between files
@@ -111,8 +112,8 @@ type scanner struct {
 }
 
 func (s *scanner) layer(blob io.Reader) error {
-	return eachEntry(s.ctx, blob, s.inflate, s.archive, func(e *Entry, content io.Reader) error {
-		if err := s.room(e); err != nil {
+	return eachEntry(s.ctx, blob, s.inflate, s.room.limits, s.archive, func(e *Entry, content io.Reader) error {
+		if err := s.room.take(e); err != nil {
 			return err
 		}
 		if e.Type == Regular {
@@ -125,26 +126,16 @@ func (s *scanner) layer(blob io.Reader) error {
 	})
 }
 
-// room bounds how much is noted of a layer.
-func (s *scanner) room(e *Entry) error {
-	if len(s.entries) == maxEntries {
-		return fmt.Errorf("more than %d entries", maxEntries)
-	}
-	if s.names += int64(len(e.Path) + len(e.Link)); s.names > maxNames {
-		return fmt.Errorf("its names have more than %d bytes", int64(maxNames))
-	}
-	return nil
-}
-
 // eachEntry visits the entries of a layer in their order, with the content of regular files. The whole
 // archive goes into the sum, unless that is nil.
-func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, sum hash.Hash, visit func(e *Entry, content io.Reader) error) error {
+func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, limits Limits, sum hash.Hash, visit func(e *Entry, content io.Reader) error) error {
 	r, err := inflate.decompress(ctx, blob)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	plain := &endNoter{Reader: r}
+	// Beside files an archive has headers, of a kilobyte each and seldom more.
+	plain := &endNoter{Reader: r, left: limits.LayerBytes + int64(limits.Files)<<10}
 	if sum != nil { // on another processor
 		ahead := readAhead(io.TeeReader(r, sum))
 		defer ahead.Close()
@@ -180,14 +171,19 @@ func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, sum hash.H
 	}
 }
 
-// endNoter notes whether somebody wanted more than there is.
+// endNoter notes whether somebody wanted more than there is, and reads no more than so many bytes: a few can be
+// decompressed to any number.
 type endNoter struct {
 	io.Reader
 	ended bool
+	left  int64
 }
 
 func (r *endNoter) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
+	if r.left -= int64(n); r.left < 0 {
+		return n, fmt.Errorf("the archive is %w", ErrLimit)
+	}
 	r.ended = r.ended || n == 0 && errors.Is(err, io.EOF)
 	return n, err
 }
@@ -313,7 +309,7 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 	if program != nil {
 		if e.ELF, _ = ParseELF(program); e.ELF != nil { // else it is not a program after all
 			e.ELF.SigStructs = program.sigs.found
-			s.names += e.ELF.names()
+			s.room.names += e.ELF.names()
 		}
 		s.elfHead = program.head[:0]
 	}
@@ -368,7 +364,7 @@ func shebang(head []byte) string {
 func Extract(ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64) (map[string][]byte, error) {
 	found := map[string][]byte{}
 	err := checked(ctx, blob, digest, func(blob io.Reader) error {
-		return eachEntry(ctx, blob, Inflater{}, nil, func(e *Entry, content io.Reader) (err error) {
+		return eachEntry(ctx, blob, Inflater{}, Limits{}.defaults(), nil, func(e *Entry, content io.Reader) (err error) {
 			if e.Type != Regular || !want[e.Path] {
 				return nil
 			}

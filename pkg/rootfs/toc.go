@@ -44,7 +44,7 @@ func ScanTOC(ctx context.Context, blob io.ReaderAt, size int64, digest string, a
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", digest, err)
 	}
-	t.scanner = scanner{ctx: ctx, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New()}
+	t.scanner = scanner{ctx: ctx, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New(), room: room{limits: o.Limits.defaults()}}
 	if err := t.index(); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -281,7 +281,7 @@ func (t *toc) looksInto(e *Entry) bool {
 
 // addEntry notes an entry, and what its content shows.
 func (t *toc) addEntry(e *Entry, content io.ReaderAt) error {
-	if err := t.room(e); err != nil {
+	if err := t.room.take(e); err != nil {
 		return err
 	}
 	if content != nil {
@@ -302,7 +302,7 @@ func (t *toc) lookInto(e *Entry, r io.ReaderAt) error {
 	e.Shebang = shebang(first)
 	if program := newELFCapture(first, e.Size, nil); program != nil {
 		if e.ELF, _ = ParseELF(&elfWindow{r, e.Size, program.dynFrom, program.dynTo}); e.ELF != nil {
-			t.names += e.ELF.names()
+			t.room.names += e.ELF.names()
 		}
 	}
 	kept := t.keeper(e)

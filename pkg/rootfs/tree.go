@@ -160,8 +160,9 @@ func newDir(p string, layer int) *Node {
 // a lower layer replaces the link.
 func Merge(layers []*Index) (*Tree, error) {
 	t := &Tree{root: newDir("/", 0)}
+	var room implied
 	for i, l := range layers {
-		b := &layerBuilder{lower: t, own: &Tree{root: newDir("/", i)}, layer: i, nodes: make([]Node, len(l.Entries))}
+		b := &layerBuilder{lower: t, room: &room, own: &Tree{root: newDir("/", i)}, layer: i, nodes: make([]Node, len(l.Entries))}
 		for k := range l.Entries {
 			if err := b.add(&l.Entries[k]); err != nil {
 				return nil, fmt.Errorf("layer %s: %w", l.Digest, err)
@@ -194,6 +195,7 @@ func (t *Tree) settle(n *Node) {
 type layerBuilder struct {
 	lower, own *Tree
 	layer      int
+	room       *implied
 	nodes      []Node // room for the layer's, made at once
 
 	// The directory that was used last, and its path as it was given: archives list a directory's entries one
@@ -293,6 +295,9 @@ func (b *layerBuilder) dir(p string) (*Node, error) {
 				return nil, fmt.Errorf("%q leads to a path of more than %d bytes", p, maxPath)
 			}
 			c = newDir(path.Join(n.Path, name), b.layer)
+			if err := b.room.take(c.Path); err != nil {
+				return nil, err
+			}
 			n.put(name, c)
 		case c.Type == Symlink:
 			if links++; links > maxLinks {

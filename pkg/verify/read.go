@@ -124,6 +124,8 @@ type Options struct {
 	// Jobs is how many layers are read at a time; 0: one.
 	Jobs    int
 	Inflate rootfs.Inflater
+	// Limits bound what the image may hold.
+	Limits rootfs.Limits
 	// Observe gives a reader that counts what is read of a layer; nil: nobody counts.
 	Observe func(digest string, size int64, r io.ReadCloser) io.ReadCloser
 }

@@ -35,13 +35,13 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 	if err != nil {
 		return nil, err
 	}
-	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: diffIDs}
+	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: diffIDs, Limits: o.Limits}
 	var keep []string
 	for _, l := range layouts {
 		keep = append(keep, l.keep()...)
 	}
 	so.Keep = append(so.Keep, keep...)
-	var room rootfs.Room
+	room := rootfs.Room{Limits: o.Limits}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(1, o.Jobs))
 	for i, l := range img.Layers {
