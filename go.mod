@@ -29,6 +29,7 @@ require (
 	github.com/miekg/pkcs11 v1.1.2
 	github.com/moby/moby/client v0.5.1
 	github.com/moby/sys/reexec v0.1.0
+	github.com/moby/sys/user v0.5.0
 	github.com/nats-io/nats-server/v2 v2.15.2
 	github.com/nats-io/nats.go v1.55.0
 	github.com/pelletier/go-toml/v2 v2.4.3

@@ -105,7 +105,7 @@ func (s *Spec) environment(image []string, added []EnvVar, home string) error {
 	for _, kv := range image {
 		name, value, ok := strings.Cut(kv, "=")
 		if !ok || name == "" {
-			return fmt.Errorf("%w: its environment holds %q, which is not NAME=VALUE", ErrImage, kv)
+			continue // a variable that is not set, as for container engines
 		}
 		vars[name] = EnvVar{Name: name, Value: value}
 	}

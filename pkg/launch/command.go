@@ -26,6 +26,9 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	if args != nil {
 		cmd = args
 	}
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
+		c.Entrypoint = nil // by which Dockerfiles take back that of their base
+	}
 	s.Argv = slices.Concat(c.Entrypoint, cmd)
 	if len(s.Argv) == 0 || s.Argv[0] == "" {
 		return fmt.Errorf("%w: it has neither ENTRYPOINT nor CMD", ErrImage)

@@ -44,8 +44,8 @@ type Entry struct {
 	ELF *ELF
 	// Shebang is the first line of a script, without "#!" and the newline.
 	Shebang string
-	// Content of the files that the scan was asked to keep, and of shell scripts up to 64 KiB. Nil where
-	// it is too large.
+	// Content of the files that the scan was asked to keep, and up to 64 KiB of shell scripts and of lists of users and
+	// groups. Nil if it is too large.
 	Content []byte
 }
 

@@ -298,8 +298,8 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 		if program != nil {
 			program.write(chunk)
 		}
-		if first && content == nil {
-			content = s.script(e)
+		if first && content == nil && (shellScript(e) || accounts(e, chunk)) {
+			content = s.text(e)
 		}
 		if content != nil {
 			content.Write(chunk)
@@ -341,9 +341,21 @@ func (s *scanner) keeper(e *Entry) *bytes.Buffer {
 	return bytes.NewBuffer(make([]byte, 0, e.Size))
 }
 
-// script gives a buffer for the text of a shell script.
-func (s *scanner) script(e *Entry) *bytes.Buffer {
-	if e.Size > maxScript || !shellScript(e) || s.scripts+e.Size > maxScripts {
+// accounts reports whether a file is one of users or groups (passwd(5), group(5)), wherever it is: /etc/passwd can be a
+// link to anywhere.
+func accounts(e *Entry, head []byte) bool {
+	name := path.Base(e.Path)
+	if !strings.Contains(name, "passwd") && !strings.Contains(name, "group") {
+		return false
+	}
+	line, _, _ := bytes.Cut(bytes.TrimSpace(head), []byte("\n"))
+	fields := bytes.Split(line, []byte(":"))
+	return len(fields) >= 3 && len(fields[2]) > 0 && len(bytes.Trim(fields[2], "0123456789")) == 0
+}
+
+// text returns a buffer for a short text.
+func (s *scanner) text(e *Entry) *bytes.Buffer {
+	if e.Size > maxScript || s.scripts+e.Size > maxScripts {
 		return nil
 	}
 	s.scripts += e.Size

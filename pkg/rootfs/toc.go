@@ -276,7 +276,7 @@ func sumOf(in *estargz.TOCEntry, e *Entry) error {
 func (t *toc) looksInto(e *Entry) bool {
 	name := path.Base(e.Path)
 	return e.Mode&0o111 != 0 || strings.HasSuffix(name, ".so") || strings.Contains(name, ".so.") || strings.HasSuffix(name, ".node") ||
-		strings.HasSuffix(name, ".sh") || t.keep.Match(e.Path)
+		strings.HasSuffix(name, ".sh") || strings.Contains(name, "passwd") || strings.Contains(name, "group") || t.keep.Match(e.Path)
 }
 
 // addEntry notes an entry, and what its content shows.
@@ -306,8 +306,8 @@ func (t *toc) lookInto(e *Entry, r io.ReaderAt) error {
 		}
 	}
 	kept := t.keeper(e)
-	if kept == nil {
-		kept = t.script(e)
+	if kept == nil && (shellScript(e) || accounts(e, first)) {
+		kept = t.text(e)
 	}
 	if kept == nil {
 		return nil
