@@ -70,6 +70,8 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 		switch {
 		case asJSON:
 			err = printJSON(cmd, r)
+		case r.Same && r.Recompressed:
+			fmt.Fprintln(cmd.OutOrStdout(), "the same: the image "+r.Digest+", its layers compressed otherwise")
 		case r.Same:
 			fmt.Fprintln(cmd.OutOrStdout(), "the same: "+r.Digest)
 		default:

@@ -168,9 +168,6 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 	if _, ok := target.Name.(name.Digest); ok || target.Digest != "" {
 		return usagef("%s: a target is named by a tag, its digest is what comes out: say where it goes with --to", target)
 	}
-	if target.Transport != image.Registry && target.Transport != image.OCILayout {
-		return usagef("%s: signing works in registries and OCI layouts, where a layer can be replaced by itself", target)
-	}
 	o := convert.StoreOptions{Image: s.before.registry.options(), AllowRollback: s.rollback}
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err

@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/attest"
@@ -22,6 +21,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -191,10 +191,11 @@ func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetching the layer %s: %w", top.Digest, err)
 	}
-	z, err := gzip.NewReader(bytes.NewReader(blob))
+	z, err := rootfs.Decompress(ctx, bytes.NewReader(blob)) // registries and engines compress anew as they like
 	if err != nil {
 		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
 	}
+	defer z.Close()
 	archive, err := io.ReadAll(io.LimitReader(z, maxEnclaveArchive+1))
 	if err == nil && len(archive) > maxEnclaveArchive {
 		err = fmt.Errorf("it has more than %d bytes", maxEnclaveArchive)

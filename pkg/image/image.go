@@ -99,6 +99,9 @@ func (img *Image) Close() error {
 	return img.close()
 }
 
+// ID is the digest of the configuration, by which engines know the image, however its layers are compressed.
+func (img *Image) ID() string { return digestOf(img.Config) }
+
 // Layer is one layer of an image.
 type Layer struct {
 	// Digest of the bytes that Open gives, as "sha256:…".
@@ -124,6 +127,8 @@ func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 		img, err = openRegistry(ctx, ref, o)
 	case OCILayout:
 		img, err = openLayout(ctx, ref)
+	case OCIArchive:
+		img, err = openOCIArchive(ctx, ref)
 	case DockerArchive:
 		img, err = openArchive(ctx, ref)
 	case DockerDaemon:

@@ -84,6 +84,8 @@ func TestReferences(t *testing.T) {
 		"oci:dir":                                 "oci:dir",
 		"oci:/a/dir:v1":                           "oci:/a/dir:v1",
 		"docker-archive:f.tar":                    "docker-archive:f.tar",
+		"oci-archive:f.tar:v1":                    "oci-archive:f.tar:v1",
+		"docker-archive:f.tar:@1":                 "docker-archive:f.tar:@1",
 		"docker-archive:f.tar:app:1":              "docker-archive:f.tar:app:1",
 		"docker-daemon:app:1":                     "docker-daemon:app:1",
 		"a@sha256:" + strings.Repeat("0", 64):     "a@sha256:" + strings.Repeat("0", 64),
@@ -97,7 +99,7 @@ func TestReferences(t *testing.T) {
 			assert.Equal(t, want, again.String())
 		}
 	}
-	for _, bad := range []string{"", "UPPER", "oci:", "docker-archive:", "docker-daemon:", "a b", "oci-archive:x", "containers-storage:x", "oci:d@sha256:12", "docker://"} {
+	for _, bad := range []string{"", "UPPER", "oci:", "docker-archive:", "docker-daemon:", "a b", "oci-archive:", "containers-storage:x", "oci:d@sha256:12", "docker://"} {
 		_, err := image.ParseReference(bad, false)
 		assert.ErrorIs(t, err, image.ErrReference, bad)
 	}

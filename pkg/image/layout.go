@@ -1,6 +1,8 @@
 package image
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -12,9 +14,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/renameio/v2"
 )
@@ -58,15 +62,53 @@ func openLayout(ctx context.Context, ref Reference) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	return openIndex(ctx, ref, index, func(_ context.Context, h v1.Hash) (io.ReadCloser, error) {
+		return os.Open(blobPath(ref.Path, h)) // a v1.Hash is hexadecimal: no path of the image's
+	})
+}
+
+// openOCIArchive reads a layout in a tar file.
+func openOCIArchive(ctx context.Context, ref Reference) (_ *Image, err error) {
+	a, err := openTar(ctx, ref.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			a.f.Close()
+		}
+	}()
+	b, err := a.read(ctx, "index.json", maxIndex)
+	if err != nil {
+		return nil, fmt.Errorf("reading the archive: %w", err)
+	}
+	if _, err := documentType(string(types.OCIImageIndex), b); err != nil {
+		return nil, fmt.Errorf("index.json: %w", err)
+	}
+	index, err := readIndex(b)
+	if err != nil {
+		return nil, err
+	}
+	img, err := openIndex(ctx, ref, index, func(ctx context.Context, h v1.Hash) (io.ReadCloser, error) {
+		return a.open(ctx, blobPath("", h))
+	})
+	if err == nil {
+		img.close = a.f.Close
+	}
+	return img, err
+}
+
+// openIndex opens an image of a layout, by a function that opens its blobs.
+func openIndex(ctx context.Context, ref Reference, index *v1.IndexManifest, blob func(context.Context, v1.Hash) (io.ReadCloser, error)) (*Image, error) {
 	d, rivals, err := chooseTag(index.Manifests, ref)
 	if err != nil {
 		return nil, err
 	}
-	open := func(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	open := func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
 		if d.Digest.Algorithm != "sha256" {
 			return nil, fmt.Errorf("the digest %s is %w", d.Digest, ErrUnsupported)
 		}
-		f, err := os.Open(blobPath(ref.Path, d.Digest)) // a v1.Hash is hexadecimal: no path of the image's
+		f, err := blob(ctx, d.Digest)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("blob %s: %w", d.Digest, ErrNotFound)
 		}
@@ -175,19 +217,12 @@ func writeLayout(ctx context.Context, ref Reference, img *Output) error {
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
 		return d.Annotations[annotationRefName] == ref.Tag
 	})
-	d := v1.Descriptor{
-		MediaType: img.mediaType, Size: int64(len(img.manifest)), Digest: digest,
-		Platform: &v1.Platform{OS: "linux", Architecture: "amd64"},
-	}
-	if ref.Tag != "" {
-		d.Annotations = map[string]string{annotationRefName: ref.Tag}
-	}
-	index.Manifests = append(index.Manifests, d)
+	index.Manifests = append(index.Manifests, layoutEntry(ref, img, digest))
 	raw, err := json.MarshalIndent(index, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(filepath.Join(ref.Path, "oci-layout"), []byte(`{"imageLayoutVersion": "1.0.0"}`), 0o644); err != nil {
+	if err := renameio.WriteFile(filepath.Join(ref.Path, "oci-layout"), layoutVersion, 0o644); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -254,6 +289,74 @@ func (w *contextWriter) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return w.w.Write(p)
+}
+
+// writeOCIArchive writes a layout of one image into a tar file.
+func writeOCIArchive(ctx context.Context, ref Reference, img *Output) error {
+	digest, err := v1.NewHash(img.Digest)
+	if err != nil {
+		return err
+	}
+	raw, err := json.MarshalIndent(v1.IndexManifest{
+		SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{layoutEntry(ref, img, digest)},
+	}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeAtomically(ctx, ref.Path, func(w io.Writer) error {
+		out := tar.NewWriter(w)
+		add := func(name string, size int64, r io.Reader) error {
+			if err := out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: time.Unix(0, 0)}); err != nil {
+				return err
+			}
+			_, err := io.Copy(out, r)
+			return err
+		}
+		for _, small := range []struct {
+			name    string
+			content []byte
+		}{{"oci-layout", layoutVersion}, {"index.json", raw}, {blobPath("", digest), img.manifest}} {
+			if err := add(small.name, int64(len(small.content)), bytes.NewReader(small.content)); err != nil {
+				return err
+			}
+		}
+		written := map[v1.Hash]bool{}
+		for _, l := range append(slices.Clone(img.layers), configLayer(img)) {
+			d, err := partial.Descriptor(l)
+			if err != nil {
+				return err
+			}
+			if keptByReference(l) || written[d.Digest] {
+				continue
+			}
+			written[d.Digest] = true
+			r, err := l.Compressed()
+			if err != nil {
+				return err
+			}
+			err = add(blobPath("", d.Digest), d.Size, r)
+			r.Close()
+			if err != nil {
+				return err
+			}
+		}
+		return out.Close()
+	})
+}
+
+// layoutVersion is the content of oci-layout (OCI image specification, "Image Layout Specification").
+var layoutVersion = []byte(`{"imageLayoutVersion": "1.0.0"}`)
+
+// layoutEntry is an image's in the index of a layout.
+func layoutEntry(ref Reference, img *Output, digest v1.Hash) v1.Descriptor {
+	d := v1.Descriptor{
+		MediaType: img.mediaType, Size: int64(len(img.manifest)), Digest: digest,
+		Platform: &v1.Platform{OS: "linux", Architecture: "amd64"},
+	}
+	if ref.Tag != "" {
+		d.Annotations = map[string]string{annotationRefName: ref.Tag}
+	}
+	return d
 }
 
 // archiveName is a name to be written into an archive.

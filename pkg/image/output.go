@@ -295,8 +295,8 @@ func (out *Output) Name(at Reference) (ref, digest string) {
 	switch at.Transport {
 	case Registry:
 		return at.Name.Context().Name() + "@" + out.Digest, out.Digest
-	case OCILayout:
-		return "oci:" + at.Path + "@" + out.Digest, out.Digest
+	case OCILayout, OCIArchive:
+		return string(at.Transport) + ":" + at.Path + "@" + out.Digest, out.Digest
 	}
 	return out.ImageID, out.ImageID
 }

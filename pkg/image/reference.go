@@ -24,6 +24,7 @@ type Transport string
 const (
 	Registry      Transport = "docker"
 	OCILayout     Transport = "oci"
+	OCIArchive    Transport = "oci-archive"
 	DockerArchive Transport = "docker-archive"
 	DockerDaemon  Transport = "docker-daemon"
 )
@@ -37,13 +38,16 @@ type Reference struct {
 	Path string
 	// Tag in a layout, which may be empty, or the digest of a manifest, "sha256:…".
 	Tag, Digest string
+	// Inside is an image's ID, "sha256:…", in a daemon or archive, or its place in an archive, as "@0", if it has no Name.
+	Inside string
 }
 
 // ErrReference says that a reference is not well-formed.
 var ErrReference = errors.New("not an image reference")
 
-// ParseReference reads a reference: a bare name or docker://NAME for a registry, oci:DIR[:TAG],
-// docker-archive:FILE[:NAME], docker-daemon:NAME. Insecure allows a registry to be spoken to over HTTP.
+// ParseReference reads a reference: a bare name or docker://NAME for a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG],
+// docker-archive:FILE[:NAME], docker-daemon:NAME. In place of a NAME there can be an image's ID, and in an archive its
+// place, as "@0". Insecure allows a registry to be spoken to over HTTP.
 func ParseReference(s string, insecure bool) (Reference, error) {
 	parse := func(s string) (name.Reference, error) { return ParseName(s, insecure) }
 	transport, rest, found := strings.Cut(s, ":")
@@ -58,19 +62,22 @@ func ParseReference(s string, insecure bool) (Reference, error) {
 		n, err := parse(rest[2:])
 		return Reference{Transport: Registry, Name: n}, err
 	case DockerDaemon:
+		if isInside(rest) && !strings.HasPrefix(rest, "@") {
+			return Reference{Transport: DockerDaemon, Inside: rest}, nil
+		}
 		n, err := parse(rest)
 		return Reference{Transport: DockerDaemon, Name: n}, err
-	case OCILayout:
+	case OCILayout, OCIArchive:
 		rest, digest, _ := strings.Cut(rest, "@")
 		// As in skopeo, what follows the first colon is the tag.
 		dir, tag, _ := strings.Cut(rest, ":")
 		if dir == "" {
-			return Reference{}, fmt.Errorf("%q is %w: the directory is missing", s, ErrReference)
+			return Reference{}, fmt.Errorf("%q is %w: the directory or file is missing", s, ErrReference)
 		}
 		if _, err := v1.NewHash(digest); digest != "" && err != nil {
 			return Reference{}, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 		}
-		return Reference{Transport: OCILayout, Path: filepath.Clean(dir), Tag: tag, Digest: digest}, nil
+		return Reference{Transport: Transport(transport), Path: filepath.Clean(dir), Tag: tag, Digest: digest}, nil
 	case DockerArchive:
 		r := Reference{Transport: DockerArchive}
 		file, inside, named := strings.Cut(rest, ":")
@@ -78,15 +85,17 @@ func ParseReference(s string, insecure bool) (Reference, error) {
 			return r, fmt.Errorf("%q is %w: the file is missing", s, ErrReference)
 		}
 		r.Path = filepath.Clean(file)
-		if named {
+		if named && isInside(inside) {
+			r.Inside = inside
+		} else if named {
 			var err error
 			if r.Name, err = parse(inside); err != nil {
 				return r, err
 			}
 		}
 		return r, nil
-	case "containers-storage", "dir", "oci-archive", "ostree", "docker-remote", "http", "https":
-		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported, only docker, oci, docker-archive and docker-daemon are",
+	case "containers-storage", "dir", "ostree", "docker-remote", "http", "https":
+		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported, only docker, oci, oci-archive, docker-archive and docker-daemon are",
 			s, ErrReference, transport)
 	}
 	n, err := parse(s)
@@ -96,8 +105,8 @@ func ParseReference(s string, insecure bool) (Reference, error) {
 // String is the form that ParseReference reads.
 func (r Reference) String() string {
 	switch r.Transport {
-	case OCILayout:
-		out := "oci:" + r.Path
+	case OCILayout, OCIArchive:
+		out := string(r.Transport) + ":" + r.Path
 		if r.Tag != "" {
 			out += ":" + r.Tag
 		}
@@ -106,11 +115,17 @@ func (r Reference) String() string {
 		}
 		return out
 	case DockerArchive:
+		if r.Inside != "" {
+			return "docker-archive:" + r.Path + ":" + r.Inside
+		}
 		if r.Name == nil {
 			return "docker-archive:" + r.Path
 		}
 		return "docker-archive:" + r.Path + ":" + r.Name.String()
 	case DockerDaemon:
+		if r.Inside != "" {
+			return "docker-daemon:" + r.Inside
+		}
 		return "docker-daemon:" + r.Name.String()
 	}
 	return r.Name.String()
@@ -118,7 +133,10 @@ func (r Reference) String() string {
 
 // Same says whether two references name the same place.
 func (r Reference) Same(o Reference) bool {
-	if r.Transport != o.Transport || r.Tag != o.Tag || r.Digest != o.Digest {
+	if r.Transport == OCIArchive && o.Transport == OCIArchive {
+		r.Tag, o.Tag, r.Digest, o.Digest = "", "", "", "" // as below
+	}
+	if r.Transport != o.Transport || r.Tag != o.Tag || r.Digest != o.Digest || r.Inside != o.Inside && r.Transport == DockerDaemon {
 		return false
 	}
 	if r.Path != o.Path {
@@ -128,7 +146,7 @@ func (r Reference) Same(o Reference) bool {
 			return false
 		}
 	}
-	if r.Transport == DockerArchive {
+	if r.Transport == DockerArchive || r.Transport == OCIArchive {
 		return true // writing replaces the file, whatever is in it
 	}
 	return r.Name == nil && o.Name == nil || r.Name != nil && o.Name != nil && r.Name.Name() == o.Name.Name()
@@ -146,6 +164,10 @@ func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error)
 	}
 	out := r
 	switch r.Transport {
+	case OCIArchive:
+		ext := filepath.Ext(r.Path)
+		out.Path, out.Digest = strings.TrimSuffix(r.Path, ext)+suffix+ext, ""
+		return out, nil
 	case OCILayout:
 		switch {
 		case r.Tag != "":
@@ -159,7 +181,11 @@ func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error)
 		return out, nil
 	case DockerArchive:
 		ext := filepath.Ext(r.Path)
-		out.Path = strings.TrimSuffix(r.Path, ext) + suffix + ext
+		out.Path, out.Inside = strings.TrimSuffix(r.Path, ext)+suffix+ext, ""
+	case DockerDaemon:
+		if r.Name == nil {
+			return out, fmt.Errorf("%s has no name to be derived from: say where the result goes", r)
+		}
 	}
 	if r.Name != nil {
 		tag := TagOf(r.Name) + suffix

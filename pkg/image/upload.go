@@ -122,6 +122,8 @@ func (u *Upload) Write(img *Output) error {
 		err = u.writeRegistry(img)
 	case OCILayout:
 		err = writeLayout(u.ctx, u.to, img)
+	case OCIArchive:
+		err = writeOCIArchive(u.ctx, u.to, img)
 	case DockerArchive:
 		err = writeArchive(u.ctx, u.to, img)
 	case DockerDaemon:

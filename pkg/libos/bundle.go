@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -17,10 +18,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // Meta describes a runtime, in a file of its layer, so that a reader of the image needs nothing else.
@@ -309,13 +309,15 @@ func NewBundle(archive []byte) (*Bundle, error) {
 	return b, nil
 }
 
-// ReadBundle reads a runtime from its layer in a converted image: what Load gave when it was converted. The
-// digest of the blob is the caller's to check.
-func ReadBundle(blob []byte) (*Bundle, error) {
-	z, err := gzip.NewReader(bytes.NewReader(blob))
+// ReadBundle reads a runtime from its layer in a converted image: what Load gave when it was converted. The layer may have
+// been compressed anew since, or be plain: it is the one that was packed if its archive is, and has the digest of that.
+// Digest is what the image says of it, which spares compressing it again if that is the blob's own.
+func ReadBundle(ctx context.Context, blob []byte, digest string) (*Bundle, error) {
+	z, err := rootfs.Decompress(ctx, bytes.NewReader(blob))
 	if err != nil {
 		return nil, fmt.Errorf("reading the runtime's layer: %w", err)
 	}
+	defer z.Close()
 	archive, err := io.ReadAll(io.LimitReader(z, maxBundle+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading the runtime's layer: %w", err)
@@ -327,8 +329,12 @@ func ReadBundle(blob []byte) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	unpacked := sha256.Sum256(archive)
-	b.Layer = image.BlobLayer(blob, "sha256:"+hex.EncodeToString(unpacked[:]))
+	sum, unpacked := sha256.Sum256(blob), sha256.Sum256(archive)
+	if "sha256:"+hex.EncodeToString(sum[:]) == digest {
+		b.Layer = image.BlobLayer(blob, "sha256:"+hex.EncodeToString(unpacked[:]))
+	} else if b.Layer, err = image.CompressLayer(runtimeLevel, archive); err != nil {
+		return nil, err
+	}
 	b.Source, b.Pinned = "the converted image", true
 	_, b.Foreign = Unpack(archive)
 	return b, nil

@@ -2,6 +2,7 @@ package libos_test
 
 import (
 	"bytes"
+	"context"
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
@@ -30,10 +31,10 @@ func FuzzUnpack(f *testing.F) {
 		z := gzip.NewWriter(&blob)
 		_, _ = z.Write(archive)
 		_ = z.Close()
-		b, readErr := libos.ReadBundle(blob.Bytes())
+		b, readErr := libos.ReadBundle(context.Background(), blob.Bytes(), "")
 		if readErr == nil && (b.Foreign == nil) != (err == nil) {
 			t.Fatal(b.Foreign, err)
 		}
-		_, _ = libos.ReadBundle(archive)
+		_, _ = libos.ReadBundle(context.Background(), archive, "")
 	})
 }

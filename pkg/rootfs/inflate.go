@@ -53,6 +53,11 @@ func FindInflater(name string) (Inflater, error) {
 // InProcess says whether no program is used.
 func (i Inflater) InProcess() bool { return i.path == "" }
 
+// Decompress returns the plain bytes of a blob, which may be compressed with gzip or zstd.
+func Decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
+	return Inflater{}.decompress(ctx, blob)
+}
+
 // decompress gives the plain bytes of a blob whose compression shows in its first bytes. They are made
 // ahead of the reader, on another processor.
 func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {

@@ -174,7 +174,7 @@ func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 	if i < 0 {
 		return nil, fmt.Errorf("the runtime %q of the image is not known", recipe.Runtime.Kind)
 	}
-	bundle, err := runtimeOf(ctx, img.Layers[n-2])
+	bundle, err := runtimeOf(ctx, img.Layers[n-2], recipe.Runtime.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -213,26 +213,20 @@ func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[str
 	return rootfs.Extract(ctx, r, l.Digest, want, maxEnclaveFile)
 }
 
-// runtimeOf reads the layer that holds a runtime.
-func runtimeOf(ctx context.Context, l *image.Layer) (*libos.Bundle, error) {
+// runtimeOf reads the layer that holds a runtime, of which the image says that it has a digest; empty: nothing.
+func runtimeOf(ctx context.Context, l *image.Layer, said string) (*libos.Bundle, error) {
 	r, err := l.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	blob, err := io.ReadAll(io.LimitReader(r, maxRuntime+1))
+	blob, err := image.ReadChecked(r, l.Digest, maxRuntime)
 	if err != nil {
-		return nil, fmt.Errorf("fetching the runtime's layer: %w", err)
+		return nil, fmt.Errorf("fetching the runtime's layer %s: %w", l.Digest, err)
 	}
-	if len(blob) > maxRuntime {
-		return nil, fmt.Errorf("the runtime's layer %s has more than %d bytes", l.Digest, maxRuntime)
-	}
-	b, err := libos.ReadBundle(blob)
+	b, err := libos.ReadBundle(ctx, blob, said)
 	if err != nil {
 		return nil, &damage{CheckRuntime, err}
-	}
-	if b.Layer.Digest != l.Digest {
-		return nil, fmt.Errorf("layer %s: %w: it is %s", l.Digest, rootfs.ErrDigest, b.Layer.Digest)
 	}
 	return b, nil
 }

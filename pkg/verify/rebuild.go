@@ -13,10 +13,13 @@ import (
 // Rebuilt is the outcome of repeating a conversion.
 type Rebuilt struct {
 	Source string `json:"source"`
-	// Digest is that of the image, Again what came out.
+	// Digest is that of the image, Again what came out: of the manifest or, if the image is not stored as it was written,
+	// of the configuration, which names each layer's content.
 	Digest string `json:"digest"`
 	Again  string `json:"again,omitempty"`
 	Same   bool   `json:"same"`
+	// Recompressed says that the same layers are compressed otherwise.
+	Recompressed bool `json:"recompressed,omitempty"`
 	// Why says what differs, where that is known.
 	Why []string `json:"why,omitempty"`
 }
@@ -55,7 +58,7 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if o.Runtime != nil {
 		given.Runtime = *o.Runtime
 	} else {
-		given.Backend = sameRuntime{again.Backend, img}
+		given.Backend = sameRuntime{again.Backend, img, c.Recipe.Runtime.Digest}
 	}
 	p, err := convert.Prepare(ctx, given)
 	if err != nil {
@@ -78,8 +81,13 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		}
 		return out, nil
 	}
+	// Archives and daemons know images by their configuration alone, and it is the same image in another compression.
 	out.Again = made.Digest
-	if out.Same = made.Digest == img.Digest; !out.Same && len(out.Why) == 0 {
+	if made.Digest != img.Digest && made.ImageID == img.ID() {
+		out.Again = made.ImageID
+		out.Digest, out.Recompressed = made.ImageID, img.Digest != made.ImageID
+	}
+	if out.Same = out.Again == out.Digest; !out.Same && len(out.Why) == 0 {
 		out.Why = []string{"the measurement is the same; the manifest or the configuration of the image is not"}
 	}
 	return out, nil
@@ -88,9 +96,10 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 // sameRuntime is a backend whose runtime is the one in an image.
 type sameRuntime struct {
 	libos.Backend
-	img *image.Image
+	img  *image.Image
+	said string // the digest of its layer
 }
 
 func (r sameRuntime) Load(ctx context.Context, _ libos.LoadOptions) (*libos.Bundle, error) {
-	return runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-added])
+	return runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-added], r.said)
 }

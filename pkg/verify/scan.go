@@ -70,7 +70,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 	}
 	if b := s.places.Backend; b != nil {
 		at := s.tree.Lookup(libos.MetaPath(b.Kind())).Layer
-		if s.bundle, err = runtimeOf(ctx, img.Layers[at]); err != nil {
+		if s.bundle, err = runtimeOf(ctx, img.Layers[at], recipe.Runtime.Digest); err != nil {
 			return nil, err
 		}
 		if s.files[s.places.PAL], err = s.bundle.Content(s.places.PAL); err != nil {

@@ -38,7 +38,7 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		return fmt.Errorf("%w: the simulation builds no enclave", ErrNoStart)
 	}
 	n := len(img.Layers) // the verification has found both layers
-	bundle, err := runtimeOf(ctx, img.Layers[n-added])
+	bundle, err := runtimeOf(ctx, img.Layers[n-added], r.Recipe.Runtime.Digest)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,352 @@
+package image
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+)
+
+const maxArchiveEntries = 100_000
+
+// archive is a tar file whose entries are read in any order.
+type archive struct {
+	f     *os.File
+	parts map[string]part // by clean path
+}
+
+// part is where the content of an entry lies, or the path that it is a link to.
+type part struct {
+	at, size int64
+	link     string
+}
+
+// openTar opens a file that may be compressed as a whole. What is in it becomes no path on disk.
+func openTar(ctx context.Context, file string) (*archive, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	packed, plain, err := decompress(bufio.NewReader(f))
+	if err == nil && packed {
+		defer f.Close()
+		f, err = spool(ctx, plain)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("reading the archive: %w", err)
+	}
+	a, err := listTar(ctx, f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("reading the archive: %w", err)
+	}
+	return a, nil
+}
+
+// spool copies what can be read only once into a file that has no name.
+func spool(ctx context.Context, r io.Reader) (*os.File, error) {
+	f, err := os.CreateTemp("", "cconvert-")
+	if err != nil {
+		return nil, err
+	}
+	os.Remove(f.Name())
+	if _, err := io.Copy(&contextWriter{ctx, f}, r); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// decompress tells by its first bytes whether something is compressed with gzip, zstd or xz, and returns it plain.
+func decompress(r *bufio.Reader) (packed bool, plain io.Reader, err error) {
+	magic, err := r.Peek(6)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		plain, err = gzip.NewReader(r)
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		plain, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
+		plain, err = xz.NewReader(r)
+	default:
+		return false, r, nil
+	}
+	return true, plain, err
+}
+
+// listTar notes where the entries of an archive are.
+func listTar(ctx context.Context, f *os.File) (*archive, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	a := &archive{f, map[string]part{}}
+	in := io.NewSectionReader(f, 0, info.Size())
+	for r := tar.NewReader(sectionFile{ctx, in}); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return a, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(a.parts) == maxArchiveEntries {
+			return nil, fmt.Errorf("it has more than %d entries", maxArchiveEntries)
+		}
+		p := part{size: h.Size}
+		switch h.Typeflag {
+		case tar.TypeReg:
+			if p.at, err = in.Seek(0, io.SeekCurrent); err != nil {
+				return nil, err
+			}
+			if p.at+h.Size > info.Size() {
+				return nil, fmt.Errorf("%q: %w", h.Name, io.ErrUnexpectedEOF)
+			}
+		case tar.TypeSymlink:
+			p.link = path.Join(path.Dir(path.Clean(h.Name)), h.Linkname)
+		case tar.TypeLink:
+			p.link = path.Clean(h.Linkname)
+		default:
+			continue
+		}
+		a.parts[path.Clean(h.Name)] = p
+	}
+}
+
+// sectionFile reads a part of a file until the context ends.
+type sectionFile struct {
+	ctx context.Context
+	*io.SectionReader
+}
+
+func (s sectionFile) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return s.SectionReader.Read(p)
+}
+
+func (sectionFile) Close() error { return nil }
+
+// open finds an entry, also where it is a link to another one, as old versions of Docker write layers that are the same.
+func (a *archive) open(ctx context.Context, name string) (sectionFile, error) {
+	name = path.Clean(name)
+	for range 8 {
+		p, ok := a.parts[name]
+		switch {
+		case !ok:
+			return sectionFile{}, fmt.Errorf("%q is not in the archive: %w", name, ErrNotFound)
+		case p.link == "":
+			return sectionFile{ctx, io.NewSectionReader(a.f, p.at, p.size)}, nil
+		}
+		name = p.link
+	}
+	return sectionFile{}, fmt.Errorf("%q is a link to a link, and so on", name)
+}
+
+// read reads a small entry whole.
+func (a *archive) read(ctx context.Context, name string, limit int64) ([]byte, error) {
+	f, err := a.open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if f.Size() > limit {
+		return nil, fmt.Errorf("%q has %d bytes, more than %d", name, f.Size(), limit)
+	}
+	return io.ReadAll(f)
+}
+
+// savedImage is an entry of manifest.json (Docker image specification v1.2, "Combined Image JSON + Filesystem Changeset
+// Format").
+type savedImage struct {
+	Config   string
+	RepoTags []string
+	Layers   []string
+	// LayerSources are descriptors of foreign layers by their diff ID, of archives by go-containerregistry.
+	LayerSources map[v1.Hash]v1.Descriptor
+}
+
+// openArchive reads a file of "docker save".
+func openArchive(ctx context.Context, ref Reference) (*Image, error) {
+	a, err := openTar(ctx, ref.Path)
+	if err != nil {
+		return nil, err
+	}
+	return a.image(ctx, ref)
+}
+
+// image finds an image in the archive, which it keeps open.
+func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error) {
+	defer func() {
+		if err != nil {
+			a.f.Close()
+			err = fmt.Errorf("reading the archive: %w", err)
+		}
+	}()
+	list, err := a.read(ctx, "manifest.json", maxConfig)
+	if err != nil {
+		if _, layout := a.parts["oci-layout"]; layout {
+			err = fmt.Errorf("it is one of an OCI layout, to be named oci-archive:%s: %w", ref.Path, err)
+		}
+		return nil, err
+	}
+	var images []savedImage
+	if err := json.Unmarshal(list, &images); err != nil {
+		return nil, fmt.Errorf("manifest.json: %w", err)
+	}
+	chosen, err := a.choose(ctx, images, ref)
+	if err != nil {
+		return nil, err
+	}
+	config, err := a.read(ctx, chosen.Config, maxConfig)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	core := &savedCore{a: a, config: config, layers: map[v1.Hash]v1.Layer{}}
+	var c v1.ConfigFile
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if len(chosen.Layers) != len(c.RootFS.DiffIDs) {
+		return nil, fmt.Errorf("the archive lists %d layers, the configuration %d", len(chosen.Layers), len(c.RootFS.DiffIDs))
+	}
+	out := &Image{Ref: ref, Digest: digestOf(config), Config: config, mediaType: types.DockerManifestSchema2, close: a.f.Close}
+	for i, id := range c.RootFS.DiffIDs {
+		l := &savedLayer{ctx: ctx, a: a, name: chosen.Layers[i], id: id}
+		if core.layers[id], err = l.layer(chosen.LayerSources); err != nil {
+			return nil, err
+		}
+		// In an archive only the plain layer has a digest that is written down.
+		out.Layers = append(out.Layers, &Layer{Digest: id.String(), Size: -1, push: core.layers[id], Open: l.open})
+	}
+	img, err := partial.UncompressedToImage(core)
+	if err != nil {
+		return nil, err
+	}
+	out.manifest = img.RawManifest
+	return out, nil
+}
+
+// choose finds the image that a reference names: by its name, its ID, its place as "@1", or because it is alone.
+func (a *archive) choose(ctx context.Context, images []savedImage, ref Reference) (*savedImage, error) {
+	named := ref.Transport == DockerArchive && (ref.Name != nil || ref.Inside != "")
+	var known []string
+	for i := range images {
+		saved := &images[i]
+		id := ""
+		if config, err := a.read(ctx, saved.Config, maxConfig); err == nil {
+			id = digestOf(config)
+		}
+		known = append(append(known, saved.RepoTags...), fmt.Sprintf("@%d", i))
+		switch {
+		case !named:
+		case ref.Inside == "@"+strconv.Itoa(i), id != "" && ref.Inside == id:
+			return saved, nil
+		case ref.Name != nil && slices.ContainsFunc(saved.RepoTags, func(s string) bool {
+			t, err := name.NewTag(s)
+			return err == nil && t.Name() == ref.Name.Name()
+		}):
+			return saved, nil
+		}
+	}
+	if len(images) == 1 && !named {
+		return &images[0], nil
+	}
+	return nil, fmt.Errorf("%w: name one of %q as docker-archive:%s:NAME", ErrNotFound, known, ref.Path)
+}
+
+// savedLayer is a layer in an archive, plain or compressed.
+type savedLayer struct {
+	ctx  context.Context
+	a    *archive
+	name string
+	id   v1.Hash
+}
+
+// layer returns the form in which the layer is sent elsewhere. A foreign one that is not there is kept by reference.
+func (l *savedLayer) layer(sources map[v1.Hash]v1.Descriptor) (v1.Layer, error) {
+	out, err := partial.UncompressedToLayer(l)
+	if err != nil {
+		return nil, err
+	}
+	if d, ok := sources[l.id]; ok {
+		return foreignLayer{out, d}, nil
+	}
+	return out, nil
+}
+
+func (l *savedLayer) open(ctx context.Context) (io.ReadCloser, error) {
+	f, err := l.a.open(ctx, l.name)
+	if err != nil {
+		return nil, err
+	}
+	_, plain, err := decompress(bufio.NewReaderSize(f, 64<<10))
+	return io.NopCloser(plain), err
+}
+
+func (l *savedLayer) DiffID() (v1.Hash, error)             { return l.id, nil }
+func (l *savedLayer) Uncompressed() (io.ReadCloser, error) { return l.open(l.ctx) }
+func (l *savedLayer) MediaType() (types.MediaType, error)  { return types.DockerLayer, nil }
+
+// foreignLayer is a layer of which the archive has the descriptor.
+type foreignLayer struct {
+	v1.Layer
+	desc v1.Descriptor
+}
+
+func (l foreignLayer) Descriptor() (*v1.Descriptor, error) { return &l.desc, nil }
+func (l foreignLayer) Digest() (v1.Hash, error)            { return l.desc.Digest, nil }
+func (l foreignLayer) Size() (int64, error)                { return l.desc.Size, nil }
+func (l foreignLayer) MediaType() (types.MediaType, error) { return l.desc.MediaType, nil }
+
+// savedCore is what go-containerregistry makes a manifest of, which archives have none of.
+type savedCore struct {
+	a      *archive
+	config []byte
+	layers map[v1.Hash]v1.Layer
+}
+
+func (s *savedCore) RawConfigFile() ([]byte, error)      { return s.config, nil }
+func (s *savedCore) MediaType() (types.MediaType, error) { return types.DockerManifestSchema2, nil }
+
+func (s *savedCore) LayerByDiffID(id v1.Hash) (partial.UncompressedLayer, error) {
+	l, ok := s.layers[id]
+	if !ok {
+		return nil, fmt.Errorf("no layer %s", id)
+	}
+	return l, nil
+}
+
+// isInside reports whether what follows an archive's file names an image by its ID or place.
+func isInside(s string) bool {
+	if at, ok := strings.CutPrefix(s, "@"); ok {
+		n, err := strconv.Atoi(at)
+		return err == nil && n >= 0 && strconv.Itoa(n) == at
+	}
+	_, err := v1.NewHash(s)
+	return err == nil && strings.HasPrefix(s, "sha256:")
+}
