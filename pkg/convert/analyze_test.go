@@ -2,6 +2,7 @@ package convert_test
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -46,6 +47,17 @@ func TestAnalyze(t *testing.T) {
 	a, err = convert.Analyze(context.Background(), options(t, r.Output.Ref))
 	require.NoError(t, err)
 	assert.True(t, found(a, launch.CodeConverted))
+
+	// Docker has a limit that registries have not.
+	for n, want := range map[int]bool{123: false, 124: true} {
+		layers := []v1.Layer{fixture.Layer(t, fixture.Program("app", fixture.ELF("")))}
+		for i := range n - 1 {
+			layers = append(layers, fixture.Layer(t, fixture.File(fmt.Sprint("f", i), "x")))
+		}
+		a, err = convert.Analyze(context.Background(), options(t, reg.Push(t, "deep:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, layers...))))
+		require.NoError(t, err)
+		assert.Equal(t, want, found(a, launch.CodeManyLayers), n)
+	}
 
 	// What lies where the enclave goes would be the loader's.
 	for _, e := range []fixture.Entry{fixture.File("cconvert/gramine/lib/libprotobuf-c.so.1", "evil"), fixture.Dir("cconvert"), fixture.Symlink("cconvert", "/opt")} {

@@ -326,7 +326,7 @@ func TestBadImages(t *testing.T) {
 		{"empty image", "was not found", fixture.Image(t, app), launch.ErrImage},
 		{"no entrypoint", "neither ENTRYPOINT nor CMD", fixture.Image(t, v1.Config{}, fixture.Layer(t, program)), launch.ErrImage},
 		{"entrypoint not in the image", `"/app" was not found, tried /app`, fixture.Image(t, app, fixture.Layer(t, fixture.File("x", ""))), launch.ErrImage},
-		{"path out of the image", `contains ".."`, fixture.Image(t, app, fixture.Layer(t, program, fixture.File("../x", "x"))), nil},
+		{"path out of the image", `leads out of the layer`, fixture.Image(t, app, fixture.Layer(t, program, fixture.File("../x", "x"))), nil},
 		{"entrypoint in a loop of links", "too many levels", fixture.Image(t, app, fixture.Layer(t, fixture.Symlink("app", "b"), fixture.Symlink("b", "app"))), rootfs.ErrLoop},
 	} {
 		t.Run(c.name, func(t *testing.T) {

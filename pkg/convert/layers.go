@@ -23,6 +23,12 @@ type LayerCounts struct {
 	TOC    int `json:"toc"`    // from the layer's own table of contents, see Options.TrustTOC
 }
 
+// maxDockerLayers is how many layers an image may have for Docker (moby, layer store, "max depth exceeded").
+const maxDockerLayers = 125
+
+// added is how many layers a conversion puts on an image.
+const added = 2
+
 // layers finds out what is in an image's layers.
 type layers struct {
 	o    Options
@@ -39,6 +45,9 @@ func newLayers(o Options) *layers {
 
 // merge reads the layers side by side, and lays them over each other.
 func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
+	if n := len(img.Layers) + added; n > maxDockerLayers {
+		ls.find(launch.CodeManyLayers, launch.Warning, "", fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
+	}
 	indexes := make([]*rootfs.Index, len(img.Layers))
 	room := rootfs.Room{Limits: ls.o.Limits}
 	g, ctx := errgroup.WithContext(ctx)

@@ -84,6 +84,7 @@ const (
 	CodeContainsEnclave   = "contains-enclave"
 	CodeConverted         = "already-converted"
 	CodeReserved          = "reserved-path"
+	CodeManyLayers        = "many-layers"
 	CodeInterpreterAbsent = "interpreter-missing"
 	CodeLibraryAbsent     = "library-missing"
 	CodeTOCTrusted        = "toc-trusted"
@@ -145,6 +146,7 @@ var remedies = map[string]string{
 	CodeMountedSecrets:    "Have the program fetch its secrets after attestation.",
 	CodeLocale:            "Add the locale to the image, or use C.UTF-8.",
 	CodeContainsEnclave:   "Run the image as it is, or convert the one that it was made from. cconvert inspect shows its enclaves; reference, attest and deploy --epc are for it as it is.",
+	CodeManyLayers:        "Build the image with fewer layers, for instance by a stage that copies all of it: FROM scratch, COPY --from=build / /. containerd and CRI-O take any number.",
 	CodeReserved:          "Build the image without /cconvert: whatever lies there could be taken for a part of the runtime.",
 	CodeConverted:         "Convert the image that it was made from: its digest is in the label org.opencontainers.image.base.digest.",
 	CodeInterpreterAbsent: "Add the C library that the program was built for, or link the program statically.",

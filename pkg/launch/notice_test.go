@@ -156,6 +156,7 @@ var elsewhere = map[string][2]string{
 	launch.CodeInsecureSetting:  {"../libos/gramine/seal_test.go", "CodeInsecureSetting"},
 	launch.CodeSimulated:        {"../convert/analyze_test.go", "CodeSimulated"},
 	launch.CodeConverted:        {"../convert/analyze_test.go", "CodeConverted"},
+	launch.CodeManyLayers:       {"../convert/analyze_test.go", "CodeManyLayers"},
 	launch.CodeReserved:         {"../convert/analyze_test.go", "CodeReserved"},
 	launch.CodeTOCTrusted:       {"../convert/layers_test.go", "CodeTOCTrusted"},
 	launch.CodeTOCRejected:      {"../convert/layers_test.go", "CodeTOCRejected"},

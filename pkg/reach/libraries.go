@@ -125,9 +125,11 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 		loaded = append(loaded, n)
 		return true
 	}
+	interp := "" // by which libraries name the dynamic linker, which is there already, wherever it is
 	if program.ELF.Interp != "" {
 		if n, _, err := l.tree.Resolve(program.ELF.Interp); err == nil && n.Type == rootfs.Regular {
 			found(n)
+			interp = path.Base(program.ELF.Interp)
 		} else {
 			missing = append(missing, program.ELF.Interp)
 		}
@@ -145,6 +147,9 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 		dirs := l.once(slices.Concat(rpath, l.env, expand(o.node.ELF.RunPath, o.node)))
 		for _, name := range o.node.ELF.Needed {
 			list := l.find(name, dirs)
+			if len(list) == 0 && name == interp {
+				continue
+			}
 			if len(list) == 0 && !slices.Contains(missing, name) && !strings.HasPrefix(name, "libc.musl-") {
 				missing = append(missing, name)
 			}

@@ -68,6 +68,7 @@ func TestLibraries(t *testing.T) {
 	}{
 		{name: "default directories", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/usr/lib/x86_64-linux-gnu/liba.so": lib("libb.so"), "/usr/lib64/libb.so": lib()}, want: "/usr/lib/x86_64-linux-gnu/liba.so /usr/lib64/libb.so"},
 		{name: "dynamic linker", facts: map[string]rootfs.ELF{"/p": {Interp: "/lib64/ld.so"}, "/usr/lib/ld.so": lib()}, entries: []Entry{Symlink("lib64", "usr/lib")}, want: "/usr/lib/ld.so"},
+		{name: "a dynamic linker in Nix's store is there by its name", facts: map[string]rootfs.ELF{"/p": {Interp: "/nix/store/g/lib/ld.so.2", Needed: []string{"libc.so"}, RunPath: "/nix/store/l"}, "/nix/store/g/lib/ld.so.2": lib(), "/nix/store/l/libc.so": lib("ld.so.2")}, want: "/nix/store/g/lib/ld.so.2 /nix/store/l/libc.so"},
 		{name: "no dynamic linker", facts: map[string]rootfs.ELF{"/p": {Interp: "/lib64/ld.so"}}, missing: "/lib64/ld.so"},
 		{name: "RUNPATH with ORIGIN", facts: map[string]rootfs.ELF{"/opt/app/bin/p": {Needed: []string{"liba.so"}, RunPath: "$ORIGIN/../lib"}, "/opt/app/lib/liba.so": lib(), "/usr/lib/liba.so": lib()}, want: "/opt/app/lib/liba.so"},
 		{name: "RUNPATH is not inherited", facts: map[string]rootfs.ELF{"/p": {Needed: []string{"liba.so"}, RunPath: "/a"}, "/a/liba.so": lib("libb.so"), "/a/libb.so": lib(), "/usr/lib/libb.so": lib()}, want: "/a/liba.so /usr/lib/libb.so"},

@@ -71,7 +71,7 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 		if _, err := r.Peek(smallBlob); err == nil && !i.InProcess() {
 			return i.start(ctx, r)
 		}
-		z, err := gzip.NewReader(r)
+		z, err := newMembers(r)
 		if err != nil {
 			return nil, fmt.Errorf("inflating: %w", err)
 		}
@@ -85,6 +85,45 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 		return readAhead(z.IOReadCloser()), nil
 	}
 	return io.NopCloser(r), nil
+}
+
+// members inflates the members of a gzip file (RFC 1952, 2.2), and ends where no further one begins: builders pad blobs
+// with NUL bytes, which programs that inflate pass over.
+type members struct {
+	in *bufio.Reader
+	z  *gzip.Reader
+}
+
+func newMembers(in *bufio.Reader) (*members, error) {
+	z, err := gzip.NewReader(in)
+	if err != nil {
+		return nil, err
+	}
+	z.Multistream(false)
+	return &members{in, z}, nil
+}
+
+func (m *members) Read(p []byte) (int, error) {
+	for {
+		n, err := m.z.Read(p)
+		if n > 0 || !errors.Is(err, io.EOF) {
+			if errors.Is(err, io.EOF) {
+				err = nil // it comes again
+			}
+			return n, err
+		}
+		next, err := m.in.Peek(len(gzipMagic))
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		if !bytes.Equal(next, gzipMagic) {
+			return 0, io.EOF
+		}
+		if err := m.z.Reset(m.in); err != nil {
+			return 0, err
+		}
+		m.z.Multistream(false)
+	}
 }
 
 // program is a running program that inflates. What it writes has passed a checksum only once it has

@@ -196,15 +196,22 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// cleanPath makes a tar entry's name absolute. A name with ".." is refused: it is either an attack or
-// means something else to every reader.
+// cleanPath makes a tar entry's name absolute. A name that leads out of the layer is refused; ".." inside is taken away
+// before links are followed, as container engines do.
 func cleanPath(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", fmt.Errorf("the path %.60q… has %d bytes, more than %d", name, len(name), maxPath)
 	}
+	depth := 0
 	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", fmt.Errorf("the path %q contains \"..\"", name)
+		switch part {
+		case "", ".":
+		case "..":
+			if depth--; depth < 0 {
+				return "", fmt.Errorf("the path %q leads out of the layer", name)
+			}
+		default:
+			depth++
 		}
 	}
 	if strings.ContainsRune(name, 0) {
