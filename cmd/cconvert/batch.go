@@ -295,7 +295,7 @@ func newBatchStatus() *cobra.Command {
 		Example: `  cconvert batch status --nats nats://nats.example:4222`,
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			q, err := queue.open(cmd.Context())
+			q, err := queue.openFor(cmd.Context(), true)
 			if err != nil {
 				return err
 			}
@@ -315,7 +315,7 @@ func newBatchStatus() *cobra.Command {
 			return t.Flush()
 		},
 	}
-	queue.add(cmd.Flags())
+	queue.addReading(cmd.Flags())
 	return cmd
 }
 
@@ -329,7 +329,7 @@ func newBatchResults() *cobra.Command {
   cconvert batch results --json`,
 		Args: atMostOne("BATCH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q, b, err := findBatch(cmd, queue, args)
+			q, b, err := findBatch(cmd, queue, args, true)
 			if err != nil {
 				return err
 			}
@@ -346,7 +346,7 @@ func newBatchResults() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a record for each image")
-	queue.add(cmd.Flags())
+	queue.addReading(cmd.Flags())
 	return cmd
 }
 
@@ -360,7 +360,7 @@ otherwise "cconvert batch --resume=BATCH" does.`,
 		Example: `  cconvert batch retry --nats nats://nats.example:4222`,
 		Args:    atMostOne("BATCH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q, b, err := findBatch(cmd, queue, args)
+			q, b, err := findBatch(cmd, queue, args, false)
 			if err != nil {
 				return err
 			}
@@ -372,13 +372,13 @@ otherwise "cconvert batch --resume=BATCH" does.`,
 			return err
 		},
 	}
-	queue.add(cmd.Flags())
+	queue.addReading(cmd.Flags())
 	return cmd
 }
 
 // findBatch opens the queue and finds the batch that the arguments name, the newest by default.
-func findBatch(cmd *cobra.Command, queue queueFlags, args []string) (*batch.Queue, *batch.Batch, error) {
-	q, err := queue.open(cmd.Context())
+func findBatch(cmd *cobra.Command, queue queueFlags, args []string, read bool) (*batch.Queue, *batch.Batch, error) {
+	q, err := queue.openFor(cmd.Context(), read)
 	if err != nil {
 		return nil, nil, err
 	}

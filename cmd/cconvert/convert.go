@@ -54,6 +54,7 @@ func newConvert() *cobra.Command {
 		names                      nameFiles
 		gate                       convert.Gate
 		unsigned, rollback         bool
+		another                    bool // signer
 		work                       workFlags
 	)
 	cmd := &cobra.Command{
@@ -74,7 +75,7 @@ func newConvert() *cobra.Command {
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
 	addGate(f, &gate)
 	f.BoolVar(&unsigned, "unsigned", false, "store the image without a signature, for \"cconvert sign\" to add")
-	addRollback(f, &rollback)
+	addReplace(f, &rollback, &another)
 	work.add(f)
 	key.add(f, "the signing key (default: enclave-key.pem in the configuration directory)")
 	library.add(f)
@@ -140,7 +141,7 @@ func newConvert() *cobra.Command {
 		if o.Evidence, err = evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 			return err
 		}
-		o.Target, o.AllowRollback = conversions[0].Target, rollback
+		o.Target, o.AllowRollback, o.ReplaceSigner = conversions[0].Target, rollback, another
 		if len(images) > 1 {
 			jobs := problems
 			for _, c := range conversions {

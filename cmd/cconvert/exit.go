@@ -78,6 +78,7 @@ func exitCode(ctx context.Context, err error) int {
 func hintFor(err error) string {
 	var small *gramine.TooSmallError
 	var rollback *convert.RollbackError
+	var signed *convert.SignerError
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &small):
@@ -120,6 +121,8 @@ func hintFor(err error) string {
 		return "run the same command again, if this image is still to be there"
 	case errors.Is(err, convert.ErrVersionUnknown):
 		return "look at it with \"cconvert inspect\"; store the result under another tag, or say --allow-rollback"
+	case errors.As(err, &signed):
+		return "use that key, store the result under another tag, or say --replace-signer with --key"
 	case errors.As(err, &rollback):
 		return "raise --isv-svn, store the result under another tag, or say --allow-rollback"
 	case errors.Is(err, convert.ErrNotOurs):

@@ -139,6 +139,9 @@ func printEnclaves(cmd *cobra.Command, list []verify.EnclaveFile, asJSON bool) e
 }
 
 func printConverted(w io.Writer, c *verify.Converted) {
+	if c.Simulated() {
+		fmt.Fprintln(w, verify.SimulatedNotice)
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(t, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))

@@ -29,6 +29,7 @@ type jobFlags struct {
 	library                    runtimeFlags
 	gate                       convert.Gate
 	rollback, unsigned, attest bool
+	another                    bool // signer
 	toc                        bool
 }
 
@@ -36,7 +37,7 @@ func (j *jobFlags) add(f *pflag.FlagSet) {
 	j.start.add(f)
 	j.library.add(f)
 	addGate(f, &j.gate)
-	addRollback(f, &j.rollback)
+	addReplace(f, &j.rollback, &j.another)
 	f.BoolVar(&j.unsigned, "unsigned", false, "")
 	f.BoolVar(&j.attest, "attest", true, "")
 	f.BoolVar(&j.toc, "trust-toc", false, "")
@@ -71,7 +72,7 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 	if err != nil {
 		return batch.Job{}, &plan.Error{File: file, Line: img.Line, Err: err}
 	}
-	o.AllowRollback, o.TrustTOC = j.rollback, j.toc
+	o.AllowRollback, o.ReplaceSigner, o.TrustTOC = j.rollback, j.another, j.toc
 	if j.attest {
 		o.Evidence = &convert.Evidence{Required: asked}
 	}

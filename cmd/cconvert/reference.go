@@ -16,6 +16,7 @@ import (
 func newReference() *cobra.Command {
 	var registry registryFlags
 	var format, by, enclave string
+	var simulated bool
 	cmd := &cobra.Command{
 		Use:   "reference IMAGE",
 		Short: "Print the values that a relying party compares a quote with",
@@ -31,6 +32,7 @@ added are fetched; verify the image before you rely on it.`,
 	}
 	registry.add(cmd.Flags())
 	cmd.Flags().StringVar(&enclave, "enclave", "", "for an image that was not converted and has several enclaves of its own: the file of one of them")
+	cmd.Flags().BoolVar(&simulated, "simulated", false, "print the values of an image of the simulated runtime, which no CPU will ever report")
 	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what corim, maa and rego go by: enclave (MRENCLAVE: this one only) or signer (MRSIGNER, product and SVN: later ones as well)")
 	cmd.Flags().StringVar(&format, "format", attest.FormatJSON, "json, toml, corim, maa or rego")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -45,7 +47,7 @@ added are fetched; verify the image before you rely on it.`,
 			return err
 		}
 		defer img.Close()
-		e, err := identityOf(cmd, img, registry, enclave)
+		e, err := identityOf(cmd, img, registry, enclave, simulated)
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)
 		}
@@ -60,9 +62,12 @@ added are fetched; verify the image before you rely on it.`,
 }
 
 // identityOf reads the identity of a converted image, or of an enclave that the image has of its own.
-func identityOf(cmd *cobra.Command, img *image.Image, registry registryFlags, file string) (e attest.Enclave, err error) {
+func identityOf(cmd *cobra.Command, img *image.Image, registry registryFlags, file string, simulated bool) (e attest.Enclave, err error) {
 	c, err := verify.Read(cmd.Context(), img, registry.reading())
 	if err == nil {
+		if c.Simulated() && !simulated {
+			return e, fmt.Errorf("%w: %s. --simulated prints them all the same, for tests", errRefused, verify.SimulatedNotice)
+		}
 		if c.SignatureError != "" {
 			return e, fmt.Errorf("%w: %s", errRefused, c.SignatureError)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/agnivade/levenshtein"
@@ -40,13 +41,14 @@ func newRoot() *cobra.Command {
 		Long:          rootLong,
 		Example:       rootExamples,
 		Args:          convert.Args,
-		RunE:          convert.RunE,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			hidePassphrase()
-			if err := fromEnvironment(cmd.Flags()); err != nil {
-				return err
+			if converts(cmd) {
+				if err := fromEnvironment(cmd.Flags()); err != nil {
+					return err
+				}
 			}
 			logrus.SetOutput(cmd.ErrOrStderr())
 			logrus.SetFormatter(&logrus.TextFormatter{FullTimestamp: false, DisableTimestamp: true})
@@ -55,6 +57,12 @@ func newRoot() *cobra.Command {
 			}
 			return nil
 		},
+	}
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := mistyped(root, args[0]); err != nil {
+			return err
+		}
+		return convert.RunE(cmd, args)
 	}
 	root.Flags().AddFlagSet(convert.Flags())
 	root.PersistentFlags().BoolVarP(&verbose, "verbose", "v", false, "log what is being done")
@@ -67,13 +75,22 @@ func newRoot() *cobra.Command {
 	return root
 }
 
+// converts reports whether a command makes conversions. Only their flags can be set by variables: others look at what was
+// made, and what they are asked must not depend on what is set for a pipeline.
+func converts(cmd *cobra.Command) bool {
+	return slices.Contains([]string{"cconvert", "convert", "batch", "worker", "serve", "analyze"}, cmd.Name())
+}
+
+// notFromEnvironment are flags of the program itself. Pipelines set CCONVERT_VERSION to what they install.
+var notFromEnvironment = []string{"help", "version"}
+
 // fromEnvironment sets every flag that was not given from the variable CCONVERT_ and its name.
 func fromEnvironment(flags *pflag.FlagSet) error {
 	var failed error
 	flags.VisitAll(func(f *pflag.Flag) {
 		name := "CCONVERT_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		value, ok := os.LookupEnv(name)
-		if !ok || f.Changed || failed != nil || f.Name == "help" {
+		if !ok || f.Changed || failed != nil || slices.Contains(notFromEnvironment, f.Name) {
 			return
 		}
 		if err := flags.Set(f.Name, value); err != nil {
@@ -81,6 +98,20 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 		}
 	})
 	return failed
+}
+
+// mistyped reports a first word that is near a command's name, and could only be an image by chance: what was meant to
+// look at an image would convert, sign and push it.
+func mistyped(root *cobra.Command, word string) error {
+	if strings.ContainsAny(word, "/:.@") {
+		return nil
+	}
+	for _, c := range root.Commands() {
+		if levenshtein.ComputeDistance(c.Name(), word) <= 2 {
+			return usagef("there is no command %q; the nearest is %s. If it is an image, write %s:latest", word, c.Name(), word)
+		}
+	}
+	return nil
 }
 
 // nearestFlag suggests the flag that was probably meant.

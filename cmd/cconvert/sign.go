@@ -115,17 +115,27 @@ type signFlags struct {
 	evidence evidenceFlags
 	to       string
 	rollback bool
+	another  bool // signer
 }
 
 func (s *signFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&s.to, "to", "", "where the result goes (default: where the image is)")
-	addRollback(f, &s.rollback)
+	addReplace(f, &s.rollback, &s.another)
 	s.before.add(f)
 	s.evidence.add(f)
 }
 
-func addRollback(f *pflag.FlagSet, to *bool) {
-	f.BoolVar(to, "allow-rollback", false, "replace an image even if its security version number (--isv-svn) is higher")
+func addReplace(f *pflag.FlagSet, rollback, signer *bool) {
+	f.BoolVar(rollback, "allow-rollback", false, "replace an image even if its security version number (--isv-svn) is higher")
+	f.BoolVar(signer, "replace-signer", false, "replace an image even if another key has signed it; needs --key")
+}
+
+// checkReplace refuses to have the default key, which is there to try things, take a tag from another one.
+func checkReplace(replaceSigner bool, key keyFlags) error {
+	if replaceSigner && key.name == "" {
+		return usagef("--replace-signer: say by which key, with --key")
+	}
+	return nil
 }
 
 func newSign() *cobra.Command {
@@ -135,10 +145,13 @@ func newSign() *cobra.Command {
 		Use:   "sign IMAGE",
 		Short: "Sign a converted image, again or for the first time",
 		Long:  signLong,
-		Example: `  cconvert sign registry.example/redis:7-confidential --key production.pem
+		Example: `  cconvert sign registry.example/redis:7-confidential --key production.pem --replace-signer
   cconvert sign registry.example/redis:7-confidential --key production.pem --to registry.example/production/redis:7`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkReplace(flags.another, key); err != nil {
+				return err
+			}
 			k, err := key.open(cmd.Context()) // before anything is started that could inherit a key in a variable
 			if err != nil {
 				return err
@@ -168,7 +181,7 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 	if _, ok := target.Name.(name.Digest); ok || target.Digest != "" {
 		return usagef("%s: a target is named by a tag, its digest is what comes out: say where it goes with --to", target)
 	}
-	o := convert.StoreOptions{Image: s.before.registry.options(), AllowRollback: s.rollback}
+	o := convert.StoreOptions{Image: s.before.registry.options(), AllowRollback: s.rollback, ReplaceSigner: s.another}
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err
 	}

@@ -77,6 +77,8 @@ type Identity struct {
 	Epoch    int             `json:"format_epoch"`
 	Options  json.RawMessage `json:"options"`
 	Findings json.RawMessage `json:"findings"`
+	// Simulated says that there is no enclave: no CPU will ever report these values.
+	Simulated bool `json:"simulated,omitempty"`
 }
 
 // Runtime is a library OS.

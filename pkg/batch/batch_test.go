@@ -513,6 +513,26 @@ func TestSilentRegistry(t *testing.T) {
 	assert.Less(t, last, 4+8, "the others are done while the silent ones still wait, four at a time")
 }
 
+// How far a batch is can be read while another process works on it.
+func TestReadWhileWorking(t *testing.T) {
+	b := newBench(t)
+	b.push(3)
+	q := b.open()
+	of := b.submit(q, b.jobs(3))
+	b.work(q, of)
+	_, err := batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue")})
+	require.ErrorIs(t, err, batch.ErrBusy)
+	for range 3 {
+		reader, err := batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue"), Read: true})
+		require.NoError(t, err)
+		records, err := reader.Records(context.Background(), of.ID)
+		require.NoError(t, err)
+		assert.Equal(t, map[batch.Status]int{batch.Converted: 3}, statuses(records))
+		reader.Close()
+	}
+	b.work(q, b.submit(q, []batch.Job{b.job(1)}))
+}
+
 // A record that cannot be read hides no other one, and is not waited for.
 func TestUnreadableRecord(t *testing.T) {
 	b := newBench(t)

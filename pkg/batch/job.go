@@ -35,6 +35,7 @@ type Job struct {
 	NoEvidence    bool `json:"no_evidence,omitempty"`
 	NeedsEvidence bool `json:"needs_evidence,omitempty"` // fails where the registry refuses it
 	AllowRollback bool `json:"allow_rollback,omitempty"`
+	ReplaceSigner bool `json:"replace_signer,omitempty"`
 	TrustTOC      bool `json:"trust_toc,omitempty"`
 	// OnlyRegistry fetches layers from the source's registry alone, wherever else the image says that they are.
 	OnlyRegistry bool `json:"only_registry,omitempty"`
@@ -63,7 +64,7 @@ func NewJob(o convert.Options, insecure bool) Job {
 	return Job{
 		Source: o.Source.String(), Target: o.Target.String(), Insecure: insecure,
 		Runtime: Runtime{o.Backend.Kind(), r.Source, r.Libs, r.Digest, r.Layer},
-		Options: o.Recorded(), Overlay: o.OverlayText, AllowRollback: o.AllowRollback, TrustTOC: o.TrustTOC,
+		Options: o.Recorded(), Overlay: o.OverlayText, AllowRollback: o.AllowRollback, ReplaceSigner: o.ReplaceSigner, TrustTOC: o.TrustTOC,
 		NoEvidence: o.Evidence == nil, NeedsEvidence: o.Evidence != nil && o.Evidence.Required,
 	}
 }
@@ -112,7 +113,7 @@ func (j Job) options(own convert.Options, backends []libos.Backend) (o convert.O
 			return o, err
 		}
 	}
-	o.AllowRollback, o.TrustTOC, o.Accept = j.AllowRollback, j.TrustTOC, j.Gate.Pass
+	o.AllowRollback, o.ReplaceSigner, o.TrustTOC, o.Accept = j.AllowRollback, j.ReplaceSigner, j.TrustTOC, j.Gate.Pass
 	switch {
 	case j.NoEvidence:
 		o.Evidence = nil

@@ -5,7 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -56,6 +60,8 @@ type QueueOptions struct {
 	Connect []nats.Option
 	// Lease is how long a worker may be silent; 0: as the queue has it, which is DefaultLease at first.
 	Lease time.Duration
+	// Read says that nothing will be written. While another process works on Dir, what it has written so far is read.
+	Read bool
 	// Replicas is on how many servers of a cluster everything is kept; 0: as it is, which is three at first, where there
 	// are as many.
 	Replicas int
@@ -78,7 +84,7 @@ func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
 		nats.ReconnectBufSize(-1), // what was sent must have been answered
 	}, o.Connect...)
 	if url == "" {
-		s, err := q.serve(o.Dir)
+		s, err := q.serve(o.Dir, o.Read)
 		if err != nil {
 			return nil, err
 		}
@@ -95,16 +101,22 @@ func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
 }
 
 // serve starts the server in this process. Nobody else can connect to it.
-func (q *Queue) serve(dir string) (*server.Server, error) {
+func (q *Queue) serve(dir string, read bool) (*server.Server, error) {
 	lock := flock.New(dir + ".lock")
 	mine, err := lock.TryLock()
 	if err != nil {
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
-	if !mine {
+	switch {
+	case mine:
+		q.close = append(q.close, func() { _ = lock.Unlock() })
+	case !read:
 		return nil, fmt.Errorf("%w: %s", ErrBusy, dir)
+	default:
+		if dir, err = q.copy(dir); err != nil {
+			return nil, fmt.Errorf("reading the queue: %w", err)
+		}
 	}
-	q.close = append(q.close, func() { _ = lock.Unlock() })
 	s, err := server.NewServer(&server.Options{
 		DontListen: true, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, MaxPayload: maxPayload,
 		SyncAlways: true, // a power failure must not take what was done
@@ -118,6 +130,23 @@ func (q *Queue) serve(dir string) (*server.Server, error) {
 		return nil, fmt.Errorf("starting the queue in %s: it does not come up", dir)
 	}
 	return s, nil
+}
+
+// copy copies the files of a queue that another process is working on. The server passes over a record of which only a
+// part was written by then.
+func (q *Queue) copy(dir string) (string, error) {
+	to, err := os.MkdirTemp("", "cconvert-queue-")
+	if err != nil {
+		return "", err
+	}
+	q.close = append(q.close, func() { os.RemoveAll(to) })
+	for attempt := 0; ; attempt++ {
+		at := filepath.Join(to, strconv.Itoa(attempt))
+		err := os.CopyFS(at, os.DirFS(dir))
+		if err == nil || !errors.Is(err, fs.ErrNotExist) || attempt == 4 { // files come and go
+			return at, err
+		}
+	}
 }
 
 // ensure makes the stream and the buckets, where they are missing. What is there stays as it is, for others use it,

@@ -206,9 +206,9 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 		p.upload = image.NewUpload(ctx, to, p.opts.Image)
 		defer p.upload.Close()
 		p.present = func() (*sgx.SigStruct, error) { return present(p.upload) }
-		if err := p.checkRollback(); err != nil {
-			return nil, err
-		}
+	}
+	if err := p.checkReplaced(); err != nil {
+		return nil, err
 	}
 	err = p.upload.Write(out)
 	if errors.Is(err, image.ErrEvidence) {
@@ -257,16 +257,39 @@ func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output
 	return out, nil
 }
 
-// checkRollback reports a RollbackError where the upload would replace an image of a higher security version.
+// checkRollback reports a RollbackError if the upload would replace an image of a higher security version: early, for it
+// needs no signature.
 func (p *Prepared) checkRollback() error {
 	if p.opts.AllowRollback {
 		return nil
 	}
 	now, err := p.present()
+	if p.opts.ReplaceSigner && errors.Is(err, ErrVersionUnknown) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	return checkRollback(now, p.sealed.SigStruct.ISVSVN)
+	return checkReplaced(now, p.sealed.SigStruct.ISVSVN, sgx.Measurement{}, false, true)
+}
+
+// checkReplaced is what must be so before the target gets another image.
+func (p *Prepared) checkReplaced() error {
+	if p.opts.AllowRollback && p.opts.ReplaceSigner {
+		return nil
+	}
+	now, err := p.present()
+	if (p.opts.AllowRollback || p.opts.ReplaceSigner) && errors.Is(err, ErrVersionUnknown) {
+		return nil // it is not known by whom it is signed, either
+	}
+	if err != nil {
+		return err
+	}
+	signer := sgx.Measurement{}
+	if key, _ := p.signed.Signature(); key != nil {
+		signer = p.signed.MRSigner()
+	}
+	return checkReplaced(now, p.signed.ISVSVN, signer, p.opts.AllowRollback, p.opts.ReplaceSigner)
 }
 
 // inputs are what a conversion begins with.

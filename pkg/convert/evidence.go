@@ -37,7 +37,7 @@ func (p *Prepared) identity() (attest.Identity, error) {
 	return attest.Identity{
 		Enclave: attest.NewEnclave(p.signed), EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
 		Source: attest.NewResource(from, p.source.Digest), Runtime: attest.Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest},
-		Epoch: FormatEpoch, Options: options, Findings: findings,
+		Epoch: FormatEpoch, Options: options, Findings: findings, Simulated: p.simulated(),
 	}, nil
 }
 
@@ -64,7 +64,8 @@ func (e *Evidence) about(ctx context.Context, identity attest.Identity, out *ima
 		}
 		artifacts = append(artifacts, a)
 	}
-	if identity.MRSigner == (sgx.Measurement{}) {
+	// There are reference values of enclaves alone, and of those that can start.
+	if identity.MRSigner == (sgx.Measurement{}) || identity.Simulated {
 		return artifacts, nil
 	}
 	corim, err := identity.CoRIM(name + "@" + out.Digest)

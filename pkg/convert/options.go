@@ -16,7 +16,7 @@ import (
 )
 
 // FormatEpoch rises whenever the same input would give another output.
-const FormatEpoch = 3
+const FormatEpoch = 4
 
 // Options say what to convert and how.
 type Options struct {
@@ -36,6 +36,8 @@ type Options struct {
 	Target *image.Reference
 	// AllowRollback lets the output replace an image with a higher security version number.
 	AllowRollback bool
+	// ReplaceSigner lets the output replace an image that another key has signed.
+	ReplaceSigner bool
 	// Accept is asked, before anything is measured or stored, whether to go on in spite of what was found;
 	// nil: always.
 	Accept func([]launch.Finding) error

@@ -38,8 +38,12 @@ var (
 // Sign has a signer sign what Prepare gave. A public test key is refused with ErrTestKey, unless there is nothing
 // to protect: the enclave is one for debugging, or simulated.
 func Sign(ctx context.Context, p *Prepared, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
-	simulated := slices.ContainsFunc(p.sealed.Findings, func(f launch.Finding) bool { return f.Code == launch.CodeSimulated })
-	return sign(ctx, p.sealed.SigStruct, simulated, s)
+	return sign(ctx, p.sealed.SigStruct, p.simulated(), s)
+}
+
+// simulated reports whether there is no enclave.
+func (p *Prepared) simulated() bool {
+	return slices.ContainsFunc(p.sealed.Findings, func(f launch.Finding) bool { return f.Code == launch.CodeSimulated })
 }
 
 func sign(ctx context.Context, what *sgx.SigStruct, simulated bool, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
@@ -247,8 +251,9 @@ type StoreOptions struct {
 	Image image.Options
 	// Evidence is attached to it in registries; nil: nothing is.
 	Evidence *Evidence
-	// AllowRollback lets it replace an image with a higher security version number.
-	AllowRollback bool
+	// AllowRollback lets it replace an image with a higher security version number, ReplaceSigner one that another key has
+	// signed.
+	AllowRollback, ReplaceSigner bool
 }
 
 // Store puts the image with its new signature together, and stores it. What changes is the layer on top, what the
@@ -261,12 +266,12 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 	}
 	upload := image.NewUpload(ctx, to, o.Image)
 	defer upload.Close()
-	if !o.AllowRollback {
+	if !o.AllowRollback || !o.ReplaceSigner {
 		now, err := present(upload)
-		if err != nil {
+		if err != nil && !((o.AllowRollback || o.ReplaceSigner) && errors.Is(err, ErrVersionUnknown)) {
 			return nil, err
 		}
-		if err := checkRollback(now, e.SigStruct.ISVSVN); err != nil {
+		if err := checkReplaced(now, e.SigStruct.ISVSVN, sgx.MRSigner(key), o.AllowRollback, o.ReplaceSigner); err != nil {
 			return nil, err
 		}
 	}
@@ -364,7 +369,7 @@ func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct, by *Evide
 	identity := attest.Identity{
 		EnclaveSize: e.reads.EnclaveSize, MaxThreads: e.reads.MaxThreads, EDMM: e.reads.EDMM,
 		Source: attest.NewResource("", e.Recipe.Source), Runtime: attest.Runtime{Kind: r.Kind, Version: r.Version, Digest: r.Digest},
-		Epoch: e.Recipe.Epoch, Options: options, Findings: json.RawMessage("[]"),
+		Epoch: e.Recipe.Epoch, Options: options, Findings: json.RawMessage("[]"), Simulated: e.simulated,
 	}
 	var key *attest.PublicKey
 	if by.Key != nil {
@@ -423,10 +428,31 @@ func present(upload *image.Upload) (*sgx.SigStruct, error) {
 	return e.SigStruct, nil
 }
 
-// checkRollback reports a RollbackError where the enclave that is replaced has a higher security version.
-func checkRollback(now *sgx.SigStruct, svn uint16) error {
-	if now == nil || now.ISVSVN <= svn {
+// SignerError says that an image would be replaced that another key has signed.
+type SignerError struct {
+	// Now is the MRSIGNER of the present one, New that of what would replace it: zero for what is not signed yet.
+	Now, New sgx.Measurement
+}
+
+func (e *SignerError) Error() string {
+	by := "one by " + e.New.String()
+	if e.New == (sgx.Measurement{}) {
+		by = "one that is not signed yet"
+	}
+	return fmt.Sprintf("the target has an enclave signed by %s, and would get %s: whoever relies on that signer would refuse it, and what is sealed to it could not be read", e.Now, by)
+}
+
+// checkReplaced reports why an enclave must not be replaced by one of a security version and a signer: a RollbackError or a
+// SignerError, unless it is allowed to.
+func checkReplaced(now *sgx.SigStruct, svn uint16, signer sgx.Measurement, rollback, another bool) error {
+	if now == nil {
 		return nil
 	}
-	return &RollbackError{now.ISVSVN, svn, now.MRSigner()}
+	if now.ISVSVN > svn && !rollback {
+		return &RollbackError{now.ISVSVN, svn, now.MRSigner()}
+	}
+	if key, _ := now.Signature(); key != nil && now.MRSigner() != signer && !another {
+		return &SignerError{now.MRSigner(), signer}
+	}
+	return nil
 }

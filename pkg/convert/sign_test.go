@@ -359,3 +359,52 @@ func TestCompleteAgain(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, first.Digest, again.Digest)
 }
+
+// An image that another key has signed is not replaced by accident, by whichever way.
+func TestReplacedSigner(t *testing.T) {
+	ctx, reg := context.Background(), fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	o := options(t, from)
+	first, err := run(ctx, t, o, reg.Host+"/dst:1")
+	require.NoError(t, err)
+	other, err := sgx.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	attempt := func(key sgx.Signer, known, allowed bool) error {
+		each := o
+		each.ReplaceSigner = allowed
+		target := parse(t, reg.Host+"/dst:1")
+		if known {
+			each.Target = &target
+		}
+		p, err := convert.Prepare(ctx, each)
+		require.NoError(t, err)
+		defer p.Close()
+		if key == nil {
+			_, err = convert.Finish(ctx, p, nil, nil, target)
+			return err
+		}
+		public, signature, err := convert.Sign(ctx, p, key)
+		require.NoError(t, err)
+		_, err = convert.Finish(ctx, p, public, signature, target)
+		return err
+	}
+	var changed *convert.SignerError
+	for _, known := range []bool{true, false} {
+		for _, key := range []sgx.Signer{other, nil} {
+			require.ErrorAs(t, attempt(key, known, false), &changed)
+			assert.Equal(t, first.MRSigner, changed.Now)
+			assert.Equal(t, first.Output.Digest, reg.Digest(t, "dst:1"))
+		}
+		require.NoError(t, attempt(signer(t), known, false), "its own signer")
+	}
+	_, err = store(t, enclave(t, reg.Host+"/dst:1"), other, reg.Host+"/dst:1", convert.StoreOptions{})
+	require.ErrorAs(t, err, &changed)
+	assert.Equal(t, first.Output.Digest, reg.Digest(t, "dst:1"))
+	require.NoError(t, attempt(other, true, true))
+	assert.NotEqual(t, first.Output.Digest, reg.Digest(t, "dst:1"))
+	_, err = store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1", convert.StoreOptions{ReplaceSigner: true})
+	require.NoError(t, err)
+	// What is not signed yet is nobody's.
+	require.NoError(t, attempt(nil, true, true))
+	require.NoError(t, attempt(other, true, false))
+}

@@ -77,15 +77,17 @@ func Write(c *verify.Converted, o Options) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch o.Target {
-	case Docker:
-		return w.docker()
-	case Compose:
-		return w.compose()
-	case Intel, AKS, Alibaba:
-		return w.kubernetes()
+	write := map[Target]func() ([]byte, error){
+		Docker: w.docker, Compose: w.compose, Intel: w.kubernetes, AKS: w.kubernetes, Alibaba: w.kubernetes,
+	}[o.Target]
+	if write == nil {
+		return nil, fmt.Errorf("%w: there is no target %q, there is %v", ErrOption, o.Target, Targets)
 	}
-	return nil, fmt.Errorf("%w: there is no target %q, there is %v", ErrOption, o.Target, Targets)
+	text, err := write()
+	if err == nil && c.Simulated() {
+		text = append([]byte("# "+verify.SimulatedNotice+".\n"), text...)
+	}
+	return text, err
 }
 
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
@@ -123,7 +125,7 @@ func prepare(c *verify.Converted, o Options) (*workload, error) {
 	if err := w.readPorts(); err != nil {
 		return nil, err
 	}
-	if !w.root() && o.DeviceGroup == nil && !o.Direct {
+	if !w.root() && o.DeviceGroup == nil && !o.Direct && !c.Simulated() {
 		return nil, fmt.Errorf("%w: the image runs as %q, who must be in the group that may open %s on the nodes: name it by its number", ErrOption, c.User, enclaveDevice)
 	}
 	return w, nil
@@ -133,7 +135,9 @@ func prepare(c *verify.Converted, o Options) (*workload, error) {
 func (w *workload) root() bool { return w.Program.UID == 0 }
 
 // quotes says whether the program can ask for quotes.
-func (w *workload) quotes() bool { return w.Recipe != nil && w.Recipe.Options.Attestation == "dcap" }
+func (w *workload) quotes() bool {
+	return !w.Simulated() && w.Recipe != nil && w.Recipe.Options.Attestation == "dcap"
+}
 
 // epc is the memory of all enclaves of a container, in bytes.
 func (w *workload) epc() uint64 { return uint64(w.Processes) * w.Enclave.EnclaveSize }

@@ -21,7 +21,7 @@ func (w *workload) docker() ([]byte, error) {
 		}
 		// Direct mode needs system calls that Docker's profile does not allow.
 		args = append(args, "--security-opt", "seccomp=unconfined", "--entrypoint", gramine.DirectStart[0])
-	} else {
+	} else if !w.Simulated() {
 		args = append(args, "--device", enclaveDevice)
 		if w.quotes() {
 			args = append(args, "--device", provisionDevice, "--volume", aesmDir+":"+aesmDir)
@@ -80,12 +80,15 @@ type (
 
 // compose writes a Compose file.
 func (w *workload) compose() ([]byte, error) {
-	s := composeService{Image: w.Options.Image, Devices: []string{enclaveDevice + ":" + enclaveDevice}, Restart: "unless-stopped"}
+	s := composeService{Image: w.Options.Image, Restart: "unless-stopped"}
+	if !w.Simulated() {
+		s.Devices = []string{enclaveDevice + ":" + enclaveDevice}
+	}
 	if w.quotes() {
 		s.Devices = append(s.Devices, provisionDevice+":"+provisionDevice)
 		s.Volumes = append(s.Volumes, aesmDir+":"+aesmDir)
 	}
-	if !w.root() {
+	if !w.root() && !w.Simulated() {
 		s.GroupAdd = []string{strconv.FormatInt(*w.DeviceGroup, 10)}
 	}
 	for _, p := range w.ports {

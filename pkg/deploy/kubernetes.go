@@ -35,7 +35,7 @@ func (w *workload) kubernetes() ([]byte, error) {
 		Containers:                   []corev1.Container{w.container()},
 	}
 	meta := metav1.ObjectMeta{Labels: labels, Annotations: map[string]string{}}
-	if !w.root() {
+	if !w.root() && !w.Simulated() {
 		pod.SecurityContext = &corev1.PodSecurityContext{SupplementalGroups: []int64{*w.DeviceGroup}}
 	}
 	var objects []any
@@ -57,7 +57,9 @@ func (w *workload) kubernetes() ([]byte, error) {
 			},
 		})
 	}
-	w.schedule(&pod, &meta)
+	if !w.Simulated() {
+		w.schedule(&pod, &meta)
+	}
 	d := appsv1.Deployment{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
 		ObjectMeta: metav1.ObjectMeta{Name: w.Name, Namespace: w.Namespace, Labels: labels},
@@ -84,6 +86,7 @@ func (w *workload) container() corev1.Container {
 	}
 	mebibytes := (w.epc() + 1<<20 - 1) >> 20
 	switch {
+	case w.Simulated(): // it runs on any node
 	case w.Target == Alibaba:
 		count(alibabaEPC, mebibytes)
 	case w.Target == AKS && w.LegacyEPC:

@@ -25,9 +25,11 @@ var page = sync.OnceValue(func() *template.Template {
 	return template.Must(template.New("page").Funcs(template.FuncMap{
 		"bytes": func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) },
 		"size":  humanize.IBytes,
-		"hex":   func(n uint64) string { return fmt.Sprintf("%#x", n) },
-		"path":  func(uri string) string { return strings.TrimPrefix(uri, "file:") },
-		"comma": func(n int) string { return humanize.Comma(int64(n)) },
+
+		"notice": func() string { return verify.SimulatedNotice },
+		"hex":    func(n uint64) string { return fmt.Sprintf("%#x", n) },
+		"path":   func(uri string) string { return strings.TrimPrefix(uri, "file:") },
+		"comma":  func(n int) string { return humanize.Comma(int64(n)) },
 	}).Parse(text))
 })
 

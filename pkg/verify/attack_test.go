@@ -26,8 +26,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
-	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -325,18 +323,7 @@ func TestAcceptedIsSaid(t *testing.T) {
 
 // The loader is not measured: a runtime of the attacker's own, under a genuine signature, is not taken for vouched for.
 func TestLoaderThatNobodyVouchedFor(t *testing.T) {
-	prefix := t.TempDir()
-	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
-	require.NoError(t, err)
-	for name, content := range map[string]string{"sgx/loader": fixture.ELF(""), "sgx/libpal.so": string(pal), "direct/libpal.so": fixture.ELF(""), "libsysdb.so": "x"} {
-		file := filepath.Join(prefix, "lib/gramine", name)
-		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
-		require.NoError(t, os.WriteFile(file, []byte(content), 0o755))
-	}
-	a := newVictim(t, func(o *convert.Options) {
-		o.Backend, o.Runtime = gramine.Backend{}, libos.LoadOptions{Source: "dir:" + prefix}
-		o.Launch.Enclave.Debug = true // the test's key is public
-	})
+	a := newVictim(t, func(o *convert.Options) { *o = enclaved(t, o.Source.String()) })
 	a.expect.AllowDebug = true
 	ref := a.reg.Host + "/dst:1"
 	r := check(t, ref, a.expect, nil)
@@ -346,7 +333,7 @@ func TestLoaderThatNobodyVouchedFor(t *testing.T) {
 	assert.Equal(t, []string{verify.CheckRuntimeIs}, r.Unmet())
 	layer := r.Recipe.Runtime.Digest
 
-	known := filepath.Join(prefix, "known.toml")
+	known := filepath.Join(t.TempDir(), "known.toml")
 	require.NoError(t, os.WriteFile(known, fmt.Appendf(nil, "[[runtime]]\nname = 'mine'\nlayer = %q\n", layer), 0o600))
 	table, err := verify.ReadRuntimes(known)
 	require.NoError(t, err)

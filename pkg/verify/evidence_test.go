@@ -61,7 +61,7 @@ func TestEvidence(t *testing.T) {
 	for _, api := range []bool{true, false} {
 		for kind, key := range keys(t) {
 			reg := fixture.NewRegistry(t, registry.WithReferrersSupport(api))
-			o := options(t, reg.Push(t, "src:1", sample(t)))
+			o := enclaved(t, reg.Push(t, "src:1", sample(t)))
 			o.Evidence = &convert.Evidence{Key: key, Version: "test"}
 			for range 2 { // the second time nothing is added
 				run(t, o, signer(t), reg.Host+"/dst:1")
@@ -82,14 +82,30 @@ func TestEvidence(t *testing.T) {
 				public = &key.PublicKey
 			}
 			found := attest.Read(context.Background(), artifacts, public)
-			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true, Attested: public, AnySigner: key == nil}, found, verify.Options{})
+			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowDebug: true, AnyRuntime: true, Attested: public, AnySigner: key == nil}, found, verify.Options{})
 			require.NoError(t, err)
 			assert.True(t, r.Trusted, "%v", r.Checks)
 
 			other := keys(t)["ECDSA"].PublicKey
-			r, err = verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true, Attested: &other}, attest.Read(context.Background(), artifacts, &other), verify.Options{})
+			r, err = verify.Verify(context.Background(), img, nil, verify.Expectations{AllowDebug: true, AnyRuntime: true, Attested: &other}, attest.Read(context.Background(), artifacts, &other), verify.Options{})
 			require.NoError(t, err)
 			assert.Equal(t, []string{verify.CheckAttestedBy}, r.FailedChecks())
+		}
+	}
+}
+
+// There are no reference values of what no CPU will ever report, and what is stated says so.
+func TestEvidenceOfASimulation(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	o := options(t, reg.Push(t, "src:1", sample(t)))
+	o.Evidence = &convert.Evidence{}
+	run(t, o, signer(t), reg.Host+"/dst:1")
+	artifacts := referrers(t, open(t, reg.Host+"/dst:1"))
+	require.Len(t, artifacts, 2)
+	for _, f := range attest.Read(context.Background(), artifacts, nil) {
+		require.NotNil(t, f.Statement)
+		if f.Statement.PredicateType == attest.IdentityType {
+			assert.Contains(t, string(f.Statement.Predicate), `"simulated":true`)
 		}
 	}
 }
@@ -171,7 +187,7 @@ func TestContradictions(t *testing.T) {
 	}
 	for old, with := range map[string]string{
 		`"isv_svn":0`: `"isv_svn":7`, `"debug_enclave":false`: `"debug_enclave":true`, `"mr_enclave":"`: `"mr_enclave":"00`, `"max_threads":2`: `"max_threads":3`,
-		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`, `"format_epoch":3`: `"format_epoch":4`, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
+		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`, `"format_epoch":4`: `"format_epoch":5`, `,"simulated":true`: ``, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
 		`"sha256":"`: `"sha256":"00`, `"digest":"sha256:`: `"digest":"sha256:00`,
 	} {
 		assert.Equal(t, verify.Failed, verified(pack(change(*identity, old, with))).Status, old)

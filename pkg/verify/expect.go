@@ -14,7 +14,6 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/attest"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -112,7 +111,7 @@ func (v *verification) expected(e Expectations, found Evidence) {
 		debug = "it is a debug enclave, which keeps no secrets, and that was accepted"
 	}
 	compare(CheckDebug, true, debug, !c.Debug || e.AllowDebug, "it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
-	simulated := v.s.places.Backend != nil && v.s.places.Backend.Kind() == (sim.Backend{}).Kind()
+	simulated := c.Simulated()
 	compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
 	expected := cmp.Or(e.Layout, LayoutOurs)
 	compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
@@ -211,6 +210,9 @@ func (v *verification) contradictions(f attest.Found) []string {
 			return append(problems, err.Error())
 		}
 		problems = append(problems, differentFields(said.Enclave, enclave)...)
+		if said.Simulated != c.Simulated() {
+			problems = append(problems, "it states that there is an enclave, or none, and the image says otherwise")
+		}
 		if said.EnclaveSize != c.Enclave.EnclaveSize || said.MaxThreads != c.Enclave.MaxThreads || said.EDMM != c.Enclave.EDMM {
 			problems = append(problems, "it states another enclave size, number of threads or way to add memory")
 		}

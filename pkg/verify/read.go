@@ -18,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -86,6 +87,14 @@ type Converted struct {
 	enclave *gramine.Enclave
 	libOS   FileEntry // what the enclave image loads first
 }
+
+// Simulated reports whether there is no enclave: the runtime only plays one.
+func (c *Converted) Simulated() bool {
+	return c.Places.Backend != nil && c.Places.Backend.Kind() == (sim.Backend{}).Kind()
+}
+
+// SimulatedNotice is what is said of such an image wherever its values are shown.
+const SimulatedNotice = "SIMULATED: there is no enclave. Nothing is confidential, and no CPU will ever report these values"
 
 // Program is what runs in the enclave.
 type Program struct {

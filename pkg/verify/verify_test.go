@@ -28,6 +28,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -67,8 +68,23 @@ func options(t testing.TB, from string) convert.Options {
 		Launch: launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error"}},
 		Image:  image.Options{FirstPause: time.Millisecond},
 
-		AllowRollback: true,
+		AllowRollback: true, ReplaceSigner: true,
 	}
+}
+
+// enclaved are options with a runtime of Gramine's shape, whose enclave a debugger can read: the test's key is public.
+func enclaved(t testing.TB, from string) convert.Options {
+	t.Helper()
+	o, prefix := options(t, from), t.TempDir()
+	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
+	require.NoError(t, err)
+	for name, content := range map[string]string{"sgx/loader": fixture.ELF(""), "sgx/libpal.so": string(pal), "direct/libpal.so": fixture.ELF(""), "libsysdb.so": "x"} {
+		file := filepath.Join(prefix, "lib/gramine", name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o755))
+	}
+	o.Backend, o.Runtime, o.Launch.Enclave.Debug = gramine.Backend{}, libos.LoadOptions{Source: "dir:" + prefix}, true
+	return o
 }
 
 func run(t testing.TB, o convert.Options, key *sgx.Key, to string) *convert.Result {
@@ -272,7 +288,7 @@ func TestTampering(t *testing.T) {
 		"the recipe's date":                  {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Date = "2020-01-01" }) }, verify.CheckAttributes, "2020-01-01"},
 		"the recipe's overlay":               {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Overlay = "[loader]\nlog_level = \"all\"\n" }) }, verify.CheckPolicy, "loader.log_level"},
 		"the recipe's layers":                {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.DiffIDs = r.DiffIDs[1:] }) }, verify.CheckLayers, "not those that were converted"},
-		"the recipe's epoch":                 {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Epoch = 1 }) }, verify.CheckConfig, "cconvert.epoch is \"3\""},
+		"the recipe's epoch":                 {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Epoch = 1 }) }, verify.CheckConfig, "cconvert.epoch is \"4\""},
 		"everything signed with another key": {func(x *tampered) { x.resign(func(*sgx.SigStruct) {}) }, verify.CheckMRSigner, "expected is"},
 		"another SVN, signed again":          {func(x *tampered) { x.resign(func(s *sgx.SigStruct) { s.ISVSVN = 9 }) }, verify.CheckAttributes, "the SVN"},
 		"debug, signed again":                {func(x *tampered) { x.resign(func(s *sgx.SigStruct) { s.Attributes.Flags |= sgx.FlagDebug }) }, verify.CheckDebug, "keeps no secrets"},
