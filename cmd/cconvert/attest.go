@@ -55,8 +55,8 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 		}
 		var artifacts []image.Artifact
 		for _, f := range found {
-			if f.SignatureError != "" {
-				return fmt.Errorf("%s: %s: %w: %s", img.Ref, f.Path, errRefused, f.SignatureError)
+			if problem := f.Problem(); problem != "" {
+				return fmt.Errorf("%s: %s: %w: %s", img.Ref, f.Path, errRefused, problem)
 			}
 			a, err := aboutEnclave(cmd, f, attest.NewResource(name, img.Digest), by.Key)
 			if err != nil {

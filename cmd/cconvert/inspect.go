@@ -131,7 +131,9 @@ func printEnclaves(cmd *cobra.Command, list []verify.EnclaveFile, asJSON bool) e
 		fmt.Fprintf(t, "\nfile\t%s\n", printable(e.Path))
 		fmt.Fprintf(t, "MRENCLAVE\t%s\n", e.MREnclave)
 		fmt.Fprintf(t, "MRSIGNER\t%s\n", e.MRSigner)
-		fmt.Fprintf(t, "signature\t%s\n", cmp.Or(e.SignatureError, "consistent, as the CPU checks it"))
+		fmt.Fprintf(t, "signature\t%s\n", cmp.Or(printable(e.SignatureError), "consistent, as the CPU checks it"))
+		fmt.Fprintf(t, "measurement\t%s\n", cmp.Or(printable(e.MeasurementError), "computed from the file, and what was signed"))
+		fmt.Fprintf(t, "made with\t%s\n", cmp.Or(e.Kind, "a tool that is not known here"))
 		fmt.Fprintf(t, "product\t%d, security version %d, dated %s%s\n", e.ISVProdID, e.ISVSVN, e.Date, when(e.DebugEnclave, ", DEBUG: keeps no secrets"))
 		t.Flush()
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/sdk"
+	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // measured is the JSON form of a measurement, in the names of gramine-sgx-sigstruct-view.
@@ -31,19 +33,29 @@ type measured struct {
 }
 
 func newMeasure() *cobra.Command {
-	var enclave, manifestFile, date, sig string
+	var enclave, manifestFile, date, sig, sdkFile string
 	var key keyFlags
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "measure --enclave PAL --manifest FILE",
-		Short: "Compute the MRENCLAVE of a Gramine manifest, and sign it",
+		Use:   "measure --enclave PAL --manifest FILE | --sdk-enclave FILE",
+		Short: "Compute the MRENCLAVE of a Gramine manifest, and sign it, or that of an SDK's enclave",
 		Long: `Compute the MRENCLAVE, the hash of the enclave that Gramine's loader builds from its enclave
 image (libpal.so) and a final manifest, bit for bit as Gramine's own signing tool does. With
---key and --sig, also write the SIGSTRUCT, the signature that the CPU checks.`,
+--key and --sig, also write the SIGSTRUCT, the signature that the CPU checks.
+
+With --sdk-enclave, compute that of an enclave which was signed with Intel's SGX SDK, and say whether
+it is what its SIGSTRUCT says: the exit code is 4 if not.`,
 		Example: `  cconvert measure --enclave libpal.so --manifest app.manifest.sgx
-  cconvert measure --enclave libpal.so --manifest app.manifest.sgx --key key.pem --sig app.sig --json`,
+  cconvert measure --enclave libpal.so --manifest app.manifest.sgx --key key.pem --sig app.sig --json
+  cconvert measure --sdk-enclave enclave.signed.so`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if sdkFile != "" {
+				if enclave != "" || manifestFile != "" || sig != "" {
+					return usagef("--sdk-enclave goes by itself: its file holds all there is")
+				}
+				return measureSDK(cmd, sdkFile, asJSON)
+			}
 			if enclave == "" || manifestFile == "" {
 				return usagef("--enclave and --manifest are needed: see --help")
 			}
@@ -100,6 +112,7 @@ image (libpal.so) and a final manifest, bit for bit as Gramine's own signing too
 		},
 	}
 	f := cmd.Flags()
+	f.StringVar(&sdkFile, "sdk-enclave", "", "a signed enclave of Intel's SGX SDK")
 	f.StringVar(&enclave, "enclave", "", "enclave image (libpal.so)")
 	f.StringVar(&manifestFile, "manifest", "", "final manifest (*.manifest.sgx)")
 	key.add(f, "the signing key")
@@ -132,4 +145,35 @@ func sign(ctx context.Context, key *keyFlags, s *sgx.SigStruct) error {
 		return err
 	}
 	return s.Attach(public, signature)
+}
+
+// measureSDK measures an enclave of Intel's SDK, and compares it with its SIGSTRUCT.
+func measureSDK(cmd *cobra.Command, file string, asJSON bool) error {
+	info, err := os.Stat(file)
+	if err == nil && info.Size() > sdk.MaxFile {
+		err = fmt.Errorf("%s has more than %d bytes", file, sdk.MaxFile)
+	}
+	if err != nil {
+		return &usageError{err}
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return &usageError{err}
+	}
+	f, err := verify.SDKEnclave(cmd.Context(), file, content)
+	if err != nil {
+		return err
+	}
+	if f == nil {
+		return usagef("%s is %w", file, sdk.ErrNone)
+	}
+	if asJSON {
+		err = printJSON(cmd, f)
+	} else if f.Problem() == "" {
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), f.MREnclave)
+	}
+	if err == nil && f.Problem() != "" {
+		err = fmt.Errorf("%s: %w: %s", file, errRefused, f.Problem())
+	}
+	return err
 }

@@ -88,8 +88,8 @@ func identityOf(cmd *cobra.Command, img *image.Image, registry registryFlags, fi
 		return e, err
 	case len(found) > 1:
 		return e, usagef("there are %d enclaves in the image, as cconvert inspect shows: choose one with --enclave", len(found))
-	case found[0].SignatureError != "":
-		return e, fmt.Errorf("%w: %s", errRefused, found[0].SignatureError)
+	case found[0].Problem() != "":
+		return e, fmt.Errorf("%w: %s", errRefused, found[0].Problem())
 	}
 	return found[0].Enclave, nil
 }

@@ -107,7 +107,7 @@ func TestSchemas(t *testing.T) {
 		"verify":           run("verify", "--json", "--any-signer", done),
 		"diff":             run("diff", "--json", done, app+"-two"),
 		"rebuild":          run("rebuild", "--json", done),
-		"reference":        run("reference", done),
+		"reference":        run("reference", "--simulated", done),
 		"runtime":          run("runtime", "inspect", "--json", "--runtime", "sim"),
 		"cache":            run("cache", "ls", "--json"),
 		"key":              run("key", "info", "--json", "--key", key),

@@ -95,9 +95,15 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 		fixture.File("usr/share/other", "x"), fixture.File("opt/mine", "x"))))
 	reg.Push(t, "postgres:1", fixture.Image(t, v1.Config{Cmd: []string{"/usr/bin/postgres"}, StopSignal: "SIGINT"}, fixture.Layer(t, fixture.Program("usr/bin/postgres", fixture.ELF("")))))
 	reg.Push(t, "rpm:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("var/lib/rpm/Packages", "damaged"))))
-	sig, err := os.ReadFile("../../testdata/vectors/cases/defaults.sig")
-	require.NoError(t, err)
-	reg.Push(t, "enclave:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.Program("opt/enclave.signed.so", fixture.ELF("")+strings.Repeat("x", 200_000-len(fixture.ELF("")))+string(sig)+"more"))))
+	for tag, names := range map[string][]string{"enclave:1": {"default"}, "enclave:2": {"kss", "one-thread"}} {
+		var files []fixture.Entry
+		for _, n := range names {
+			signed, err := os.ReadFile("../../testdata/vectors/sgx-sdk/" + n + ".signed.so")
+			require.NoError(t, err)
+			files = append(files, fixture.Program("opt/"+n+".signed.so", string(signed)))
+		}
+		reg.Push(t, tag, fixture.Image(t, config, app, fixture.Layer(t, files...)))
+	}
 	reg.Push(t, "noentry:1", fixture.Image(t, v1.Config{}, app))
 	reg.Push(t, "broken:1", fixture.Image(t, config, fixture.Layer(t, fixture.File("../app", "x"))))
 	reg.Push(t, "big:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("opt/big", strings.Repeat("random", 5_000_000)))))
@@ -158,6 +164,9 @@ func TestMeasureVectors(t *testing.T) {
 	}
 }
 
+// asSimulated are flags by which commands take what the simulated runtime has made for what an enclave would be.
+var asSimulated = map[string][]string{"verify": {"--allow-simulated"}, "reference": {"--simulated"}}
+
 // Every example of --help runs, with the names of registries and runtimes replaced by those of the test.
 func TestHelpExamplesRun(t *testing.T) {
 	reg := fixture.NewRegistry(t)
@@ -185,7 +194,7 @@ func TestHelpExamplesRun(t *testing.T) {
 	replace := strings.NewReplacer(
 		"registry.example", reg.Host, " redis:7 ", " "+reg.Host+"/redis:7 ", " app:1.4 ", " "+reg.Host+"/app:1.4 ",
 		"docker-daemon:app:latest", reg.Host+"/app:1", "gramine=dir:/usr", "sim", "nats://nats.example:4222", startNATS(t), "127.0.0.1:8080", "127.0.0.1:0",
-		"libpal.so", vectors+"/pal/pal-twosegments.so", "app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
+		"enclave.signed.so", vectors+"/sgx-sdk/default.signed.so", "libpal.so", vectors+"/pal/pal-twosegments.so", "app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
 	)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "policy.toml"), []byte("any_signer = true\n"), 0o644))
@@ -205,12 +214,13 @@ func TestHelpExamplesRun(t *testing.T) {
 		if args[0] == "runtime" && args[1] == "lock" {
 			args = append(args, "--runtime", "gramine=oci:none") // there is no runtime to lock here
 		}
+		args = append(args, asSimulated[args[0]]...)
 		if args[0] == "keygen" {
 			args[2] = "new-" + args[2]
 		}
 		cmd := exec.Command(program, args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "CCONVERT_ALLOW_SIMULATED=true", "CCONVERT_KEY_PASSPHRASE=secret", "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "HOME="+dir)
+		cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "CCONVERT_KEY_PASSPHRASE=secret", "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "HOME="+dir)
 		for _, name := range []string{"enclave-key.pem", "key.pem", "production.pem"} {
 			require.NoError(t, copyFile(key, filepath.Join(dir, name)))
 		}
@@ -305,12 +315,12 @@ func TestREADME(t *testing.T) {
 		}
 	}
 	require.Greater(t, strings.Count(script, "cconvert "), 4)
-	script = strings.NewReplacer("registry.example", reg.Host, "other.example", other.Host).Replace(script)
+	script = strings.NewReplacer("registry.example", reg.Host, "other.example", other.Host, "cconvert verify ", "cconvert verify --allow-simulated ").Replace(script)
 	reg.Push(t, "app:1.3", fixture.Image(t, v1.Config{Cmd: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
 	dir := t.TempDir()
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "CCONVERT_ALLOW_SIMULATED=true", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir)
+	cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	assert.Regexp(t, "confidential/app@sha256:[0-9a-f]{64} runs as [0-9a-f]{64}", string(out))

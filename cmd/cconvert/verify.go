@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,16 +39,16 @@ Images of Gramine Shielded Containers (GSC) can be verified too. The exit code i
 failed, and each failed check is named.`
 
 const verifyExamples = `  # Is it signed by this key, and is everything in it what was signed?
-  cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem
+  cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem --any-runtime
 
   # And is the original image unchanged underneath?
-  cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem --source registry.example/redis:7
+  cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem --source registry.example/redis:7 --any-runtime
 
   # For a policy that is kept in a file
   cconvert verify registry.example/redis:7-confidential --policy policy.toml
 
   # Only whether it is consistent
-  cconvert verify --any-signer oci:out:1.4`
+  cconvert verify --any-signer --any-runtime oci:out:1.4`
 
 // expectFlags are about which images are trusted.
 type expectFlags struct {
@@ -72,7 +73,7 @@ func (e *expectFlags) add(f *pflag.FlagSet) {
 	f.IntVar(&e.prodID, "prod-id", -1, "expected product number")
 	f.BoolVar(&e.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
 	f.BoolVar(&e.allowSimulated, "allow-simulated", false, "accept images of the simulated runtime, which have no enclave")
-	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default) or gsc, for images of Gramine Shielded Containers, of which it is not verified what starts the enclave")
+	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default), gsc, for images of Gramine Shielded Containers, or sdk, for those with enclaves of their own, of which it is not verified what starts them")
 	f.StringSliceVar(&e.runtime, "runtime-digest", nil, "expected digest of the runtime's layer (repeatable: one of them)")
 	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
 	f.StringVar(&e.runtimes, "known-runtimes", "", "TOML file of runtimes, of which one is expected; see docs/verification.md")
@@ -209,6 +210,9 @@ func newVerify() *cobra.Command {
 		o := registry.reading()
 		o.Observe = progress.Layer
 		r, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
+		if errors.Is(err, verify.ErrNotConverted) {
+			r, err = verify.VerifyEnclaves(cmd.Context(), img, x, o)
+		}
 		progress.finish()
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)
@@ -239,9 +243,13 @@ func printReport(w io.Writer, r *verify.Report) {
 	if r.Recipe != nil {
 		fmt.Fprintf(t, "runtime\t%s %.12s\n", printable(r.Recipe.Runtime.Kind), printable(r.Recipe.Runtime.Version))
 	}
-	fmt.Fprintf(t, "MRENCLAVE\t%s\n", r.MREnclave)
-	fmt.Fprintf(t, "MRSIGNER\t%s\n", r.MRSigner)
-	fmt.Fprintf(t, "product\t%d, security version %d\n", r.ISVProdID, r.ISVSVN)
+	for _, e := range r.Enclaves {
+		fmt.Fprintf(t, "enclave\t%s\n", printable(e.Path))
+		fmt.Fprintf(t, "  MRENCLAVE\t%s\n  MRSIGNER\t%s\n  product\t%d, security version %d\n", e.MREnclave, e.MRSigner, e.ISVProdID, e.ISVSVN)
+	}
+	if len(r.Enclaves) == 0 {
+		fmt.Fprintf(t, "MRENCLAVE\t%s\nMRSIGNER\t%s\nproduct\t%d, security version %d\n", r.MREnclave, r.MRSigner, r.ISVProdID, r.ISVSVN)
+	}
 	t.Flush()
 	fmt.Fprintln(w)
 	printChecks(w, r)

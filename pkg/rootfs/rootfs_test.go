@@ -644,7 +644,7 @@ func TestSigStructsInPrograms(t *testing.T) {
 	other, err := os.ReadFile("../../testdata/vectors/cases/edmm-64g.sig")
 	require.NoError(t, err)
 	const piece = 128 << 10
-	for _, at := range []int{1024, piece - 1808, piece - 1804, piece - 4, piece, 2*piece - 900} {
+	for _, at := range []int{1024, 26273, piece - 1808, piece - 1807, piece - 1804, piece - 1, piece, piece + 1, 2*piece - 900, 2*piece - 901} {
 		body := []byte(ELF(""))
 		body = append(body, make([]byte, 3*piece-len(body))...)
 		copy(body[at:], sig)
@@ -652,6 +652,16 @@ func TestSigStructsInPrograms(t *testing.T) {
 		i := scan(t, File("p", string(body)))
 		require.NotNil(t, i.Entries[0].ELF)
 		assert.Equal(t, []string{string(sig), string(other)}, i.Entries[0].ELF.SigStructs, at)
+	}
+}
+
+// Those that Intel's tool has written lie at odd places.
+func TestSigStructsOfTheSDK(t *testing.T) {
+	for _, name := range []string{"default", "one-thread", "large", "kss"} {
+		file, err := os.ReadFile("../../testdata/vectors/sgx-sdk/" + name + ".signed.so")
+		require.NoError(t, err)
+		i := scan(t, File("opt/enclave.so", string(file)))
+		assert.Equal(t, []string{string(file[26273 : 26273+1808])}, i.Entries[0].ELF.SigStructs, name)
 	}
 }
 

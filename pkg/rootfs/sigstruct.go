@@ -1,26 +1,22 @@
 package rootfs
 
-import (
-	"bytes"
-	"encoding/binary"
-)
+import "bytes"
 
 // A SIGSTRUCT in a file is known by its two headers, 16 bytes each (SDM 3D, SIGSTRUCT).
 var (
 	sigHeader  = []byte{6, 0, 0, 0, 0xe1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0}
 	sigHeader2 = []byte{1, 1, 0, 0, 0x60, 0, 0, 0, 0x60, 0, 0, 0, 1, 0, 0, 0}
-	sigBegin   = binary.LittleEndian.Uint64(sigHeader)
 )
 
 const (
 	sigSize      = 1808
 	sigHeader2At = 24
-	sigAlign     = 4 // of the sections that hold one
 	maxSigs      = 4 // in a file
 )
 
-// sigFinder finds the SIGSTRUCTs in a file that passes by: enclaves of Intel's SDK, Open Enclave and EGo are ELF
-// files with one of them in a section, wherever that is. All pieces but the last are of a multiple of sigAlign bytes.
+// sigFinder finds the SIGSTRUCTs in a file that passes by: enclaves of Intel's SDK, Open Enclave and EGo are ELF files with
+// one of them in a section, wherever that is, and at any offset in it. Whoever wants to know more of an enclave reads the
+// file by its sections.
 type sigFinder struct {
 	tail  []byte // the end of what passed
 	found []string
@@ -40,14 +36,18 @@ func (s *sigFinder) write(b []byte) {
 	s.tail = s.tail[max(0, len(s.tail)-sigSize):]
 }
 
-// search notes the complete ones that begin before a place. Every program of every image passes here, so it looks at
-// aligned places only, and at eight bytes first.
+// search notes the complete ones that begin before a place.
 func (s *sigFinder) search(b []byte, before int) {
-	for at := 0; at < before && at+sigSize <= len(b); at += sigAlign {
-		if binary.LittleEndian.Uint64(b[at:]) != sigBegin || len(s.found) == maxSigs {
-			continue
+	for at := 0; len(s.found) < maxSigs; at++ {
+		next := bytes.Index(b[at:min(len(b), before+len(sigHeader)-1)], sigHeader)
+		if next < 0 {
+			return
 		}
-		if one := b[at : at+sigSize]; bytes.HasPrefix(one, sigHeader) && bytes.HasPrefix(one[sigHeader2At:], sigHeader2) && !s.has(one) {
+		at += next
+		if at+sigSize > len(b) {
+			return
+		}
+		if one := b[at : at+sigSize]; bytes.HasPrefix(one[sigHeader2At:], sigHeader2) && !s.has(one) {
 			s.found = append(s.found, string(one))
 		}
 	}

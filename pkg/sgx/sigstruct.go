@@ -28,9 +28,11 @@ const (
 	offSignature  = 0x204
 	offMiscSelect = 0x384
 	offMiscMask   = 0x388
+	offFamilyID   = 0x390
 	offAttributes = 0x3a0
 	offAttrMask   = 0x3b0
 	offMREnclave  = 0x3c0
+	offExtProdID  = 0x3f0
 	offISVProdID  = 0x400
 	offISVSVN     = 0x402
 	offReserved4  = 0x404
@@ -47,8 +49,9 @@ var (
 const (
 	FlagDebug    uint64 = 0x2
 	FlagMode64   uint64 = 0x4
-	MiscExInfo   uint32 = 0x1 // MISCSELECT: page faults are reported inside the enclave
-	XFRMLegacy   uint64 = 0x3 // x87 and SSE state, always required
+	FlagKSS      uint64 = 0x80 // key separation and sharing: family and extended product
+	MiscExInfo   uint32 = 0x1  // MISCSELECT: page faults are reported inside the enclave
+	XFRMLegacy   uint64 = 0x3  // x87 and SSE state, always required
 	FlagsMaskAll uint64 = ^uint64(0)
 	MiscMaskAll  uint32 = ^uint32(0)
 )
@@ -94,6 +97,8 @@ type SigStruct struct {
 	MREnclave      Measurement
 	ISVProdID      uint16
 	ISVSVN         uint16
+	// FamilyID and ExtProdID are the signer's own, of enclaves with FlagKSS alone.
+	FamilyID, ExtProdID [16]byte
 
 	key       *rsa.PublicKey
 	signature []byte // big endian, as RSA implementations give it
@@ -132,6 +137,8 @@ func (s *SigStruct) unsigned() []byte {
 	le.PutUint64(b[offAttrMask:], s.AttributesMask.Flags)
 	le.PutUint64(b[offAttrMask+8:], s.AttributesMask.XFRM)
 	copy(b[offMREnclave:], s.MREnclave[:])
+	copy(b[offFamilyID:], s.FamilyID[:])
+	copy(b[offExtProdID:], s.ExtProdID[:])
 	le.PutUint16(b[offISVProdID:], s.ISVProdID)
 	le.PutUint16(b[offISVSVN:], s.ISVSVN)
 	return b
@@ -251,6 +258,8 @@ func parseFields(b []byte) *SigStruct {
 		ISVSVN:         le.Uint16(b[offISVSVN:]),
 	}
 	copy(s.MREnclave[:], b[offMREnclave:])
+	copy(s.FamilyID[:], b[offFamilyID:])
+	copy(s.ExtProdID[:], b[offExtProdID:])
 	return s
 }
 
@@ -277,6 +286,7 @@ func ParseSigStruct(b []byte) (*SigStruct, error) {
 	check("vendor", s.Vendor == 0 || s.Vendor == 0x8086)
 	// Whatever the fields above do not give back is reserved and must be zero.
 	check("reserved bytes", reservedZero(b))
+	check("family and extended product without KSS", s.Attributes.Flags&FlagKSS != 0 || s.FamilyID == [16]byte{} && s.ExtProdID == [16]byte{})
 	if err := CheckPublicKey(s.key); err != nil {
 		check(err.Error(), false)
 		return s, &CheckError{failed}
@@ -295,7 +305,7 @@ func ParseSigStruct(b []byte) (*SigStruct, error) {
 
 // reserved are the byte ranges of a SIGSTRUCT that must be zero (SDM 3D, SIGSTRUCT). The last one
 // before Q1 is not covered by the signature.
-var reserved = [][2]int{{0x02c, 0x080}, {0x38c, 0x3a0}, {0x3e0, 0x400}, {0x404, 0x410}}
+var reserved = [][2]int{{0x02c, 0x080}, {0x38c, 0x390}, {0x3e0, 0x3f0}, {0x404, 0x410}}
 
 func reservedZero(b []byte) bool {
 	for _, r := range reserved {

@@ -87,35 +87,10 @@ func (e Expectations) identity() bool {
 // expected compares the image with the expectations.
 func (v *verification) expected(e Expectations, found Evidence) {
 	c := v.c
-	compare := func(name string, asked bool, detail string, ok bool, problem string) {
-		switch {
-		case !asked:
-		case ok:
-			v.add(name, detail, nil)
-		default:
-			v.add(name, detail, []string{problem})
-		}
-	}
-	compare(CheckMREnclave, len(e.MREnclave) > 0, "MRENCLAVE is an expected one", slices.Contains(e.MREnclave, c.MREnclave),
-		fmt.Sprintf("it is %s, expected is %s", c.MREnclave, list(e.MREnclave)))
-	compare(CheckMRSigner, len(e.MRSigner) > 0, "MRSIGNER is an expected one", slices.Contains(e.MRSigner, c.MRSigner),
-		fmt.Sprintf("it is %s, expected is %s", c.MRSigner, list(e.MRSigner)))
-	if e.MinSVN != nil {
-		compare(CheckSVN, true, fmt.Sprintf("the SVN is %d or higher", *e.MinSVN), c.ISVSVN >= *e.MinSVN, fmt.Sprintf("it is %d", c.ISVSVN))
-	}
-	if e.ProdID != nil {
-		compare(CheckProduct, true, fmt.Sprintf("the product number is %d", *e.ProdID), c.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", c.ISVProdID))
-	}
-	debug := "the enclave cannot be read by a debugger"
-	if c.Debug && e.AllowDebug {
-		debug = "it is a debug enclave, which keeps no secrets, and that was accepted"
-	}
-	compare(CheckDebug, true, debug, !c.Debug || e.AllowDebug, "it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
+	v.expectEnclave(e, EnclaveFile{Enclave: attest.Enclave{MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN, DebugEnclave: c.Debug}})
 	simulated := c.Simulated()
-	compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
-	expected := cmp.Or(e.Layout, LayoutOurs)
-	compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
-		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
+	v.compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
+	v.expectKind(e)
 	if c.Layout == LayoutOurs && (!simulated || len(e.RuntimeDigest) > 0) {
 		v.vouched(e, found)
 	}
@@ -123,9 +98,55 @@ func (v *verification) expected(e Expectations, found Evidence) {
 		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
 			return f.Verified && f.Statement.PredicateType == attest.IdentityType
 		})
-		compare(CheckAttestedBy, true, "the enclave's identity is stated by the holder of the expected key", signed, "no statement of it is signed by this key")
+		v.compare(CheckAttestedBy, true, "the enclave's identity is stated by the holder of the expected key", signed, "no statement of it is signed by this key")
 	}
-	compare(CheckAnyIdentity, !e.AnySigner, "it was said who must have signed, or what must run", e.identity(),
+	v.expectIdentity(e)
+}
+
+// compare adds a check that was asked for.
+func (v *verification) compare(name string, asked bool, detail string, ok bool, problem string) {
+	switch {
+	case !asked:
+	case ok:
+		v.add(name, detail, nil)
+	default:
+		v.add(name, detail, []string{problem})
+	}
+}
+
+// expectEnclave compares an enclave with what is expected of it.
+func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
+	of := ""
+	if f.Path != "" {
+		of = f.Path + ": "
+	}
+	v.compare(CheckMREnclave, len(e.MREnclave) > 0, of+"MRENCLAVE is an expected one", slices.Contains(e.MREnclave, f.MREnclave),
+		fmt.Sprintf("it is %s, expected is %s", f.MREnclave, list(e.MREnclave)))
+	v.compare(CheckMRSigner, len(e.MRSigner) > 0, of+"MRSIGNER is an expected one", slices.Contains(e.MRSigner, f.MRSigner),
+		fmt.Sprintf("it is %s, expected is %s", f.MRSigner, list(e.MRSigner)))
+	if e.MinSVN != nil {
+		v.compare(CheckSVN, true, fmt.Sprintf("%sthe SVN is %d or higher", of, *e.MinSVN), f.ISVSVN >= *e.MinSVN, fmt.Sprintf("it is %d", f.ISVSVN))
+	}
+	if e.ProdID != nil {
+		v.compare(CheckProduct, true, fmt.Sprintf("%sthe product number is %d", of, *e.ProdID), f.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", f.ISVProdID))
+	}
+	debug := of + "the enclave cannot be read by a debugger"
+	if f.DebugEnclave && e.AllowDebug {
+		debug = of + "it is a debug enclave, which keeps no secrets, and that was accepted"
+	}
+	v.compare(CheckDebug, true, debug, !f.DebugEnclave || e.AllowDebug, "it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
+}
+
+// expectKind compares the kind of image with the one that is expected.
+func (v *verification) expectKind(e Expectations) {
+	c, expected := v.c, cmp.Or(e.Layout, LayoutOurs)
+	v.compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
+		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
+}
+
+// expectIdentity wants something to be expected of who signed or what runs.
+func (v *verification) expectIdentity(e Expectations) {
+	v.compare(CheckAnyIdentity, !e.AnySigner, "it was said who must have signed, or what must run", e.identity(),
 		"consistent, not trusted: anyone could have signed this. Expect --mrsigner, --signer-key, --mrenclave or --attest-verify-key, or accept --any-signer")
 }
 

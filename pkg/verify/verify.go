@@ -71,6 +71,8 @@ const (
 type Report struct {
 	*Converted
 	Checks []Check `json:"checks"`
+	// Enclaves are those of an image that was not converted, see VerifyEnclaves.
+	Enclaves []EnclaveFile `json:"enclaves,omitempty"`
 	// Consistent says that nothing in the image contradicts anything else in it.
 	Consistent bool `json:"consistent"`
 	// Trusted says that it is also what was expected.
@@ -182,7 +184,7 @@ func (v *verification) consistency(ctx context.Context, img, source *image.Image
 			return nil, err
 		}
 	}
-	v.platform()
+	v.platform(img)
 	v.layers()
 	v.onTop()
 	v.sigStruct()
@@ -215,10 +217,10 @@ func (v *verification) unreadable(err error) (*Report, error) {
 }
 
 // platform looks for other images that an engine may choose by the same name.
-func (v *verification) platform() {
-	if rivals := v.s.img.Rivals; len(rivals) > 0 {
+func (v *verification) platform(img *image.Image) {
+	if rivals := img.Rivals; len(rivals) > 0 {
 		v.add(CheckPlatform, "the name leads everybody to this image",
-			[]string{fmt.Sprintf("the index names other images for linux/amd64, which an engine may run instead of %s: %s", v.s.img.Digest, strings.Join(rivals, ", "))})
+			[]string{fmt.Sprintf("the index names other images for linux/amd64, which an engine may run instead of %s: %s", img.Digest, strings.Join(rivals, ", "))})
 	}
 }
 

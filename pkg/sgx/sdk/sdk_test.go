@@ -1,0 +1,115 @@
+package sdk_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/sdk"
+)
+
+const vectors = "../../../testdata/vectors/sgx-sdk"
+
+type vector struct {
+	Name      string
+	MREnclave sgx.Measurement `json:"mr_enclave"`
+	MRSigner  sgx.Measurement `json:"mr_signer"`
+	At        int             `json:"sigstruct_offset"`
+	Config    struct{ ProdID, ISVSVN uint16 }
+}
+
+func load(t testing.TB) (list []vector) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(vectors, "index.json"))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(text, &list))
+	require.NotEmpty(t, list)
+	return list
+}
+
+func read(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(vectors, name))
+	require.NoError(t, err)
+	return b
+}
+
+// What Intel's own tool has signed is measured to the bit.
+func TestVectors(t *testing.T) {
+	for _, v := range load(t) {
+		file := read(t, v.Name+".signed.so")
+		e, err := sdk.Open(file)
+		require.NoError(t, err, v.Name)
+		assert.Equal(t, file[v.At:v.At+sgx.SigStructSize], e.SigStruct, v.Name)
+		s, err := sgx.ParseSigStruct(e.SigStruct)
+		require.NoError(t, err, v.Name)
+		m, err := e.Measure(context.Background())
+		require.NoError(t, err, v.Name)
+		assert.Equal(t, v.MREnclave, m, v.Name)
+		assert.Equal(t, v.MREnclave, s.MREnclave, v.Name)
+		assert.Equal(t, v.MRSigner, s.MRSigner(), v.Name)
+		assert.Equal(t, v.Config.ProdID, s.ISVProdID, v.Name)
+		assert.NoError(t, s.CheckEnclave(m, e.Attributes, e.MiscSelect), v.Name)
+	}
+}
+
+// A byte that is measured, changed, gives another measurement; one of the metadata's tables is no longer an enclave, or
+// another one.
+func TestChanges(t *testing.T) {
+	file := read(t, "default.signed.so")
+	want := load(t)[0].MREnclave
+	for _, at := range []int{0x1000, 0x2010, 0x3004} {
+		changed := bytes.Clone(file)
+		changed[at] ^= 1
+		e, err := sdk.Open(changed)
+		require.NoError(t, err)
+		m, err := e.Measure(context.Background())
+		require.NoError(t, err)
+		assert.NotEqual(t, want, m, "%#x", at)
+	}
+	for _, bad := range [][]byte{nil, []byte("x"), file[:5000], read(t, "enclave.so"), read(t, "encl.c")} {
+		_, err := sdk.Open(bad)
+		assert.ErrorIs(t, err, sdk.ErrNone)
+	}
+}
+
+// Files are anybody's: none of them ends in a panic, or takes more than its enclave may have.
+func FuzzOpen(f *testing.F) {
+	f.Add(read(f, "default.signed.so"))
+	f.Add(read(f, "one-thread.signed.so"))
+	f.Fuzz(func(t *testing.T, file []byte) {
+		e, err := sdk.Open(file)
+		if err != nil {
+			return
+		}
+		pages := uint64(0)
+		for _, a := range e.Layout.Areas {
+			pages += a.Size
+		}
+		if pages > 3*e.Layout.Size {
+			t.Fatal(pages, e.Layout.Size)
+		}
+	})
+}
+
+// Changes in the metadata alone, which a change anywhere in a file seldom meets.
+func FuzzMetadata(f *testing.F) {
+	file := read(f, "default.signed.so")
+	at := load(f)[0].At - 64
+	f.Add(uint16(40), uint64(1)<<30)
+	f.Add(uint16(1880), uint64(0))
+	f.Fuzz(func(_ *testing.T, where uint16, value uint64) {
+		changed := bytes.Clone(file)
+		for i := range 8 {
+			changed[at+int(where)%0x4000+i] = byte(value >> (8 * i))
+		}
+		_, _ = sdk.Open(changed)
+	})
+}
