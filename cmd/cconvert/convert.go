@@ -131,8 +131,18 @@ func newConvert() *cobra.Command {
 		if names.results != "" && !isDir(names.results) {
 			return usagef("--results-dir %s: it is not a directory", names.results)
 		}
+		// Before somebody is asked for a passphrase, or makes a key. Of several images each has its own answer, and a daemon
+		// would have to save the image twice.
+		if len(images) == 1 && o.Source.Transport != image.DockerDaemon {
+			if o.Found, err = image.Find(cmd.Context(), o.Source, o.Image); err != nil {
+				return err
+			}
+		}
 		var signer sgx.Signer // nil: nobody signs
 		if !unsigned {
+			if err := checkReplace(another, key); err != nil {
+				return err
+			}
 			if signer, err = key.openOrMake(cmd.Context()); err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -80,6 +81,8 @@ func hintFor(err error) string {
 	var rollback *convert.RollbackError
 	var signed *convert.SignerError
 	var dns *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &small):
 		return "give the enclave more memory: --memory " + manifest.FormatSize(small.Needed)
@@ -91,8 +94,18 @@ func hintFor(err error) string {
 		return "is the image meant to be that large? Then raise --max-file, --max-layer, --max-image or --max-files"
 	case errors.Is(err, convert.ErrReserved):
 		return "build the image without /cconvert: what lies there could be taken for a part of the runtime"
+	case errors.As(err, &certificate):
+		return "if the registry's certificate is by an authority of your own, name its file with --ca"
+	case errors.As(err, &record):
+		return "the registry does not speak TLS: if that is meant to be, say --insecure"
+	case errors.Is(err, image.ErrCredentials):
+		return "try what ~/.docker/config.json names, \"docker-credential-NAME list\", or log in again with \"docker login\""
+	case errors.Is(err, image.ErrTarget):
+		return "make the repository first, or choose another one with --to or --repo"
+	case errors.Is(err, rootfs.ErrCompression):
+		return "compress it anew: skopeo copy --dest-compress-format gzip SOURCE TARGET"
 	case errors.Is(err, image.ErrReference):
-		return "names are NAME:TAG in lower case, oci:DIR:TAG, docker-archive:FILE or docker-daemon:NAME"
+		return "names are NAME:TAG in lower case, oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE or docker-daemon:NAME"
 	case errors.Is(err, image.ErrUnauthorized):
 		return "check the name; for a private registry, log in with \"docker login\": cconvert uses the same credentials. A registry may also answer this where there is no such image."
 	case errors.Is(err, image.ErrNotFound):
@@ -111,6 +124,8 @@ func hintFor(err error) string {
 		return "cconvert.lock pins the runtime: bring that one back, or pin this one with \"cconvert runtime lock\", which changes every MRENCLAVE"
 	case errors.Is(err, libos.ErrNoRuntime):
 		return "name a Gramine installation: --runtime gramine=dir:PREFIX, gramine=deb:FILE or gramine=docker://IMAGE"
+	case errors.Is(err, sgx.ErrLineEnds):
+		return "in a shell: export KEY=\"$(printf '%b' \"$KEY\")\"; or put the key into a file"
 	case errors.Is(err, sgx.ErrNoKey):
 		return "make a key: cconvert keygen"
 	case errors.Is(err, convert.ErrTestKey):

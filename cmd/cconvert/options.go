@@ -1,14 +1,18 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
@@ -30,16 +34,51 @@ type registryFlags struct {
 	jobs     int
 	idle     time.Duration
 	limits   rootfs.Limits
+	ca       caFlag
 }
 
 func (r *registryFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&r.insecure, "insecure", false, "speak HTTP to registries (always tried for loopback addresses)")
 	f.IntVarP(&r.jobs, "jobs", "j", 0, "layers that are read or sent at a time (default: one for each processor)")
 	f.DurationVar(&r.idle, "registry-timeout", image.DefaultIdle, "how long a registry may be silent; over that time it must also send a kilobyte a second")
+	f.Var(&r.ca, "ca", "PEM file of authorities whose certificates registries may have, beside those that this machine knows")
 	addLimits(f, &r.limits)
 }
 
-func (r *registryFlags) options() image.Options { return image.Options{Jobs: r.jobs, Idle: r.idle} }
+func (r *registryFlags) options() image.Options {
+	return image.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.ca.transport}
+}
+
+// caFlag is a file of certificates.
+type caFlag struct {
+	file      string
+	transport http.RoundTripper // nil: the usual one
+}
+
+func (c *caFlag) Type() string   { return "file" }
+func (c *caFlag) String() string { return c.file }
+
+func (c *caFlag) Set(file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(text) {
+		return errors.New("it has no certificate in PEM")
+	}
+	own, ok := remote.DefaultTransport.(*http.Transport)
+	if !ok {
+		return errors.New("certificates cannot be added here")
+	}
+	own = own.Clone()
+	own.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	c.file, c.transport = file, own
+	return nil
+}
 
 // sizeFlag is a number of bytes, as in 64G.
 type sizeFlag struct{ bytes *int64 }

@@ -98,7 +98,10 @@ func prepare(c *verify.Converted, o Options) (*workload, error) {
 		name, _, _ = strings.Cut(name, ":")
 		o.Name = strings.Trim(notInNames.ReplaceAllString(strings.ToLower(name), "-"), "-")
 	}
-	if !regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$`).MatchString(o.Name) {
+	if len(o.Name) > maxName {
+		return nil, fmt.Errorf("%w: the name %q has %d characters, and %d are the most: give a shorter one with --name", ErrOption, o.Name, len(o.Name), maxName)
+	}
+	if !regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`).MatchString(o.Name) {
 		return nil, fmt.Errorf("%w: the name %q must be lower-case letters, digits and hyphens: give one", ErrOption, o.Name)
 	}
 	if o.Replicas == 0 {
@@ -199,6 +202,9 @@ func (w *workload) readPorts() error {
 	w.ports = slices.Compact(w.ports)
 	return nil
 }
+
+// maxName leaves room in a label for what Kubernetes adds to a deployment's name.
+const maxName = 52
 
 // maxLabel is the length of a name in Kubernetes (RFC 1123, "label").
 const maxLabel = 63

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -27,6 +28,10 @@ var (
 	ErrDigest = errors.New("content does not match its digest")
 	// ErrEvidence says that an image was stored, and that the registry refused what was to be attached to it.
 	ErrEvidence = errors.New("the registry refuses what is attached to images")
+	// ErrTarget says that the repository to be written to is not there, and that its registry makes none by itself.
+	ErrTarget = errors.New("the target's repository does not exist")
+	// ErrCredentials says that a credential helper gives no credentials.
+	ErrCredentials = errors.New("finding credentials failed")
 	// ErrPlatform says that the image exists, but not for linux/amd64.
 	ErrPlatform = errors.New("no image for linux/amd64")
 )
@@ -78,6 +83,7 @@ func explain(err error) error {
 	if !errors.As(err, &answer) {
 		return err
 	}
+	err = brief{err}
 	switch answer.StatusCode {
 	case http.StatusNotFound:
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
@@ -86,3 +92,19 @@ func explain(err error) error {
 	}
 	return err
 }
+
+// maxSaid is how much of a registry's answer an error repeats, in bytes: proxies answer with whole pages.
+const maxSaid = 300
+
+// brief is an error on one line.
+type brief struct{ error }
+
+func (b brief) Error() string {
+	text := strings.Join(strings.Fields(b.error.Error()), " ")
+	if len(text) > maxSaid {
+		text = strings.ToValidUTF8(text[:maxSaid], "") + "…"
+	}
+	return text
+}
+
+func (b brief) Unwrap() error { return b.error }

@@ -38,7 +38,7 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	}
 	auth, err := authn.Resolve(ctx, keychain, repo)
 	if err != nil {
-		return nil, fmt.Errorf("finding credentials for %s: %w", repo.RegistryStr(), err)
+		return nil, fmt.Errorf("%w for %s: %w", ErrCredentials, repo.RegistryStr(), brief{err})
 	}
 	inner := o.HTTP
 	if inner == nil {

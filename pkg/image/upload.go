@@ -129,6 +129,9 @@ func (u *Upload) Write(img *Output) error {
 	case DockerDaemon:
 		err = writeDaemon(u.ctx, u.to, img)
 	}
+	if u.to.Transport == Registry && errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("%w: %w", ErrTarget, err)
+	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", u.to, err)
 	}

@@ -26,6 +26,12 @@ var (
 	zstdSkippable = []byte{0x2a, 0x4d, 0x18}
 )
 
+// ErrCompression says that a layer is compressed in a way that no container engine reads (OCI image specification, "Image
+// Layer Filesystem Changeset").
+var ErrCompression = errors.New("the layer is compressed in a way that images must not be")
+
+var foreignMagic = map[string]string{"xz": "\xfd7zXZ\x00", "bzip2": "BZh"}
+
 // ErrInflater says that the program that inflates failed, which says nothing of the layer.
 var ErrInflater = errors.New("inflating failed")
 
@@ -62,7 +68,7 @@ func Decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 // ahead of the reader, on another processor.
 func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 	r := bufio.NewReaderSize(blob, smallBlob)
-	magic, err := r.Peek(4)
+	magic, err := r.Peek(6)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
@@ -77,12 +83,17 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 		}
 		return readAhead(z), nil
 	case bytes.HasPrefix(magic, zstdMagic),
-		len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], zstdSkippable):
+		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], zstdSkippable):
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, fmt.Errorf("inflating: %w", err)
 		}
 		return readAhead(z.IOReadCloser()), nil
+	}
+	for name, begin := range foreignMagic {
+		if bytes.HasPrefix(magic, []byte(begin)) {
+			return nil, fmt.Errorf("%w: %s", ErrCompression, name)
+		}
 	}
 	return io.NopCloser(r), nil
 }

@@ -1,6 +1,7 @@
 package sgx
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -74,6 +75,8 @@ func (k *Key) Close() error {
 var (
 	// ErrNoKey says that a PEM text holds no private key.
 	ErrNoKey = errors.New("no PEM block of a private key (PKCS#1 or PKCS#8)")
+	// ErrLineEnds says that a PEM text came through something that writes line ends as two characters.
+	ErrLineEnds = errors.New(`the key has "\n" where its lines must end`)
 	// ErrPassphrase says that a key is encrypted, and the passphrase is missing or wrong.
 	ErrPassphrase = errors.New("passphrase")
 )
@@ -84,6 +87,9 @@ func ParseKey(text []byte, passphrase func() ([]byte, error)) (*Key, error) {
 	for {
 		var block *pem.Block
 		if block, text = pem.Decode(text); block == nil {
+			if bytes.Contains(text, []byte("-----BEGIN")) && bytes.Contains(text, []byte(`\n`)) {
+				return nil, ErrLineEnds
+			}
 			return nil, ErrNoKey
 		}
 		defer clear(block.Bytes)

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -204,6 +205,7 @@ func TestParseKeySaysWhatIsWrong(t *testing.T) {
 		"not a valid PKCS#1":                   block("RSA PRIVATE KEY"),
 		"not a valid PKCS#8":                   block("PRIVATE KEY"),
 		"no PEM block":                         []byte("hello"),
+		`has "\n" where its lines must end`:    []byte(strings.ReplaceAll(string(block("PRIVATE KEY")), "\n", `\n`)),
 	} {
 		_, err := ParseKey(text, nil)
 		assert.ErrorContains(t, err, want)
