@@ -20,8 +20,9 @@ import (
 
 const convertLong = `Convert images for linux/amd64 and store the results.
 
-IMAGE, and the target of --to, is a name in a registry, oci:DIR[:TAG], docker-archive:FILE
-or docker-daemon:NAME. Without --to the result goes where the image is, its tag with a
+IMAGE, and the target of --to, is a name in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG],
+docker-archive:FILE[:NAME] or docker-daemon:NAME; an image without a name is docker-daemon:sha256:ID,
+or its place in an archive, docker-archive:FILE:@0. Without --to the result goes where the image is, its tag with a
 suffix; or below --repo. Several images are converted side by side; "-" reads their names from
 standard input, one a line. For more, see "cconvert batch".
 

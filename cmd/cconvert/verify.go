@@ -211,7 +211,7 @@ func newVerify() *cobra.Command {
 		o.Observe = progress.Layer
 		r, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
 		if errors.Is(err, verify.ErrNotConverted) {
-			r, err = verify.VerifyEnclaves(cmd.Context(), img, x, o)
+			r, err = verify.OwnEnclaves(cmd.Context(), img, x, o)
 		}
 		progress.finish()
 		if err != nil {

@@ -268,7 +268,8 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 	defer upload.Close()
 	if !o.AllowRollback || !o.ReplaceSigner {
 		now, err := present(upload)
-		if err != nil && !((o.AllowRollback || o.ReplaceSigner) && errors.Is(err, ErrVersionUnknown)) {
+		unknown := errors.Is(err, ErrVersionUnknown) && (o.AllowRollback || o.ReplaceSigner)
+		if err != nil && !unknown {
 			return nil, err
 		}
 		if err := checkReplaced(now, e.SigStruct.ISVSVN, sgx.MRSigner(key), o.AllowRollback, o.ReplaceSigner); err != nil {

@@ -178,7 +178,7 @@ func (u *Upload) writeRegistry(img *Output) error {
 		// What is attached may come before what it is attached to, so that a registry which takes manifests by tag alone
 		// will do (OCI distribution specification, "Pushing Manifests with Subject").
 		err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest)
-		if err != nil && !(tagged && refusal(err)) {
+		if err != nil && (!tagged || !refusal(err)) {
 			return fmt.Errorf("writing the manifest: %w", explain(err))
 		}
 	}

@@ -189,9 +189,9 @@ func sectionOf(file []byte, name string) []byte {
 	return file[s.Offset : s.Offset+s.FileSize]
 }
 
-// VerifyEnclaves checks the enclaves of an image that was not converted: each against its own SIGSTRUCT, and against what
+// OwnEnclaves checks the enclaves of an image that was not converted: each against its own SIGSTRUCT, and against what
 // is expected of MRENCLAVE, MRSIGNER, product and SVN. What starts them, and what else the image holds, is not verified.
-func VerifyEnclaves(ctx context.Context, img *image.Image, e Expectations, o Options) (*Report, error) {
+func OwnEnclaves(ctx context.Context, img *image.Image, e Expectations, o Options) (*Report, error) {
 	list, err := Enclaves(ctx, img, o)
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func TestSDKEnclaves(t *testing.T) {
 		assert.Empty(t, f.Problem())
 		expect.MREnclave, expect.MRSigner = append(expect.MREnclave, v.MREnclave), []sgx.Measurement{v.MRSigner}
 	}
-	r, err := verify.VerifyEnclaves(context.Background(), img, expect, verify.Options{})
+	r, err := verify.OwnEnclaves(context.Background(), img, expect, verify.Options{})
 	require.NoError(t, err)
 	assert.True(t, r.Trusted, "%v", r.Checks)
 
@@ -67,7 +67,7 @@ func TestSDKEnclaves(t *testing.T) {
 	} {
 		e := expect
 		c.change(&e)
-		r, err := verify.VerifyEnclaves(context.Background(), img, e, verify.Options{})
+		r, err := verify.OwnEnclaves(context.Background(), img, e, verify.Options{})
 		require.NoError(t, err)
 		assert.True(t, r.Consistent, what)
 		assert.Contains(t, r.Unmet(), c.unmet, what)
@@ -76,9 +76,9 @@ func TestSDKEnclaves(t *testing.T) {
 	body[0x1000] ^= 1
 	changed := files[0]
 	changed.Body = string(body)
-	r, err = verify.VerifyEnclaves(context.Background(), open(t, push(changed)), expect, verify.Options{})
+	r, err = verify.OwnEnclaves(context.Background(), open(t, push(changed)), expect, verify.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, []string{verify.CheckMeasurement}, r.FailedChecks())
-	_, err = verify.VerifyEnclaves(context.Background(), open(t, push(fixture.Program("opt/app", fixture.ELF("")))), expect, verify.Options{})
+	_, err = verify.OwnEnclaves(context.Background(), open(t, push(fixture.Program("opt/app", fixture.ELF("")))), expect, verify.Options{})
 	assert.ErrorIs(t, err, verify.ErrNotConverted)
 }

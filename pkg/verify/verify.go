@@ -71,7 +71,7 @@ const (
 type Report struct {
 	*Converted
 	Checks []Check `json:"checks"`
-	// Enclaves are those of an image that was not converted, see VerifyEnclaves.
+	// Enclaves are those of an image that was not converted, see OwnEnclaves.
 	Enclaves []EnclaveFile `json:"enclaves,omitempty"`
 	// Consistent says that nothing in the image contradicts anything else in it.
 	Consistent bool `json:"consistent"`
