@@ -37,8 +37,10 @@ func TestEvidenceForOthers(t *testing.T) {
 	private, public := filepath.Join(dir, "attest.pem"), filepath.Join(dir, "attest.pub")
 	command(t, "openssl", "genpkey", "-algorithm", "ed25519", "-out", private)
 	command(t, "openssl", "pkey", "-in", private, "-pubout", "-out", public)
-	converted := cconvert(t, source, "--runtime", "sim", "--attest-key", private)
-	command(t, program, "verify", converted, "--attest-verify-key", public, "--source", source, "--allow-simulated")
+	prefix, libs := standIn(t)
+	runtime := []string{"--runtime", "gramine=dir:" + prefix, "--runtime-libs", libs}
+	converted := cconvert(t, append([]string{source, "--attest-key", private}, runtime...)...)
+	command(t, program, "verify", converted, "--attest-verify-key", public, "--source", source, "--any-runtime")
 
 	repo, digest, _ := strings.Cut(converted, "@")
 	raw := func(ref string) (m struct {
@@ -70,7 +72,7 @@ func TestEvidenceForOthers(t *testing.T) {
 	}
 	assert.Equal(t, map[string]int{"application/vnd.in-toto+json": 2, "application/rim+cbor": 1}, kinds)
 
-	testPage(t, converted)
+	testPage(t, cconvert(t, source, "--runtime", "sim", "--to", registry+"/app:simulated"))
 }
 
 // showCoRIM has Veraison's tool read a CoRIM. It shows signed ones only, so it signs it first.

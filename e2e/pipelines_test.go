@@ -225,6 +225,9 @@ func TestDeployedFleet(t *testing.T) {
 		for i := range list {
 			list[i] = fill(list[i], values)
 		}
+		if list[0] == "worker" {
+			list = append(list, "--files", f.dir) // the runtime of this test is a file
+		}
 		return newProcess(t, func() *exec.Cmd {
 			cmd := exec.Command(program, list...)
 			cmd.Env = append(f.environment(of), env...)

@@ -115,7 +115,10 @@ func TestSigningDocument(t *testing.T) {
 		}
 	}
 	require.Greater(t, strings.Count(script.String(), "cconvert"), 15)
-	code := strings.NewReplacer("registry.example/app", b.app, "https://signer.example/v1/sign", url).Replace(script.String())
+	// The document shows ways to choose from. Here they follow each other, on one tag and with several keys.
+	code := strings.NewReplacer("registry.example/app:1.4 --key", b.app+":1.4 --replace-signer --key",
+		"registry.example/app:1.4 --unsigned", b.app+":1.4 --replace-signer --unsigned",
+		"registry.example/app", b.app, "https://signer.example/v1/sign", url).Replace(script.String())
 	out, messages, err := b.shell(code, "CURL_CA_BUNDLE="+certificate)
 	require.NoError(t, err, "%s\n%s", out, messages)
 
