@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -75,3 +76,50 @@ func FuzzDocuments(f *testing.F) {
 }
 
 func digest(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
+
+// Names come from lists, queues, requests and registries. A name that is taken can be said again, and no part of it
+// leads a file system or a server elsewhere.
+func FuzzNames(f *testing.F) {
+	for _, s := range []string{
+		"redis", "redis:7", "ghcr.io/a/b@sha256:" + strings.Repeat("a", 64), "localhost:5000/a:1@sha256:" + strings.Repeat("0", 64),
+		"r.example/a/../b", "r.example/%2e%2e/b", "oci:dir:tag", "oci:dir@0", "oci-archive:a.tar:t", "docker-daemon:a:1",
+		"docker-archive:a.tar", "docker://r.example/a", "[::1]:5000/a", "r.example:0/a_b--c", "A/b", "sha256:" + strings.Repeat("b", 64),
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, in := range []bool{false, true} {
+			if n, err := image.ParseName(s, in); err == nil {
+				again, err := image.ParseName(n.Name(), in)
+				if err != nil || again.Name() != n.Name() {
+					t.Fatalf("%q is %q, which is %v: %v", s, n.Name(), again, err)
+				}
+				checkParts(t, s, n.Context().RepositoryStr()+"/"+n.Identifier())
+				if !image.IsTag(image.TagOf(n)) {
+					t.Fatalf("%q gives %q for a tag", s, image.TagOf(n))
+				}
+			}
+			if r, err := image.ParseRepository(s, in); err == nil {
+				checkParts(t, s, r.RepositoryStr())
+			}
+			if r, err := image.ParseRegistry(s, in); err == nil && strings.ContainsAny(r.RegistryStr(), "/?#@ ") {
+				t.Fatalf("%q is the registry %q", s, r.RegistryStr())
+			}
+		}
+		if r, err := image.ParseReference(s, false); err == nil {
+			again, err := image.ParseReference(r.String(), false)
+			if err != nil || again.String() != r.String() {
+				t.Fatalf("%q is %q, which is %q: %v", s, r, again, err)
+			}
+		}
+	})
+}
+
+func checkParts(t *testing.T, given, path string) {
+	t.Helper()
+	for part := range strings.SplitSeq(path, "/") {
+		if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "\\%?#\x00 ") {
+			t.Fatalf("%q leads to %q", given, path)
+		}
+	}
+}
