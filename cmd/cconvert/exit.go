@@ -137,7 +137,7 @@ func hintFor(err error) string {
 	case errors.Is(err, convert.ErrVersionUnknown):
 		return "look at it with \"cconvert inspect\"; store the result under another tag, or say --allow-rollback"
 	case errors.As(err, &signed):
-		return "use that key, store the result under another tag, or say --replace-signer with --key"
+		return "use that key, store the result under another tag, or say --replace-signer, with --key or --unsigned"
 	case errors.As(err, &rollback):
 		return "raise --isv-svn, store the result under another tag, or say --allow-rollback"
 	case errors.Is(err, convert.ErrNotOurs):

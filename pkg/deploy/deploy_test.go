@@ -19,6 +19,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/deploy"
+	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -230,5 +231,18 @@ func TestRefuses(t *testing.T) {
 		_, err := deploy.Write(c, o)
 		assert.ErrorIs(t, err, deploy.ErrOption)
 		assert.ErrorContains(t, err, want)
+	}
+}
+
+// What a simulated image needs is no enclave: no device, no group, no memory of enclaves. Every file says what it is.
+func TestSimulated(t *testing.T) {
+	for _, target := range deploy.Targets {
+		c := redis()
+		c.Places.Backend, c.Recipe.Runtime.Kind = sim.Backend{}, "sim"
+		text := write(t, c, deploy.Options{Target: target})
+		assert.True(t, strings.HasPrefix(text, "# SIMULATED: "), "%s: %s", target, text)
+		for _, of := range []string{"/dev/sgx", "aesmd", "sgx.intel.com", "sgx_", "epc", "supplementalGroups", "group_add", "--group-add", "tolerations"} {
+			assert.NotContains(t, text, of, target)
+		}
 	}
 }
