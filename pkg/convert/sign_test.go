@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -322,23 +323,35 @@ func TestRollback(t *testing.T) {
 	// Nor does it while somebody else moves it on.
 	low, high := o, o
 	low.Launch.Enclave.ISVSVN, high.Launch.Enclave.ISVSVN = 1, 7
-	require.NoError(t, func() error { _, err := run(ctx, t, o, reg.Host+"/race:1"); return err }())
-	to := parse(t, reg.Host+"/race:1")
-	low.Target, high.Target = &to, &to
-	slow, err := convert.Prepare(ctx, low)
-	require.NoError(t, err)
-	defer slow.Close()
-	_, err = run(ctx, t, high, reg.Host+"/race:1")
-	require.NoError(t, err)
-	public, signature, err := convert.Sign(ctx, slow, signer(t))
-	require.NoError(t, err)
-	_, err = convert.Finish(ctx, slow, public, signature, to)
-	assert.ErrorIs(t, err, image.ErrMoved)
+	for place, before := range map[string]func(string){
+		"race:1": func(place string) { _, err := run(ctx, t, o, place); require.NoError(t, err) },
+		"race:2": func(string) {}, // nothing was there
+		"race:3": func(string) { // nothing that has a version
+			index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: fixture.Image(t, v1.Config{Cmd: []string{"/a"}}, fixture.Layer(t, fixture.File("a", "1")))})
+			tag, err := name.NewTag(reg.Host + "/race:3")
+			require.NoError(t, err)
+			require.NoError(t, remote.WriteIndex(tag, index))
+		},
+	} {
+		place = reg.Host + "/" + place
+		before(place)
+		to := parse(t, place)
+		low.Target, high.Target = &to, &to
+		slow, err := convert.Prepare(ctx, low)
+		require.NoError(t, err)
+		public, signature, err := convert.Sign(ctx, slow, signer(t))
+		require.NoError(t, err)
+		_, err = run(ctx, t, high, place)
+		require.NoError(t, err)
+		_, err = convert.Finish(ctx, slow, public, signature, to)
+		assert.ErrorIs(t, err, image.ErrMoved, place)
+		slow.Close()
+	}
 
 	// What is labelled as converted, and cannot be read, has a version that nobody knows; what is not converted has none.
 	unsigned(t, o, reg.Host+"/dst:9")
 	forge(t, reg, "dst:9", "dst:10", map[string]func(string) string{libos.UnsignedPath: func(string) string { return "{" }})
-	_, err = run(ctx, t, o, reg.Host+"/dst:10")
+	_, err := run(ctx, t, o, reg.Host+"/dst:10")
 	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
 	reg.Push(t, "plain:1", sample(t))
 	_, err = run(ctx, t, o, reg.Host+"/plain:1")

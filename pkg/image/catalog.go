@@ -17,11 +17,22 @@ func Repositories(ctx context.Context, registry name.Registry, o Options) ([]str
 	if err != nil {
 		return nil, err
 	}
-	list, err := remote.Catalog(ctx, registry, s.options(ctx, o)...)
+	var pages *remote.Catalogger
+	puller, err := remote.NewPuller(s.options(ctx, o)...)
+	if err == nil {
+		pages, err = puller.Catalogger(ctx, registry)
+	}
+	var all list
+	for err == nil && pages.HasNext() {
+		var page *remote.Catalogs
+		if page, err = pages.Next(ctx); err == nil {
+			err = all.add(page.Repos)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listing the repositories of %s: %w", registry.RegistryStr(), explain(err))
 	}
-	return list, nil
+	return all.names, nil
 }
 
 // Tags lists a repository's tags (OCI distribution specification, "Listing Tags").
@@ -30,11 +41,46 @@ func Tags(ctx context.Context, repo name.Repository, o Options) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	list, err := remote.List(repo, s.options(ctx, o)...)
+	var pages *remote.Lister
+	puller, err := remote.NewPuller(s.options(ctx, o)...)
+	if err == nil {
+		pages, err = puller.Lister(ctx, repo)
+	}
+	var all list
+	for err == nil && pages.HasNext() {
+		var page *remote.Tags
+		if page, err = pages.Next(ctx); err == nil {
+			err = all.add(page.Tags)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listing the tags of %s: %w", repo.Name(), explain(err))
 	}
-	return list, nil
+	return all.names, nil
+}
+
+// maxListed is how many names and pages a list may have, and maxListedBytes how long the names may be together.
+// Registries limit a repository to some 100,000 images.
+const (
+	maxListed      = 1 << 20
+	maxListedBytes = 64 << 20
+)
+
+// list is one whose end only the registry knows.
+type list struct {
+	names       []string
+	pages, size int
+}
+
+func (l *list) add(page []string) error {
+	l.names, l.pages = append(l.names, page...), l.pages+1
+	for _, s := range page {
+		l.size += len(s)
+	}
+	if len(l.names) > maxListed || l.pages > maxListed || l.size > maxListedBytes {
+		return fmt.Errorf("%w: the list is longer than %d names or %d bytes", ErrUnsupported, maxListed, maxListedBytes)
+	}
+	return nil
 }
 
 // Found is an image whose digest is known, and which can be opened without asking for that again.

@@ -28,6 +28,7 @@ type Upload struct {
 	session func() (*registrySession, error) // connects once; nil before the source is known
 	current func() (*Image, error)           // asks once for what the place has
 	asked   atomic.Bool                      // whether current was called
+	before  string                           // the digest that the tag had then; empty: it was not there
 	blobs   *errgroup.Group
 	sending context.Context  // ends with the first blob that fails
 	few     chan struct{}    // as many as may be sent at a time
@@ -43,7 +44,7 @@ func NewUpload(ctx context.Context, to Reference, o Options) *Upload {
 	u := &Upload{to: to, o: o, few: make(chan struct{}, o.jobs()), sent: map[v1.Hash]bool{}}
 	u.ctx, u.cancel = context.WithCancel(ctx)
 	u.blobs, u.sending = errgroup.WithContext(u.ctx)
-	u.current = sync.OnceValues(func() (*Image, error) { return Open(u.ctx, u.to, u.o) })
+	u.current = sync.OnceValues(u.ask)
 	return u
 }
 
@@ -57,6 +58,21 @@ func (u *Upload) Current() (*Image, error) {
 	img, err := u.current()
 	if err != nil && u.ctx.Err() == nil && !Transient(err) {
 		return nil, nil // what cannot be read now will not be missed
+	}
+	return img, err
+}
+
+// ask opens the image that the place has, and notes what its tag has, be it an image or not.
+func (u *Upload) ask() (*Image, error) {
+	img, err := Open(u.ctx, u.to, u.o)
+	switch {
+	case err == nil && !img.Index:
+		u.before = img.Digest
+	case u.to.Transport == Registry && !errors.Is(err, ErrNotFound):
+		at, atErr := At(u.ctx, u.to, u.o)
+		if atErr == nil {
+			u.before = at
+		}
 	}
 	return img, err
 }
@@ -79,11 +95,7 @@ func (u *Upload) unmoved(s *registrySession) error {
 	if !u.asked.Load() {
 		return nil
 	}
-	now, err := u.Current()
-	if err != nil || now == nil || now.Index {
-		return err
-	}
-	if at := s.at(u.ctx, u.to.Name.Identifier()); at != now.Digest && at != "" {
+	if at := s.at(u.ctx, u.to.Name.Identifier()); at != u.before && at != "" {
 		return fmt.Errorf("%w: it has %s", ErrMoved, at)
 	}
 	return nil
