@@ -85,6 +85,9 @@ func TagOf(n name.Reference) string {
 	return strings.ReplaceAll(n.Identifier(), ":", "-")
 }
 
+// HasTagAndDigest reports whether a name is NAME:TAG@DIGEST.
+func HasTagAndDigest(n name.Reference) bool { return givenTag(n) != "" }
+
 // givenTag is the tag in NAME:TAG@DIGEST, of which go-containerregistry keeps the digest alone; empty otherwise.
 func givenTag(n name.Reference) string {
 	if _, ok := n.(name.Digest); !ok {

@@ -181,6 +181,10 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
 	}
+	// The tag would choose the target and the rule, though the digest alone says what is converted.
+	if image.HasTagAndDigest(ref) {
+		return nil, refuse(http.StatusBadRequest, "%s has a tag and a digest: ask for one of them", named)
+	}
 	rule, img, err := s.o.Plan.Rule(ref)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)

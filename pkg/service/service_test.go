@@ -413,7 +413,8 @@ func TestNamesAroundTheRules(t *testing.T) {
 	p := newPlace(t)
 	p.push("free:1", "1")
 	p.push("signed:1", "2")
-	for _, s := range []string{"free/../signed:1", "free/./../signed:1", "free//../signed:1", "./signed:1", "x/../free:1", "free:..", "free:1/../../signed/manifests/1", "free@sha256:../1"} {
+	for _, s := range []string{"free/../signed:1", "free/./../signed:1", "free//../signed:1", "./signed:1", "x/../free:1", "free:..", "free:1/../../signed/manifests/1", "free@sha256:../1",
+		"signed:1@sha256:" + strings.Repeat("0", 64)} {
 		code, answer := p.convert(p.reg.Host + "/" + s)
 		assert.Equal(t, http.StatusBadRequest, code, "%s: %v", s, answer)
 		event := fmt.Sprintf(`{"events":[{"id":"1","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":%q,"tag":"1","digest":"sha256:0"},"request":{"host":%q}}]}`, strings.TrimSuffix(s, ":1"), p.reg.Host)
