@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/sirupsen/logrus"
 	"golang.org/x/time/rate"
 
 	"github.com/cconvert/cconvert/internal/bug"
@@ -63,7 +62,9 @@ type Outcome struct {
 	Findings  int
 }
 
-// Convert does a job, unless the target has its outcome already.
+// Convert does a job. Its outcome is Unchanged if the target has, to the byte, what this worker remembers to have made,
+// or what it makes now. What is written in an image is no proof: whoever can push to the target can put an old or a weaker
+// enclave of the same key there, with the recipe and the labels of what is wanted now.
 func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	defer bug.Catch(&err)
 	if j.Problem != "" {
@@ -107,10 +108,15 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	}
 	out := &Outcome{Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
 	key := outputKey(out.Identity, j)
-	if !j.Force {
-		done, err := w.done(ctx, o, j, key, out, bundle)
-		if done || err != nil {
-			return out, err
+	before := ""
+	if !j.Force && o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
+		if before, err = image.At(ctx, *o.Target, o.Image); err != nil {
+			before = "" // there is no image, or it cannot be read: writing shows what is wrong
+		}
+		if known := w.remembered(key); known != nil && known.Digest == before {
+			out.Digest, out.MREnclave = known.Digest, known.MREnclave
+			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
+			return out, nil
 		}
 	}
 	p, err := convert.Prepare(ctx, o)
@@ -119,67 +125,18 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	}
 	defer p.Close()
 	if j.Unsigned && !j.Force && w.signedSince(ctx, p, o, out) {
-		w.remember(key, out)
-		return out, nil
+		return out, nil // not remembered: another one may sign it tomorrow
 	}
 	r, err := p.SignAndFinish(ctx, signer)
 	if err != nil {
 		return nil, err
 	}
-	out.Status, out.Ref, out.Digest, out.MREnclave, out.Findings = Converted, r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
+	out.Ref, out.Digest, out.MREnclave, out.Findings = r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
+	if out.Digest != before {
+		out.Status = Converted
+	}
 	w.remember(key, out)
 	return out, nil
-}
-
-// done reports whether the target has the outcome of a job already. What is remembered of it takes one request to
-// confirm. Else the image there counts only if our key has signed its enclave, and all the rest of it is what the source
-// and the runtime give: whoever can push can write everything but the signature.
-func (w *Worker) done(ctx context.Context, o convert.Options, j Job, key string, out *Outcome, runtime *libos.Bundle) (bool, error) {
-	if o.Target.Transport != image.Registry {
-		return false, nil // cheaper to do than to find out
-	}
-	if known := w.remembered(key); known != nil {
-		at, err := image.At(ctx, *o.Target, o.Image)
-		if err == nil && at == known.Digest {
-			out.Digest, out.MREnclave = known.Digest, known.MREnclave
-			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
-			return true, nil
-		}
-	}
-	if j.Unsigned || j.Gate.Strict || j.NeedsEvidence {
-		return false, nil // the image does not show whether it is, or would pass
-	}
-	img, err := image.Open(ctx, *o.Target, o.Image)
-	if err != nil {
-		if image.Transient(err) || ctx.Err() != nil {
-			return false, err
-		}
-		return false, nil // there is no image, or it cannot be read: writing shows what is wrong
-	}
-	defer img.Close()
-	if img.Index || convert.Label(img, convert.LabelIdentity) != out.Identity {
-		return false, nil
-	}
-	e, err := convert.OpenEnclave(ctx, img, w.Backends)
-	if err != nil || e.SigStruct.MRSigner() != out.MRSigner {
-		return false, ctx.Err()
-	}
-	source, err := o.Found.Open(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer source.Close()
-	switch err := e.Check(ctx, source, runtime); {
-	case errors.Is(err, convert.ErrOther):
-		logrus.Warnf("%s is converted again: %v", o.Target, err)
-		return false, nil
-	case err != nil:
-		return false, err
-	}
-	out.Digest, out.MREnclave = img.Digest, e.SigStruct.MREnclave
-	out.Ref = o.Target.Name.Context().Name() + "@" + img.Digest
-	w.remember(key, out)
-	return true, nil
 }
 
 // signedSince reports whether the target has the outcome of a conversion that is not signed, signed by somebody since:
@@ -214,7 +171,7 @@ type output struct {
 
 // outputKey names what is remembered: the identity, and what else a job wants of its outcome.
 func outputKey(identity string, j Job) string {
-	b, err := json.Marshal([]any{identity, j.Gate, j.NoEvidence, j.NeedsEvidence})
+	b, err := json.Marshal([]any{identity, j.Gate, j.NoEvidence, j.NeedsEvidence, j.TrustTOC})
 	if err != nil {
 		panic(err) // strings and booleans
 	}

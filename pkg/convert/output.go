@@ -64,24 +64,19 @@ func (p *Prepared) EnclaveFiles(s *sgx.SigStruct) []libos.File {
 // writeFiles makes the files of the enclave layer but for the signature: the library OS's, and ours for whoever reads
 // the image.
 func (p *Prepared) writeFiles() error {
-	reasons, err := reasonsFile(p.trusted)
+	reasons, err := json.Marshal(p.trusted)
 	if err != nil {
 		return err
 	}
-	recipe, err := recipeFile(p.recipe)
+	recipe, err := json.MarshalIndent(p.recipe, "", "  ")
 	if err != nil {
 		return err
 	}
-	p.files = slices.Concat(p.sealed.Files, ours(reasons, recipe))
+	p.files = append(slices.Clone(p.sealed.Files),
+		libos.File{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
+		libos.File{Path: libos.RecipePath, Mode: 0o644, Content: append(recipe, '\n')},
+	)
 	return nil
-}
-
-// ours are the files for whoever reads the image.
-func ours(reasons, recipe []byte) []libos.File {
-	return []libos.File{
-		{Path: libos.ReasonsPath, Mode: 0o644, Content: reasons},
-		{Path: libos.RecipePath, Mode: 0o644, Content: recipe},
-	}
 }
 
 // signatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rsa"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -78,8 +76,6 @@ type Enclave struct {
 	source    *image.Image
 	files     []libos.File
 	reads     manifest.SGX
-	trusted   int    // files that the manifest lists
-	diffID    string // of the layer on top
 	simulated bool
 	backend   libos.Backend
 }
@@ -146,39 +142,34 @@ func readEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 				URI string `toml:"uri"`
 			} `toml:"entrypoint"`
 		} `toml:"loader"`
-		SGX struct {
-			Trusted []struct{} `toml:"trusted_files"`
-		} `toml:"sgx"`
 	}
 	if err := toml.Unmarshal(text, &m); err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
-	e.trusted = len(m.SGX.Trusted)
 	e.simulated = strings.HasPrefix(m.Loader.Entrypoint.URI, "file:"+libos.Root+"/sim/")
 	return e, nil
 }
 
 // topFiles are those of the topmost layer, which must be one that packEnclave has made.
-func topFiles(ctx context.Context, img *image.Image) (files []libos.File, diffID string, err error) {
+func topFiles(ctx context.Context, img *image.Image) (files []libos.File, err error) {
 	if len(img.Layers) == 0 {
-		return nil, "", ErrNotOurs
+		return nil, ErrNotOurs
 	}
 	archive, err := topArchive(ctx, img)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if files, err = libos.Unpack(archive); err != nil {
-		return nil, "", fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
 	}
 	seen := map[string]bool{}
 	for _, f := range files {
 		if seen[f.Path] || path.Clean(f.Path) != f.Path || path.Dir(f.Path) != path.Dir(libos.App) {
-			return nil, "", fmt.Errorf("%w: its layer on top has %q, or has it twice", ErrNotOurs, f.Path)
+			return nil, fmt.Errorf("%w: its layer on top has %q, or has it twice", ErrNotOurs, f.Path)
 		}
 		seen[f.Path] = true
 	}
-	sum := sha256.Sum256(archive)
-	return files, "sha256:" + hex.EncodeToString(sum[:]), nil
+	return files, nil
 }
 
 func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
@@ -213,11 +204,11 @@ func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
 // openTop reads the topmost layer's files, and the SIGSTRUCT among them, signed or not. What the others say is
 // readEnclave's.
 func openTop(ctx context.Context, img *image.Image) (*Enclave, error) {
-	files, diffID, err := topFiles(ctx, img)
+	files, err := topFiles(ctx, img)
 	if err != nil {
 		return nil, err
 	}
-	e := &Enclave{source: img, files: files, diffID: diffID}
+	e := &Enclave{source: img, files: files}
 	if signed := e.file(libos.SigPath); signed != nil {
 		e.SigStruct, err = sgx.ParseSigStruct(signed)
 	} else {

@@ -45,11 +45,6 @@ type Backend interface {
 	Seal(in Input) (*Sealed, error)
 	// SigStruct is what is to be signed for a manifest and a measurement, under a version of the enclave's geometry.
 	SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error)
-	// Files are those that the runtime reads at its start, for a manifest: what the enclave layer holds but for the
-	// signature and what a conversion says of itself.
-	Files(manifest []byte) []File
-	// Measure computes the MRENCLAVE of the enclave that a runtime starts from a manifest.
-	Measure(ctx context.Context, b *Bundle, manifest []byte) (sgx.Measurement, error)
 }
 
 // Start is the command that starts an enclave of a backend, without arguments that the host chooses.

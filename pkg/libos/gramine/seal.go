@@ -1,7 +1,6 @@
 package gramine
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -20,31 +19,6 @@ import (
 // SigStruct is what is to be signed, see the function of this name.
 func (Backend) SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
 	return SigStruct(layout, manifest, m, date)
-}
-
-// Files are those that Gramine's loader reads at its start.
-func (Backend) Files(manifest []byte) []libos.File { return Runtime{}.Files(manifest) }
-
-// Measure computes the MRENCLAVE of the enclave that Gramine starts from a manifest.
-func (Backend) Measure(ctx context.Context, b *libos.Bundle, manifest []byte) (sgx.Measurement, error) {
-	return measure(ctx, b, palPath, manifest)
-}
-
-func measure(ctx context.Context, b *libos.Bundle, pal string, manifest []byte) (m sgx.Measurement, err error) {
-	image, err := b.Content(pal)
-	if err != nil {
-		return m, err
-	}
-	e, err := NewEnclave(b.Layout, image, manifest)
-	if err != nil {
-		return m, err
-	}
-	return sgx.Measure(ctx, e.Layout)
-}
-
-// Measure computes the MRENCLAVE of the enclave that the runtime starts from a manifest.
-func (r Runtime) Measure(ctx context.Context, b *libos.Bundle, manifest []byte) (sgx.Measurement, error) {
-	return measure(ctx, b, r.PAL, manifest)
 }
 
 // Seal makes the manifest of a specification for this runtime, and the enclave that it starts.

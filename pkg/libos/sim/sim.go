@@ -107,14 +107,6 @@ func (Backend) SigStruct(layout int, manifest []byte, m sgx.Measurement, date sg
 	return gramine.SigStruct(layout, manifest, m, date)
 }
 
-// Files are those that the loader reads at its start.
-func (Backend) Files(manifest []byte) []libos.File { return simulated().Files(manifest) }
-
-// Measure computes the MRENCLAVE that a real enclave would have, of this program and a manifest.
-func (Backend) Measure(ctx context.Context, b *libos.Bundle, manifest []byte) (sgx.Measurement, error) {
-	return simulated().Measure(ctx, b, manifest)
-}
-
 // Seal makes the same manifest that a real enclave would have, for this program as the runtime.
 func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	out, err := simulated().Seal(in)
