@@ -125,7 +125,7 @@ func newBatch() *cobra.Command {
 			defer r.signer.Close()
 		}
 		if resume != "" {
-			return r.resume(cmd, resume)
+			return r.resume(cmd, resume, name)
 		}
 		return r.run(cmd, name, jobs)
 	}
@@ -169,8 +169,8 @@ func (r *batchRun) run(cmd *cobra.Command, name string, jobs []batch.Job) error 
 	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) { return q.Submit(ctx, name, jobs) })
 }
 
-// resume goes on with a batch.
-func (r *batchRun) resume(cmd *cobra.Command, id string) error {
+// resume goes on with a batch, which has to be one of the plan if there is one.
+func (r *batchRun) resume(cmd *cobra.Command, id, plan string) error {
 	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) {
 		if id == newest {
 			id = ""
@@ -178,6 +178,9 @@ func (r *batchRun) resume(cmd *cobra.Command, id string) error {
 		b, err := q.Find(ctx, id)
 		if err != nil {
 			return nil, err
+		}
+		if plan != "" && b.Name != plan {
+			return nil, usagef("the batch %s is of %s: say --resume=BATCH, or leave %s out", b.ID, b.Name, plan)
 		}
 		_, err = q.Resume(ctx, b)
 		return b, err
@@ -253,9 +256,9 @@ func (r *batchRun) report(cmd *cobra.Command, records []*batch.Record) error {
 	for _, record := range records {
 		switch {
 		case record.Status == batch.Skipped:
-		case record.Status != batch.Failed:
+		case record.Status == batch.Converted, record.Status == batch.Unchanged:
 			fmt.Fprintln(&refs, record.Ref)
-		case record.Transient:
+		case record.Transient, !record.Status.Final(): // or somebody has just had it tried again
 			failed.passing++
 		default:
 			failed.lasting++

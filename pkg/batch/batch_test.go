@@ -193,8 +193,8 @@ func TestChangedTarget(t *testing.T) {
 	again := func(i int, l v1.Layer) func([]v1.Layer) []v1.Layer {
 		return func(ls []v1.Layer) []v1.Layer { ls[i] = l; return ls }
 	}
-	edited := func(name string, change func(string) string) func([]v1.Layer) []v1.Layer {
-		r, err := layers[top].Uncompressed()
+	editedTop := func(from v1.Layer, name string, change func(string) string) v1.Layer {
+		r, err := from.Uncompressed()
 		require.NoError(t, err)
 		var entries []fixture.Entry
 		for a := tar.NewReader(r); ; {
@@ -212,8 +212,27 @@ func TestChangedTarget(t *testing.T) {
 			h.Format = tar.FormatUSTAR
 			entries = append(entries, fixture.Entry{Header: *h, Body: string(body)})
 		}
-		return again(top, fixture.Layer(t, entries...))
+		return fixture.Layer(t, entries...)
 	}
+	edited := func(name string, change func(string) string) func([]v1.Layer) []v1.Layer {
+		return again(top, editedTop(layers[top], name, change))
+	}
+	// The same key has signed a weaker enclave of the same image once. Whoever can push can give it the recipe of this one.
+	weak := b.job(0)
+	weak.Target = b.reg.Host + "/weak:0"
+	weak.Options.Debug, weak.Options.PassEnv = true, []string{"SECRET_URL"}
+	weaker := b.work(q, b.submit(q, []batch.Job{weak}))[0]
+	require.Equal(t, batch.Converted, weaker.Status, weaker.Error)
+	weakTag, err := name.NewTag(weak.Target)
+	require.NoError(t, err)
+	weakImage, err := remote.Image(weakTag)
+	require.NoError(t, err)
+	weakLayers, err := weakImage.Layers()
+	require.NoError(t, err)
+	var recipe string
+	editedTop(layers[top], "recipe.json", func(s string) string { recipe = s; return s })
+	require.NotEmpty(t, recipe)
+	weakTop := editedTop(weakLayers[top], "recipe.json", func(string) string { return recipe })
 	for what, c := range map[string]struct {
 		config func(*v1.Config)
 		layers func([]v1.Layer) []v1.Layer
@@ -228,9 +247,14 @@ func TestChangedTarget(t *testing.T) {
 		"a layer in between": {layers: func(ls []v1.Layer) []v1.Layer {
 			return append(ls[:1:1], append([]v1.Layer{fixture.Layer(t, fixture.File("x", "evil"))}, ls[1:]...)...)
 		}},
-		"another manifest":              {layers: edited("manifest.sgx", func(s string) string { return s + "\n" })},
-		"another recipe":                {layers: edited("recipe.json", func(s string) string { return strings.Replace(s, `"replaced": {`, `"replaced": {"Cmd": ["/evil"],`, 1) })},
-		"other reasons":                 {layers: edited("files.json", func(s string) string { return strings.Replace(s, `"count":`, `"count":1`, 1) })},
+		"another manifest": {layers: edited("manifest.sgx", func(s string) string { return s + "\n" })},
+		"another recipe":   {layers: edited("recipe.json", func(s string) string { return strings.Replace(s, `"replaced": {`, `"replaced": {"Cmd": ["/evil"],`, 1) })},
+		"other reasons":    {layers: edited("files.json", func(s string) string { return strings.Replace(s, `"count":`, `"count":1`, 1) })},
+		"a weaker enclave of our key": {layers: again(top, weakTop), config: func(c *v1.Config) {
+			for k, v := range c.Labels {
+				c.Labels[k] = strings.ReplaceAll(v, made.MREnclave.String(), weaker.MREnclave.String())
+			}
+		}},
 		"another file for the resolver": {layers: edited("hosts", func(s string) string { return s + "10.0.0.1 db\n" })},
 	} {
 		ls := append([]v1.Layer(nil), layers...)
@@ -278,6 +302,8 @@ func TestJobsOfStrangers(t *testing.T) {
 		"a layout as the target":        {change: func(j *batch.Job) { j.Target = "oci:" + outside + "/x" }},
 		"a layout behind a link":        {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/link/x" }},
 		"a layout behind dots":          {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/../x" }},
+		"libraries like a registry":     {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source, j.Runtime.Libs = "gramine", "etc/ssl", "etc/ssl" }},
+		"dots behind a link":            {change: func(j *batch.Job) { j.Runtime.Source = b.dir + "/link/../secret" }},
 		"a daemon as the target":        {change: func(j *batch.Job) { j.Target = "docker-daemon:x:1" }},
 		"a daemon as the source":        {change: func(j *batch.Job) { j.Source = "docker-daemon:x:1" }},
 		"an archive as the source":      {change: func(j *batch.Job) { j.Source = "docker-archive:" + outside + "/secret" }},
@@ -322,6 +348,52 @@ func TestUnsignedTarget(t *testing.T) {
 	assert.Equal(t, signed.Digest, r.Digest)
 	r = b.work(q, b.submit(q, []batch.Job{later}))[0]
 	require.Equal(t, batch.Unchanged, r.Status, r.Error)
+}
+
+// A batch is waited for until all of it is done, also if one of its images is tried again meanwhile.
+func TestRetriedWhileWaiting(t *testing.T) {
+	b := newBench(t)
+	slow := newBench(t)
+	slow.push(1)
+	release := make(chan struct{})
+	end := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(end)
+	slow.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.Contains(r.URL.Path, "/app/manifests/0") {
+			<-release
+		}
+		return false
+	})
+	q := b.open()
+	held := slow.job(0)
+	held.Runtime = b.job(0).Runtime
+	of := b.submit(q, []batch.Job{held, b.job(1)})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var working sync.WaitGroup
+	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	waited := make(chan error, 1)
+	go func() { waited <- q.Wait(ctx, of, func(*batch.Record) {}) }()
+	status := func(want batch.Status) {
+		require.Eventually(t, func() bool {
+			records, err := q.Records(ctx, of.ID)
+			return err == nil && slices.ContainsFunc(records, func(r *batch.Record) bool { return r.Job.Target == b.job(1).Target && r.Status == want })
+		}, 20*time.Second, 20*time.Millisecond)
+	}
+	status(batch.Failed)
+	b.push(2)
+	_, err := q.Retry(ctx, of)
+	require.NoError(t, err)
+	status(batch.Converted)
+	select {
+	case err := <-waited:
+		require.Fail(t, "an image was not done", "%v", err)
+	case <-time.After(time.Second):
+	}
+	end()
+	require.NoError(t, <-waited)
+	cancel()
+	working.Wait()
 }
 
 // What fails for good is not tried again, and says why; what may pass is, as often as wanted; both can be queued again.

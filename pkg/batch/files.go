@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/image"
@@ -36,7 +37,7 @@ func (f Files) check(j Job) error {
 			return err
 		}
 	}
-	for _, s := range []string{j.Runtime.Source, j.Runtime.Libs} {
+	for i, s := range []string{j.Runtime.Source, j.Runtime.Libs} {
 		kind, rest, found := strings.Cut(s, ":")
 		files := []string{s} // of the simulated runtime, and directories of libraries
 		switch {
@@ -46,7 +47,7 @@ func (f Files) check(j Job) error {
 			files = []string{rest}
 		case found && kind == "deb":
 			files = strings.Split(rest, ",")
-		case j.Runtime.Kind == "gramine" && s == j.Runtime.Source:
+		case j.Runtime.Kind == "gramine" && i == 0:
 			ref, err := image.ParseReference(s, j.Insecure)
 			if err == nil {
 				err = f.reference(ref)
@@ -77,6 +78,10 @@ func (f Files) reference(ref image.Reference) error {
 
 // path checks a path, or what is there of it: links count for where they lead.
 func (f Files) path(p string) error {
+	// What ".." means depends on links before it, which whoever opens the path follows first.
+	if slices.Contains(strings.Split(p, "/"), "..") {
+		return fmt.Errorf("%w: %s has \"..\" in it", ErrFiles, p)
+	}
 	real, err := resolve(p)
 	if err != nil {
 		return err

@@ -227,7 +227,7 @@ func (q *Queue) Close() {
 
 // lasting are answers of JetStream that stay the same.
 var lasting = []error{
-	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner, jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
+	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrInvalidKey, jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner, jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
 	nats.ErrMaxPayload, nats.ErrAuthorization, nats.ErrPermissionViolation,
 }
 

@@ -111,8 +111,11 @@ func (q *Queue) Wait(ctx context.Context, b *Batch, tell func(*Record)) error {
 		if known && before.Updated.Equal(r.Updated) && before.Status == r.Status {
 			return
 		}
-		if r.Status.Final() && (!known || !before.Status.Final()) {
+		switch was := known && before.Status.Final(); {
+		case r.Status.Final() && !was:
 			open--
+		case !r.Status.Final() && was: // somebody has it tried again
+			open++
 		}
 		last[r.ID] = *r
 		tell(r)
