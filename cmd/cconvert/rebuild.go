@@ -88,7 +88,7 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 	return cmd
 }
 
-// statedSource is the source by the name that a statement attached to the image gives it. It need not be true: another
+// statedSource is the name of the source in a statement that is attached to the image. It need not be true: another
 // source would have another digest than the recipe says. But whoever can write to the registry has no say in where this
 // machine looks, so that it must be in the same registry.
 func statedSource(cmd *cobra.Command, img *image.Image) (string, error) {

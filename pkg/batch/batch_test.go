@@ -155,7 +155,7 @@ func TestUnchanged(t *testing.T) {
 	}
 	assert.Len(t, asked, 10, "%v", asked)
 
-	// Another machine, which remembers nothing, sees the same by the label.
+	// Another machine, which remembers nothing, makes the same again.
 	b.worker.Own.Cache = nil
 	records = b.work(q, b.submit(q, b.jobs(5)))
 	assert.Equal(t, map[batch.Status]int{batch.Unchanged: 5}, statuses(records))

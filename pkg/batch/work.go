@@ -83,7 +83,7 @@ type task struct {
 	lane  int
 }
 
-// done gives the task's place in its lane back.
+// done returns the task's place in its lane.
 func (s *source) done(t *task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -110,9 +110,7 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	key := outputKey(out.Identity, j)
 	before := ""
 	if !j.Force && o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
-		if before, err = image.At(ctx, *o.Target, o.Image); err != nil {
-			before = "" // there is no image, or it cannot be read: writing shows what is wrong
-		}
+		before, _ = image.At(ctx, *o.Target, o.Image) // there is none, or it cannot be read: writing shows what is wrong
 		if known := w.remembered(key); known != nil && known.Digest == before {
 			out.Digest, out.MREnclave = known.Digest, known.MREnclave
 			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest

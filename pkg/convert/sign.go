@@ -77,7 +77,6 @@ type Enclave struct {
 	files     []libos.File
 	reads     manifest.SGX
 	simulated bool
-	backend   libos.Backend
 }
 
 const (
@@ -101,8 +100,7 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q, and its manifest of another one", ErrNotOurs, e.Recipe.Runtime.Kind)
 	}
 	s := e.SigStruct
-	e.backend = backends[i]
-	want, err := e.backend.SigStruct(e.Recipe.Runtime.Layout, e.file(libos.ManifestPath), s.MREnclave, s.Date)
+	want, err := backends[i].SigStruct(e.Recipe.Runtime.Layout, e.file(libos.ManifestPath), s.MREnclave, s.Date)
 	if err != nil {
 		return nil, err
 	}

@@ -53,11 +53,10 @@ func openTar(ctx context.Context, file string) (*archive, error) {
 		defer f.Close()
 		f, err = spool(ctx, plain)
 	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("reading the archive: %w", err)
+	var a *archive
+	if err == nil {
+		a, err = listTar(ctx, f)
 	}
-	a, err := listTar(ctx, f)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("reading the archive: %w", err)
@@ -323,7 +322,7 @@ func (l foreignLayer) Digest() (v1.Hash, error)            { return l.desc.Diges
 func (l foreignLayer) Size() (int64, error)                { return l.desc.Size, nil }
 func (l foreignLayer) MediaType() (types.MediaType, error) { return l.desc.MediaType, nil }
 
-// savedCore is what go-containerregistry makes a manifest of, which archives have none of.
+// savedCore is what go-containerregistry makes a manifest of: archives have no manifest.
 type savedCore struct {
 	a      *archive
 	config []byte

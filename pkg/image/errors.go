@@ -30,7 +30,7 @@ var (
 	ErrEvidence = errors.New("the registry refuses what is attached to images")
 	// ErrTarget says that the repository to be written to is not there, and that its registry makes none by itself.
 	ErrTarget = errors.New("the target's repository does not exist")
-	// ErrCredentials says that a credential helper gives no credentials.
+	// ErrCredentials says that a credential helper has failed.
 	ErrCredentials = errors.New("finding credentials failed")
 	// ErrPlatform says that the image exists, but not for linux/amd64.
 	ErrPlatform = errors.New("no image for linux/amd64")

@@ -38,6 +38,10 @@ func readLayoutIndex(dir string) (*v1.IndexManifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseLayoutIndex(b)
+}
+
+func parseLayoutIndex(b []byte) (*v1.IndexManifest, error) {
 	if _, err := documentType(string(types.OCIImageIndex), b); err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
 	}
@@ -82,10 +86,7 @@ func openOCIArchive(ctx context.Context, ref Reference) (_ *Image, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the archive: %w", err)
 	}
-	if _, err := documentType(string(types.OCIImageIndex), b); err != nil {
-		return nil, fmt.Errorf("index.json: %w", err)
-	}
-	index, err := readIndex(b)
+	index, err := parseLayoutIndex(b)
 	if err != nil {
 		return nil, err
 	}
