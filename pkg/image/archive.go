@@ -3,7 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,17 +12,15 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 const maxArchiveEntries = 100_000
@@ -48,21 +46,47 @@ func openTar(ctx context.Context, file string) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	packed, plain, err := decompress(bufio.NewReader(f))
-	if err == nil && packed {
-		defer f.Close()
-		f, err = spool(ctx, plain)
+	if f, err = unpacked(ctx, f); err != nil {
+		return nil, fmt.Errorf("reading the archive: %w", err)
 	}
-	var a *archive
-	if err == nil {
-		a, err = listTar(ctx, f)
-	}
+	a, err := listTar(ctx, f)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("reading the archive: %w", err)
 	}
 	return a, nil
 }
+
+// unpacked returns a file's plain content, in a file that has no name if it was compressed, and closes the given one
+// then. Archives as a whole may be compressed with xz too, layers in them may not.
+func unpacked(ctx context.Context, f *os.File) (_ *os.File, err error) {
+	keep := false
+	defer func() {
+		if !keep {
+			f.Close()
+		}
+	}()
+	r := bufio.NewReader(f)
+	if magic, _ := r.Peek(len(xzMagic)); string(magic) == xzMagic {
+		plain, err := xz.NewReader(r)
+		if err != nil {
+			return nil, err
+		}
+		return spool(ctx, plain)
+	}
+	if packed := rootfs.IsCompressed(r); !packed {
+		keep = true
+		return f, nil
+	}
+	plain, err := rootfs.Decompress(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	return spool(ctx, plain)
+}
+
+const xzMagic = "\xfd7zXZ\x00"
 
 // spool copies what can be read only once into a file that has no name.
 func spool(ctx context.Context, r io.Reader) (*os.File, error) {
@@ -78,43 +102,44 @@ func spool(ctx context.Context, r io.Reader) (*os.File, error) {
 	return f, nil
 }
 
-// decompress tells by its first bytes whether something is compressed with gzip, zstd or xz, and returns it plain.
-func decompress(r *bufio.Reader) (packed bool, plain io.Reader, err error) {
-	magic, err := r.Peek(6)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return false, nil, err
-	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		plain, err = gzip.NewReader(r)
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		plain, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
-	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
-		plain, err = xz.NewReader(r)
-	default:
-		return false, r, nil
-	}
-	return true, plain, err
-}
-
-// listTar notes where the entries of an archive are.
+// listTar notes where the entries of an archive are. One that readers of archives understand in different ways is
+// ErrAmbiguous: some take the first entry of a name and some the last, some unpack through links, and some take
+// "/manifest.json" for "manifest.json".
 func listTar(ctx context.Context, f *os.File) (*archive, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	a := &archive{f, map[string]part{}}
+	parents := map[string]bool{} // what must be a directory
 	in := io.NewSectionReader(f, 0, info.Size())
 	for r := tar.NewReader(sectionFile{ctx, in}); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return a, nil
+			break
 		}
 		if err != nil {
 			return nil, err
 		}
-		if len(a.parts) == maxArchiveEntries {
+		if len(a.parts)+len(parents) > maxArchiveEntries {
 			return nil, fmt.Errorf("it has more than %d entries", maxArchiveEntries)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		name := path.Clean(h.Name)
+		if !fs.ValidPath(name) {
+			return nil, fmt.Errorf("%w: an entry is called %q", ErrAmbiguous, h.Name)
+		}
+		for dir := path.Dir(name); dir != "." && !parents[dir]; dir = path.Dir(dir) {
+			parents[dir] = true
+		}
+		if h.Typeflag == tar.TypeDir {
+			parents[name] = true
+			continue
+		}
+		if _, twice := a.parts[name]; twice {
+			return nil, fmt.Errorf("%w: %q is in it twice", ErrAmbiguous, name)
 		}
 		p := part{size: h.Size}
 		switch h.Typeflag {
@@ -126,14 +151,20 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 				return nil, fmt.Errorf("%q: %w", h.Name, io.ErrUnexpectedEOF)
 			}
 		case tar.TypeSymlink:
-			p.link = path.Join(path.Dir(path.Clean(h.Name)), h.Linkname)
+			p.link = path.Join(path.Dir(name), h.Linkname)
 		case tar.TypeLink:
 			p.link = path.Clean(h.Linkname)
 		default:
-			continue
+			return nil, fmt.Errorf("%q is neither a file nor a directory nor a link", name)
 		}
-		a.parts[path.Clean(h.Name)] = p
+		a.parts[name] = p
 	}
+	for name := range a.parts {
+		if parents[name] {
+			return nil, fmt.Errorf("%w: %q is a directory and something else", ErrAmbiguous, name)
+		}
+	}
+	return a, nil
 }
 
 // sectionFile reads a part of a file until the context ends.
@@ -206,16 +237,12 @@ func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error
 			err = fmt.Errorf("reading the archive: %w", err)
 		}
 	}()
-	list, err := a.read(ctx, "manifest.json", maxConfig)
+	images, err := a.saved(ctx)
 	if err != nil {
 		if _, layout := a.parts["oci-layout"]; layout {
 			err = fmt.Errorf("it is one of an OCI layout, to be named oci-archive:%s: %w", ref.Path, err)
 		}
 		return nil, err
-	}
-	var images []savedImage
-	if err := json.Unmarshal(list, &images); err != nil {
-		return nil, fmt.Errorf("manifest.json: %w", err)
 	}
 	chosen, err := a.choose(ctx, images, ref)
 	if err != nil {
@@ -247,35 +274,20 @@ func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error
 		return nil, err
 	}
 	out.manifest = img.RawManifest
-	return out, nil
+	out.Rivals, err = a.rivals(ctx, out.ID(), chosen.RepoTags)
+	return out, err
 }
 
-// choose finds the image that a reference names: by its name, its ID, its place as "@1", or because it is alone.
-func (a *archive) choose(ctx context.Context, images []savedImage, ref Reference) (*savedImage, error) {
-	named := ref.Transport == DockerArchive && (ref.Name != nil || ref.Inside != "")
-	var known []string
-	for i := range images {
-		saved := &images[i]
-		id := ""
-		if config, err := a.read(ctx, saved.Config, maxConfig); err == nil {
-			id = digestOf(config)
-		}
-		known = append(append(known, saved.RepoTags...), fmt.Sprintf("@%d", i))
-		switch {
-		case !named:
-		case ref.Inside == "@"+strconv.Itoa(i), id != "" && ref.Inside == id:
-			return saved, nil
-		case ref.Name != nil && slices.ContainsFunc(saved.RepoTags, func(s string) bool {
-			t, err := name.NewTag(s)
-			return err == nil && t.Name() == ref.Name.Name()
-		}):
-			return saved, nil
-		}
+// saved reads the list of "docker save".
+func (a *archive) saved(ctx context.Context) (images []savedImage, err error) {
+	list, err := a.read(ctx, "manifest.json", maxConfig)
+	if err != nil {
+		return nil, err
 	}
-	if len(images) == 1 && !named {
-		return &images[0], nil
+	if err := cmp.Or(uniqueKeys(list), json.Unmarshal(list, &images)); err != nil {
+		return nil, fmt.Errorf("manifest.json: %w", err)
 	}
-	return nil, fmt.Errorf("%w: name one of %q as docker-archive:%s:NAME", ErrNotFound, known, ref.Path)
+	return images, nil
 }
 
 // savedLayer is a layer in an archive, plain or compressed.
@@ -303,8 +315,7 @@ func (l *savedLayer) open(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, plain, err := decompress(bufio.NewReaderSize(f, 64<<10))
-	return io.NopCloser(plain), err
+	return rootfs.Decompress(ctx, f)
 }
 
 func (l *savedLayer) DiffID() (v1.Hash, error)             { return l.id, nil }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -84,6 +85,15 @@ func readIndex(raw []byte) (*v1.IndexManifest, error) {
 		return nil, fmt.Errorf("reading the index: %w", err)
 	}
 	return &index, nil
+}
+
+// parseManifest reads an image's manifest, whose type was told by documentType.
+func parseManifest(raw []byte) (*v1.Manifest, error) {
+	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	return m, nil
 }
 
 // vagueConfigs are what some builders and registries say of configurations.

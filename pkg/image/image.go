@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -11,8 +10,6 @@ import (
 	"hash"
 	"io"
 	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -82,7 +79,7 @@ type Image struct {
 	Layers []*Layer
 	// Index says that the name is that of an index, of which this is one image.
 	Index bool
-	// Rivals are the digests of other images for linux/amd64 that the index has, of which an engine may choose one.
+	// Rivals are the digests of other images that an engine may choose by the same name, from the index or archive.
 	Rivals []string
 
 	session   *registrySession       // in a registry: how it was reached
@@ -163,65 +160,6 @@ func Write(ctx context.Context, to Reference, img *Output, o Options) error {
 	return u.Write(img)
 }
 
-// normal is a platform as container engines compare it: some write it otherwise (containerd's platforms.Normalize).
-func normal(p v1.Platform) v1.Platform {
-	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
-	if p.Architecture == "x86_64" || p.Architecture == "x86-64" {
-		p.Architecture = "amd64"
-	}
-	if p.Architecture == "amd64" && p.Variant == "v1" {
-		p.Variant = ""
-	}
-	return p
-}
-
-// isImageEntry reports whether an entry of an index is of an image. Attestations of BuildKit stand there as
-// unknown/unknown.
-func isImageEntry(d v1.Descriptor) bool {
-	attestation := d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"
-	return !attestation && (d.MediaType.IsImage() || d.MediaType.IsIndex())
-}
-
-func images(manifests []v1.Descriptor) []v1.Descriptor {
-	return slices.DeleteFunc(slices.Clone(manifests), func(d v1.Descriptor) bool { return !isImageEntry(d) })
-}
-
-// choose picks the manifest for linux/amd64 from an index. Rivals are others for the same platform.
-func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, err error) {
-	var have []string
-	var best *v1.Descriptor
-	if only := images(manifests); len(only) == 1 && only[0].Platform == nil {
-		return only[0], nil, nil // its configuration says what it is for
-	}
-	for i := range manifests {
-		p := manifests[i].Platform
-		if p == nil {
-			p = &v1.Platform{}
-		}
-		if !isImageEntry(manifests[i]) {
-			continue
-		}
-		have = append(have, p.String())
-		n := normal(*p)
-		if n.OS != "linux" || n.Architecture != "amd64" {
-			continue
-		}
-		// An entry without a variant runs on every amd64.
-		switch {
-		case best == nil:
-			best = &manifests[i]
-		case n.Variant == "" && normal(*best.Platform).Variant != "":
-			best, rivals = &manifests[i], append(rivals, best.Digest.String())
-		case manifests[i].Digest != best.Digest:
-			rivals = append(rivals, manifests[i].Digest.String())
-		}
-	}
-	if best == nil {
-		return v1.Descriptor{}, nil, fmt.Errorf("%w: there is %s", ErrPlatform, strings.Join(have, ", "))
-	}
-	return *best, rivals, nil
-}
-
 const maxConfig = 32 << 20
 
 // newImage reads a manifest, whose type was told by documentType, and the configuration that it names.
@@ -235,9 +173,9 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 	default:
 		return nil, fmt.Errorf("the media type %q is %w: it is not a container image", mt, ErrUnsupported)
 	}
-	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	m, err := parseManifest(raw)
 	if err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
+		return nil, err
 	}
 	if !isConfig(m.Config.MediaType) {
 		return nil, fmt.Errorf("a manifest with the configuration %q is %w: it is not a container image", m.Config.MediaType, ErrUnsupported)

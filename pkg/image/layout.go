@@ -23,9 +23,6 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// Annotation of a tag in a layout's index (OCI image specification, "Pre-Defined Annotation Keys").
-const annotationRefName = "org.opencontainers.image.ref.name"
-
 const maxIndex = 16 << 20
 
 func blobPath(dir string, h v1.Hash) string { return filepath.Join(dir, "blobs", h.Algorithm, h.Hex) }
@@ -93,10 +90,22 @@ func openOCIArchive(ctx context.Context, ref Reference) (_ *Image, err error) {
 	img, err := openIndex(ctx, ref, index, func(ctx context.Context, h v1.Hash) (io.ReadCloser, error) {
 		return a.open(ctx, blobPath("", h))
 	})
-	if err == nil {
-		img.close = a.f.Close
+	if err != nil {
+		return nil, err
 	}
-	return img, err
+	img.close = a.f.Close
+	var names []string
+	if ref.Tag != "" {
+		names = []string{ref.Tag}
+	}
+	if ref.Digest == "" {
+		others, err := a.rivals(ctx, img.ID(), names)
+		if err != nil {
+			return nil, fmt.Errorf("reading the archive: %w", err)
+		}
+		img.Rivals = append(img.Rivals, others...)
+	}
+	return img, nil
 }
 
 // openIndex opens an image of a layout, by a function that opens its blobs.
@@ -149,31 +158,6 @@ func openIndex(ctx context.Context, ref Reference, index *v1.IndexManifest, blob
 	}
 	img.Rivals = rivals
 	return img, nil
-}
-
-// chooseTag finds a tag or digest in a layout's index; without either, the only image there is. Rivals are as those
-// of choose.
-func chooseTag(manifests []v1.Descriptor, ref Reference) (_ v1.Descriptor, rivals []string, err error) {
-	var tags []string
-	var found []v1.Descriptor
-	for _, d := range manifests {
-		t := d.Annotations[annotationRefName]
-		if t != "" {
-			tags = append(tags, t)
-		}
-		if (ref.Tag == "" || t == ref.Tag) && (ref.Digest == "" || d.Digest.String() == ref.Digest) {
-			found = append(found, d)
-		}
-	}
-	switch {
-	case len(found) == 0:
-		return v1.Descriptor{}, nil, fmt.Errorf("%w: the layout holds the tags %q", ErrNotFound, tags)
-	case len(found) == 1 || ref.Digest != "":
-		return found[0], nil, nil
-	case ref.Tag == "" && len(tags) > 0:
-		return v1.Descriptor{}, nil, fmt.Errorf("%w: the layout holds several images, name one of the tags %q", ErrNotFound, tags)
-	}
-	return choose(found)
 }
 
 // writeLayout adds the image to a layout. Blobs come first, each complete or not there at all; the

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -293,7 +292,7 @@ func OpenManifest(ctx context.Context, of name.Reference, o Options) (*Manifest,
 	if !d.MediaType.IsImage() {
 		return nil, fmt.Errorf("the media type %q is %w: it is not a manifest with layers", d.MediaType, ErrUnsupported)
 	}
-	m, err := v1.ParseManifest(bytes.NewReader(d.Manifest))
+	m, err := parseManifest(d.Manifest)
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}

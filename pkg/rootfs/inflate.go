@@ -64,6 +64,17 @@ func Decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 	return Inflater{}.decompress(ctx, blob)
 }
 
+// IsCompressed reports whether Decompress would inflate a blob, by its first bytes.
+func IsCompressed(r *bufio.Reader) bool {
+	magic, _ := r.Peek(len(zstdMagic))
+	return bytes.HasPrefix(magic, gzipMagic) || isZstd(magic)
+}
+
+func isZstd(magic []byte) bool {
+	return bytes.HasPrefix(magic, zstdMagic) ||
+		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], zstdSkippable)
+}
+
 // decompress gives the plain bytes of a blob whose compression shows in its first bytes. They are made
 // ahead of the reader, on another processor.
 func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
@@ -82,8 +93,7 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 			return nil, fmt.Errorf("inflating: %w", err)
 		}
 		return readAhead(z), nil
-	case bytes.HasPrefix(magic, zstdMagic),
-		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], zstdSkippable):
+	case isZstd(magic):
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, fmt.Errorf("inflating: %w", err)

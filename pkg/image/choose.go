@@ -1,0 +1,273 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// Annotations of an image's name in a layout's index: of the OCI image specification ("Pre-Defined Annotation Keys"),
+// which is a tag, and of containerd, which is a whole name.
+const (
+	annotationRefName    = "org.opencontainers.image.ref.name"
+	annotationContainerd = "io.containerd.image.name"
+)
+
+// normal is a platform as container engines compare it: some write it otherwise (containerd's platforms.Normalize).
+func normal(p v1.Platform) v1.Platform {
+	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
+	if p.Architecture == "x86_64" || p.Architecture == "x86-64" {
+		p.Architecture = "amd64"
+	}
+	if p.Architecture == "amd64" && p.Variant == "v1" {
+		p.Variant = ""
+	}
+	return p
+}
+
+// isImageEntry reports whether an entry of an index is of an image. Attestations of BuildKit stand there as
+// unknown/unknown.
+func isImageEntry(d v1.Descriptor) bool {
+	attestation := d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"
+	return !attestation && isDocument(d.MediaType)
+}
+
+// elsewhere reports whether every engine knows that an entry of an index is not for linux/amd64. What an entry leaves
+// out, engines take for their own, and some look at the platform alone and not at the media type.
+func elsewhere(d v1.Descriptor) bool {
+	if d.Platform == nil {
+		return false
+	}
+	p := normal(*d.Platform)
+	return p.OS != "" && p.OS != "linux" || p.Architecture != "" && p.Architecture != "amd64"
+}
+
+// choose picks the manifest for linux/amd64 from an index. Rivals are all others that an engine may run instead.
+func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, err error) {
+	var have []string
+	var candidates, vague []v1.Descriptor
+	for _, d := range manifests {
+		if !isImageEntry(d) {
+			continue
+		}
+		if d.Platform == nil {
+			vague = append(vague, d)
+			have = append(have, "one without a platform")
+			continue
+		}
+		have = append(have, d.Platform.String())
+		if n := normal(*d.Platform); n.OS == "linux" && n.Architecture == "amd64" {
+			candidates = append(candidates, d)
+		}
+	}
+	if len(have) == 1 {
+		candidates = append(candidates, vague...) // its configuration says what it is for
+	}
+	if len(candidates) == 0 {
+		return v1.Descriptor{}, nil, fmt.Errorf("%w: there is %s", ErrPlatform, strings.Join(have, ", "))
+	}
+	// An entry without a variant runs on every amd64.
+	best := max(0, slices.IndexFunc(candidates, func(d v1.Descriptor) bool {
+		return d.Platform == nil || normal(*d.Platform).Variant == ""
+	}))
+	chosen = candidates[best]
+	for _, d := range manifests {
+		if d.Digest != chosen.Digest && !elsewhere(d) && !slices.Contains(rivals, d.Digest.String()) {
+			rivals = append(rivals, d.Digest.String())
+		}
+	}
+	return chosen, rivals, nil
+}
+
+// chooseTag finds a tag or digest in a layout's index; without either, the only image there is. Rivals are as those
+// of choose.
+func chooseTag(manifests []v1.Descriptor, ref Reference) (_ v1.Descriptor, rivals []string, err error) {
+	var tags []string
+	var found, named []v1.Descriptor
+	for _, d := range manifests {
+		t := d.Annotations[annotationRefName]
+		if t != "" {
+			tags = append(tags, t)
+		}
+		switch {
+		case ref.Digest != "" && d.Digest.String() != ref.Digest:
+		case ref.Tag == "" || t == ref.Tag:
+			found = append(found, d)
+		case isTagged(d.Annotations[annotationContainerd], ref.Tag):
+			named = append(named, d)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return v1.Descriptor{}, nil, fmt.Errorf("%w: the layout holds the tags %q", ErrNotFound, tags)
+	case ref.Digest != "":
+		return found[0], nil, nil
+	case len(found) > 1 && ref.Tag == "" && len(tags) > 0:
+		return v1.Descriptor{}, nil, fmt.Errorf("%w: the layout holds several images, name one of the tags %q", ErrNotFound, tags)
+	}
+	chosen := found[0]
+	if len(found) > 1 {
+		if chosen, rivals, err = choose(found); err != nil {
+			return v1.Descriptor{}, nil, err
+		}
+	}
+	for _, d := range named {
+		if d.Digest != chosen.Digest && !elsewhere(d) {
+			rivals = append(rivals, d.Digest.String())
+		}
+	}
+	return chosen, rivals, nil
+}
+
+// isTagged reports whether a name, or a tag alone, has a tag.
+func isTagged(s, tag string) bool { return s == tag || strings.HasSuffix(s, ":"+tag) }
+
+// choose finds the image that a reference names: by its name, its ID, its place as "@1", or because it is alone.
+func (a *archive) choose(ctx context.Context, images []savedImage, ref Reference) (*savedImage, error) {
+	named := ref.Transport == DockerArchive && (ref.Name != nil || ref.Inside != "")
+	var known []string
+	for i := range images {
+		saved := &images[i]
+		known = append(append(known, saved.RepoTags...), fmt.Sprintf("@%d", i))
+		switch {
+		case !named:
+		case ref.Inside == "@"+strconv.Itoa(i), ref.Inside != "" && ref.Inside == a.id(ctx, *saved):
+			return saved, nil
+		case ref.Name != nil && slices.ContainsFunc(saved.RepoTags, func(s string) bool { return sameName(s, ref.Name.Name()) }):
+			return saved, nil
+		}
+	}
+	if len(images) == 1 && !named {
+		return &images[0], nil
+	}
+	return nil, fmt.Errorf("%w: name one of %q as docker-archive:%s:NAME", ErrNotFound, known, ref.Path)
+}
+
+// sameName reports whether two names are those of one tag, however much of it they write.
+func sameName(a, b string) bool {
+	x, errX := name.NewTag(a)
+	y, errY := name.NewTag(b)
+	return errX == nil && errY == nil && x.Name() == y.Name()
+}
+
+// id is the digest of a saved image's configuration, empty if it cannot be read.
+func (a *archive) id(ctx context.Context, saved savedImage) string {
+	config, err := a.read(ctx, saved.Config, maxConfig)
+	if err != nil {
+		return ""
+	}
+	return digestOf(config)
+}
+
+// maxInArchive is how many images an archive's index may list, those of indexes in it with them.
+const maxInArchive = 1000
+
+// rivals are other images that an engine may find in the archive in place of one with an ID and names. Archives have a
+// list of Docker's, a list of OCI's, or both, and readers take the one or the other. Without names every other image is
+// one.
+func (a *archive) rivals(ctx context.Context, id string, names []string) (rivals []string, err error) {
+	add := func(other string, same bool) {
+		if other != id && same && !slices.Contains(rivals, other) {
+			rivals = append(rivals, other)
+		}
+	}
+	shares := func(theirs []string) bool {
+		return len(names) == 0 || len(theirs) == 0 || slices.ContainsFunc(theirs, func(t string) bool {
+			return slices.ContainsFunc(names, func(n string) bool { return sameName(n, t) || isTagged(n, t) || isTagged(t, n) })
+		})
+	}
+	if _, ok := a.parts["manifest.json"]; ok {
+		images, err := a.saved(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, saved := range images {
+			// What has no name is asked for by its ID or place.
+			add(a.id(ctx, saved), len(saved.RepoTags) > 0 && shares(saved.RepoTags) || len(images) == 1)
+		}
+	}
+	if _, ok := a.parts["index.json"]; !ok {
+		return rivals, nil
+	}
+	b, err := a.read(ctx, "index.json", maxIndex)
+	if err != nil {
+		return nil, err
+	}
+	index, err := parseLayoutIndex(b)
+	if err != nil {
+		return nil, err
+	}
+	listed := 0
+	for _, d := range index.Manifests {
+		var theirs []string
+		if n := cmp.Or(d.Annotations[annotationContainerd], d.Annotations[annotationRefName]); n != "" {
+			theirs = []string{n} // containerd takes the second only without the first
+		}
+		ids, err := a.listedIDs(ctx, d, &listed, 0)
+		if err != nil {
+			return nil, fmt.Errorf("index.json: %w", err)
+		}
+		for _, other := range ids {
+			add(other, shares(theirs))
+		}
+	}
+	return rivals, nil
+}
+
+// listedIDs are those of the images for linux/amd64 that an entry of the archive's index leads to. Of an index the
+// archive may hold some images only, as Docker saves them.
+func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, depth int) ([]string, error) {
+	if *listed++; *listed > maxInArchive || depth > 2 {
+		return nil, fmt.Errorf("it leads to more than %d images, or indexes more than 2 deep", maxInArchive)
+	}
+	if elsewhere(d) {
+		return nil, nil
+	}
+	raw, err := a.read(ctx, blobPath("", d.Digest), maxConfig)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	mt, err := documentType(string(d.MediaType), raw)
+	if err != nil {
+		return nil, err
+	}
+	if !mt.IsIndex() {
+		return configOf(mt, raw), nil
+	}
+	inner, err := readIndex(raw)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, d := range inner.Manifests {
+		more, err := a.listedIDs(ctx, d, listed, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, more...)
+	}
+	return ids, nil
+}
+
+// configOf is the digest of the configuration that an image's manifest names, if it is one's.
+func configOf(mt types.MediaType, raw []byte) []string {
+	if !mt.IsImage() {
+		return nil
+	}
+	m, err := parseManifest(raw)
+	if err != nil || !isConfig(m.Config.MediaType) {
+		return nil
+	}
+	return []string{m.Config.Digest.String()}
+}
