@@ -104,8 +104,8 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	switch {
 	case tree.Lookup(libos.ManifestPath) != nil:
 		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath, "the image is the output of a conversion"))
-	case tree.Lookup(libos.Root) != nil:
-		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeReserved, launch.Error, libos.Root, ErrReserved.Error()))
+	case in.layers.reserved != nil:
+		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeReserved, launch.Error, libos.Root, in.layers.reserved.Error()))
 	}
 	return a, nil
 }

@@ -60,7 +60,7 @@ func TestAnalyze(t *testing.T) {
 	}
 
 	// What lies where the enclave goes would be the loader's.
-	for _, e := range []fixture.Entry{fixture.File("cconvert/gramine/lib/libprotobuf-c.so.1", "evil"), fixture.Dir("cconvert"), fixture.Symlink("cconvert", "/opt")} {
+	for _, e := range []fixture.Entry{fixture.File("cconvert/gramine/lib/libprotobuf-c.so.1", "evil"), fixture.Dir("cconvert"), fixture.Symlink("cconvert", "/opt"), fixture.Symlink("x", "/cconvert/sim")} {
 		reserved := options(t, reg.Push(t, "reserved:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")), e))))
 		a, err = convert.Analyze(context.Background(), reserved)
 		require.NoError(t, err)

@@ -24,7 +24,8 @@ import (
 // ErrConverted says that the source is the output of a conversion.
 var ErrConverted = errors.New("the image is already converted")
 
-// ErrReserved says that the source has files where the enclave goes, which the loader could take for its own.
+// ErrReserved says that a layer of the source has, or may lead to, files where the enclave goes, which the loader could
+// take for its own. That a later layer removes them does not count, see [rootfs.Within].
 var ErrReserved = errors.New("the image has files at " + libos.Root + ", where the enclave goes")
 
 // Prepared is a conversion that lacks nothing but the signature.
@@ -110,8 +111,8 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if in.contents.Tree.Lookup(libos.ManifestPath) != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, ErrConverted)
 	}
-	if in.contents.Tree.Lookup(libos.Root) != nil {
-		return nil, fmt.Errorf("%s: %w", o.Source, ErrReserved)
+	if err := in.layers.reserved; err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
 	if err := p.seal(ctx, in.contents, in.runtime); err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -37,6 +38,7 @@ type layers struct {
 	mu       sync.Mutex
 	counts   LayerCounts
 	findings []launch.Finding
+	reserved error // ErrReserved and where, if a layer has something where the enclave goes
 }
 
 func newLayers(o Options) *layers {
@@ -71,6 +73,9 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 	}
 	for i, l := range img.Layers {
 		indexes[i] = indexes[first[l.Digest]]
+	}
+	if i, entry := rootfs.Within(indexes, libos.Root); entry != "" {
+		ls.reserved = fmt.Errorf("%w: layer %d has %q", ErrReserved, i+1, entry)
 	}
 	return rootfs.Merge(indexes)
 }

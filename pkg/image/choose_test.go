@@ -85,7 +85,9 @@ func newTwoLists(t *testing.T) twoLists {
 	return l
 }
 
-func blob(content string) string { return "blobs/sha256/" + strings.TrimPrefix(digest([]byte(content)), "sha256:") }
+func blob(content string) string {
+	return "blobs/sha256/" + strings.TrimPrefix(digest([]byte(content)), "sha256:")
+}
 
 // saved is an entry of manifest.json, and listed one of index.json.
 func (l twoLists) saved(config, tag string) string {

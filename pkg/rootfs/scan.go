@@ -220,13 +220,23 @@ func cleanPath(name string) (string, error) {
 	return path.Clean("/" + name), nil
 }
 
-// ErrOverlay says that a layer has attributes by which overlay file systems show other files than those in it.
+// ErrOverlay says that a layer has attributes or headers by which engines show other files than those in it.
 var ErrOverlay = errors.New("the layer would steer overlay file systems")
+
+// checkGlobal refuses a global header (pax, "g") with a name that could be a file's: containerd removes what has it. Those
+// that programs write have names of their own, which are in no standard.
+func checkGlobal(name string) error {
+	base := path.Base(name)
+	if name == "" || base == "pax_global_header" || base == "@PaxHeader" || strings.HasPrefix(base, "GlobalHead.") {
+		return nil
+	}
+	return fmt.Errorf("%w: a global header has the name %q, which some engines take for a file to remove", ErrOverlay, name)
+}
 
 // entryOf translates a tar header; nil for what is no entry.
 func entryOf(h *tar.Header) (*Entry, error) {
 	if h.Typeflag == tar.TypeXGlobalHeader {
-		return nil, nil
+		return nil, checkGlobal(h.Name)
 	}
 	p, err := cleanPath(h.Name)
 	if err != nil {

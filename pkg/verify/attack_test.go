@@ -160,8 +160,24 @@ func TestAttacks(t *testing.T) {
 			x.below(fixture.Program("cconvert/gramine/lib/glibc-hwcaps/x86-64-v2/libprotobuf-c.so.1", fixture.ELF("")))
 		}},
 		"a link in the place of the enclave's directory": {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Symlink("cconvert", "/opt")) }},
-		"an empty directory of the loader's":             {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Dir("cconvert/gramine")) }},
-		"a layer in between":                             {verify.CheckSource, true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil"))) }},
+		"a library that a later layer removes": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.File("cconvert/gramine/lib/libc.so.6", "evil"))
+			x.insert(fixture.Layer(t, fixture.File(".wh.cconvert", "")))
+		}},
+		"a library that an opaque root hides": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.File("cconvert/gramine/lib/libc.so.6", "evil"))
+			x.insert(fixture.Layer(t, fixture.File(".wh..wh..opq", "")))
+		}},
+		"a link to the enclave's directory": {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Symlink("srv/x", "../cconvert/gramine/lib")) }},
+		"a path through a link to the root": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.Symlink("srv/root", "/"))
+			x.insert(fixture.Layer(t, fixture.File("srv/root/cconvert/gramine/lib/libc.so.6", "evil")))
+		}},
+		"a global header with a file's name": {verify.CheckLayers, false, func(x *tampered) {
+			x.below(fixture.Entry{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "usr/bin/app", PAXRecords: map[string]string{"comment": "x"}}})
+		}},
+		"an empty directory of the loader's": {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Dir("cconvert/gramine")) }},
+		"a layer in between":                 {verify.CheckSource, true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil"))) }},
 		"another variable outside": {verify.CheckSource, true, func(x *tampered) {
 			x.recipe(func(r *convert.Recipe) {
 				r.Options.Env = []string{"A=1"}

@@ -285,8 +285,8 @@ func (v *verification) onTop() {
 			problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", n, app, whatItDoes(e)))
 		}
 	}
-	if n := v.below.Lookup(libos.Root); n != nil {
-		problems = append(problems, fmt.Sprintf("layer %d, below the runtime's, has %q: what the loader loads would be the image's to decide", n.Layer+1, libos.Root))
+	if i, entry := rootfs.Within(v.s.indexes[:max(0, n-added)], libos.Root); entry != "" {
+		problems = append(problems, fmt.Sprintf("layer %d, below the runtime's, has %q, which leads to %s: what the loader loads would be the image's to decide", i+1, entry, libos.Root))
 	}
 	if v.s.bundle.Foreign != nil {
 		problems = append(problems, fmt.Sprintf("layer %d, the runtime's: %v", n-added+1, v.s.bundle.Foreign))

@@ -36,7 +36,7 @@ const (
 	directPAL    = Prefix + "/direct/libpal.so"
 
 	// bundleVersion rises whenever the same source would give another layer.
-	bundleVersion = 2
+	bundleVersion = 3
 )
 
 // DirectStart is the command that starts a converted image without SGX, for trying it.

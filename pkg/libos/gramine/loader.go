@@ -20,10 +20,11 @@ const (
 
 // steering are the paths by which a dynamic linker has others decide what it loads (ld.so(8)): a file of libraries to be
 // loaded first, a cache of where libraries are, and directories of variants for newer processors. In the linker that comes
-// with the runtime they lead below /cconvert, where nothing of the image is. Each has the length of what it replaces.
+// with the runtime they lead below /dev/null, which is no directory in any container, and so to nothing. Each has the
+// length of what it replaces.
 var steering = map[string]string{
-	"/etc/ld.so.preload": "/cconvert/.preload",
-	"/etc/ld.so.cache":   "/cconvert/.cache",
+	"/etc/ld.so.preload": "/dev/null/.preload",
+	"/etc/ld.so.cache":   "/dev/null/.cache",
 }
 
 // variants begins the name of the directories of variants for newer processors. Compilers put it into instructions, in

@@ -1,0 +1,116 @@
+package rootfs
+
+import (
+	"path"
+	"slices"
+	"strings"
+)
+
+// maxSteps is how many components of paths Within looks at before it takes an answer for granted.
+const maxSteps = 1 << 20
+
+// Within finds an entry that is, or may lead, to a directory or below it, whatever later layers do about it. That an
+// entry is in the merged tree is not the question: engines differ. Overlay file systems ignore an opaque root, and
+// engines that unpack all layers into one directory follow the links of lower layers. Dir is a directory of the root,
+// as in "/cconvert". The path is empty if there is no such entry; in doubt it is not.
+func Within(layers []*Index, dir string) (layer int, entry string) {
+	name := dir[strings.LastIndexByte(dir, '/'):]
+	var suspects []place
+	for i, l := range layers {
+		for k := range l.Entries {
+			// Only paths and links with this component lead there.
+			if e := &l.Entries[k]; strings.Contains(e.Path, name) || strings.Contains(e.Link, name[1:]) {
+				suspects = append(suspects, place{i, e})
+			}
+		}
+	}
+	suspects = slices.DeleteFunc(suspects, func(p place) bool {
+		return !strings.Contains(p.e.Path+"/", name+"/") && !strings.Contains("/"+p.e.Link+"/", name+"/")
+	})
+	if len(suspects) == 0 {
+		return 0, ""
+	}
+	w := &walker{dir: dir, links: map[string][]string{}}
+	w.learn(layers)
+	for _, p := range suspects {
+		w.reached = false
+		w.follow("/", p.e.Path, nil)
+		if p.e.Type == Symlink || p.e.Type == Hardlink {
+			above := path.Dir(p.e.Path)
+			if path.IsAbs(p.e.Link) {
+				above = "/"
+			}
+			w.follow(above, p.e.Link, nil)
+		}
+		if w.reached || w.steps > maxSteps {
+			return p.layer, p.e.Path
+		}
+	}
+	return 0, ""
+}
+
+type place struct {
+	layer int
+	e     *Entry
+}
+
+// walker follows paths to all places where they may lead, each symbolic link of any layer being there or not.
+type walker struct {
+	dir     string
+	links   map[string][]string // the targets of symbolic links by every path that they may have
+	steps   int
+	reached bool
+	deep    int
+}
+
+// learn notes the links, until those that were found lead to no further ones.
+func (w *walker) learn(layers []*Index) {
+	for again := true; again && w.steps <= maxSteps; {
+		again = false
+		for _, l := range layers {
+			for k := range l.Entries {
+				e := &l.Entries[k]
+				if e.Type != Symlink {
+					continue
+				}
+				w.follow("/", path.Dir(e.Path), func(real string) {
+					at := path.Join(real, path.Base(e.Path))
+					if !slices.Contains(w.links[at], e.Link) {
+						w.links[at] = append(w.links[at], e.Link)
+						again = true
+					}
+				})
+			}
+		}
+	}
+}
+
+// follow walks a path from a directory, and visits each place where it may end.
+func (w *walker) follow(at, p string, visit func(real string)) {
+	if w.deep > maxLinks {
+		return // as the kernel, which says that it is a loop
+	}
+	for name, rest := component(p); name != ""; name, rest = component(rest) {
+		if w.steps++; w.steps > maxSteps {
+			return
+		}
+		if name == ".." {
+			at = path.Dir(at)
+			continue
+		}
+		at = path.Join(at, name)
+		w.reached = w.reached || at == w.dir
+		for _, target := range w.links[at] {
+			from := path.Dir(at)
+			if path.IsAbs(target) {
+				from = "/"
+			}
+			w.deep++
+			w.follow(from, target+"/"+rest, visit)
+			w.deep--
+		}
+	}
+	if visit != nil {
+		visit(at)
+	}
+}
