@@ -45,6 +45,7 @@ func ScanTOC(ctx context.Context, blob io.ReaderAt, size int64, digest string, a
 		return nil, fmt.Errorf("layer %s: %w", digest, err)
 	}
 	t.scanner = scanner{ctx: ctx, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New(), room: room{limits: o.Limits.defaults()}}
+	t.each = t.addEntry
 	if err := t.index(); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -62,6 +63,8 @@ type toc struct {
 	format   tocFormat
 	contents []*estargz.TOCEntry
 	raw      []byte // the table itself, where it is a file of the layer too
+	// each gets the entries in their order, with what the table says of regular files' contents.
+	each func(e *Entry, content *tocFile) error
 }
 
 type tocFormat interface {
@@ -228,27 +231,29 @@ func (t *toc) index() error {
 		if !ok {
 			return fmt.Errorf("%q has the unknown entry type %q", in.Name, in.Type)
 		}
-		e, err := entryOf(&tar.Header{Typeflag: kind, Name: in.Name, Linkname: in.LinkName, Size: in.Size, Mode: in.Mode, Uid: in.UID, Gid: in.GID})
+		h := &tar.Header{Typeflag: kind, Name: in.Name, Linkname: in.LinkName, Size: in.Size, Mode: in.Mode, Uid: in.UID, Gid: in.GID, PAXRecords: map[string]string{}}
+		for attribute := range in.Xattrs {
+			h.PAXRecords["SCHILY.xattr."+attribute] = ""
+		}
+		e, err := entryOf(h)
 		if err != nil {
 			return err
 		}
 		if e == nil {
 			continue
 		}
-		var content io.ReaderAt
+		var content *tocFile
 		if e.Type == Regular {
 			if err := sumOf(in, e); err != nil {
 				return err
 			}
-			if t.looksInto(e) {
-				f := &tocFile{toc: t, size: e.Size}
-				for k := i; k < len(all) && (k == i || all[k].Type == "chunk"); k++ {
-					f.chunks = append(f.chunks, all[k])
-				}
-				content = f
+			end := i + 1
+			for end < len(all) && all[end].Type == "chunk" {
+				end++
 			}
+			content = &tocFile{toc: t, size: e.Size, chunks: all[i:end]}
 		}
-		if err := t.addEntry(e, content); err != nil {
+		if err := t.each(e, content); err != nil {
 			return err
 		}
 	}
@@ -257,7 +262,7 @@ func (t *toc) index() error {
 	}
 	// The table is a file of the layer that it does not list itself.
 	e := &Entry{Path: "/" + estargz.TOCTarName, Type: Regular, Size: int64(len(t.raw)), SHA256: sha256.Sum256(t.raw)}
-	return t.addEntry(e, nil)
+	return t.each(e, nil)
 }
 
 func sumOf(in *estargz.TOCEntry, e *Entry) error {
@@ -280,11 +285,11 @@ func (t *toc) looksInto(e *Entry) bool {
 }
 
 // addEntry notes an entry, and what its content shows.
-func (t *toc) addEntry(e *Entry, content io.ReaderAt) error {
+func (t *toc) addEntry(e *Entry, content *tocFile) error {
 	if err := t.room.take(e); err != nil {
 		return err
 	}
-	if content != nil {
+	if content != nil && t.looksInto(e) {
 		if err := t.lookInto(e, content); err != nil {
 			return fmt.Errorf("reading %q: %w", e.Path, err)
 		}
@@ -381,10 +386,7 @@ func (f *tocFile) unpack(i int, size int64) ([]byte, error) {
 		return f.chunk, nil
 	}
 	c := f.chunks[i]
-	if c.Offset < 0 || c.Offset >= f.toc.end || c.InnerOffset < 0 {
-		return nil, fmt.Errorf("the table of contents has a chunk at %d", c.Offset)
-	}
-	r, err := f.toc.format.Reader(&contextReader{f.toc.ctx, io.NewSectionReader(f.toc.blob, c.Offset, f.toc.end-c.Offset)})
+	r, err := f.toc.piece(c.Offset, c.InnerOffset)
 	if err != nil {
 		return nil, err
 	}
@@ -397,13 +399,26 @@ func (f *tocFile) unpack(i int, size int64) ([]byte, error) {
 		return nil, err
 	}
 	// The registry chooses what it sends: only the table is the builder's.
-	want := c.ChunkDigest
-	if want == "" && len(f.chunks) == 1 {
-		want = c.Digest
-	}
-	if got := digestOf(b); got != want {
+	if got, want := digestOf(b), f.digest(i); got != want {
 		return nil, fmt.Errorf("%w: a part is %s, the table of contents says %q", ErrDigest, got, want)
 	}
 	f.chunk, f.at = b, i
 	return b, nil
+}
+
+// digest is what the table says of a chunk.
+func (f *tocFile) digest(i int) string {
+	c := f.chunks[i]
+	if c.ChunkDigest == "" && len(f.chunks) == 1 {
+		return c.Digest
+	}
+	return c.ChunkDigest
+}
+
+// piece inflates what begins at an offset of the blob, and has a chunk at a place in it.
+func (t *toc) piece(offset, inner int64) (io.ReadCloser, error) {
+	if offset < 0 || offset >= t.end || inner < 0 {
+		return nil, fmt.Errorf("the table of contents has a chunk at %d", offset)
+	}
+	return t.format.Reader(&contextReader{t.ctx, io.NewSectionReader(t.blob, offset, t.end-offset)})
 }

@@ -68,16 +68,9 @@ func AsItIs(img *image.Image, size uint64) (*Converted, error) {
 
 // Enclaves finds the signed enclaves in an image, by path.
 func Enclaves(ctx context.Context, img *image.Image, o Options) ([]EnclaveFile, error) {
-	indexes := make([]*rootfs.Index, len(img.Layers))
-	room := rootfs.Room{Limits: o.Limits}
-	for i, l := range img.Layers {
-		var err error
-		if indexes[i], err = o.scan(ctx, l, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}); err != nil {
-			return nil, err
-		}
-		if err := room.Take(indexes[i]); err != nil {
-			return nil, err
-		}
+	indexes, err := o.scanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits})
+	if err != nil {
+		return nil, err
 	}
 	tree, err := rootfs.Merge(indexes)
 	if err != nil {

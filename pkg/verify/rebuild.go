@@ -8,6 +8,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // Rebuilt is the outcome of repeating a conversion.
@@ -86,11 +87,27 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if made.Digest != img.Digest && made.ImageID == img.ID() {
 		out.Again = made.ImageID
 		out.Digest, out.Recompressed = made.ImageID, img.Digest != made.ImageID
+		if out.Why, err = o.Read.foreignLayers(ctx, img); err != nil {
+			return nil, err
+		}
+		if len(out.Why) > 0 {
+			return out, nil
+		}
 	}
 	if out.Same = out.Again == out.Digest; !out.Same && len(out.Why) == 0 {
 		out.Why = []string{"the measurement is the same; the manifest or the configuration of the image is not"}
 	}
 	return out, nil
+}
+
+// foreignLayers are the layers of an image that are not what its configuration says, which alone does not make them so.
+func (o Options) foreignLayers(ctx context.Context, img *image.Image) ([]string, error) {
+	indexes, err := o.scanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, DiffID: true, Limits: o.Limits})
+	if err != nil {
+		return nil, err
+	}
+	_, problems, err := checkArchives(ctx, img, indexes, o.Limits)
+	return problems, err
 }
 
 // sameRuntime is a backend whose runtime is the one in an image.

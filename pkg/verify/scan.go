@@ -30,7 +30,7 @@ type scanned struct {
 
 // scan reads all layers and finds the enclave.
 func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scanned, error) {
-	s := &scanned{img: img, indexes: make([]*rootfs.Index, len(img.Layers)), files: map[string][]byte{}}
+	s := &scanned{img: img, files: map[string][]byte{}}
 	recipe, err := recipeOf(ctx, img)
 	if err != nil {
 		return nil, err
@@ -41,19 +41,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		keep = append(keep, l.keep()...)
 	}
 	so.Keep = append(so.Keep, keep...)
-	room := rootfs.Room{Limits: o.Limits}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(1, o.Jobs))
-	for i, l := range img.Layers {
-		g.Go(func() (err error) {
-			defer bug.Catch(&err)
-			if s.indexes[i], err = o.scan(gctx, l, so); err == nil {
-				err = room.Take(s.indexes[i])
-			}
-			return err
-		})
-	}
-	if err = g.Wait(); err != nil {
+	if s.indexes, err = o.scanAll(ctx, img, so); err != nil {
 		return nil, err
 	}
 	if s.tree, err = rootfs.Merge(s.indexes); err != nil {
@@ -102,6 +90,35 @@ func notConverted(img *image.Image) error {
 		return &damage{CheckOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no longer", ErrNotConverted)}
 	}
 	return ErrNotConverted
+}
+
+// scanAll reads the layers side by side, each once: an image can list a few bytes any number of times.
+func (o Options) scanAll(ctx context.Context, img *image.Image, so rootfs.Options) ([]*rootfs.Index, error) {
+	indexes := make([]*rootfs.Index, len(img.Layers))
+	room := rootfs.Room{Limits: o.Limits}
+	first := map[string]int{}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(1, o.Jobs))
+	for i, l := range img.Layers {
+		if _, again := first[l.Digest]; again {
+			continue
+		}
+		first[l.Digest] = i
+		g.Go(func() (err error) {
+			defer bug.Catch(&err)
+			if indexes[i], err = o.scan(gctx, l, so); err == nil {
+				err = room.Take(indexes[i])
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for i, l := range img.Layers {
+		indexes[i] = indexes[first[l.Digest]]
+	}
+	return indexes, nil
 }
 
 // scan reads a layer. What is in it decides, not how a program that inflates fares.

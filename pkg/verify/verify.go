@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -114,7 +113,8 @@ type verification struct {
 	// sig is the image's SIGSTRUCT, as stored.
 	sig []byte
 	// below are the files under the runtime's layer; nil for images of other programs.
-	below *rootfs.Tree
+	below  *rootfs.Tree
+	limits rootfs.Limits
 	// signing says that the image is looked at in order to sign it: it need not be signed yet.
 	signing bool
 	// readable says that all parts of the image could be read.
@@ -167,7 +167,7 @@ func BeforeSigning(ctx context.Context, img, source *image.Image, o Options) (*R
 // consistency makes the checks of an image against itself.
 func (v *verification) consistency(ctx context.Context, img, source *image.Image, evidence Evidence, o Options) (*Report, error) {
 	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest}}
-	v.report, v.c = r, r.Converted
+	v.report, v.c, v.limits = r, r.Converted, o.Limits
 	var err error
 	if v.s, err = scan(ctx, img, o, true); err != nil {
 		if errors.Is(err, rootfs.ErrDigest) || errors.Is(err, image.ErrDigest) || errors.Is(err, rootfs.ErrOverlay) {
@@ -185,7 +185,9 @@ func (v *verification) consistency(ctx context.Context, img, source *image.Image
 		}
 	}
 	v.platform(img)
-	v.layers()
+	if err := v.layers(ctx); err != nil {
+		return nil, err
+	}
 	v.onTop()
 	v.sigStruct()
 	measured, err := v.measurement(ctx)
@@ -224,24 +226,12 @@ func (v *verification) platform(img *image.Image) {
 	}
 }
 
-// layers compares the digests of the archives with the configuration's, and with the recipe's: the engine that
-// runs the image goes by them.
-func (v *verification) layers() {
-	var config struct {
-		RootFS struct {
-			DiffIDs []string `json:"diff_ids"`
-		} `json:"rootfs"`
-	}
-	if err := json.Unmarshal(v.s.img.Config, &config); err != nil {
-		v.add(CheckLayers, "the configuration's list of layers", []string{err.Error()})
-		return
-	}
-	var problems []string
-	said := config.RootFS.DiffIDs
-	for i, index := range v.s.indexes {
-		if i >= len(said) || said[i] != index.DiffID {
-			problems = append(problems, fmt.Sprintf("layer %d, %s: its archive is %s, which the configuration does not say", i+1, index.Digest, index.DiffID))
-		}
+// layers compares what the engine goes by that runs the image: the archives with the configuration and the recipe, and
+// tables of contents with the archives.
+func (v *verification) layers(ctx context.Context) error {
+	said, problems, err := checkArchives(ctx, v.s.img, v.s.indexes, v.limits)
+	if err != nil {
+		return err
 	}
 	if r := v.c.Recipe; r != nil {
 		below := said[:max(0, len(said)-added)]
@@ -250,6 +240,7 @@ func (v *verification) layers() {
 		}
 	}
 	v.add(CheckLayers, fmt.Sprintf("%d layers, each by the digests of its blob and its archive", len(v.s.indexes)), problems)
+	return nil
 }
 
 // added is how many layers a conversion puts on an image.

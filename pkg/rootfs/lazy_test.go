@@ -1,0 +1,144 @@
+package rootfs_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
+	"github.com/klauspost/compress/zstd"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// relist puts another table of contents into a zstd:chunked blob, and has the annotations vouch for it. The archive
+// stays: a decoder skips the frame with the table.
+func relist(t *testing.T, blob []byte, annotations map[string]string, change func([]estargz.TOCEntry) []estargz.TOCEntry) ([]byte, map[string]string) {
+	t.Helper()
+	const prefix = "io.containers.zstd-chunked."
+	position := strings.Split(annotations[prefix+"manifest-position"], ":")
+	at, err := strconv.Atoi(position[0])
+	require.NoError(t, err)
+	length, err := strconv.Atoi(position[1])
+	require.NoError(t, err)
+	d, err := zstd.NewReader(nil)
+	require.NoError(t, err)
+	raw, err := d.DecodeAll(blob[at:at+length], nil)
+	require.NoError(t, err)
+	var table estargz.JTOC
+	require.NoError(t, json.Unmarshal(raw, &table))
+	entries := make([]estargz.TOCEntry, len(table.Entries))
+	for i, e := range table.Entries {
+		entries[i] = *e
+	}
+	raw, err = json.Marshal(map[string]any{"version": 1, "entries": change(entries)})
+	require.NoError(t, err)
+	z, err := zstd.NewWriter(nil)
+	require.NoError(t, err)
+	packed := z.EncodeAll(raw, nil)
+	out := binary.LittleEndian.AppendUint32(bytes.Clone(blob), 0x184d2a50)
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(packed)))
+	return append(out, packed...), map[string]string{
+		prefix + "manifest-position": fmt.Sprintf("%d:%d:%d:1", len(out), len(packed), len(raw)),
+		prefix + "manifest-checksum": fmt.Sprintf("sha256:%x", sha256.Sum256(packed)),
+	}
+}
+
+// find is an entry of a table of contents.
+func find(entries []estargz.TOCEntry, name string) *estargz.TOCEntry {
+	for i := range entries {
+		if entries[i].Name == name {
+			return &entries[i]
+		}
+	}
+	return nil
+}
+
+// An engine that loads lazily sees what the table of contents says.
+func TestCheckTOC(t *testing.T) {
+	ctx := context.Background()
+	archive := Tar(t, Dir("etc"), File("etc/passwd", strings.Repeat("root\n", 100)), File("etc/evil__", strings.Repeat("evil\n", 100)), Symlink("l", "etc/passwd"),
+		Program("bin/app", strings.Repeat("app", 50_000)), File("empty", ""), Hardlink("bin/app2", "bin/app"), File("etc/.wh.gone", ""))
+	metadata := map[string]string{}
+	pack := estargz.WithCompression(chunked{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: metadata}, &zstdchunked.Decompressor{}})
+	for name, o := range map[string][]estargz.Option{
+		"eStargz":                {estargz.WithChunkSize(20_000)},
+		"eStargz, shared chunks": {estargz.WithMinChunkSize(100_000)},
+		"zstd:chunked":           {estargz.WithChunkSize(20_000), pack},
+	} {
+		blob, toc := lazyLayer(t, archive, o...)
+		annotations := metadata
+		if name != "zstd:chunked" {
+			annotations = map[string]string{estargz.TOCJSONDigestAnnotation: toc}
+		}
+		index, err := rootfs.Scan(ctx, bytes.NewReader(blob), digest(blob), rootfs.Options{})
+		require.NoError(t, err)
+		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(blob), int64(len(blob)), annotations, index, rootfs.Limits{})
+		require.NoError(t, err)
+		assert.Empty(t, differences, name)
+		assert.NotEmpty(t, rootfs.Lazy(annotations))
+	}
+
+	blob, _ := lazyLayer(t, archive, estargz.WithChunkSize(20_000), pack)
+	for what, change := range map[string]func([]estargz.TOCEntry) []estargz.TOCEntry{
+		"":                func(l []estargz.TOCEntry) []estargz.TOCEntry { return l },
+		"\"/etc/evil__\"": func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "etc/passwd").Name = "etc/evil__"; return l },
+		"10 entries": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			return append(l, estargz.TOCEntry{Name: "cconvert", Type: "dir"})
+		},
+		"\"/l\"":       func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "l").LinkName = "etc/evil__"; return l },
+		"\"/bin/app\"": func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "bin/app").Mode = 0o644; return l },
+		"\"/etc/passwd\"": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			find(l, "etc/passwd").Digest = find(l, "etc/evil__").Digest
+			return l
+		},
+		"has another content": func(l []estargz.TOCEntry) []estargz.TOCEntry { // the digest of the whole stays
+			p, evil := find(l, "etc/passwd"), find(l, "etc/evil__")
+			p.Offset, p.InnerOffset, p.ChunkDigest = evil.Offset, evil.InnerOffset, evil.ChunkDigest
+			return l
+		},
+		"a part is": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			find(l, "etc/passwd").ChunkDigest = digest(nil)
+			return l
+		},
+		"\"/bin/app\": content": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			for i := range l {
+				if l[i].Type == "chunk" {
+					l[i].ChunkOffset++
+				}
+			}
+			return l
+		},
+		"overlay": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			find(l, "etc/").Xattrs = map[string][]byte{"trusted.overlay.opaque": []byte("y")}
+			return l
+		},
+	} {
+		lie, annotations := relist(t, blob, metadata, change)
+		index, err := rootfs.Scan(ctx, bytes.NewReader(lie), digest(lie), rootfs.Options{})
+		require.NoError(t, err)
+		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(lie), int64(len(lie)), annotations, index, rootfs.Limits{})
+		require.NoError(t, err)
+		if what == "" {
+			assert.Empty(t, differences)
+			continue
+		}
+		assert.Contains(t, strings.Join(differences, "\n"), what)
+	}
+
+	for annotation, lazy := range map[string]bool{
+		"containerd.io/snapshot/nydus-bootstrap": true, "containerd.io/snapshot/overlaybd/blob-digest": true, "org.opencontainers.image.title": false,
+	} {
+		assert.Equal(t, lazy, rootfs.Lazy(map[string]string{annotation: "x"}) != "", annotation)
+	}
+}
