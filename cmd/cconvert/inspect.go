@@ -133,6 +133,11 @@ func printEnclaves(cmd *cobra.Command, list []verify.EnclaveFile, asJSON bool) e
 		fmt.Fprintf(t, "MRSIGNER\t%s\n", e.MRSigner)
 		fmt.Fprintf(t, "signature\t%s\n", cmp.Or(printable(e.SignatureError), "consistent, as the CPU checks it"))
 		fmt.Fprintf(t, "measurement\t%s\n", cmp.Or(printable(e.MeasurementError), "computed from the file, and what was signed"))
+		if c := e.Config; c != nil {
+			fmt.Fprintf(t, "metadata\t%s\n", cmp.Or(printable(e.MetadataError), "byte for byte what the tool of SDK 2.20 writes"))
+			fmt.Fprintf(t, "memory\theap %s, %d threads with stacks of %s, reserved %s\n",
+				humanize.IBytes(c.HeapSize), c.Threads, humanize.IBytes(c.StackSize), humanize.IBytes(c.ReservedSize))
+		}
 		fmt.Fprintf(t, "made with\t%s\n", cmp.Or(e.Kind, "a tool that is not known here"))
 		fmt.Fprintf(t, "product\t%d, security version %d, dated %s%s\n", e.ISVProdID, e.ISVSVN, e.Date, when(e.DebugEnclave, ", DEBUG: keeps no secrets"))
 		t.Flush()

@@ -28,6 +28,10 @@ type EnclaveFile struct {
 	// MeasurementError says why.
 	Measured         bool   `json:"measured"`
 	MeasurementError string `json:"measurement_error,omitempty"`
+	// Config is how the SDK's tool laid the enclave out; nil for other kinds. MetadataError says in what the metadata are
+	// not those that the tool of SDK 2.20 writes, as other versions of it write others. Both are measured all the same.
+	Config        *sdk.Config `json:"config,omitempty"`
+	MetadataError string      `json:"metadata_error,omitempty"`
 
 	structure *sgx.SigStruct
 }
@@ -138,6 +142,11 @@ func SDKEnclave(ctx context.Context, path string, content []byte) (*EnclaveFile,
 		return &EnclaveFile{Path: path, Kind: KindSDK, SignatureError: "it could not be read", MeasurementError: err.Error()}, nil
 	}
 	f := newEnclaveFile(path, KindSDK, e.SigStruct)
+	c := e.Config()
+	f.Config = &c
+	if err := e.CheckMetadata(); err != nil {
+		f.MetadataError = err.Error()
+	}
 	m, err := e.Measure(ctx)
 	if ctx.Err() != nil {
 		return f, ctx.Err()

@@ -50,6 +50,7 @@ func TestSDKEnclaves(t *testing.T) {
 		assert.Equal(t, verify.KindSDK, f.Kind)
 		assert.True(t, f.Measured)
 		assert.Empty(t, f.Problem())
+		assert.Empty(t, f.MetadataError)
 		expect.MREnclave, expect.MRSigner = append(expect.MREnclave, v.MREnclave), []sgx.Measurement{v.MRSigner}
 	}
 	r, err := verify.OwnEnclaves(context.Background(), img, expect, verify.Options{})

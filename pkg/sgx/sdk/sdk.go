@@ -74,6 +74,8 @@ type Enclave struct {
 	// Attributes and MiscSelect are those that the enclave is created with.
 	Attributes sgx.Attributes
 	MiscSelect uint32
+
+	file, meta []byte
 }
 
 // Open reads an enclave from the bytes of a file. The error is ErrNone or ErrMetadata.
@@ -84,6 +86,7 @@ func Open(file []byte) (*Enclave, error) {
 	}
 	le := binary.LittleEndian
 	e := &Enclave{
+		file: file, meta: meta,
 		SigStruct: meta[offSigStruct : offSigStruct+sgx.SigStructSize], Version: le.Uint64(meta[offVersion:]),
 		Attributes: sgx.Attributes{Flags: le.Uint64(meta[offFlags:]), XFRM: le.Uint64(meta[offXFRM:])}, MiscSelect: le.Uint32(meta[offMiscSelect:]),
 		Layout: sgx.Layout{Size: le.Uint64(meta[offEnclaveSize:]), SSAFrameSize: le.Uint32(meta[offSSAFrame:])},
@@ -121,8 +124,17 @@ func metadata(file []byte) ([]byte, error) {
 	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 {
 		return nil, fmt.Errorf("%w: it is not for x86-64", ErrNone)
 	}
-	s := f.Section(section)
-	if s == nil || s.Type != elf.SHT_NOTE {
+	var s *elf.Section
+	for _, other := range f.Sections {
+		switch {
+		case other.Name != section || other.Type != elf.SHT_NOTE:
+		case s != nil:
+			return nil, fmt.Errorf("%w: it has the section %s twice", ErrMetadata, section)
+		default:
+			s = other
+		}
+	}
+	if s == nil {
 		return nil, fmt.Errorf("%w: it has no section %s", ErrNone, section)
 	}
 	if s.Offset > uint64(len(file)) || s.FileSize > uint64(len(file))-s.Offset {
@@ -142,6 +154,10 @@ func metadata(file []byte) ([]byte, error) {
 	}
 	if v := binary.LittleEndian.Uint64(meta[offVersion:]) >> 32; v != 1 && v != 2 {
 		return nil, fmt.Errorf("%w: version %d is not known", ErrMetadata, v)
+	}
+	// What runs on a processor decides which of several is loaded: with SGX2, another one (linux-sgx, urts).
+	if bytes.Contains(note[at+8:], binary.LittleEndian.AppendUint64(nil, magic)) {
+		return nil, fmt.Errorf("%w: it has several of them, of which the loader chooses one", ErrMetadata)
 	}
 	return meta, nil
 }

@@ -22,7 +22,12 @@ type vector struct {
 	MREnclave sgx.Measurement `json:"mr_enclave"`
 	MRSigner  sgx.Measurement `json:"mr_signer"`
 	At        int             `json:"sigstruct_offset"`
-	Config    struct{ ProdID, ISVSVN uint16 }
+	Config    struct {
+		ProdID, ISVSVN                                  uint16
+		StackMaxSize, HeapInitSize, ReservedMemInitSize uint64
+		TCSNum, TCSMinPool, TCSPolicy                   uint32
+		ReservedMemExecutable, EnableKSS                int
+	}
 }
 
 func load(t testing.TB) (list []vector) {
@@ -60,6 +65,54 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+// What Intel's own tool has written is written again, byte for byte, from the program that it was given and the
+// configuration in the vectors.
+func TestWholeMetadata(t *testing.T) {
+	for _, v := range load(t) {
+		e, err := sdk.Open(read(t, v.Name+".signed.so"))
+		require.NoError(t, err)
+		require.NoError(t, e.CheckMetadata(), v.Name)
+
+		s, err := sgx.ParseSigStruct(e.SigStruct)
+		require.NoError(t, err)
+		flags := sgx.FlagMode64
+		if v.Config.EnableKSS == 1 {
+			flags |= sgx.FlagKSS
+		}
+		mask := ^s.AttributesMask.XFRM
+		config := sdk.Config{
+			HeapSize: v.Config.HeapInitSize, StackSize: v.Config.StackMaxSize, ReservedSize: v.Config.ReservedMemInitSize,
+			ReservedExecutable: v.Config.ReservedMemExecutable == 1, Threads: v.Config.TCSNum, Policy: v.Config.TCSPolicy, MinPool: v.Config.TCSMinPool,
+			Attributes: sgx.Attributes{Flags: flags, XFRM: mask | s.Attributes.XFRM},
+		}
+		assert.Equal(t, config, e.Config(), v.Name)
+		block, err := sdk.Metadata(read(t, "enclave.so"), config)
+		require.NoError(t, err, v.Name)
+		copy(block[64:], s.Bytes())
+		signed := read(t, v.Name+".signed.so")
+		const note = 0x5000 // bytes of the metadata's room, which is zero behind it
+		assert.True(t, bytes.Equal(append(block, make([]byte, note-len(block))...), signed[v.At-64:v.At-64+note]), v.Name)
+	}
+}
+
+// Metadata that differ anywhere are seen to, behind their end as well; of two, a processor would choose one.
+func TestOtherMetadata(t *testing.T) {
+	file, at := read(t, "default.signed.so"), load(t)[0].At-64
+	for _, i := range []int{20, 36, 1000, 1890, 2000, 3700, 3725, 3990, 4200, 0x4fff} {
+		changed := bytes.Clone(file)
+		changed[at+i] ^= 1
+		e, err := sdk.Open(changed)
+		if err == nil {
+			// That of the SIGSTRUCT is what its signature is for, and it is the configuration that says some of it.
+			assert.Equal(t, i == 36 || i == 1000, e.CheckMetadata() == nil, i)
+		}
+	}
+	two := bytes.Clone(file)
+	copy(two[at+4176:], file[at:at+4176])
+	_, err := sdk.Open(two)
+	assert.ErrorIs(t, err, sdk.ErrMetadata)
+}
+
 // A byte that is measured, changed, gives another measurement; one of the metadata's tables is no longer an enclave, or
 // another one.
 func TestChanges(t *testing.T) {
@@ -89,6 +142,7 @@ func FuzzOpen(f *testing.F) {
 		if err != nil {
 			return
 		}
+		_ = e.CheckMetadata()
 		pages := uint64(0)
 		for _, a := range e.Layout.Areas {
 			pages += a.Size
@@ -110,6 +164,8 @@ func FuzzMetadata(f *testing.F) {
 		for i := range 8 {
 			changed[at+int(where)%0x4000+i] = byte(value >> (8 * i))
 		}
-		_, _ = sdk.Open(changed)
+		if e, err := sdk.Open(changed); err == nil {
+			_ = e.CheckMetadata()
+		}
 	})
 }
