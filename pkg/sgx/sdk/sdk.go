@@ -249,8 +249,9 @@ func (e *Enclave) rest(meta []byte) error {
 		return err
 	}
 	pages := uint64(0)
+	filled := patterns{}
 	add := func(entry []byte, shift uint64) error {
-		a, ok, err := area(meta, entry, shift)
+		a, ok, err := area(meta, entry, shift, filled)
 		if err != nil || !ok {
 			return err
 		}
@@ -287,7 +288,7 @@ func (e *Enclave) rest(meta []byte) error {
 var names = map[uint16]string{1: "heap", 4: "tcs", 5: "thread data", 6: "ssa", 8: "stack", 20: "reserved"}
 
 // area is what a layout entry describes, moved by some bytes; false for one that is not loaded.
-func area(meta, entry []byte, shift uint64) (sgx.Area, bool, error) {
+func area(meta, entry []byte, shift uint64, filled patterns) (sgx.Area, bool, error) {
 	le := binary.LittleEndian
 	id, attr := le.Uint16(entry), le.Uint16(entry[2:])
 	if id&idGroup != 0 {
@@ -320,13 +321,24 @@ func area(meta, entry []byte, shift uint64) (sgx.Area, bool, error) {
 		if a.Size > maxPattern {
 			return a, false, fmt.Errorf("it fills %d bytes", a.Size)
 		}
-		a.Data = bytes.Repeat(le.AppendUint32(nil, uint32(size)), int(a.Size/4))
+		a.Data = filled.get(uint32(size), a.Size)
 	}
 	return a, true, nil
 }
 
 // maxPattern is how large an area may be that is filled with a pattern: the stack of a thread.
 const maxPattern = 256 << 20
+
+// patterns are areas filled with one, of which the threads' stacks are all the same.
+type patterns map[[2]uint64][]byte
+
+func (p patterns) get(pattern uint32, size uint64) []byte {
+	key := [2]uint64{uint64(pattern), size}
+	if p[key] == nil {
+		p[key] = bytes.Repeat(binary.LittleEndian.AppendUint32(nil, pattern), int(size/4))
+	}
+	return p[key]
+}
 
 // relocated is a TCS at its place: OSSA, OFSBASE and OGSBASE are relative to it in the template (SDM 3D, TCS).
 func relocated(template []byte, at uint64) []byte {
