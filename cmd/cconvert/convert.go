@@ -108,8 +108,11 @@ func newConvert() *cobra.Command {
 				continue
 			}
 			for _, c := range conversions {
-				if c.Target.Same(target) {
+				switch {
+				case c.Target.Same(target):
 					return usagef("%s and %s would both become %s", c.Source, source, target)
+				case c.Target.Same(source), target.Same(c.Source):
+					return usagef("of %s and %s the result of one would replace the other", c.Source, source)
 				}
 			}
 			conversions = append(conversions, convert.Options{Source: source, Target: &target})

@@ -261,8 +261,11 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, i
 			continue
 		}
 		j, err := planJob(file, img, p, insecure)
-		if err != nil {
+		if err != nil && !img.Found {
 			return nil, err
+		}
+		if err != nil { // the options are right: it is a name of the registry's
+			j = batch.Job{Source: img.Source, Problem: err.Error()}
 		}
 		jobs = append(jobs, j)
 	}

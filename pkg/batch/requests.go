@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -69,7 +70,11 @@ func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
 }
 
 func targetKey(j Job) string {
-	sum := sha256.Sum256([]byte(j.Target))
+	place := j.Target
+	if ref, err := image.ParseReference(j.Target, j.Insecure); err == nil {
+		place = ref.Place() // however it is written
+	}
+	sum := sha256.Sum256([]byte(place))
 	return hex.EncodeToString(sum[:16])
 }
 

@@ -131,25 +131,46 @@ func (r Reference) String() string {
 	return r.Name.String()
 }
 
-// Same says whether two references name the same place.
-func (r Reference) Same(o Reference) bool {
-	if r.Transport == OCIArchive && o.Transport == OCIArchive {
-		r.Tag, o.Tag, r.Digest, o.Digest = "", "", "", "" // as below
-	}
-	if r.Transport != o.Transport || r.Tag != o.Tag || r.Digest != o.Digest || r.Inside != o.Inside && r.Transport == DockerDaemon {
-		return false
-	}
-	if r.Path != o.Path {
-		a, errA := filepath.Abs(r.Path)
-		b, errB := filepath.Abs(o.Path)
-		if errA != nil || errB != nil || a != b {
-			return false
+// Same reports whether two references name the same place.
+func (r Reference) Same(o Reference) bool { return r.Place() == o.Place() }
+
+// Place is one name for all references to the same place: what is written to one of them replaces what the others name.
+// An archive is one whatever is in it, for writing replaces the file.
+func (r Reference) Place() string {
+	switch r.Transport {
+	case OCILayout:
+		return fmt.Sprintf("oci:%s:%s@%s", realPath(r.Path), r.Tag, r.Digest)
+	case OCIArchive, DockerArchive:
+		return "file:" + realPath(r.Path)
+	case DockerDaemon:
+		if r.Name == nil {
+			return "docker-daemon:" + r.Inside
 		}
+		return "docker-daemon:" + r.Name.Name()
 	}
-	if r.Transport == DockerArchive || r.Transport == OCIArchive {
-		return true // writing replaces the file, whatever is in it
+	// Hosts do not differ in case (RFC 3986, 3.2.2), nor by the port that is their scheme's.
+	host := strings.ToLower(r.Name.Context().RegistryStr())
+	port := ":443"
+	if r.Name.Context().Scheme() == "http" {
+		port = ":80"
 	}
-	return r.Name == nil && o.Name == nil || r.Name != nil && o.Name != nil && r.Name.Name() == o.Name.Name()
+	host = strings.TrimSuffix(host, port)
+	return "docker://" + host + strings.TrimPrefix(r.Name.Name(), r.Name.Context().RegistryStr())
+}
+
+// realPath is a path without the links in it, as far as it exists.
+func realPath(p string) string {
+	if abs, err := filepath.Abs(p); err == nil {
+		p = abs
+	}
+	if real, err := filepath.EvalSymlinks(p); err == nil {
+		return real
+	}
+	dir := filepath.Dir(p)
+	if dir == p {
+		return p
+	}
+	return filepath.Join(realPath(dir), filepath.Base(p))
 }
 
 // Target derives where a converted image goes when nobody said: beside its source, the tag with the

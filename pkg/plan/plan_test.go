@@ -106,6 +106,37 @@ func TestSelectConflict(t *testing.T) {
 	require.NoError(t, err)
 	_, err = p.Select(context.Background(), "plan.yaml", world)
 	assert.EqualError(t, err, "plan.yaml:5: a.example/app:1.0 and a.example/tools:1.0 would both become x.example/app:1.0")
+
+	for text, want := range map[string]string{ // places have many names
+		"- {image: 'docker.io/library/a:1', target: 'X.example:443/t:1'}\n- {image: b, target: 'x.example/t:1'}\n": "would both become",
+		"- {image: b, target: 'oci:out/../x:1'}\n- {image: a, target: 'oci:./x:1'}\n":                              "would both become",
+		"- {image: b, target: 'docker-archive:x.tar:a:1'}\n- {image: a, target: 'oci-archive:./x.tar:2'}\n":        "would both become",
+		"- {image: 'x.example/a:1', target: 'x.example/a:2'}\n- {image: 'x.example/a:2'}\n":                        "would replace x.example/a:2",
+		"- {image: 'x.example/a:1', target: 'x.example/a:1'}\n":                                                    "would replace x.example/a:1",
+	} {
+		p, err := plan.Parse("plan.yaml", []byte("version: 1\nconvert:\n"+text))
+		require.NoError(t, err)
+		_, err = p.Select(context.Background(), "plan.yaml", world)
+		assert.ErrorContains(t, err, want, text)
+	}
+
+	// What a registry lists keeps nothing else from being converted.
+	p, err = plan.Parse("plan.yaml", []byte("version: 1\nconvert:\n- {repository: a.example/tools, target: 'x.example/app:{{if eq .Tag `x`}}x{{else}}x{{end}}'}\n"+
+		"- {repository: b.example/app, target: 'b.example/app:{{if eq .Tag `1`}}2{{else}}{{.Tag}}-c{{end}}'}\n"))
+	require.NoError(t, err)
+	images, err := p.Select(context.Background(), "plan.yaml", world)
+	require.NoError(t, err)
+	failed := map[string]string{}
+	for _, img := range images {
+		if img.Err != nil {
+			failed[img.Source] = img.Err.Error()
+		}
+	}
+	assert.Equal(t, map[string]string{
+		"a.example/tools:y": "a.example/tools:x and a.example/tools:y would both become x.example/app:x",
+		"b.example/app:1":   "the result of b.example/app:1 would replace b.example/app:2, which is to be converted too",
+	}, failed)
+	assert.Len(t, images, 5)
 }
 
 func TestOptions(t *testing.T) {

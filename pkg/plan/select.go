@@ -45,7 +45,15 @@ type Catalog interface {
 // not keep the rest from being found: it is an Image with an error. Only errors that may pass are returned.
 func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, error) {
 	var images []Image
-	chosen := map[string]Image{} // by target
+	chosen := map[string]Image{}  // by the place of the target
+	sources := map[string]Image{} // by the place of the source
+	from := func(img Image) string {
+		ref, err := image.ParseReference(img.Source, p.Insecure)
+		if err != nil {
+			return img.Source
+		}
+		return ref.Place()
+	}
 	for i := range p.Convert {
 		e := &p.Convert[i]
 		found, err := e.find(ctx, c, p.Insecure)
@@ -63,14 +71,39 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 				return nil, &Error{file, e.Line, err}
 			}
 			img := Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line, Found: e.Image == ""}
-			if before, ok := chosen[target]; ok {
-				if before.Source == img.Source {
+			to := target
+			if place, err := image.ParseReference(target, p.Insecure); err == nil {
+				to = place.Place()
+			}
+			if before, ok := chosen[to]; ok {
+				if from(before) == from(img) {
 					continue // the first entry that chooses an image decides
 				}
-				return nil, &Error{file, e.Line, fmt.Errorf("%s and %s would both become %s", before.Source, img.Source, target)}
+				err := fmt.Errorf("%s and %s would both become %s", before.Source, img.Source, target)
+				if !img.Found {
+					return nil, &Error{file, e.Line, err}
+				}
+				img.Err = err // what registries list keeps nothing else from being converted
+				images = append(images, img)
+				continue
 			}
-			chosen[target] = img
+			chosen[to], sources[from(img)] = img, img
 			images = append(images, img)
+		}
+	}
+	for to, img := range chosen {
+		source, ok := sources[to]
+		if !ok {
+			continue
+		}
+		err := fmt.Errorf("the result of %s would replace %s, which is to be converted too", img.Source, source.Source)
+		if !img.Found && !source.Found {
+			return nil, &Error{file, img.Line, err}
+		}
+		for i := range images {
+			if images[i].Source == img.Source && images[i].Target == img.Target && images[i].Err == nil {
+				images[i].Err = err
+			}
 		}
 	}
 	return turns(images), nil
