@@ -213,7 +213,7 @@ func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Q
 		go func() {
 			defer close(worked)
 			r.work.Batch = b.ID // what others have left in the queue is theirs, and for their key
-			_ = q.Work(working, working, newBatchWorker(r.own, r.signer, batch.Files{All: true}), r.work)
+			_ = q.Work(working, working, newBatchWorker(r.own, r.signer, batch.Files{All: true}, true), r.work)
 		}()
 	}
 	progress := newBatchProgress(cmd.ErrOrStderr(), b.Total)

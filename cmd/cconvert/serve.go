@@ -98,7 +98,7 @@ func newServe() *cobra.Command {
 				return err
 			}
 			defer signer.Close()
-			worker = newBatchWorker(options, signer, batch.Files{All: true})
+			worker = newBatchWorker(options, signer, batch.Files{All: true}, own.registry.insecure)
 		}
 		q, err := queue.open(ctx)
 		if err != nil {

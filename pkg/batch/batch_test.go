@@ -58,7 +58,7 @@ func newBench(t *testing.T) *bench {
 	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
 	b.worker = &batch.Worker{
-		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}}, Files: batch.Files{Dirs: []string{b.dir}},
+		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}}, Files: batch.Files{Dirs: []string{b.dir}}, Insecure: true,
 		Own: convert.Options{Cache: cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit), Image: image.Options{FirstPause: time.Millisecond}},
 	}
 	return b

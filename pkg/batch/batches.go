@@ -77,7 +77,7 @@ func each(ctx context.Context, records []*Record, do func(context.Context, *Reco
 func (q *Queue) queue(ctx context.Context, records []*Record) error {
 	for _, r := range records {
 		err := q.try(ctx, func(ctx context.Context) error {
-			_, err := q.js.Publish(ctx, subject(r), fmt.Appendf(nil, "%s.%s %d", r.Batch, r.ID, r.Request))
+			_, err := q.js.Publish(ctx, subject(r), fmt.Appendf(nil, "%s.%s %d %s", r.Batch, r.ID, r.Request, host(r)))
 			var api *jetstream.APIError
 			if errors.As(err, &api) && api.ErrorCode == perSubjectFull {
 				return nil
@@ -94,11 +94,16 @@ func (q *Queue) queue(ctx context.Context, records []*Record) error {
 // perSubjectFull is JSStreamStoreFailedF, by which the server says that a subject has its one message.
 const perSubjectFull = 10077
 
+// host is what a job's source begins with, most often its registry.
+func host(r *Record) string {
+	host, _, _ := strings.Cut(r.Job.Source, "/")
+	return host
+}
+
 // subject puts a job into the lane of its source's registry.
 func subject(r *Record) string {
-	host, _, _ := strings.Cut(r.Job.Source, "/")
 	h := fnv.New32a()
-	h.Write([]byte(host))
+	h.Write([]byte(host(r)))
 	return fmt.Sprintf("%s%d.%s.%s.%d", subjects, h.Sum32()%lanes, r.Batch, r.ID, r.Request)
 }
 

@@ -17,6 +17,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Names in JetStream.
@@ -45,8 +47,9 @@ type Queue struct {
 	batches jetstream.KeyValue
 	records jetstream.KeyValue
 	latest  jetstream.KeyValue
-	lease   time.Duration // 0: as it is
-	alone   bool          // the server is in this process, and so are all workers
+	lease   time.Duration   // 0: as it is
+	alone   bool            // the server is in this process, and so are all workers
+	signer  sgx.Measurement // that was claimed; zero: none
 	close   []func()
 }
 

@@ -23,6 +23,7 @@ const signerKey = "signer"
 // Claim notes by which key the queue's workers sign. The error is ErrSigner where others do so by another one, which
 // would make who signs an image a matter of chance; replace makes this key theirs.
 func (q *Queue) Claim(ctx context.Context, signer sgx.Measurement, replace bool) error {
+	q.signer = signer
 	return q.try(ctx, func(ctx context.Context) error {
 		if replace {
 			_, err := q.latest.Put(ctx, signerKey, []byte(signer.String()))
@@ -100,5 +101,23 @@ func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
 // ResumeRequests queues again what was requested and is not done, as far as it is not queued.
 func (q *Queue) ResumeRequests(ctx context.Context) error {
 	_, err := q.Resume(ctx, &Batch{ID: Requests})
+	return err
+}
+
+// claimed reports by ErrSigner that the queue's workers have come to sign by another key than this one has claimed.
+func (q *Queue) claimed(ctx context.Context) error {
+	if q.signer == (sgx.Measurement{}) {
+		return nil
+	}
+	err := q.try(ctx, func(ctx context.Context) error {
+		e, err := q.latest.Get(ctx, signerKey)
+		if err == nil && string(e.Value()) != q.signer.String() {
+			return fmt.Errorf("%w since: their MRSIGNER is %s, this one's %s", ErrSigner, e.Value(), q.signer)
+		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) { // somebody has removed it
+		return q.Claim(ctx, q.signer, false)
+	}
 	return err
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,15 +53,22 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 		return err
 	}
 	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
-	source := &source{consumers: consumers, most: o.Parallel, busy: make([]int, len(consumers))}
-	stop, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(drain, cancel)()
+	source := &source{consumers: consumers, most: o.Parallel, busy: map[string]int{}}
+	stop, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(drain, func() { cancel(nil) })()
 	var slots sync.WaitGroup
 	for range o.Parallel + o.Parallel/4 {
-		slots.Go(func() { q.slot(ctx, stop, w, o, source) })
+		slots.Go(func() {
+			if err := q.slot(ctx, stop, w, o, source); err != nil {
+				cancel(err) // the others finish what they have begun
+			}
+		})
 	}
 	slots.Wait()
+	if err := context.Cause(stop); errors.Is(err, ErrSigner) {
+		return err
+	}
 	return ctx.Err()
 }
 
@@ -71,23 +77,25 @@ type source struct {
 	mu        sync.Mutex
 	consumers []jetstream.Consumer
 	lane      int
-	trouble   string // that was told of
-	most      int    // that may be of one lane at a time
-	busy      []int  // by lane
+	trouble   string         // that was told of
+	most      int            // that may be of one registry at a time
+	busy      map[string]int // by registry
 }
 
 // task is a job that was taken.
 type task struct {
 	msg   jetstream.Msg
 	lease time.Duration
-	lane  int
+	host  string
 }
 
-// done returns the task's place in its lane.
+// done returns the task's place among those of its registry.
 func (s *source) done(t *task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy[t.lane]--
+	if s.busy[t.host]--; s.busy[t.host] == 0 {
+		delete(s.busy, t.host)
+	}
 }
 
 // next waits for a job; nil if stop has ended.
@@ -101,22 +109,43 @@ func (s *source) next(stop context.Context) *task {
 	return nil
 }
 
-// take asks each lane once that is not full.
+// maxPassed is how many jobs of a lane are put back at a time because their registry has all its places.
+const maxPassed = 64
+
+// take asks each lane for a job of a registry that has a place left. Several registries share a lane: those that wait
+// for a place are put back, so that they keep nobody else from being served.
 func (s *source) take() *task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range s.consumers {
 		s.lane = (s.lane + 1) % len(s.consumers)
-		if s.busy[s.lane] >= s.most {
-			continue
-		}
 		c := s.consumers[s.lane]
-		if msg := s.fetch(c); msg != nil {
-			s.busy[s.lane]++
-			return &task{msg, c.CachedInfo().Config.AckWait, s.lane}
+		for range maxPassed {
+			msg := s.fetch(c)
+			if msg == nil {
+				break
+			}
+			host := hostOf(msg)
+			if s.busy[host] < s.most {
+				s.busy[host]++
+				return &task{msg, c.CachedInfo().Config.AckWait, host}
+			}
+			_ = msg.NakWithDelay(aside)
 		}
 	}
 	return nil
+}
+
+// aside is how long a job is put back whose registry has all its places.
+const aside = 2 * time.Second
+
+// hostOf is the registry of a job's source, as whoever queued it wrote.
+func hostOf(msg jetstream.Msg) string {
+	fields := strings.SplitN(string(msg.Data()), " ", 3)
+	if len(fields) < 3 {
+		return ""
+	}
+	return fields[2]
 }
 
 // fetch takes a job from a lane, nil where there is none, or the queue cannot be reached, which is told once.
@@ -136,14 +165,23 @@ func (s *source) fetch(c jetstream.Consumer) jetstream.Msg {
 	return nil
 }
 
-// slot does one job after the other.
-func (q *Queue) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from *source) {
+// slot does one job after the other. The error is ErrSigner if others sign for this queue now.
+func (q *Queue) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from *source) error {
 	for {
 		t := from.next(stop)
 		if t == nil {
-			return
+			return nil
 		}
-		q.handle(ctx, w, o, t.msg, t.lease)
+		err := q.claimed(ctx)
+		if errors.Is(err, ErrSigner) {
+			_ = t.msg.Nak()
+			return err
+		}
+		if err != nil {
+			_ = t.msg.NakWithDelay(o.FirstPause)
+		} else {
+			q.handle(ctx, w, o, t.msg, t.lease)
+		}
 		from.done(t)
 	}
 }
@@ -164,6 +202,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	defer still()
 	go heartbeat(beat, msg, lease/4)
 	key, request, _ := strings.Cut(string(msg.Data()), " ")
+	request, _, _ = strings.Cut(request, " ")
 	r, revision, err := q.get(ctx, key)
 	switch {
 	case errors.Is(err, errRecord):
@@ -220,7 +259,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	r.Error, r.Transient = err.Error(), image.Transient(err) || errors.Is(err, image.ErrMoved)
 	if !r.Transient || r.Attempts >= o.Attempts {
 		r.Status = Failed
-		if r.Job.Found && slices.ContainsFunc(unsuitable, func(e error) bool { return errors.Is(err, e) }) {
+		if r.Job.Found && Unsuitable(err) {
 			r.Status = Skipped
 		}
 		q.finish(ctx, r, revision, msg)

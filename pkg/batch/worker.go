@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,6 +33,8 @@ type Worker struct {
 	Backends []libos.Backend
 	// Files says what of this machine jobs may name; the zero value: nothing.
 	Files Files
+	// Insecure lets jobs have registries spoken to over HTTP.
+	Insecure bool
 	// Signer signs; nil: only unsigned images can be made.
 	Signer sgx.Signer
 	// Observe gives the observer of a conversion; nil: nobody is told.
@@ -40,7 +43,7 @@ type Worker struct {
 	once     sync.Once
 	shared   image.Shared
 	mu       sync.Mutex
-	runtimes map[Runtime]*loadedRuntime
+	runtimes map[runtimeKey]*loadedRuntime
 	limits   map[string]*limit
 }
 
@@ -50,6 +53,21 @@ var errNothing = errors.New("there is nothing to convert")
 // unsuitable are errors of images that nobody could convert, whatever the options: results of conversions, charts,
 // images of other platforms.
 var unsuitable = []error{convert.ErrConverted, image.ErrUnsupported, image.ErrPlatform, errNothing}
+
+// ErrInsecure says that a job wants registries spoken to over HTTP, and that the worker does not.
+var ErrInsecure = errors.New("the job wants HTTP, which this worker was not started for (--insecure)")
+
+// notTheImage is an error of something else than the source image, whatever its kind: it does not make the image one that
+// nobody could convert.
+type notTheImage struct{ error }
+
+func (e notTheImage) Unwrap() error { return e.error }
+
+// Unsuitable reports whether an error of Convert says that nobody could convert the image.
+func Unsuitable(err error) bool {
+	var other notTheImage
+	return !errors.As(err, &other) && slices.ContainsFunc(unsuitable, func(e error) bool { return errors.Is(err, e) })
+}
 
 // Outcome is what became of a job.
 type Outcome struct {
@@ -70,10 +88,13 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	if j.Problem != "" {
 		return nil, fmt.Errorf("%w: %s", errNothing, j.Problem)
 	}
+	if j.Insecure && !w.Insecure {
+		return nil, ErrInsecure
+	}
 	if err := w.Files.check(j); err != nil {
 		return nil, err
 	}
-	w.once.Do(func() { w.runtimes, w.limits = map[Runtime]*loadedRuntime{}, map[string]*limit{} })
+	w.once.Do(func() { w.runtimes, w.limits = map[runtimeKey]*loadedRuntime{}, map[string]*limit{} })
 	own := w.Own
 	own.Image.Shared, own.Image.HTTP = &w.shared, &limited{w, j.Limits, own.Image.HTTP}
 	if w.Observe != nil {
@@ -97,7 +118,7 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 		}
 		mrsigner = sgx.MRSigner(key)
 	}
-	runtime := w.runtime(j.Runtime)
+	runtime := w.runtime(runtimeKey{j.Runtime, j.Insecure})
 	o.Backend = &onceLoaded{o.Backend, runtime}
 	bundle, err := o.Backend.Load(ctx, o.Runtime)
 	if err != nil {
@@ -127,7 +148,7 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	}
 	r, err := p.SignAndFinish(ctx, signer)
 	if err != nil {
-		return nil, err
+		return nil, notTheImage{err}
 	}
 	out.Ref, out.Digest, out.MREnclave, out.Findings = r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
 	if out.Digest != before {
@@ -208,7 +229,13 @@ type loadedRuntime struct {
 	at     time.Time
 }
 
-func (w *Worker) runtime(r Runtime) *loadedRuntime {
+// runtimeKey is all that decides on which runtime is loaded, and from where.
+type runtimeKey struct {
+	Runtime
+	insecure bool
+}
+
+func (w *Worker) runtime(r runtimeKey) *loadedRuntime {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.runtimes[r] == nil {
@@ -229,7 +256,7 @@ func (b *onceLoaded) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bund
 	if b.runtime.bundle == nil || time.Since(b.runtime.at) > freshFor {
 		bundle, err := b.Backend.Load(ctx, o)
 		if err != nil {
-			return nil, err
+			return nil, notTheImage{err}
 		}
 		b.runtime.bundle, b.runtime.at = bundle, time.Now()
 	}

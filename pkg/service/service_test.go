@@ -76,7 +76,7 @@ func newPlace(t *testing.T) *place {
 	require.NoError(t, err)
 	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
-	p.worker = &batch.Worker{Name: "test", Files: batch.Files{Dirs: []string{dir}}, Signer: key, Backends: []libos.Backend{sim.Backend{}}, Own: convert.Options{Image: image.Options{FirstPause: time.Millisecond}}}
+	p.worker = &batch.Worker{Name: "test", Files: batch.Files{Dirs: []string{dir}}, Insecure: true, Signer: key, Backends: []libos.Backend{sim.Backend{}}, Own: convert.Options{Image: image.Options{FirstPause: time.Millisecond}}}
 
 	rules, err := plan.Parse("plan.yaml", fmt.Appendf(nil, `version: 1
 defaults: {target: '%[1]s/out/{{.Repository}}:{{.Tag}}'}
