@@ -19,6 +19,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -68,6 +69,23 @@ func TestInsecureJobs(t *testing.T) {
 	j.Insecure = false // the address is a loopback's, with which HTTP is tried always
 	_, err = b.worker.Convert(context.Background(), j)
 	require.NoError(t, err)
+}
+
+// What no flag would allow, no job is allowed.
+func TestOptionsOfStrangers(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	for _, change := range []func(*batch.Job){
+		func(j *batch.Job) { j.Options.PassEnv = []string{"LD_PRELOAD"} },
+		func(j *batch.Job) { j.Options.Tmpfs = []string{"relative"} },
+		func(j *batch.Job) { j.Options.EnclaveSize = 3 << 20 },
+	} {
+		j := b.job(0)
+		change(&j)
+		_, err := b.worker.Convert(context.Background(), j)
+		var wrong *launch.OptionError
+		assert.ErrorAs(t, err, &wrong)
+	}
 }
 
 // Only what is wrong with the image itself makes it one that is left out.

@@ -53,6 +53,9 @@ type PolicyCost struct {
 // Analyze looks at an image as Prepare does, without making anything. A runtime that cannot be read is no
 // error.
 func Analyze(ctx context.Context, o Options) (*Analysis, error) {
+	if err := o.Launch.Check(); err != nil {
+		return nil, err
+	}
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}

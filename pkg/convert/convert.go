@@ -74,6 +74,9 @@ func (p *Prepared) Close() error {
 
 // Prepare reads the image and the runtime, works out how the program starts and measures the enclave.
 func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
+	if err := o.Launch.Check(); err != nil {
+		return nil, err
+	}
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}

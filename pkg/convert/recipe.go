@@ -192,7 +192,9 @@ func (r Recipe) options(backend libos.Backend) (Options, error) {
 			return o, err
 		}
 	}
-	o.Launch, err = r.Options.Launch()
+	if o.Launch, err = r.Options.Launch(); err == nil {
+		err = o.Launch.Check()
+	}
 	return o, err
 }
 

@@ -1,0 +1,86 @@
+package launch
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+)
+
+// OptionError says what is wrong with one of Options.
+type OptionError struct {
+	// Option is its name at the command line, without dashes.
+	Option string
+	Value  string
+	Why    string
+}
+
+func (e *OptionError) Error() string {
+	if e.Value == "" {
+		return e.Option + ": " + e.Why
+	}
+	return e.Option + " " + e.Value + ": " + e.Why
+}
+
+// mostThreads is more than any enclave can have.
+const mostThreads = 1 << 16
+
+// Check reports what is wrong with the options, as an OptionError, wherever they come from: a command line, a plan, a job
+// of a queue, or the recipe in an image.
+func (o Options) Check() error {
+	wrong := func(option, value, format string, args ...any) error {
+		return &OptionError{option, value, fmt.Sprintf(format, args...)}
+	}
+	e := o.Enclave
+	if n := e.Size; n&(n-1) != 0 {
+		return wrong("memory", humanize.IBytes(n), "the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G")
+	}
+	if e.Threads < 0 || e.Threads > mostThreads {
+		return wrong("threads", "", "%d is not between 1 and %d", e.Threads, mostThreads)
+	}
+	for _, c := range []struct {
+		option, value string
+		known         []string
+	}{
+		{"attestation", e.Attestation, []string{"none", "dcap"}},
+		{"runtime-log-level", e.LogLevel, []string{"none", "error", "warning", "debug", "trace", "all"}},
+		{"libc", string(o.LibC), []string{string(LibCAuto), string(LibCPatched), string(LibCImage)}},
+		{"trust", string(o.Trust), []string{string(TrustAuto), string(TrustAll), string(TrustList)}},
+	} {
+		if c.value != "" && !slices.Contains(c.known, c.value) {
+			return wrong(c.option, c.value, "there is %s and %s", strings.Join(c.known[:len(c.known)-1], ", "), c.known[len(c.known)-1])
+		}
+	}
+	for _, v := range o.Env {
+		switch {
+		case v.PassThrough && (v.Name == "" || strings.ContainsAny(v.Name, "=\x00")):
+			return wrong("pass-env", v.Name, "the name of a variable expected")
+		case v.PassThrough && Steers(v.Name):
+			return wrong("pass-env", v.Name, "whoever chooses this variable chooses what code runs in the enclave; set it with --env, which is measured")
+		case v.Name == "" || strings.ContainsAny(v.Name, "= \t\n\x00") || strings.Contains(v.Value, "\x00"):
+			return wrong("env", v.Name+"="+v.Value, "NAME=VALUE expected; to take the host's value, use --pass-env")
+		}
+	}
+	for option, list := range map[string][]string{"allow-file": o.AllowedFiles, "tmpfs": o.Tmpfs} {
+		for _, p := range list {
+			if !isPath(p) {
+				return wrong(option, p, "an absolute path expected")
+			}
+		}
+	}
+	for _, m := range o.Encrypted {
+		text := m.Path + "=" + m.Key
+		switch {
+		case !isPath(m.Path):
+			return wrong("encrypt-mount", text, "an absolute path expected")
+		case slices.Contains(o.Tmpfs, m.Path):
+			return wrong("encrypt-mount", text, "%s is both --tmpfs and --encrypt-mount: it can be one", m.Path)
+		case strings.HasPrefix(m.Key, "_sgx_") && m.Key != SealingKey && m.Key != "_sgx_mrenclave":
+			return wrong("encrypt-mount", text, "of the keys that the CPU gives there are _sgx_mrsigner and _sgx_mrenclave")
+		}
+	}
+	return nil
+}
+
+func isPath(p string) bool { return strings.HasPrefix(p, "/") && !strings.Contains(p, "\x00") }

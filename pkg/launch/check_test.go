@@ -1,0 +1,42 @@
+package launch_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/cconvert/cconvert/pkg/launch"
+)
+
+// Options are checked wherever they come from: a job of a queue or a recipe has passed no command line.
+func TestCheckedOptions(t *testing.T) {
+	assert.NoError(t, launch.Options{}.Check())
+	assert.NoError(t, launch.Options{
+		Env: []launch.EnvVar{{Name: "A", Value: "b=c\nd"}, {Name: "TZ", PassThrough: true}}, AllowedFiles: []string{"/x"}, Tmpfs: []string{"/tmp"},
+		Encrypted: []launch.Mount{{Path: "/data"}, {Path: "/more", Key: launch.SealingKey}}, Trust: launch.TrustAll, LibC: launch.LibCImage,
+		Enclave: launch.Enclave{Size: 1 << 30, Threads: 4, Attestation: "dcap", LogLevel: "debug"},
+	}.Check())
+	for want, o := range map[string]launch.Options{
+		"memory 3.0 GiB:":              {Enclave: launch.Enclave{Size: 3 << 30}},
+		"threads: -1":                  {Enclave: launch.Enclave{Threads: -1}},
+		"attestation epid:":            {Enclave: launch.Enclave{Attestation: "epid"}},
+		"runtime-log-level loud:":      {Enclave: launch.Enclave{LogLevel: "loud"}},
+		"libc mine:":                   {LibC: "mine"},
+		"trust some:":                  {Trust: "some"},
+		"pass-env LD_PRELOAD:":         {Env: []launch.EnvVar{{Name: "LD_PRELOAD", PassThrough: true}}},
+		"pass-env PYTHONPATH:":         {Env: []launch.EnvVar{{Name: "PYTHONPATH", PassThrough: true}}},
+		"pass-env A=B:":                {Env: []launch.EnvVar{{Name: "A=B", PassThrough: true}}},
+		"env =x:":                      {Env: []launch.EnvVar{{Value: "x"}}},
+		"env A B=x:":                   {Env: []launch.EnvVar{{Name: "A B", Value: "x"}}},
+		"allow-file x:":                {AllowedFiles: []string{"x"}},
+		"tmpfs x:":                     {Tmpfs: []string{"x"}},
+		"encrypt-mount x=:":            {Encrypted: []launch.Mount{{Path: "x"}}},
+		"encrypt-mount /x=:":           {Encrypted: []launch.Mount{{Path: "/x"}}, Tmpfs: []string{"/x"}},
+		"encrypt-mount /x=_sgx_other:": {Encrypted: []launch.Mount{{Path: "/x", Key: "_sgx_other"}}},
+	} {
+		err := o.Check()
+		assert.ErrorContains(t, err, want)
+		var wrong *launch.OptionError
+		assert.ErrorAs(t, err, &wrong)
+	}
+}
