@@ -66,6 +66,9 @@ func (s *Service) handle(do func(*http.Request) (code int, answer any, err error
 			answer(w, code, v)
 		case errors.As(err, &refused):
 			logrus.Warnf("refused: %v", err)
+			if refused.code == http.StatusServiceUnavailable {
+				w.Header().Set("Retry-After", "5")
+			}
 			s.fail(w, refused.code, err)
 		default:
 			logrus.Errorf("failed: %v", err)

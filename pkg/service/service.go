@@ -64,8 +64,9 @@ const (
 type Service struct {
 	o       Options
 	mux     *http.ServeMux
-	handler http.Handler // of requests that are allowed
-	few     chan struct{}
+	handler http.Handler  // of requests that are allowed
+	few     chan struct{} // requests that are being read or answered by what is known here
+	places  places
 	metrics *metrics
 
 	mu      sync.Mutex
@@ -138,7 +139,9 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		select {
 		case s.few <- struct{}{}:
-			defer func() { <-s.few }()
+			done := sync.OnceFunc(func() { <-s.few })
+			defer done()
+			r = r.WithContext(context.WithValue(r.Context(), hasBeenRead{}, done))
 		default:
 			h.Set("Retry-After", "1")
 			s.fail(w, http.StatusServiceUnavailable, errors.New("too many requests at a time"))
@@ -148,6 +151,10 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	s.handler.ServeHTTP(w, r)
 }
+
+// hasBeenRead is the key of a function that makes room for another request: what is left to do is wait for a registry,
+// which has bounds of its own.
+type hasBeenRead struct{}
 
 // allowed says whether a client has shown a certificate, which the server has checked, or the secret.
 func (s *Service) allowed(r *http.Request) bool {
@@ -198,6 +205,11 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 	if s.waiting() >= maxWaiting {
 		return nil, refuse(http.StatusTooManyRequests, "%d conversions are waiting", maxWaiting)
 	}
+	leave, err := s.places.enter(ctx, ref.Context().RegistryStr())
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
 	digest, err := image.ResolveTag(ctx, image.Reference{Transport: image.Registry, Name: ref}, s.o.Image)
 	if err != nil {
@@ -266,6 +278,9 @@ func answer(w http.ResponseWriter, code int, v any) {
 
 // body reads JSON that is all of a request.
 func body(r *http.Request, to any) error {
+	if read, ok := r.Context().Value(hasBeenRead{}).(func()); ok {
+		defer read()
+	}
 	d := json.NewDecoder(r.Body)
 	if err := d.Decode(to); err != nil {
 		var large *http.MaxBytesError

@@ -58,12 +58,22 @@ type place struct {
 	reg    *fixture.Registry
 	url    string
 	queue  *batch.Queue
-	keys   [2]crypto.Signer // of the rule: ECDSA and Ed25519
+	silent *fixture.Registry // of a rule, and answers nothing
+	keys   [2]crypto.Signer  // of the rule: ECDSA and Ed25519
 	worker *batch.Worker
 }
 
 func newPlace(t *testing.T) *place {
-	p := &place{t: t, reg: fixture.NewRegistry(t)}
+	p := &place{t: t, reg: fixture.NewRegistry(t), silent: fixture.NewRegistry(t)}
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	p.silent.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+		return true
+	})
 	dir := t.TempDir()
 	var err error
 	p.keys[0], err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -83,7 +93,8 @@ defaults: {target: '%[1]s/out/{{.Repository}}:{{.Tag}}'}
 convert:
 - {repository: %[1]s/free, allowUnsigned: true, tags: {deny: [secret.*]}}
 - {repository: %[1]s/signed, keys: [a, b]}
-`, p.reg.Host))
+- {repository: %[2]s/app, allowUnsigned: true}
+`, p.reg.Host, p.silent.Host))
 	require.NoError(t, err)
 	o := service.Options{Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond}, Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{}}
 	for _, k := range p.keys {
@@ -526,4 +537,38 @@ func FuzzRequests(f *testing.F) {
 			t.Fatalf("%d %s", w.Code, w.Body)
 		}
 	})
+}
+
+// Any number of requests about a registry that does not answer keep nobody from the others, nor from what is known here.
+func TestSilentRegistry(t *testing.T) {
+	p := newPlace(t)
+	p.reg.Push(t, "free:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	send := func(method, path, body string) int {
+		req, err := http.NewRequestWithContext(ctx, method, p.url+path, strings.NewReader(body))
+		if err != nil {
+			return 0
+		}
+		req.Header.Set("Authorization", "Bearer "+secret)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	codes := make(chan int, 200)
+	for i := range 200 {
+		go func() {
+			codes <- send(http.MethodPost, "/api/v1/conversions", fmt.Sprintf(`{"image":"%s/app:%d"}`, p.silent.Host, i))
+		}()
+	}
+	for range 200 - 16 - 64 {
+		assert.Equal(t, http.StatusServiceUnavailable, <-codes, "more than can wait")
+	}
+	for _, path := range []string{"/metrics", "/api/v1/conversions", "/"} {
+		assert.Equal(t, http.StatusOK, send(http.MethodGet, path, ""), path)
+	}
+	assert.Equal(t, http.StatusAccepted, send(http.MethodPost, "/api/v1/conversions", `{"image":"`+p.reg.Host+`/free:1"}`))
 }
