@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/renameio/v2"
@@ -89,7 +90,7 @@ func newConvert() *cobra.Command {
 		if platform != "linux/amd64" {
 			return usagef("--platform %s: SGX exists on linux/amd64 only", platform)
 		}
-		images, err := imageList(args, cmd.InOrStdin())
+		images, listed, err := imageList(args, cmd.InOrStdin())
 		if err != nil {
 			return err
 		}
@@ -97,6 +98,7 @@ func newConvert() *cobra.Command {
 			return usagef("--to, --digest-file and --results-dir are for one image: for several there are --repo and --suffix, and --image-refs")
 		}
 		var conversions []convert.Options // of each image, the same but for source and target
+		var named []string                // each as it was written
 		var problems []batch.Job          // names in a list that are not images
 		for _, name := range images {
 			source, target, err := endsOf(name, to, suffix, repo, cmd.Flags().Changed("suffix"), registry.insecure)
@@ -108,14 +110,11 @@ func newConvert() *cobra.Command {
 				continue
 			}
 			for _, c := range conversions {
-				switch {
-				case c.Target.Same(target):
+				if c.Target.Same(target) {
 					return usagef("%s and %s would both become %s", c.Source, source, target)
-				case c.Target.Same(source), target.Same(c.Source):
-					return usagef("of %s and %s the result of one would replace the other", c.Source, source)
 				}
 			}
-			conversions = append(conversions, convert.Options{Source: source, Target: &target})
+			conversions, named = append(conversions, convert.Options{Source: source, Target: &target}), append(named, name)
 		}
 		if err := checkGate(gate); err != nil {
 			return err
@@ -158,11 +157,12 @@ func newConvert() *cobra.Command {
 		o.Target, o.AllowRollback, o.ReplaceSigner = conversions[0].Target, rollback, another
 		if len(images) > 1 {
 			jobs := problems
-			for _, c := range conversions {
+			for i, c := range conversions {
 				each := o
 				each.Source, each.Target = c.Source, c.Target
 				j := batch.NewJob(each, registry.insecure)
-				j.Gate, j.Unsigned, j.Found = gate, unsigned, true // a list can hold results
+				j.Gate, j.Unsigned, j.Found = gate, unsigned, listed[named[i]] // a list can hold results
+				j.ResultsOnly = slices.ContainsFunc(conversions, func(other convert.Options) bool { return other.Source.Same(*c.Target) })
 				jobs = append(jobs, j)
 			}
 			return convertAll(cmd, o, signer, work, jobs, jsonFile, names)

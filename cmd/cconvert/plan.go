@@ -77,7 +77,7 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 		o.Evidence = &convert.Evidence{Required: asked}
 	}
 	job := batch.NewJob(o, insecure)
-	job.Gate, job.Unsigned, job.Limits, job.Found = j.gate, j.unsigned, p.Limits, img.Found
+	job.Gate, job.Unsigned, job.Limits, job.Found, job.ResultsOnly = j.gate, j.unsigned, p.Limits, img.Found, img.ResultsOnly
 	return job, nil
 }
 

@@ -106,12 +106,23 @@ func mistyped(root *cobra.Command, word string) error {
 	if strings.ContainsAny(word, "/:.@") {
 		return nil
 	}
+	if meant := otherTools[word]; meant != "" {
+		return usagef("there is no command %q; what is near is %s. If it is an image, write %s:latest", word, meant, word)
+	}
 	for _, c := range root.Commands() {
 		if levenshtein.ComputeDistance(c.Name(), word) <= 2 {
 			return usagef("there is no command %q; the nearest is %s. If it is an image, write %s:latest", word, c.Name(), word)
 		}
 	}
 	return nil
+}
+
+// otherTools are commands of other tools, and the ones here that do what they do.
+var otherTools = map[string]string{
+	"show": "inspect", "info": "inspect", "describe": "inspect", "view": "inspect", "history": "inspect", "ls": "inspect", "list": "batch status",
+	"check": "verify", "validate": "verify", "test": "verify", "trust": "verify", "scan": "analyze", "lint": "analyze", "explain": "analyze",
+	"compare": "diff", "status": "batch status", "run": "deploy", "start": "deploy", "build": "convert", "push": "convert", "copy": "convert",
+	"pull": "convert", "save": "convert", "login": "convert", "gen-key": "keygen", "genkey": "keygen", "generate": "keygen", "daemon": "serve", "server": "serve",
 }
 
 // nearestFlag suggests the flag that was probably meant.

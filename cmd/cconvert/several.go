@@ -15,9 +15,10 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// imageList gives the images that arguments name; "-" stands for those on standard input.
-func imageList(args []string, stdin io.Reader) ([]string, error) {
-	var images []string
+// imageList returns the images that arguments name; "-" stands for those on standard input. Listed are the latter that no
+// argument names too.
+func imageList(args []string, stdin io.Reader) (images []string, listed map[string]bool, err error) {
+	listed = map[string]bool{}
 	for _, a := range args {
 		if a != "-" {
 			images = append(images, a)
@@ -27,17 +28,18 @@ func imageList(args []string, stdin io.Reader) ([]string, error) {
 		for lines.Scan() {
 			if line := strings.TrimSpace(lines.Text()); line != "" && !strings.HasPrefix(line, "#") {
 				images = append(images, line)
+				listed[line] = !slices.Contains(args, line)
 			}
 		}
 		if err := lines.Err(); err != nil {
-			return nil, fmt.Errorf("reading the list of images: %w", err)
+			return nil, nil, fmt.Errorf("reading the list of images: %w", err)
 		}
 	}
 	if len(images) == 0 {
-		return nil, usagef("the list of images is empty")
+		return nil, nil, usagef("the list of images is empty")
 	}
 	slices.Sort(images)
-	return slices.Compact(images), nil
+	return slices.Compact(images), listed, nil
 }
 
 // convertAll converts several images by a queue that is there for as long as this takes.

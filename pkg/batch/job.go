@@ -41,6 +41,8 @@ type Job struct {
 	OnlyRegistry bool `json:"only_registry,omitempty"`
 	// Found says that the source was found in a repository or registry: one that is converted already is left out.
 	Found bool `json:"found,omitempty"`
+	// ResultsOnly lets the target be replaced only if it is a result of a conversion: the same batch converts it.
+	ResultsOnly bool `json:"results_only,omitempty"`
 	// Force converts again what is there already.
 	Force bool `json:"force,omitempty"`
 	// Problem says why there is nothing to convert; empty: there is. The job fails by it, or is skipped if it was found.

@@ -88,6 +88,24 @@ func TestOptionsOfStrangers(t *testing.T) {
 	}
 }
 
+// What the same batch converts is replaced by a result if it is one itself, and not otherwise.
+func TestResultsOnly(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	j := b.job(0)
+	j.ResultsOnly = true
+	for range 2 { // nothing is there, then a result
+		j.Force = true
+		_, err := b.worker.Convert(context.Background(), j)
+		require.NoError(t, err)
+	}
+	j.Target = b.job(1).Source
+	before := b.reg.Digest(t, "app:1")
+	_, err := b.worker.Convert(context.Background(), j)
+	require.ErrorIs(t, err, batch.ErrSource)
+	assert.Equal(t, before, b.reg.Digest(t, "app:1"))
+}
+
 // Only what is wrong with the image itself makes it one that is left out.
 func TestSkippedForTheImageAlone(t *testing.T) {
 	b := newBench(t)

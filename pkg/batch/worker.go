@@ -146,6 +146,9 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	if j.Unsigned && !j.Force && w.signedSince(ctx, p, o, out) {
 		return out, nil // not remembered: another one may sign it tomorrow
 	}
+	if err := w.mayReplace(ctx, j, o); err != nil {
+		return nil, notTheImage{err}
+	}
 	r, err := p.SignAndFinish(ctx, signer)
 	if err != nil {
 		return nil, notTheImage{err}
@@ -180,6 +183,28 @@ func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert
 	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
 	out.MREnclave, out.MRSigner = e.SigStruct.MREnclave, e.SigStruct.MRSigner()
 	return true
+}
+
+// ErrSource says that a result would replace an image that is to be converted too.
+var ErrSource = errors.New("the result would replace an image that is to be converted too")
+
+// mayReplace reports why a job must not write its target.
+func (w *Worker) mayReplace(ctx context.Context, j Job, o convert.Options) error {
+	if !j.ResultsOnly {
+		return nil
+	}
+	img, err := image.Open(ctx, *o.Target, o.Image)
+	if errors.Is(err, image.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	if !convert.IsResult(img) {
+		return fmt.Errorf("%w: %s", ErrSource, o.Target)
+	}
+	return nil
 }
 
 // output is what is remembered of a job.

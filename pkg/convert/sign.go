@@ -405,17 +405,22 @@ func present(upload *image.Upload) (*sgx.SigStruct, error) {
 		return nil, err
 	}
 	defer now.Close()
-	var config struct {
-		Config struct{ Labels map[string]string } `json:"config"`
-	}
-	if json.Unmarshal(now.Config, &config) != nil || config.Config.Labels[LabelMREnclave] == "" {
-		return nil, nil // no converted image, so there is no version to fall behind
+	if !IsResult(now) {
+		return nil, nil // so there is no version to fall behind
 	}
 	e, err := openTop(upload.Context(), now)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrVersionUnknown, err)
 	}
 	return e.SigStruct, nil
+}
+
+// IsResult reports whether an image says of itself that it is the result of a conversion.
+func IsResult(img *image.Image) bool {
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	return json.Unmarshal(img.Config, &config) == nil && config.Config.Labels[LabelMREnclave] != ""
 }
 
 // SignerError says that an image would be replaced that another key has signed.

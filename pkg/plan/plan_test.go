@@ -128,13 +128,13 @@ func TestSelectConflict(t *testing.T) {
 	require.NoError(t, err)
 	failed := map[string]string{}
 	for _, img := range images {
+		assert.Equal(t, img.Source == "b.example/app:1", img.ResultsOnly, "it would replace b.example/app:2, if that is no result")
 		if img.Err != nil {
 			failed[img.Source] = img.Err.Error()
 		}
 	}
 	assert.Equal(t, map[string]string{
 		"a.example/tools:y": "a.example/tools:x and a.example/tools:y would both become x.example/app:x",
-		"b.example/app:1":   "the result of b.example/app:1 would replace b.example/app:2, which is to be converted too",
 	}, failed)
 	assert.Len(t, images, 5)
 }

@@ -24,6 +24,8 @@ type Image struct {
 	Line           int     // of the entry that chose it
 	// Found says that it was found in a repository or registry, and not named.
 	Found bool
+	// ResultsOnly says that the target may be replaced only if it is a result itself: the plan converts what it names, too.
+	ResultsOnly bool
 	// Err says why there is nothing to convert under the name of Source, which may be a repository's; nil: there is. It
 	// is ErrNone for what a registry lists and nobody could convert.
 	Err error
@@ -96,14 +98,11 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 		if !ok {
 			continue
 		}
-		err := fmt.Errorf("the result of %s would replace %s, which is to be converted too", img.Source, source.Source)
-		if !img.Found && !source.Found {
-			return nil, &Error{file, img.Line, err}
+		if !img.Found && !source.Found || from(img) == to {
+			return nil, &Error{file, img.Line, fmt.Errorf("the result of %s would replace %s, which is to be converted too", img.Source, source.Source)}
 		}
-		for i := range images {
-			if images[i].Source == img.Source && images[i].Target == img.Target && images[i].Err == nil {
-				images[i].Err = err
-			}
+		for i := range images { // what was found may be a result of an earlier time
+			images[i].ResultsOnly = images[i].ResultsOnly || images[i].Source == img.Source && images[i].Target == img.Target
 		}
 	}
 	return turns(images), nil

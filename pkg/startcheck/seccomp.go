@@ -151,16 +151,29 @@ func weigh(ctx context.Context, pid, device int, end func(error)) {
 			return
 		case <-t.C:
 		}
-		var pages, resident uint64
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid)); err == nil {
-			_, _ = fmt.Fscan(strings.NewReader(string(b)), &pages, &resident)
-		}
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // that it has ended is seen elsewhere
 		var file unix.Stat_t
-		if unix.Fstat(device, &file) == nil && file.Blocks*512 > maxMemory || resident*uint64(os.Getpagesize()) > maxMemory {
+		if unix.Fstat(device, &file) == nil && file.Blocks*512 > maxMemory || taken(status) > maxMemory {
 			end(fmt.Errorf("%w: it has more than %d MiB", errMemory, maxMemory>>20))
 			return
 		}
 	}
+}
+
+// taken is what a process takes, in bytes, by its status (proc_pid_status(5)). Page tables count too: a page of them for
+// each two megabytes of addresses, of which little need be used.
+func taken(status []byte) (bytes uint64) {
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "VmRSS" && name != "VmPTE" && name != "VmSwap" {
+			continue
+		}
+		var kilobytes uint64
+		if _, err := fmt.Sscan(value, &kilobytes); err == nil {
+			bytes += kilobytes << 10
+		}
+	}
+	return bytes
 }
 
 // answerCall lets a call go on, or answers it in the driver's place.

@@ -82,6 +82,7 @@ func (gsc) keep() []string {
 }
 
 func (gsc) find(tree *rootfs.Tree) (Places, bool) {
+	found := 0
 	p := Places{Layout: LayoutGSC, Manifest: gscApp + "entrypoint.manifest.sgx", SigStruct: gscApp + "entrypoint.sig", Start: []string{"/bin/bash", gscStart}}
 	root := tree.Lookup(gscRoot)
 	if tree.Lookup(p.Manifest) == nil || root == nil {
@@ -90,8 +91,10 @@ func (gsc) find(tree *rootfs.Tree) (Places, bool) {
 	_ = root.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Regular && strings.HasSuffix(path.Clean(n.Path), gscPAL) {
 			p.PAL = n.Path
+			found++
 		}
 		return nil
 	})
-	return p, p.PAL != ""
+	// Of several, which one is started is said nowhere.
+	return p, found == 1
 }

@@ -85,6 +85,21 @@ func TestGSC(t *testing.T) {
 	assert.Equal(t, []string{verify.CheckFiles, verify.CheckAnyIdentity}, check(t, reg.Host+"/gsc:2", verify.Expectations{Layout: verify.LayoutGSC}, nil).FailedChecks())
 }
 
+// The entrypoint of GSC finds the loader by a search: of several, another one may be started than was measured.
+func TestSeveralPALs(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	x := &tampered{t: t}
+	var err error
+	x.layers, err = gscImage(t).Layers()
+	require.NoError(t, err)
+	x.add(0, fixture.Program("gramine/meson_build_output/lib64/gramine/sgx/libpal.so", "other"))
+	x.config, err = gscImage(t).ConfigFile()
+	require.NoError(t, err)
+	x.push(reg.Host+"/gsc:1", gscImage(t))
+	_, err = verify.Read(context.Background(), open(t, reg.Host+"/gsc:1"), verify.Options{})
+	assert.ErrorIs(t, err, verify.ErrNotConverted)
+}
+
 func TestReadRefuses(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	_, err := verify.Read(context.Background(), open(t, reg.Push(t, "src:1", sample(t))), verify.Options{})

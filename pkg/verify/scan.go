@@ -2,7 +2,6 @@ package verify
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -83,10 +82,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 
 // notConverted says that there is no enclave; of an image whose labels speak of one, that it is gone.
 func notConverted(img *image.Image) error {
-	var config struct {
-		Config struct{ Labels map[string]string } `json:"config"`
-	}
-	if json.Unmarshal(img.Config, &config) == nil && config.Config.Labels[convert.LabelMREnclave] != "" {
+	if convert.IsResult(img) {
 		return &damage{CheckOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no longer", ErrNotConverted)}
 	}
 	return ErrNotConverted
