@@ -69,6 +69,28 @@ func recompress(t *testing.T, from, to string, kind types.MediaType, pack func(i
 	require.Equal(t, http.StatusCreated, resp.StatusCode)
 }
 
+// forms are what others make of layers.
+var forms = map[string]struct {
+	kind types.MediaType
+	pack func(io.Writer) io.WriteCloser
+}{
+	"zstd": {types.OCILayerZStd, func(w io.Writer) io.WriteCloser {
+		z, err := zstd.NewWriter(w)
+		if err != nil {
+			panic(err)
+		}
+		return z
+	}},
+	"fast": {types.OCILayer, func(w io.Writer) io.WriteCloser {
+		z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
+		if err != nil {
+			panic(err)
+		}
+		return z
+	}},
+	"plain": {types.OCIUncompressedLayer, func(w io.Writer) io.WriteCloser { return plainWriter{w} }},
+}
+
 type plainWriter struct{ io.Writer }
 
 func (plainWriter) Close() error { return nil }
@@ -77,17 +99,9 @@ func (plainWriter) Close() error { return nil }
 func TestOtherForms(t *testing.T) {
 	ctx, a := context.Background(), newVictim(t, nil)
 	first, dir := a.reg.Host+"/dst:1", t.TempDir()
-	recompress(t, first, a.reg.Host+"/dst:zstd", types.OCILayerZStd, func(w io.Writer) io.WriteCloser {
-		z, err := zstd.NewWriter(w)
-		require.NoError(t, err)
-		return z
-	})
-	recompress(t, first, a.reg.Host+"/dst:fast", types.OCILayer, func(w io.Writer) io.WriteCloser {
-		z, err := gzip.NewWriterLevel(w, 1)
-		require.NoError(t, err)
-		return z
-	})
-	recompress(t, first, a.reg.Host+"/dst:plain", types.OCIUncompressedLayer, func(w io.Writer) io.WriteCloser { return plainWriter{w} })
+	for name, f := range forms {
+		recompress(t, first, a.reg.Host+"/dst:"+name, f.kind, f.pack)
+	}
 	archive, layout, ociArchive := "docker-archive:"+filepath.Join(dir, "a.tar")+":app:1", "oci:"+filepath.Join(dir, "layout")+":1", "oci-archive:"+filepath.Join(dir, "oci.tar")+":1"
 	for _, to := range []string{archive, layout, ociArchive} {
 		o := options(t, a.from)
