@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,9 +139,6 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 			parents[name] = true
 			continue
 		}
-		if _, twice := a.parts[name]; twice {
-			return nil, fmt.Errorf("%w: %q is in it twice", ErrAmbiguous, name)
-		}
 		p := part{size: h.Size}
 		switch h.Typeflag {
 		case tar.TypeReg:
@@ -157,6 +155,9 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 		default:
 			return nil, fmt.Errorf("%q is neither a file nor a directory nor a link", name)
 		}
+		if before, twice := a.parts[name]; twice && !a.same(ctx, before, p) {
+			return nil, fmt.Errorf("%w: %q is in it twice", ErrAmbiguous, name)
+		}
 		a.parts[name] = p
 	}
 	for name := range a.parts {
@@ -165,6 +166,21 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 		}
 	}
 	return a, nil
+}
+
+// same reports whether two entries have the same content: builders write a layer that an image has twice twice.
+func (a *archive) same(ctx context.Context, x, y part) bool {
+	if x.link != "" || y.link != "" || x.size != y.size {
+		return x.link != "" && x.link == y.link
+	}
+	sum := func(p part) (string, error) {
+		h := sha256.New()
+		_, err := io.Copy(h, sectionFile{ctx, io.NewSectionReader(a.f, p.at, p.size)})
+		return string(h.Sum(nil)), err
+	}
+	first, errX := sum(x)
+	second, errY := sum(y)
+	return errX == nil && errY == nil && first == second
 }
 
 // sectionFile reads a part of a file until the context ends.

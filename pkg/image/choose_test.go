@@ -178,7 +178,7 @@ func TestAmbiguousArchives(t *testing.T) {
 		_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, append(more, content...)...)), quick)
 		assert.ErrorIs(t, err, image.ErrAmbiguous, what)
 	}
-	_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, append(content, fixture.Dir("blobs"), fixture.Dir("blobs"), good)...)), quick)
+	_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, append(content, fixture.Dir("blobs"), fixture.Dir("blobs"), good, fixture.File(blob(l.layer), l.layer))...)), quick)
 	assert.NoError(t, err)
 }
 

@@ -128,5 +128,6 @@ func FuzzTOC(f *testing.F) {
 			"io.github.containers.zstd-chunked.manifest-checksum": digest(packed),
 		}
 		_, _ = rootfs.ScanTOC(context.Background(), bytes.NewReader(packed), int64(len(packed)), "sha256:0", vouched, rootfs.Options{}) // must not panic
+		_, _ = rootfs.CheckTOC(context.Background(), bytes.NewReader(packed), int64(len(packed)), vouched, &rootfs.Index{Entries: []rootfs.Entry{{Path: "/a"}}}, rootfs.Limits{})
 	})
 }
