@@ -23,6 +23,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/pkg/startcheck"
 )
 
 // gramineDir names a real installation of Gramine, with which the same images are run.
@@ -84,6 +86,10 @@ func startCheck(t *testing.T, image string) {
 		}
 	}
 	require.NoError(t, json.Unmarshal([]byte(command(t, program, "verify", "--start", "--signer-key", key, "--any-runtime", "--json", image)), &r))
+	if startcheck.Lacks() != "" {
+		assert.True(t, r.Trusted, "the check is skipped on such a machine")
+		return
+	}
 	assert.True(t, r.Started.Reached)
 	assert.Empty(t, r.Started.Refused)
 	assert.Equal(t, r.Started.SignedMREnclave, r.Started.MREnclave)

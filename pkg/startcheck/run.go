@@ -106,25 +106,7 @@ func Run(ctx context.Context, c Command) (*Result, error) {
 		return nil, fmt.Errorf("%w: %s", err, &output)
 	}
 	r.Output = output.String()
-	if !r.Reached && strings.Contains(r.Output, "FSGSBASE") && !hasFSGSBASE() {
-		return nil, fmt.Errorf("%w: the processor or the kernel of this machine lacks FSGSBASE, which the loader needs: %s", ErrUnsupported, r.Output)
-	}
 	return r, nil
-}
-
-// hasFSGSBASE reports whether programs may use these instructions (Linux, Documentation/arch/x86/x86_64/fsgs.rst).
-func hasFSGSBASE() bool {
-	const hwcap2, fsgsbase = 26, 1 << 1 // AT_HWCAP2, HWCAP2_FSGSBASE
-	vector, err := unix.Auxv()
-	if err != nil {
-		return true // not known: what the loader says stands
-	}
-	for _, entry := range vector {
-		if entry[0] == hwcap2 {
-			return entry[1]&fsgsbase != 0
-		}
-	}
-	return false
 }
 
 func socketPair() (a, b *os.File, err error) {

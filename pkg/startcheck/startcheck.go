@@ -14,6 +14,9 @@ package startcheck
 
 import (
 	"errors"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -21,6 +24,30 @@ import (
 
 // ErrUnsupported says that this machine cannot run the check.
 var ErrUnsupported = errors.New("checking a start is not possible here")
+
+// Lacks returns what the SGX loader of Gramine needs of a processor and this machine has not, by the name that
+// /proc/cpuinfo has for it; empty if nothing is known to be missing. The kernel leaves out what it does not let programs
+// use.
+func Lacks() string {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	return lacks(string(info))
+}
+
+func lacks(cpuinfo string) string {
+	for line := range strings.Lines(cpuinfo) {
+		name, flags, _ := strings.Cut(line, ":")
+		if strings.TrimSpace(name) == "flags" && !slices.Contains(strings.Fields(flags), fsgsbase) {
+			return fsgsbase
+		}
+	}
+	return ""
+}
+
+// fsgsbase are the instructions by which a loader sets the base of FS and GS without the kernel.
+const fsgsbase = "fsgsbase"
 
 // File is a file that the loader can open.
 type File struct {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -36,6 +37,11 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		return fmt.Errorf("%w: images of the layout %s begin with a shell", ErrNoStart, r.Layout)
 	case b == libos.Backend(sim.Backend{}):
 		return fmt.Errorf("%w: the simulation builds no enclave", ErrNoStart)
+	}
+	if missing := startcheck.Lacks(); missing != "" {
+		v.skip(CheckStart, "the processor or the kernel of this machine has no "+strings.ToUpper(missing)+
+			", which the image's loader needs: that is no word about the image")
+		return nil
 	}
 	n := len(img.Layers) // the verification has found both layers
 	bundle, err := runtimeOf(ctx, img.Layers[n-added], r.Recipe.Runtime.Digest)
