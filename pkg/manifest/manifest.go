@@ -46,12 +46,22 @@ type Manifest struct {
 	Trusted []TrustedFile
 }
 
+// The first thread's stack is as large as in a container, where Linux lets it grow to 8 MB (getrlimit(2), RLIMIT_STACK),
+// in enclaves of which that is a small part. Gramine's own default is 256 KB, which R and other interpreters exceed.
+const (
+	stackSize       = 8 << 20
+	stackEnclaveMin = 16 * stackSize
+)
+
 // New makes the manifest of a launch specification, over the base template and the program's profile.
 // What belongs to the runtime is still missing: loader.entrypoint, and its own files.
 func New(s *launch.Spec) (*Manifest, error) {
 	m := &Manifest{Table: Table{}}
 	if err := toml.Unmarshal(templates.Base, &m.Table); err != nil {
 		return nil, fmt.Errorf("reading the base manifest: %w", err)
+	}
+	if s.Enclave.Size >= stackEnclaveMin {
+		merge(m.Table, Table{"sys": Table{"stack": Table{"size": FormatSize(stackSize)}}}, "")
 	}
 	if s.Profile != nil {
 		merge(m.Table, s.Profile.Manifest, "")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/profile"
 )
 
 const minimal = `
@@ -101,6 +102,23 @@ func TestRenderGolden(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, got, render(t, m))
 	}
+}
+
+// A program asks how large its stack may grow: as in a container, if the enclave has room for it.
+func TestStack(t *testing.T) {
+	for size, want := range map[uint64]any{64 << 20: nil, 128 << 20: Table{"size": "8M"}, 4 << 30: Table{"size": "8M"}} {
+		s := spec()
+		s.Enclave.Size = size
+		m, err := New(s)
+		require.NoError(t, err)
+		assert.Equal(t, want, m.Section("sys")["stack"], size)
+	}
+	s := spec()
+	s.Enclave.Size = 1 << 30
+	s.Profile = &profile.Profile{Manifest: map[string]any{"sys": map[string]any{"stack": map[string]any{"size": "16M"}}}}
+	m, err := New(s)
+	require.NoError(t, err)
+	assert.Equal(t, Table{"size": "16M"}, m.Section("sys")["stack"], "the profile's is the one that counts")
 }
 
 func TestMerge(t *testing.T) {

@@ -185,7 +185,7 @@ func TestReadLibrary(t *testing.T) {
 func TestPatchLinker(t *testing.T) {
 	for from, to := range steering {
 		assert.Len(t, to, len(from))
-		assert.True(t, strings.HasPrefix(to, libos.Root+"/"))
+		assert.True(t, strings.HasPrefix(to, "/dev/null/"))
 	}
 	assert.Len(t, noVariants, len(variants))
 	linker := "\x7fELF\x00/etc/ld.so.cache\x00/etc/ld.so.preload\x00\x48\xb8glibc-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf"
