@@ -55,6 +55,11 @@ func (f *files) follow(ctx context.Context, contents *Contents, o Options) error
 			start.Locales = append(start.Locales, v)
 		}
 	}
+	for _, v := range s.Env {
+		if v.Name == "TZ" {
+			start.Zones, start.AnyZone = append(start.Zones, v.Value), start.AnyZone || v.PassThrough
+		}
+	}
 	finder, set := reach.Programs(f.tree, db, contents.kinds, start)
 	read := s.chooseProfile(f.tree, finder, set, o)
 	f.set, err = finder.Files(read)

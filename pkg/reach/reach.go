@@ -78,6 +78,9 @@ type Start struct {
 	Preload []string
 	// Locales are the values of LANG and its like.
 	Locales []string
+	// Zones are values of TZ; AnyZone says that the host chooses one.
+	Zones   []string
+	AnyZone bool
 }
 
 // Set is what a program reaches.
@@ -234,6 +237,7 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 func (f *Finder) unowned(read rootfs.Patterns) {
 	wanted, kinds := read.Matcher(), f.kinds.all()
 	never, renamed := neverRead.Matcher(), names.Matcher()
+	zones := f.namedZones()
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !renamed.Match(n.Path) && !never.Match(n.Path) {
 			if to, _, err := f.tree.Follow(n); err == nil && to.Type == rootfs.Regular && kinds[to.Number()] != certificate && !timezones.Match(to.Path) && kinds[to.Number()] != secret {
@@ -252,6 +256,8 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 			return nil
 		case kind == certificate:
 			f.add(n, Certificate)
+		case kind == timezone && !f.start.AnyZone && !zones[n]:
+			return nil
 		case kind == timezone:
 			f.add(n, TimeZone)
 		case f.locale(n.Path):

@@ -159,7 +159,8 @@ func TestPolicy(t *testing.T) {
 		File("usr/share/module/m.conf", "x"), File("usr/share/module/m.so", "x"),
 		File("etc/server.conf", "x"), File("etc/shadow", "x"), File("etc/passwd", "x"), Symlink("etc/modules/m.conf", "/usr/share/module/m.conf"), Symlink("etc/alternatives/editor", "/usr/bin/vi"),
 		File("usr/share/server/cache", "generated"), File("usr/share/editor/cache", "generated"), File("app/data", "x"), File("usr/local/lib/x.py", "x"), File("usr/bin/copied", "x"),
-		File("etc/ssl/certs/ca.pem", "x"), File("usr/share/ca-certificates/a.crt", "x"), File("usr/share/zoneinfo/UTC", "x"), File("usr/share/zoneinfo/right/UTC", "x"), File("usr/lib/locale/C.utf8/x", "x"), File("usr/lib/locale/de_DE.utf8/x", "x"),
+		File("etc/ssl/certs/ca.pem", "x"), File("usr/share/ca-certificates/a.crt", "x"), File("usr/share/zoneinfo/UTC", "x"), File("usr/share/zoneinfo/right/UTC", "x"),
+		File("usr/share/zoneinfo/Europe/Berlin", "x"), File("usr/share/zoneinfo/Asia/Tokyo", "x"), File("usr/share/zoneinfo/zone.tab", "x"), File("usr/lib/locale/C.utf8/x", "x"), File("usr/lib/locale/de_DE.utf8/x", "x"),
 		File("root/.ssh/id_rsa", "x"), File("var/log/dpkg.log", "x"), Program("usr/local/bin/start.sh", "#!/usr/bin/sh\n# vi is only spoken of\ngrep dpkg /var/lib/dpkg/status\nffmpeg -version | grep x\nexec \"$@\"\n"),
 	)
 	common := map[reach.Reason]string{
@@ -181,6 +182,18 @@ func TestPolicy(t *testing.T) {
 	_, reasons = find(t, tree, reach.Start{Locales: []string{"de_DE.UTF-8"}}, "server", "/usr/share/edit*/*")
 	assert.Equal(t, "/usr/lib/locale/C.utf8/x /usr/lib/locale/de_DE.utf8/x /usr/share/locale/de/LC_MESSAGES/server.mo", reasons[reach.Locale])
 	assert.Equal(t, "/usr/share/editor/cache /usr/share/editor/x", reasons[reach.Profile])
+
+	for want, start := range map[string]reach.Start{
+		"/usr/share/zoneinfo/UTC":                                   {},
+		"/usr/share/zoneinfo/Europe/Berlin /usr/share/zoneinfo/UTC": {Zones: []string{":Europe/Berlin"}},
+		"/usr/share/zoneinfo/Asia/Tokyo /usr/share/zoneinfo/UTC":    {Words: []string{"Asia/Tokyo"}},
+		"/usr/share/zoneinfo/Asia/Tokyo /usr/share/zoneinfo/Europe/Berlin /usr/share/zoneinfo/UTC /usr/share/zoneinfo/zone.tab": {AnyZone: true},
+	} {
+		_, reasons = find(t, tree, start, "server")
+		assert.Equal(t, want, reasons[reach.TimeZone], "%+v", start)
+	}
+	_, reasons = find(t, tree, reach.Start{}, "server", "/usr/share/zoneinfo/*", "/usr/share/zoneinfo/[A-Z]*/**")
+	assert.Equal(t, "/usr/share/zoneinfo/Asia/Tokyo /usr/share/zoneinfo/Europe/Berlin /usr/share/zoneinfo/UTC /usr/share/zoneinfo/zone.tab", reasons[reach.Profile], "no copy of them")
 
 	set, reasons = find(t, tree, reach.Start{Words: []string{"server", "/etc/server.conf"}}, "/usr/local/bin/start.sh")
 	assert.Equal(t, "/usr/bin/sh /usr/local/bin/start.sh", reasons[reach.Program])

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,7 +20,9 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/cache"
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
 )
 
 // offsets writes the geometry as an installation ships it.
@@ -190,4 +193,19 @@ func TestPatchLinker(t *testing.T) {
 	assert.Len(t, noVariants, len(variants))
 	linker := "\x7fELF\x00/etc/ld.so.cache\x00/etc/ld.so.preload\x00\x48\xb8glibc-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf"
 	assert.Equal(t, "\x7fELF\x00/dev/null/.cache\x00/dev/null/.preload\x00\x48\xb8cconv-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf", string(patchLinker([]byte(linker))))
+}
+
+// The runtime's glibc loads no converters of the image's: they only make the list longer.
+func TestConvertersAreNotListed(t *testing.T) {
+	list := []manifest.TrustedFile{{URI: "file:/usr/lib64/gconv/UTF-16.so"}, {URI: "file:/usr/lib64/gconv-other"}, {URI: "file:/app"}}
+	for policy, want := range map[launch.Policy]int{launch.TrustAuto: 2, launch.TrustAll: 3, launch.TrustList: 3} {
+		spec := &launch.Spec{Policy: policy, LibC: launch.LibC{Gconv: "/usr/lib64/gconv", Kinds: []launch.LibCKind{launch.GLIBC}}}
+		for choice, want := range map[launch.LibCChoice]int{launch.LibCAuto: want, launch.LibCImage: 3} {
+			spec.LibC.Choice = choice
+			m := &manifest.Manifest{Table: manifest.Table{"loader": manifest.Table{"env": manifest.Table{}}}, Trusted: slices.Clone(list)}
+			in := libos.Input{Spec: spec, Bundle: &libos.Bundle{Meta: libos.Meta{GLIBC: "2.40"}}}
+			libC{in, m, &libos.Sealed{}}.choose()
+			assert.Len(t, m.Trusted, want, "%s %s", policy, choice)
+		}
+	}
 }

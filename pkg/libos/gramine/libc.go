@@ -55,6 +55,9 @@ func (l libC) choose() {
 			l.find(launch.CodeSyscallTraps, launch.Info, "every system call of it is trapped, which is slower: "+l.why(kind))
 		}
 	}
+	if slices.Contains(dirs, glibcDir) { // then all programs with glibc load the runtime's
+		l.dropConverters()
+	}
 	l.trustRuntime(trusted)
 	if l.mountInterps() {
 		dirs = append(dirs, interpDir)
@@ -83,6 +86,16 @@ func (l libC) why(kind launch.LibCKind) string {
 func (l libC) patchedGLIBC() bool {
 	choice := l.in.Spec.LibC.Choice
 	return l.in.Bundle.GLIBC != "" && (choice == launch.LibCPatched || choice != launch.LibCImage && !l.tooNew())
+}
+
+// dropConverters takes the image's converters of character sets out of the list: the runtime's glibc does not load them,
+// and a list of Debian's has 254.
+func (l libC) dropConverters() {
+	dir := l.in.Spec.LibC.Gconv
+	if dir == "" || l.in.Spec.Policy != launch.TrustAuto {
+		return
+	}
+	l.m.Trusted = slices.DeleteFunc(l.m.Trusted, func(f manifest.TrustedFile) bool { return strings.HasPrefix(f.URI, "file:"+dir+"/") })
 }
 
 // tooNew says whether the image's programs need more than the runtime's glibc provides.
