@@ -289,15 +289,15 @@ func TestParseList(t *testing.T) {
 func TestSupervisor(t *testing.T) {
 	list := func(name, files string) Entry { return File("var/lib/dpkg/info/"+name+".list", files) }
 	s := testImage{config: cmd("supervisord", "-n"), entries: []Entry{
-		Program("usr/bin/supervisord", "#!/usr/bin/python3\n"), Program("usr/bin/python3", ELF("")), Program("usr/sbin/nginx", ELF("")), Program("usr/bin/other", ELF("")),
+		Program("usr/bin/supervisord", "#!/usr/bin/python3\n"), Program("usr/bin/python3", ELF("")), Program("usr/sbin/nginx", ELF("")), Program("usr/bin/other", ELF("")), File("usr/share/other/data", "x"),
 		File("etc/supervisor/conf.d/web.conf", "[program:web]\ncommand=/usr/sbin/nginx -g 'daemon off;'\n"), File("usr/share/nginx/page", "x"),
 		File("var/lib/dpkg/status", "Package: nginx\nStatus: install ok installed\n\nPackage: other\nStatus: install ok installed\n"),
-		list("nginx", "/usr/sbin/nginx\n/usr/share/nginx/page\n"), list("other", "/usr/bin/other\n"),
+		list("nginx", "/usr/sbin/nginx\n/usr/share/nginx/page\n"), list("other", "/usr/bin/other\n/usr/share/other/data\n"),
 	}}.build(t)
 	assert.Equal(t, "supervisor", s.Profile.Name)
 	assert.Contains(t, trusted(s), "/usr/sbin/nginx")
 	assert.Contains(t, trusted(s), "/usr/share/nginx/page")
-	assert.NotContains(t, trusted(s), "/usr/bin/other")
+	assert.NotContains(t, trusted(s), "/usr/share/other/data")
 	assert.Contains(t, codes(s), "process-per-enclave")
 }
 

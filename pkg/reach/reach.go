@@ -5,6 +5,7 @@
 package reach
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"path"
@@ -41,10 +42,12 @@ const (
 	Essential   Reason = "essential package"
 	Certificate Reason = "certificates"
 	TimeZone    Reason = "time zones"
+	AnyProgram  Reason = "another program"
+	AnyLibrary  Reason = "another library"
 )
 
 var order = []Reason{
-	Program, Library, Named, Shell, Profile, Module, Config, Unpackaged, Package, Locale, Generated, Dependency, Essential, Certificate, TimeZone,
+	Program, Library, Named, Shell, Profile, Module, Config, Unpackaged, Package, Locale, Generated, Dependency, Essential, Certificate, TimeZone, AnyProgram, AnyLibrary,
 }
 
 // Rank is the place of a reason in their order; unknown ones come last.
@@ -153,6 +156,8 @@ type Finder struct {
 	rest  []*rootfs.Node                       // files that belong to packages
 	kept  map[*rootfs.Node][]*packages.Package // what keepers found, by directory
 	mine  *rootfs.Matcher                      // authors
+	// needed are the packages of which something is in the set.
+	needed map[*packages.Package]Reason
 }
 
 // Programs finds the programs that are started, with their libraries: everything in the set but Files and
@@ -206,6 +211,7 @@ func (f *Finder) Files(read []string) (*Set, error) {
 	}
 	f.unowned(patterns)
 	f.packages()
+	f.code()
 	if f.libs.left <= 0 {
 		return nil, fmt.Errorf("%w: they name too many libraries in too many places", ErrPrograms)
 	}
@@ -364,8 +370,31 @@ func (f *Finder) packages() {
 			f.add(n, Generated)
 		}
 	}
+	f.needed = reasons
+}
+
+// code adds every other program and shared library, whoever owns it: which of them a program starts or loads by a name that
+// it makes up while it runs, nobody can tell before. Their packages' data stay out, and so does what neither is executable
+// nor code.
+func (f *Finder) code() {
+	for _, n := range f.rest {
+		if f.set.files[n.Number()].Reason != "" {
+			continue
+		}
+		switch {
+		case n.ELF != nil && (strings.HasSuffix(n.Name(), ".so") || strings.Contains(n.Name(), ".so.")):
+			f.add(n, AnyLibrary)
+		case n.ELF != nil && n.ELF.Type != elf.ET_REL, n.Shebang != "" && n.Mode&0o111 != 0:
+			f.add(n, AnyProgram)
+		default:
+			continue
+		}
+		if p := f.db.Owner(n); p != nil && f.needed[p] == "" {
+			f.needed[p] = AnyProgram
+		}
+	}
 	for _, p := range f.db.Packages {
-		if reasons[p] == "" {
+		if f.needed[p] == "" {
 			f.set.LeftOut = append(f.set.LeftOut, p.Name)
 		}
 	}
