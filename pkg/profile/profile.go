@@ -187,7 +187,13 @@ type Program struct {
 func Recognise(programs []Program) (p *Profile, why string, program int) {
 	var starter *Profile
 	for i, program := range programs {
-		p, reason := recogniseOne(program)
+		p, reason, embedded := recogniseOne(program)
+		if embedded && p.Language {
+			// A program that has an interpreter in it reads what that does, and does what it does by itself: unbound, uwsgi.
+			program := *p
+			program.Language = false
+			p = &program
+		}
 		switch {
 		case p == nil && !program.Surely:
 		case p == nil:
@@ -208,19 +214,20 @@ func Recognise(programs []Program) (p *Profile, why string, program int) {
 func Matching(programs []Program) []*Profile {
 	var list []*Profile
 	for _, program := range programs {
-		if p, _ := recogniseOne(program); p != nil && !slices.Contains(list, p) {
+		if p, _, _ := recogniseOne(program); p != nil && !slices.Contains(list, p) {
 			list = append(list, p)
 		}
 	}
 	return list
 }
 
-func recogniseOne(program Program) (*Profile, string) {
+// recogniseOne finds the profile of a program: by its names, or embedded, by what it loads.
+func recogniseOne(program Program) (p *Profile, why string, embedded bool) {
 	for _, p := range All() {
 		for _, pattern := range p.Detect.Programs {
 			for _, name := range program.Names {
 				if ok, _ := path.Match(pattern, name); ok {
-					return p, "the program is " + name
+					return p, "the program is " + name, false
 				}
 			}
 		}
@@ -229,15 +236,15 @@ func recogniseOne(program Program) (*Profile, string) {
 		for _, pattern := range p.Detect.Libraries {
 			for _, name := range program.Libraries {
 				if ok, _ := path.Match(pattern, name); ok {
-					return p, program.Names[0] + " loads " + name
+					return p, program.Names[0] + " loads " + name, true
 				}
 			}
 		}
 		if p.Detect.Go && program.Go {
-			return p, program.Names[0] + " was made by Go"
+			return p, program.Names[0] + " was made by Go", false
 		}
 	}
-	return nil, ""
+	return nil, "", false
 }
 
 // Need gives the largest number that the options have in the texts, which are arguments and variables

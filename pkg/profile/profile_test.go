@@ -141,3 +141,14 @@ func TestParse(t *testing.T) {
 		assert.ErrorContains(t, err, want, text)
 	}
 }
+
+// Only an interpreter runs other people's programs: one that has an interpreter in it, as unbound has Python, does itself
+// what it can do.
+func TestEmbeddedInterpreter(t *testing.T) {
+	for name, want := range map[string]bool{"python3.11": true, "unbound": false} {
+		p, _, _ := profile.Recognise([]profile.Program{program(name, "libpython3.11.so.1.0")})
+		assert.Equal(t, "python", p.Name)
+		assert.Equal(t, want, p.Language, name)
+	}
+	assert.True(t, profile.Find("python").Language, "the profile itself is as it was")
+}
