@@ -28,7 +28,7 @@ func (o Options) Keep() []string {
 
 // keep is what is read whatever the options.
 var keep = sync.OnceValue(func() []string {
-	return slices.Clip(slices.Concat(accounts, reach.Keep, profile.Keep())) // callers append to it
+	return slices.Clip(slices.Concat(accounts, reach.Keep, profile.Keep(), []string{tmpfilesDir + "/*.conf"})) // callers append to it
 })
 
 // accounts are where users and groups are, in whatever distribution.

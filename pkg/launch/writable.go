@@ -98,6 +98,7 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 			f.mount(Mount{Type: Tmpfs, Path: real}) // the program starts in it
 		}
 	}
+	f.madeAtStart()
 	for _, p := range stateDirs {
 		if n := f.tree.Lookup(p); n != nil && n.Type == rootfs.Dir {
 			f.emptyDirs(n)
