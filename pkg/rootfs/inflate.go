@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -70,6 +72,30 @@ func IsCompressed(r *bufio.Reader) bool {
 	return bytes.HasPrefix(magic, gzipMagic) || isZstd(magic)
 }
 
+// tarBlock is the size of a tar file's header.
+const tarBlock = 512
+
+// checkPolyglot refuses what is a compressed file to some and a plain tar file to others, whose first entry has a name that
+// begins as one: engines know different kinds of compression.
+func checkPolyglot(r *bufio.Reader) error {
+	head, _ := r.Peek(tarBlock)
+	if !IsCompressed(r) || len(head) < tarBlock {
+		return nil
+	}
+	var unsigned, signed int64
+	for i, b := range head {
+		if i >= 148 && i < 156 { // the checksum itself counts as blanks (POSIX, "ustar Interchange Format")
+			b = ' '
+		}
+		unsigned, signed = unsigned+int64(b), signed+int64(int8(b))
+	}
+	said, err := strconv.ParseInt(strings.Trim(string(head[148:156]), " \x00"), 8, 64)
+	if err == nil && (said == unsigned || said == signed) {
+		return fmt.Errorf("%w: it is a plain archive as well", ErrCompression)
+	}
+	return nil
+}
+
 func isZstd(magic []byte) bool {
 	return bytes.HasPrefix(magic, zstdMagic) ||
 		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], zstdSkippable)
@@ -81,6 +107,9 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 	r := bufio.NewReaderSize(blob, smallBlob)
 	magic, err := r.Peek(6)
 	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if err := checkPolyglot(r); err != nil {
 		return nil, err
 	}
 	switch {

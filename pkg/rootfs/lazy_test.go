@@ -111,7 +111,7 @@ func TestCheckTOC(t *testing.T) {
 			find(l, "etc/passwd").ChunkDigest = digest(nil)
 			return l
 		},
-		"\"/bin/app\": content": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+		"\"/bin/app\": a chunk of": func(l []estargz.TOCEntry) []estargz.TOCEntry {
 			for i := range l {
 				if l[i].Type == "chunk" {
 					l[i].ChunkOffset++

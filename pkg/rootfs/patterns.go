@@ -32,6 +32,9 @@ const special = `*?[{\`
 // maxBraces is how many braces a pattern may have: each multiplies the time of matching.
 const maxBraces = 4
 
+// maxChoices is how many commas are in all braces of a pattern.
+const maxChoices = 32
+
 // CompilePatterns prepares patterns for matching.
 func CompilePatterns(list []string) Patterns {
 	p := Patterns{exact: map[string]map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
@@ -72,8 +75,8 @@ func literal(pattern string) (longest string) {
 func (p Patterns) Check() error {
 	for _, globs := range p.globs {
 		for _, g := range globs {
-			if strings.Count(g.pattern, "{") > maxBraces {
-				return fmt.Errorf("the pattern %q: it has more than %d braces, which multiply", g.pattern, maxBraces)
+			if strings.Count(g.pattern, "{") > maxBraces || strings.Contains(g.pattern, "{") && strings.Count(g.pattern, ",") > maxChoices {
+				return fmt.Errorf("the pattern %.80q: it has more than %d braces or %d choices, which multiply", g.pattern, maxBraces, maxChoices)
 			}
 			if !doublestar.ValidatePattern(g.pattern) {
 				return fmt.Errorf("the pattern %q: %w", g.pattern, doublestar.ErrBadPattern)

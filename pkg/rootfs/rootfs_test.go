@@ -85,6 +85,7 @@ func TestMerge(t *testing.T) {
 		{"opaque", [][]Entry{{File("d/a", "1"), File("d/s/b", "1")}, {File("d/c", "2"), File("d/.wh..wh..opq", "")}}, "/d/\n/d/c 2"},
 		{"opaque root", [][]Entry{{File("a", "1")}, {File(".wh..wh..opq", ""), File("b", "2")}}, "/b 2"},
 		{"bookkeeping of AUFS", [][]Entry{{File("a", "1"), File(".wh..wh.plnk/5.6", "")}}, "/a 1"},
+		{"more of it", [][]Entry{{File("a", "1"), Dir(".wh..wh.plnk"), File(".wh..wh.aufs", ""), File(".wh..wh.orph/x", "y")}}, "/a 1"},
 		{"file becomes directory", [][]Entry{{File("a", "1")}, {File("a/b", "2")}}, "/a/\n/a/b 2"},
 		{"directory becomes file", [][]Entry{{File("a/b", "1")}, {File("a", "2")}}, "/a 2"},
 		{"directory becomes link", [][]Entry{{File("a/b", "1")}, {Symlink("a", "/c")}}, "/a -> /c"},

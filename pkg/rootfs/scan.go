@@ -253,8 +253,11 @@ func entryOf(h *tar.Header) (*Entry, error) {
 	case base == whiteoutOpaque:
 		e.Type, e.Path = Opaque, path.Clean(dir)
 		return e, nil
+	case strings.HasPrefix(p, "/"+whiteoutAUFS) && strings.Count(p, "/") <= 2 && (h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeReg):
+		return nil, nil // as AUFS leaves at its root: engines pass over it or unpack it, and nothing else goes through it
 	case strings.Contains(p, "/"+whiteoutAUFS):
-		return nil, nil
+		// Engines differ in which of these they unpack.
+		return nil, fmt.Errorf("%w: %q has a name of the bookkeeping of AUFS", ErrOverlay, p)
 	case strings.HasPrefix(base, whiteoutPrefix):
 		e.Type, e.Path = Whiteout, path.Join(dir, base[len(whiteoutPrefix):])
 		if e.Path == path.Clean(dir) || base == whiteoutPrefix+".." {

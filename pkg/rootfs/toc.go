@@ -73,15 +73,37 @@ type tocFormat interface {
 }
 
 func readTOC(blob io.ReaderAt, size int64, annotations map[string]string) (*toc, error) {
+	tables, err := readTOCs(blob, size, annotations)
+	if err != nil {
+		return nil, err
+	}
+	return tables[0], nil
+}
+
+// readTOCs reads every table that an annotation names: each engine takes the one that it knows.
+func readTOCs(blob io.ReaderAt, size int64, annotations map[string]string) (tables []*toc, err error) {
 	for _, prefix := range chunkedPrefixes {
-		if at, sum := annotations[prefix+"manifest-position"], annotations[prefix+"manifest-checksum"]; at != "" && sum != "" {
-			return readChunkedTOC(blob, size, at, sum)
+		at, sum := annotations[prefix+"manifest-position"], annotations[prefix+"manifest-checksum"]
+		if at == "" && sum == "" {
+			continue
 		}
+		t, err := readChunkedTOC(blob, size, at, sum)
+		if err != nil {
+			return nil, err
+		}
+		tables = append(tables, t)
 	}
 	if want := annotations[tocDigest]; want != "" {
-		return readEStargzTOC(blob, size, want)
+		t, err := readEStargzTOC(blob, size, want)
+		if err != nil {
+			return nil, err
+		}
+		tables = append(tables, t)
 	}
-	return nil, ErrNoTOC
+	if len(tables) == 0 {
+		return nil, ErrNoTOC
+	}
+	return tables, nil
 }
 
 // readChunkedTOC reads the table of zstd:chunked, which is at OFFSET:LENGTH:UNPACKED:TYPE.

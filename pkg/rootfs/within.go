@@ -30,7 +30,7 @@ func Within(layers []*Index, dir string) (layer int, entry string) {
 	if len(suspects) == 0 {
 		return 0, ""
 	}
-	w := &walker{dir: dir, links: map[string][]string{}}
+	w := &walker{dir: dir, links: map[string]map[string]bool{}}
 	w.learn(layers)
 	for _, p := range suspects {
 		w.reached = false
@@ -57,27 +57,47 @@ type place struct {
 // walker follows paths to all places where they may lead, each symbolic link of any layer being there or not.
 type walker struct {
 	dir     string
-	links   map[string][]string // the targets of symbolic links by every path that they may have
+	links   map[string]map[string]bool // the targets of symbolic links by every path that they may have
 	steps   int
 	reached bool
 	deep    int
 }
 
-// learn notes the links, until those that were found lead to no further ones.
+// learn notes the links, until those that were found lead to no further ones. A hard link to a symbolic link is one, too.
 func (w *walker) learn(layers []*Index) {
 	for again := true; again && w.steps <= maxSteps; {
 		again = false
+		note := func(at, target string) {
+			if w.links[at][target] {
+				return
+			}
+			if w.links[at] == nil {
+				w.links[at] = map[string]bool{}
+			}
+			w.links[at][target], again = true, true
+		}
 		for _, l := range layers {
 			for k := range l.Entries {
 				e := &l.Entries[k]
-				if e.Type != Symlink {
+				if e.Type != Symlink && e.Type != Hardlink {
 					continue
 				}
+				targets := map[string]bool{e.Link: true}
+				if e.Type == Hardlink {
+					targets = map[string]bool{}
+					w.follow("/", path.Dir(e.Link), func(real string) {
+						above := path.Join(real, path.Base(e.Link))
+						for target := range w.links[above] {
+							if !path.IsAbs(target) { // relative to where the link is now
+								targets[path.Join(path.Dir(above), target)] = true
+							}
+							targets[target] = true
+						}
+					})
+				}
 				w.follow("/", path.Dir(e.Path), func(real string) {
-					at := path.Join(real, path.Base(e.Path))
-					if !slices.Contains(w.links[at], e.Link) {
-						w.links[at] = append(w.links[at], e.Link)
-						again = true
+					for target := range targets {
+						note(path.Join(real, path.Base(e.Path)), target)
 					}
 				})
 			}
@@ -85,10 +105,14 @@ func (w *walker) learn(layers []*Index) {
 	}
 }
 
+// maxDepth is how many links in a chain are followed: more than any engine and the kernel after it.
+const maxDepth = 255
+
 // follow walks a path from a directory, and visits each place where it may end.
 func (w *walker) follow(at, p string, visit func(real string)) {
-	if w.deep > maxLinks {
-		return // as the kernel, which says that it is a loop
+	if w.deep > maxDepth {
+		w.reached = true // in doubt
+		return
 	}
 	for name, rest := component(p); name != ""; name, rest = component(rest) {
 		if w.steps++; w.steps > maxSteps {
@@ -100,7 +124,7 @@ func (w *walker) follow(at, p string, visit func(real string)) {
 		}
 		at = path.Join(at, name)
 		w.reached = w.reached || at == w.dir
-		for _, target := range w.links[at] {
+		for target := range w.links[at] {
 			from := path.Dir(at)
 			if path.IsAbs(target) {
 				from = "/"

@@ -1,8 +1,11 @@
 package rootfs_test
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 
@@ -34,6 +37,8 @@ func TestWithin(t *testing.T) {
 		"through one that is removed": {[]layer{{Symlink("r", "/")}, {File(".wh.r", "")}, {File("r/cconvert/x", "x")}}, "/r/cconvert/x"},
 		"through links to links":      {[]layer{{Dir("b"), Symlink("a", "b"), Symlink("a/y", "/")}, {File("b/y/cconvert/x", "x")}}, "/b/y/cconvert/x"},
 		"a link through a link":       {[]layer{{Symlink("y", "."), Symlink("z", "y/cconvert")}, {File("z/evil", "x")}}, "/z"},
+		"a hard link to a link":       {[]layer{{Symlink("opt/r", "/"), Hardlink("opt/h", "opt/r"), File("opt/h/cconvert/x", "x")}}, "/opt/h/cconvert/x"},
+		"a hard link to a near link":  {[]layer{{Symlink("r", "."), Hardlink("h", "r"), File("h/cconvert/x", "x")}}, "/h/cconvert/x"},
 		"exchanged links":             {[]layer{{Symlink("r", "/usr")}, {Symlink("r", "..")}, {File("r/cconvert", "x")}}, "/r/cconvert"},
 	} {
 		var indexes []*rootfs.Index
@@ -54,4 +59,51 @@ func TestWithinIsBounded(t *testing.T) {
 	links = append(links, File("l0/l0/cconvert", "x"))
 	_, entry := rootfs.Within([]*rootfs.Index{scan(t, links...)}, "/cconvert")
 	assert.NotEmpty(t, entry)
+}
+
+// Engines follow longer chains of links than the kernel does at once.
+func TestWithinFollowsLongChains(t *testing.T) {
+	for _, n := range []int{39, 41, 80, 300} {
+		links := []Entry{Symlink("l0", "/")}
+		for i := range n {
+			links = append(links, Symlink(fmt.Sprintf("l%d", i+1), fmt.Sprintf("l%d", i)))
+		}
+		links = append(links, File(fmt.Sprintf("l%d/cconvert/x", n), "x"))
+		_, entry := rootfs.Within([]*rootfs.Index{scan(t, links...)}, "/cconvert")
+		assert.NotEmpty(t, entry, n)
+	}
+}
+
+// Many links of one path take no longer than many links.
+func TestWithinManyLinks(t *testing.T) {
+	var links []Entry
+	for i := range 100_000 {
+		links = append(links, Symlink("l", fmt.Sprintf("t%d", i)))
+	}
+	links = append(links, File("usr/bin/cconvert", "x"))
+	index := scan(t, links...)
+	begin := time.Now()
+	rootfs.Within([]*rootfs.Index{index}, "/cconvert")
+	assert.Less(t, time.Since(begin), 10*time.Second)
+}
+
+// Names that only some engines pass over would hide entries from who reads the layer.
+func TestAUFSNames(t *testing.T) {
+	for _, e := range []Entry{
+		Symlink(".wh..wh.x", "/"), File("srv/.wh..wh.x", ""), Symlink("srv/.wh..wh.x/root", "/"), File(".wh..wh.plnk/a/b", "x"), Hardlink(".wh..wh.plnk/5.6", "a"),
+	} {
+		blob := Tar(t, File("a", "1"), e)
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+		assert.ErrorIs(t, err, rootfs.ErrOverlay, e.Header.Name)
+	}
+}
+
+// What is compressed to some engines and a plain archive to others is refused.
+func TestPolyglot(t *testing.T) {
+	frame := string([]byte{0x50, 0x2a, 0x4d, 0x18, 0xf8, 0x01}) // a frame to be skipped, of 504 bytes
+	e := File(frame, "evil")
+	blob := Tar(t, e)
+	blob[6], blob[7] = 0, 0 // the size ends so, and so does the name
+	_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+	assert.ErrorIs(t, err, rootfs.ErrCompression)
 }
