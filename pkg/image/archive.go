@@ -24,12 +24,18 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-const maxArchiveEntries = 100_000
+// Bounds of an archive: entries with the directories above them, bytes of a name, bytes after decompression.
+const (
+	maxArchiveEntries = 100_000
+	maxArchiveName    = 4096
+	maxArchiveBytes   = 64 << 30
+)
 
 // archive is a tar file whose entries are read in any order.
 type archive struct {
 	f     *os.File
-	parts map[string]part // by clean path
+	parts map[string]part   // by clean path
+	ids   map[string]string // of configurations, by the names that lists have for them
 }
 
 // part is where the content of an entry lies, or the path that it is a link to.
@@ -96,7 +102,11 @@ func spool(ctx context.Context, r io.Reader) (*os.File, error) {
 		return nil, err
 	}
 	os.Remove(f.Name())
-	if _, err := io.Copy(&contextWriter{ctx, f}, r); err != nil {
+	n, err := io.Copy(&contextWriter{ctx, f}, io.LimitReader(r, maxArchiveBytes+1))
+	if err == nil && n > maxArchiveBytes {
+		err = fmt.Errorf("it has more than %d bytes after decompression", int64(maxArchiveBytes))
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -111,7 +121,7 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &archive{f, map[string]part{}}
+	a := &archive{f, map[string]part{}, map[string]string{}}
 	parents := map[string]bool{} // what must be a directory
 	in := io.NewSectionReader(f, 0, info.Size())
 	for r := tar.NewReader(sectionFile{ctx, in}); ; {
@@ -127,6 +137,9 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue
+		}
+		if len(h.Name) > maxArchiveName || len(h.Linkname) > maxArchiveName {
+			return nil, fmt.Errorf("an entry has a name of more than %d bytes", maxArchiveName)
 		}
 		name := path.Clean(h.Name)
 		if !fs.ValidPath(name) {
@@ -150,6 +163,9 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 			}
 		case tar.TypeSymlink:
 			p.link = path.Join(path.Dir(name), h.Linkname)
+			if path.IsAbs(h.Linkname) || !fs.ValidPath(p.link) {
+				return nil, fmt.Errorf("%w: %q is a link to %q", ErrAmbiguous, name, h.Linkname)
+			}
 		case tar.TypeLink:
 			p.link = path.Clean(h.Linkname)
 		default:
@@ -276,9 +292,14 @@ func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error
 	if len(chosen.Layers) != len(c.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("the archive lists %d layers, the configuration %d", len(chosen.Layers), len(c.RootFS.DiffIDs))
 	}
+	read := map[v1.Hash]string{} // the entry of each layer
 	out := &Image{Ref: ref, Digest: digestOf(config), Config: config, mediaType: types.DockerManifestSchema2, close: a.f.Close}
 	for i, id := range c.RootFS.DiffIDs {
 		l := &savedLayer{ctx: ctx, a: a, name: chosen.Layers[i], id: id}
+		if before, again := read[id]; again && before != l.name { // what is read is what is sent, whatever file it is
+			l.name = before
+		}
+		read[id] = l.name
 		if core.layers[id], err = l.layer(chosen.LayerSources); err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package image
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -41,12 +42,16 @@ func isImageEntry(d v1.Descriptor) bool {
 }
 
 // elsewhere reports whether every engine knows that an entry of an index is not for linux/amd64. What an entry leaves
-// out, engines take for their own, and some look at the platform alone and not at the media type.
-func elsewhere(d v1.Descriptor) bool {
+// out, engines take for their own, and some look at the platform alone and not at the media type. On a processor that
+// the chosen image's variant does not fit, containerd takes one for 386.
+func elsewhere(d, chosen v1.Descriptor) bool {
 	if d.Platform == nil {
 		return false
 	}
 	p := normal(*d.Platform)
+	if chosen.Platform != nil && normal(*chosen.Platform).Variant != "" && p.Architecture == "386" {
+		return false
+	}
 	return p.OS != "" && p.OS != "linux" || p.Architecture != "" && p.Architecture != "amd64"
 }
 
@@ -80,7 +85,7 @@ func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, e
 	}))
 	chosen = candidates[best]
 	for _, d := range manifests {
-		if d.Digest != chosen.Digest && !elsewhere(d) && !slices.Contains(rivals, d.Digest.String()) {
+		if d.Digest != chosen.Digest && !elsewhere(d, chosen) && !slices.Contains(rivals, d.Digest.String()) {
 			rivals = append(rivals, d.Digest.String())
 		}
 	}
@@ -115,12 +120,13 @@ func chooseTag(manifests []v1.Descriptor, ref Reference) (_ v1.Descriptor, rival
 	}
 	chosen := found[0]
 	if len(found) > 1 {
-		if chosen, rivals, err = choose(found); err != nil {
+		if chosen, _, err = choose(found); err != nil {
 			return v1.Descriptor{}, nil, err
 		}
 	}
-	for _, d := range named {
-		if d.Digest != chosen.Digest && !elsewhere(d) {
+	// By a name some take the first entry, whatever platform it claims to be for.
+	for _, d := range append(found, named...) {
+		if d.Digest != chosen.Digest && !slices.Contains(rivals, d.Digest.String()) {
 			rivals = append(rivals, d.Digest.String())
 		}
 	}
@@ -160,11 +166,15 @@ func sameName(a, b string) bool {
 
 // id is the digest of a saved image's configuration, empty if it cannot be read.
 func (a *archive) id(ctx context.Context, saved savedImage) string {
-	config, err := a.read(ctx, saved.Config, maxConfig)
-	if err != nil {
-		return ""
+	if id, ok := a.ids[saved.Config]; ok {
+		return id
 	}
-	return digestOf(config)
+	id := ""
+	if config, err := a.read(ctx, saved.Config, maxConfig); err == nil {
+		id = digestOf(config)
+	}
+	a.ids[saved.Config] = id
+	return id
 }
 
 // maxInArchive is how many images an archive's index may list, those of indexes in it with them.
@@ -188,6 +198,9 @@ func (a *archive) rivals(ctx context.Context, id string, names []string) (rivals
 		images, err := a.saved(ctx)
 		if err != nil {
 			return nil, err
+		}
+		if len(images) > maxInArchive {
+			return nil, fmt.Errorf("manifest.json lists more than %d images", maxInArchive)
 		}
 		for _, saved := range images {
 			// What has no name is asked for by its ID or place.
@@ -228,7 +241,7 @@ func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, d
 	if *listed++; *listed > maxInArchive || depth > 2 {
 		return nil, fmt.Errorf("it leads to more than %d images, or indexes more than 2 deep", maxInArchive)
 	}
-	if elsewhere(d) {
+	if depth > 0 && elsewhere(d, v1.Descriptor{}) { // of those in the list itself some readers take the first
 		return nil, nil
 	}
 	raw, err := a.read(ctx, blobPath("", d.Digest), maxConfig)
@@ -243,7 +256,11 @@ func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, d
 		return nil, err
 	}
 	if !mt.IsIndex() {
-		return configOf(mt, raw), nil
+		ids := configOf(mt, raw)
+		if elsewhere(d, v1.Descriptor{}) && len(ids) > 0 && a.isElsewhere(ctx, ids[0]) {
+			return nil, nil
+		}
+		return ids, nil
 	}
 	inner, err := readIndex(raw)
 	if err != nil {
@@ -258,6 +275,20 @@ func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, d
 		ids = append(ids, more...)
 	}
 	return ids, nil
+}
+
+// isElsewhere reports whether a configuration in the archive says that it is of another platform's image.
+func (a *archive) isElsewhere(ctx context.Context, digest string) bool {
+	h, err := v1.NewHash(digest)
+	if err != nil {
+		return false
+	}
+	config, err := a.read(ctx, blobPath("", h), maxConfig)
+	if err != nil || uniqueKeys(config) != nil {
+		return false
+	}
+	var p v1.Platform
+	return json.Unmarshal(config, &p) == nil && elsewhere(v1.Descriptor{Platform: &p}, v1.Descriptor{})
 }
 
 // configOf is the digest of the configuration that an image's manifest names, if it is one's.

@@ -68,7 +68,7 @@ func TestRivalsInIndexes(t *testing.T) {
 }
 
 // twoLists is an archive that has a list of Docker's and one of OCI's, of images for the commands "a" and "b".
-type twoLists struct{ layer, a, b, ma, mb string }
+type twoLists struct{ layer, a, b, c, ma, mb, mc string }
 
 func newTwoLists(t *testing.T) twoLists {
 	t.Helper()
@@ -81,7 +81,8 @@ func newTwoLists(t *testing.T) twoLists {
 			types.OCIManifestSchema1, types.OCIConfigJSON, digest([]byte(config)), len(config), types.OCIUncompressedLayer, digest([]byte(l.layer)), len(l.layer))
 	}
 	l.a, l.b = config("a"), config("b")
-	l.ma, l.mb = manifest(l.a), manifest(l.b)
+	l.c = strings.Replace(config("c"), `"amd64"`, `"arm64"`, 1) // of another platform
+	l.ma, l.mb, l.mc = manifest(l.a), manifest(l.b), manifest(l.c)
 	return l
 }
 
@@ -102,7 +103,7 @@ func listed(manifest, annotations, more string) string {
 func (l twoLists) archive(t *testing.T, docker, oci []string) string {
 	t.Helper()
 	entries := []fixture.Entry{fixture.File("oci-layout", `{"imageLayoutVersion":"1.0.0"}`)}
-	for _, content := range []string{l.layer, l.a, l.b, l.ma, l.mb} {
+	for _, content := range []string{l.layer, l.a, l.b, l.c, l.ma, l.mb, l.mc} {
 		entries = append(entries, fixture.File(blob(content), content))
 	}
 	if docker != nil {
@@ -130,7 +131,7 @@ func TestRivalsInArchives(t *testing.T) {
 	}{
 		"as docker saves one":       {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), "")}, "docker-archive:%s", false},
 		"as docker saves two":       {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, docker("2"), "")}, "docker-archive:%s:app:1", false},
-		"for another platform":      {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, docker("1"), arm)}, "docker-archive:%s", false},
+		"for another platform":      {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mc, docker("1"), arm)}, "docker-archive:%s", false},
 		"another one in OCI's list": {[]string{l.saved(l.a, "app:1")}, []string{listed(l.mb, docker("1"), "")}, "docker-archive:%s", true},
 		"names exchanged":           {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")}, []string{listed(l.mb, docker("1"), ""), listed(l.ma, docker("2"), "")}, "docker-archive:%s:app:1", true},
 		"without a name":            {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, "", "")}, "docker-archive:%s:app:1", true},
@@ -141,6 +142,7 @@ func TestRivalsInArchives(t *testing.T) {
 		"another one in Docker's":   {[]string{l.saved(l.b, "app:1")}, []string{listed(l.ma, tag, "")}, "oci-archive:%s:1", true},
 		"of OCI's, without tag":     {[]string{l.saved(l.b, "app:2")}, []string{listed(l.ma, tag, "")}, "oci-archive:%s", true},
 		"containerd's name":         {nil, []string{listed(l.ma, tag, ""), listed(l.mb, `"io.containerd.image.name":"app:1"`, "")}, "oci-archive:%s:1", true},
+		"labelled for another one":  {[]string{l.saved(l.a, "app:1")}, []string{listed(l.mb, docker("1"), arm)}, "docker-archive:%s", true},
 	} {
 		img, err := image.Open(context.Background(), parse(t, fmt.Sprintf(c.ref, l.archive(t, c.docker, c.oci))), quick)
 		if !assert.NoError(t, err, what) {
@@ -201,4 +203,64 @@ func TestPaddedLayerInArchive(t *testing.T) {
 	plain, err := io.ReadAll(r)
 	require.NoError(t, err)
 	assert.Equal(t, l.layer, string(plain))
+}
+
+// On a processor that a variant does not fit, containerd takes an image for 386.
+func TestRivalsOfVariants(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	ours, other := fixture.Image(t, v1.Config{Cmd: []string{"ours"}}), fixture.Image(t, v1.Config{Cmd: []string{"other"}})
+	reg.Push(t, "index:ours", ours)
+	reg.Push(t, "index:other", other)
+	for variant, rivals := range map[string]int{"": 0, "v1": 0, "v3": 1} {
+		tag, err := name.NewTag(reg.Host + "/index:variant" + variant)
+		require.NoError(t, err)
+		require.NoError(t, remote.Put(tag, mutate.AppendManifests(empty.Index,
+			mutate.IndexAddendum{Add: ours, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64", Variant: variant}}},
+			mutate.IndexAddendum{Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "386"}}})))
+		img, err := image.Open(context.Background(), parse(t, tag.String()), quick)
+		require.NoError(t, err)
+		assert.Len(t, img.Rivals, rivals, variant)
+	}
+}
+
+// Of two entries with a name, some readers of layouts take the first, whatever platform it claims.
+func TestRivalsOfOneName(t *testing.T) {
+	l := newTwoLists(t)
+	tag := `"org.opencontainers.image.ref.name":"1"`
+	img, err := image.Open(context.Background(), parse(t, "oci-archive:"+l.archive(t, nil, []string{
+		listed(l.mb, tag, `,"platform":{"os":"linux","architecture":"arm64"}`), listed(l.ma, tag, `,"platform":{"os":"linux","architecture":"amd64"}`),
+	})+":1"), quick)
+	require.NoError(t, err)
+	defer img.Close()
+	assert.Equal(t, l.a, string(img.Config))
+	assert.Contains(t, img.Rivals, digest([]byte(l.mb)))
+}
+
+// Links and names that readers of archives follow in different ways, or that are endless.
+func TestHostileArchives(t *testing.T) {
+	l := newTwoLists(t)
+	list := fixture.File("manifest.json", `[{"Config":"d/c.json","RepoTags":["app:1"],"Layers":["l.tar"]}]`)
+	for want, link := range map[string]fixture.Entry{
+		"is a link to \"/x.json\"":      fixture.Symlink("d/c.json", "/x.json"),
+		"is a link to \"../../x.json\"": fixture.Symlink("d/c.json", "../../x.json"),
+		"a name of more than":           fixture.File(strings.Repeat("d/", 5000)+"x", ""),
+	} {
+		_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, list, link, fixture.File("x.json", l.a), fixture.File("l.tar", l.layer))), quick)
+		assert.ErrorContains(t, err, want)
+	}
+
+	// Two files for one layer: what is read is what is sent.
+	config := strings.Replace(l.a, `"diff_ids":[`, fmt.Sprintf(`"diff_ids":[%q,`, digest([]byte(l.layer))), 1)
+	img, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t,
+		fixture.File("manifest.json", `[{"Config":"c.json","RepoTags":["app:1"],"Layers":["1.tar","2.tar"]}]`),
+		fixture.File("c.json", config), fixture.File("1.tar", l.layer), fixture.File("2.tar", "evil"))), quick)
+	require.NoError(t, err)
+	defer img.Close()
+	for _, layer := range img.Layers {
+		r, err := layer.Open(context.Background())
+		require.NoError(t, err)
+		b, err := io.ReadAll(r)
+		require.NoError(t, err)
+		assert.Equal(t, l.layer, string(b))
+	}
 }
