@@ -48,7 +48,9 @@ const (
 	entrySize = 32 // of patches and layout entries
 	tcsSize   = 72 // of the template of a TCS (SDM 3D, TCS)
 
-	maxEntries = 4096
+	maxEntries  = 4096
+	maxSegments = 64
+	maxEnclave  = 1 << 40 // bytes, as Gramine has it
 )
 
 // Attributes of a layout entry.
@@ -91,6 +93,9 @@ func Open(file []byte) (*Enclave, error) {
 		Attributes: sgx.Attributes{Flags: le.Uint64(meta[offFlags:]), XFRM: le.Uint64(meta[offXFRM:])}, MiscSelect: le.Uint32(meta[offMiscSelect:]),
 		Layout: sgx.Layout{Size: le.Uint64(meta[offEnclaveSize:]), SSAFrameSize: le.Uint32(meta[offSSAFrame:])},
 	}
+	if e.Layout.Size > maxEnclave {
+		return nil, fmt.Errorf("%w: the enclave has %d bytes", ErrMetadata, e.Layout.Size)
+	}
 	image, err := patched(file, meta)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMetadata, err)
@@ -127,7 +132,7 @@ func metadata(file []byte) ([]byte, error) {
 	var s *elf.Section
 	for _, other := range f.Sections {
 		switch {
-		case other.Name != section || other.Type != elf.SHT_NOTE:
+		case other.Name != section:
 		case s != nil:
 			return nil, fmt.Errorf("%w: it has the section %s twice", ErrMetadata, section)
 		default:
@@ -136,6 +141,9 @@ func metadata(file []byte) ([]byte, error) {
 	}
 	if s == nil {
 		return nil, fmt.Errorf("%w: it has no section %s", ErrNone, section)
+	}
+	if s.Type != elf.SHT_NOTE { // the SDK's loader looks at the name alone
+		return nil, fmt.Errorf("%w: its section %s is no note", ErrMetadata, section)
 	}
 	if s.Offset > uint64(len(file)) || s.FileSize > uint64(len(file))-s.Offset {
 		return nil, fmt.Errorf("%w: its section %s is not in the file", ErrMetadata, section)
@@ -233,7 +241,9 @@ func segments(image []byte) ([]elf.Prog64, error) {
 			return nil, err
 		}
 		if elf.ProgType(p.Type) == elf.PT_LOAD && p.Memsz > 0 {
-			progs = append(progs, p)
+			if progs = append(progs, p); len(progs) > maxSegments {
+				return nil, fmt.Errorf("it has more than %d segments", maxSegments)
+			}
 		}
 	}
 	if len(progs) == 0 {
@@ -321,10 +331,15 @@ func area(meta, entry []byte, shift uint64, filled patterns) (sgx.Area, bool, er
 		if a.Size > maxPattern {
 			return a, false, fmt.Errorf("it fills %d bytes", a.Size)
 		}
-		a.Data = filled.get(uint32(size), a.Size)
+		if a.Data = filled.get(uint32(size), a.Size); a.Data == nil {
+			return a, false, errors.New("it fills areas in too many ways")
+		}
 	}
 	return a, true, nil
 }
+
+// maxPatterns is how many kinds of filled areas there may be: all stacks are one.
+const maxPatterns = 2
 
 // maxPattern is how large an area may be that is filled with a pattern: the stack of a thread.
 const maxPattern = 256 << 20
@@ -334,7 +349,7 @@ type patterns map[[2]uint64][]byte
 
 func (p patterns) get(pattern uint32, size uint64) []byte {
 	key := [2]uint64{uint64(pattern), size}
-	if p[key] == nil {
+	if p[key] == nil && len(p) < maxPatterns {
 		p[key] = bytes.Repeat(binary.LittleEndian.AppendUint32(nil, pattern), int(size/4))
 	}
 	return p[key]
