@@ -224,7 +224,7 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 	for len(todo) > 0 {
 		name := path.Base(todo[0])
 		todo = todo[1:]
-		to := Prefix + "/lib/" + name
+		to := loaderLibs + "/" + name
 		if name == path.Base(facts.Interp) {
 			to = loaderInterp
 		}
@@ -247,6 +247,10 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 			return fmt.Errorf("reading %s: %w", from, err)
 		}
 		todo = append(todo, lib.Needed...)
+	}
+	// Empty files, where a dynamic linker looks for directories of variants first: nothing of an image can be there.
+	for _, name := range variantDirs {
+		files[loaderLibs+"/"+name] = libos.File{Path: loaderLibs + "/" + name, Mode: 0o644}
 	}
 	return nil
 }
