@@ -165,7 +165,9 @@ func readConfig(text []byte) (config, run map[string]json.RawMessage, err error)
 // steersLoader says whether a variable, as NAME=VALUE, would act on the runtime's loader, which has other
 // libraries than the image.
 func steersLoader(kv string) bool {
-	return strings.HasPrefix(kv, "LD_PRELOAD=") || strings.HasPrefix(kv, "LD_AUDIT=")
+	name, _, _ := strings.Cut(kv, "=")
+	// LD_LIBRARY_PATH does not act on it, and health checks need it.
+	return strings.HasPrefix(name, "LD_") && name != "LD_LIBRARY_PATH" || name == "GLIBC_TUNABLES"
 }
 
 // Config is the source's configuration with the start of the enclave in it. What is not about that

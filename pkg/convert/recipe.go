@@ -198,6 +198,9 @@ func (r Recipe) options(backend libos.Backend) (Options, error) {
 	return o, err
 }
 
+// maxProfile is how many bytes a recipe's profile may have.
+const maxProfile = 64 << 10
+
 // Launch reads the decisions back: Recorded gives the same again.
 func (r RecipeOptions) Launch() (launch.Options, error) {
 	o := launch.Options{
@@ -209,6 +212,8 @@ func (r RecipeOptions) Launch() (launch.Options, error) {
 		Trust: launch.Policy(r.Trust), List: r.List, LibC: launch.LibCChoice(r.LibC),
 	}
 	switch {
+	case len(r.ProfileText) > maxProfile:
+		return o, fmt.Errorf("the recipe's profile has more than %d bytes", maxProfile)
 	case r.ProfileText != "":
 		var err error
 		if o.Profile, err = profile.Parse(r.Profile, []byte(r.ProfileText)); err != nil {
