@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -55,7 +56,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 		}
 		var artifacts []image.Artifact
 		for _, f := range found {
-			if problem := f.Problem(); problem != "" {
+			if problem := cmp.Or(f.Problem(), f.MeasurementError); problem != "" { // what was not measured is not stated
 				return fmt.Errorf("%s: %s: %w: %s", img.Ref, f.Path, errRefused, problem)
 			}
 			a, err := aboutEnclave(cmd, f, attest.NewResource(name, img.Digest), by.Key)

@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -130,4 +132,28 @@ func (l annotated) Descriptor() (*v1.Descriptor, error) {
 	}
 	size, err := l.Size()
 	return &v1.Descriptor{MediaType: types.OCILayer, Digest: digest, Size: size, Annotations: l.annotations}, err
+}
+
+// A name that leads engines to another image is not "the same", and two measurements are not one.
+func TestRebuildAndDiffOfOthers(t *testing.T) {
+	a := newVictim(t, nil)
+	good, _ := a.image()
+	evil := fixture.Image(t, v1.Config{Entrypoint: []string{"/evil"}}, fixture.Layer(t, fixture.Program("evil", "x")))
+	amd64 := &v1.Platform{OS: "linux", Architecture: "amd64"}
+	tag, err := name.NewTag(a.reg.Host + "/dst:index")
+	require.NoError(t, err)
+	require.NoError(t, remote.WriteIndex(tag, mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: good, Descriptor: v1.Descriptor{Platform: amd64}}, mutate.IndexAddendum{Add: evil, Descriptor: v1.Descriptor{Platform: amd64}})))
+	r, err := verify.Rebuild(context.Background(), open(t, tag.String()), verify.RebuildOptions{Source: parse(t, a.from), Convert: convert.Options{}})
+	require.NoError(t, err)
+	assert.False(t, r.Same)
+	assert.Contains(t, r.Why[0], "another image by the same name")
+
+	one, err := verify.ReadLayers(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
+	require.NoError(t, err)
+	two := *one
+	two.MREnclave[0] ^= 1
+	differences, err := verify.Compare(one, &two)
+	require.NoError(t, err)
+	assert.Len(t, differences, 1)
 }

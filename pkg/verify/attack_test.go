@@ -173,6 +173,14 @@ func TestAttacks(t *testing.T) {
 			x.below(fixture.Symlink("srv/root", "/"))
 			x.insert(fixture.Layer(t, fixture.File("srv/root/cconvert/gramine/lib/libc.so.6", "evil")))
 		}},
+		"a link that AUFS names hide": {verify.CheckLayers, false, func(x *tampered) {
+			x.below(fixture.Symlink("srv/.wh..wh.x/root", "/"))
+			x.insert(fixture.Layer(t, fixture.File("srv/.wh..wh.x/root/cconvert/gramine/lib/tls/libc.so.6", "evil")))
+		}},
+		"a hard link to a link": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.Symlink("opt/r", "/"), fixture.Hardlink("opt/h", "opt/r"))
+			x.insert(fixture.Layer(t, fixture.File("opt/h/cconvert/gramine/lib/tls/libc.so.6", "evil")))
+		}},
 		"a global header with a file's name": {verify.CheckLayers, false, func(x *tampered) {
 			x.below(fixture.Entry{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "usr/bin/app", PAXRecords: map[string]string{"comment": "x"}}})
 		}},

@@ -66,6 +66,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	differ("enclave", "product", a.ISVProdID, b.ISVProdID)
 	differ("enclave", "SVN", a.ISVSVN, b.ISVSVN)
 	differ("enclave", "enclave image", palOf(a), palOf(b))
+	differ("enclave", "MRENCLAVE", a.MREnclave, b.MREnclave)
 	differ("signer", "MRSIGNER", a.MRSigner, b.MRSigner)
 	differ("signer", "date", a.Date, b.Date)
 	settings, err := compareSettings(a.Manifest, b.Manifest)

@@ -223,6 +223,13 @@ func OwnEnclaves(ctx context.Context, img *image.Image, e Expectations, o Option
 		v.expectEnclave(e, f)
 	}
 	v.expectKind(e)
+	if e.Attested != nil {
+		v.add(CheckAttestedBy, "the enclaves' identity is stated by the holder of the expected key",
+			[]string{"statements about enclaves that were not converted are not checked: expect --mrsigner or --mrenclave"})
+	}
+	if len(e.RuntimeDigest) > 0 || len(e.Known) > 0 {
+		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"such an image has none"})
+	}
 	v.expectIdentity(e)
 	r.Trusted = len(r.Unmet()) == 0
 	return r, nil

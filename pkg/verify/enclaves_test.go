@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -56,6 +57,19 @@ func TestSDKEnclaves(t *testing.T) {
 	r, err := verify.OwnEnclaves(context.Background(), img, expect, verify.Options{})
 	require.NoError(t, err)
 	assert.True(t, r.Trusted, "%v", r.Checks)
+
+	// What cannot be checked of such an image is not passed over.
+	for what, change := range map[string]func(*verify.Expectations){
+		verify.CheckAttestedBy: func(e *verify.Expectations) { e.Attested = &attest.PublicKey{} },
+		verify.CheckRuntimeIs:  func(e *verify.Expectations) { e.RuntimeDigest = []string{"sha256:00"} },
+	} {
+		e := expect
+		change(&e)
+		r, err := verify.OwnEnclaves(context.Background(), img, e, verify.Options{})
+		require.NoError(t, err)
+		assert.Equal(t, []string{what}, r.FailedChecks())
+		assert.False(t, r.Trusted)
+	}
 
 	for what, c := range map[string]struct {
 		change func(*verify.Expectations)

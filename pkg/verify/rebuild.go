@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -66,6 +67,9 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		return nil, err
 	}
 	defer p.Close()
+	if len(img.Rivals) > 0 {
+		out.Why = append(out.Why, fmt.Sprintf("an engine may choose another image by the same name: %s", strings.Join(img.Rivals, ", ")))
+	}
 	if got := p.SourceDigest(); got != c.Recipe.Source {
 		out.Why = append(out.Why, fmt.Sprintf("the source is %s, the image was made from %s", got, c.Recipe.Source))
 	}
@@ -87,14 +91,15 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if made.Digest != img.Digest && made.ImageID == img.ID() {
 		out.Again = made.ImageID
 		out.Digest, out.Recompressed = made.ImageID, img.Digest != made.ImageID
-		if out.Why, err = o.Read.foreignLayers(ctx, img); err != nil {
+		foreign, err := o.Read.foreignLayers(ctx, img)
+		if err != nil {
 			return nil, err
 		}
-		if len(out.Why) > 0 {
+		if out.Why = append(out.Why, foreign...); len(foreign) > 0 {
 			return out, nil
 		}
 	}
-	if out.Same = out.Again == out.Digest; !out.Same && len(out.Why) == 0 {
+	if out.Same = out.Again == out.Digest && len(img.Rivals) == 0; !out.Same && len(out.Why) == 0 {
 		out.Why = []string{"the measurement is the same; the manifest or the configuration of the image is not"}
 	}
 	return out, nil
