@@ -84,8 +84,10 @@ func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, e
 		return d.Platform == nil || normal(*d.Platform).Variant == ""
 	}))
 	chosen = candidates[best]
+	seen := map[v1.Hash]bool{chosen.Digest: true}
 	for _, d := range manifests {
-		if d.Digest != chosen.Digest && !elsewhere(d, chosen) && !slices.Contains(rivals, d.Digest.String()) {
+		if !elsewhere(d, chosen) && !seen[d.Digest] {
+			seen[d.Digest] = true
 			rivals = append(rivals, d.Digest.String())
 		}
 	}

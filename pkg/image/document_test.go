@@ -1,6 +1,7 @@
 package image_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -272,4 +274,42 @@ func TestForeignLayerWithoutPlaces(t *testing.T) {
 	r, err := out.Layers[2].Open(ctx)
 	require.NoError(t, err)
 	r.Close()
+}
+
+// A few megabytes of empty elements would be gigabytes in memory.
+func TestLongLists(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	tag, err := name.NewTag(from)
+	require.NoError(t, err)
+	img, err := remote.Image(tag)
+	require.NoError(t, err)
+	raw, err := img.RawManifest()
+	require.NoError(t, err)
+	for _, field := range []string{`"layers":[`, `"annotations":{"a":"b"},"layers":[`} {
+		long := bytes.Replace(raw, []byte(`"layers":[`), []byte(field+strings.Repeat("{},", 10_001)), 1)
+		serve(reg, "application/vnd.docker.distribution.manifest.v2+json", long)
+		begin := time.Now()
+		_, err = image.Open(context.Background(), parse(t, from), quick)
+		assert.ErrorContains(t, err, "a list of more than 10000 elements")
+		assert.Less(t, time.Since(begin), 5*time.Second)
+	}
+}
+
+// A redirect that leads to itself ends.
+func TestRedirectsEnd(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	n := 0
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if !strings.Contains(r.URL.Path, "/manifests/") {
+			return false
+		}
+		n++
+		http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		return true
+	})
+	_, err := image.Open(context.Background(), parse(t, from), quick)
+	assert.ErrorIs(t, err, image.ErrRedirect)
+	assert.Less(t, n, 100)
 }

@@ -188,7 +188,11 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	var c v1.ConfigFile
-	if err := json.Unmarshal(img.Config, &c); err != nil {
+	err = uniqueKeys(img.Config)
+	if err == nil {
+		err = json.Unmarshal(img.Config, &c)
+	}
+	if err != nil {
 		if !m.Config.MediaType.IsConfig() {
 			err = fmt.Errorf("%w: of the type %q, and no image's: %w", ErrUnsupported, m.Config.MediaType, err)
 		}

@@ -12,6 +12,9 @@ import (
 
 const maxNesting = 64
 
+// maxElements is how many elements a list may have: three bytes of each become a hundred in memory.
+const maxElements = 10_000
+
 // named are keys whose objects have names of the user's choice in them, for which case matters.
 var named = []string{"labels", "annotations", "volumes", "exposedports"}
 
@@ -21,6 +24,7 @@ func uniqueKeys(text []byte) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	type object struct {
 		keys map[string]bool // nil for arrays
+		size int             // of arrays
 		fold bool
 		key  string // whose value comes next; empty where a key comes next
 	}
@@ -35,6 +39,11 @@ func uniqueKeys(text []byte) error {
 			return err
 		}
 		at := len(open) - 1
+		if end := t == json.Delim(']') || t == json.Delim('}'); at >= 0 && open[at].keys == nil && !end {
+			if open[at].size++; open[at].size > maxElements {
+				return fmt.Errorf("it has a list of more than %d elements", maxElements)
+			}
+		}
 		if s, ok := t.(string); ok && at >= 0 && open[at].keys != nil && open[at].key == "" {
 			k := s
 			if open[at].fold {

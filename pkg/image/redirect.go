@@ -21,10 +21,15 @@ type sameRepository struct {
 	strict bool
 }
 
+// maxRedirects is how many redirects of one request are followed, as in net/http.
+const maxRedirects = 10
+
 func (t *sameRepository) RoundTrip(in *http.Request) (*http.Response, error) {
 	first := in
-	for first.Response != nil && first.Response.Request != nil {
-		first = first.Response.Request
+	for n := 0; first.Response != nil && first.Response.Request != nil; n++ {
+		if first = first.Response.Request; n >= maxRedirects {
+			return nil, fmt.Errorf("%w: it redirects more than %d times", ErrRedirect, maxRedirects)
+		}
 	}
 	asked := manifestPath.FindStringSubmatch(first.URL.Path)
 	if first == in || asked == nil {
