@@ -207,7 +207,7 @@ func (s *Service) askAll(ctx context.Context, images []string) (int, any, error)
 	slices.Sort(images)
 	images = slices.Compact(images)
 	records := make([]*batch.Record, len(images))
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // one that fails keeps none of the others from being asked for
 	g.SetLimit(8)
 	for i, img := range images {
 		g.Go(func() (err error) {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -246,8 +247,8 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 	return r, nil
 }
 
-// codeOf is the code for a registry's refusal: what is not there, or not for us, will not be there when the same is asked
-// again; everything else may pass.
+// codeOf is the code for what went wrong at a registry. A registry sends a notification again, and holds back all later
+// ones, until it is taken: only for what may pass, which nothing that is wrong with an image is.
 func codeOf(err error) int {
 	var answer *transport.Error
 	if errors.As(err, &answer) {
@@ -258,7 +259,11 @@ func codeOf(err error) int {
 			return http.StatusForbidden
 		}
 	}
-	return http.StatusBadGateway
+	var certificate *tls.CertificateVerificationError
+	if image.Transient(err) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &certificate) {
+		return http.StatusBadGateway
+	}
+	return http.StatusBadRequest
 }
 
 func (s *Service) fail(w http.ResponseWriter, code int, err error) {

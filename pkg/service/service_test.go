@@ -442,7 +442,7 @@ func TestNamesAroundTheRules(t *testing.T) {
 			return false
 		})
 		code, _ := p.convert(p.reg.Host + "/free:1")
-		assert.Equal(t, http.StatusBadGateway, code)
+		assert.Equal(t, http.StatusBadRequest, code)
 	}
 	records, err := p.queue.Records(context.Background(), batch.Requests)
 	require.NoError(t, err)
@@ -470,7 +470,7 @@ func TestEndlessSignatures(t *testing.T) {
 		return true
 	})
 	code, answer := p.convert(ref)
-	assert.Equal(t, http.StatusBadGateway, code, "%v", answer)
+	assert.Equal(t, http.StatusBadRequest, code, "%v", answer)
 	assert.Less(t, sent.Load(), int64(64<<20), "a few megabytes, and what is on its way")
 }
 
@@ -571,4 +571,21 @@ func TestSilentRegistry(t *testing.T) {
 		assert.Equal(t, http.StatusOK, send(http.MethodGet, path, ""), path)
 	}
 	assert.Equal(t, http.StatusAccepted, send(http.MethodPost, "/api/v1/conversions", `{"image":"`+p.reg.Host+`/free:1"}`))
+}
+
+// A registry sends a notification again until it is taken, and all later ones wait: what is wrong with one image for good
+// must not be answered as what may pass, nor keep the others from being asked for.
+func TestPoisonedNotification(t *testing.T) {
+	p := newPlace(t)
+	app := fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF(""))))
+	p.reg.Push(t, "free:1", app)
+	p.reg.Push(t, "signed:1", app)
+	digest := p.reg.Digest(t, "signed:1")
+	tag, err := name.NewTag(p.reg.Host + "/signed:" + strings.ReplaceAll(digest, ":", "-") + ".sig")
+	require.NoError(t, err)
+	require.NoError(t, remote.WriteIndex(tag, empty.Index)) // no manifest with signatures
+	resource := func(name string) string { return fmt.Sprintf(`{"resource_url":"%s/%s"}`, p.reg.Host, name) }
+	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+resource("signed:1")+","+resource("free:1")+`]}}`)
+	assert.Equal(t, http.StatusAccepted, code, "%v", answer)
+	assert.Len(t, answer["conversions"], 1)
 }
