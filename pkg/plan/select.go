@@ -93,6 +93,7 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 			images = append(images, img)
 		}
 	}
+	replacing := map[[2]string]bool{}
 	for to, img := range chosen {
 		source, ok := sources[to]
 		if !ok {
@@ -101,9 +102,10 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 		if !img.Found && !source.Found || from(img) == to {
 			return nil, &Error{file, img.Line, fmt.Errorf("the result of %s would replace %s, which is to be converted too", img.Source, source.Source)}
 		}
-		for i := range images { // what was found may be a result of an earlier time
-			images[i].ResultsOnly = images[i].ResultsOnly || images[i].Source == img.Source && images[i].Target == img.Target
-		}
+		replacing[[2]string{img.Source, img.Target}] = true // what was found may be a result of an earlier time
+	}
+	for i := range images {
+		images[i].ResultsOnly = replacing[[2]string{images[i].Source, images[i].Target}]
 	}
 	return turns(images), nil
 }
