@@ -117,7 +117,7 @@ func newBatch() *cobra.Command {
 				return err
 			}
 		}
-		r := batchRun{queue: queue, own: options, work: o, json: jsonFile, detach: detach}
+		r := batchRun{queue: queue, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == ""}
 		if queue.url == "" {
 			if r.signer, err = own.key.openOrMake(cmd.Context()); err != nil {
 				return err
@@ -156,6 +156,8 @@ type batchRun struct {
 	detach bool
 	// passing says that the queue ends with this process.
 	passing bool
+	// defaultKey says that nobody has named the key.
+	defaultKey bool
 }
 
 // patience is how long nothing may happen before that is said.
@@ -213,7 +215,7 @@ func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Q
 		go func() {
 			defer close(worked)
 			r.work.Batch = b.ID // what others have left in the queue is theirs, and for their key
-			_ = q.Work(working, working, newBatchWorker(r.own, r.signer, batch.Files{All: true}, true), r.work)
+			_ = q.Work(working, working, newBatchWorker(r.own, r.signer, batch.Files{All: true}, true, r.defaultKey), r.work)
 		}()
 	}
 	progress := newBatchProgress(cmd.ErrOrStderr(), b.Total)

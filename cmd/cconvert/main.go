@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/moby/sys/reexec"
 
@@ -38,12 +40,22 @@ func main() {
 	case ctx.Err() != nil:
 		fmt.Fprintln(os.Stderr, "cconvert: interrupted: no tag was moved and nothing is half stored")
 	default:
-		fmt.Fprintln(os.Stderr, "cconvert:", err)
+		fmt.Fprintln(os.Stderr, "cconvert:", harmless(err.Error()))
 		if hint := hintFor(err); hint != "" {
 			fmt.Fprintln(os.Stderr, "hint:", hint)
 		}
 	}
 	os.Exit(exitCode(ctx, err))
+}
+
+// harmless is a text without what steers terminals: a registry's answer can be in it.
+func harmless(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) && c != '\n' && c != '\t' {
+			return '?'
+		}
+		return c
+	}, s)
 }
 
 // run carries out the command line.

@@ -98,7 +98,7 @@ func newServe() *cobra.Command {
 				return err
 			}
 			defer signer.Close()
-			worker = newBatchWorker(options, signer, batch.Files{All: true}, own.registry.insecure)
+			worker = newBatchWorker(options, signer, batch.Files{All: true}, own.registry.insecure, own.key.name == "")
 		}
 		q, err := queue.open(ctx)
 		if err != nil {

@@ -71,10 +71,10 @@ func (o *ownFlags) options() (own convert.Options, err error) {
 }
 
 // newBatchWorker puts a worker together. Its name is the machine's and the process's.
-func newBatchWorker(own convert.Options, signer sgx.Signer, files batch.Files, insecure bool) *batch.Worker {
+func newBatchWorker(own convert.Options, signer sgx.Signer, files batch.Files, insecure, defaultKey bool) *batch.Worker {
 	host, _ := os.Hostname()
 	return &batch.Worker{
-		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own, Files: files, Insecure: insecure,
+		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own, Files: files, Insecure: insecure, DefaultKey: defaultKey,
 		Backends: []libos.Backend{gramine.Backend{}, sim.Backend{}}, Signer: signer,
 	}
 }
@@ -147,7 +147,7 @@ it at once, and what it had begun is given to others.`,
 				return err
 			}
 		}
-		w := newBatchWorker(options, signer, files, own.registry.insecure)
+		w := newBatchWorker(options, signer, files, own.registry.insecure, own.key.name == "")
 		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)
 		return q.Work(ctx, drain, w, o)
 	}

@@ -88,6 +88,19 @@ func TestOptionsOfStrangers(t *testing.T) {
 	}
 }
 
+// The default key is there to try things: no plan or job has it take a tag from another one.
+func TestDefaultKeyReplacesNoOther(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	b.worker.DefaultKey = true
+	j := b.job(0)
+	_, err := b.worker.Convert(context.Background(), j)
+	require.NoError(t, err)
+	j.ReplaceSigner = true
+	_, err = b.worker.Convert(context.Background(), j)
+	require.ErrorIs(t, err, batch.ErrDefaultKey)
+}
+
 // What the same batch converts is replaced by a result if it is one itself, and not otherwise.
 func TestResultsOnly(t *testing.T) {
 	b := newBench(t)
@@ -99,9 +112,12 @@ func TestResultsOnly(t *testing.T) {
 		_, err := b.worker.Convert(context.Background(), j)
 		require.NoError(t, err)
 	}
+	j.Target = j.Source
+	_, err := b.worker.Convert(context.Background(), j)
+	require.ErrorIs(t, err, batch.ErrSource)
 	j.Target = b.job(1).Source
 	before := b.reg.Digest(t, "app:1")
-	_, err := b.worker.Convert(context.Background(), j)
+	_, err = b.worker.Convert(context.Background(), j)
 	require.ErrorIs(t, err, batch.ErrSource)
 	assert.Equal(t, before, b.reg.Digest(t, "app:1"))
 }

@@ -37,6 +37,8 @@ type Worker struct {
 	Insecure bool
 	// Signer signs; nil: only unsigned images can be made.
 	Signer sgx.Signer
+	// DefaultKey says that the signer's key is one that nobody has named: it takes no tag from another one.
+	DefaultKey bool
 	// Observe gives the observer of a conversion; nil: nobody is told.
 	Observe func(Job) convert.Observer
 
@@ -56,6 +58,9 @@ var unsuitable = []error{convert.ErrConverted, image.ErrUnsupported, image.ErrPl
 
 // ErrInsecure says that a job wants registries spoken to over HTTP, and that the worker does not.
 var ErrInsecure = errors.New("the job wants HTTP, which this worker was not started for (--insecure)")
+
+// ErrDefaultKey says that a job is to replace what another key has signed, and that nobody has named this worker's.
+var ErrDefaultKey = errors.New("what another key has signed is replaced only with a key that is named, by --key")
 
 // notTheImage is an error of something else than the source image, whatever its kind: it does not make the image one that
 // nobody could convert.
@@ -105,12 +110,18 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Target.Same(o.Source) {
+		return nil, fmt.Errorf("%w: %s", ErrSource, o.Target)
+	}
 	signer, mrsigner := w.Signer, sgx.Measurement{}
 	if j.Unsigned {
 		signer = nil
 	} else {
 		if signer == nil {
 			return nil, fmt.Errorf("%w: this worker has none, and the image is to be signed", sgx.ErrNoKey)
+		}
+		if j.ReplaceSigner && w.DefaultKey {
+			return nil, ErrDefaultKey
 		}
 		key, err := signer.Public(ctx)
 		if err != nil {
