@@ -139,7 +139,7 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 		return nil, err
 	}
 	out := &Outcome{Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
-	key := outputKey(out.Identity, j)
+	key := w.outputKey(out.Identity, j)
 	before := ""
 	if !j.Force && o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
 		before, _ = image.At(ctx, *o.Target, o.Image) // there is none, or it cannot be read: writing shows what is wrong
@@ -224,9 +224,17 @@ type output struct {
 	MREnclave sgx.Measurement `json:"mr_enclave"`
 }
 
-// outputKey names what is remembered: the identity, and what else a job wants of its outcome.
-func outputKey(identity string, j Job) string {
-	b, err := json.Marshal([]any{identity, j.Gate, j.NoEvidence, j.NeedsEvidence, j.TrustTOC})
+// outputKey names what is remembered: the identity, what else a job wants of its outcome, whom was believed about what is
+// in layers, and whose statements are attached.
+func (w *Worker) outputKey(identity string, j Job) string {
+	believed, stated := "", ""
+	if w.Own.Shared != nil && w.Own.Shared.Reads() {
+		believed = w.Own.Shared.Trust()
+	}
+	if e := w.Own.Evidence; e != nil && e.Key != nil && !j.NoEvidence {
+		stated, _ = e.Key.KeyID()
+	}
+	b, err := json.Marshal([]any{identity, j.Gate, j.NoEvidence, j.NeedsEvidence, j.TrustTOC, believed, stated})
 	if err != nil {
 		panic(err) // strings and booleans
 	}
