@@ -6,6 +6,8 @@ import (
 	"hash/fnv"
 	"net/http"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -214,4 +216,46 @@ func TestNewSignerEndsOldWorkers(t *testing.T) {
 	records, err := q.Records(ctx, second.ID)
 	require.NoError(t, err)
 	assert.True(t, slices.ContainsFunc(records, func(r *batch.Record) bool { return r.Status == batch.Queued }))
+}
+
+// Of two requests for a target the last one counts, however late the source of the first one answers.
+func TestLateRequestReplacesNothing(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	q := b.open()
+	reached, release := make(chan struct{}), make(chan struct{})
+	first := sync.OnceFunc(func() { close(reached) })
+	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.HasSuffix(r.URL.Path, "/app/manifests/0") {
+			first()
+			<-release
+		}
+		return false
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	earlier, later := b.job(0), b.job(1)
+	later.Target = earlier.Target
+	status := func(r *batch.Record) batch.Status {
+		records, err := q.Records(ctx, batch.Requests)
+		require.NoError(t, err)
+		for _, now := range records {
+			if now.ID == r.ID {
+				return now.Status
+			}
+		}
+		return ""
+	}
+	one, err := q.Request(ctx, earlier)
+	require.NoError(t, err)
+	go func() { _ = q.Work(ctx, ctx, b.worker, b.options) }()
+	<-reached
+	two, err := q.Request(ctx, later)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return status(two) == batch.Converted }, 30*time.Second, 20*time.Millisecond)
+	want := b.reg.Digest(t, "out:0")
+	close(release)
+	require.Eventually(t, func() bool { return status(one).Final() }, 30*time.Second, 20*time.Millisecond)
+	assert.Equal(t, batch.Skipped, status(one))
+	assert.Equal(t, want, b.reg.Digest(t, "out:0"))
 }

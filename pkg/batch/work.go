@@ -216,13 +216,20 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 		q.ack(ctx, msg) // it is done; where it was asked for again, there is another message
 		return
 	}
-	switch over, err := q.superseded(ctx, r); {
+	wanted := func(ctx context.Context) error {
+		over, err := q.superseded(ctx, r)
+		if over {
+			err = errSuperseded
+		}
+		return err
+	}
+	switch err := wanted(ctx); {
+	case errors.Is(err, errSuperseded):
+		r.Status, r.Error = Skipped, err.Error()
+		q.finish(ctx, r, revision, msg)
+		return
 	case err != nil:
 		_ = msg.NakWithDelay(o.FirstPause)
-		return
-	case over:
-		r.Status, r.Error = Skipped, "another image was requested for the same target since"
-		q.finish(ctx, r, revision, msg)
 		return
 	}
 	if r.Begun-r.Attempts >= maxDeaths {
@@ -238,7 +245,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	}
 	begin := time.Now()
 	attempt, end := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("it took longer than %s", o.Timeout))
-	out, err := w.Convert(attempt, r.Job)
+	out, err := w.convert(attempt, r.Job, wanted)
 	if err != nil && attempt.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w: %w", context.Cause(attempt), err)
 	}
@@ -252,6 +259,11 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	if err == nil {
 		r.Status, r.Error, r.Transient = out.Status, "", false
 		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner, r.Findings = out.Identity, out.Ref, out.Digest, out.MREnclave, out.MRSigner, out.Findings
+		q.finish(ctx, r, revision, msg)
+		return
+	}
+	if errors.Is(err, errSuperseded) {
+		r.Status, r.Error, r.Transient = Skipped, errSuperseded.Error(), false
 		q.finish(ctx, r, revision, msg)
 		return
 	}
@@ -270,6 +282,9 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 		_ = msg.NakWithDelay(wait(o.FirstPause, r.Attempts))
 	}
 }
+
+// errSuperseded says that of two requests for a target this one is the earlier.
+var errSuperseded = errors.New("another image was requested for the same target since")
 
 // wait is how long to wait after so many attempts.
 func wait(first time.Duration, attempts int) time.Duration {

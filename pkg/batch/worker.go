@@ -88,7 +88,12 @@ type Outcome struct {
 // Convert does a job. Its outcome is Unchanged if the target has, to the byte, what this worker remembers to have made,
 // or what it makes now. What is written in an image is no proof: whoever can push to the target can put an old or a weaker
 // enclave of the same key there, with the recipe and the labels of what is wanted now.
-func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
+func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
+	return w.convert(ctx, j, func(context.Context) error { return nil })
+}
+
+// convert is Convert that asks, once nothing but the signature and the tag is missing, whether the image is still wanted.
+func (w *Worker) convert(ctx context.Context, j Job, wanted func(context.Context) error) (_ *Outcome, err error) {
 	defer bug.Catch(&err)
 	if j.Problem != "" {
 		return nil, fmt.Errorf("%w: %s", errNothing, j.Problem)
@@ -158,6 +163,9 @@ func (w *Worker) Convert(ctx context.Context, j Job) (_ *Outcome, err error) {
 		return out, nil // not remembered: another one may sign it tomorrow
 	}
 	if err := w.mayReplace(ctx, j, o); err != nil {
+		return nil, notTheImage{err}
+	}
+	if err := wanted(ctx); err != nil {
 		return nil, notTheImage{err}
 	}
 	r, err := p.SignAndFinish(ctx, signer)
