@@ -58,7 +58,11 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 	defer cancel(nil)
 	defer context.AfterFunc(drain, func() { cancel(nil) })()
 	var slots sync.WaitGroup
-	for range o.Parallel + o.Parallel/4 {
+	more := (o.Parallel + 3) / 4
+	if o.Parallel == 1 { // whoever asks for one at a time may have room for no other
+		more = 0
+	}
+	for range o.Parallel + more {
 		slots.Go(func() {
 			if err := q.slot(ctx, stop, w, o, source); err != nil {
 				cancel(err) // the others finish what they have begun
