@@ -122,9 +122,12 @@ func chooseTag(manifests []v1.Descriptor, ref Reference) (_ v1.Descriptor, rival
 	}
 	chosen := found[0]
 	if len(found) > 1 {
-		if chosen, _, err = choose(found); err != nil {
+		if chosen, rivals, err = choose(found); err != nil {
 			return v1.Descriptor{}, nil, err
 		}
+	}
+	if ref.Tag == "" {
+		return chosen, rivals, nil
 	}
 	// By a name some take the first entry, whatever platform it claims to be for.
 	for _, d := range append(found, named...) {
