@@ -552,15 +552,7 @@ func TestPoison(t *testing.T) {
 func TestSilentRegistry(t *testing.T) {
 	b, silent := newBench(t), fixture.NewRegistry(t)
 	b.push(4)
-	over := make(chan struct{})
-	t.Cleanup(func() { close(over) })
-	silent.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
-		select {
-		case <-over:
-		case <-r.Context().Done():
-		}
-		return true
-	})
+	silent.Silence(t)
 	var jobs []batch.Job
 	for i := range 16 {
 		j := b.job(0)
@@ -609,23 +601,11 @@ func TestReadWhileWorking(t *testing.T) {
 func TestUnreadableRecord(t *testing.T) {
 	b := newBench(t)
 	b.push(2)
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
-	require.NoError(t, err)
-	go s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	require.True(t, s.ReadyForConnections(10*time.Second))
+	q, js := b.server()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	q, err := batch.Open(ctx, batch.QueueOptions{URL: s.ClientURL()})
-	require.NoError(t, err)
-	t.Cleanup(q.Close)
 	of := b.submit(q, b.jobs(2))
 	records, err := q.Records(ctx, of.ID)
-	require.NoError(t, err)
-	nc, err := nats.Connect(s.ClientURL())
-	require.NoError(t, err)
-	defer nc.Close()
-	js, err := jetstream.New(nc)
 	require.NoError(t, err)
 	for bucket, key := range map[string]string{"cconvert-records": of.ID + "." + records[0].ID, "cconvert-batches": "20990101-000000-broken"} {
 		kv, err := js.KeyValue(ctx, bucket)

@@ -158,15 +158,7 @@ func TestSilentRegistryInTheSameLane(t *testing.T) {
 	for lane(silent.Host) != lane(b.reg.Host) {
 		silent = fixture.NewRegistry(t)
 	}
-	over := make(chan struct{})
-	t.Cleanup(func() { close(over) })
-	silent.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
-		select {
-		case <-over:
-		case <-r.Context().Done():
-		}
-		return true
-	})
+	silent.Silence(t)
 	var jobs []batch.Job
 	for i := range 200 {
 		j := b.job(0)

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
@@ -50,29 +48,12 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 	if n := len(img.Layers) + added; n > maxDockerLayers {
 		ls.find(launch.CodeManyLayers, launch.Warning, "", fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
 	}
-	indexes := make([]*rootfs.Index, len(img.Layers))
-	room := rootfs.Room{Limits: ls.o.Limits}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(ls.o.jobs())
-	first := map[string]int{}
-	for i, l := range img.Layers {
-		if _, again := first[l.Digest]; again {
-			continue // builders repeat layers, such as the empty one
-		}
-		first[l.Digest] = i
-		g.Go(func() (err error) {
-			defer bug.Catch(&err)
-			if indexes[i], err = ls.index(ctx, l); err == nil {
-				err = room.Take(indexes[i])
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	indexes, err := rootfs.Gather(ctx, img.LayerDigests(), ls.o.jobs(), ls.o.Limits, func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
+		defer bug.Catch(&err)
+		return ls.index(ctx, img.Layers[i])
+	})
+	if err != nil {
 		return nil, err
-	}
-	for i, l := range img.Layers {
-		indexes[i] = indexes[first[l.Digest]]
 	}
 	if i, entry := rootfs.Within(indexes, libos.Root); entry != "" {
 		ls.reserved = fmt.Errorf("%w: layer %d has %q", ErrReserved, i+1, entry)

@@ -162,6 +162,14 @@ func readConfig(text []byte) (config, run map[string]json.RawMessage, err error)
 	return config, run, nil
 }
 
+// IsResult reports whether an image says of itself that it is the result of a conversion.
+func IsResult(img *image.Image) bool {
+	var config struct {
+		Config struct{ Labels map[string]string } `json:"config"`
+	}
+	return json.Unmarshal(img.Config, &config) == nil && config.Config.Labels[LabelMREnclave] != ""
+}
+
 // steersLoader says whether a variable, as NAME=VALUE, would act on the runtime's loader, which has other
 // libraries than the image.
 func steersLoader(kv string) bool {

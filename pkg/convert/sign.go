@@ -415,14 +415,6 @@ func present(upload *image.Upload) (*sgx.SigStruct, error) {
 	return e.SigStruct, nil
 }
 
-// IsResult reports whether an image says of itself that it is the result of a conversion.
-func IsResult(img *image.Image) bool {
-	var config struct {
-		Config struct{ Labels map[string]string } `json:"config"`
-	}
-	return json.Unmarshal(img.Config, &config) == nil && config.Config.Labels[LabelMREnclave] != ""
-}
-
 // SignerError says that an image would be replaced that another key has signed.
 type SignerError struct {
 	// Now is the MRSIGNER of the present one, New that of what would replace it: zero for what is not signed yet.

@@ -3,7 +3,6 @@ package image
 import (
 	"archive/tar"
 	"bufio"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -36,6 +35,7 @@ type archive struct {
 	f     *os.File
 	parts map[string]part   // by clean path
 	ids   map[string]string // of configurations, by the names that lists have for them
+	list  []savedImage      // of manifest.json, once it was read
 }
 
 // part is where the content of an entry lies, or the path that it is a link to.
@@ -81,7 +81,7 @@ func unpacked(ctx context.Context, f *os.File) (_ *os.File, err error) {
 		}
 		return spool(ctx, plain)
 	}
-	if packed := rootfs.IsCompressed(r); !packed {
+	if !rootfs.IsCompressed(r) {
 		keep = true
 		return f, nil
 	}
@@ -121,7 +121,7 @@ func listTar(ctx context.Context, f *os.File) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &archive{f, map[string]part{}, map[string]string{}}
+	a := &archive{f: f, parts: map[string]part{}, ids: map[string]string{}}
 	parents := map[string]bool{} // what must be a directory
 	in := io.NewSectionReader(f, 0, info.Size())
 	for r := tar.NewReader(sectionFile{ctx, in}); ; {
@@ -285,8 +285,8 @@ func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	core := &savedCore{a: a, config: config, layers: map[v1.Hash]v1.Layer{}}
-	var c v1.ConfigFile
-	if err := json.Unmarshal(config, &c); err != nil {
+	c, err := parseConfig(config)
+	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	if len(chosen.Layers) != len(c.RootFS.DiffIDs) {
@@ -316,15 +316,21 @@ func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error
 }
 
 // saved reads the list of "docker save".
-func (a *archive) saved(ctx context.Context) (images []savedImage, err error) {
+func (a *archive) saved(ctx context.Context) ([]savedImage, error) {
+	if a.list != nil {
+		return a.list, nil
+	}
 	list, err := a.read(ctx, "manifest.json", maxConfig)
 	if err != nil {
 		return nil, err
 	}
-	if err := cmp.Or(uniqueKeys(list), json.Unmarshal(list, &images)); err != nil {
+	if err := uniqueKeys(list); err != nil {
 		return nil, fmt.Errorf("manifest.json: %w", err)
 	}
-	return images, nil
+	if err := json.Unmarshal(list, &a.list); err != nil {
+		return nil, fmt.Errorf("manifest.json: %w", err)
+	}
+	return a.list, nil
 }
 
 // savedLayer is a layer in an archive, plain or compressed.

@@ -3,7 +3,6 @@ package image
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -42,16 +41,12 @@ func isImageEntry(d v1.Descriptor) bool {
 }
 
 // elsewhere reports whether every engine knows that an entry of an index is not for linux/amd64. What an entry leaves
-// out, engines take for their own, and some look at the platform alone and not at the media type. On a processor that
-// the chosen image's variant does not fit, containerd takes one for 386.
-func elsewhere(d, chosen v1.Descriptor) bool {
+// out, engines take for their own, and some look at the platform alone and not at the media type.
+func elsewhere(d v1.Descriptor) bool {
 	if d.Platform == nil {
 		return false
 	}
 	p := normal(*d.Platform)
-	if chosen.Platform != nil && normal(*chosen.Platform).Variant != "" && p.Architecture == "386" {
-		return false
-	}
 	return p.OS != "" && p.OS != "linux" || p.Architecture != "" && p.Architecture != "amd64"
 }
 
@@ -84,9 +79,11 @@ func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, e
 		return d.Platform == nil || normal(*d.Platform).Variant == ""
 	}))
 	chosen = candidates[best]
+	// On a processor that the chosen image's variant does not fit, containerd takes one for 386.
+	fits := chosen.Platform == nil || normal(*chosen.Platform).Variant == ""
 	seen := map[v1.Hash]bool{chosen.Digest: true}
 	for _, d := range manifests {
-		if !elsewhere(d, chosen) && !seen[d.Digest] {
+		if (!elsewhere(d) || !fits && normal(*d.Platform).Architecture == "386") && !seen[d.Digest] {
 			seen[d.Digest] = true
 			rivals = append(rivals, d.Digest.String())
 		}
@@ -246,7 +243,7 @@ func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, d
 	if *listed++; *listed > maxInArchive || depth > 2 {
 		return nil, fmt.Errorf("it leads to more than %d images, or indexes more than 2 deep", maxInArchive)
 	}
-	if depth > 0 && elsewhere(d, v1.Descriptor{}) { // of those in the list itself some readers take the first
+	if depth > 0 && elsewhere(d) { // of those in the list itself some readers take the first
 		return nil, nil
 	}
 	raw, err := a.read(ctx, blobPath("", d.Digest), maxConfig)
@@ -262,7 +259,7 @@ func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, d
 	}
 	if !mt.IsIndex() {
 		ids := configOf(mt, raw)
-		if elsewhere(d, v1.Descriptor{}) && len(ids) > 0 && a.isElsewhere(ctx, ids[0]) {
+		if elsewhere(d) && len(ids) > 0 && a.isElsewhere(ctx, ids[0]) {
 			return nil, nil
 		}
 		return ids, nil
@@ -289,11 +286,11 @@ func (a *archive) isElsewhere(ctx context.Context, digest string) bool {
 		return false
 	}
 	config, err := a.read(ctx, blobPath("", h), maxConfig)
-	if err != nil || uniqueKeys(config) != nil {
+	if err != nil {
 		return false
 	}
-	var p v1.Platform
-	return json.Unmarshal(config, &p) == nil && elsewhere(v1.Descriptor{Platform: &p}, v1.Descriptor{})
+	c, err := parseConfig(config)
+	return err == nil && elsewhere(v1.Descriptor{Platform: &v1.Platform{OS: c.OS, Architecture: c.Architecture}})
 }
 
 // configOf is the digest of the configuration that an image's manifest names, if it is one's.

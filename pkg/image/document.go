@@ -96,6 +96,14 @@ func parseManifest(raw []byte) (*v1.Manifest, error) {
 	return m, nil
 }
 
+// parseConfig reads an image's configuration, and refuses what readers disagree on.
+func parseConfig(raw []byte) (c v1.ConfigFile, err error) {
+	if err = uniqueKeys(raw); err == nil {
+		err = json.Unmarshal(raw, &c)
+	}
+	return c, err
+}
+
 // vagueConfigs are what some builders and registries say of configurations.
 var vagueConfigs = []types.MediaType{"", "application/octet-stream", "application/json", "text/plain", "text/html"}
 

@@ -99,6 +99,15 @@ func (img *Image) Close() error {
 // ID is the digest of the configuration, by which engines know the image, however its layers are compressed.
 func (img *Image) ID() string { return digestOf(img.Config) }
 
+// LayerDigests are those of the layers, in their order.
+func (img *Image) LayerDigests() []string {
+	digests := make([]string, len(img.Layers))
+	for i, l := range img.Layers {
+		digests[i] = l.Digest
+	}
+	return digests
+}
+
 // Layer is one layer of an image.
 type Layer struct {
 	// Digest of the bytes that Open gives, as "sha256:…".
@@ -140,7 +149,7 @@ func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 // checkPlatform closes an image that is not for linux/amd64.
 func checkPlatform(img *Image) (*Image, error) {
 	var c struct{ OS, Architecture string }
-	if err := cmp.Or(uniqueKeys(img.Config), json.Unmarshal(img.Config, &c)); err != nil {
+	if err := json.Unmarshal(img.Config, &c); err != nil {
 		img.Close()
 		return nil, fmt.Errorf("opening %s: reading the configuration: %w", img.Ref, err)
 	}
@@ -187,11 +196,7 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 	if img.Config, err = readBlob(ctx, m.Config, maxConfig, open); err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
-	var c v1.ConfigFile
-	err = uniqueKeys(img.Config)
-	if err == nil {
-		err = json.Unmarshal(img.Config, &c)
-	}
+	c, err := parseConfig(img.Config)
 	if err != nil {
 		if !m.Config.MediaType.IsConfig() {
 			err = fmt.Errorf("%w: of the type %q, and no image's: %w", ErrUnsupported, m.Config.MediaType, err)

@@ -23,9 +23,6 @@ func (e *OptionError) Error() string {
 	return e.Option + " " + e.Value + ": " + e.Why
 }
 
-// mostThreads is more than any enclave can have.
-const mostThreads = 1 << 16
-
 // Check reports what is wrong with the options, as an OptionError, wherever they come from: a command line, a plan, a job
 // of a queue, or the recipe in an image.
 func (o Options) Check() error {
@@ -36,8 +33,8 @@ func (o Options) Check() error {
 	if n := e.Size; n&(n-1) != 0 {
 		return wrong("memory", humanize.IBytes(n), "the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G")
 	}
-	if e.Threads < 0 || e.Threads > mostThreads {
-		return wrong("threads", "", "%d is not between 1 and %d", e.Threads, mostThreads)
+	if e.Threads < 0 || e.Threads > maxThreads {
+		return wrong("threads", "", "%d is not between 1 and %d", e.Threads, maxThreads)
 	}
 	for _, c := range []struct {
 		option, value string

@@ -85,7 +85,7 @@ const overhead = 64 << 20
 // state.
 const threadMemory = 360 << 10
 
-// maxThreads is how many threads an enclave gets for what an image asks for.
+// maxThreads is how many threads an enclave can be given.
 const maxThreads = 1 << 16
 
 // withoutComments leaves out a script's lines that are comments.

@@ -2,7 +2,6 @@ package rootfs
 
 import (
 	"path"
-	"slices"
 	"strings"
 )
 
@@ -19,14 +18,13 @@ func Within(layers []*Index, dir string) (layer int, entry string) {
 	for i, l := range layers {
 		for k := range l.Entries {
 			// Only paths and links with this component lead there.
-			if e := &l.Entries[k]; strings.Contains(e.Path, name) || strings.Contains(e.Link, name[1:]) {
+			e := &l.Entries[k]
+			if strings.Contains(e.Path, name) && strings.Contains(e.Path+"/", name+"/") ||
+				strings.Contains(e.Link, name[1:]) && strings.Contains("/"+e.Link+"/", name+"/") {
 				suspects = append(suspects, place{i, e})
 			}
 		}
 	}
-	suspects = slices.DeleteFunc(suspects, func(p place) bool {
-		return !strings.Contains(p.e.Path+"/", name+"/") && !strings.Contains("/"+p.e.Link+"/", name+"/")
-	})
 	if len(suspects) == 0 {
 		return 0, ""
 	}

@@ -24,7 +24,7 @@ type place struct {
 	waiting int
 }
 
-// enter waits for a place at a registry, which leave gives back. If too many wait already, or it takes too long, the error
+// enter waits for a place at a registry, which leave returns. If too many wait already, or it takes too long, the error
 // is a refusal.
 func (p *places) enter(ctx context.Context, registry string) (leave func(), err error) {
 	p.mu.Lock()

@@ -65,15 +65,7 @@ type place struct {
 
 func newPlace(t *testing.T) *place {
 	p := &place{t: t, reg: fixture.NewRegistry(t), silent: fixture.NewRegistry(t)}
-	over := make(chan struct{})
-	t.Cleanup(func() { close(over) })
-	p.silent.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
-		select {
-		case <-over:
-		case <-r.Context().Done():
-		}
-		return true
-	})
+	p.silent.Silence(t)
 	dir := t.TempDir()
 	var err error
 	p.keys[0], err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -88,33 +86,12 @@ func notConverted(img *image.Image) error {
 	return ErrNotConverted
 }
 
-// scanAll reads the layers side by side, each once: an image can list a few bytes any number of times.
+// scanAll reads the layers.
 func (o Options) scanAll(ctx context.Context, img *image.Image, so rootfs.Options) ([]*rootfs.Index, error) {
-	indexes := make([]*rootfs.Index, len(img.Layers))
-	room := rootfs.Room{Limits: o.Limits}
-	first := map[string]int{}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(1, o.Jobs))
-	for i, l := range img.Layers {
-		if _, again := first[l.Digest]; again {
-			continue
-		}
-		first[l.Digest] = i
-		g.Go(func() (err error) {
-			defer bug.Catch(&err)
-			if indexes[i], err = o.scan(gctx, l, so); err == nil {
-				err = room.Take(indexes[i])
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	for i, l := range img.Layers {
-		indexes[i] = indexes[first[l.Digest]]
-	}
-	return indexes, nil
+	return rootfs.Gather(ctx, img.LayerDigests(), o.Jobs, o.Limits, func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
+		defer bug.Catch(&err)
+		return o.scan(ctx, img.Layers[i], so)
+	})
 }
 
 // scan reads a layer. What is in it decides, not how a program that inflates fares.
@@ -148,10 +125,7 @@ func (s *scanned) converted() (*Converted, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.LayerDigests = make([]string, len(s.img.Layers))
-	for i, l := range s.img.Layers {
-		c.LayerDigests[i] = l.Digest
-	}
+	c.LayerDigests = s.img.LayerDigests()
 	for i, f := range c.Trusted {
 		if n, _, err := s.tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
 			c.Trusted[i].Layer, c.Trusted[i].Size = n.Layer+1, n.Size

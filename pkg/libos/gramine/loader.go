@@ -35,7 +35,7 @@ const variants, noVariants = "glibc-hw", "cconv-hw"
 const loaderLibs = Prefix + "/lib"
 
 // variantDirs are the directories of variants below each of libraries (ld.so(8), "Hardware capabilities"), of old versions
-// of glibc and, under the name that patchLinker gives it, of new ones.
+// of glibc and, as patchLinker renames it, of new ones.
 var variantDirs = []string{"tls", "x86_64", "haswell", "avx512_1", "xeon_phi", noVariants + "caps"}
 
 // patchLinker has the runtime's dynamic linker ask nothing of the image what to load.

@@ -59,20 +59,19 @@ const (
 
 // item is a layout entry.
 type item struct {
-	id, attr       uint16
-	pages          uint32
-	rva            uint64
-	size, at       uint32 // of the content
-	flags          sgx.PageFlags
-	count          uint16 // of a group: how many entries before it are repeated
-	times          uint32
-	step           uint64
-	repeatsEntries bool
+	id, attr uint16
+	pages    uint32
+	rva      uint64
+	size, at uint32 // of the content
+	flags    sgx.PageFlags
+	count    uint16 // of a group: how many entries before it are repeated
+	times    uint32
+	step     uint64
 }
 
 func (i item) append(b []byte) []byte {
 	le := binary.LittleEndian
-	if i.repeatsEntries {
+	if i.id&idGroup != 0 {
 		b = le.AppendUint32(le.AppendUint16(le.AppendUint16(b, i.id), i.count), i.times)
 		return append(le.AppendUint64(b, i.step), make([]byte, 16)...)
 	}
@@ -219,7 +218,7 @@ func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 // group repeats a thread's entries.
 func (l *layout) group(times uint32) item {
 	begin, end := l.first[1].rva, l.first[len(l.first)-1]
-	return item{id: idThreads, count: uint16(len(l.first) - 1), times: times, step: end.rva + uint64(end.pages)*sgx.PageSize - begin, repeatsEntries: true}
+	return item{id: idThreads, count: uint16(len(l.first) - 1), times: times, step: end.rva + uint64(end.pages)*sgx.PageSize - begin}
 }
 
 // table is the list of layout entries: as measured, or as it is stored, where the threads after the first are one group
