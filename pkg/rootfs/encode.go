@@ -15,7 +15,7 @@ import (
 )
 
 // ExtractorVersion rises whenever Scan notes something else of the same layer, or writes it otherwise.
-const ExtractorVersion = 3
+const ExtractorVersion = 4
 
 // ErrIndex says that bytes are no index, or one of another version.
 var ErrIndex = errors.New("not an index of a layer")
@@ -36,6 +36,7 @@ const (
 	hasELF     = 0x10
 	hasShebang = 0x20
 	hasContent = 0x40
+	hasXattrs  = 0x80
 )
 
 var indexMagic = fmt.Sprintf("cconvert index %d\n", ExtractorVersion)
@@ -73,6 +74,9 @@ func (w *encoder) entry(e *Entry) {
 	if e.Content != nil {
 		flags |= hasContent
 	}
+	if e.Attributes != "" {
+		flags |= hasXattrs
+	}
 	w.b = append(w.b, flags)
 	w.str(e.Path)
 	w.uint(uint64(e.Mode))
@@ -84,6 +88,9 @@ func (w *encoder) entry(e *Entry) {
 		w.b = append(w.b, e.SHA256[:]...)
 	case Symlink, Hardlink:
 		w.str(e.Link)
+	}
+	if e.Attributes != "" {
+		w.str(e.Attributes)
 	}
 	if e.ELF != nil {
 		w.elf(e.ELF)
@@ -223,6 +230,10 @@ func (r *decoder) entry(e *Entry) {
 	case e.Type == Symlink, e.Type == Hardlink:
 		e.Link = r.str()
 		r.failed = r.failed || e.Link == "" || len(e.Link) > maxPath || e.Type == Hardlink && !clean(e.Link)
+	}
+	if flags&hasXattrs != 0 {
+		e.Attributes = r.str()
+		r.failed = r.failed || len(e.Attributes) != sha256.Size
 	}
 	if flags&hasELF != 0 {
 		e.ELF = r.elf()

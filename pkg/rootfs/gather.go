@@ -6,9 +6,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Gather finds out what is in layers, so many at a time, by a function that is asked for each digest once: builders repeat
-// layers, and an image can list a few bytes any number of times. All of them together are bounded as by Room.
-func Gather(ctx context.Context, digests []string, jobs int, limits Limits, index func(ctx context.Context, layer int) (*Index, error)) ([]*Index, error) {
+// Gather finds out what is in layers, so many at a time, by a function that is asked for each digest once: builders
+// repeat layers, and an image can list a few bytes any number of times. All of them together are bounded as by Room.
+func Gather(
+	ctx context.Context, digests []string, jobs int, limits Limits,
+	index func(ctx context.Context, layer int) (*Index, error),
+) ([]*Index, error) {
 	indexes := make([]*Index, len(digests))
 	room := Room{Limits: limits}
 	first := map[string]int{}

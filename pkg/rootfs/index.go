@@ -40,6 +40,8 @@ type Entry struct {
 	SHA256 [sha256.Size]byte
 	// Link is a symbolic link's target as written, or the absolute path of a hard link's target.
 	Link string
+	// Attributes is the digest of an entry's extended attributes and device numbers; empty if it has none.
+	Attributes string
 	// ELF holds facts about a program or shared object, nil for other files.
 	ELF *ELF
 	// Shebang is the first line of a script, without "#!" and the newline.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
-	"strconv"
 	"strings"
 	"time"
 
@@ -32,7 +31,15 @@ var (
 // Layer Filesystem Changeset").
 var ErrCompression = errors.New("the layer is compressed in a way that images must not be")
 
-var foreignMagic = map[string]string{"xz": "\xfd7zXZ\x00", "bzip2": "BZh"}
+// maxMagic is how many bytes the longest of foreignMagic has.
+const maxMagic = 8
+
+var foreignMagic = map[string]string{
+	"xz": "\xfd7zXZ\x00", "bzip2": "BZh", "LZMA": "\x5d\x00\x00", "lzip": "LZIP", "lzop": "\x89LZO", "lrzip": "LRZI",
+	"LZ4": "\x04\x22\x4d\x18", "LZ4 (legacy)": "\x02\x21\x4c\x18", "Snappy": "\xff\x06\x00\x00sNaP", "Brotli": "\xce\xb2\xcf\x81",
+	"compress": "\x1f\x9d", "compress (LZH)": "\x1f\xa0", "pack": "\x1f\x1e",
+	"zip": "PK\x03\x04", "7-Zip": "7z\xbc\xaf\x27\x1c", "RAR": "Rar!", "xar": "xar!",
+}
 
 // ErrInflater says that the program that inflates failed, which says nothing of the layer.
 var ErrInflater = errors.New("inflating failed")
@@ -75,11 +82,22 @@ func IsCompressed(r *bufio.Reader) bool {
 // tarBlock is the size of a tar file's header.
 const tarBlock = 512
 
-// checkPolyglot refuses what is a compressed file to some and a plain tar file to others, whose first entry has a name that
-// begins as one: engines know different kinds of compression.
-func checkPolyglot(r *bufio.Reader) error {
+// CheckPlain refuses what begins as a file that is compressed in a way that is not known here: others may know it.
+func CheckPlain(r *bufio.Reader) error {
+	magic, _ := r.Peek(maxMagic)
+	for name, begin := range foreignMagic {
+		if bytes.HasPrefix(magic, []byte(begin)) {
+			return fmt.Errorf("%w: %s", ErrCompression, name)
+		}
+	}
+	return nil
+}
+
+// CheckPolyglot refuses what is a compressed file to some and a plain tar file to others, whose first entry has a name
+// that begins as one: engines know different kinds of compression. The file must be known to be a compressed one.
+func CheckPolyglot(r *bufio.Reader) error {
 	head, _ := r.Peek(tarBlock)
-	if !IsCompressed(r) || len(head) < tarBlock {
+	if len(head) < tarBlock {
 		return nil
 	}
 	var unsigned, signed int64
@@ -89,11 +107,36 @@ func checkPolyglot(r *bufio.Reader) error {
 		}
 		unsigned, signed = unsigned+int64(b), signed+int64(int8(b))
 	}
-	said, err := strconv.ParseInt(strings.Trim(string(head[148:156]), " \x00"), 8, 64)
-	if err == nil && (said == unsigned || said == signed) {
-		return fmt.Errorf("%w: it is a plain archive as well", ErrCompression)
+	for _, said := range checksums(head[148:156]) {
+		if said == unsigned || said == signed {
+			return fmt.Errorf("%w: it is a plain archive as well", ErrCompression)
+		}
 	}
 	return nil
+}
+
+// checksums are all that readers of tar may take a header's field for: octal digits that begin behind blanks and NULs
+// and end before whatever else, or a binary number (GNU tar, "Extensions to the Archive Format").
+func checksums(field []byte) (list []int64) {
+	binary := int64(field[0] & 0x3f)
+	for _, b := range field[1:] {
+		binary = binary<<8 | int64(b)
+	}
+	list = append(list, binary)
+	for i := range field {
+		if strings.Trim(string(field[:i]), " \x00") != "" {
+			break
+		}
+		number := int64(-1)
+		for _, b := range field[i:] {
+			if b < '0' || b > '7' {
+				break
+			}
+			number = max(number, 0)<<3 | int64(b-'0')
+		}
+		list = append(list, number)
+	}
+	return list
 }
 
 func isZstd(magic []byte) bool {
@@ -105,12 +148,14 @@ func isZstd(magic []byte) bool {
 // ahead of the reader, on another processor.
 func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 	r := bufio.NewReaderSize(blob, smallBlob)
-	magic, err := r.Peek(6)
+	magic, err := r.Peek(maxMagic)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	if err := checkPolyglot(r); err != nil {
-		return nil, err
+	if IsCompressed(r) {
+		if err := CheckPolyglot(r); err != nil {
+			return nil, err
+		}
 	}
 	switch {
 	case bytes.HasPrefix(magic, gzipMagic):
@@ -129,10 +174,8 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 		}
 		return readAhead(z.IOReadCloser()), nil
 	}
-	for name, begin := range foreignMagic {
-		if bytes.HasPrefix(magic, []byte(begin)) {
-			return nil, fmt.Errorf("%w: %s", ErrCompression, name)
-		}
+	if err := CheckPlain(r); err != nil {
+		return nil, err
 	}
 	return io.NopCloser(r), nil
 }

@@ -16,12 +16,15 @@ import (
 // (nydus, overlaybd and others) have files and indexes of their own.
 func Lazy(annotations map[string]string) string {
 	for _, k := range slices.Sorted(maps.Keys(annotations)) {
-		if k == tocDigest || strings.HasPrefix(k, "containerd.io/snapshot/") || slices.ContainsFunc(chunkedPrefixes, func(p string) bool { return strings.HasPrefix(k, p) }) {
+		if k == tocDigest || strings.HasPrefix(k, snapshotters) || slices.ContainsFunc(chunkedPrefixes, func(p string) bool { return strings.HasPrefix(k, p) }) {
 			return k
 		}
 	}
 	return ""
 }
+
+// snapshotters begin the names of annotations for those of containerd.
+const snapshotters = "containerd.io/snapshot/"
 
 // maxDifferences is how many of them CheckTOC tells.
 const maxDifferences = 10
@@ -86,6 +89,15 @@ func (t *toc) compare(ctx context.Context, index *Index, limits Limits) (differe
 	if err := t.index(); err != nil {
 		return nil, err
 	}
+	seen := map[string]bool{}
+	for i := range index.Entries { // engines keep files by their names
+		e := &index.Entries[i]
+		if e.Type == Regular && seen[e.Path] {
+			differences = append(differences, fmt.Sprintf("the archive has %q twice, of which an engine may take either", e.Path))
+			break
+		}
+		seen[e.Path] = true
+	}
 	if len(t.entries) != len(index.Entries) {
 		differences = append(differences, fmt.Sprintf("it has %d entries, the archive %d", len(t.entries), len(index.Entries)))
 	}
@@ -100,7 +112,7 @@ func (t *toc) compare(ctx context.Context, index *Index, limits Limits) (differe
 		}
 		got, want := &t.entries[i], &index.Entries[i]
 		if got.Path != want.Path || got.Type != want.Type || got.Mode != want.Mode || got.UID != want.UID || got.GID != want.GID ||
-			got.Size != want.Size || got.SHA256 != want.SHA256 || got.Link != want.Link {
+			got.Size != want.Size || got.SHA256 != want.SHA256 || got.Link != want.Link || got.Attributes != want.Attributes {
 			differences = append(differences, fmt.Sprintf("%q is another entry than the archive's %q", got.Path, want.Path))
 			continue
 		}
@@ -138,8 +150,8 @@ func (s *chunkStream) sum(f *tocFile) (sum [sha256.Size]byte, err error) {
 	var done int64
 	for i, c := range f.chunks {
 		from, to := f.extent(i)
-		// Engines go by the chunk's own size, if it says one.
-		if from != done || to <= from || to > f.size || to-from > maxChunk || c.ChunkSize != 0 && c.ChunkSize != to-from {
+		// Engines go by the chunk's own size, which only the last one may leave out.
+		if from != done || to <= from || to > f.size || to-from > maxChunk || c.ChunkSize != to-from && (c.ChunkSize != 0 || i+1 < len(f.chunks)) {
 			if f.size == 0 && len(f.chunks) == 1 && c.ChunkSize == 0 {
 				break
 			}

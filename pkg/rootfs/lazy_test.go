@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,6 +26,24 @@ import (
 // stays: a decoder skips the frame with the table.
 func relist(t *testing.T, blob []byte, annotations map[string]string, change func([]estargz.TOCEntry) []estargz.TOCEntry) ([]byte, map[string]string) {
 	t.Helper()
+	return rewrite(t, blob, annotations, func(raw []byte) []byte {
+		var table estargz.JTOC
+		require.NoError(t, json.Unmarshal(raw, &table))
+		entries := make([]estargz.TOCEntry, len(table.Entries))
+		for i, e := range table.Entries {
+			entries[i] = *e
+		}
+		raw, err := json.Marshal(map[string]any{"version": 1, "entries": change(entries)})
+		require.NoError(t, err)
+		return raw
+	})
+}
+
+// rewrite is relist that changes the table's text.
+func rewrite(
+	t *testing.T, blob []byte, annotations map[string]string, change func([]byte) []byte,
+) ([]byte, map[string]string) {
+	t.Helper()
 	const prefix = "io.containers.zstd-chunked."
 	position := strings.Split(annotations[prefix+"manifest-position"], ":")
 	at, err := strconv.Atoi(position[0])
@@ -35,14 +54,7 @@ func relist(t *testing.T, blob []byte, annotations map[string]string, change fun
 	require.NoError(t, err)
 	raw, err := d.DecodeAll(blob[at:at+length], nil)
 	require.NoError(t, err)
-	var table estargz.JTOC
-	require.NoError(t, json.Unmarshal(raw, &table))
-	entries := make([]estargz.TOCEntry, len(table.Entries))
-	for i, e := range table.Entries {
-		entries[i] = *e
-	}
-	raw, err = json.Marshal(map[string]any{"version": 1, "entries": change(entries)})
-	require.NoError(t, err)
+	raw = change(raw)
 	z, err := zstd.NewWriter(nil)
 	require.NoError(t, err)
 	packed := z.EncodeAll(raw, nil)
@@ -68,7 +80,7 @@ func find(entries []estargz.TOCEntry, name string) *estargz.TOCEntry {
 func TestCheckTOC(t *testing.T) {
 	ctx := context.Background()
 	archive := Tar(t, Dir("etc"), File("etc/passwd", strings.Repeat("root\n", 100)), File("etc/evil__", strings.Repeat("evil\n", 100)), Symlink("l", "etc/passwd"),
-		Program("bin/app", strings.Repeat("app", 50_000)), File("empty", ""), Hardlink("bin/app2", "bin/app"), File("etc/.wh.gone", ""))
+		Program("bin/app", strings.Repeat("app", 50_000)), File("empty", ""), Hardlink("bin/app2", "bin/app"), File("etc/.wh.gone", ""), Special("dev", '3'))
 	metadata := map[string]string{}
 	pack := estargz.WithCompression(chunked{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: metadata}, &zstdchunked.Decompressor{}})
 	for name, o := range map[string][]estargz.Option{
@@ -87,13 +99,33 @@ func TestCheckTOC(t *testing.T) {
 		require.NoError(t, err)
 		assert.Empty(t, differences, name)
 		assert.NotEmpty(t, rootfs.Lazy(annotations))
+
+		// A sound table is no reason to pass over another snapshotter's annotation.
+		with := maps.Clone(annotations)
+		with["containerd.io/snapshot/overlaybd/blob-digest"] = digest(blob)
+		differences, err = rootfs.CheckTOC(ctx, bytes.NewReader(blob), int64(len(blob)), with, index, rootfs.Limits{})
+		require.NoError(t, err)
+		assert.Contains(t, strings.Join(differences, " "), "overlaybd", name)
 	}
 
 	blob, _ := lazyLayer(t, archive, estargz.WithChunkSize(20_000), pack)
 	for what, change := range map[string]func([]estargz.TOCEntry) []estargz.TOCEntry{
 		"":                func(l []estargz.TOCEntry) []estargz.TOCEntry { return l },
 		"\"/etc/evil__\"": func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "etc/passwd").Name = "etc/evil__"; return l },
-		"10 entries": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+		"a chunk of 0 bytes from 0 to 20000": func(l []estargz.TOCEntry) []estargz.TOCEntry { // all but the last say their size
+			find(l, "bin/app").ChunkSize = 0
+			return l
+		},
+		"\"bin/other\" does not follow": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			for i := range l {
+				if l[i].Type == "chunk" {
+					l[i].Name = "bin/other"
+					break
+				}
+			}
+			return l
+		},
+		"11 entries": func(l []estargz.TOCEntry) []estargz.TOCEntry {
 			return append(l, estargz.TOCEntry{Name: "cconvert", Type: "dir"})
 		},
 		"\"/l\"":       func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "l").LinkName = "etc/evil__"; return l },
@@ -119,6 +151,14 @@ func TestCheckTOC(t *testing.T) {
 			}
 			return l
 		},
+		"\"/etc/passwd\" is another entry": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			find(l, "etc/passwd").Xattrs = map[string][]byte{"security.capability": []byte("\x01\x00\x00\x02")}
+			return l
+		},
+		"\"/dev\" is another entry": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			find(l, "dev").DevMajor = 8
+			return l
+		},
 		"overlay": func(l []estargz.TOCEntry) []estargz.TOCEntry {
 			find(l, "etc/").Xattrs = map[string][]byte{"trusted.overlay.opaque": []byte("y")}
 			return l
@@ -135,6 +175,39 @@ func TestCheckTOC(t *testing.T) {
 		}
 		assert.Contains(t, strings.Join(differences, "\n"), what)
 	}
+
+	// What some readers take for another table than others do.
+	for old, changed := range map[string]string{
+		`"entries":`: `"entries":[],"entries":`,
+		`"offset":`:  `"offſet":1,"offset":`,
+		`"digest":`:  `"digeſt":`,
+		`"name":`:    `"Name":`,
+		`"type":`:    `"type":"reg","type":`,
+		`"size":`:    "\"x\":\"\xff\",\"size\":",
+	} {
+		lie, annotations := rewrite(t, blob, metadata, func(raw []byte) []byte {
+			require.Contains(t, string(raw), old)
+			return bytes.Replace(raw, []byte(old), []byte(changed), 1)
+		})
+		index, err := rootfs.Scan(ctx, bytes.NewReader(lie), digest(lie), rootfs.Options{})
+		require.NoError(t, err)
+		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(lie), int64(len(lie)), annotations, index, rootfs.Limits{})
+		require.NoError(t, err)
+		require.Len(t, differences, 1, changed)
+		assert.Contains(t, differences[0], "reading the table of contents", changed)
+	}
+
+	// Of a path that is twice in an archive, readers of the table take another entry than whoever unpacks it.
+	var twice bytes.Buffer
+	w := estargz.NewWriter(&twice)
+	require.NoError(t, w.AppendTar(bytes.NewReader(Tar(t, File("etc/passwd", "evil\n"), File("etc/passwd", "root\n")))))
+	toc, err := w.Close()
+	require.NoError(t, err)
+	index, err := rootfs.Scan(ctx, bytes.NewReader(twice.Bytes()), digest(twice.Bytes()), rootfs.Options{})
+	require.NoError(t, err)
+	differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(twice.Bytes()), int64(twice.Len()), map[string]string{estargz.TOCJSONDigestAnnotation: toc.String()}, index, rootfs.Limits{})
+	require.NoError(t, err)
+	assert.Contains(t, strings.Join(differences, "\n"), "\"/etc/passwd\"")
 
 	for annotation, lazy := range map[string]bool{
 		"containerd.io/snapshot/nydus-bootstrap": true, "containerd.io/snapshot/overlaybd/blob-digest": true, "org.opencontainers.image.title": false,

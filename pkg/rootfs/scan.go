@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -233,6 +235,39 @@ func checkGlobal(name string) error {
 	return fmt.Errorf("%w: a global header has the name %q, which some engines take for a file to remove", ErrOverlay, name)
 }
 
+// xattrRecord begins the pax records of extended attributes.
+const xattrRecord = "SCHILY.xattr."
+
+// aufsNames are what AUFS has at the root of each layer.
+var aufsNames = []string{"/" + whiteoutAUFS + "aufs", "/" + whiteoutAUFS + "plnk", "/" + whiteoutAUFS + "orph"}
+
+// overlayAttributes begin the names of attributes by which file systems of engines hide files or show others: the
+// kernel's overlay and fuse-overlayfs.
+var overlayAttributes = []string{
+	"trusted.overlay.", "user.overlay.", "trusted.fuseoverlayfs.", "user.fuseoverlayfs.", "security.fuseoverlayfs.",
+	"user.containers.", // override_stat, by which storage of containers/storage shows other types and owners
+}
+
+// attributes is Entry.Attributes of a header.
+func attributes(h *tar.Header) string {
+	device := h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock
+	var records []string
+	for record, value := range h.PAXRecords {
+		if strings.HasPrefix(record, xattrRecord) {
+			records = append(records, fmt.Sprintf("%q=%q", record, value))
+		}
+	}
+	if device {
+		records = append(records, fmt.Sprintf("%d:%d", h.Devmajor, h.Devminor))
+	}
+	if len(records) == 0 {
+		return ""
+	}
+	slices.Sort(records)
+	sum := sha256.Sum256([]byte(strings.Join(records, "\n")))
+	return string(sum[:])
+}
+
 // entryOf translates a tar header; nil for what is no entry.
 func entryOf(h *tar.Header) (*Entry, error) {
 	if h.Typeflag == tar.TypeXGlobalHeader {
@@ -243,18 +278,19 @@ func entryOf(h *tar.Header) (*Entry, error) {
 		return nil, err
 	}
 	for record := range h.PAXRecords {
-		if strings.HasPrefix(record, "SCHILY.xattr.trusted.overlay.") || strings.HasPrefix(record, "SCHILY.xattr.user.overlay.") {
-			return nil, fmt.Errorf("%w: %q has the attribute %q", ErrOverlay, p, strings.TrimPrefix(record, "SCHILY.xattr."))
+		name, ok := strings.CutPrefix(record, xattrRecord)
+		if ok && slices.ContainsFunc(overlayAttributes, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
+			return nil, fmt.Errorf("%w: %q has the attribute %q", ErrOverlay, p, name)
 		}
 	}
-	e := &Entry{Path: p, Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid}
+	e := &Entry{Path: p, Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid, Attributes: attributes(h)}
 	dir, base := path.Split(p)
 	switch {
 	case base == whiteoutOpaque:
 		e.Type, e.Path = Opaque, path.Clean(dir)
 		return e, nil
-	case strings.HasPrefix(p, "/"+whiteoutAUFS) && strings.Count(p, "/") <= 2 && (h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeReg):
-		return nil, nil // as AUFS leaves at its root: engines pass over it or unpack it, and nothing else goes through it
+	case slices.Contains(aufsNames, p) && (h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeReg && h.Size == 0):
+		return nil, nil // as AUFS leaves at its root: engines pass over it or unpack it, and nothing is in it
 	case strings.Contains(p, "/"+whiteoutAUFS):
 		// Engines differ in which of these they unpack.
 		return nil, fmt.Errorf("%w: %q has a name of the bookkeeping of AUFS", ErrOverlay, p)
@@ -327,7 +363,11 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 	}
 	s.sum.Sum(e.SHA256[:0])
 	if program != nil {
-		if e.ELF, _ = ParseELF(program); e.ELF != nil { // else it is not a program after all
+		e.ELF, _ = ParseELF(program)
+		if e.ELF == nil && len(program.sigs.found) > 0 { // an enclave all the same, whatever its headers are
+			e.ELF = &ELF{Class: elf.ELFCLASS64}
+		}
+		if e.ELF != nil { // else it is not a program after all
 			e.ELF.SigStructs = program.sigs.found
 			s.room.names += e.ELF.names()
 		}

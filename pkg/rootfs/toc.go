@@ -10,12 +10,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
+
+	"github.com/cconvert/cconvert/internal/strictjson"
 )
 
 // ErrNoTOC says that a layer has no table of contents, or none that the image's manifest vouches for.
@@ -82,6 +86,11 @@ func readTOC(blob io.ReaderAt, size int64, annotations map[string]string) (*toc,
 
 // readTOCs reads every table that an annotation names: each engine takes the one that it knows.
 func readTOCs(blob io.ReaderAt, size int64, annotations map[string]string) (tables []*toc, err error) {
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		if name != tocDigest && strings.HasPrefix(name, snapshotters) {
+			return nil, fmt.Errorf("the annotation %q is of a snapshotter that is not known", name)
+		}
+	}
 	for _, prefix := range chunkedPrefixes {
 		at, sum := annotations[prefix+"manifest-position"], annotations[prefix+"manifest-checksum"]
 		if at == "" && sum == "" {
@@ -205,8 +214,22 @@ func (t *toc) inflate(packed []byte) (raw []byte, err error) {
 	return raw, nil
 }
 
+// tocRules are those of tables of contents (github.com/containerd/stargz-snapshotter, docs/estargz.md, and the keys
+// that containers/storage adds), on whose keys readers must agree.
+var tocRules = strictjson.Rules{
+	Named: []string{"xattrs"}, MaxList: maxTOCEntries, MaxKeys: 20 * maxTOCEntries,
+	Known: []string{
+		"version", "entries", "tarSplitDigest", "name", "type", "size", "modtime", "accesstime", "changetime",
+		"linkName", "mode", "uid", "gid", "userName", "groupName", "devMajor", "devMinor", "NumLink", "xattrs",
+		"digest", "offset", "endOffset", "innerOffset", "chunkOffset", "chunkSize", "chunkDigest", "chunkType",
+	},
+}
+
 // decode reads the entries one by one: a few bytes of JSON can be a large one in memory.
 func (t *toc) decode(raw []byte) error {
+	if err := strictjson.Check(raw, tocRules); err != nil {
+		return fmt.Errorf("reading the table of contents: %w", err)
+	}
 	var table struct {
 		Entries json.RawMessage `json:"entries"`
 	}
@@ -241,21 +264,27 @@ var tocTypes = map[string]byte{
 
 // index makes the entries that a scan of the layer would have found.
 func (t *toc) index() error {
-	all := t.contents
+	all, chunks := t.contents, 0 // of the file before
 	for i, in := range all {
 		if err := t.ctx.Err(); err != nil {
 			return err
 		}
 		if in.Type == "chunk" {
+			if i >= chunks {
+				return fmt.Errorf("a part of %q does not follow the file", in.Name)
+			}
 			continue
 		}
 		kind, ok := tocTypes[in.Type]
 		if !ok {
 			return fmt.Errorf("%q has the unknown entry type %q", in.Name, in.Type)
 		}
-		h := &tar.Header{Typeflag: kind, Name: in.Name, Linkname: in.LinkName, Size: in.Size, Mode: in.Mode, Uid: in.UID, Gid: in.GID, PAXRecords: map[string]string{}}
-		for attribute := range in.Xattrs {
-			h.PAXRecords["SCHILY.xattr."+attribute] = ""
+		h := &tar.Header{
+			Typeflag: kind, Name: in.Name, Linkname: in.LinkName, Size: in.Size, Mode: in.Mode, Uid: in.UID, Gid: in.GID,
+			Devmajor: int64(in.DevMajor), Devminor: int64(in.DevMinor), PAXRecords: map[string]string{},
+		}
+		for attribute, value := range in.Xattrs {
+			h.PAXRecords[xattrRecord+attribute] = string(value)
 		}
 		e, err := entryOf(h)
 		if err != nil {
@@ -270,10 +299,10 @@ func (t *toc) index() error {
 				return err
 			}
 			end := i + 1
-			for end < len(all) && all[end].Type == "chunk" {
+			for end < len(all) && all[end].Type == "chunk" && all[end].Name == in.Name {
 				end++
 			}
-			content = &tocFile{toc: t, size: e.Size, chunks: all[i:end]}
+			content, chunks = &tocFile{toc: t, size: e.Size, chunks: all[i:end]}, end
 		}
 		if err := t.each(e, content); err != nil {
 			return err

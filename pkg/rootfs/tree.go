@@ -10,10 +10,18 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // maxLinks is how many symbolic links one look-up follows, as in Linux (path_resolution(7)).
 const maxLinks = 40
+
+// maxFollowed is how many bytes of targets are followed in all look-ups of a tree together: each look-up may go through
+// 40 links of 4 KB, and an image has millions of paths. It is some seconds' work.
+const maxFollowed = 1 << 29
+
+// ErrFollowed says that an image's symbolic links cannot be followed to the end.
+var ErrFollowed = errors.New("the image's symbolic links lead through too many paths")
 
 // ErrLoop says that a path goes through too many symbolic links.
 var ErrLoop = errors.New("too many levels of symbolic links")
@@ -144,8 +152,26 @@ func (n *Node) Children() []*Node {
 
 // Tree is the filesystem that a container of the image would see.
 type Tree struct {
-	root *Node
-	len  int
+	root     *Node
+	len      int
+	followed *atomic.Int64 // bytes of the targets of symbolic links, in all look-ups
+}
+
+// follow counts a link that a look-up goes through.
+func (t *Tree) follow(target string) error {
+	if t.followed.Add(int64(len(target)+1)) > maxFollowed {
+		return ErrFollowed
+	}
+	return nil
+}
+
+// Err is ErrFollowed if look-ups have failed by it. Whoever has used a tree must ask before the outcome is used: a file
+// that was not found because of it may be there.
+func (t *Tree) Err() error {
+	if t.followed.Load() > maxFollowed {
+		return ErrFollowed
+	}
+	return nil
 }
 
 // Len is the number of nodes, the root among them.
@@ -159,16 +185,20 @@ func newDir(p string, layer int) *Node {
 // laid over the others, as overlay filesystems do: what it puts below a path that is a symbolic link in
 // a lower layer replaces the link.
 func Merge(layers []*Index) (*Tree, error) {
-	t := &Tree{root: newDir("/", 0)}
+	t := &Tree{root: newDir("/", 0), followed: new(atomic.Int64)}
 	var room implied
 	for i, l := range layers {
-		b := &layerBuilder{lower: t, room: &room, own: &Tree{root: newDir("/", i)}, layer: i, nodes: make([]Node, len(l.Entries))}
+		own := &Tree{root: newDir("/", i), followed: t.followed}
+		b := &layerBuilder{lower: t, room: &room, own: own, layer: i, nodes: make([]Node, len(l.Entries))}
 		for k := range l.Entries {
 			if err := b.add(&l.Entries[k]); err != nil {
 				return nil, fmt.Errorf("layer %s: %w", l.Digest, err)
 			}
 		}
 		overlay(t.root, b.own.root)
+	}
+	if err := t.Err(); err != nil {
+		return nil, err
 	}
 	t.settle(t.root)
 	return t, nil
@@ -303,6 +333,9 @@ func (b *layerBuilder) dir(p string) (*Node, error) {
 			if links++; links > maxLinks {
 				return nil, fmt.Errorf("%q: %w", p, ErrLoop)
 			}
+			if err := b.own.follow(c.Link); err != nil {
+				return nil, err
+			}
 			todo = c.Link + "/" + todo
 			if path.IsAbs(c.Link) {
 				n = b.own.root
@@ -393,6 +426,9 @@ func (t *Tree) Follow(n *Node) (to *Node, real string, err error) {
 	if path.IsAbs(n.Link) {
 		from = t.root
 	}
+	if err := t.follow(n.Link); err != nil {
+		return nil, "", err
+	}
 	return t.resolve(from, n.Link, true, 1)
 }
 
@@ -414,6 +450,9 @@ func (t *Tree) resolve(n *Node, p string, last bool, links int) (*Node, string, 
 			if next, _ := component(todo); last || next != "" {
 				if links++; links > maxLinks {
 					return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: ErrLoop}
+				}
+				if err := t.follow(c.Link); err != nil {
+					return nil, "", err
 				}
 				todo = c.Link + "/" + todo
 				if path.IsAbs(c.Link) {

@@ -86,6 +86,9 @@ func (w *walker) learn(layers []*Index) {
 					w.follow("/", path.Dir(e.Link), func(real string) {
 						above := path.Join(real, path.Base(e.Link))
 						for target := range w.links[above] {
+							if w.steps++; w.steps > maxSteps {
+								return
+							}
 							if !path.IsAbs(target) { // relative to where the link is now
 								targets[path.Join(path.Dir(above), target)] = true
 							}
@@ -95,6 +98,9 @@ func (w *walker) learn(layers []*Index) {
 				}
 				w.follow("/", path.Dir(e.Path), func(real string) {
 					for target := range targets {
+						if w.steps++; w.steps > maxSteps {
+							return
+						}
 						note(path.Join(real, path.Base(e.Path)), target)
 					}
 				})

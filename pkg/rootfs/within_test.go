@@ -3,7 +3,10 @@ package rootfs_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -87,14 +90,46 @@ func TestWithinManyLinks(t *testing.T) {
 	assert.Less(t, time.Since(begin), 10*time.Second)
 }
 
+// Hard links to a path of many links take bounded work, which is copying their targets.
+func TestWithinManyHardLinks(t *testing.T) {
+	var links []Entry
+	for i := range 3000 {
+		links = append(links, Symlink("s", fmt.Sprintf("t%d", i)))
+	}
+	for i := range 3000 {
+		links = append(links, Hardlink(fmt.Sprintf("h%d", i), "s"))
+	}
+	index := scan(t, append(links, Symlink("x", "y/cconvert"))...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	rootfs.Within([]*rootfs.Index{index}, "/cconvert")
+	runtime.ReadMemStats(&after)
+	assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<30))
+}
+
 // Names that only some engines pass over would hide entries from who reads the layer.
 func TestAUFSNames(t *testing.T) {
 	for _, e := range []Entry{
 		Symlink(".wh..wh.x", "/"), File("srv/.wh..wh.x", ""), Symlink("srv/.wh..wh.x/root", "/"), File(".wh..wh.plnk/a/b", "x"), Hardlink(".wh..wh.plnk/5.6", "a"),
+		File("/.wh..wh.x/evil", "x"), File(".wh..wh.orph/x", "y"), File(".wh..wh.aufs", "x"),
 	} {
 		blob := Tar(t, File("a", "1"), e)
 		_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
 		assert.ErrorIs(t, err, rootfs.ErrOverlay, e.Header.Name)
+	}
+}
+
+// Attributes by which file systems of engines hide files are refused, and no others.
+func TestOverlayAttributes(t *testing.T) {
+	for attribute, refused := range map[string]bool{
+		"trusted.overlay.opaque": true, "user.overlay.redirect": true, "user.fuseoverlayfs.opaque": true, "user.containers.override_stat": true,
+		"security.capability": false, "user.mime_type": false,
+	} {
+		e := Dir("d")
+		e.Header.PAXRecords = map[string]string{"SCHILY.xattr." + attribute: "y"}
+		blob := Tar(t, e)
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+		assert.Equal(t, refused, errors.Is(err, rootfs.ErrOverlay), "%s: %v", attribute, err)
 	}
 }
 
@@ -106,4 +141,27 @@ func TestPolyglot(t *testing.T) {
 	blob[6], blob[7] = 0, 0 // the size ends so, and so does the name
 	_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
 	assert.ErrorIs(t, err, rootfs.ErrCompression)
+
+	// However a reader of tar may read the checksum.
+	sum := 0
+	for i, b := range blob[:512] {
+		if i >= 148 && i < 156 {
+			b = ' '
+		}
+		sum += int(b)
+	}
+	for _, field := range []string{"%06o\x00 ", "%06o\x00X", "%06o  ", " %06o\x00", "%08o", "\x00%06o9", "  %06o"} {
+		copy(blob[148:156], fmt.Sprintf(field, sum))
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+		assert.ErrorIs(t, err, rootfs.ErrCompression, "%q", field)
+	}
+	binary.BigEndian.PutUint64(blob[148:156], 1<<63|uint64(sum))
+	_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+	assert.ErrorIs(t, err, rootfs.ErrCompression)
+
+	for _, magic := range []string{"BZh91AY&SY", "LZIP", "\xfd7zXZ", "\x04\x22\x4d\x18", "\x1f\x9d\x90"} {
+		blob := Tar(t, File(magic, "x"))
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
+		assert.ErrorIs(t, err, rootfs.ErrCompression, "%q", magic)
+	}
 }

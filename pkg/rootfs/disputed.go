@@ -1,0 +1,123 @@
+package rootfs
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Disputed returns why engines may not agree on what is at some paths, which begin with "/". Engines that unpack all
+// layers into one directory follow the links of lower layers, where overlay file systems make directories in their
+// place. Overlay file systems keep what lower layers have in a directory that a layer removes and makes anew, and know
+// no opaque root.
+func Disputed(layers []*Index, paths []string) (problems []string) {
+	names := map[string]bool{}
+	for _, p := range paths {
+		for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
+			names[name] = true
+		}
+	}
+	links := symlinks(layers)
+	for i, l := range layers {
+		gone := map[string]bool{}
+		for k := range l.Entries {
+			e := &l.Entries[k]
+			if e.Type == Whiteout {
+				gone[e.Path] = true
+			}
+		}
+		for k := range l.Entries {
+			e := &l.Entries[k]
+			switch {
+			case e.Type == Opaque && e.Path == "/" && i > 0:
+				problems = append(problems, fmt.Sprintf("layer %d removes all that is in lower layers, which overlay file systems do not do", i+1))
+			case e.Type != Dir && names[path.Base(e.Path)]:
+				if at := above(e.Path, links); at != "" {
+					problems = append(problems, fmt.Sprintf("layer %d: %q goes through %q, which is a link in one of the layers: engines differ in where it leads to", i+1, e.Path, at))
+				}
+			}
+			if i > 0 && len(gone) > 0 && e.Type != Whiteout {
+				at := above(e.Path, gone)
+				if at == "" && e.Type == Dir && gone[e.Path] {
+					at = e.Path
+				}
+				if at != "" {
+					problems = append(problems, fmt.Sprintf("layer %d removes %q and makes it anew: overlay file systems keep what lower layers have in it", i+1, at))
+					delete(gone, at)
+				}
+			}
+		}
+	}
+	return slices.Compact(problems)
+}
+
+// maxHidden is how many files that are hidden are told of.
+const maxHidden = 100
+
+// Hidden returns which files of some kind are not in the tree of all layers, though engines may have them: those that
+// are not replaced or removed in a way that all engines take for the same.
+func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []string) {
+	links := symlinks(layers)
+	for i, l := range layers {
+		for k := range l.Entries {
+			e := &l.Entries[k]
+			if e.Type != Regular || !kind(e) {
+				continue
+			}
+			if n := tree.Lookup(e.Path); n != nil && n.Type == Regular && n.SHA256 == e.SHA256 {
+				continue
+			}
+			if above(e.Path, links) == "" && (replaced(l.Entries[k+1:], e.Path, false) || slices.ContainsFunc(layers[i+1:], func(l *Index) bool { return replaced(l.Entries, e.Path, true) })) {
+				continue
+			}
+			if problems = append(problems, fmt.Sprintf("layer %d has %q, which is hidden in a way that engines differ in", i+1, e.Path)); len(problems) >= maxHidden {
+				return problems
+			}
+		}
+	}
+	return problems
+}
+
+// replaced reports whether entries put something in the place of a path, or of a directory above it, or remove it; the
+// whiteouts of a layer are about lower ones.
+func replaced(entries []Entry, p string, higher bool) bool {
+	for k := range entries {
+		e := &entries[k]
+		at, below := e.Path == p, e.Path != "/" && strings.HasPrefix(p, e.Path+"/")
+		switch e.Type {
+		case Regular, Hardlink, Symlink, Whiteout:
+			if (at || below) && (higher || e.Type != Whiteout) {
+				return true
+			}
+		case Opaque:
+			if below && higher {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// above returns a path above p that is in a set; empty if there is none.
+func above(p string, set map[string]bool) string {
+	for d := path.Dir(p); len(d) > 1; d = path.Dir(d) {
+		if set[d] {
+			return d
+		}
+	}
+	return ""
+}
+
+// symlinks are the paths of links in any layer. A hard link can be one to a symbolic link.
+func symlinks(layers []*Index) map[string]bool {
+	links := map[string]bool{}
+	for _, l := range layers {
+		for k := range l.Entries {
+			if e := &l.Entries[k]; e.Type == Symlink || e.Type == Hardlink {
+				links[e.Path] = true
+			}
+		}
+	}
+	return links
+}
