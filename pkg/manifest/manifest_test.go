@@ -216,6 +216,7 @@ func TestManyKeys(t *testing.T) {
 		"arrays of tables":    repeat(80_000, "[[sys.k%d]]\n"),
 		"tables":              repeat(80_000, "[sys.k%d]\n"),
 		"dotted":              repeat(80_000, "sys.k%d.a = 1\n"),
+		"in one key":          "[" + strings.Repeat("a.", 100_000) + "a]\n",
 		"on one line":         "loader.env = {" + strings.TrimSuffix(repeat(80_000, "K%d = '1', "), ", ") + "}\n",
 		"in an array":         "a = [{" + strings.TrimSuffix(repeat(80_000, "K%d = '1', "), ", ") + "}]\n",
 		"in an array's table": "[[a]]\n" + repeat(80_000, "K%d = '1'\n"),
@@ -223,9 +224,26 @@ func TestManyKeys(t *testing.T) {
 		_, err := ParseOverlay("x", []byte(text))
 		assert.Error(t, err, what)
 		_, err = Parse([]byte(text))
+		if what == "in one key" {
+			assert.ErrorContains(t, err, "more than 16 parts")
+			continue
+		}
 		assert.ErrorContains(t, err, "more than 10000 keys", what)
 	}
-	_, err := ParseOverlay("x", []byte("[loader.env]\n"+repeat(5_000, "K%d = '1'\n")))
+	for what, text := range map[string]string{
+		"empty tables":     "[sgx]\na = [" + strings.Repeat("{},", 1_000_000) + "]\n",
+		"numbers":          "a = [" + strings.Repeat("1,", 1_000_000) + "]\n",
+		"parts of a key":   strings.Repeat("a.", 1_000_000) + "a = 1\n",
+		"tables of a list": strings.Repeat("[[a]]\n", 1_000_000),
+		"behind a string":  "a = '''\n,''' # ,\nb = \"\\\",\"\nc = [" + strings.Repeat("{},", 1_000_000) + "]\n",
+	} {
+		_, err := Parse([]byte(text))
+		assert.ErrorContains(t, err, "less text than such lists must have", what)
+	}
+	literal, escaped := strings.Repeat(",.[{=", 100_000), strings.Repeat("\\\",", 100_000)
+	_, err := Parse([]byte("[loader]\nargv = ['" + literal + "', \"" + escaped + "\"] # " + strings.Repeat(",", 500_000) + "\n"))
+	assert.NoError(t, err, "what is quoted is text")
+	_, err = ParseOverlay("x", []byte("[loader.env]\n"+repeat(5_000, "K%d = '1'\n")))
 	assert.NoError(t, err)
 	_, err = ParseOverlay("x", []byte("[sys]\n"+repeat(9_000, "k%d = 1\n")))
 	assert.Less(t, len(err.Error()), 10_000, "some of the mistakes are told")

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -25,6 +26,9 @@ func Parse(text []byte) (*Manifest, error) {
 	if len(text) > MaxBytes {
 		return nil, fmt.Errorf("the manifest has %d bytes, more than %d", len(text), MaxBytes)
 	}
+	if err := boundTokens(text); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
 	if err := boundKeys(text); err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
@@ -48,6 +52,54 @@ func Parse(text []byte) (*Manifest, error) {
 	return &m, nil
 }
 
+// maxFewTokens is how many punctuation marks a manifest may have outside of strings, whatever its size.
+const maxFewTokens = 200_000
+
+// boundTokens refuses a text of little else than punctuation: "{}," becomes hundreds of bytes in memory. In an entry for
+// a file five marks come with 90 bytes at least.
+func boundTokens(text []byte) error {
+	tokens := 0
+	for i := 0; i < len(text); {
+		switch c := text[i]; c {
+		case '"', '\'':
+			i += quoted(text[i:])
+			continue
+		case '#':
+			if end := bytes.IndexByte(text[i:], '\n'); end >= 0 {
+				i += end
+				continue
+			}
+			return nil
+		case ',', '.', '[', '{', '=':
+			if tokens++; tokens > maxFewTokens+len(text)/16 {
+				return errors.New("it has less text than such lists must have")
+			}
+		}
+		i++
+	}
+	return nil
+}
+
+// quoted is the length of the string that a text begins with, to the end of the text if it does not end (TOML 1.0,
+// "String").
+func quoted(text []byte) int {
+	mark := text[:1]
+	if long := bytes.Repeat(mark, 3); bytes.HasPrefix(text, long) {
+		mark = long
+	}
+	for i := len(mark); i < len(text); i++ {
+		switch {
+		case text[i] == '\\' && mark[0] == '"':
+			i++
+		case len(mark) == 1 && text[i] == '\n': // no string: for the decoder to tell
+			return i
+		case bytes.HasPrefix(text[i:], mark):
+			return i + len(mark)
+		}
+	}
+	return len(text)
+}
+
 // maxKeys is how many keys a table may have. What decodes them needs a time that grows with the square of their number:
 // 0.4 s for so many.
 const maxKeys = 10_000
@@ -58,7 +110,10 @@ func boundKeys(text []byte) error {
 	p.Reset(text)
 	keys := map[string]int{} // of each table, by its dotted name
 	count := func(table string, it unstable.Iterator) (string, error) {
-		for it.Next() {
+		for parts := 1; it.Next(); parts++ {
+			if parts > maxDepth {
+				return "", fmt.Errorf("a key of the table %.100q has more than %d parts", strings.TrimSuffix(table, "."), maxDepth)
+			}
 			if keys[table]++; keys[table] > maxKeys {
 				return "", fmt.Errorf("the table %.100q has more than %d keys", strings.TrimSuffix(table, "."), maxKeys)
 			}
@@ -73,7 +128,9 @@ func boundKeys(text []byte) error {
 		case unstable.Table:
 			table, err = count("", e.Key())
 		case unstable.ArrayTable:
-			table = dotted(e.Key())
+			if table, err = dotted(e.Key()); err != nil {
+				return err
+			}
 			if _, again := keys[table]; !again {
 				_, err = count("", e.Key())
 			}
@@ -90,11 +147,14 @@ func boundKeys(text []byte) error {
 	return nil
 }
 
-func dotted(it unstable.Iterator) (path string) {
-	for it.Next() {
+func dotted(it unstable.Iterator) (path string, err error) {
+	for parts := 1; it.Next(); parts++ {
+		if parts > maxDepth {
+			return "", fmt.Errorf("a key has more than %d parts", maxDepth)
+		}
 		path += string(it.Node().Data) + "."
 	}
-	return path
+	return path, nil
 }
 
 // boundInline is boundKeys for what is written on one line, or in an array.

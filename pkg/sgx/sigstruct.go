@@ -107,6 +107,11 @@ type SigStruct struct {
 // Debug says whether the enclave may be read by a debugger, and so keeps no secrets.
 func (s *SigStruct) Debug() bool { return s.Attributes.Flags&FlagDebug != 0 }
 
+// MayDebug reports whether the CPU would start the enclave as one that a debugger may read: whether DEBUG is set, or
+// not among the attributes that the signature decides on (SDM 3D, EINIT). The quote of such an enclave tells how it
+// runs.
+func (s *SigStruct) MayDebug() bool { return s.Debug() || s.AttributesMask.Flags&FlagDebug == 0 }
+
 // MRSigner is the identity of the key that signed; zero before Attach.
 func (s *SigStruct) MRSigner() Measurement {
 	if s.key == nil {

@@ -218,7 +218,8 @@ func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 // group repeats a thread's entries.
 func (l *layout) group(times uint32) item {
 	begin, end := l.first[1].rva, l.first[len(l.first)-1]
-	return item{id: idThreads, count: uint16(len(l.first) - 1), times: times, step: end.rva + uint64(end.pages)*sgx.PageSize - begin}
+	step := end.rva + uint64(end.pages)*sgx.PageSize - begin
+	return item{id: idThreads, count: uint16(len(l.first) - 1), times: times, step: step}
 }
 
 // table is the list of layout entries: as measured, or as it is stored, where the threads after the first are one group

@@ -53,6 +53,9 @@ const (
 	maxEnclave  = 1 << 40 // bytes, as Gramine has it
 )
 
+// MaxMeasured is how many bytes are hashed of one enclave: ten seconds' worth.
+const MaxMeasured = 8 << 30
+
 // Attributes of a layout entry.
 const (
 	attrAdd    = 1 // EADD
@@ -112,8 +115,24 @@ func Open(file []byte) (*Enclave, error) {
 	return e, nil
 }
 
-// Measure computes the MRENCLAVE.
+// Hashed is how many bytes Measure hashes.
+func (e *Enclave) Hashed() uint64 {
+	var pages, measured uint64
+	for _, a := range e.Layout.Areas {
+		pages += a.Size / sgx.PageSize
+		if !a.Unmeasured {
+			measured += a.Size
+		}
+	}
+	// 64 bytes are hashed for each page that is added (SDM 3D, EADD), and all of those that are measured.
+	return measured + 64*pages
+}
+
+// Measure computes the MRENCLAVE. The error is ErrMetadata if more than MaxMeasured bytes would be hashed.
 func (e *Enclave) Measure(ctx context.Context) (sgx.Measurement, error) {
+	if e.Hashed() > MaxMeasured {
+		return sgx.Measurement{}, fmt.Errorf("%w: measuring it means hashing more than %d bytes", ErrMetadata, uint64(MaxMeasured))
+	}
 	return sgx.Measure(ctx, e.Layout)
 }
 
@@ -164,7 +183,8 @@ func metadata(file []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: version %d is not known", ErrMetadata, v)
 	}
 	// What runs on a processor decides which of several is loaded: with SGX2, another one (linux-sgx, urts).
-	if bytes.Contains(note[at+8:], binary.LittleEndian.AppendUint64(nil, magic)) {
+	// Nor do readers agree on which section has the name.
+	if bytes.Count(file, binary.LittleEndian.AppendUint64(nil, magic)) > 1 {
 		return nil, fmt.Errorf("%w: it has several of them, of which the loader chooses one", ErrMetadata)
 	}
 	return meta, nil
@@ -190,10 +210,14 @@ func patched(file, meta []byte) ([]byte, error) {
 		return nil, err
 	}
 	out := bytes.Clone(file)
+	sum := uint64(0)
 	for _, p := range patches {
 		to, from, size := binary.LittleEndian.Uint64(p), uint64(binary.LittleEndian.Uint32(p[8:])), uint64(binary.LittleEndian.Uint32(p[12:]))
 		if from > uint64(len(meta)) || size > uint64(len(meta))-from || to > uint64(len(out)) || size > uint64(len(out))-to {
 			return nil, fmt.Errorf("it patches %d bytes at %#x, from %#x", size, to, from)
+		}
+		if sum += size; sum > uint64(len(file)) {
+			return nil, errors.New("it patches more than the file has")
 		}
 		copy(out[to:], meta[from:from+size])
 	}
@@ -207,9 +231,13 @@ func (e *Enclave) program(image []byte) error {
 	if err != nil {
 		return err
 	}
+	sum := uint64(0)
 	for _, p := range progs {
 		if p.Filesz > p.Memsz || p.Off > uint64(len(image)) || p.Filesz > uint64(len(image))-p.Off || p.Memsz > e.Layout.Size || p.Vaddr > e.Layout.Size {
 			return fmt.Errorf("a segment of %d bytes at %#x does not fit", p.Memsz, p.Vaddr)
+		}
+		if sum += p.Filesz; sum > uint64(len(image))+maxSegments*sgx.PageSize { // they can share pages
+			return errors.New("its segments are more than the file has")
 		}
 		begin := p.Vaddr &^ (sgx.PageSize - 1)
 		end := (p.Vaddr + p.Memsz + sgx.PageSize - 1) &^ (sgx.PageSize - 1)
