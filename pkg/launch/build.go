@@ -74,7 +74,10 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 	if err := s.program(tree); err != nil {
 		return nil, err
 	}
-	f := &files{spec: s, tree: tree, writable: map[string]Mount{}, policy: cmp.Or(o.Trust, TrustAuto)}
+	f := &files{spec: s, tree: tree, writable: map[string]Mount{}, policy: cmp.Or(o.Trust, TrustAuto), allowed: map[string]bool{}}
+	for _, p := range s.Allowed {
+		f.allowed[p] = true
+	}
 	if err := f.follow(ctx, contents, o); err != nil {
 		return nil, err
 	}

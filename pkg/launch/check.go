@@ -23,6 +23,9 @@ func (e *OptionError) Error() string {
 	return e.Option + " " + e.Value + ": " + e.Why
 }
 
+// maxValues is how often an option may be given.
+const maxValues = 1000
+
 // Check reports what is wrong with the options, as an OptionError, wherever they come from: a command line, a plan, a job
 // of a queue, or the recipe in an image.
 func (o Options) Check() error {
@@ -47,6 +50,13 @@ func (o Options) Check() error {
 	} {
 		if c.value != "" && !slices.Contains(c.known, c.value) {
 			return wrong(c.option, c.value, "there is %s and %s", strings.Join(c.known[:len(c.known)-1], ", "), c.known[len(c.known)-1])
+		}
+	}
+	for option, n := range map[string]int{
+		"allow-file": len(o.AllowedFiles), "tmpfs": len(o.Tmpfs), "encrypt-mount": len(o.Encrypted), "env": len(o.Env),
+	} {
+		if n > maxValues {
+			return wrong(option, "", "it is given %d times, more than %d", n, maxValues)
 		}
 	}
 	for _, v := range o.Env {

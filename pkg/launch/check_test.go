@@ -1,6 +1,7 @@
 package launch_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -29,6 +30,7 @@ func TestCheckedOptions(t *testing.T) {
 		"env =x:":                      {Env: []launch.EnvVar{{Value: "x"}}},
 		"env A B=x:":                   {Env: []launch.EnvVar{{Name: "A B", Value: "x"}}},
 		"allow-file x:":                {AllowedFiles: []string{"x"}},
+		"allow-file: it is given 1001": {AllowedFiles: slices.Repeat([]string{"/x"}, 1001)},
 		"tmpfs x:":                     {Tmpfs: []string{"x"}},
 		"encrypt-mount x=:":            {Encrypted: []launch.Mount{{Path: "x"}}},
 		"encrypt-mount /x=:":           {Encrypted: []launch.Mount{{Path: "/x"}}, Tmpfs: []string{"/x"}},

@@ -62,6 +62,7 @@ const (
 	CodeGconv             = "gconv"
 	CodeLoaderEnv         = "loader-env"
 	CodeRuntimeUnpinned   = "runtime-unpinned"
+	CodeAnnotation        = "annotation-left-out"
 	CodeInsecureSetting   = "insecure-setting"
 	CodeAVX512            = "avx512-clears-avx"
 	CodeSimulated         = "simulated"
@@ -72,6 +73,10 @@ const (
 	CodeThreads           = "threads"
 	CodeProcesses         = "process-per-enclave"
 	CodeSharedMemory      = "shared-memory"
+	CodeSemaphores        = "named-semaphores"
+	CodeControlSocket     = "control-socket"
+	CodePluginLink        = "plugin-link"
+	CodeDataDirectory     = "data-directory"
 	CodeFileLocks         = "file-locks"
 	CodeRenameDir         = "rename-directory"
 	CodeInterfaces        = "network-interfaces"
@@ -126,6 +131,7 @@ var remedies = map[string]string{
 	CodeGconv:             "Convert character sets in the program, or use the image's own C library with --libc image.",
 	CodeLoaderEnv:         "None needed. docker exec and health checks do not see it.",
 	CodeRuntimeUnpinned:   "cconvert runtime lock.",
+	CodeAnnotation:        "Give it to the engine where the image is started, if it is needed.",
 	CodeInsecureSetting:   "Remove it from the merged manifest.",
 	CodeAVX512:            "Leave avx512 unspecified.",
 	CodeSimulated:         "Leave --runtime sim out for production.",
@@ -136,6 +142,10 @@ var remedies = map[string]string{
 	CodeThreads:           "Raise --threads, or ask the program for fewer.",
 	CodeProcesses:         "Start the program itself rather than a script; let it have one worker; or reckon with the memory of an enclave for each process.",
 	CodeSharedMemory:      "Another program for the purpose: one process with threads.",
+	CodeSemaphores:        "Threads in the place of processes: a pool of threads, celery's --pool threads or solo.",
+	CodeControlSocket:     "Leave [unix_http_server] out of the configuration of supervisord.",
+	CodePluginLink:        "Name the plug-in by its own file, such as --plugin python311.",
+	CodeDataDirectory:     "A VOLUME in the image, --tmpfs or --encrypt-mount for the directory.",
 	CodeFileLocks:         "sys.experimental__enable_flock = true in a manifest given with --manifest, if one program alone uses the file.",
 	CodeRenameDir:         "Make the directories when the image is built.",
 	CodeInterfaces:        "Tell the program the addresses that it should listen on.",

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
@@ -414,4 +415,17 @@ func TestStopSignal(t *testing.T) {
 	assert.Equal(t, "stop-signal", codes(build(t, c, launch.Options{}, withApp()...)))
 	c.StopSignal = "SIGTERM"
 	assert.Empty(t, codes(build(t, c, launch.Options{}, withApp()...)))
+}
+
+// A file that the host may change can have very many names.
+func TestManyLinksToAnAllowedFile(t *testing.T) {
+	const links = 80_000
+	files := withApp(File("data/f", "x"))
+	for i := range links {
+		files = append(files, Symlink(fmt.Sprintf("data/l%d", i), "f"))
+	}
+	begin := time.Now()
+	s := build(t, app, launch.Options{AllowedFiles: []string{"/data/f"}}, files...)
+	assert.Len(t, s.Allowed, links+1)
+	assert.Less(t, time.Since(begin), 10*time.Second)
 }

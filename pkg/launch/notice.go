@@ -29,8 +29,14 @@ const slowStart = 2
 // notice finds what the image's content says about how it will run.
 func (f *files) notice(c v1.Config, o Options) {
 	s := f.spec
+	texts := s.texts(f.set)
+	for _, n := range f.set.Commands {
+		texts = append(texts, withoutComments(n.Content))
+	}
 	for _, finding := range s.Profile.Findings {
-		s.find(finding.Code, Severity(finding.Severity), s.LibC.Program, finding.Message)
+		if finding.Applies(texts) && !f.canWrite(finding.ReadOnly) {
+			s.find(finding.Code, Severity(finding.Severity), s.LibC.Program, finding.Message)
+		}
 	}
 	f.noticeScripts()
 	f.noticePrograms()
@@ -42,6 +48,18 @@ func (f *files) notice(c v1.Config, o Options) {
 	f.noticeSecrets()
 	f.noticeLocale()
 	f.noticeEnclave()
+}
+
+// canWrite reports whether the program can write below a directory; false for none.
+func (f *files) canWrite(dir string) bool {
+	if dir == "" {
+		return false
+	}
+	if _, real, _ := f.tree.Resolve(dir); real != "" {
+		dir = real
+	}
+	_, covered := f.cover(dir)
+	return covered
 }
 
 // writes finds in a script what writes files: a redirection to other than a device or another
@@ -117,21 +135,18 @@ func (f *files) noticePrograms() {
 			continue // the C library provides these functions
 		}
 		for _, name := range n.ELF.Imports {
-			code, message, severity := "", "", Info
-			if main && !s.Profile.Language {
-				severity = Warning
-			}
+			code, message := "", ""
 			switch {
 			case name == "getifaddrs" || name == "if_nameindex":
 				code, message = CodeInterfaces, "it can list the machine's network interfaces, which fails in an enclave"
 			case name == "flock" && main:
-				code, severity, message = CodeFileLocks, Info, "it can lock files with flock(2), which fails unless it is switched on"
+				code, message = CodeFileLocks, "it can lock files with flock(2), which fails unless it is switched on"
 			case name == "shmget" && main:
 				code, message = CodeSharedMemory, "it can share memory with other processes, which fails in an enclave"
 			}
 			if code != "" && !said[code] {
 				said[code] = true
-				s.find(code, severity, n.Path, message)
+				s.find(code, Info, n.Path, message) // most programs do so only where they are told to
 			}
 		}
 	}

@@ -24,6 +24,9 @@ import (
 
 const maxMounts = 20_000
 
+// unitDirs are where systemd has its units, which nothing reads in a container.
+var unitDirs = []string{"/etc/systemd", "/usr/lib/systemd", "/lib/systemd"}
+
 // chooseTrusted lists the files that the program may read, and the mounts that make all spellings of
 // their paths lead to them.
 func (f *files) chooseTrusted(list []string) error {
@@ -40,12 +43,12 @@ func (f *files) chooseTrusted(list []string) error {
 		}
 	}
 	var links []Mount // every directory link, at its path free of links
-	hiddenFiles := map[string]int{}
+	hiddenFiles := map[string][]string{}
 	f.walk(f.tree.Root(), f.over("/", nil), func(n *rootfs.Node, over *Mount) {
 		if !f.visible(n, over, hiddenFiles) {
 			return
 		}
-		if n.Type != rootfs.Dir && belowAny(n.Path, f.spec.Allowed) {
+		if n.Type != rootfs.Dir && f.mayChange(n.Path) {
 			return // the user lets the host change it: no digest could hold
 		}
 		switch n.Type {
@@ -62,9 +65,9 @@ func (f *files) chooseTrusted(list []string) error {
 	for _, p := range slices.Sorted(maps.Keys(hiddenFiles)) {
 		switch f.writable[p].Type {
 		case Encrypted:
-			f.spec.find(CodeVolumeHides, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be read: it holds encrypted files only, and starts empty", hiddenFiles[p]))
+			f.spec.find(CodeVolumeHides, Warning, p, named(hiddenFiles[p])+" of the image cannot be read: this directory holds encrypted files only, and starts empty")
 		default:
-			f.spec.find(CodeHiddenFiles, Warning, p, fmt.Sprintf("%d files of the image in this directory cannot be seen: it is temporary storage and starts empty", hiddenFiles[p]))
+			f.spec.find(CodeHiddenFiles, Warning, p, named(hiddenFiles[p])+" of the image cannot be seen: this directory is temporary storage and starts empty")
 		}
 	}
 	slices.SortFunc(f.spec.Trusted, func(a, b TrustedFile) int {
@@ -81,6 +84,14 @@ func (f *files) chooseTrusted(list []string) error {
 	f.spec.Mounts = f.allMounts(links)
 	f.summarise()
 	return nil
+}
+
+// named speaks of files by the name of the first and the number of the others.
+func named(files []string) string {
+	if len(files) == 1 {
+		return files[0]
+	}
+	return fmt.Sprintf("%s and %d other files", files[0], len(files)-1)
 }
 
 // walk visits what is below a directory and not the library OS's own, with the mount that it lies under, nil
@@ -106,7 +117,7 @@ func (f *files) over(p string, above *Mount) *Mount {
 }
 
 // visible says whether an entry can be reached by the program at its own path.
-func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string]int) bool {
+func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]string) bool {
 	if slices.Contains(f.hostFile, n.Path) {
 		return false
 	}
@@ -115,7 +126,7 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string]int)
 		case f.toConsole(n):
 			f.spec.find(CodeLinkToConsole, Warning, n.Path, "what is written here does not reach the console: it stays in temporary storage, in the enclave's memory")
 		case n.Type == rootfs.Regular && n.Size > 0, n.Type == rootfs.Symlink:
-			hiddenFiles[over.Path]++
+			hiddenFiles[over.Path] = append(hiddenFiles[over.Path], n.Path)
 		}
 		return false
 	}
@@ -126,6 +137,19 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string]int)
 		return false
 	}
 	return true
+}
+
+// mayChange reports whether the user lets the host change what is at a path.
+func (f *files) mayChange(p string) bool {
+	for ; len(f.allowed) > 0; p = path.Dir(p) {
+		if f.allowed[p] {
+			return true
+		}
+		if p == "/" || p == "." {
+			break
+		}
+	}
+	return false
 }
 
 // trust lists a file by one of its paths, if the policy says so.
@@ -152,8 +176,10 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	case !utf8.ValidString(real):
 		f.spec.find(CodeNameNotUTF8, Warning, n.Path, fmt.Sprintf("the link leads to %q, whose name is not UTF-8: the program cannot read it", real))
 		return Mount{}, false
-	case target != nil && target.Type != rootfs.Dir && belowAny(real, f.spec.Allowed):
-		f.spec.Allowed = append(f.spec.Allowed, n.Path) // another name of what the host may change
+	case target != nil && target.Type != rootfs.Dir && f.mayChange(real):
+		f.spec.Allowed, f.allowed[n.Path] = append(f.spec.Allowed, n.Path), true // another name of what the host may change
+		return Mount{}, false
+	case belowAny(real, hostTrees) && belowAny(n.Path, unitDirs): // systemd's way to switch a unit off
 		return Mount{}, false
 	case belowAny(real, hostTrees):
 		f.spec.find(CodeLinkOutside, Info, n.Path, "the link leads to "+real+", which is the library OS's own: it works only by that name")
@@ -168,6 +194,9 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	case target.Type == rootfs.Dir:
 		return Mount{Type: Bind, Path: n.Path, Target: real}, true
 	case target.Type == rootfs.Regular:
+		if m, ok := f.starter(n, target); ok {
+			return m, true
+		}
 		f.trust(n.Path, target)
 	}
 	return Mount{}, false

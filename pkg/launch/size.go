@@ -99,9 +99,8 @@ func withoutComments(script []byte) string {
 	return b.String()
 }
 
-// size chooses the enclave's size and number of threads: the profile's, raised by what the image
-// contains.
-func (s *Spec) size(set *reach.Set, asked Enclave) {
+// texts are what says how the program is started: its arguments, variables, and the scripts that start it.
+func (s *Spec) texts(set *reach.Set) []string {
 	texts := []string{strings.Join(s.Argv, " ")}
 	for _, v := range s.Env {
 		texts = append(texts, v.Name+"="+v.Value)
@@ -109,6 +108,13 @@ func (s *Spec) size(set *reach.Set, asked Enclave) {
 	for _, n := range set.Started {
 		texts = append(texts, withoutComments(n.Content))
 	}
+	return texts
+}
+
+// size chooses the enclave's size and number of threads: the profile's, raised by what the image
+// contains.
+func (s *Spec) size(set *reach.Set, asked Enclave) {
+	texts := s.texts(set)
 	threads, said := profile.Need(s.Profile.Threads, texts)
 	threads = min(threads, maxThreads)
 	if asked.Size != 0 { // half of what was asked for is for the program

@@ -44,8 +44,10 @@ type Spec struct {
 	Packages []string
 	// Allowed are paths that the program may use without protection.
 	Allowed []string
-	LibC    LibC
-	Enclave Enclave
+	// Starters are scripts in the place of links to programs.
+	Starters []Starter
+	LibC     LibC
+	Enclave  Enclave
 	// Findings are what the user should know.
 	Findings []Finding
 

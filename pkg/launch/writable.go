@@ -49,7 +49,9 @@ type files struct {
 	hostFile []string         // hostFiles and where they lead to
 	set      *reach.Set       // what the program reaches
 	policy   Policy
+	allowed  map[string]bool                       // what of Spec.Allowed is, for look-ups: an image can have very many names of such files
 	choose   func(*rootfs.Node) (reach.File, bool) // whether a file is trusted
+	starters map[*rootfs.Node]string               // by the program
 }
 
 // chooseWritable finds the places to write to. What the user says goes before what the image declares,
@@ -144,6 +146,9 @@ func (f *files) mount(m Mount) {
 	f.writable[m.Path] = m
 }
 
+// enclaveDir is where conversions put the enclave: libos.Root.
+const enclaveDir = "/cconvert"
+
 // volume makes a VOLUME of the image an encrypted directory.
 func (f *files) volume(v string) error {
 	if !path.IsAbs(v) {
@@ -155,6 +160,12 @@ func (f *files) volume(v string) error {
 	}
 	if !utf8.ValidString(real) {
 		return fmt.Errorf("%w: the volume %q is not UTF-8", ErrImage, real)
+	}
+	for _, p := range []string{path.Clean(v), real} { // engines follow links, or do not
+		if below(p, enclaveDir) || below(enclaveDir, p) {
+			return fmt.Errorf("%w: the volume %q would hide %s, where the enclave is, and keep it after an upgrade",
+				ErrImage, v, enclaveDir)
+		}
 	}
 	if belowAny(real, temporary) {
 		f.mount(Mount{Type: Tmpfs, Path: real})

@@ -9,7 +9,10 @@ import (
 )
 
 // The second place is that of apk 3 (Alpine from 3.23, Wolfi).
-var apkFiles = []string{"/lib/apk/db/installed", "/usr/lib/apk/db/installed"}
+var apkInstalled = []string{"/lib/apk/db/installed", "/usr/lib/apk/db/installed"}
+
+// apkWorld has the packages that somebody has asked for (apk-world(5)).
+const apkWorld = "/etc/apk/world"
 
 // apkEssential are the packages of every Alpine image, of which apk has no mark.
 var apkEssential = map[string]bool{
@@ -21,8 +24,16 @@ var apkEssential = map[string]bool{
 // each field).
 func readAPK(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	var list []*Package
+	asked, err := content(tree, apkWorld)
+	if err != nil {
+		return nil, err
+	}
+	world := map[string]bool{}
+	for _, name := range strings.Fields(string(asked)) {
+		world[apkName(name)] = true
+	}
 	seen := map[string]bool{} // one place can be a link to the other
-	for _, file := range apkFiles {
+	for _, file := range apkInstalled {
 		_, real, _ := tree.Resolve(file)
 		if seen[real] {
 			continue
@@ -34,6 +45,7 @@ func readAPK(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		}
 		for record := range strings.SplitSeq(string(text), "\n\n") {
 			if p := apkPackage(record); p.Name != "" {
+				p.Asked = world[p.Name]
 				list = append(list, p)
 			}
 		}

@@ -15,9 +15,15 @@ const (
 	dpkgInfo   = "/var/lib/dpkg/info"
 	// dpkgStatusDir has one record for each package in distroless images, and their lists of files.
 	dpkgStatusDir = "/var/lib/dpkg/status.d"
+	// aptStates notes which packages are there for the sake of others alone (apt-mark(8)).
+	aptStates = "/var/lib/apt/extended_states"
 )
 
-var dpkgFiles = []string{dpkgStatus, dpkgInfo + "/*.list", dpkgStatusDir + "/*"}
+// basePriorities are those of packages that the smallest installations have without being asked for them (Debian Policy
+// Manual, "Priorities"; debootstrap(8)).
+var basePriorities = []string{"required", "important"}
+
+var dpkgFiles = []string{dpkgStatus, dpkgInfo + "/*.list", dpkgStatusDir + "/*", aptStates}
 
 // readDPKG reads dpkg's database (dpkg(1), deb-control(5)).
 func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
@@ -25,6 +31,14 @@ func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	text, err := content(tree, dpkgStatus)
 	if err != nil {
 		return nil, err
+	}
+	states, err := content(tree, aptStates)
+	if err != nil {
+		return nil, err
+	}
+	automatic := map[string]bool{}
+	for r := range stanzas(string(states)) {
+		automatic[r["Package"]] = r["Auto-Installed"] == "1"
 	}
 	for r := range stanzas(string(text)) {
 		p := dpkgPackage(r)
@@ -40,6 +54,8 @@ func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 				p.Files = strings.Split(strings.TrimSuffix(string(files), "\n"), "\n")
 			}
 		}
+		p.base = slices.Contains(basePriorities, r["Priority"])
+		p.Asked = r["Priority"] != "" && !automatic[p.Name]
 		list = append(list, p)
 	}
 	dir, _, err := tree.Resolve(dpkgStatusDir)
@@ -73,7 +89,10 @@ func readDPKG(_ context.Context, tree *rootfs.Tree) ([]*Package, error) {
 }
 
 // dpkgFields are those that count here.
-var dpkgFields = []string{"Package", "Version", "Architecture", "Status", "Essential", "Pre-Depends", "Depends", "Provides"}
+var dpkgFields = []string{
+	"Package", "Version", "Architecture", "Status", "Essential", "Pre-Depends", "Depends", "Provides",
+	"Priority", "Auto-Installed",
+}
 
 // stanzas reads the records of a control file one after the other, continued lines left out.
 func stanzas(text string) iter.Seq[map[string]string] {

@@ -15,7 +15,16 @@ import (
 )
 
 // Keep lists the files whose content Read needs, as patterns for rootfs.Scan.
-var Keep = slices.Concat(dpkgFiles, apkFiles, rpmFiles)
+var Keep = slices.Concat(dpkgFiles, apkInstalled, []string{apkWorld}, rpmFiles, sqliteLogs(), []string{dnfHistory, dnfHistory + sqliteLog, dnf5State})
+
+func sqliteLogs() (list []string) {
+	for _, file := range rpmFiles {
+		if strings.HasSuffix(file, ".sqlite") {
+			list = append(list, file+sqliteLog)
+		}
+	}
+	return list
+}
 
 // Package is an installed package.
 type Package struct {
@@ -24,6 +33,11 @@ type Package struct {
 	Manager string
 	// Essential packages are there in every installation, and others need them without saying so.
 	Essential bool
+	// base packages are those of every installation, as far as their manager says so.
+	base bool
+	// Asked says that whoever built the image has asked for the package, as far as its manager has noted that: it is
+	// not there for the sake of others alone, and neither a base package nor needed by one.
+	Asked bool
 	// Depends are what it needs at run time, each by any of the alternatives.
 	Depends [][]string
 	// Provides are names by which others depend on it, besides its own: virtual packages, libraries,
@@ -82,6 +96,15 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 				db.owners[n.Number()] = p
 			}
 		}
+	}
+	var base []*Package
+	for _, p := range db.Packages {
+		if p.base || p.Essential {
+			base = append(base, p)
+		}
+	}
+	for _, p := range db.Closure(base, func(*Package) bool { return false }) {
+		p.Asked = false
 	}
 	return db, nil
 }

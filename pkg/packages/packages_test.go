@@ -2,11 +2,14 @@ package packages_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -104,6 +107,32 @@ func TestDPKG(t *testing.T) {
 	assert.False(t, db.Provider("libc6")[0].Essential)
 }
 
+// Whoever built the image has asked for what is neither a base package, nor needed by one, nor there for others.
+func TestAsked(t *testing.T) {
+	record := func(name, priority, depends string) string {
+		return fmt.Sprintf("Package: %s\nStatus: install ok installed\nVersion: 1\nPriority: %s\nDepends: %s\n\n",
+			name, priority, depends)
+	}
+	db := read(t,
+		File("var/lib/dpkg/status", record("bash", "required", "libtinfo")+record("libtinfo", "optional", "")+
+			record("less", "important", "")+record("git", "optional", "libpcre2, libtinfo")+
+			record("file", "standard", "")+record("libpcre2", "optional", "")+
+			"Package: unknown\nStatus: install ok installed\nVersion: 1\n"),
+		File("var/lib/apt/extended_states", "Package: libpcre2\nArchitecture: amd64\nAuto-Installed: 1\n\n"+
+			"Package: git\nArchitecture: amd64\nAuto-Installed: 0\n"))
+	assert.Equal(t, "file git", asked(db))
+	db = read(t, File("var/lib/dpkg/status", record("bash", "required", "")+record("git", "optional", "")))
+	assert.Equal(t, "git", asked(db), "apt has noted nothing yet")
+
+	db = read(t, File("lib/apk/db/installed", "P:busybox\nV:1\n\nP:git\nV:2\n\nP:libcurl\nV:8\n\nP:jq\nV:1\n"),
+		File("etc/apk/world", "busybox\ngit>2\njq@edge\n"))
+	assert.Equal(t, "git jq", asked(db), "busybox is in every image")
+}
+
+func asked(db *packages.DB) string {
+	return names(slices.DeleteFunc(slices.Clone(db.Packages), func(p *packages.Package) bool { return !p.Asked }))
+}
+
 func TestDistroless(t *testing.T) {
 	db := read(t,
 		File("var/lib/dpkg/status.d/libssl3", "Package: libssl3\nVersion: 3.0\nDepends: libc6\n"),
@@ -178,6 +207,46 @@ func TestRPM(t *testing.T) {
 		closure := names(db.Closure(db.Provider("/usr/bin/bash"), none))
 		assert.Contains(t, closure, "glibc", c.from)
 		assert.NotContains(t, names(db.Packages), "gpg-pubkey")
+	}
+}
+
+// Whoever built an image with DNF has asked for some packages; the others are there for their sake. The databases are
+// DNF 4.14's, of "dnf install t-base" and "dnf install t-app", which needs t-tool, which needs t-lib; in the log t-app
+// is there for the sake of others.
+func TestAskedOfDNF(t *testing.T) {
+	plain := func(name string) string {
+		f, err := os.Open(filepath.Join("testdata/dnf", name+".gz"))
+		require.NoError(t, err)
+		defer f.Close()
+		z, err := gzip.NewReader(f)
+		require.NoError(t, err)
+		b, err := io.ReadAll(z)
+		require.NoError(t, err)
+		return string(b)
+	}
+	installed := File("var/lib/rpm/rpmdb.sqlite", plain("rpmdb.sqlite"))
+	history := File("var/lib/dnf/history.sqlite", plain("history.sqlite"))
+	log := File("var/lib/dnf/history.sqlite-wal", plain("history.sqlite-wal"))
+	state := File("usr/lib/sysimage/libdnf5/packages.toml", "version = \"1.0\"\n[packages]\n\"t-tool.noarch\" = {reason = \"User\"}\n\"t-lib.noarch\" = {reason = \"Dependency\"}\n\"dnf5.x86_64\" = {reason = \"User\"}\n")
+	for want, entries := range map[string][]Entry{
+		"":             {installed},
+		"t-app t-base": {installed, history},
+		"t-base":       {installed, history, log},
+		"t-tool":       {installed, state},
+	} {
+		db := read(t, entries...)
+		require.Len(t, db.Packages, 4)
+		var asked []string
+		for _, p := range db.Packages {
+			if p.Asked {
+				asked = append(asked, p.Name)
+			}
+		}
+		assert.Equal(t, want, strings.Join(asked, " "))
+	}
+	for _, e := range []Entry{File("var/lib/dnf/history.sqlite", "SQLite format 3\x00"+strings.Repeat("\xff", 9000)), File("usr/lib/sysimage/libdnf5/packages.toml", "[packages")} {
+		_, err := packages.Read(context.Background(), tree(t, installed, e))
+		assert.ErrorIs(t, err, packages.ErrDamaged)
 	}
 }
 

@@ -25,6 +25,10 @@ var rpmFiles = []string{
 	"/usr/lib/sysimage/rpm/Packages", "/var/lib/rpm/Packages",
 }
 
+// sqliteLog is what is added to the name of a database of SQLite for its write-ahead log. A program that ends without
+// closing a database leaves there what it wrote last (www.sqlite.org/wal.html).
+const sqliteLog = "-wal"
+
 // rpmEssential are the packages of every installation, of which rpm has no mark.
 var rpmEssential = map[string]bool{
 	"bash": true, "coreutils": true, "coreutils-single": true, "coreutils-common": true, "filesystem": true, "findutils": true, "gawk": true,
@@ -47,11 +51,9 @@ func init() { reexec.Register(rpmCommand, rpmChild) }
 // readRPM reads rpm's database (rpm's lib/rpmtag.h; the file formats are the library's affair).
 func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	for _, file := range rpmFiles {
-		content, err := content(tree, file)
-		if err != nil {
+		if c, err := content(tree, file); err != nil {
 			return nil, err
-		}
-		if len(content) == 0 {
+		} else if len(c) == 0 {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, rpmTimeout)
@@ -65,12 +67,22 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 			return nil, err
 		}
 		defer os.RemoveAll(dir)
-		db := dir + "/db"
-		if err := os.WriteFile(db, content, 0o600); err != nil {
-			return nil, err
+		for name, from := range map[string]string{"/db": file, "/history": dnfHistory} {
+			for _, suffix := range []string{"", sqliteLog} {
+				c, err := content(tree, from+suffix)
+				if err != nil {
+					return nil, err
+				}
+				if len(c) == 0 {
+					continue
+				}
+				if err := os.WriteFile(dir+name+suffix, c, 0o600); err != nil {
+					return nil, err
+				}
+			}
 		}
 		self := exec.CommandContext(ctx, reexec.Self())
-		self.Args, self.Env = []string{rpmCommand, db}, []string{}
+		self.Args, self.Env = []string{rpmCommand, dir + "/db", dir + "/history"}, []string{}
 		self.WaitDelay = time.Second
 		out, err := limitedOutput(self)
 		var ended *exec.ExitError
@@ -86,7 +98,7 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		if err := json.Unmarshal(out, &list); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
 		}
-		return list, nil
+		return list, readDNF5(tree, list)
 	}
 	return nil, nil
 }
@@ -115,12 +127,15 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// rpmChild is the child: it reads the database that its argument names and prints the packages.
+// rpmChild is the child: it reads the databases that its arguments name and prints the packages.
 func rpmChild() {
 	out := os.Stdout
 	os.Stdout = os.Stderr // where the library prints what it finds wrong
 	limit(rpmMemory, rpmSeconds)
 	list, err := listRPM(os.Args[1])
+	if err == nil {
+		err = readDNF(os.Args[2], list)
+	}
 	if err == nil {
 		err = json.NewEncoder(out).Encode(list)
 	}

@@ -75,11 +75,41 @@ type Option struct {
 	Plus  Size    `toml:"plus"`
 }
 
-// Finding is what is to be said of every program of the profile.
+// Finding is what is to be said of the programs of the profile: of all, or of those to which all of its conditions
+// apply.
 type Finding struct {
 	Code     string `toml:"code"`
 	Severity string `toml:"severity"`
 	Message  string `toml:"message"`
+	// If is a regular expression that arguments, variables, scripts or files of Paths.Commands match, and Unless one
+	// that none of them does; empty: no condition.
+	If     Expression `toml:"if"`
+	Unless Expression `toml:"unless"`
+	// ReadOnly is a directory in which the program cannot write; empty: no condition.
+	ReadOnly string `toml:"read_only"`
+}
+
+// Expression is a regular expression (package regexp).
+type Expression struct{ *regexp.Regexp }
+
+// UnmarshalText compiles it.
+func (e *Expression) UnmarshalText(b []byte) (err error) {
+	if len(b) > maxExpression {
+		return fmt.Errorf("the expression has more than %d bytes", maxExpression)
+	}
+	e.Regexp, err = regexp.Compile(string(b))
+	return err
+}
+
+// matches reports whether one of the texts matches.
+func (e Expression) matches(texts []string) bool {
+	return e.Regexp != nil && slices.ContainsFunc(texts, e.MatchString)
+}
+
+// Applies reports whether the texts, which are arguments, variables and scripts, are those of a program of which it is
+// to be said.
+func (f Finding) Applies(texts []string) bool {
+	return (f.If.Regexp == nil || f.If.matches(texts)) && !f.Unless.matches(texts)
 }
 
 // Size is a number of bytes or of things: an integer, or text such as "512M".
@@ -97,6 +127,12 @@ var severities = []string{"info", "warning", "error"}
 
 // ErrProfile says that a profile cannot be read.
 var ErrProfile = errors.New("not a profile")
+
+// maxExpression is how many bytes a regular expression may have.
+const maxExpression = 1000
+
+// maxPatterns is how many patterns a profile may have: each of them is tried on each file of an image.
+const maxPatterns = 64
 
 // Parse reads a profile. The name is for messages.
 func Parse(name string, text []byte) (*Profile, error) {
@@ -122,7 +158,11 @@ func Parse(name string, text []byte) (*Profile, error) {
 			return nil, fmt.Errorf("%s: %w: the option %q has no text, or its base is neither 10 nor 16", name, ErrProfile, o.Option)
 		}
 	}
-	for _, pattern := range slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Paths.Commands) {
+	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Paths.Commands)
+	if len(patterns) > maxPatterns {
+		return nil, fmt.Errorf("%s: %w: it has more than %d patterns", name, ErrProfile, maxPatterns)
+	}
+	for _, pattern := range patterns {
 		if _, err := path.Match(pattern, ""); err != nil {
 			return nil, fmt.Errorf("%s: %w: the pattern %q: %w", name, ErrProfile, pattern, err)
 		}

@@ -128,13 +128,14 @@ func TestParse(t *testing.T) {
 	require.NoError(t, err)
 	assert.EqualValues(t, 2<<30, p.Enclave.Size)
 	for text, want := range map[string]string{
-		"[enclave]\nsiz = \"2G\"\n":          "siz",
-		"[enclave]\nsize = \"3G\"\n":         "is not a power of two",
-		"[enclave]\nsize = \"big\"\n":        "mine: not a profile",
-		"[[memory]]\ntimes = 2\n":            "has no text",
-		"[detect]\nprograms = [\"[\"]\n":     "syntax error in pattern",
-		"description = ":                     "mine: not a profile",
-		"[[memory]]\noption = \"a\"\nbase=8": "neither 10 nor 16",
+		"[enclave]\nsiz = \"2G\"\n":                                   "siz",
+		"[enclave]\nsize = \"3G\"\n":                                  "is not a power of two",
+		"[enclave]\nsize = \"big\"\n":                                 "mine: not a profile",
+		"[[memory]]\ntimes = 2\n":                                     "has no text",
+		"[detect]\nprograms = [\"[\"]\n":                              "syntax error in pattern",
+		"[detect]\nprograms = [" + strings.Repeat("\"x\",", 65) + "]": "more than 64 patterns",
+		"description = ":                                              "mine: not a profile",
+		"[[memory]]\noption = \"a\"\nbase=8":                          "neither 10 nor 16",
 	} {
 		_, err := profile.Parse("mine", []byte(text))
 		require.ErrorIs(t, err, profile.ErrProfile, text)
@@ -145,7 +146,7 @@ func TestParse(t *testing.T) {
 // Only an interpreter runs other people's programs: one that has an interpreter in it, as unbound has Python, does itself
 // what it can do.
 func TestEmbeddedInterpreter(t *testing.T) {
-	for name, want := range map[string]bool{"python3.11": true, "unbound": false} {
+	for name, want := range map[string]bool{"python3.11": true, "resolver": false} {
 		p, _, _ := profile.Recognise([]profile.Program{program(name, "libpython3.11.so.1.0")})
 		assert.Equal(t, "python", p.Name)
 		assert.Equal(t, want, p.Language, name)

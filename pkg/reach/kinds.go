@@ -10,7 +10,8 @@ const (
 	secret
 	certificate
 	timezone
-	unread // no program reads it
+	unread   // no program reads it
+	needless // nor is it meant where a profile names a whole directory
 )
 
 // Kinds are those of a tree's regular files.
@@ -26,6 +27,7 @@ func Classify(tree *rootfs.Tree) *Kinds {
 	go func() {
 		defer close(k.known)
 		never, secrets, certificates, zones, others := neverRead.Matcher(), secrets.Matcher(), certificates.Matcher(), timezones.Matcher(), otherZones.Matcher()
+		var unreads unreadFiles
 		_ = tree.Walk(func(n *rootfs.Node) error {
 			if n.Type != rootfs.Regular {
 				return nil
@@ -36,6 +38,8 @@ func Classify(tree *rootfs.Tree) *Kinds {
 				*is = secret
 			case certificates.Match(n.Path):
 				*is = certificate
+			case unreads.match(n):
+				*is = needless
 			case zones.Match(n.Path) && !others.Match(n.Path):
 				*is = timezone
 			case never.Match(n.Path), zones.Match(n.Path):
@@ -43,6 +47,11 @@ func Classify(tree *rootfs.Tree) *Kinds {
 			}
 			return nil
 		})
+		if !unreads.checked {
+			for _, n := range unreads.declarations {
+				k.list[n.Number()] = needless
+			}
+		}
 	}()
 	return k
 }

@@ -30,19 +30,20 @@ type libraries struct {
 	known     map[*rootfs.Node][]*rootfs.Node
 	lost      map[*rootfs.Node][]string
 	byLibrary map[*rootfs.Node][]*rootfs.Node // modules that were found
+	byName    map[string][]*rootfs.Node       // of the usual directories
 	// places are a directory and those of its subdirectories for newer processors that exist.
 	places map[string][]*rootfs.Node
 	left   int // look-ups that may still be made
 }
 
-// maxLookUps is how many files are looked for in all: a hundred times what large images need.
-const maxLookUps = 50_000_000
+// maxLookUps is how many files are looked for in all.
+const maxLookUps = 10_000_000
 
 func newLibraries(tree *rootfs.Tree, libraryPath string) *libraries {
 	l := &libraries{
 		tree: tree, cache: map[string][]string{}, dirs: append(LoaderDirs(tree), defaultDirs...),
 		known: map[*rootfs.Node][]*rootfs.Node{}, lost: map[*rootfs.Node][]string{},
-		byLibrary: map[*rootfs.Node][]*rootfs.Node{}, places: map[string][]*rootfs.Node{}, left: maxLookUps,
+		byLibrary: map[*rootfs.Node][]*rootfs.Node{}, byName: map[string][]*rootfs.Node{}, places: map[string][]*rootfs.Node{}, left: maxLookUps,
 	}
 	for d := range strings.SplitSeq(libraryPath, ":") {
 		if path.IsAbs(d) {
@@ -116,7 +117,7 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 	if loaded, ok := l.known[program]; ok {
 		return loaded, l.lost[program]
 	}
-	seen := map[*rootfs.Node]bool{program: true}
+	seen, lost := map[*rootfs.Node]bool{program: true}, map[string]bool{}
 	found := func(n *rootfs.Node) bool {
 		if seen[n] {
 			return false
@@ -142,16 +143,16 @@ func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missin
 		o := queue[0]
 		rpath := o.rpath
 		if o.node.ELF.RunPath == "" && o.node.ELF.RPath != "" {
-			rpath = l.once(slices.Concat(expand(o.node.ELF.RPath, o.node), o.rpath))
+			rpath = l.once(slices.Concat(expand(o.node.ELF.RPath, path.Dir(o.node.Path)), o.rpath))
 		}
-		dirs := l.once(slices.Concat(rpath, l.env, expand(o.node.ELF.RunPath, o.node)))
+		dirs := l.once(slices.Concat(rpath, l.env, expand(o.node.ELF.RunPath, path.Dir(o.node.Path))))
 		for _, name := range o.node.ELF.Needed {
 			list := l.find(name, dirs)
 			if len(list) == 0 && name == interp {
 				continue
 			}
-			if len(list) == 0 && !slices.Contains(missing, name) && !strings.HasPrefix(name, "libc.musl-") {
-				missing = append(missing, name)
+			if len(list) == 0 && !lost[name] && !strings.HasPrefix(name, "libc.musl-") {
+				missing, lost[name] = append(missing, name), true
 			}
 			for _, n := range list {
 				if found(n) {
@@ -180,9 +181,15 @@ func (l *libraries) once(dirs []string) []string {
 
 // find gives the files that a name can stand for, with the directories that are looked into before the
 // usual ones: one, or one for each kind of processor.
-func (l *libraries) find(name string, dirs []string) []*rootfs.Node {
-	if l.left <= 0 {
+func (l *libraries) find(name string, dirs []string) (found []*rootfs.Node) {
+	if l.left--; l.left <= 0 {
 		return nil
+	}
+	if len(dirs) == 0 {
+		if list, ok := l.byName[name]; ok {
+			return list
+		}
+		defer func() { l.byName[name] = found }()
 	}
 	if strings.Contains(name, "/") {
 		return l.library(path.Join("/", name))
@@ -236,14 +243,34 @@ func (l *libraries) library(file string) []*rootfs.Node {
 	return nil
 }
 
-// expand gives the directories of a RPATH or RUNPATH (ld.so(8), "Dynamic string tokens").
-func expand(list string, by *rootfs.Node) []string {
+// losesLibraries reports whether a program that is started by a path in another directory than its own, as behind a link,
+// does not find a library that it has beside itself.
+func (l *libraries) losesLibraries(program *rootfs.Node, dir string) bool {
+	e := program.ELF
+	if e == nil || !strings.Contains(e.RPath+e.RunPath, "ORIGIN") {
+		return false
+	}
+	find := func(name, origin string) []*rootfs.Node {
+		rpath := e.RPath
+		if e.RunPath != "" { // which takes its place
+			rpath = ""
+		}
+		return l.find(name, slices.Concat(expand(rpath, origin), l.env, expand(e.RunPath, origin)))
+	}
+	return slices.ContainsFunc(e.Needed, func(name string) bool {
+		return len(find(name, path.Dir(program.Path))) > 0 && len(find(name, dir)) == 0
+	})
+}
+
+// expand returns the directories of a RPATH or RUNPATH of a program or library in a directory (ld.so(8), "Dynamic string
+// tokens").
+func expand(list, origin string) []string {
 	if list == "" {
 		return nil
 	}
 	var dirs []string
 	for _, lib := range []string{"lib64", "lib", "lib/x86_64-linux-gnu"} {
-		expanded := strings.NewReplacer("${ORIGIN}", path.Dir(by.Path), "$ORIGIN", path.Dir(by.Path),
+		expanded := strings.NewReplacer("${ORIGIN}", origin, "$ORIGIN", origin,
 			"${LIB}", lib, "$LIB", lib, "${PLATFORM}", "x86_64", "$PLATFORM", "x86_64").Replace(list)
 		for d := range strings.SplitSeq(expanded, ":") {
 			if path.IsAbs(d) {

@@ -39,6 +39,7 @@ const (
 	Locale      Reason = "locale"
 	Generated   Reason = "generated for a package"
 	Dependency  Reason = "package it depends on"
+	Asked       Reason = "package that the image's author asked for"
 	Essential   Reason = "essential package"
 	Certificate Reason = "certificates"
 	TimeZone    Reason = "time zones"
@@ -47,7 +48,8 @@ const (
 )
 
 var order = []Reason{
-	Program, Library, Named, Shell, Profile, Module, Config, Unpackaged, Package, Locale, Generated, Dependency, Essential, Certificate, TimeZone, AnyProgram, AnyLibrary,
+	Program, Library, Named, Shell, Profile, Module, Config, Unpackaged, Package, Locale, Generated, Dependency, Asked,
+	Essential, Certificate, TimeZone, AnyProgram, AnyLibrary,
 }
 
 // Rank is the place of a reason in their order; unknown ones come last.
@@ -90,9 +92,12 @@ type Start struct {
 type Set struct {
 	files []File         // by the number of their nodes; those without a reason are not in the set
 	nodes []*rootfs.Node // that are
+	libs  *libraries
 	// Started are the programs and scripts that are started or named, in the order in which they were
 	// found: the entrypoint first.
 	Started []*rootfs.Node
+	// Commands are the files that Finder.Commands found.
+	Commands []*rootfs.Node
 	// Linked are the programs and libraries that are loaded into the process of the entrypoint, and of the
 	// program that it starts in the end.
 	Linked []*rootfs.Node
@@ -110,6 +115,12 @@ func (s *Set) Has(n *rootfs.Node) (File, bool) {
 	return f, f.Reason != ""
 }
 
+// LosesLibraries reports whether a program that is started by a path in another directory than its own does not find a
+// library that it has beside itself ("$ORIGIN" of ld.so(8)).
+func (s *Set) LosesLibraries(program *rootfs.Node, dir string) bool {
+	return s.libs.losesLibraries(program, dir)
+}
+
 // rules is templates/trust.toml.
 type rules struct {
 	MaintainerOnly []string            `toml:"maintainer_only"`
@@ -121,6 +132,7 @@ type rules struct {
 	Always         map[string][]string `toml:"always"`
 	Except         map[string][]string `toml:"except"`
 	Modules        map[string][]string `toml:"modules"`
+	Libraries      []libraryRules      `toml:"libraries"`
 }
 
 var data = func() (r rules) {
@@ -168,6 +180,7 @@ func Programs(tree *rootfs.Tree, db *packages.DB, kinds *Kinds, start Start) (*F
 		set: &Set{files: make([]File, tree.Len())}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{}, tried: map[string]bool{},
 		kept: map[*rootfs.Node][]*packages.Package{}, mine: authors.Matcher(),
 	}
+	f.set.libs = f.libs
 	for _, n := range start.Programs {
 		f.startProgram(n, Program)
 	}
@@ -198,6 +211,7 @@ func (f *Finder) Commands(files []string) {
 		if n.Type == rootfs.Regular && slices.ContainsFunc(files, func(pattern string) bool { ok, _ := path.Match(pattern, n.Path); return ok }) {
 			f.add(n, Named)
 			f.words(Words(string(n.Content)), path.Dir(n.Path))
+			f.set.Commands = append(f.set.Commands, n)
 		}
 		return nil
 	})
@@ -256,6 +270,8 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 		}
 		kind := kinds[n.Number()]
 		switch {
+		case kind == needless:
+			return nil
 		case wanted.Match(n.Path):
 			f.add(n, Profile)
 		case kind == secret:
@@ -346,8 +362,25 @@ func (f *Finder) packages() {
 			}
 		}
 	}
-	needed := f.db.Closure(roots, maintainerOnly)
-	for _, p := range needed {
+	// What is started by a name that is made up while a program runs needs all of its package.
+	for _, p := range f.db.Packages {
+		if p.Asked && !maintainerOnly(p) {
+			root(p, Asked)
+		}
+	}
+	// A script that the program itself, or what was asked for, may start needs the modules of its language.
+	for _, n := range slices.Concat(f.set.nodes, f.rest) {
+		own := f.db.Owner(n)
+		meant := own != nil && (reasons[own] == Package || reasons[own] == Asked) || own == nil && f.set.files[n.Number()].Reason != ""
+		if n.Shebang == "" || n.Mode&0o111 == 0 || !meant {
+			continue
+		}
+		by, _ := f.start.Interpreters(n) // one that names none cannot be started
+		for _, i := range by {
+			root(f.db.Owner(i), Dependency)
+		}
+	}
+	for _, p := range f.db.Closure(roots, maintainerOnly) {
 		if _, ok := reasons[p]; !ok {
 			reasons[p] = Dependency
 		}

@@ -103,6 +103,24 @@ func TestLibraries(t *testing.T) {
 	}
 }
 
+// Libraries in a chain that all miss many others take no longer than their number.
+func TestManyMissingLibraries(t *testing.T) {
+	facts := map[string]rootfs.ELF{}
+	for i := range 150 {
+		needed := []string{fmt.Sprintf("lib%d.so", i+1)}
+		for k := range 255 {
+			needed = append(needed, fmt.Sprintf("none%d-%d.so", i, k))
+		}
+		facts[fmt.Sprintf("/usr/lib/lib%d.so", i)] = rootfs.ELF{Needed: needed, Dynamic: true}
+	}
+	facts["/usr/lib/lib150.so"] = rootfs.ELF{Dynamic: true}
+	facts["/usr/bin/p"] = rootfs.ELF{Needed: []string{"lib0.so"}, Dynamic: true}
+	tree := Tree(t, reach.Keep, facts)
+	begin := time.Now()
+	find(t, tree, reach.Start{}, "p")
+	assert.Less(t, time.Since(begin), 20*time.Second)
+}
+
 // cacheFile is an ld.so.cache with one entry.
 func cacheFile(name, file string) string {
 	b := make([]byte, 48+24)
@@ -141,18 +159,54 @@ Status: install ok installed
 Package: module
 Status: install ok installed
 Depends: server
+
+Package: tool
+Status: install ok installed
+Priority: optional
+Depends: tool-data
+
+Package: tool-data
+Status: install ok installed
+Priority: optional
+
+Package: extra
+Status: install ok installed
+Priority: optional
 `
+
+// A script of a package that is needed needs the modules of its language; one that is only there does not.
+func TestLanguageOfScripts(t *testing.T) {
+	status := ""
+	for _, p := range []string{"server", "lang", "other", "slang"} {
+		status += "Package: " + p + "\nStatus: install ok installed\n\n"
+	}
+	tree := Tree(t, reach.Keep, map[string]rootfs.ELF{"/usr/bin/server": {}, "/usr/bin/lang": {}, "/usr/bin/slang": {}},
+		File("var/lib/dpkg/status", status), File("var/lib/dpkg/info/server.list", "/usr/bin/server\n/usr/share/server/ask\n"),
+		File("var/lib/dpkg/info/lang.list", "/usr/bin/lang\n/usr/lib/lang/socket.mod\n"), File("var/lib/dpkg/info/other.list", "/usr/bin/other\n"),
+		File("var/lib/dpkg/info/slang.list", "/usr/bin/slang\n/usr/lib/slang/x.mod\n"),
+		Program("usr/share/server/ask", "#!/usr/bin/lang -w\n"), File("usr/lib/lang/socket.mod", "x"), Program("usr/bin/other", "#!/usr/bin/slang\n"), File("usr/lib/slang/x.mod", "x"),
+	)
+	_, reasons := find(t, tree, reach.Start{}, "server")
+	assert.Contains(t, reasons[reach.Dependency], "/usr/lib/lang/socket.mod")
+	assert.Contains(t, reasons[reach.AnyProgram], "/usr/bin/other")
+	for _, files := range reasons {
+		assert.NotContains(t, files, "/usr/lib/slang/x.mod")
+	}
+}
 
 // The policy, rule by rule, on one image with packages.
 func TestPolicy(t *testing.T) {
 	list := func(name, files string) Entry {
 		return File("var/lib/dpkg/info/"+name+".list", strings.ReplaceAll(files, " ", "\n")+"\n")
 	}
-	facts := map[string]rootfs.ELF{"/usr/bin/server": {Needed: []string{"libserver.so"}}, "/usr/lib/libserver.so": {}, "/usr/bin/sh": {}, "/usr/bin/vi": {}, "/usr/bin/ls": {}, "/usr/bin/ffmpeg": {}}
+	facts := map[string]rootfs.ELF{"/usr/bin/server": {Needed: []string{"libserver.so"}}, "/usr/lib/libserver.so": {}, "/usr/bin/sh": {}, "/usr/bin/vi": {}, "/usr/bin/ls": {}, "/usr/bin/ffmpeg": {}, "/usr/bin/tool": {}, "/usr/bin/extra": {}}
 	tree := Tree(t, reach.Keep, facts,
 		File("var/lib/dpkg/status", status),
 		list("server", "/usr/bin/server /usr/share/server /usr/share/server/default.conf /usr/share/doc/server/README /usr/share/man/man1/server.1 /usr/include/server.h /usr/lib/libserver.a /usr/share/locale/de/LC_MESSAGES/server.mo /etc/server.conf"),
 		list("libserver", "/usr/lib/libserver.so /usr/lib/server-plugin.dat"), list("data", "/usr/share/data/d"), list("adduser", "/usr/sbin/adduser"), list("editor", "/usr/bin/vi /usr/share/editor /usr/share/editor/x"),
+		File("var/lib/apt/extended_states", "Package: tool-data\nAuto-Installed: 1\n\nPackage: extra\nAuto-Installed: 1\n"),
+		list("tool", "/usr/bin/tool /usr/share/tool/t /usr/share/doc/tool/x"), list("tool-data", "/usr/share/tool-data/d"), list("extra", "/usr/share/extra/e /usr/bin/extra"),
+		Program("usr/bin/tool", "x"), File("usr/share/tool/t", "x"), File("usr/share/doc/tool/x", "x"), File("usr/share/tool-data/d", "x"), File("usr/share/extra/e", "x"),
 		list("coreutils", "/usr/bin/ls"), list("dpkg", "/usr/bin/dpkg"), list("module", "/usr/share/module/m.conf /usr/share/module/m.so"),
 		File("usr/share/server/default.conf", "x"), File("usr/share/doc/server/README", "x"), File("usr/share/man/man1/server.1", "x"), File("usr/include/server.h", "x"), File("usr/lib/libserver.a", "x"),
 		File("usr/share/locale/de/LC_MESSAGES/server.mo", "x"), File("usr/lib/server-plugin.dat", "x"), File("usr/share/data/d", "x"), File("usr/sbin/adduser", "x"), File("usr/share/editor/x", "x"), Program("usr/bin/dpkg", "x"),
@@ -165,11 +219,11 @@ func TestPolicy(t *testing.T) {
 	)
 	common := map[reach.Reason]string{
 		reach.Program: "/usr/bin/server", reach.Library: "/usr/lib/libserver.so", reach.Shell: "",
-		reach.Package: "/usr/lib/server-plugin.dat /usr/share/module/m.so /usr/share/server/default.conf", reach.Dependency: "/usr/share/data/d",
+		reach.Package: "/usr/lib/server-plugin.dat /usr/share/module/m.so /usr/share/server/default.conf", reach.Dependency: "/usr/share/data/d /usr/share/tool-data/d", reach.Asked: "/usr/bin/tool /usr/share/tool/t",
 		reach.Config:      "/etc/passwd /etc/server.conf /usr/share/module/m.conf",
 		reach.Generated:   "/usr/share/server/cache",
 		reach.Certificate: "/etc/ssl/certs/ca.pem /usr/share/ca-certificates/a.crt", reach.TimeZone: "/usr/share/zoneinfo/UTC", reach.Locale: "/usr/lib/locale/C.utf8/x",
-		reach.AnyProgram: "/usr/bin/ls /usr/bin/vi",
+		reach.AnyProgram: "/usr/bin/extra /usr/bin/ls /usr/bin/vi",
 		reach.Unpackaged: "/app/data /usr/bin/copied /usr/bin/ffmpeg /usr/bin/sh /usr/lib/locale/de_DE.utf8/x /usr/local/bin/start.sh /usr/local/lib/x.py",
 	}
 	set, reasons := find(t, tree, reach.Start{}, "server")
