@@ -94,7 +94,7 @@ type File struct {
 
 const (
 	metaName     = "runtime.json"
-	maxBundle    = 512 << 20
+	maxBundle    = 256 << 20
 	runtimeLevel = 6 // the highest takes seven times as long, for three per cent
 )
 
@@ -210,27 +210,38 @@ func PackRuntime(m Meta, files []File) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Cached gives the runtime that is kept under a key or, where there is none, packs it and keeps it. Where
-// the key is empty, only packing it shows which one it is.
-func Cached(store cache.Store, key string, pack func() (archive []byte, err error)) (*Bundle, error) {
+// packingAgain is how long it may take to pack a runtime again whose files were removed from the cache.
+const packingAgain = 10 * time.Minute
+
+// Cached returns the runtime that is kept under a key or, if there is none, packs it and keeps it. If the key is empty,
+// only packing it shows which one it is. What was kept can be removed while the runtime is in use: then it is packed
+// again, even if ctx has ended since, for a runtime is used longer than by whoever loaded it.
+func Cached(
+	ctx context.Context, store cache.Store, key string, pack func(context.Context) (archive []byte, err error),
+) (*Bundle, error) {
 	if store == nil {
-		archive, err := pack()
+		archive, err := pack(ctx)
 		if err != nil {
 			return nil, err
 		}
 		return NewBundle(archive)
 	}
-	if b := keptBundle(store, key, pack); b != nil {
+	again := func() ([]byte, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), packingAgain)
+		defer cancel()
+		return pack(ctx)
+	}
+	if b := keptBundle(store, key, again); b != nil {
 		return b, nil
 	}
-	archive, err := pack()
+	archive, err := pack(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if key == "" {
 		sum := sha256.Sum256(archive)
 		key = "runtime/" + hex.EncodeToString(sum[:])
-		if b := keptBundle(store, key, pack); b != nil {
+		if b := keptBundle(store, key, again); b != nil {
 			return b, nil
 		}
 	}
@@ -241,7 +252,7 @@ func Cached(store cache.Store, key string, pack func() (archive []byte, err erro
 	return b, b.keep(store, key)
 }
 
-// keptBundle gives the runtime that is kept under a key, nil where there is none. Its files and its layer are kept
+// keptBundle returns the runtime that is kept under a key, nil if there is none. Its files and its layer are kept
 // beside, and read where they are wanted: where they were removed meanwhile the runtime is packed again.
 func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bundle {
 	if key == "" {
@@ -256,17 +267,28 @@ func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bun
 		return nil // of another version of this program
 	}
 	b := &Bundle{Meta: kept.Meta, Layer: image.NewLayer{Digest: kept.Digest, DiffID: kept.DiffID, Size: kept.Layer}, Files: map[string]RuntimeFile{}}
-	again := sync.OnceValues(func() (*Bundle, error) {
+	var mu sync.Mutex
+	var packed *Bundle
+	again := func() (*Bundle, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if packed != nil {
+			return packed, nil
+		}
 		archive, err := pack()
+		if err != nil {
+			return nil, err // it may succeed next time
+		}
+		now, err := NewBundle(archive)
 		if err != nil {
 			return nil, err
 		}
-		again, err := NewBundle(archive)
-		if err == nil && again.Layer.Digest != b.Layer.Digest {
-			err = fmt.Errorf("the runtime was changed while it was used: its layer is %s now, and was %s", again.Layer.Digest, b.Layer.Digest)
+		if now.Layer.Digest != b.Layer.Digest {
+			return nil, fmt.Errorf("the runtime was changed while it was used: its layer is %s now, and was %s", now.Layer.Digest, b.Layer.Digest)
 		}
-		return again, err
-	})
+		packed = now
+		return packed, nil
+	}
 	for _, f := range kept.Files {
 		file := RuntimeFile{Size: f.Size, Content: func() ([]byte, error) {
 			if content, ok := store.Get(fileKey(f.SHA256)); ok {

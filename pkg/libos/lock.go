@@ -1,12 +1,14 @@
 package libos
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/renameio/v2"
 )
 
@@ -41,8 +43,15 @@ func ReadLock(file string) (*Lock, error) {
 		return nil, err
 	}
 	var l Lock
-	if err := json.Unmarshal(b, &l); err != nil || l.Version != 1 {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields() // a key that is misspelt would pin nothing
+	if err := d.Decode(&l); err != nil || l.Version != 1 {
 		return nil, fmt.Errorf("%s is %w", file, ErrLock)
+	}
+	_, layerErr := v1.NewHash(l.Runtime.Layer)
+	_, digestErr := v1.NewHash(l.Runtime.Digest)
+	if l.Runtime.Source == "" || layerErr != nil || l.Runtime.Digest != "" && digestErr != nil {
+		return nil, fmt.Errorf("%s is %w: it has no source, or no digest of a layer", file, ErrLock)
 	}
 	return &l, nil
 }

@@ -82,13 +82,15 @@ func (l *loading) load() (*libos.Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := libos.Cached(l.o.Cache, key, func() ([]byte, error) {
-		s, err := libos.OpenSource(l.ctx, source, l.o)
+	b, err := libos.Cached(l.ctx, l.o.Cache, key, func(ctx context.Context) ([]byte, error) {
+		now := *l
+		now.ctx = ctx
+		s, err := libos.OpenSource(ctx, source, l.o)
 		if err != nil {
 			return nil, err
 		}
 		defer s.Close()
-		return l.pack(s)
+		return now.pack(s)
 	})
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -116,7 +117,9 @@ func TestLoadFromRegistryOnce(t *testing.T) {
 	}
 	load := func(digest string) (*libos.Bundle, string) {
 		reg.Intercept(nil)
-		b, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "docker://" + reg.Host + "/gramine:stable", Cache: cache.Open(dir, cache.DefaultLimit), Digest: digest})
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel() // who loads it can be done before others are
+		b, err := Backend{}.Load(ctx, libos.LoadOptions{Source: "docker://" + reg.Host + "/gramine:stable", Cache: cache.Open(dir, cache.DefaultLimit), Digest: digest})
 		require.NoError(t, err)
 		return b, strings.Join(reg.Requests(), "\n")
 	}
@@ -144,6 +147,15 @@ func TestLoadFromRegistryOnce(t *testing.T) {
 		}
 		require.NoError(t, os.RemoveAll(filepath.Join(dir, "runtime-layer")))
 		require.NoError(t, os.RemoveAll(filepath.Join(dir, "runtime-file")))
+		if when == "kept" {
+			reg.Intercept(func(w http.ResponseWriter, _ *http.Request, _ int) bool {
+				w.WriteHeader(http.StatusNotFound)
+				return true
+			})
+			_, err := second.Layer.Blob()
+			require.Error(t, err)
+			reg.Intercept(nil) // what failed once may succeed
+		}
 	}
 
 	reg.Push(t, "gramine:stable", image("cd"))

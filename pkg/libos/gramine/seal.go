@@ -50,7 +50,15 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	}
 	m.Section("loader")["entrypoint"] = manifest.Table{"uri": "file:" + r.LibOS, "sha256": hexSum(in.Bundle.Files[r.LibOS].SHA256)}
 	m.AddMounts(manifest.Table{"path": "/etc/hosts", "uri": "file:" + libos.HostsPath})
-	m.Trusted = append([]manifest.TrustedFile{trusted(libos.HostsPath, sha256.Sum256([]byte(hosts)))}, m.Trusted...)
+	own := []libos.File{{Path: libos.HostsPath, Mode: 0o644, Content: []byte(hosts)}}
+	for _, s := range in.Spec.Starters {
+		own = append(own, libos.File{Path: s.Path, Mode: 0o755, Content: []byte(s.Text())})
+	}
+	var listed []manifest.TrustedFile
+	for _, f := range own {
+		listed = append(listed, trusted(f.Path, sha256.Sum256(f.Content)))
+	}
+	m.Trusted = append(listed, m.Trusted...)
 	if r.Prepare != nil {
 		r.Prepare(m, out)
 	}
@@ -100,18 +108,12 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	out.Layout, out.Enclave, out.Trusted = e.Layout, e.SGX, m.Trusted
 	out.SigStruct = e.SigStruct(sgx.Measurement{}, in.Date)
 	out.Entrypoint = []string{r.Loader, r.PAL, "init", libos.App}
-	out.Files = r.Files(out.Manifest)
-	return out, nil
-}
-
-// Files are those that Gramine's loader reads at its start.
-func (r Runtime) Files(manifest []byte) []libos.File {
-	return []libos.File{
-		{Path: libos.ManifestPath, Mode: 0o644, Content: manifest},
+	out.Files = append([]libos.File{
+		{Path: libos.ManifestPath, Mode: 0o644, Content: out.Manifest},
 		// The loader of direct mode looks for another suffix.
 		{Path: libos.App + ".manifest", Link: path.Base(libos.ManifestPath)},
-		{Path: libos.HostsPath, Mode: 0o644, Content: []byte(hosts)},
-	}
+	}, own...)
+	return out, nil
 }
 
 // trusted is the entry of a file that the runtime brings.

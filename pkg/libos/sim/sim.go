@@ -40,7 +40,7 @@ func (Backend) Paths() libos.Paths {
 
 // Load packs this program, or the one that the source names, which must be a build of cconvert for
 // linux/amd64.
-func (Backend) Load(_ context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
+func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
 	file := o.Source
 	if file == "" {
 		if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
@@ -59,7 +59,7 @@ func (Backend) Load(_ context.Context, o libos.LoadOptions) (*libos.Bundle, erro
 	// A build of cconvert knows its own version only by its digest.
 	content := libos.NewRuntimeFile(program)
 	version := hex.EncodeToString(content.SHA256[:])
-	b, err := libos.Cached(o.Cache, "runtime/sim-"+version, func() ([]byte, error) {
+	b, err := libos.Cached(ctx, o.Cache, "runtime/sim-"+version, func(context.Context) ([]byte, error) {
 		return libos.PackRuntime(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
 			[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
 	})
