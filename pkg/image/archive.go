@@ -18,8 +18,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 
+	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -53,7 +54,7 @@ func openTar(ctx context.Context, file string) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f, err = unpacked(ctx, f); err != nil {
+	if f, err = unpacked(ctx, f, maxArchiveBytes); err != nil {
 		return nil, fmt.Errorf("reading the archive: %w", err)
 	}
 	a, err := listTar(ctx, f)
@@ -65,8 +66,9 @@ func openTar(ctx context.Context, file string) (*archive, error) {
 }
 
 // unpacked returns a file's plain content, in a file that has no name if it was compressed, and closes the given one
-// then. Archives as a whole may be compressed with xz too, layers in them may not.
-func unpacked(ctx context.Context, f *os.File) (_ *os.File, err error) {
+// then. Content of more than limit bytes is an error. Archives as a whole may be compressed with xz too, layers in them
+// may not.
+func unpacked(ctx context.Context, f *os.File, limit int64) (_ *os.File, err error) {
 	keep := false
 	defer func() {
 		if !keep {
@@ -75,13 +77,19 @@ func unpacked(ctx context.Context, f *os.File) (_ *os.File, err error) {
 	}()
 	r := bufio.NewReader(f)
 	if magic, _ := r.Peek(len(xzMagic)); string(magic) == xzMagic {
-		plain, err := xz.NewReader(r)
+		if err := rootfs.CheckPolyglot(r); err != nil {
+			return nil, err
+		}
+		plain, err := xz.NewReader(r, maxDictionary)
 		if err != nil {
 			return nil, err
 		}
-		return spool(ctx, plain)
+		return spool(ctx, plain, limit)
 	}
 	if !rootfs.IsCompressed(r) {
+		if err := rootfs.CheckPlain(r); err != nil {
+			return nil, err
+		}
 		keep = true
 		return f, nil
 	}
@@ -90,21 +98,24 @@ func unpacked(ctx context.Context, f *os.File) (_ *os.File, err error) {
 		return nil, err
 	}
 	defer plain.Close()
-	return spool(ctx, plain)
+	return spool(ctx, plain, limit)
 }
+
+// maxDictionary is how much memory a dictionary of xz may take, in bytes: as much as "xz -9" makes, and room for one more.
+const maxDictionary = 128 << 20
 
 const xzMagic = "\xfd7zXZ\x00"
 
-// spool copies what can be read only once into a file that has no name.
-func spool(ctx context.Context, r io.Reader) (*os.File, error) {
+// spool copies what can be read only once into a file that has no name. More than limit bytes are an error.
+func spool(ctx context.Context, r io.Reader, limit int64) (*os.File, error) {
 	f, err := os.CreateTemp("", "cconvert-")
 	if err != nil {
 		return nil, err
 	}
 	os.Remove(f.Name())
-	n, err := io.Copy(&contextWriter{ctx, f}, io.LimitReader(r, maxArchiveBytes+1))
-	if err == nil && n > maxArchiveBytes {
-		err = fmt.Errorf("it has more than %d bytes after decompression", int64(maxArchiveBytes))
+	n, err := io.Copy(&contextWriter{ctx, f}, io.LimitReader(r, limit+1))
+	if err == nil && n > limit {
+		err = fmt.Errorf("it has more than %d bytes after decompression", limit)
 	}
 	if err != nil {
 		f.Close()
@@ -324,7 +335,7 @@ func (a *archive) saved(ctx context.Context) ([]savedImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := uniqueKeys(list); err != nil {
+	if err := strictjson.Check(list, configRules); err != nil {
 		return nil, fmt.Errorf("manifest.json: %w", err)
 	}
 	if err := json.Unmarshal(list, &a.list); err != nil {
@@ -346,6 +357,10 @@ func (l *savedLayer) layer(sources map[v1.Hash]v1.Descriptor) (v1.Layer, error) 
 	out, err := partial.UncompressedToLayer(l)
 	if err != nil {
 		return nil, err
+	}
+	// What is read is what is sent, whatever else the list says of it.
+	if _, there := l.a.parts[path.Clean(l.name)]; there {
+		return out, nil
 	}
 	if d, ok := sources[l.id]; ok {
 		return foreignLayer{out, d}, nil

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/assert"
@@ -106,4 +107,69 @@ func TestFormsOfArchives(t *testing.T) {
 	}
 	_, err = image.Open(context.Background(), parse(t, "oci-archive:"+files[0]), quick)
 	assert.ErrorIs(t, err, image.ErrNotFound)
+}
+
+// What an archive says of where a layer is does not count if the layer is there: what was read is sent.
+func TestLayerSourcesOfAnArchive(t *testing.T) {
+	ctx, reg := context.Background(), fixture.NewRegistry(t)
+	layer := string(fixture.Tar(t, fixture.File("a", "read")))
+	id := digest([]byte(layer))
+	config := fmt.Sprintf(`{"os":"linux","architecture":"amd64","config":{"Cmd":["/a"]},"rootfs":{"type":"layers","diff_ids":[%q]}}`, id)
+	other := fixture.Layer(t, fixture.File("a", "another"))
+	otherDigest, err := other.Digest()
+	require.NoError(t, err)
+	size, err := other.Size()
+	require.NoError(t, err)
+	reg.Push(t, "dst:other", fixture.Image(t, v1.Config{Cmd: []string{"/a"}}, other))
+	file := filepath.Join(t.TempDir(), "a.tar")
+	list := fmt.Sprintf(`[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar"],"LayerSources":{%q:{"mediaType":"application/vnd.docker.image.rootfs.diff.tar.gzip","size":%d,"digest":%q}}}]`, id, size, otherDigest)
+	require.NoError(t, os.WriteFile(file, fixture.Tar(t, fixture.File("manifest.json", list), fixture.File("c.json", config), fixture.File("l.tar", layer)), 0o600))
+	_, err = extend(ctx, t, "docker-archive:"+file+":app:1", reg.Host+"/dst:1", quick)
+	require.NoError(t, err)
+	img, err := image.Open(ctx, parse(t, reg.Host+"/dst:1"), quick)
+	require.NoError(t, err)
+	defer img.Close()
+	assert.NotEqual(t, otherDigest.String(), img.Layers[0].Digest)
+	r, err := img.Layers[0].Open(ctx)
+	require.NoError(t, err)
+	defer r.Close()
+	z, err := gzip.NewReader(r)
+	require.NoError(t, err)
+	b, err := io.ReadAll(z)
+	require.NoError(t, err)
+	assert.Equal(t, layer, string(b))
+}
+
+// Docker's oldest list of images, which Docker reads if there is no newer one, is not passed over.
+func TestOldestListOfAnArchive(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.tar")
+	ctx, reg := context.Background(), fixture.NewRegistry(t)
+	_, err := extend(ctx, t, reg.Push(t, "src:1", sample(t)), "oci-archive:"+file+":1", quick)
+	require.NoError(t, err)
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.Seek(-1024, io.SeekEnd) // before the end of the archive
+	require.NoError(t, err)
+	_, err = f.Write(fixture.Tar(t, fixture.File("repositories", `{"app":{"1":"x"}}`)))
+	require.NoError(t, err)
+	_, err = image.Open(ctx, parse(t, "oci-archive:"+file+":1"), quick)
+	assert.ErrorIs(t, err, image.ErrAmbiguous)
+}
+
+// A dictionary of xz takes the memory that it says it needs.
+func TestLargeDictionary(t *testing.T) {
+	for size, ok := range map[int]bool{64 << 20: true, 1 << 30: false} {
+		var b bytes.Buffer
+		w, err := xz.WriterConfig{DictCap: size}.NewWriter(&b)
+		require.NoError(t, err)
+		_, err = w.Write(fixture.Tar(t, fixture.File("oci-layout", "{}")))
+		require.NoError(t, err)
+		require.NoError(t, w.Close())
+		file := filepath.Join(t.TempDir(), "a.tar.xz")
+		require.NoError(t, os.WriteFile(file, b.Bytes(), 0o600))
+		_, err = image.Open(context.Background(), parse(t, "oci-archive:"+file), quick)
+		require.Error(t, err)
+		assert.Equal(t, ok, strings.Contains(err.Error(), "index.json"), "%d: %v", size, err)
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -20,6 +19,7 @@ type Artifact struct {
 	Type        string // of the artifact
 	MediaType   string // of the blob
 	Blob        []byte
+	BlobDigest  string // if it was fetched
 	Annotations map[string]string
 	Digest      string // of its manifest, where it was fetched
 }
@@ -44,7 +44,7 @@ type Artifacts struct {
 	repo name.Repository
 	o    Options
 
-	mu       sync.Mutex
+	one      chan struct{}               // of those who look at sessions
 	sessions map[string]*registrySession // by what they may do
 }
 
@@ -54,7 +54,7 @@ func NewArtifacts(repository string, insecure bool, o Options) (*Artifacts, erro
 	if err != nil {
 		return nil, err
 	}
-	return &Artifacts{repo: repo, o: o, sessions: map[string]*registrySession{}}, nil
+	return &Artifacts{repo: repo, o: o, one: make(chan struct{}, 1), sessions: map[string]*registrySession{}}, nil
 }
 
 // String is the repository's name.
@@ -62,8 +62,12 @@ func (as *Artifacts) String() string { return as.repo.Name() }
 
 // session connects once for reading and once for writing.
 func (as *Artifacts) session(ctx context.Context, scope string) (*registrySession, error) {
-	as.mu.Lock()
-	defer as.mu.Unlock()
+	select {
+	case as.one <- struct{}{}:
+		defer func() { <-as.one }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	if s := as.sessions[scope]; s != nil {
 		return s, nil
 	}
@@ -136,14 +140,16 @@ func (as *Artifacts) Has(ctx context.Context, tag string) bool {
 	return err == nil && s.has(ctx, "manifests", tag)
 }
 
-// Pull fetches an artifact of a type, whose blob may have so many bytes. Where there is none the
-// error is ErrNotFound.
-func (as *Artifacts) Pull(ctx context.Context, tag, kind string, limit int64) (*Artifact, error) {
+// Pull fetches an artifact of a type, whose blob may have so many bytes. Before the blob is read, accept is called with
+// all else that the artifact has; its error ends Pull. If there is no artifact the error is ErrNotFound.
+func (as *Artifacts) Pull(
+	ctx context.Context, tag, kind string, limit int64, accept func(*Artifact) error,
+) (*Artifact, error) {
 	s, err := as.session(ctx, transport.PullScope)
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.artifact(ctx, as.repo.Tag(tag), []string{kind}, limit)
+	a, err := s.artifact(ctx, as.repo.Tag(tag), []string{kind}, limit, accept)
 	if errors.Is(err, errOtherType) {
 		err = fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}

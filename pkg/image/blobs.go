@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,6 +65,18 @@ func mountable(l v1.Layer) *remote.MountableLayer {
 	return m
 }
 
+// origin names where a layer's bytes come from: only who has the same source waits for what somebody else sends.
+func origin(l v1.Layer) string {
+	var from []string
+	if m := mountable(l); m != nil {
+		from = append(from, m.Reference.Context().RegistryStr())
+	}
+	if d, err := partial.Descriptor(l); err == nil {
+		from = append(from, d.URLs...)
+	}
+	return strings.Join(from, " ")
+}
+
 // smallBlob is so little that sending it takes no longer than asking whether it is there.
 const smallBlob = 512 << 10
 
@@ -77,7 +90,7 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 	if err != nil {
 		return err
 	}
-	return s.shared.upload(ctx, s.repo.Name()+"@"+digest.String(), func() error {
+	return s.shared.upload(ctx, s.repo.Name()+"@"+digest.String()+" from "+origin(l), func() error {
 		return s.sendBlob(ctx, digest, size, l, place)
 	})
 }
@@ -99,7 +112,7 @@ func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int
 			return nil
 		}
 	}
-	return retry(ctx, s.first, func() error {
+	return s.retry(ctx, func() error {
 		to, err := s.beginBlob(ctx, query)
 		if isStatus(err, refusedMount...) && len(query) > 0 {
 			query = nil

@@ -3,7 +3,9 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -11,52 +13,72 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// Repositories lists what a registry holds (distribution's "Listing Repositories", which not all registries offer).
-func Repositories(ctx context.Context, registry name.Registry, o Options) ([]string, error) {
+// Repositories lists what a registry holds (distribution's "Listing Repositories", which not all registries offer). An
+// error is the last of the list. It is ErrTooMany if the registry does not come to an end.
+func Repositories(ctx context.Context, registry name.Registry, o Options) iter.Seq2[string, error] {
+	return passed("the repositories of "+registry.RegistryStr(), func(yield func(string, error) bool) error {
+		return repositories(ctx, registry, o, yield)
+	})
+}
+
+func repositories(ctx context.Context, registry name.Registry, o Options, yield func(string, error) bool) error {
 	s, err := connect(ctx, registry.Repo(""), []string{registry.Scope(transport.CatalogScope)}, o, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var pages *remote.Catalogger
 	puller, err := remote.NewPuller(s.options(ctx, o)...)
 	if err == nil {
 		pages, err = puller.Catalogger(ctx, registry)
 	}
-	var all list
-	for err == nil && pages.HasNext() {
-		var page *remote.Catalogs
-		if page, err = pages.Next(ctx); err == nil {
-			err = all.add(page.Repos)
-		}
-	}
 	if err != nil {
-		return nil, fmt.Errorf("listing the repositories of %s: %w", registry.RegistryStr(), explain(err))
+		return explain(err)
 	}
-	return all.names, nil
+	return (&list{yield: yield}).pass(pages.HasNext, func() ([]string, error) {
+		page, err := pages.Next(ctx)
+		if err != nil {
+			return nil, explain(err)
+		}
+		return page.Repos, nil
+	})
 }
 
-// Tags lists a repository's tags (OCI distribution specification, "Listing Tags").
-func Tags(ctx context.Context, repo name.Repository, o Options) ([]string, error) {
+// Tags lists a repository's tags (OCI distribution specification, "Listing Tags"), as Repositories does.
+func Tags(ctx context.Context, repo name.Repository, o Options) iter.Seq2[string, error] {
+	return passed("the tags of "+repo.Name(), func(yield func(string, error) bool) error {
+		return tags(ctx, repo, o, yield)
+	})
+}
+
+// passed returns a list as an iterator, of which an error is the last element.
+func passed(what string, each func(yield func(string, error) bool) error) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if err := each(yield); err != nil {
+			yield("", fmt.Errorf("listing %s: %w", what, err))
+		}
+	}
+}
+
+func tags(ctx context.Context, repo name.Repository, o Options, yield func(string, error) bool) error {
 	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var pages *remote.Lister
 	puller, err := remote.NewPuller(s.options(ctx, o)...)
 	if err == nil {
 		pages, err = puller.Lister(ctx, repo)
 	}
-	var all list
-	for err == nil && pages.HasNext() {
-		var page *remote.Tags
-		if page, err = pages.Next(ctx); err == nil {
-			err = all.add(page.Tags)
-		}
-	}
 	if err != nil {
-		return nil, fmt.Errorf("listing the tags of %s: %w", repo.Name(), explain(err))
+		return explain(err)
 	}
-	return all.names, nil
+	return (&list{yield: yield}).pass(pages.HasNext, func() ([]string, error) {
+		page, err := pages.Next(ctx)
+		if err != nil {
+			return nil, explain(err)
+		}
+		return page.Tags, nil
+	})
 }
 
 // maxListed is how many names and pages a list may have, and maxListedBytes how long the names may be together.
@@ -66,19 +88,33 @@ const (
 	maxListedBytes = 64 << 20
 )
 
-// list is one whose end only the registry knows.
+// ErrTooMany says that a list is longer than is read.
+var ErrTooMany = errors.New("there are too many")
+
+// list is one whose end only the registry knows. It is passed on page by page, so that none is in memory as a whole.
 type list struct {
-	names       []string
-	pages, size int
+	yield              func(string, error) bool
+	names, pages, size int
 }
 
-func (l *list) add(page []string) error {
-	l.names, l.pages = append(l.names, page...), l.pages+1
-	for _, s := range page {
-		l.size += len(s)
-	}
-	if len(l.names) > maxListed || l.pages > maxListed || l.size > maxListedBytes {
-		return fmt.Errorf("%w: the list is longer than %d names or %d bytes", ErrUnsupported, maxListed, maxListedBytes)
+func (l *list) pass(more func() bool, next func() ([]string, error)) error {
+	for more() {
+		page, err := next()
+		if err != nil {
+			return err
+		}
+		l.names, l.pages = l.names+len(page), l.pages+1
+		for _, s := range page {
+			l.size += len(s)
+		}
+		if l.names > maxListed || l.pages > maxListed || l.size > maxListedBytes {
+			return fmt.Errorf("%w: the list is longer than %d names or %d bytes", ErrTooMany, maxListed, maxListedBytes)
+		}
+		for _, s := range page {
+			if !l.yield(s, nil) {
+				return nil
+			}
+		}
 	}
 	return nil
 }
@@ -152,7 +188,7 @@ func At(ctx context.Context, ref Reference, o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return s.at(ctx, ref.Name.Identifier()), nil
+	return s.at(ctx, ref.Name), nil
 }
 
 // Created is when an image was made, as its configuration says; zero where it does not.

@@ -24,8 +24,11 @@ const (
 // normal is a platform as container engines compare it: some write it otherwise (containerd's platforms.Normalize).
 func normal(p v1.Platform) v1.Platform {
 	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
-	if p.Architecture == "x86_64" || p.Architecture == "x86-64" {
+	switch p.Architecture {
+	case "x86_64", "x86-64":
 		p.Architecture = "amd64"
+	case "i386", "i486", "i586", "i686", "x86":
+		p.Architecture = "386"
 	}
 	if p.Architecture == "amd64" && p.Variant == "v1" {
 		p.Variant = ""
@@ -79,8 +82,12 @@ func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, e
 		return d.Platform == nil || normal(*d.Platform).Variant == ""
 	}))
 	chosen = candidates[best]
-	// On a processor that the chosen image's variant does not fit, containerd takes one for 386.
-	fits := chosen.Platform == nil || normal(*chosen.Platform).Variant == ""
+	// If the chosen image has a variant, or features or a version that its system is to have, containerd may find that it
+	// does not fit, and take one for 386.
+	fits := true
+	if p := chosen.Platform; p != nil {
+		fits = normal(*p).Variant == "" && len(p.OSFeatures)+len(p.Features) == 0 && p.OSVersion == ""
+	}
 	seen := map[v1.Hash]bool{chosen.Digest: true}
 	for _, d := range manifests {
 		if (!elsewhere(d) || !fits && normal(*d.Platform).Architecture == "386") && !seen[d.Digest] {
@@ -196,7 +203,12 @@ func (a *archive) rivals(ctx context.Context, id string, names []string) (rivals
 			return slices.ContainsFunc(names, func(n string) bool { return sameName(n, t) || isTagged(n, t) || isTagged(t, n) })
 		})
 	}
-	if _, ok := a.parts["manifest.json"]; ok {
+	_, oldest := a.parts["repositories"]
+	_, saved := a.parts["manifest.json"]
+	if oldest && !saved { // Docker would take what this list names (Docker image specification v1.0)
+		return nil, fmt.Errorf("%w: it has Docker's oldest list of images, \"repositories\", beside another one", ErrAmbiguous)
+	}
+	if saved {
 		images, err := a.saved(ctx)
 		if err != nil {
 			return nil, err

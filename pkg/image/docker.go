@@ -54,7 +54,7 @@ func openDaemon(ctx context.Context, ref Reference) (*Image, error) {
 		return nil, err
 	}
 	defer saved.Close()
-	f, err := spool(ctx, saved)
+	f, err := spool(ctx, saved, maxArchiveBytes)
 	if err != nil {
 		return nil, fmt.Errorf("saving the image: %w", err)
 	}

@@ -5,34 +5,66 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"mime"
+	"net/http"
 	"slices"
-	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/cconvert/cconvert/internal/strictjson"
 )
 
-// documentKeys are those of manifests and indexes whose meaning readers must agree on.
-var documentKeys = []string{"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"}
+// documentRules are those of manifests and indexes (OCI image specification, "Image Manifest", "Image Index" and
+// "Content Descriptors"), on whose keys readers must agree.
+var documentRules = strictjson.Rules{
+	Named: []string{"annotations"}, MaxList: maxElements,
+	Known: []string{
+		"schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject", "annotations",
+		"fsLayers", "history", "signatures", "digest", "size", "urls", "data",
+		"platform", "architecture", "os", "os.version", "os.features", "variant", "features",
+	},
+}
+
+// configRules are those of configurations. Which keys of these count is not for all of them the same.
+var configRules = strictjson.Rules{
+	Named: []string{"labels", "annotations", "volumes", "exposedports"}, MaxList: maxElements,
+}
+
+// maxElements is how many elements a list may have.
+const maxElements = 10_000
+
+// checkedDocuments lets no manifest be decoded that is against the rules: what is decoded from a few megabytes of
+// little else than brackets takes a hundred times as much.
+type checkedDocuments struct{ inner http.RoundTripper }
+
+func (t *checkedDocuments) RoundTrip(in *http.Request) (*http.Response, error) {
+	out, err := t.inner.RoundTrip(in)
+	if err != nil || in.Method != http.MethodGet || out.StatusCode != http.StatusOK || !manifestPath.MatchString(in.URL.Path) {
+		return out, err
+	}
+	raw, err := io.ReadAll(out.Body)
+	out.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	if err := strictjson.Check(raw, documentRules); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	out.Body = io.NopCloser(bytes.NewReader(raw))
+	return out, nil
+}
 
 // documentType is the media type of a manifest or index that came with a content type. A document that can be read as
 // two things is refused: who looks at it, who signs it and who runs it would each see another one (CVE-2021-41190).
 func documentType(contentType string, raw []byte) (types.MediaType, error) {
-	if err := uniqueKeys(raw); err != nil {
+	if err := strictjson.Check(raw, documentRules); err != nil {
 		return "", fmt.Errorf("reading the manifest: %w", err)
 	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
 		return "", fmt.Errorf("reading the manifest: %w", err)
-	}
-	for k := range keys {
-		for _, known := range documentKeys {
-			if k != known && strings.EqualFold(k, known) {
-				// Readers of JSON that ignore case would see another manifest than those that do not.
-				return "", fmt.Errorf("reading the manifest: it has the key %q, which must be %q", k, known)
-			}
-		}
 	}
 	var said string
 	if text, ok := keys["mediaType"]; ok {
@@ -98,7 +130,7 @@ func parseManifest(raw []byte) (*v1.Manifest, error) {
 
 // parseConfig reads an image's configuration, and refuses what readers disagree on.
 func parseConfig(raw []byte) (c v1.ConfigFile, err error) {
-	if err = uniqueKeys(raw); err == nil {
+	if err = strictjson.Check(raw, configRules); err == nil {
 		err = json.Unmarshal(raw, &c)
 	}
 	return c, err

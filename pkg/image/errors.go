@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,6 +23,8 @@ var (
 	ErrUnauthorized = errors.New("access denied")
 	// ErrUnsupported says that what the reference names cannot be converted by anybody.
 	ErrUnsupported = errors.New("not supported")
+	// errNoImage says that it is no image at all, which is ErrUnsupported too.
+	errNoImage = fmt.Errorf("%w: it is not a container image", ErrUnsupported)
 	// ErrAmbiguous says that a document can be read as two different ones.
 	ErrAmbiguous = errors.New("it is ambiguous")
 	// ErrDigest says that a blob is not the one that its digest names.
@@ -79,6 +82,7 @@ var errBroken = errors.New("connection broken")
 
 // explain gives an answer of a registry the error that callers know.
 func explain(err error) error {
+	err = withoutQueries(err)
 	var answer *transport.Error
 	if !errors.As(err, &answer) {
 		return err
@@ -89,6 +93,21 @@ func explain(err error) error {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
+	}
+	return err
+}
+
+// send sends a request. Its errors have addresses without their queries, which can be credentials: registries lead to
+// addresses that are signed.
+func send(rt http.RoundTripper, req *http.Request) (*http.Response, error) {
+	resp, err := (&http.Client{Transport: rt}).Do(req)
+	return resp, withoutQueries(err)
+}
+
+func withoutQueries(err error) error {
+	var of *url.Error
+	if errors.As(err, &of) {
+		of.URL, _, _ = strings.Cut(of.URL, "?")
 	}
 	return err
 }

@@ -31,11 +31,19 @@ type Options struct {
 	// Idle is how long a registry may be silent while something is expected of it; 0: DefaultIdle. Over that time it must
 	// also send a kilobyte a second.
 	Idle time.Duration
-	// MaxAnswer is how many bytes a manifest, or another answer that is read whole, may have; 0: 16 MiB.
+	// MaxAnswer is how many bytes a manifest, or another answer that is read whole, may have; 0: 4 MiB, as the OCI
+	// distribution specification has it ("Pushing Manifests").
 	MaxAnswer int64
-	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched, and follows no
+	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched. StrictNames follows no
 	// redirect of a manifest to another repository, whatever host it is on.
-	OnlyRegistry bool
+	OnlyRegistry, StrictNames bool
+	// Pace waits until a request may be sent, and returns what is to be called if it was answered. The registry is not
+	// blamed for that time. Nil: there is no limit.
+	Pace func(*http.Request) (done func(), err error)
+	// Watch is told how transfers get on; nil: nobody is.
+	Watch Watcher
+	// BeforeTag is called right before a tag is moved; its error keeps the tag where it is. Nil: nobody is asked.
+	BeforeTag func(context.Context) error
 	// Shared is what transfers of many images have in common; nil: nothing.
 	Shared *Shared
 }
@@ -83,6 +91,7 @@ type Image struct {
 	Rivals []string
 
 	session   *registrySession       // in a registry: how it was reached
+	tagged    string                 // the digest of what its name has there: the image itself, or an index
 	manifest  func() ([]byte, error) // as stored, or made for an image that has none
 	mediaType types.MediaType
 	close     func() error
@@ -116,6 +125,8 @@ type Layer struct {
 	Size int64
 	// Open streams the layer, compressed or not. The reader does not check the digest.
 	Open func(context.Context) (io.ReadCloser, error)
+	// From names the repository that it is read from; empty: it is in a file or daemon.
+	From string
 	// At reads parts of the layer; nil where that is not possible.
 	At func(context.Context) io.ReaderAt
 	// Annotations are those of the layer in the manifest.
@@ -169,7 +180,8 @@ func Write(ctx context.Context, to Reference, img *Output, o Options) error {
 	return u.Write(img)
 }
 
-const maxConfig = 32 << 20
+// maxConfig is how many bytes a configuration may have.
+const maxConfig = 8 << 20
 
 // newImage reads a manifest, whose type was told by documentType, and the configuration that it names.
 func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte,
@@ -180,14 +192,17 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 	case types.DockerManifestSchema1, types.DockerManifestSchema1Signed:
 		return nil, fmt.Errorf("manifest schema 1 is %w: push the image again with a current tool", ErrUnsupported)
 	default:
-		return nil, fmt.Errorf("the media type %q is %w: it is not a container image", mt, ErrUnsupported)
+		if mt.IsIndex() {
+			return nil, fmt.Errorf("an index in an index in an index is %w", ErrUnsupported)
+		}
+		return nil, fmt.Errorf("the media type %q is %w", mt, errNoImage)
 	}
 	m, err := parseManifest(raw)
 	if err != nil {
 		return nil, err
 	}
 	if !isConfig(m.Config.MediaType) {
-		return nil, fmt.Errorf("a manifest with the configuration %q is %w: it is not a container image", m.Config.MediaType, ErrUnsupported)
+		return nil, fmt.Errorf("a manifest with the configuration %q is %w", m.Config.MediaType, errNoImage)
 	}
 	img := &Image{
 		Ref: ref, Digest: digestOf(raw), mediaType: mt,
@@ -199,7 +214,7 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 	c, err := parseConfig(img.Config)
 	if err != nil {
 		if !m.Config.MediaType.IsConfig() {
-			err = fmt.Errorf("%w: of the type %q, and no image's: %w", ErrUnsupported, m.Config.MediaType, err)
+			err = fmt.Errorf("its type is %q, which is %w: %w", m.Config.MediaType, errNoImage, err)
 		}
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}

@@ -22,17 +22,23 @@ func nameOptions(insecure bool) []name.Option {
 // checkName refuses what the OCI distribution specification does not allow in a name. In particular no component of a
 // repository, and no tag, is empty, "." or "..": servers and file systems would clean such a path, and so read another
 // name than the one that rules were applied to.
-func checkName(s string) error {
-	if _, err := reference.ParseNormalizedNamed(s); err != nil {
-		return fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+//
+// Nor may a registry be called like a transport: "oci:5000/app" would be read as a directory.
+func checkName(s string) (reference.Named, error) {
+	n, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 	}
-	return nil
+	if host, _, port := strings.Cut(reference.Domain(n), ":"); port && isTransport(host) {
+		return nil, fmt.Errorf("%q is %w: a registry cannot be named %s, which is a transport", s, ErrReference, host)
+	}
+	return n, nil
 }
 
 // ParseName reads the name of an image in a registry. Insecure allows the registry to be spoken to over HTTP. The error
 // is ErrReference.
 func ParseName(s string, insecure bool) (name.Reference, error) {
-	if err := checkName(s); err != nil {
+	if _, err := checkName(s); err != nil {
 		return nil, err
 	}
 	n, err := name.ParseReference(s, nameOptions(insecure)...)
@@ -44,9 +50,9 @@ func ParseName(s string, insecure bool) (name.Reference, error) {
 
 // ParseRepository reads the name of a repository, without a tag or digest. The error is ErrReference.
 func ParseRepository(s string, insecure bool) (name.Repository, error) {
-	n, err := reference.ParseNormalizedNamed(s)
+	n, err := checkName(s)
 	if err != nil {
-		return name.Repository{}, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
+		return name.Repository{}, err
 	}
 	if !reference.IsNameOnly(n) {
 		return name.Repository{}, fmt.Errorf("%q is %w: a repository has neither tag nor digest", s, ErrReference)
@@ -62,7 +68,7 @@ func ParseRepository(s string, insecure bool) (name.Repository, error) {
 func ParseRegistry(s string, insecure bool) (name.Registry, error) {
 	r, err := name.NewRegistry(s, nameOptions(insecure)...)
 	if err == nil {
-		err = checkName(r.RegistryStr() + "/x")
+		_, err = checkName(r.RegistryStr() + "/x")
 	}
 	if err == nil && strings.ContainsAny(s, "/") {
 		err = fmt.Errorf("%q is a repository", s)

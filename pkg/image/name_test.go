@@ -86,7 +86,7 @@ func TestRedirectedManifest(t *testing.T) {
 		lead(c.to)
 		for strict, want := range map[bool]bool{false: c.plain, true: c.strict} {
 			o := quick
-			o.OnlyRegistry = strict
+			o.StrictNames = strict
 			digest, err := image.ResolveTag(ctx, parse(t, reg.Host+"/public/app:7"), o)
 			if want {
 				assert.NoError(t, err, "%s, strict: %v", c.what, strict)

@@ -120,9 +120,9 @@ func (img *Image) Below(layers int) (*Image, error) {
 	return &below, nil
 }
 
-// Append puts layers on top of an image. The source's layers stay as they are, and so does all of its
-// manifest that is not about layers or configuration. Config is the new configuration but for its
-// rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
+// Append puts layers on top of an image. The source's layers stay as they are, and so does all of its manifest that is
+// not about layers or configuration, but for annotations that steer engines. Config is the new configuration but for
+// its rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
 func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Output, error) {
 	raw, err := img.manifest()
 	if err != nil {
@@ -189,6 +189,11 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	manifest["config"], err = json.Marshal(v1.Descriptor{MediaType: configType, Size: int64(len(out.config)), Digest: configDigest})
 	if err != nil {
 		return nil, err
+	}
+	if annotations, ok := manifest["annotations"]; ok {
+		if manifest["annotations"], err = withoutSteering(annotations); err != nil {
+			return nil, err
+		}
 	}
 	if out.manifest, err = json.Marshal(manifest); err != nil {
 		return nil, err

@@ -46,6 +46,24 @@ func (t *patient) RoundTrip(in *http.Request) (*http.Response, error) {
 	return out, nil
 }
 
+// paced sends requests as slowly as somebody wants it.
+type paced struct {
+	inner http.RoundTripper
+	wait  func(*http.Request) (done func(), err error)
+}
+
+func (t *paced) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Context().Value(unpaced) != nil {
+		return t.inner.RoundTrip(r)
+	}
+	done, err := t.wait(r)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return t.inner.RoundTrip(r)
+}
+
 // watchdog cancels a request when its timer runs out.
 type watchdog struct {
 	ctx   context.Context

@@ -2,9 +2,13 @@ package image_test
 
 import (
 	"context"
+	"errors"
 	"io"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +85,89 @@ func TestSlowRegistry(t *testing.T) {
 	}
 }
 
+// A registry that breaks each connection after a byte is not begun with anew for ever.
+func TestBrokenAfterEachByte(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	ref := reg.Push(t, "app:1", sample(t))
+	o := quick
+	o.Idle = 500 * time.Millisecond
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	img, err := image.Open(ctx, parse(t, ref), o)
+	require.NoError(t, err)
+	defer img.Close()
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		w.Header().Set("Content-Length", "1000000")
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = io.WriteString(w, "x")
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	layer, err := img.Layers[0].Open(ctx)
+	require.NoError(t, err)
+	defer layer.Close()
+	_, err = io.Copy(io.Discard, layer)
+	require.NoError(t, ctx.Err())
+	assert.ErrorContains(t, err, "too slowly")
+	assert.True(t, image.Transient(err))
+}
+
+// Who sends the same blob from another source waits for nobody: that source may never come to an end.
+func TestSharedUploads(t *testing.T) {
+	to := fixture.NewRegistry(t)
+	slow, sound := fixture.NewRegistry(t), fixture.NewRegistry(t)
+	o := quick
+	o.Shared = &image.Shared{}
+	from := slow.Push(t, "app:1", sample(t))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	stuck, err := image.Open(ctx, parse(t, from), o)
+	require.NoError(t, err)
+	defer stuck.Close()
+	slow.Silence(t)
+	u := image.NewUpload(ctx, parse(t, to.Host+"/slow:1"), o)
+	defer u.Close()
+	defer cancel() // it would wait for the silent one
+	u.Begin(stuck)
+	require.Eventually(t, func() bool { return len(slow.Requests()) > 0 }, 10*time.Second, time.Millisecond)
+
+	within, end := context.WithTimeout(context.Background(), 20*time.Second)
+	defer end()
+	_, err = extend(within, t, sound.Push(t, "app:1", sample(t)), to.Host+"/slow:2", o)
+	require.NoError(t, err)
+}
+
+// What registries lead to can be signed: its address is not for messages.
+func TestSignedAddresses(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	ref := reg.Push(t, "app:1", sample(t))
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		http.Redirect(w, r, "http://127.0.0.1:1/blob?X-Amz-Signature=secret", http.StatusTemporaryRedirect)
+		return true
+	})
+	_, err := image.Open(context.Background(), parse(t, ref), quick)
+	require.ErrorContains(t, err, "127.0.0.1:1")
+	assert.NotContains(t, err.Error(), "secret")
+}
+
+// Whoever is asked before a tag is moved can keep it where it is.
+func TestBeforeTag(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	o := quick
+	o.BeforeTag = func(context.Context) error { return errNotWanted }
+	_, err := extend(context.Background(), t, reg.Push(t, "app:1", sample(t)), reg.Host+"/app:2", o)
+	require.ErrorIs(t, err, errNotWanted)
+	assert.Empty(t, reg.Digest(t, "app:2"))
+}
+
+var errNotWanted = errors.New("another one is wanted")
+
 // Whoever reads slowly, or sends much, is not taken for a slow registry.
 func TestSlowReader(t *testing.T) {
 	reg := fixture.NewRegistry(t)
@@ -116,4 +203,42 @@ func TestUploadElsewhere(t *testing.T) {
 	_, err := extend(ctx, t, from, reg.Host+"/dst:1", quick)
 	assert.ErrorContains(t, err, "which is another host")
 	assert.Empty(t, other.Requests())
+}
+
+// A registry is not blamed for the time in which nobody asks it.
+func TestPaceIsNobodysSilence(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	reg.Push(t, "app:1", sample(t))
+	o := quick
+	o.Idle = 100 * time.Millisecond
+	var asked atomic.Int32
+	before := len(reg.Requests())
+	o.Pace = func(*http.Request) (func(), error) {
+		asked.Add(1)
+		time.Sleep(2 * o.Idle)
+		return func() {}, nil
+	}
+	img, err := image.Open(context.Background(), parse(t, reg.Host+"/app:1"), o)
+	require.NoError(t, err)
+	defer img.Close()
+	assert.EqualValues(t, len(reg.Requests())-before, asked.Load())
+}
+
+// A registry need not say in a header which manifest a tag has.
+func TestAtWithoutHeader(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	reg.Push(t, "app:1", sample(t))
+	want := reg.Digest(t, "app:1")
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		answer := httptest.NewRecorder()
+		reg.Inner.ServeHTTP(answer, r)
+		answer.Header().Del("Docker-Content-Digest")
+		maps.Copy(w.Header(), answer.Header())
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+		return true
+	})
+	at, err := image.At(context.Background(), parse(t, reg.Host+"/app:1"), quick)
+	require.NoError(t, err)
+	assert.Equal(t, want, at)
 }

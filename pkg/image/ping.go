@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"sync"
 
@@ -51,10 +50,17 @@ func (p *rememberPing) over(inner http.RoundTripper) http.RoundTripper {
 	})
 }
 
+// forget has the registry asked again.
+func (p *rememberPing) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answer, p.body = nil, nil
+}
+
 // plain asks a registry on this machine without TLS, which it seldom speaks: to find that out costs a handshake. One
 // that does speak it answers with an error.
 func (p *rememberPing) plain(inner http.RoundTripper, req *http.Request) bool {
-	if ip := net.ParseIP(req.URL.Hostname()); req.URL.Scheme != "https" || ip == nil || !ip.IsLoopback() {
+	if req.URL.Scheme != "https" || !onThisMachine(req.URL.Hostname()) {
 		return false
 	}
 	asked := req.Clone(context.WithValue(req.Context(), unrepeated, true))

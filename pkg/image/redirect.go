@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -8,7 +9,7 @@ import (
 )
 
 // ErrRedirect says that a registry sends those who ask for a manifest to another repository.
-var ErrRedirect = fmt.Errorf("the registry leads to another repository: %w", ErrUnsupported)
+var ErrRedirect = errors.New("the registry leads to another repository")
 
 // manifestPath is that of requests for manifests (OCI distribution specification, "Endpoints").
 var manifestPath = regexp.MustCompile(`^/v2/(.+)/manifests/[^/]+$`)
@@ -37,7 +38,7 @@ func (t *sameRepository) RoundTrip(in *http.Request) (*http.Response, error) {
 	}
 	led := manifestPath.FindStringSubmatch(in.URL.Path)
 	if (t.strict || sameHost(first.URL, in.URL)) && (led == nil || led[1] != asked[1]) {
-		return nil, fmt.Errorf("%w: from %s to %s", ErrRedirect, first.URL.Path, in.URL.Redacted())
+		return nil, fmt.Errorf("%w: from %s to %s%s", ErrRedirect, first.URL.Path, in.URL.Host, in.URL.Path)
 	}
 	return t.inner.RoundTrip(in)
 }

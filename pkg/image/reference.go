@@ -42,6 +42,9 @@ type Reference struct {
 	Inside string
 }
 
+// InRegistry is the reference of a name in a registry.
+func InRegistry(n name.Reference) Reference { return Reference{Transport: Registry, Name: n} }
+
 // ErrReference says that a reference is not well-formed.
 var ErrReference = errors.New("not an image reference")
 
@@ -94,7 +97,8 @@ func ParseReference(s string, insecure bool) (Reference, error) {
 			}
 		}
 		return r, nil
-	case "containers-storage", "dir", "ostree", "docker-remote", "http", "https":
+	}
+	if isTransport(transport) {
 		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported, only docker, oci, oci-archive, docker-archive and docker-daemon are",
 			s, ErrReference, transport)
 	}
@@ -128,7 +132,22 @@ func (r Reference) String() string {
 		}
 		return "docker-daemon:" + r.Name.String()
 	}
-	return r.Name.String()
+	s := r.Name.String()
+	if first, _, ok := strings.Cut(s, ":"); ok && isTransport(first) { // a repository that is called like one
+		s = "docker://" + s
+	}
+	return s
+}
+
+// isTransport reports whether a reference that begins with a word and a colon names no registry: it has one of the
+// transports of this package, or another one of containers-transports(5).
+func isTransport(word string) bool {
+	switch word {
+	case string(OCILayout), string(OCIArchive), string(DockerArchive), string(DockerDaemon),
+		"containers-storage", "dir", "ostree", "docker-remote", "http", "https":
+		return true
+	}
+	return false
 }
 
 // Same reports whether two references name the same place.

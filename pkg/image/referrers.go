@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/internal/strictjson"
 )
 
 // Bounds on what is attached to an image.
@@ -48,13 +50,16 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 	if err != nil {
 		return err
 	}
+	listed := func(p *packedArtifact) bool {
+		return slices.ContainsFunc(index.Manifests, func(r referrer) bool { return r.Digest == p.digest })
+	}
 	var missing []*packedArtifact
 	for _, a := range add {
 		p, err := a.pack(&subject)
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(index.Manifests, func(r referrer) bool { return r.Digest == p.digest }) {
+		if !listed(p) || !s.has(ctx, "manifests", p.digest.String()) { // a list under a tag can speak of what was removed
 			missing = append(missing, p)
 		}
 	}
@@ -86,6 +91,9 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 		return nil
 	}
 	for _, p := range missing {
+		if listed(p) {
+			continue
+		}
 		index.Manifests = append(index.Manifests, referrer{
 			v1.Descriptor{MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest, Annotations: p.manifest.Annotations}, p.manifest.ArtifactType,
 		})
@@ -131,6 +139,9 @@ func (s *registrySession) referrerIndex(ctx context.Context, what string) (*refe
 		} else {
 			whole.Manifests = append(whole.Manifests, index.Manifests...)
 		}
+		if len(whole.Manifests) > maxElements {
+			return nil, fmt.Errorf("the list of referrers has more than %d entries", maxElements)
+		}
 		if next == "" {
 			return whole, nil
 		}
@@ -148,7 +159,7 @@ func (s *registrySession) referrerPage(ctx context.Context, at string) (_ *refer
 		return nil, "", err
 	}
 	req.Header.Set("Accept", string(types.OCIImageIndex))
-	resp, err := (&http.Client{Transport: s.rt}).Do(req)
+	resp, err := send(s.rt, req)
 	if err != nil {
 		return nil, "", err
 	}
@@ -156,13 +167,16 @@ func (s *registrySession) referrerPage(ctx context.Context, at string) (_ *refer
 	if err := transport.CheckError(resp, http.StatusOK); err != nil {
 		return nil, "", explain(err)
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxConfig))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return nil, "", err
 	}
-	var index referrerIndex
 	if t := given(resp.Header.Get("Content-Type")); len(bytes.TrimSpace(b)) == 0 || t == "text/html" || bytes.HasPrefix(bytes.TrimSpace(b), []byte("<")) {
 		return nil, "", fmt.Errorf("the list of referrers is %w: the registry answers with a page, or nothing", ErrNotFound)
+	}
+	var index referrerIndex
+	if err := strictjson.Check(b, documentRules); err != nil {
+		return nil, "", fmt.Errorf("reading the list of referrers: %w", err)
 	}
 	if err := json.Unmarshal(b, &index); err != nil {
 		return nil, "", fmt.Errorf("reading the list of referrers: %w", err)
@@ -201,7 +215,7 @@ func (img *Image) Referrers(ctx context.Context, kinds ...string) ([]Artifact, e
 		if fetched++; fetched > maxReferrers {
 			return nil, fmt.Errorf("more than %d artifacts refer to %s", maxReferrers, img.Ref)
 		}
-		a, err := s.artifact(ctx, s.repo.Digest(r.Digest.String()), kinds, maxReferrerBlob)
+		a, err := s.artifact(ctx, s.repo.Digest(r.Digest.String()), kinds, maxReferrerBlob, nil)
 		if errors.Is(err, errOtherType) {
 			continue
 		}
@@ -244,8 +258,11 @@ func isStatus(err error, codes ...int) bool {
 // errOtherType says that an artifact is none of those that are asked for.
 var errOtherType = errors.New("another type")
 
-// artifact fetches an artifact of one of the types, whose blob may have so many bytes.
-func (s *registrySession) artifact(ctx context.Context, ref name.Reference, kinds []string, limit int64) (*Artifact, error) {
+// artifact fetches an artifact of one of the types, whose blob may have so many bytes. Accept is as that of Pull; nil:
+// all are accepted.
+func (s *registrySession) artifact(
+	ctx context.Context, ref name.Reference, kinds []string, limit int64, accept func(*Artifact) error,
+) (*Artifact, error) {
 	d, err := s.get(ctx, ref, Options{})
 	if err != nil {
 		return nil, err
@@ -260,9 +277,17 @@ func (s *registrySession) artifact(ctx context.Context, ref name.Reference, kind
 	if len(m.Layers) != 1 || m.Layers[0].Size > limit {
 		return nil, fmt.Errorf("%w: it is a %q with %d blobs", ErrUnsupported, m.ArtifactType, len(m.Layers))
 	}
-	blob, err := readBlob(ctx, m.Layers[0], limit, func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) { return s.blob(ctx, d) })
-	if err != nil {
-		return nil, err
+	a := &Artifact{
+		Type: m.ArtifactType, MediaType: string(m.Layers[0].MediaType), BlobDigest: m.Layers[0].Digest.String(),
+		Annotations: m.Annotations, Digest: d.Digest.String(),
 	}
-	return &Artifact{Type: m.ArtifactType, MediaType: string(m.Layers[0].MediaType), Blob: blob, Annotations: m.Annotations, Digest: d.Digest.String()}, nil
+	if accept != nil {
+		if err := accept(a); err != nil {
+			return nil, err
+		}
+	}
+	blob := m.Layers[0]
+	blob.URLs = nil // whoever attached it sends nobody elsewhere
+	a.Blob, err = readBlob(ctx, blob, limit, s.blob)
+	return a, err
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -19,13 +18,35 @@ import (
 
 // registrySession talks to one repository with the rights it asked for.
 type registrySession struct {
-	repo  name.Repository
-	rt    http.RoundTripper
-	ping  *rememberPing
-	first time.Duration // the first pause before a repetition
-	idle  time.Duration // how long the registry may be silent
-	// shared may be nil.
+	repo name.Repository
+	rt   http.RoundTripper
+	// others is for hosts that the registry's images name, without credentials and what is known of the registry.
+	others http.RoundTripper
+	ping   *rememberPing
+	first  time.Duration // the first pause before a repetition
+	idle   time.Duration // see Options.Idle
+	// shared and watch may be nil.
 	shared *Shared
+	watch  Watcher
+}
+
+// pause waits between attempts, for the registry's sake; false: the context has ended.
+func (s *registrySession) pause(ctx context.Context, d time.Duration) bool {
+	if s.watch != nil {
+		defer s.watch.Waiting(s.repo.RegistryStr())()
+	}
+	return pause(ctx, d)
+}
+
+// retry does something again while its failure is transient.
+func (s *registrySession) retry(ctx context.Context, do func() error) error {
+	b := newBackoff(s.first)
+	for i := 1; ; i++ {
+		err := do()
+		if err == nil || i == attempts || !Transient(err) || !s.pause(ctx, b.NextBackOff()) {
+			return err
+		}
+	}
 }
 
 // connect prepares to talk to a repository. What is known from an earlier session, if there was one with
@@ -43,17 +64,34 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 	if inner == nil {
 		inner = remote.DefaultTransport
 	}
+	if !allowsHTTP(repo.Registry) {
+		inner = &requireTLS{inner, onThisMachine((&url.URL{Host: repo.RegistryStr()}).Hostname())}
+	}
 	ping := o.Shared.ping(repo.Registry)
 	if near != nil && near.repo.Registry == repo.Registry {
 		ping = near.ping
 	}
-	repeated := &retryTransport{&patient{inner, o.idle()}, o.firstPause(), o.maxAnswer()}
-	rt, err := transport.NewWithContext(ctx, repo.Registry, auth,
-		transport.NewUserAgent(ping.over(&sameRepository{repeated, o.OnlyRegistry}), "cconvert"), scopes)
+	asking := http.RoundTripper(&patient{inner, o.idle()})
+	if o.Pace != nil {
+		asking = &paced{asking, o.Pace}
+	}
+	repeated := &checkedDocuments{&retryTransport{asking, o.firstPause(), o.maxAnswer()}}
+	told := func(rt http.RoundTripper) http.RoundTripper {
+		rt = transport.NewUserAgent(rt, "cconvert")
+		if o.Watch == nil {
+			return rt
+		}
+		return &watched{rt, o.Watch, repo.RegistryStr()}
+	}
+	asked := told(ping.over(&sameRepository{repeated, o.StrictNames}))
+	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, asked, scopes)
 	if err != nil {
+		ping.forget() // where tokens are to be had can have changed
 		return nil, fmt.Errorf("connecting to %s: %w", repo.RegistryStr(), explain(err))
 	}
-	return &registrySession{repo, rt, ping, o.firstPause(), o.idle(), o.Shared}, nil
+	return &registrySession{
+		repo: repo, rt: rt, others: told(repeated), ping: ping, first: o.firstPause(), idle: o.idle(), shared: o.Shared, watch: o.Watch,
+	}, nil
 }
 
 func (s *registrySession) options(ctx context.Context, o Options) []remote.Option {
@@ -99,7 +137,7 @@ func (s *registrySession) open(ctx context.Context, ref Reference, o Options) (*
 // openFrom opens what was found under the reference.
 func (s *registrySession) openFrom(ctx context.Context, ref Reference, d *remote.Descriptor, o Options) (_ *Image, err error) {
 	var rivals []string
-	index := d.MediaType.IsIndex()
+	index, tagged := d.MediaType.IsIndex(), d.Digest.String()
 	for range 2 { // an index may name an index
 		if !d.MediaType.IsIndex() {
 			break
@@ -118,18 +156,24 @@ func (s *registrySession) openFrom(ctx context.Context, ref Reference, d *remote
 		}
 	}
 	img, err := newImage(ctx, ref, d.MediaType, d.Manifest, func(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
-		if o.OnlyRegistry {
+		elsewhere := o.OnlyRegistry && len(desc.URLs) > 0
+		if elsewhere {
 			desc.URLs = nil
 		}
-		return s.blob(ctx, desc)
+		r, err := s.blob(ctx, desc)
+		if elsewhere && errors.Is(err, ErrNotFound) {
+			err = fmt.Errorf("%w: the image says that it is elsewhere, and only the registry is asked", err)
+		}
+		return r, err
 	}, func(l *blobLayer) v1.Layer {
 		return &remote.MountableLayer{Layer: l, Reference: ref.Name}
 	})
 	if err != nil {
 		return nil, err
 	}
-	img.session, img.Rivals, img.Index = s, rivals, index
+	img.session, img.tagged, img.Rivals, img.Index = s, tagged, rivals, index
 	for _, l := range img.Layers {
+		l.From = s.repo.Name()
 		l.At = func(ctx context.Context) io.ReaderAt { return &ranges{ctx, s, l.Digest} }
 	}
 	return img, nil
@@ -152,7 +196,7 @@ func (r *ranges) ReadAt(p []byte, off int64) (int, error) {
 	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1))
 	// The answer is as long as the blob where ranges are not known: it must not be read whole.
 	req = req.WithContext(context.WithValue(r.ctx, streamed, true))
-	resp, err := (&http.Client{Transport: r.s.rt}).Do(req)
+	resp, err := send(r.s.rt, req)
 	if err != nil {
 		return 0, err
 	}
@@ -164,112 +208,6 @@ func (r *ranges) ReadAt(p []byte, off int64) (int, error) {
 		return 0, errNoRanges
 	}
 	return io.ReadFull(resp.Body, p)
-}
-
-// blob streams a blob and, when the connection breaks, goes on where it was.
-func (s *registrySession) blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	u := url.URL{
-		Scheme: s.repo.Scheme(), Host: s.repo.RegistryStr(),
-		Path: fmt.Sprintf("/v2/%s/blobs/%s", s.repo.RepositoryStr(), d.Digest),
-	}
-	r := &blobReader{ctx: context.WithValue(ctx, streamed, true), client: &http.Client{Transport: s.rt}, url: u.String(), first: s.first}
-	err := r.open()
-	if err == nil {
-		return r, nil
-	}
-	// A foreign layer need not be in the registry (OCI image specification, descriptor "urls").
-	for _, foreign := range d.URLs {
-		f, parseErr := url.Parse(foreign)
-		if parseErr != nil || f.Scheme != "https" && f.Scheme != s.repo.Scheme() {
-			continue
-		}
-		r.client, r.url = &http.Client{Transport: &retryTransport{&patient{remote.DefaultTransport, s.idle}, s.first, maxAnswer}}, foreign
-		if r.open() == nil {
-			return r, nil
-		}
-	}
-	return nil, explain(err)
-}
-
-type blobReader struct {
-	ctx    context.Context
-	client *http.Client
-	url    string
-	first  time.Duration
-	body   io.ReadCloser
-	offset int64
-	broken int // times in a row without a byte
-	slow   int // times that it was too slow, with bytes or without
-}
-
-func (r *blobReader) open() error {
-	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, r.url, nil)
-	if err != nil {
-		return err
-	}
-	if r.offset > 0 {
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(r.offset, 10)+"-")
-	}
-	resp, err := r.client.Do(req)
-	if err != nil {
-		return err
-	}
-	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
-		resp.Body.Close()
-		return err
-	}
-	if r.offset > 0 && resp.StatusCode == http.StatusOK { // the server knows no ranges
-		if _, err := io.CopyN(io.Discard, resp.Body, r.offset); err != nil {
-			resp.Body.Close()
-			return fmt.Errorf("%w: %w", errBroken, err)
-		}
-	}
-	r.body = resp.Body
-	return nil
-}
-
-func (r *blobReader) Read(p []byte) (int, error) {
-	b := newBackoff(r.first)
-	for {
-		var err error
-		if r.body == nil {
-			err = r.open()
-		} else {
-			var n int
-			n, err = r.body.Read(p)
-			r.offset += int64(n)
-			if n > 0 {
-				r.broken = 0
-				return n, nil // an error comes again
-			}
-			if err == nil || errors.Is(err, io.EOF) {
-				return n, err
-			}
-			r.body.Close()
-			r.body = nil
-			if errors.Is(err, errSlow) {
-				r.slow++
-			}
-			err = fmt.Errorf("%w: %w", errBroken, err)
-		}
-		if err == nil {
-			continue
-		}
-		if r.ctx.Err() != nil {
-			return 0, r.ctx.Err()
-		}
-		r.broken++
-		if !Transient(err) || r.broken >= attempts || r.slow >= attempts || !pause(r.ctx, b.NextBackOff()) {
-			return 0, fmt.Errorf("downloading: %w", err)
-		}
-	}
-}
-
-func (r *blobReader) Close() error {
-	if r.body == nil {
-		return nil
-	}
-	return r.body.Close()
 }
 
 // Manifest is one of any kind in a registry, read for its layers.

@@ -19,7 +19,7 @@ import (
 const (
 	attempts      = 5
 	maxRetryAfter = 2 * time.Minute
-	maxAnswer     = 16 << 20 // of answers that are read whole: manifests, tokens, pages of lists
+	maxAnswer     = 4 << 20 // of answers that are read whole: manifests, tokens, pages of lists
 )
 
 // pause waits between attempts; false when the context ended.
@@ -40,17 +40,6 @@ func newBackoff(first time.Duration) *backoff.ExponentialBackOff {
 	return b
 }
 
-// retry does something again while its failure is transient.
-func retry(ctx context.Context, first time.Duration, do func() error) error {
-	b := newBackoff(first)
-	for i := 1; ; i++ {
-		err := do()
-		if err == nil || i == attempts || !Transient(err) || !pause(ctx, b.NextBackOff()) {
-			return err
-		}
-	}
-}
-
 type contextKey int
 
 const (
@@ -58,6 +47,8 @@ const (
 	streamed contextKey = iota
 	// unrepeated requests are part of a sequence that is repeated as a whole.
 	unrepeated
+	// unpaced requests have waited for their turn already.
+	unpaced
 )
 
 // retryTransport repeats requests whose answer was transient, did not come, or broke off. It waits as
@@ -124,7 +115,8 @@ func lasting(err error) bool {
 	var dns *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
-	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &certificate) || errors.As(err, &record) || errors.Is(err, errTooLarge) || errors.Is(err, ErrRedirect)
+	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &certificate) || errors.As(err, &record) ||
+		errors.Is(err, errTooLarge) || errors.Is(err, ErrRedirect) || errors.Is(err, ErrHTTP)
 }
 
 var errTooLarge = errors.New("answer too large")

@@ -53,8 +53,10 @@ func TestStreamResetsAreRepeated(t *testing.T) {
 		}
 		return resp, nil
 	})
-	client := &http.Client{Transport: &retryTransport{inner, time.Millisecond, maxAnswer}}
-	r := &blobReader{ctx: context.WithValue(context.Background(), streamed, true), client: client, url: "http://registry.test/blob", first: time.Millisecond}
+	r := &blobReader{
+		ctx: context.WithValue(context.Background(), streamed, true), s: &registrySession{first: time.Millisecond, idle: DefaultIdle},
+		rt: &retryTransport{inner, time.Millisecond, maxAnswer}, url: "http://registry.test/blob",
+	}
 	require.NoError(t, r.open())
 	b, err := io.ReadAll(r)
 	require.NoError(t, err)

@@ -48,27 +48,41 @@ func NewUpload(ctx context.Context, to Reference, o Options) *Upload {
 	return u
 }
 
-// Current is the image that the place has before anything is written, nil where there is none, or none that can
-// be read there. It is asked for once.
+// Current returns the image that the place has before anything is written; nil if it has none for linux/amd64. It is
+// asked for once. What cannot be read is an error: it may be an image all the same.
 func (u *Upload) Current() (*Image, error) {
 	if u.to.Transport != Registry && u.to.Transport != OCILayout {
 		return nil, nil
 	}
 	u.asked.Store(true)
 	img, err := u.current()
-	if err != nil && u.ctx.Err() == nil && !Transient(err) {
-		return nil, nil // what cannot be read now will not be missed
+	if holdsNoImage(err) {
+		return nil, nil
 	}
 	return img, err
+}
+
+// holdsNoImage reports whether an error of Open says what the place has: nothing, or something that is no image for
+// linux/amd64. An image that cannot be read, such as one with encrypted layers, is an image.
+func holdsNoImage(err error) bool {
+	return errors.Is(err, ErrNotFound) || errors.Is(err, errNoImage) || errors.Is(err, ErrPlatform)
 }
 
 // ask opens the image that the place has, and notes what its tag has, be it an image or not.
 func (u *Upload) ask() (*Image, error) {
 	img, err := Open(u.ctx, u.to, u.o)
+	if u.to.Transport == Registry && errors.Is(err, ErrUnauthorized) {
+		// Some registries deny reading what is not there, unless one may write it (Quay, Docker Hub).
+		repo := u.to.Name.Context()
+		s, pushErr := connect(u.ctx, repo, []string{repo.Scope(transport.PushScope)}, u.o, nil)
+		if pushErr == nil {
+			img, err = s.open(u.ctx, u.to, u.o)
+		}
+	}
 	switch {
-	case err == nil && !img.Index:
-		u.before = img.Digest
-	case u.to.Transport == Registry && !errors.Is(err, ErrNotFound):
+	case err == nil:
+		u.before = img.tagged
+	case u.to.Transport == Registry: // an image whose configuration is gone is not found, but its tag is there
 		at, atErr := At(u.ctx, u.to, u.o)
 		if atErr == nil {
 			u.before = at
@@ -90,12 +104,13 @@ func (u *Upload) possibly(digest string) bool {
 var ErrMoved = errors.New("somebody else has moved the tag meanwhile")
 
 // unmoved reports a tag that has another image than Current gave, whose reader decided by it. Between this and moving
-// the tag there is no time that a registry would let anybody exclude.
-func (u *Upload) unmoved(s *registrySession) error {
+// the tag there is no time that a registry would let anybody exclude. An earlier attempt can have moved the tag to what
+// is wanted, though it was answered by an error.
+func (u *Upload) unmoved(ctx context.Context, s *registrySession, wanted string) error {
 	if !u.asked.Load() {
 		return nil
 	}
-	if at := s.at(u.ctx, u.to.Name.Identifier()); at != u.before && at != "" {
+	if at := s.at(ctx, u.to.Name); at != u.before && at != "" && at != wanted {
 		return fmt.Errorf("%w: it has %s", ErrMoved, at)
 	}
 	return nil
@@ -178,7 +193,7 @@ func (u *Upload) writeRegistry(img *Output) error {
 	if err != nil {
 		return err
 	}
-	if u.possibly(img.Digest) && s.at(u.ctx, u.to.Name.Identifier()) == img.Digest {
+	if u.possibly(img.Digest) && s.at(u.ctx, u.to.Name) == img.Digest {
 		return s.evidence(u.ctx, img) // the same was stored before, and is there still
 	}
 	u.send(append(append([]v1.Layer(nil), img.layers...), configLayer(img)))
@@ -199,14 +214,43 @@ func (u *Upload) writeRegistry(img *Output) error {
 		return refused
 	}
 	if tagged {
-		if err := u.unmoved(s); err != nil {
+		if err := u.moveTag(s, tag, img); err != nil {
 			return err
-		}
-		if err := s.putManifest(u.ctx, tag.TagStr(), img.mediaType, img.manifest); err != nil {
-			return fmt.Errorf("moving the tag: %w", explain(err))
 		}
 	}
 	return refused
+}
+
+// moveTag asks right before each attempt whether the tag may be moved, after having waited for its turn.
+func (u *Upload) moveTag(s *registrySession, tag name.Tag, img *Output) error {
+	ctx := context.WithValue(context.WithValue(u.ctx, unrepeated, true), unpaced, true)
+	return s.retry(ctx, func() error {
+		if u.o.Pace != nil {
+			req, err := http.NewRequestWithContext(ctx, http.MethodPut, s.url("manifests/"+tag.TagStr(), nil), nil)
+			if err != nil {
+				return err
+			}
+			for range 2 { // to look at the tag, and to move it
+				done, err := u.o.Pace(req)
+				if err != nil {
+					return err
+				}
+				defer done()
+			}
+		}
+		if err := u.unmoved(ctx, s, img.Digest); err != nil {
+			return err
+		}
+		if u.o.BeforeTag != nil { // last of all: the request before can take its time
+			if err := u.o.BeforeTag(u.ctx); err != nil {
+				return err
+			}
+		}
+		if _, err := s.putOnce(ctx, tag.TagStr(), img.mediaType, img.manifest); err != nil {
+			return fmt.Errorf("moving the tag: %w", explain(err))
+		}
+		return nil
+	})
 }
 
 // evidence attaches what belongs to an image.
@@ -244,11 +288,15 @@ func (s *registrySession) putManifest(ctx context.Context, at string, mt types.M
 // putManifestFor is putManifest, and gives what the registry says of it.
 func (s *registrySession) putManifestFor(ctx context.Context, at string, mt types.MediaType, raw []byte) (said *answer, err error) {
 	once := context.WithValue(ctx, unrepeated, true)
-	err = retry(ctx, s.first, func() error {
-		said, err = s.do(once, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+	err = s.retry(ctx, func() error {
+		said, err = s.putOnce(once, at, mt, raw)
 		return err
 	})
 	return said, err
+}
+
+func (s *registrySession) putOnce(ctx context.Context, at string, mt types.MediaType, raw []byte) (said *answer, err error) {
+	return s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 }
 
 // has says whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.
@@ -257,13 +305,21 @@ func (s *registrySession) has(ctx context.Context, kind, at string) bool {
 	return err == nil
 }
 
-// at gives the digest of the manifest that the repository has under a tag or digest, as far as it tells.
-func (s *registrySession) at(ctx context.Context, tag string) string {
-	said, err := s.do(ctx, http.MethodHead, s.url("manifests/"+tag, nil), nil, http.StatusOK)
+// at returns the digest of the manifest that the repository has under a name, as far as it tells.
+func (s *registrySession) at(ctx context.Context, ref name.Reference) string {
+	said, err := s.do(ctx, http.MethodHead, s.url("manifests/"+ref.Identifier(), nil), nil, http.StatusOK)
 	if err != nil {
 		return ""
 	}
-	return said.digest
+	if said.digest != "" {
+		return said.digest
+	}
+	// The header is optional (OCI distribution specification, "Checking if content exists in the registry").
+	d, err := s.get(ctx, ref, Options{})
+	if err != nil {
+		return ""
+	}
+	return d.Digest.String()
 }
 
 func (s *registrySession) url(what string, query url.Values) string {
@@ -305,7 +361,7 @@ func (s *registrySession) do(ctx context.Context, method, to string, b *body, ex
 			req.Header.Add("Accept", string(mt))
 		}
 	}
-	resp, err := (&http.Client{Transport: s.rt}).Do(req)
+	resp, err := send(s.rt, req)
 	if err != nil {
 		return nil, err
 	}

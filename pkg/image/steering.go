@@ -1,0 +1,52 @@
+package image
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// describing begin the names of annotations that are for people: of the OCI image specification, of Docker's official
+// images, and of Label Schema before them. Engines carry all others from an image's manifest to its containers, where some
+// change how these are run: podman, CRI-O, containerd, crun, gVisor, Kata Containers and others each have theirs.
+var describing = []string{"org.opencontainers.image.", "com.docker.official-images.", "vnd.docker.reference.", "org.label-schema."}
+
+func steers(annotation string) bool {
+	return !slices.ContainsFunc(describing, func(prefix string) bool { return strings.HasPrefix(annotation, prefix) })
+}
+
+// Steering returns the annotations of the image's manifest by which engines would run it otherwise, sorted. Append
+// leaves them out.
+func (img *Image) Steering() ([]string, error) {
+	if img.manifest == nil { // it is one of nothing but a configuration
+		return nil, nil
+	}
+	raw, err := img.manifest()
+	if err != nil {
+		return nil, err
+	}
+	var manifest struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(raw, &manifest); err != nil {
+		return nil, fmt.Errorf("reading the manifest's annotations: %w", err)
+	}
+	maps.DeleteFunc(manifest.Annotations, func(name, _ string) bool { return !steers(name) })
+	return slices.Sorted(maps.Keys(manifest.Annotations)), nil
+}
+
+// withoutSteering returns annotations as they are but for those of Steering.
+func withoutSteering(annotations json.RawMessage) (json.RawMessage, error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(annotations, &all); err != nil {
+		return nil, fmt.Errorf("reading the manifest's annotations: %w", err)
+	}
+	before := len(all)
+	maps.DeleteFunc(all, func(name string, _ json.RawMessage) bool { return steers(name) })
+	if len(all) == before {
+		return annotations, nil
+	}
+	return json.Marshal(all)
+}
