@@ -14,6 +14,8 @@ import (
 	"github.com/veraison/corim/comid"
 	"github.com/veraison/corim/corim"
 	"github.com/veraison/swid"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Formats of reference values.
@@ -167,6 +169,7 @@ func (e Enclave) coRIM(id, by string) ([]byte, error) {
 		}
 		copy(f.to, binary.LittleEndian.AppendUint64(nil, n))
 	}
+	mask[0] |= byte(sgx.FlagDebug) // even if the signature leaves it to the host: nobody should rely on such an enclave
 	product := binary.LittleEndian.AppendUint16(nil, e.ISVProdID)
 	values := comid.NewMeasurements()
 	for key, set := range []func(*comid.Measurement) *comid.Measurement{

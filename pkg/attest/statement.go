@@ -73,9 +73,10 @@ type Identity struct {
 	// Source is the image that was converted, by the name that it had.
 	Source Resource `json:"source"`
 	// Runtime is the library OS, by the digest of its layer.
-	Runtime  Runtime         `json:"runtime"`
-	Epoch    int             `json:"format_epoch"`
-	Options  json.RawMessage `json:"options"`
+	Runtime Runtime         `json:"runtime"`
+	Epoch   int             `json:"format_epoch"`
+	Options json.RawMessage `json:"options"`
+	// Findings are JSON, null if nothing was looked for.
 	Findings json.RawMessage `json:"findings"`
 	// Simulated says that there is no enclave: no CPU will ever report these values.
 	Simulated bool `json:"simulated,omitempty"`

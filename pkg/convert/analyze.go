@@ -103,6 +103,9 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		a.Findings, a.EnclaveSize, a.Threads = sealed.Findings, sealed.Enclave.EnclaveSize, sealed.Enclave.MaxThreads
 		a.Pages = a.EnclaveSize / sgx.PageSize
 	}
+	if err := tree.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Source, err)
+	}
 	a.Findings = append(a.Findings, in.layers.findings...)
 	switch {
 	case tree.Lookup(libos.ManifestPath) != nil:

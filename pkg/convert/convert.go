@@ -52,6 +52,12 @@ type Prepared struct {
 // ToBeSigned gives the 256 bytes that the signature covers.
 func (p *Prepared) ToBeSigned() []byte { return p.sealed.SigStruct.ToBeSigned() }
 
+// ConversionIdentity is Options.Identity of what was read: a source that has no digest can have changed since it was
+// found.
+func (p *Prepared) ConversionIdentity(signer sgx.Measurement) string {
+	return p.recipe.Identity(signer)
+}
+
 // Findings are what the user should know of the image.
 func (p *Prepared) Findings() []launch.Finding { return p.sealed.Findings }
 
@@ -91,9 +97,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 			defer bug.Catch(&err)
 			return present(upload)
 		})
-		if !o.AllowRollback {
-			go p.present() //nolint:errcheck // checkRollback sees what comes of it
-		}
+		go p.present() //nolint:errcheck // checkReplaced sees what comes of it
 	}
 	in, err := read(ctx, o)
 	if err != nil {
@@ -171,11 +175,22 @@ func (p *Prepared) seal(ctx context.Context, contents *launch.Contents, runtime 
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Source, err)
 	}
+	if err := contents.Tree.Err(); err != nil {
+		return fmt.Errorf("%s: %w", o.Source, err)
+	}
 	p.trusted = fileRuns(p.sealed.Trusted)
 	p.sealed.Trusted, p.spec.Trusted = nil, nil
 	if !p.bundle.Pinned {
 		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
 			"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
+	}
+	steering, err := p.source.Steering()
+	if err != nil {
+		return err
+	}
+	for _, name := range steering {
+		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeAnnotation, launch.Info, name,
+			"by this annotation of the manifest engines would run the image otherwise: it is left out"))
 	}
 	if p.recipe, err = p.writeRecipe(date); err != nil {
 		return err
@@ -279,10 +294,7 @@ func (p *Prepared) checkRollback() error {
 
 // checkReplaced is what must be so before the target gets another image.
 func (p *Prepared) checkReplaced() error {
-	if p.opts.AllowRollback && p.opts.ReplaceSigner {
-		return nil
-	}
-	now, err := p.present()
+	now, err := p.present() // also if nothing of it matters: the upload then sees whether the tag is moved meanwhile
 	if (p.opts.AllowRollback || p.opts.ReplaceSigner) && errors.Is(err, ErrVersionUnknown) {
 		return nil // it is not known by whom it is signed, either
 	}

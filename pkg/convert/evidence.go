@@ -54,6 +54,9 @@ func (e *Evidence) about(ctx context.Context, identity attest.Identity, out *ima
 		{attest.IdentityType, identity},
 		{attest.ProvenanceType, attest.NewProvenance(identity.Source, runtime, identity.Options, e.Version)},
 	} {
+		if said.kind == attest.ProvenanceType && (identity.Runtime.Digest == "" || len(identity.Source.Digest) == 0) {
+			continue // nobody has looked at what it was made from
+		}
 		statement, err := attest.NewStatement(subject, said.kind, said.predicate)
 		if err != nil {
 			return nil, err

@@ -2,6 +2,9 @@ package convert
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -48,10 +51,11 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 	if n := len(img.Layers) + added; n > maxDockerLayers {
 		ls.find(launch.CodeManyLayers, launch.Warning, "", fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
 	}
-	indexes, err := rootfs.Gather(ctx, img.LayerDigests(), ls.o.jobs(), ls.o.Limits, func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
+	index := func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
 		defer bug.Catch(&err)
 		return ls.index(ctx, img.Layers[i])
-	})
+	}
+	indexes, err := rootfs.Gather(ctx, img.LayerDigests(), ls.o.jobs(), ls.o.Limits, index)
 	if err != nil {
 		return nil, err
 	}
@@ -159,10 +163,15 @@ func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *roo
 	if !ls.o.TrustTOC || l.At == nil {
 		return nil
 	}
-	apart := "index-by/toc/" + key
+	// Others may say otherwise of the same layer: a registry of its parts, an image of its table.
+	by, err := json.Marshal([]any{l.From, l.Annotations})
+	if err != nil {
+		return nil
+	}
+	sum := sha256.Sum256(by)
+	apart := "index-by/toc/" + hex.EncodeToString(sum[:]) + "/" + key
 	index := ls.kept(apart, l.Digest)
 	if index == nil {
-		var err error
 		index, err = rootfs.ScanTOC(ctx, l.At(ctx), l.Size, l.Digest, l.Annotations, ls.scan)
 		switch {
 		case errors.Is(err, rootfs.ErrNoTOC) || ctx.Err() != nil:

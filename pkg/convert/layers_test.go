@@ -5,22 +5,28 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -138,23 +144,25 @@ func TestSharedIndexes(t *testing.T) {
 	from := reg.Push(t, "src:1", sample(t))
 	sign, check := statementKeys(t)
 	otherSign, otherCheck := statementKeys(t)
-	convertWith := func(repo indexrepo.Repo, store cache.Store) (*convert.Result, int) {
+	var asked []string
+	convertWith := func(repo *indexrepo.Repo, store cache.Store) (*convert.Result, int) {
 		var err error
 		repo.Artifacts, err = image.NewArtifacts(reg.Host+"/fleet/index", false, image.Options{FirstPause: 1})
 		require.NoError(t, err)
 		o := options(t, from)
-		o.Shared, o.Cache = &repo, store
+		o.Shared, o.Cache = repo, store
 		reg.Intercept(nil)
 		r, err := run(context.Background(), t, o, reg.Host+"/src:2")
 		require.NoError(t, err)
+		asked = reg.Requests()
 		return r, layerRequests(t, reg)
 	}
-	first, n := convertWith(indexrepo.Repo{Sign: sign, Verify: check}, nil)
+	first, n := convertWith(&indexrepo.Repo{Sign: sign, Verify: check}, nil)
 	assert.Equal(t, 2, n)
 	assert.Equal(t, convert.LayerCounts{Read: 2}, first.Layers)
 	assert.Empty(t, codes(first.Findings, "index-"))
 
-	second, n := convertWith(indexrepo.Repo{Verify: check}, nil)
+	second, n := convertWith(&indexrepo.Repo{Verify: check}, nil)
 	assert.Zero(t, n)
 	assert.Equal(t, convert.LayerCounts{Shared: 2}, second.Layers)
 	assert.Equal(t, first.Output.Digest, second.Output.Digest)
@@ -162,22 +170,25 @@ func TestSharedIndexes(t *testing.T) {
 
 	// Who trusts somebody else reads the layers; so does who trusts nobody, whatever is in the cache.
 	store := cache.Open(t.TempDir(), cache.DefaultLimit)
-	third, _ := convertWith(indexrepo.Repo{Verify: check}, store)
+	third, _ := convertWith(&indexrepo.Repo{Verify: check}, store)
 	assert.Equal(t, convert.LayerCounts{Shared: 2}, third.Layers)
-	third, n = convertWith(indexrepo.Repo{Verify: otherCheck}, store)
+	third, n = convertWith(&indexrepo.Repo{Verify: otherCheck}, store)
 	assert.Equal(t, 2, n)
+	for _, request := range asked {
+		assert.NotContains(t, request, "/v2/fleet/index/blobs/", "what nobody vouched for is not read")
+	}
 	assert.Equal(t, convert.LayerCounts{Read: 2}, third.Layers)
 	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(third.Findings, "index-"))
 	assert.Equal(t, first.Output.Digest, third.Output.Digest)
 
 	store = cache.Open(t.TempDir(), cache.DefaultLimit)
-	fourth, n := convertWith(indexrepo.Repo{Insecure: true}, store)
+	fourth, n := convertWith(&indexrepo.Repo{Insecure: true}, store)
 	assert.Zero(t, n)
 	assert.Equal(t, []string{launch.CodeIndexInsecure, launch.CodeIndexInsecure}, codes(fourth.Findings, "index-"))
-	fourth, n = convertWith(indexrepo.Repo{Insecure: true}, store)
+	fourth, n = convertWith(&indexrepo.Repo{Insecure: true}, store)
 	assert.Zero(t, n)
 	assert.Len(t, codes(fourth.Findings, launch.CodeIndexInsecure), 2, "said every time")
-	_, n = convertWith(indexrepo.Repo{}, store)
+	_, n = convertWith(&indexrepo.Repo{}, store)
 	assert.Equal(t, 2, n, "what was taken unverified stays apart")
 
 	// The signed entry of one layer under the tag of another, and an entry that is signed but no index.
@@ -187,7 +198,7 @@ func TestSharedIndexes(t *testing.T) {
 	one, err := remote.Image(repository(t, reg.Host+"/fleet/index").Tag(tags[0]))
 	require.NoError(t, err)
 	require.NoError(t, remote.Tag(repository(t, reg.Host+"/fleet/index").Tag(tags[1]), one))
-	fifth, n := convertWith(indexrepo.Repo{Verify: check}, nil)
+	fifth, n := convertWith(&indexrepo.Repo{Verify: check}, nil)
 	assert.Equal(t, 1, n)
 	assert.Equal(t, convert.LayerCounts{Read: 1, Shared: 1}, fifth.Layers)
 	assert.Equal(t, []string{launch.CodeIndexRejected}, codes(fifth.Findings, "index-"))
@@ -198,7 +209,7 @@ func TestSharedIndexes(t *testing.T) {
 		key := strings.Replace(tag, "-sha256-", "/sha256-", 1)
 		require.NoError(t, (&indexrepo.Repo{Artifacts: artifacts, Sign: otherSign}).Put(context.Background(), key, []byte("no index")))
 	}
-	fifth, n = convertWith(indexrepo.Repo{Verify: otherCheck}, nil)
+	fifth, n = convertWith(&indexrepo.Repo{Verify: otherCheck}, nil)
 	assert.Equal(t, 2, n)
 	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(fifth.Findings, "index-"))
 
@@ -243,6 +254,21 @@ func TestSharedIndexes(t *testing.T) {
 			assert.Equal(t, launch.Info, f.Severity)
 		}
 	}
+
+	// One that does not answer is asked once.
+	silent := fixture.NewRegistry(t)
+	silent.Silence(t)
+	mute, err := image.NewArtifacts(silent.Host+"/fleet/index", true, image.Options{})
+	require.NoError(t, err)
+	reg.Intercept(nil)
+	quiet := options(t, from)
+	quiet.Shared = &indexrepo.Repo{Verify: check, Artifacts: mute, Patience: 200 * time.Millisecond}
+	for range 5 {
+		unreachable, err = run(context.Background(), t, quiet, reg.Host+"/src:2")
+		require.NoError(t, err)
+		assert.Len(t, codes(unreachable.Findings, launch.CodeIndexUnreachable), 2)
+	}
+	assert.LessOrEqual(t, len(silent.Requests()), 2)
 
 	// Not being able to share is no reason to fail.
 	o := options(t, from)
@@ -381,4 +407,58 @@ func count(requests []string, prefix string) (n int) {
 		}
 	}
 	return n
+}
+
+// What a registry says of the parts of a layer is not believed of the same layer from elsewhere.
+func TestTableOfContentsOfAnother(t *testing.T) {
+	ctx, honest, liar := context.Background(), fixture.NewRegistry(t), fixture.NewRegistry(t)
+	pack := func(content string) (blob []byte, toc string) {
+		archive := fixture.Tar(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("srv/data", content))
+		built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(archive), 0, int64(len(archive))))
+		require.NoError(t, err)
+		defer built.Close()
+		blob, err = io.ReadAll(built)
+		require.NoError(t, err)
+		return blob, built.TOCDigest().String()
+	}
+	blob, toc := pack("what is in the layer")
+	lied := "what is not"
+	other, otherTOC := pack(lied)
+	for i := 0; len(other) != len(blob) && i < 1000; i++ { // the table is at the end
+		lied = fmt.Sprintf("what is not: %x", sha256.Sum256([]byte{byte(i), byte(i >> 8)}))[:13+i%40]
+		other, otherTOC = pack(lied)
+	}
+	layer := static.NewLayer(blob, types.OCILayer)
+	digest, err := layer.Digest()
+	require.NoError(t, err)
+	annotated := func(toc string) v1.Image {
+		img, err := mutate.Append(mutate.MediaType(empty.Image, types.OCIManifestSchema1), mutate.Addendum{
+			Layer: layer, MediaType: types.OCILayer, Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: toc},
+		})
+		require.NoError(t, err)
+		img, err = mutate.ConfigFile(img, &v1.ConfigFile{OS: "linux", Architecture: "amd64", Config: v1.Config{Entrypoint: []string{"/bin/app"}}, RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{digest}}})
+		require.NoError(t, err)
+		return img
+	}
+	from, lie := honest.Push(t, "src:1", annotated(toc)), liar.Push(t, "src:1", annotated(otherTOC))
+	liar.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, digest.String()) {
+			return false
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(other))
+		return true
+	})
+	store := cache.Open(t.TempDir(), cache.DefaultLimit)
+	manifest := func(from string) string {
+		o := options(t, from)
+		o.TrustTOC, o.Cache = true, store
+		p, err := convert.Prepare(ctx, o)
+		require.NoError(t, err)
+		defer p.Close()
+		return string(p.Manifest())
+	}
+	listed := func(content string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(content))) }
+	assert.Contains(t, manifest(lie), listed(lied), "who trusts tables is told what the registry likes")
+	assert.Contains(t, manifest(from), listed("what is in the layer"))
+	assert.NotContains(t, manifest(from), listed(lied))
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // FormatEpoch rises whenever the same input would give another output.
-const FormatEpoch = 5
+const FormatEpoch = 6
 
 // Options say what to convert and how.
 type Options struct {

@@ -170,10 +170,15 @@ func IsResult(img *image.Image) bool {
 	return json.Unmarshal(img.Config, &config) == nil && config.Config.Labels[LabelMREnclave] != ""
 }
 
-// steersLoader says whether a variable, as NAME=VALUE, would act on the runtime's loader, which has other
-// libraries than the image.
-func steersLoader(kv string) bool {
-	name, _, _ := strings.Cut(kv, "=")
+// SteersLoader reports whether a variable, as NAME=VALUE, would act on the runtime's loader, which has other libraries
+// than the image. Podman trims names, and takes all variables of the host that begin with what is before a "*" that
+// ends a name without a value.
+func SteersLoader(kv string) bool {
+	name, _, valued := strings.Cut(kv, "=")
+	name = strings.TrimSpace(name)
+	if !valued && strings.HasSuffix(name, "*") {
+		return true
+	}
 	// LD_LIBRARY_PATH does not act on it, and health checks need it.
 	return strings.HasPrefix(name, "LD_") && name != "LD_LIBRARY_PATH" || name == "GLIBC_TUNABLES"
 }
@@ -220,7 +225,7 @@ func (p *Prepared) Config(s *sgx.SigStruct) (map[string]json.RawMessage, error) 
 		start = append(start, p.spec.Argv[1:p.spec.FixedArgs]...)
 		rest = p.spec.Argv[p.spec.FixedArgs:]
 	}
-	env = slices.DeleteFunc(env, steersLoader)
+	env = slices.DeleteFunc(env, SteersLoader)
 	for name, v := range map[string]any{
 		"Labels": labels, "Env": env, "Entrypoint": start, "Cmd": rest, "StopSignal": "SIGTERM",
 	} {

@@ -154,7 +154,7 @@ func (p *Prepared) writeRecipe(date sgx.Date) (Recipe, error) {
 			if err := json.Unmarshal([]byte(cmp.Or(string(raw), "null")), &env); err != nil {
 				return r, fmt.Errorf("reading Env in the image's configuration: %w", err)
 			}
-			ok = slices.ContainsFunc(env, steersLoader)
+			ok = slices.ContainsFunc(env, SteersLoader)
 		}
 		if ok {
 			r.Replaced[key] = raw

@@ -27,7 +27,8 @@ import (
 var (
 	// ErrTestKey says that the key is one that everybody has.
 	ErrTestKey = errors.New("this key is public")
-	// ErrVersionUnknown says that the target has a converted image whose security version cannot be read.
+	// ErrVersionUnknown says that the target has, or may have, a converted image whose security version and signer cannot
+	// be read.
 	ErrVersionUnknown = errors.New("the security version number of what the target has now is not known")
 	// ErrNotOurs says that an image is none that this program made.
 	ErrNotOurs = errors.New("the image was not made by cconvert")
@@ -243,6 +244,8 @@ type StoreOptions struct {
 	// AllowRollback lets it replace an image with a higher security version number, ReplaceSigner one that another key has
 	// signed.
 	AllowRollback, ReplaceSigner bool
+	// SourceChecked says that the image was compared with its source. Otherwise no source is stated with a key.
+	SourceChecked bool
 }
 
 // Store puts the image with its new signature together, and stores it. What changes is the layer on top, what the
@@ -255,15 +258,13 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 	}
 	upload := image.NewUpload(ctx, to, o.Image)
 	defer upload.Close()
-	if !o.AllowRollback || !o.ReplaceSigner {
-		now, err := present(upload)
-		unknown := errors.Is(err, ErrVersionUnknown) && (o.AllowRollback || o.ReplaceSigner)
-		if err != nil && !unknown {
-			return nil, err
-		}
-		if err := checkReplaced(now, e.SigStruct.ISVSVN, sgx.MRSigner(key), o.AllowRollback, o.ReplaceSigner); err != nil {
-			return nil, err
-		}
+	now, err := present(upload)
+	unknown := errors.Is(err, ErrVersionUnknown) && (o.AllowRollback || o.ReplaceSigner)
+	if err != nil && !unknown {
+		return nil, err
+	}
+	if err := checkReplaced(now, e.SigStruct.ISVSVN, sgx.MRSigner(key), o.AllowRollback, o.ReplaceSigner); err != nil {
+		return nil, err
 	}
 	before := *e.SigStruct
 	if err := e.SigStruct.Attach(key, signature); err != nil {
@@ -274,7 +275,7 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 		return nil, err
 	}
 	if o.Evidence != nil && to.Transport == image.Registry {
-		identity, err := e.identity(ctx, &before, o.Evidence)
+		identity, err := e.identity(ctx, &before, o.Evidence, o.SourceChecked)
 		if err != nil {
 			return nil, err
 		}
@@ -348,9 +349,12 @@ func (e *Enclave) complete() (*image.Output, error) {
 }
 
 // identity is what the image says of itself, with the new signer, and what its evidence says beyond that: the source's
-// name, and findings. Where new evidence is signed, the old one must be by the same key: a signature does not make true
-// what somebody else has claimed. Old evidence that cannot be read is as good as none.
-func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct, by *Evidence) (attest.Identity, error) {
+// name, and findings: null if nobody has looked for any. Where new evidence is signed, the old one must be by the same
+// key: a signature does not make true what somebody else has claimed. Old evidence that cannot be read is as good as
+// none.
+func (e *Enclave) identity(
+	ctx context.Context, before *sgx.SigStruct, by *Evidence, sourceChecked bool,
+) (attest.Identity, error) {
 	options, err := json.Marshal(e.Recipe.Options)
 	if err != nil {
 		return attest.Identity{}, err
@@ -359,11 +363,15 @@ func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct, by *Evide
 	identity := attest.Identity{
 		EnclaveSize: e.reads.EnclaveSize, MaxThreads: e.reads.MaxThreads, EDMM: e.reads.EDMM,
 		Source: attest.NewResource("", e.Recipe.Source), Runtime: attest.Runtime{Kind: r.Kind, Version: r.Version, Digest: r.Digest},
-		Epoch: e.Recipe.Epoch, Options: options, Findings: json.RawMessage("[]"), Simulated: e.simulated,
+		Epoch: e.Recipe.Epoch, Options: options, Findings: json.RawMessage("null"), Simulated: e.simulated,
 	}
 	var key *attest.PublicKey
 	if by.Key != nil {
 		key = &by.Key.PublicKey
+		// The recipe's source is a word, and the runtime's loader is not measured: who signs vouches for neither.
+		if identity.Runtime.Digest = ""; !sourceChecked {
+			identity.Source = attest.Resource{}
+		}
 	}
 	artifacts, err := e.source.Referrers(ctx, attest.InTotoMediaType)
 	if ctx.Err() != nil || err != nil && by.Required {
@@ -374,8 +382,9 @@ func (e *Enclave) identity(ctx context.Context, before *sgx.SigStruct, by *Evide
 		if f.Statement == nil || key != nil && !f.Verified || f.Statement.PredicateType != attest.IdentityType || json.Unmarshal(f.Statement.Predicate, &said) != nil {
 			continue
 		}
-		if said.Enclave == attest.NewEnclave(before) && said.Source.Is(e.Recipe.Source) {
-			identity.Source, identity.Findings = said.Source, said.Findings
+		of := slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(e.source.Digest) })
+		if of && said.Enclave == attest.NewEnclave(before) && said.Source.Is(e.Recipe.Source) && said.Runtime.Digest == r.Digest {
+			identity.Source, identity.Findings, identity.Runtime.Digest = said.Source, said.Findings, said.Runtime.Digest
 			break
 		}
 	}
@@ -401,6 +410,9 @@ func (e *RollbackError) Error() string {
 // present gives the enclave of the image that the upload would replace, signed or not; nil where there is none.
 func present(upload *image.Upload) (*sgx.SigStruct, error) {
 	now, err := upload.Current()
+	if err != nil && !image.Transient(err) && upload.Context().Err() == nil {
+		err = fmt.Errorf("%w: %w", ErrVersionUnknown, err)
+	}
 	if err != nil || now == nil {
 		return nil, err
 	}

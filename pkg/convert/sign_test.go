@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -238,22 +239,24 @@ func TestForgedEvidence(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	from := reg.Push(t, "src:1", sample(t))
 	mine, others := attestKey(t), attestKey(t)
-	for name, key := range map[string]*attest.PrivateKey{"mine": mine, "others": others} {
+	for name, key := range map[string]*attest.PrivateKey{"mine": mine, "others": others, "checked": others} {
 		o := options(t, from)
 		o.Evidence = &convert.Evidence{Key: key}
 		unsigned(t, o, reg.Host+"/"+name+":1")
-		_, err := store(t, enclave(t, reg.Host+"/"+name+":1"), signer(t), reg.Host+"/"+name+":2", convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}})
+		_, err := store(t, enclave(t, reg.Host+"/"+name+":1"), signer(t), reg.Host+"/"+name+":2", convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}, SourceChecked: name == "checked"})
 		require.NoError(t, err)
 		img, err := image.Open(ctx, parse(t, reg.Host+"/"+name+":2"), image.Options{})
 		require.NoError(t, err)
 		artifacts, err := img.Referrers(ctx, attest.InTotoMediaType)
 		require.NoError(t, err)
-		require.Len(t, artifacts, 2)
+		require.Len(t, artifacts, map[string]int{"mine": 2, "others": 1, "checked": 1}[name], "no provenance of what nobody has looked at")
 		for _, f := range attest.Read(ctx, artifacts, &mine.PublicKey) {
 			assert.True(t, f.Verified)
 			var identity attest.Identity
 			if f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &identity) == nil {
 				assert.Equal(t, name == "mine", identity.Source.Name == from)
+				assert.Equal(t, name != "others", len(identity.Source.Digest) > 0, "a source that was compared, or that the same key has stated")
+				assert.Equal(t, name == "mine", identity.Runtime.Digest != "", "the loader is not measured")
 			}
 		}
 	}
@@ -358,6 +361,46 @@ func TestRollback(t *testing.T) {
 	assert.NoError(t, err)
 }
 
+// An image that this program cannot read may be anybody's; one whose configuration is gone is nobody's.
+func TestTargetThatCannotBeRead(t *testing.T) {
+	ctx, reg := context.Background(), fixture.NewRegistry(t)
+	o := options(t, reg.Push(t, "src:1", sample(t)))
+	encrypted, err := mutate.Append(mutate.MediaType(empty.Image, types.OCIManifestSchema1), mutate.Addendum{
+		Layer: fixture.Layer(t, fixture.File("a", "1")), MediaType: "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+	})
+	require.NoError(t, err)
+	var deep v1.ImageIndex = empty.Index
+	var in mutate.Appendable = sample(t)
+	for range 3 {
+		deep = mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: in})
+		in = deep
+	}
+	reg.Push(t, "dst:encrypted", mutate.ConfigMediaType(encrypted, types.OCIConfigJSON))
+	tag, err := name.NewTag(reg.Host + "/dst:deep")
+	require.NoError(t, err)
+	require.NoError(t, remote.WriteIndex(tag, deep))
+	for _, tag := range []string{"encrypted", "deep"} {
+		before := reg.Digest(t, "dst:"+tag)
+		_, err = run(ctx, t, o, reg.Host+"/dst:"+tag)
+		require.ErrorIs(t, err, convert.ErrVersionUnknown, tag)
+		assert.Equal(t, before, reg.Digest(t, "dst:"+tag))
+	}
+
+	gone := fixture.Image(t, v1.Config{Cmd: []string{"/gone"}}, fixture.Layer(t, fixture.File("a", "1")))
+	reg.Push(t, "dst:gone", gone)
+	id, err := gone.ConfigName()
+	require.NoError(t, err)
+	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.URL.Path != "/v2/dst/blobs/"+id.String() {
+			return false
+		}
+		w.WriteHeader(http.StatusNotFound)
+		return true
+	})
+	_, err = run(ctx, t, o, reg.Host+"/dst:gone")
+	require.NoError(t, err)
+}
+
 // What was packed while the enclave was measured is the same as what is packed afterwards.
 func TestCompleteAgain(t *testing.T) {
 	ctx, reg := context.Background(), fixture.NewRegistry(t)
@@ -390,7 +433,9 @@ func TestReplacedSigner(t *testing.T) {
 			each.Target = &target
 		}
 		p, err := convert.Prepare(ctx, each)
-		require.NoError(t, err)
+		if err != nil {
+			return err
+		}
 		defer p.Close()
 		if key == nil {
 			_, err = convert.Finish(ctx, p, nil, nil, target)
@@ -417,6 +462,30 @@ func TestReplacedSigner(t *testing.T) {
 	assert.NotEqual(t, first.Output.Digest, reg.Digest(t, "dst:1"))
 	_, err = store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1", convert.StoreOptions{ReplaceSigner: true})
 	require.NoError(t, err)
+	// What must not be read may be anybody's; some registries deny reading to those who ask for that alone.
+	now := reg.Digest(t, "dst:1")
+	for writersRead, want := range map[bool]bool{false: false, true: true} {
+		var read atomic.Int32
+		reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+			reading := strings.HasPrefix(r.URL.Path, "/v2/dst/manifests/") && (r.Method == http.MethodGet || r.Method == http.MethodHead)
+			if !reading || read.Add(1) > 1 && writersRead {
+				return false
+			}
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		})
+		err := attempt(other, true, false)
+		if want {
+			var changed *convert.SignerError
+			require.ErrorAs(t, err, &changed, "it was read")
+		} else {
+			require.ErrorIs(t, err, convert.ErrVersionUnknown)
+			require.ErrorIs(t, err, image.ErrUnauthorized)
+			reg.Intercept(nil)
+			assert.Equal(t, now, reg.Digest(t, "dst:1"))
+		}
+	}
+	reg.Intercept(nil)
 	// What is not signed yet is nobody's.
 	require.NoError(t, attempt(nil, true, true))
 	require.NoError(t, attempt(other, true, false))
