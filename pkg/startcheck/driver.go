@@ -172,7 +172,7 @@ func (d *driver) init(m memory, arg uint64) error {
 	if errors.As(err, &check) {
 		r.Refused = append(r.Refused, check.Failed...)
 	}
-	r.Signed = s.MREnclave
+	r.Signed, r.SigStruct = s.MREnclave, b
 	attr := d.attr
 	attr.Flags |= sgx.FlagMode64 // the CPU sets it itself for a 64-bit enclave
 	// The extended state is the machine's on which the enclave will run, not this one's.

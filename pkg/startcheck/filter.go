@@ -13,6 +13,7 @@ const (
 	offNr   = 0
 	offArch = 4
 	offArg0 = 16 // its lower half
+	offArg3 = offArg0 + 3*8
 )
 
 // watched are the calls that could reach the SGX device: they are reported to the watcher.
@@ -27,7 +28,7 @@ var allowed = []uint32{
 	unix.SYS_EXECVE, unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_FCNTL, unix.SYS_FSTAT,
 	unix.SYS_FUTEX, unix.SYS_GETCWD, unix.SYS_GETDENTS64, unix.SYS_GETEGID, unix.SYS_GETEUID, unix.SYS_GETGID, unix.SYS_GETGROUPS,
 	unix.SYS_GETPID, unix.SYS_GETPPID, unix.SYS_GETRANDOM, unix.SYS_GETRLIMIT, unix.SYS_GETTID, unix.SYS_GETTIMEOFDAY, unix.SYS_GETUID,
-	unix.SYS_LSEEK, unix.SYS_LSTAT, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_MMAP, unix.SYS_MPROTECT, unix.SYS_MREMAP,
+	unix.SYS_LSEEK, unix.SYS_LSTAT, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_MPROTECT, unix.SYS_MREMAP,
 	unix.SYS_MUNMAP, unix.SYS_NANOSLEEP, unix.SYS_NEWFSTATAT, unix.SYS_PAUSE, unix.SYS_PIPE2, unix.SYS_POLL, unix.SYS_PPOLL,
 	unix.SYS_PREAD64, unix.SYS_PRLIMIT64, unix.SYS_READ, unix.SYS_READLINK, unix.SYS_READLINKAT, unix.SYS_READV, unix.SYS_RESTART_SYSCALL,
 	unix.SYS_RSEQ, unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SCHED_GETAFFINITY,
@@ -69,5 +70,11 @@ func filter() []unix.SockFilter {
 			unless(unix.BPF_JSET, namespaces, 1), missing,
 			unless(unix.BPF_JSET, unix.CLONE_THREAD, 1), ret(unix.SECCOMP_RET_ALLOW),
 			missing),
+		when(unix.SYS_MMAP, // memory that is shared stays when the process lets go of it, and is counted nowhere then
+			load(offArg3),
+			unless(unix.BPF_JSET, unix.MAP_ANONYMOUS, 2),
+			unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: unix.MAP_TYPE},
+			unless(unix.BPF_JEQ, unix.MAP_PRIVATE, 1), ret(unix.SECCOMP_RET_ALLOW),
+			ret(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOMEM))),
 		[]unix.SockFilter{missing})...)
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -151,13 +152,29 @@ func weigh(ctx context.Context, pid, device int, end func(error)) {
 			return
 		case <-t.C:
 		}
-		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // that it has ended is seen elsewhere
+		status := statusOf(pid)
 		var file unix.Stat_t
 		if unix.Fstat(device, &file) == nil && file.Blocks*512 > maxMemory || taken(status) > maxMemory {
 			end(fmt.Errorf("%w: it has more than %d MiB", errMemory, maxMemory>>20))
 			return
 		}
 	}
+}
+
+// statusOf returns the status of a process that tells of its memory: that of the first thread does not once this has ended,
+// while others go on. That the process has ended is seen elsewhere.
+func statusOf(pid int) []byte {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if bytes.Contains(status, []byte("\nVmRSS:")) {
+		return status
+	}
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, t := range threads {
+		if s, err := os.ReadFile(t); err == nil && bytes.Contains(s, []byte("\nVmRSS:")) {
+			return s
+		}
+	}
+	return status
 }
 
 // taken is what a process takes, in bytes, by its status (proc_pid_status(5)). Page tables count too: a page of them for

@@ -73,10 +73,12 @@ type Result struct {
 	Refused   []string        `json:"refused"`
 	MREnclave sgx.Measurement `json:"mr_enclave"` // of the pages that were added
 	// Signed is the MRENCLAVE in the SIGSTRUCT.
-	Signed        sgx.Measurement `json:"signed_mr_enclave"`
-	Size          uint64          `json:"enclave_size"`
-	Pages         uint64          `json:"pages"`
-	MeasuredPages uint64          `json:"measured_pages"`
+	Signed sgx.Measurement `json:"signed_mr_enclave"`
+	// SigStruct is what the loader gave to EINIT.
+	SigStruct     []byte `json:"-"`
+	Size          uint64 `json:"enclave_size"`
+	Pages         uint64 `json:"pages"`
+	MeasuredPages uint64 `json:"measured_pages"`
 	// Output is the end of what the loader printed.
 	Output string `json:"output,omitempty"`
 }

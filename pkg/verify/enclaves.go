@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -44,6 +45,9 @@ func (f EnclaveFile) Problem() string {
 	return f.SignatureError
 }
 
+// mayDebug is sgx.SigStruct.MayDebug of its SIGSTRUCT; false if there is none.
+func (f EnclaveFile) mayDebug() bool { return f.structure != nil && f.structure.MayDebug() }
+
 // Kinds of files with an enclave.
 const (
 	KindSDK         = "sgx-sdk"      // Intel's SGX SDK
@@ -80,6 +84,11 @@ func Enclaves(ctx context.Context, img *image.Image, o Options) ([]EnclaveFile, 
 	if err != nil {
 		return nil, err
 	}
+	return enclavesOf(ctx, img, tree)
+}
+
+// enclavesOf finds the signed enclaves in an image whose layers were scanned.
+func enclavesOf(ctx context.Context, img *image.Image, tree *rootfs.Tree) ([]EnclaveFile, error) {
 	var nodes []*rootfs.Node
 	_ = tree.Walk(func(n *rootfs.Node) error {
 		if n.ELF != nil && len(n.ELF.SigStructs) > 0 {
@@ -91,8 +100,9 @@ func Enclaves(ctx context.Context, img *image.Image, o Options) ([]EnclaveFile, 
 		return nil, fmt.Errorf("the image has more than %d files with enclaves", maxEnclaves)
 	}
 	var list []EnclaveFile
+	m := &measuring{left: sdk.MaxMeasured, known: map[[sha256.Size]byte][]EnclaveFile{}}
 	for _, n := range nodes {
-		found, err := enclavesIn(ctx, img, n)
+		found, err := m.enclavesIn(ctx, img, n)
 		if err != nil {
 			return nil, err
 		}
@@ -101,29 +111,58 @@ func Enclaves(ctx context.Context, img *image.Image, o Options) ([]EnclaveFile, 
 	return list, nil
 }
 
+// measuring is what measuring the enclaves of one image may take.
+type measuring struct {
+	left  uint64                              // bytes to be hashed
+	known map[[sha256.Size]byte][]EnclaveFile // by the file's content
+}
+
 // maxEnclaves is how many files of an image are looked into.
 const maxEnclaves = 100
 
-// enclavesIn reads the enclaves of a file, by its sections if it is of a kind that is known.
-func enclavesIn(ctx context.Context, img *image.Image, n *rootfs.Node) ([]EnclaveFile, error) {
-	var content []byte
-	if n.Size <= sdk.MaxFile {
-		files, err := extract(ctx, img.Layers[n.Layer], map[string]bool{n.Origin(): true})
-		if err != nil {
+// enclavesIn returns the enclaves of a file.
+func (m *measuring) enclavesIn(ctx context.Context, img *image.Image, n *rootfs.Node) ([]EnclaveFile, error) {
+	known, ok := m.known[n.SHA256]
+	if !ok {
+		var err error
+		if known, err = m.read(ctx, img, n); err != nil {
 			return nil, err
 		}
-		content = files[n.Origin()]
+		m.known[n.SHA256] = known
 	}
-	if f, err := SDKEnclave(ctx, n.Path, content); f != nil || err != nil {
-		return []EnclaveFile{*f}, err
+	list := slices.Clone(known)
+	for i := range list {
+		list[i].Path = n.Path
 	}
-	structures, kind := n.ELF.SigStructs, ""
-	if in := sectionOf(content, oeSection); in != nil {
-		kind = KindOpenEnclave
-		structures = slices.DeleteFunc(slices.Clone(structures), func(s string) bool { return !bytes.Contains(in, []byte(s)) })
+	return list, nil
+}
+
+// read reads the enclaves of a file, by its sections if it is of a kind that is known.
+func (m *measuring) read(ctx context.Context, img *image.Image, n *rootfs.Node) ([]EnclaveFile, error) {
+	var content []byte
+	if n.Size <= sdk.MaxFile {
+		var err error
+		if content, err = contentOf(ctx, img, n); err != nil {
+			return nil, err
+		}
 	}
 	var list []EnclaveFile
-	for _, b := range structures {
+	f, err := sdkEnclave(ctx, n.Path, content, &m.left)
+	if err != nil {
+		return nil, err
+	}
+	if f != nil {
+		list = append(list, *f)
+	}
+	in := sectionOf(content, oeSection)
+	for _, b := range n.ELF.SigStructs {
+		if f != nil && f.structure != nil && b == string(f.structure.Bytes()) {
+			continue
+		}
+		kind := ""
+		if bytes.Contains(in, []byte(b)) {
+			kind = KindOpenEnclave
+		}
 		if f := newEnclaveFile(n.Path, kind, []byte(b)); f != nil {
 			f.MeasurementError = "how files of this kind are measured is not known here: MRENCLAVE is what the SIGSTRUCT says"
 			list = append(list, *f)
@@ -134,6 +173,12 @@ func enclavesIn(ctx context.Context, img *image.Image, n *rootfs.Node) ([]Enclav
 
 // SDKEnclave reads and measures a file as an enclave of Intel's SDK; nil if it is not one.
 func SDKEnclave(ctx context.Context, path string, content []byte) (*EnclaveFile, error) {
+	left := uint64(sdk.MaxMeasured)
+	return sdkEnclave(ctx, path, content, &left)
+}
+
+// sdkEnclave is SDKEnclave that hashes no more than what is left to be hashed.
+func sdkEnclave(ctx context.Context, path string, content []byte, left *uint64) (*EnclaveFile, error) {
 	e, err := sdk.Open(content)
 	if errors.Is(err, sdk.ErrNone) {
 		return nil, nil
@@ -147,6 +192,11 @@ func SDKEnclave(ctx context.Context, path string, content []byte) (*EnclaveFile,
 	if err := e.CheckMetadata(); err != nil {
 		f.MetadataError = err.Error()
 	}
+	if e.Hashed() > *left {
+		f.MeasurementError = fmt.Sprintf("it was not measured: that of all enclaves together takes more than %d bytes to be hashed", uint64(sdk.MaxMeasured))
+		return f, nil
+	}
+	*left -= e.Hashed()
 	m, err := e.Measure(ctx)
 	if ctx.Err() != nil {
 		return f, ctx.Err()
@@ -193,17 +243,43 @@ func sectionOf(file []byte, name string) []byte {
 
 // OwnEnclaves checks the enclaves of an image that was not converted: each against its own SIGSTRUCT, and against what
 // is expected of MRENCLAVE, MRSIGNER, product and SVN. What starts them, and what else the image holds, is not verified.
-func OwnEnclaves(ctx context.Context, img *image.Image, e Expectations, o Options) (*Report, error) {
-	list, err := Enclaves(ctx, img, o)
+func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, o Options) (*Report, error) {
+	indexes, err := o.scanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, DiffID: true, Limits: o.Limits})
 	if err != nil {
 		return nil, err
+	}
+	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest, Layout: LayoutSDK, Weaknesses: []string{}}}
+	v := &verification{report: r, c: r.Converted}
+	tree, err := rootfs.Merge(indexes)
+	if err != nil {
+		return nil, err
+	}
+	list, err := enclavesOf(ctx, img, tree)
+	if err != nil {
+		return v.unreadable(err)
 	}
 	if len(list) == 0 {
 		return nil, ErrNotConverted
 	}
-	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest, Layout: LayoutSDK, Weaknesses: []string{}}, Enclaves: list}
-	v := &verification{report: r, c: r.Converted}
-	v.platform(img)
+	r.Enclaves = list
+	if err := v.platform(img); err != nil {
+		return nil, err
+	}
+	_, foreign, err := checkArchives(ctx, img, indexes, o.Limits)
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, f := range list {
+		paths = append(paths, f.Path)
+	}
+	foreign = append(foreign, rootfs.Disputed(indexes, paths)...)
+	signed := func(e *rootfs.Entry) bool { return e.ELF != nil && len(e.ELF.SigStructs) > 0 }
+	foreign = append(foreign, rootfs.Hidden(indexes, tree, signed)...)
+	v.add(CheckLayers, "each layer is the archive that manifest and configuration say, and engines agree on where the enclaves are", foreign)
+	if source != nil {
+		v.add(CheckSource, "the image was made from the given one", []string{"an image that was not converted was made from no other: verify it without --source"})
+	}
 	for _, f := range list {
 		problems := func(s string) []string {
 			if s == "" {

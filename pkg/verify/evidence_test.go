@@ -187,7 +187,7 @@ func TestContradictions(t *testing.T) {
 	}
 	for old, with := range map[string]string{
 		`"isv_svn":0`: `"isv_svn":7`, `"debug_enclave":false`: `"debug_enclave":true`, `"mr_enclave":"`: `"mr_enclave":"00`, `"max_threads":2`: `"max_threads":3`,
-		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`, `"format_epoch":5`: `"format_epoch":6`, `,"simulated":true`: ``, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
+		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`, `"format_epoch":`: `"format_epoch":1`, `,"simulated":true`: ``, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
 		`"sha256":"`: `"sha256":"00`, `"digest":"sha256:`: `"digest":"sha256:00`,
 	} {
 		assert.Equal(t, verify.Failed, verified(pack(change(*identity, old, with))).Status, old)

@@ -76,6 +76,15 @@ func ReadPolicy(file string) (Expectations, error) {
 		}
 		return e, fmt.Errorf("%s: %w: %w", file, ErrPolicy, err)
 	}
+	var given map[string]any
+	if err := toml.Unmarshal(text, &given); err != nil {
+		return e, fmt.Errorf("%s: %w: %w", file, ErrPolicy, err)
+	}
+	for key, value := range given { // what is expected would not be looked at
+		if list, ok := value.([]any); ok && len(list) == 0 || value == "" {
+			return e, fmt.Errorf("%s: %w: the key %s has no value", file, ErrPolicy, key)
+		}
+	}
 	return e, nil
 }
 
@@ -87,12 +96,14 @@ func (e Expectations) identity() bool {
 // expected compares the image with the expectations.
 func (v *verification) expected(e Expectations, found Evidence) {
 	c := v.c
-	v.expectEnclave(e, EnclaveFile{Enclave: attest.Enclave{MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN, DebugEnclave: c.Debug}})
+	v.expectEnclave(e, EnclaveFile{structure: c.SigStruct, Enclave: attest.Enclave{MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN, DebugEnclave: c.Debug}})
 	simulated := c.Simulated()
 	v.compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
 	v.expectKind(e)
-	if c.Layout == LayoutOurs && (!simulated || len(e.RuntimeDigest) > 0) {
+	if c.Layout == LayoutOurs && (!simulated || len(e.RuntimeDigest)+len(e.Known) > 0) {
 		v.vouched(e, found)
+	} else if c.Layout != LayoutOurs && (len(e.RuntimeDigest) > 0 || len(e.Known) > 0) {
+		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"an image of this kind has none"})
 	}
 	if e.Attested != nil {
 		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
@@ -134,7 +145,14 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 	if f.DebugEnclave && e.AllowDebug {
 		debug = of + "it is a debug enclave, which keeps no secrets, and that was accepted"
 	}
-	v.compare(CheckDebug, true, debug, !f.DebugEnclave || e.AllowDebug, "it is a debug enclave, which keeps no secrets: --allow-debug accepts it")
+	problem := "it is a debug enclave, which keeps no secrets: --allow-debug accepts it"
+	if !f.DebugEnclave {
+		if f.mayDebug() && e.AllowDebug {
+			debug = of + "the host may start it as a debug enclave, which its quotes tell, and that was accepted"
+		}
+		problem = "the signature leaves DEBUG to the host (DisableDebug is 0): a debugger can read it then, and its quotes tell that. If they are looked at, --allow-debug accepts it"
+	}
+	v.compare(CheckDebug, true, debug, !f.DebugEnclave && !f.mayDebug() || e.AllowDebug, problem)
 }
 
 // expectKind compares the kind of image with the one that is expected.
@@ -164,6 +182,8 @@ func (v *verification) vouched(e Expectations, found Evidence) {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", nil)
 	case known >= 0:
 		v.add(CheckRuntimeIs, "the runtime's layer is known: "+e.Known[known].Name, nil)
+	case len(e.Known) > 0:
+		v.add(CheckRuntimeIs, "the runtime's layer is a known one", []string{fmt.Sprintf("it is %s, which is not one of the %d known ones", have, len(e.Known))})
 	case len(e.RuntimeDigest) > 0:
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{fmt.Sprintf("it is %s, expected is %s", have, list(e.RuntimeDigest))})
 	case stated:
@@ -238,10 +258,10 @@ func (v *verification) contradictions(f attest.Found) []string {
 			problems = append(problems, "it states another enclave size, number of threads or way to add memory")
 		}
 		if r := c.Recipe; r != nil {
-			if !said.Source.Is(r.Source) {
+			if len(said.Source.Digest) > 0 && !said.Source.Is(r.Source) { // one without is of somebody who did not look at it
 				problems = append(problems, "it states another source, "+text(said.Source.Digest))
 			}
-			if said.Runtime.Digest != r.Runtime.Digest {
+			if said.Runtime.Digest != "" && said.Runtime.Digest != r.Runtime.Digest {
 				problems = append(problems, "it states another runtime, "+said.Runtime.Digest)
 			}
 			if options, err := json.Marshal(r.Options); err != nil || !sameJSON(options, said.Options) {

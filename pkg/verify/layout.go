@@ -4,6 +4,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
@@ -45,7 +46,7 @@ type ours struct{}
 var backends = []libos.Backend{gramine.Backend{}, sim.Backend{}}
 
 func (ours) keep() []string {
-	return []string{libos.ManifestPath, libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath, libos.HostsPath}
+	return []string{libos.ManifestPath, libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath, libos.HostsPath, launch.StarterPath + "*"}
 }
 
 func (ours) find(tree *rootfs.Tree) (Places, bool) {

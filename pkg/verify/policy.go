@@ -204,8 +204,12 @@ func (v *verification) foreignConfig() {
 		problems = append(problems, err.Error())
 	}
 	for _, kv := range config.Config.Env {
-		if strings.HasPrefix(kv, "LD_") {
-			problems = append(problems, fmt.Sprintf("%s acts on the loader", kv))
+		name, _, _ := strings.Cut(kv, "=")
+		switch name = strings.TrimSpace(name); {
+		case convert.SteersLoader(kv), name == "LD_LIBRARY_PATH":
+			problems = append(problems, fmt.Sprintf("%q acts on the loader", kv))
+		case name == "BASH_ENV", name == "ENV", name == "SHELLOPTS", name == "BASHOPTS", strings.HasPrefix(name, "BASH_FUNC_"):
+			problems = append(problems, fmt.Sprintf("%q acts on the shell that starts the loader", kv))
 		}
 	}
 	if r := v.c.Recipe; r != nil {

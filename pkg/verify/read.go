@@ -4,6 +4,7 @@ package verify
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -220,6 +221,20 @@ func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[str
 	}
 	defer r.Close()
 	return rootfs.Extract(ctx, r, l.Digest, want, maxEnclaveFile)
+}
+
+// contentOf reads a file of an image, and makes sure that it is what the tree says: an archive can have several entries
+// of one path, and a hard link that stands between them names another one than the last.
+func contentOf(ctx context.Context, img *image.Image, n *rootfs.Node) ([]byte, error) {
+	files, err := extract(ctx, img.Layers[n.Layer], map[string]bool{n.Origin(): true})
+	if err != nil {
+		return nil, err
+	}
+	content := files[n.Origin()]
+	if sha256.Sum256(content) != n.SHA256 {
+		return nil, &damage{CheckLayers, fmt.Errorf("%s: the layer has several entries of the path %s, and engines unpack another one here than the last", n.Path, n.Origin())}
+	}
+	return content, nil
 }
 
 // runtimeOf reads the layer that holds a runtime, of which the image says that it has a digest; empty: nothing.

@@ -75,6 +75,9 @@ func TestGSC(t *testing.T) {
 		}
 	}
 
+	r = check(t, ref, verify.Expectations{Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}, RuntimeDigest: []string{"sha256:00"}}, nil)
+	assert.Contains(t, r.FailedChecks(), verify.CheckRuntimeIs, "no expectation is passed over")
+
 	x := &tampered{t: t}
 	x.layers, err = gscImage(t).Layers()
 	require.NoError(t, err)

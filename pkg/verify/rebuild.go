@@ -95,6 +95,11 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		if err != nil {
 			return nil, err
 		}
+		steering, err := steeringProblems(img)
+		if err != nil {
+			return nil, err
+		}
+		foreign = append(foreign, steering...)
 		if out.Why = append(out.Why, foreign...); len(foreign) > 0 {
 			return out, nil
 		}

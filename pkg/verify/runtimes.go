@@ -32,6 +32,9 @@ func ReadRuntimes(file string) ([]KnownRuntime, error) {
 	if err := d.Decode(&known); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", file, ErrPolicy, err)
 	}
+	if len(known.Runtimes) == 0 {
+		return nil, fmt.Errorf("%s: %w: it has no runtime", file, ErrPolicy)
+	}
 	for _, k := range known.Runtimes {
 		if _, err := v1.NewHash(k.Layer); err != nil || k.Name == "" {
 			return nil, fmt.Errorf("%s: %w: a known runtime has a name, and the digest of its layer as \"sha256:…\"", file, ErrPolicy)

@@ -71,8 +71,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		if n.Content != nil || n.Size == 0 {
 			return nil
 		}
-		more, err := extract(ctx, img.Layers[n.Layer], map[string]bool{n.Origin(): true}) // too large to be kept
-		s.files[n.Path] = more[n.Origin()]
+		s.files[n.Path], err = contentOf(ctx, img, n) // too large to be kept
 		return err
 	})
 	return s, err
@@ -88,10 +87,11 @@ func notConverted(img *image.Image) error {
 
 // scanAll reads the layers.
 func (o Options) scanAll(ctx context.Context, img *image.Image, so rootfs.Options) ([]*rootfs.Index, error) {
-	return rootfs.Gather(ctx, img.LayerDigests(), o.Jobs, o.Limits, func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
+	index := func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
 		defer bug.Catch(&err)
 		return o.scan(ctx, img.Layers[i], so)
-	})
+	}
+	return rootfs.Gather(ctx, img.LayerDigests(), o.Jobs, o.Limits, index)
 }
 
 // scan reads a layer. What is in it decides, not how a program that inflates fares.

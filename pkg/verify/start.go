@@ -1,15 +1,18 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/startcheck"
 )
 
@@ -88,10 +91,18 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		problems = []string{"the loader ended before it asked for EINIT: " + started.Output}
 	default:
 		detail = fmt.Sprintf("the image's loader added %d pages, %d of them measured, and a CPU would start the enclave", started.Pages, started.MeasuredPages)
-		problems = started.Refused
+		problems = slices.Concat(started.Refused, foreign(started, r.MREnclave, enclave[libos.SigPath]))
 	}
 	r.Started = started
 	v.add(CheckStart, detail, problems)
 	r.Consistent, r.Trusted = r.Consistent && len(problems) == 0, r.Trusted && len(problems) == 0
 	return nil
+}
+
+// foreign reports an enclave that is not the image's: whoever made the loader can have had it build another one.
+func foreign(started *startcheck.Result, m sgx.Measurement, sigStruct []byte) []string {
+	if started.MREnclave == m && bytes.Equal(started.SigStruct, sigStruct) {
+		return nil
+	}
+	return []string{fmt.Sprintf("the loader built another enclave, %s, or gave the CPU another SIGSTRUCT", started.MREnclave)}
 }

@@ -184,7 +184,9 @@ func (v *verification) consistency(ctx context.Context, img, source *image.Image
 			return nil, err
 		}
 	}
-	v.platform(img)
+	if err := v.platform(img); err != nil {
+		return nil, err
+	}
 	if err := v.layers(ctx); err != nil {
 		return nil, err
 	}
@@ -204,6 +206,12 @@ func (v *verification) consistency(ctx context.Context, img, source *image.Image
 	}
 	v.source(source)
 	v.evidence(evidence)
+	if err := v.s.tree.Err(); err != nil {
+		return nil, err
+	}
+	if v.below != nil && v.below.Err() != nil {
+		return nil, v.below.Err()
+	}
 	r.Consistent, v.readable = len(r.FailedChecks()) == 0, true
 	return r, nil
 }
@@ -219,11 +227,25 @@ func (v *verification) unreadable(err error) (*Report, error) {
 }
 
 // platform looks for other images that an engine may choose by the same name.
-func (v *verification) platform(img *image.Image) {
+func (v *verification) platform(img *image.Image) error {
 	if rivals := img.Rivals; len(rivals) > 0 {
 		v.add(CheckPlatform, "the name leads everybody to this image",
 			[]string{fmt.Sprintf("the index names other images for linux/amd64, which an engine may run instead of %s: %s", img.Digest, strings.Join(rivals, ", "))})
 	}
+	problems, err := steeringProblems(img)
+	if len(problems) > 0 {
+		v.add(CheckPlatform, "engines run it as they run others", problems)
+	}
+	return err
+}
+
+// steeringProblems names the annotations by which an image is run otherwise than others.
+func steeringProblems(img *image.Image) ([]string, error) {
+	steering, err := img.Steering()
+	if len(steering) == 0 {
+		return nil, err
+	}
+	return []string{"the manifest has annotations by which engines run it otherwise: " + strings.Join(steering, ", ")}, nil
 }
 
 // layers compares what the engine goes by that runs the image: the archives with the configuration and the recipe, and
@@ -238,6 +260,12 @@ func (v *verification) layers(ctx context.Context) error {
 		if !slices.Equal(r.DiffIDs, below) {
 			problems = append(problems, fmt.Sprintf("the layers below the enclave are not those that were converted, or in another order: the recipe has %d", len(r.DiffIDs)))
 		}
+	}
+	if p := v.s.places; p.Backend == nil { // of ours, nothing but the two layers on top decides
+		problems = append(problems, rootfs.Disputed(v.s.indexes, []string{p.Manifest, p.SigStruct, p.PAL})...)
+		problems = append(problems, rootfs.Hidden(v.s.indexes, v.s.tree, func(e *rootfs.Entry) bool {
+			return e.Path == p.Manifest || e.Path == p.SigStruct || path.Base(e.Path) == path.Base(p.PAL)
+		})...)
 	}
 	v.add(CheckLayers, fmt.Sprintf("%d layers, each by the digests of its blob and its archive", len(v.s.indexes)), problems)
 	return nil
@@ -418,7 +446,9 @@ func (v *verification) digestProblem(f FileEntry) string {
 	switch {
 	case err != nil || n.Type != rootfs.Regular:
 		return fmt.Sprintf("%q is not in the image", p)
-	case f.SHA256 != "" && hex.EncodeToString(n.SHA256[:]) != f.SHA256:
+	case f.SHA256 == "":
+		return fmt.Sprintf("the manifest has no digest of %q", p)
+	case hex.EncodeToString(n.SHA256[:]) != f.SHA256:
 		return fmt.Sprintf("%q in layer %d has the digest %x, the manifest says %s", p, n.Layer+1, n.SHA256, f.SHA256)
 	}
 	return ""

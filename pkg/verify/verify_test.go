@@ -289,7 +289,7 @@ func TestTampering(t *testing.T) {
 		"the recipe's date":                  {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Date = "2020-01-01" }) }, verify.CheckAttributes, "2020-01-01"},
 		"the recipe's overlay":               {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Overlay = "[loader]\nlog_level = \"all\"\n" }) }, verify.CheckPolicy, "loader.log_level"},
 		"the recipe's layers":                {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.DiffIDs = r.DiffIDs[1:] }) }, verify.CheckLayers, "not those that were converted"},
-		"the recipe's epoch":                 {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Epoch = 1 }) }, verify.CheckConfig, "cconvert.epoch is \"5\""},
+		"the recipe's epoch":                 {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Epoch = 1 }) }, verify.CheckConfig, fmt.Sprintf("cconvert.epoch is \"%d\"", convert.FormatEpoch)},
 		"everything signed with another key": {func(x *tampered) { x.resign(func(*sgx.SigStruct) {}) }, verify.CheckMRSigner, "expected is"},
 		"another SVN, signed again":          {func(x *tampered) { x.resign(func(s *sgx.SigStruct) { s.ISVSVN = 9 }) }, verify.CheckAttributes, "the SVN"},
 		"debug, signed again":                {func(x *tampered) { x.resign(func(s *sgx.SigStruct) { s.Attributes.Flags |= sgx.FlagDebug }) }, verify.CheckDebug, "keeps no secrets"},
