@@ -533,19 +533,99 @@ func TestPoison(t *testing.T) {
 	of := b.submit(q, b.jobs(1))
 	for i := 0; ; i++ {
 		require.Less(t, i, 60, "it comes again and again")
+		b.dieAt(q, "app:0")
+		q = b.open()
+		records, err := q.Records(context.Background(), of.ID)
+		require.NoError(t, err)
+		if records[0].Status == batch.Failed {
+			assert.Contains(t, records[0].Error, "did not finish")
+			assert.Equal(t, 6, i, "three times among others, three times alone, and once more to see")
+			return
+		}
+	}
+}
+
+// dieAt has a worker end, without leaving word, at the manifest of an image.
+func (b *bench) dieAt(q *batch.Queue, image string) {
+	b.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	name, tag, _ := strings.Cut(image, ":")
+	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.URL.Path == "/v2/"+name+"/manifests/"+tag {
+			q.Close()
+			cancel()
+		} else if r.Method == http.MethodGet {
+			time.Sleep(50 * time.Millisecond) // so that what is beside it is not done before
+		}
+		return false
+	})
+	defer time.AfterFunc(2*time.Second, cancel).Stop()
+	_ = q.Work(ctx, ctx, b.worker, b.options)
+	cancel()
+	q.Close()
+}
+
+// What a worker had in hand when another image ended it does not fail by that.
+func TestBesideAPoison(t *testing.T) {
+	b := newBench(t)
+	b.push(6)
+	b.options.Parallel = 4
+	q := b.open()
+	of := b.submit(q, b.jobs(6))
+	var records []*batch.Record
+	for i := 0; ; i++ {
+		require.Less(t, i, 60, "it comes again and again")
+		b.dieAt(q, "app:3")
+		q = b.open()
+		var err error
+		records, err = q.Records(context.Background(), of.ID)
+		require.NoError(t, err)
+		if n := statuses(records); n[batch.Failed]+n[batch.Converted]+n[batch.Unchanged] == 6 {
+			break
+		}
+	}
+	for i, r := range records {
+		if i == 3 {
+			assert.Equal(t, batch.Failed, r.Status)
+		} else {
+			assert.NotEqual(t, batch.Failed, r.Status, r.Error)
+		}
+	}
+}
+
+// What kept a plan from finding images is noted as it is, and not tried: there is nothing to try.
+func TestPassingProblem(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	q := b.open()
+	down := batch.Job{Source: "down.example/app", Problem: "connection refused", Passing: true, Found: true}
+	jobs := append(b.jobs(1), down)
+	for _, r := range b.work(q, b.submit(q, jobs)) {
+		if r.Job.Problem != "" {
+			assert.Equal(t, batch.Failed, r.Status)
+			assert.True(t, r.Transient)
+			assert.Equal(t, 1, r.Attempts)
+		} else {
+			assert.Equal(t, batch.Converted, r.Status)
+		}
+	}
+}
+
+// A worker that is told to stop again and again is not the image's fault.
+func TestStoppedOften(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	q := b.open()
+	of := b.submit(q, b.jobs(1))
+	for range 8 {
 		ctx, cancel := context.WithCancel(context.Background())
 		b.reg.Intercept(func(http.ResponseWriter, *http.Request, int) bool { cancel(); return false })
 		timeout := time.AfterFunc(5*time.Second, cancel)
 		_ = q.Work(ctx, ctx, b.worker, b.options)
 		timeout.Stop()
-		records, err := q.Records(context.Background(), of.ID)
-		require.NoError(t, err)
-		if records[0].Status == batch.Failed {
-			assert.Contains(t, records[0].Error, "did not finish")
-			assert.Greater(t, i, 10)
-			return
-		}
 	}
+	b.reg.Intercept(nil)
+	assert.Equal(t, map[batch.Status]int{batch.Converted: 1}, statuses(b.work(q, of)))
 }
 
 // Images of a registry that never gets done do not keep those of others waiting, nor last for ever.

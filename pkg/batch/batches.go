@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
@@ -77,10 +78,10 @@ func each(ctx context.Context, records []*Record, do func(context.Context, *Reco
 func (q *Queue) queue(ctx context.Context, records []*Record) error {
 	for _, r := range records {
 		err := q.try(ctx, func(ctx context.Context) error {
-			_, err := q.js.Publish(ctx, subject(r), fmt.Appendf(nil, "%s.%s %d %s", r.Batch, r.ID, r.Request, host(r)))
+			_, err := q.js.Publish(ctx, subject(r), message(r))
 			var api *jetstream.APIError
-			if errors.As(err, &api) && api.ErrorCode == perSubjectFull {
-				return nil
+			if errors.As(err, &api) && api.ErrorCode == storeFailed && api.Description == server.ErrMaxMsgsPerSubject.Error() {
+				return nil // it is queued already
 			}
 			return err
 		})
@@ -91,19 +92,14 @@ func (q *Queue) queue(ctx context.Context, records []*Record) error {
 	return nil
 }
 
-// perSubjectFull is JSStreamStoreFailedF, by which the server says that a subject has its one message.
-const perSubjectFull = 10077
-
-// host is what a job's source begins with, most often its registry.
-func host(r *Record) string {
-	host, _, _ := strings.Cut(r.Job.Source, "/")
-	return host
-}
+// storeFailed is JSStreamStoreFailedF, of which the description alone tells that a subject has its one message, and not
+// that the stream or the disk is full.
+const storeFailed = 10077
 
 // subject puts a job into the lane of its source's registry.
 func subject(r *Record) string {
 	h := fnv.New32a()
-	h.Write([]byte(host(r)))
+	h.Write([]byte(cmp.Or(registryOf(r.Job.Source), r.Job.Source)))
 	return fmt.Sprintf("%s%d.%s.%s.%d", subjects, h.Sum32()%lanes, r.Batch, r.ID, r.Request)
 }
 
@@ -166,7 +162,8 @@ func (q *Queue) Retry(ctx context.Context, b *Batch) (failed int, err error) {
 	}
 	records = slices.DeleteFunc(records, func(r *Record) bool { return r.Status != Failed || r.Job.Source == "" })
 	for _, r := range records {
-		r.Status, r.Attempts, r.Begun, r.Error, r.Transient, r.Updated = Queued, 0, 0, "", false, time.Now().UTC()
+		r.Status, r.Error, r.Transient, r.Updated = Queued, "", false, time.Now().UTC()
+		r.Attempts, r.Begun, r.BegunAlone = 0, 0, 0
 		r.Request++
 	}
 	if err := each(ctx, records, func(ctx context.Context, r *Record) error { return q.put(ctx, r) }); err != nil {

@@ -37,8 +37,8 @@ type Job struct {
 	AllowRollback bool `json:"allow_rollback,omitempty"`
 	ReplaceSigner bool `json:"replace_signer,omitempty"`
 	TrustTOC      bool `json:"trust_toc,omitempty"`
-	// OnlyRegistry fetches layers from the source's registry alone, wherever else the image says that they are.
-	OnlyRegistry bool `json:"only_registry,omitempty"`
+	// StrictNames follows no redirect of a manifest to another repository, whatever host it is on.
+	StrictNames bool `json:"strict_names,omitempty"`
 	// Found says that the source was found in a repository or registry: one that is converted already is left out.
 	Found bool `json:"found,omitempty"`
 	// ResultsOnly lets the target be replaced only if it is a result of a conversion: the same batch converts it.
@@ -47,6 +47,8 @@ type Job struct {
 	Force bool `json:"force,omitempty"`
 	// Problem says why there is nothing to convert; empty: there is. The job fails by it, or is skipped if it was found.
 	Problem string `json:"problem,omitempty"`
+	// Passing says that the problem may pass: reading the plan again may find something.
+	Passing bool `json:"passing,omitempty"`
 	// Limits of registries, by their name.
 	Limits map[string]plan.Limits `json:"limits,omitempty"`
 }
@@ -158,6 +160,8 @@ type Record struct {
 	Attempts  int    `json:"attempts"`
 	// Begun counts the attempts that were begun: more than were made, where workers died.
 	Begun int `json:"begun"`
+	// BegunAlone counts those that were begun with nothing else beside them, since the last that was made.
+	BegunAlone int `json:"begun_alone,omitempty"`
 	// Identity is that of the conversion, as on the output.
 	Identity  string          `json:"identity,omitempty"`
 	Ref       string          `json:"ref,omitempty"` // the output by its digest
@@ -169,3 +173,6 @@ type Record struct {
 	Seconds   float64         `json:"seconds,omitempty"` // of the last attempt
 	Updated   time.Time       `json:"updated"`
 }
+
+// key is that of the record in the queue.
+func (r *Record) key() string { return r.Batch + "." + r.ID }

@@ -230,16 +230,20 @@ func (q *Queue) Close() {
 
 // lasting are answers of JetStream that stay the same.
 var lasting = []error{
-	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrInvalidKey, jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner, jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
+	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrKeyRevisionMismatch, jetstream.ErrInvalidKey,
+	jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner, jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
 	nats.ErrMaxPayload, nats.ErrAuthorization, nats.ErrPermissionViolation,
 }
+
+// answerTime is how long the server may be silent before it is asked again.
+const answerTime = 10 * time.Second
 
 // try asks the server until it answers: it may be restarting, or choosing a leader.
 func (q *Queue) try(ctx context.Context, ask func(context.Context) error) error {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 3*time.Second
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		once, cancel := context.WithTimeout(ctx, 10*time.Second)
+		once, cancel := context.WithTimeout(ctx, answerTime)
 		defer cancel()
 		err := ask(once)
 		var api *jetstream.APIError

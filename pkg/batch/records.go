@@ -25,7 +25,7 @@ func (q *Queue) put(ctx context.Context, r *Record) error {
 	if err != nil {
 		return err
 	}
-	return q.try(ctx, func(ctx context.Context) error { _, err := q.records.Put(ctx, r.Batch+"."+r.ID, b); return err })
+	return q.try(ctx, func(ctx context.Context) error { _, err := q.records.Put(ctx, r.key(), b); return err })
 }
 
 // errRecord says that a record is none, or of another version of this program.
@@ -68,16 +68,18 @@ func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64
 	return r, revision, err
 }
 
-// scan visits the present values of a bucket once.
+// scan visits the present values of a bucket once. It may take as long as it likes while something comes.
 func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, visit func(jetstream.KeyValueEntry)) error {
 	var values []jetstream.KeyValueEntry
-	err := q.try(ctx, func(ctx context.Context) error {
+	err := q.try(ctx, func(context.Context) error {
 		values = nil
 		w, err := kv.Watch(ctx, keys, jetstream.IgnoreDeletes())
 		if err != nil {
 			return err
 		}
 		defer w.Stop() //nolint:errcheck // it is not needed any more
+		silence := time.NewTimer(answerTime)
+		defer silence.Stop()
 		for {
 			select {
 			case e := <-w.Updates():
@@ -85,6 +87,9 @@ func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, vi
 					return nil
 				}
 				values = append(values, e)
+				silence.Reset(answerTime)
+			case <-silence.C:
+				return errors.New("the queue does not answer")
 			case <-ctx.Done():
 				return ctx.Err()
 			}

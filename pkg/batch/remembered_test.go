@@ -8,13 +8,51 @@ import (
 	"encoding/pem"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 )
+
+// A copy of an image comes without its statements: it is no reason to leave them out.
+func TestUnchangedWithoutStatements(t *testing.T) {
+	ctx, b := context.Background(), newBench(t)
+	b.push(1)
+	b.worker.Own.Evidence = &convert.Evidence{Required: true}
+	j := b.job(0)
+	j.NoEvidence, j.NeedsEvidence = false, true
+	out, err := b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	assert.Equal(t, batch.Converted, out.Status)
+	out, err = b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	assert.Equal(t, batch.Unchanged, out.Status)
+
+	from, err := name.ParseReference(out.Ref)
+	require.NoError(t, err)
+	img, err := remote.Image(from)
+	require.NoError(t, err)
+	j.Target = b.reg.Push(t, "elsewhere:1", img)
+	statements := func() int {
+		ref, err := image.ParseReference(j.Target, true)
+		require.NoError(t, err)
+		copied, err := image.Open(ctx, ref, image.Options{})
+		require.NoError(t, err)
+		defer copied.Close()
+		artifacts, err := copied.Referrers(ctx, attest.InTotoMediaType)
+		require.NoError(t, err)
+		return len(artifacts)
+	}
+	require.Zero(t, statements())
+	_, err = b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	assert.Equal(t, 2, statements())
+}
 
 // An image that is remembered without a key's statements is not what a run with that key wants.
 func TestRememberedWithoutStatements(t *testing.T) {

@@ -44,30 +44,50 @@ func (q *Queue) Claim(ctx context.Context, signer sgx.Measurement, replace bool)
 // Requests is the batch of conversions that were asked for one by one. It has no end.
 const Requests = "requests"
 
-// Request queues one conversion in the batch of Requests. The same as one that is not done yet is that one; another one
-// with the same target takes the place of those before.
+// Request queues one conversion in the batch of Requests. If the same is the last that was asked for its target, and is
+// not done yet, it is that one; another one with the same target takes the place of those before.
 func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
-	r := &Record{Batch: Requests, ID: j.ID(), Job: j, Status: Queued, Updated: time.Now().UTC()}
-	if err := q.try(ctx, func(ctx context.Context) error {
-		_, err := q.latest.Put(ctx, targetKey(j), []byte(r.ID))
-		return err
-	}); err != nil {
-		return nil, err
+	r := &Record{Batch: Requests, ID: j.ID(), Job: j}
+	for {
+		before, revision, err := q.get(ctx, r.key())
+		if err != nil {
+			return nil, err
+		}
+		latest, err := q.latestFor(ctx, j)
+		if err != nil {
+			return nil, err
+		}
+		if before != nil && !before.Status.Final() && latest == r.ID {
+			return before, q.queue(ctx, []*Record{before})
+		}
+		// A worker that still has the earlier request in hand cannot end this one: its number is another.
+		r.Request, r.Status, r.Updated = 0, Queued, time.Now().UTC()
+		if before != nil {
+			r.Request = before.Request + 1
+		}
+		if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+			continue // somebody else has changed it
+		} else if err != nil {
+			return nil, err
+		}
+		if err := q.try(ctx, func(ctx context.Context) error {
+			_, err := q.latest.Put(ctx, targetKey(j), []byte(r.ID))
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		// Whoever resumed requests between the two may have skipped it.
+		now, _, err := q.get(ctx, r.key())
+		if err != nil {
+			return nil, err
+		}
+		if now == nil || now.Request != r.Request || now.Status != Skipped {
+			return r, q.queue(ctx, []*Record{r})
+		}
+		if latest, err := q.latestFor(ctx, j); err != nil || latest != r.ID { // it was replaced since
+			return now, err
+		}
 	}
-	before, _, err := q.get(ctx, r.Batch+"."+r.ID)
-	if err != nil {
-		return nil, err
-	}
-	if before != nil && !before.Status.Final() {
-		return before, q.queue(ctx, []*Record{before})
-	}
-	if before != nil {
-		r.Request = before.Request + 1
-	}
-	if err := q.put(ctx, r); err != nil {
-		return nil, err
-	}
-	return r, q.queue(ctx, []*Record{r})
 }
 
 func targetKey(j Job) string {
@@ -79,23 +99,28 @@ func targetKey(j Job) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// superseded says whether something else was requested for a request's target since.
-func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
-	if r.Batch != Requests {
-		return false, nil
-	}
-	latest := r.ID
-	err := q.try(ctx, func(ctx context.Context) error {
-		e, err := q.latest.Get(ctx, targetKey(r.Job))
+// latestFor returns the ID of the last request for a job's target; empty: there was none.
+func (q *Queue) latestFor(ctx context.Context, j Job) (id string, err error) {
+	err = q.try(ctx, func(ctx context.Context) error {
+		e, err := q.latest.Get(ctx, targetKey(j))
 		if err == nil {
-			latest = string(e.Value())
+			id = string(e.Value())
 		}
 		return err
 	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		err = nil
 	}
-	return latest != r.ID, err
+	return id, err
+}
+
+// superseded reports whether something else was requested for a request's target since.
+func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
+	if r.Batch != Requests {
+		return false, nil
+	}
+	latest, err := q.latestFor(ctx, r.Job)
+	return latest != "" && latest != r.ID, err
 }
 
 // ResumeRequests queues again what was requested and is not done, as far as it is not queued.

@@ -2,17 +2,25 @@ package batch_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,7 +28,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -145,39 +156,137 @@ func TestSkippedForTheImageAlone(t *testing.T) {
 	}
 }
 
-// Registries whose names share a lane do not share its places.
-func TestSilentRegistryInTheSameLane(t *testing.T) {
-	b := newBench(t)
-	b.push(4)
+// Registries that hardly answer, however they do so and whatever they are for, keep no other jobs waiting.
+func TestRegistriesThatHardlyAnswer(t *testing.T) {
+	const many = 200
 	lane := func(host string) uint32 {
 		h := fnv.New32a()
 		h.Write([]byte(host))
 		return h.Sum32() % 8
 	}
-	silent := fixture.NewRegistry(t)
-	for lane(silent.Host) != lane(b.reg.Host) {
-		silent = fixture.NewRegistry(t)
-	}
-	silent.Silence(t)
-	var jobs []batch.Job
-	for i := range 200 {
-		j := b.job(0)
-		j.Source, j.Target = fmt.Sprintf("%s/app:%d", silent.Host, i), fmt.Sprintf("%s/silent:%d", b.reg.Host, i)
-		jobs = append(jobs, j)
-	}
-	b.options = batch.WorkOptions{Parallel: 4, Attempts: 1, FirstPause: time.Millisecond, Timeout: 20 * time.Second}
-	q := b.open()
-	of := b.submit(q, append(jobs, b.jobs(4)...))
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-	defer cancel()
-	go func() { _ = q.Work(ctx, ctx, b.worker, b.options) }()
-	for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
-		records, err := q.Records(ctx, of.ID)
-		if err == nil && statuses(records)[batch.Converted] == 4 {
-			return
+	sources := func(b *bench, reg *fixture.Registry) (list []batch.Job) {
+		for i := range many {
+			j := b.job(0)
+			j.Source, j.Target = fmt.Sprintf("%s/app:%d", reg.Host, i), fmt.Sprintf("%s/silent:%d", b.reg.Host, i)
+			list = append(list, j)
 		}
+		return list
 	}
-	t.Error("jobs wait behind those of a silent registry")
+	for name, jobs := range map[string]func(t *testing.T, b *bench) []batch.Job{
+		"one in the same lane": func(t *testing.T, b *bench) []batch.Job {
+			silent := fixture.NewRegistry(t)
+			for lane(silent.Host) != lane(b.reg.Host) {
+				silent = fixture.NewRegistry(t)
+			}
+			silent.Silence(t)
+			return sources(b, silent)
+		},
+		"three": func(t *testing.T, b *bench) (list []batch.Job) {
+			for range 3 {
+				silent := fixture.NewRegistry(t)
+				silent.Silence(t)
+				list = append(list, sources(b, silent)...)
+			}
+			return list
+		},
+		"a target": func(t *testing.T, b *bench) (list []batch.Job) {
+			silent := fixture.NewRegistry(t)
+			silent.Silence(t)
+			for i := range many {
+				j := b.job(i % 4)
+				j.Target = fmt.Sprintf("%s/silent:%d", silent.Host, i)
+				list = append(list, j)
+			}
+			return list
+		},
+		"byte by byte": func(t *testing.T, b *bench) []batch.Job {
+			slow := fixture.NewRegistry(t)
+			over := make(chan struct{})
+			t.Cleanup(func() { close(over) })
+			slow.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+				for { // headers and bodies
+					select {
+					case <-over:
+						return true
+					case <-r.Context().Done():
+						return true
+					case <-time.After(100 * time.Millisecond):
+						_, _ = w.Write([]byte(" "))
+						_ = http.NewResponseController(w).Flush()
+					}
+				}
+			})
+			return sources(b, slow)
+		},
+		"try again later": func(t *testing.T, b *bench) []batch.Job {
+			busy := fixture.NewRegistry(t)
+			busy.Intercept(func(w http.ResponseWriter, _ *http.Request, _ int) bool {
+				w.Header().Set("Retry-After", "100")
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return true
+			})
+			return sources(b, busy)
+		},
+		"a runtime's": func(t *testing.T, b *bench) []batch.Job {
+			silent := fixture.NewRegistry(t)
+			silent.Silence(t)
+			list := sources(b, b.reg)
+			for i := range list {
+				list[i].Runtime = batch.Runtime{Kind: "gramine", Source: "docker://" + silent.Host + "/gramine:1", Libs: b.dir}
+			}
+			return list
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.push(4)
+			b.worker.Backends = append(b.worker.Backends, gramine.Backend{})
+			b.options = batch.WorkOptions{Parallel: 4, Attempts: 1, FirstPause: time.Millisecond, Timeout: 50 * time.Second}
+			q := b.open()
+			of := b.submit(q, append(jobs(t, b), b.jobs(4)...))
+			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+			var working sync.WaitGroup
+			working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+			defer working.Wait()
+			defer cancel()
+			begin := time.Now()
+			for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
+				records, err := q.Records(ctx, of.ID)
+				if err == nil && statuses(records)[batch.Converted] == 4 {
+					t.Logf("done after %s", time.Since(begin))
+					return
+				}
+			}
+			t.Error("jobs wait behind those of a registry that hardly answers")
+		})
+	}
+}
+
+// A worker is not sent to other hosts by what somebody writes into an image.
+func TestLayersElsewhere(t *testing.T) {
+	b := newBench(t)
+	elsewhere := fixture.NewRegistry(t)
+	elsewhere.Intercept(nil)
+	layer := fixture.Layer(t, fixture.Program("app", fixture.ELF("")))
+	img, err := mutate.Append(fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}), mutate.Addendum{
+		Layer: layer, URLs: []string{"http://" + elsewhere.Host + "/layer"}, MediaType: types.DockerForeignLayer,
+	})
+	require.NoError(t, err)
+	j := b.job(0)
+	j.Source = b.reg.Push(t, "app:foreign", img)
+	digest, err := layer.Digest()
+	require.NoError(t, err)
+	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.HasSuffix(r.URL.Path, digest.String()) {
+			w.WriteHeader(http.StatusNotFound)
+			return true
+		}
+		return false
+	})
+	_, err = b.worker.Convert(context.Background(), j)
+	require.ErrorContains(t, err, "only the registry is asked")
+	assert.Empty(t, elsewhere.Requests())
 }
 
 // Once another key signs for a queue, a worker with the old one signs nothing more, though it runs already.
@@ -210,24 +319,49 @@ func TestNewSignerEndsOldWorkers(t *testing.T) {
 	assert.True(t, slices.ContainsFunc(records, func(r *batch.Record) bool { return r.Status == batch.Queued }))
 }
 
-// Of two requests for a target the last one counts, however late the source of the first one answers.
+// Of two requests for a target the last one counts, however late the first one is, and whatever it may replace.
 func TestLateRequestReplacesNothing(t *testing.T) {
+	for where, held := range map[string]func(r *http.Request, config string) bool{
+		"its source answers late": func(r *http.Request, _ string) bool { return strings.HasSuffix(r.URL.Path, "/app/manifests/0") },
+		"its last blob is sent late": func(r *http.Request, config string) bool {
+			return r.Method == http.MethodPut && r.URL.Query().Get("digest") == config
+		},
+	} {
+		t.Run(where, func(t *testing.T) { lateRequest(t, held) })
+	}
+}
+
+func lateRequest(t *testing.T, held func(r *http.Request, config string) bool) {
 	b := newBench(t)
 	b.push(2)
 	q := b.open()
 	reached, release := make(chan struct{}), make(chan struct{})
-	first := sync.OnceFunc(func() { close(reached) })
-	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
-		if strings.HasSuffix(r.URL.Path, "/app/manifests/0") {
-			first()
-			<-release
-		}
-		return false
-	})
+	var again atomic.Bool
+	hold := func(config string) {
+		b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+			if held(r, config) && !again.Swap(true) {
+				close(reached)
+				<-release
+			}
+			return false
+		})
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	earlier, later := b.job(0), b.job(1)
 	later.Target = earlier.Target
+	earlier.AllowRollback, earlier.ReplaceSigner = true, true
+	same := earlier // what comes of it is known
+	same.Target = b.job(1).Target
+	made, err := b.worker.Convert(ctx, same)
+	require.NoError(t, err)
+	ref, err := image.ParseReference(made.Ref, true)
+	require.NoError(t, err)
+	img, err := image.Open(ctx, ref, image.Options{})
+	require.NoError(t, err)
+	defer img.Close()
+	b.worker.Own.Cache = nil // it would know it without a look at the source
+	hold(img.ID())
 	status := func(r *batch.Record) batch.Status {
 		records, err := q.Records(ctx, batch.Requests)
 		require.NoError(t, err)
@@ -250,4 +384,218 @@ func TestLateRequestReplacesNothing(t *testing.T) {
 	require.Eventually(t, func() bool { return status(one).Final() }, 30*time.Second, 20*time.Millisecond)
 	assert.Equal(t, batch.Skipped, status(one))
 	assert.Equal(t, want, b.reg.Digest(t, "out:0"))
+}
+
+// settled waits until all requests are done, and more is true of them.
+func settled(t *testing.T, q *batch.Queue, and func([]*batch.Record) bool) (records []*batch.Record) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var err error
+		records, err = q.Records(context.Background(), batch.Requests)
+		require.NoError(t, err)
+		return !slices.ContainsFunc(records, func(r *batch.Record) bool { return !r.Status.Final() }) && and(records)
+	}, 30*time.Second, 20*time.Millisecond)
+	return records
+}
+
+// A request that was replaced by another one counts again if it is made once more, at whatever moment that is.
+func TestRequestedOnceMore(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	q := b.open()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	one, other := b.job(0), b.job(1)
+	other.Target = one.Target
+	reached, release := make(chan struct{}), make(chan struct{})
+	var held, again sync.Once
+	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/app/manifests/0"):
+			held.Do(func() { close(reached); <-release })
+		case r.Method == http.MethodDelete: // it has seen that it was replaced, and has not noted it yet
+			again.Do(func() {
+				_, err := q.Request(ctx, one)
+				assert.NoError(t, err)
+			})
+		}
+		return false
+	})
+	first, err := q.Request(ctx, one)
+	require.NoError(t, err)
+	var working sync.WaitGroup
+	defer working.Wait()
+	defer cancel()
+	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	<-reached
+	_, err = q.Request(ctx, other)
+	require.NoError(t, err)
+	close(release)
+	var last *batch.Record
+	settled(t, q, func(records []*batch.Record) bool {
+		for _, r := range records {
+			if r.ID == first.ID {
+				last = r
+			}
+		}
+		return last.Request == 1
+	})
+	assert.Equal(t, batch.Converted, last.Status, last.Error)
+	assert.Equal(t, last.Digest, b.reg.Digest(t, "out:0"))
+}
+
+// An image that somebody else has signed since is unchanged if its tag leads to nothing else, and what is to be
+// attached is there.
+func TestSignedSince(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	ctx := context.Background()
+	for i := range 2 {
+		_, err := b.worker.Convert(ctx, b.job(i))
+		require.NoError(t, err)
+	}
+	b.worker.Own.Cache = nil
+	unsigned := func(i int) batch.Job {
+		j := b.job(i)
+		j.Unsigned, j.ReplaceSigner = true, true
+		return j
+	}
+	out, err := b.worker.Convert(ctx, unsigned(0))
+	require.NoError(t, err)
+	require.Equal(t, batch.Unchanged, out.Status)
+
+	tag, err := name.NewTag(b.reg.Host + "/out:0")
+	require.NoError(t, err)
+	signed, err := remote.Image(tag)
+	require.NoError(t, err)
+	other := fixture.Image(t, v1.Config{Entrypoint: []string{"/other"}}, fixture.Layer(t, fixture.Program("other", "x")))
+	require.NoError(t, remote.WriteIndex(tag, mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64", Variant: "v2"}}},
+		mutate.IndexAddendum{Add: signed, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}})))
+	out, err = b.worker.Convert(ctx, unsigned(0))
+	require.NoError(t, err)
+	assert.Equal(t, batch.Converted, out.Status)
+	assert.Equal(t, out.Digest, b.reg.Digest(t, "out:0"))
+
+	b.worker.Own.Evidence = &convert.Evidence{Required: true}
+	j := unsigned(1)
+	j.NoEvidence, j.NeedsEvidence = false, true
+	out, err = b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	assert.Equal(t, batch.Converted, out.Status)
+}
+
+// What is asked right before the tag moves is asked before each attempt at that.
+func TestLaterRequestWhileRepeating(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	q := b.open()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	earlier, later := b.job(0), b.job(1)
+	later.Target = earlier.Target
+	other := &batch.Worker{}
+	*other = batch.Worker{Name: "other", Signer: b.worker.Signer, Backends: b.worker.Backends, Files: b.worker.Files, Insecure: true, Own: b.worker.Own}
+	var again atomic.Bool
+	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method != http.MethodPut || !strings.HasSuffix(r.URL.Path, "/out/manifests/0") || again.Swap(true) {
+			return false
+		}
+		_, err := q.Request(ctx, later)
+		assert.NoError(t, err)
+		_, err = other.Convert(ctx, later)
+		assert.NoError(t, err)
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	})
+	first, err := q.Request(ctx, earlier)
+	require.NoError(t, err)
+	var working sync.WaitGroup
+	defer working.Wait()
+	defer cancel()
+	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	records := settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
+	for _, r := range records {
+		if r.ID == first.ID {
+			assert.Equal(t, batch.Skipped, r.Status)
+		} else {
+			assert.Equal(t, b.reg.Digest(t, "out:0"), r.Digest)
+		}
+	}
+}
+
+// The runtime of the identity is the one that is used, even if another one is loaded meanwhile; and a layout that was
+// changed after it was found is not taken for what was found.
+func TestSourceChangesMeanwhile(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	dir := filepath.Join(b.dir, "layout")
+	layout := func(i int) {
+		require.NoError(t, os.RemoveAll(dir))
+		ref, err := image.ParseReference(b.job(i).Source, true)
+		require.NoError(t, err)
+		img, err := image.Open(context.Background(), ref, image.Options{})
+		require.NoError(t, err)
+		defer img.Close()
+		var config map[string]json.RawMessage
+		require.NoError(t, json.Unmarshal(img.Config, &config))
+		out, err := image.Append(img, config, nil)
+		require.NoError(t, err)
+		to, err := image.ParseReference("oci:"+dir+":1", true)
+		require.NoError(t, err)
+		require.NoError(t, image.Write(context.Background(), to, out, image.Options{}))
+	}
+	layout(0)
+	j := b.job(0)
+	j.Source = "oci:" + dir + ":1"
+	var once sync.Once
+	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.Contains(r.URL.Path, "/out/manifests/") { // after it was found
+			once.Do(func() { b.reg.Intercept(nil); layout(1) })
+		}
+		return false
+	})
+	_, err := b.worker.Convert(context.Background(), j)
+	require.ErrorIs(t, err, image.ErrMoved)
+}
+
+// A list under a tag can speak of statements that were removed.
+func TestStatementsThatWereRemoved(t *testing.T) {
+	ctx, b := context.Background(), newBench(t)
+	b.push(1)
+	b.worker.Own.Cache = nil
+	b.worker.Own.Evidence = &convert.Evidence{Required: true}
+	j := b.job(0)
+	j.NoEvidence, j.NeedsEvidence = false, true
+	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.Contains(r.URL.Path, "/referrers/") {
+			w.WriteHeader(http.StatusNotFound)
+			return true
+		}
+		return false
+	})
+	_, err := b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	ref, err := image.ParseReference(j.Target, true)
+	require.NoError(t, err)
+	statements := func() int {
+		img, err := image.Open(ctx, ref, image.Options{})
+		require.NoError(t, err)
+		defer img.Close()
+		found, err := img.Referrers(ctx, attest.InTotoMediaType)
+		if err != nil {
+			return 0
+		}
+		for _, a := range found {
+			repo, err := name.NewRepository(b.reg.Host + "/out")
+			require.NoError(t, err)
+			require.NoError(t, remote.Delete(repo.Digest(a.Digest)))
+		}
+		return len(found)
+	}
+	require.Equal(t, 2, statements())
+	require.Equal(t, 0, statements())
+	_, err = b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	assert.Equal(t, 2, statements())
 }

@@ -21,8 +21,8 @@ import (
 type WorkOptions struct {
 	// Batch is the one whose jobs are taken; empty: those of all. Only a queue in this process can be asked for one.
 	Batch string
-	// Parallel is how many images are converted at a time. If all of these are of one registry, which may be slow, a
-	// quarter more is kept for those of others.
+	// Parallel is how many images are converted at a time. Those that only wait for a registry are not counted, up to
+	// twice as many.
 	Parallel int
 	// Timeout is how long one attempt at an image may take; 0: DefaultTimeout.
 	Timeout time.Duration
@@ -39,8 +39,12 @@ const (
 	DefaultTimeout    = time.Hour
 )
 
-// maxDeaths is how many workers may end while they are at an image: then it is the image that ends them.
-const maxDeaths = 20
+// A worker that ends leaves all that it was at, and only one of these may be why. An image that was left often is
+// converted alone, and if workers end at it then, it is the image.
+const (
+	maxLeft  = 3
+	maxAlone = 3
+)
 
 // idle is how long a worker waits that finds nothing to do.
 const idle = 250 * time.Millisecond
@@ -53,120 +57,23 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 		return err
 	}
 	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
-	source := &source{consumers: consumers, most: o.Parallel, busy: map[string]int{}}
+	source := &source{consumers: consumers, most: o.Parallel, tasks: map[*task]bool{}, suspects: map[string]bool{}}
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(drain, func() { cancel(nil) })()
-	var slots sync.WaitGroup
-	more := (o.Parallel + 3) / 4
-	if o.Parallel == 1 { // whoever asks for one at a time may have room for no other
-		more = 0
-	}
-	for range o.Parallel + more {
-		slots.Go(func() {
+	var all sync.WaitGroup
+	for range slots(o.Parallel) {
+		all.Go(func() {
 			if err := q.slot(ctx, stop, w, o, source); err != nil {
 				cancel(err) // the others finish what they have begun
 			}
 		})
 	}
-	slots.Wait()
+	all.Wait()
 	if err := context.Cause(stop); errors.Is(err, ErrSigner) {
 		return err
 	}
 	return ctx.Err()
-}
-
-// source gives a worker its jobs, from the lanes in turn. One slot asks at a time.
-type source struct {
-	mu        sync.Mutex
-	consumers []jetstream.Consumer
-	lane      int
-	trouble   string         // that was told of
-	most      int            // that may be of one registry at a time
-	busy      map[string]int // by registry
-}
-
-// task is a job that was taken.
-type task struct {
-	msg   jetstream.Msg
-	lease time.Duration
-	host  string
-}
-
-// done returns the task's place among those of its registry.
-func (s *source) done(t *task) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.busy[t.host]--; s.busy[t.host] == 0 {
-		delete(s.busy, t.host)
-	}
-}
-
-// next waits for a job; nil if stop has ended.
-func (s *source) next(stop context.Context) *task {
-	for stop.Err() == nil {
-		if t := s.take(); t != nil {
-			return t
-		}
-		pause(stop, idle)
-	}
-	return nil
-}
-
-// maxPassed is how many jobs of a lane are put back at a time because their registry has all its places.
-const maxPassed = 64
-
-// take asks each lane for a job of a registry that has a place left. Several registries share a lane: those that wait
-// for a place are put back, so that they keep nobody else from being served.
-func (s *source) take() *task {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for range s.consumers {
-		s.lane = (s.lane + 1) % len(s.consumers)
-		c := s.consumers[s.lane]
-		for range maxPassed {
-			msg := s.fetch(c)
-			if msg == nil {
-				break
-			}
-			host := hostOf(msg)
-			if s.busy[host] < s.most {
-				s.busy[host]++
-				return &task{msg, c.CachedInfo().Config.AckWait, host}
-			}
-			_ = msg.NakWithDelay(aside)
-		}
-	}
-	return nil
-}
-
-// aside is how long a job is put back whose registry has all its places.
-const aside = 2 * time.Second
-
-// hostOf is the registry of a job's source, as whoever queued it wrote.
-func hostOf(msg jetstream.Msg) string {
-	fields := strings.SplitN(string(msg.Data()), " ", 3)
-	if len(fields) < 3 {
-		return ""
-	}
-	return fields[2]
-}
-
-// fetch takes a job from a lane, nil where there is none, or the queue cannot be reached, which is told once.
-func (s *source) fetch(c jetstream.Consumer) jetstream.Msg {
-	batch, err := c.FetchNoWait(1)
-	if err == nil {
-		for msg := range batch.Messages() {
-			s.trouble = ""
-			return msg
-		}
-		err = batch.Error()
-	}
-	if err != nil && s.trouble != err.Error() {
-		s.trouble = err.Error()
-		logrus.Warnf("taking from the queue: %v", err)
-	}
-	return nil
 }
 
 // slot does one job after the other. The error is ErrSigner if others sign for this queue now.
@@ -184,7 +91,7 @@ func (q *Queue) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from *
 		if err != nil {
 			_ = t.msg.NakWithDelay(o.FirstPause)
 		} else {
-			q.handle(ctx, w, o, t.msg, t.lease)
+			q.handle(ctx, w, o, from, t)
 		}
 		from.done(t)
 	}
@@ -201,15 +108,16 @@ func pause(ctx context.Context, d time.Duration) {
 
 // handle does a job and says what became of it, first in its record and then to the queue: a worker that dies
 // between the two leaves a job that is given to another one, who sees that it is done.
-func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstream.Msg, lease time.Duration) {
+func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *source, t *task) {
+	msg := t.msg
 	beat, still := context.WithCancel(ctx)
 	defer still()
-	go heartbeat(beat, msg, lease/4)
+	go heartbeat(beat, msg, t.lease/4)
 	key, request, _ := strings.Cut(string(msg.Data()), " ")
 	request, _, _ = strings.Cut(request, " ")
 	r, revision, err := q.get(ctx, key)
 	switch {
-	case errors.Is(err, errRecord):
+	case errors.Is(err, errRecord), errors.Is(err, jetstream.ErrInvalidKey):
 		logrus.Errorf("%s: %v", key, err)
 		q.ack(ctx, msg)
 		return
@@ -236,10 +144,18 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 		_ = msg.NakWithDelay(o.FirstPause)
 		return
 	}
-	if r.Begun-r.Attempts >= maxDeaths {
-		r.Status, r.Error, r.Transient = Failed, fmt.Sprintf("%d workers have begun it, and did not finish: they may lack memory", r.Begun), false
+	if r.BegunAlone >= maxAlone {
+		r.Status, r.Transient = Failed, false
+		r.Error = fmt.Sprintf("%d workers have begun it alone, and did not finish: they may lack memory", r.BegunAlone)
 		q.finish(ctx, r, revision, msg)
 		return
+	}
+	if r.Begun-r.Attempts >= maxLeft {
+		if again := from.waitAlone(ctx, t); again > 0 {
+			_ = msg.NakWithDelay(again)
+			return
+		}
+		r.BegunAlone++
 	}
 	r.Status, r.Worker, r.Updated = Running, w.Name, time.Now().UTC()
 	r.Begun++
@@ -249,17 +165,21 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	}
 	begin := time.Now()
 	attempt, end := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("it took longer than %s", o.Timeout))
-	out, err := w.convert(attempt, r.Job, wanted)
+	out, err := w.convert(attempt, r.Job, &t.meter, wanted)
+	worked := false // all the time, so that it takes as long next time
 	if err != nil && attempt.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w: %w", context.Cause(attempt), err)
+		worked = !t.meter.stalled(time.Now())
 	}
 	end()
 	r.Seconds = time.Since(begin).Seconds()
 	if ctx.Err() != nil {
+		q.giveBack(r, revision)
 		_ = msg.Nak()
 		return
 	}
 	r.Attempts++
+	r.BegunAlone = 0
 	if err == nil {
 		r.Status, r.Error, r.Transient = out.Status, "", false
 		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner, r.Findings = out.Identity, out.Ref, out.Digest, out.MREnclave, out.MRSigner, out.Findings
@@ -272,10 +192,10 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 		return
 	}
 	logrus.Debugf("%s: %v", r.Job.Source, err)
-	r.Error, r.Transient = err.Error(), image.Transient(err) || errors.Is(err, image.ErrMoved)
-	if !r.Transient || r.Attempts >= o.Attempts {
+	r.Error, r.Transient = err.Error(), !worked && (image.Transient(err) || errors.Is(err, image.ErrMoved)) || r.Job.Passing
+	if !r.Transient || r.Job.Passing || r.Attempts >= o.Attempts {
 		r.Status = Failed
-		if r.Job.Found && Unsuitable(err) {
+		if r.Job.Found && !r.Job.Passing && Unsuitable(err) {
 			r.Status = Skipped
 		}
 		q.finish(ctx, r, revision, msg)
@@ -285,6 +205,15 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, msg jetstr
 	if _, err := q.update(ctx, r, revision); err == nil {
 		_ = msg.NakWithDelay(wait(o.FirstPause, r.Attempts))
 	}
+}
+
+// giveBack notes that a job was not finished because the worker was told to stop, which is not the job's fault.
+func (q *Queue) giveBack(r *Record, revision uint64) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	r.Begun, r.BegunAlone = r.Begun-1, max(0, r.BegunAlone-1)
+	r.Status, r.Updated = Queued, time.Now().UTC()
+	_, _ = q.update(ctx, r, revision) // otherwise it counts as one that was left
 }
 
 // errSuperseded says that of two requests for a target this one is the earlier.
@@ -325,11 +254,14 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 			q.ack(ctx, msg)
 			return
 		}
-		now, at, getErr := q.get(ctx, r.Batch+"."+r.ID)
+		now, at, getErr := q.get(ctx, r.key())
 		switch {
 		case getErr != nil || now == nil:
 			return // the job is given to somebody again
-		case now.Status.Final() && (now.Status != Failed || r.Status == Failed):
+		case now.Request != r.Request: // it was asked for once more, which has a message of its own
+			q.ack(ctx, msg)
+			return
+		case now.Status.Final() && (now.Status != Failed || r.Status == Failed || r.Status == Skipped):
 			q.ack(ctx, msg)
 			return
 		case at == revision:
@@ -339,14 +271,15 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 	}
 }
 
-// update replaces the record of a revision, and no other.
+// update replaces the record of a revision, and no other; 0: there is no record yet. If there is another one, the error
+// is jetstream.ErrKeyRevisionMismatch.
 func (q *Queue) update(ctx context.Context, r *Record, revision uint64) (next uint64, err error) {
 	b, err := marshal(r)
 	if err != nil {
 		return 0, err
 	}
 	err = q.try(ctx, func(ctx context.Context) (err error) {
-		next, err = q.records.Update(ctx, r.Batch+"."+r.ID, b, revision)
+		next, err = q.records.Update(ctx, r.key(), b, revision)
 		return err
 	})
 	return next, err

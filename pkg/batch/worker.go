@@ -12,10 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/time/rate"
 
 	"github.com/cconvert/cconvert/internal/bug"
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -71,7 +71,10 @@ func (e notTheImage) Unwrap() error { return e.error }
 // Unsuitable reports whether an error of Convert says that nobody could convert the image.
 func Unsuitable(err error) bool {
 	var other notTheImage
-	return !errors.As(err, &other) && slices.ContainsFunc(unsuitable, func(e error) bool { return errors.Is(err, e) })
+	if errors.As(err, &other) || errors.Is(err, convert.ErrVersionUnknown) { // which is the target's
+		return false
+	}
+	return slices.ContainsFunc(unsuitable, func(e error) bool { return errors.Is(err, e) })
 }
 
 // Outcome is what became of a job.
@@ -89,11 +92,13 @@ type Outcome struct {
 // or what it makes now. What is written in an image is no proof: whoever can push to the target can put an old or a weaker
 // enclave of the same key there, with the recipe and the labels of what is wanted now.
 func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
-	return w.convert(ctx, j, func(context.Context) error { return nil })
+	return w.convert(ctx, j, &meter{}, func(context.Context) error { return nil })
 }
 
-// convert is Convert that asks, once nothing but the signature and the tag is missing, whether the image is still wanted.
-func (w *Worker) convert(ctx context.Context, j Job, wanted func(context.Context) error) (_ *Outcome, err error) {
+// convert is Convert that asks, before it signs and again before it moves the tag, whether the image is still wanted.
+func (w *Worker) convert(
+	ctx context.Context, j Job, m *meter, wanted func(context.Context) error,
+) (_ *Outcome, err error) {
 	defer bug.Catch(&err)
 	if j.Problem != "" {
 		return nil, fmt.Errorf("%w: %s", errNothing, j.Problem)
@@ -106,11 +111,12 @@ func (w *Worker) convert(ctx context.Context, j Job, wanted func(context.Context
 	}
 	w.once.Do(func() { w.runtimes, w.limits = map[runtimeKey]*loadedRuntime{}, map[string]*limit{} })
 	own := w.Own
-	own.Image.Shared, own.Image.HTTP = &w.shared, &limited{w, j.Limits, own.Image.HTTP}
+	own.Image.Shared, own.Image.Pace = &w.shared, w.pace(j.Limits)
 	if w.Observe != nil {
 		own.Observer = w.Observe(j)
 	}
-	own.Image.OnlyRegistry = j.OnlyRegistry
+	// Other places of layers are whatever a stranger writes: a worker is sent nowhere.
+	own.Image.OnlyRegistry, own.Image.StrictNames, own.Image.Watch, own.Image.BeforeTag = true, j.StrictNames, m, wanted
 	o, err := j.options(own, w.Backends)
 	if err != nil {
 		return nil, err
@@ -136,19 +142,22 @@ func (w *Worker) convert(ctx context.Context, j Job, wanted func(context.Context
 	}
 	runtime := w.runtime(runtimeKey{j.Runtime, j.Insecure})
 	o.Backend = &onceLoaded{o.Backend, runtime}
+	over := m.Waiting(registryOf(j.Runtime.Source)) // another job may be loading it
 	bundle, err := o.Backend.Load(ctx, o.Runtime)
+	over()
 	if err != nil {
 		return nil, err
 	}
+	o.Backend = &loaded{o.Backend, bundle} // what the identity says is what is used, however long it takes
 	if o.Found, err = image.Find(ctx, o.Source, o.Image); err != nil {
 		return nil, err
 	}
 	out := &Outcome{Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
 	key := w.outputKey(out.Identity, j)
 	before := ""
-	if !j.Force && o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
+	if o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
 		before, _ = image.At(ctx, *o.Target, o.Image) // there is none, or it cannot be read: writing shows what is wrong
-		if known := w.remembered(key); known != nil && known.Digest == before {
+		if known := w.remembered(key); !j.Force && known != nil && known.Digest == before && w.stated(ctx, o, before) {
 			out.Digest, out.MREnclave = known.Digest, known.MREnclave
 			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
 			return out, nil
@@ -159,7 +168,10 @@ func (w *Worker) convert(ctx context.Context, j Job, wanted func(context.Context
 		return nil, err
 	}
 	defer p.Close()
-	if j.Unsigned && !j.Force && w.signedSince(ctx, p, o, out) {
+	if p.ConversionIdentity(mrsigner) != out.Identity {
+		return nil, notTheImage{fmt.Errorf("%w: %s", image.ErrMoved, o.Source)}
+	}
+	if j.Unsigned && !j.Force && w.signedSince(ctx, p, o, out) && out.Digest == before && w.stated(ctx, o, before) {
 		return out, nil // not remembered: another one may sign it tomorrow
 	}
 	if err := w.mayReplace(ctx, j, o); err != nil {
@@ -173,7 +185,7 @@ func (w *Worker) convert(ctx context.Context, j Job, wanted func(context.Context
 		return nil, notTheImage{err}
 	}
 	out.Ref, out.Digest, out.MREnclave, out.Findings = r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
-	if out.Digest != before {
+	if j.Force || out.Digest != before {
 		out.Status = Converted
 	}
 	w.remember(key, out)
@@ -232,6 +244,37 @@ type output struct {
 	MREnclave sgx.Measurement `json:"mr_enclave"`
 }
 
+// stated reports whether the statements that a conversion needs are attached to what its target has. A copy of an image
+// comes without them, and whoever may write there may remove them.
+func (w *Worker) stated(ctx context.Context, o convert.Options, digest string) bool {
+	if o.Evidence == nil || !o.Evidence.Required {
+		return true
+	}
+	img, err := image.Open(ctx, *o.Target, o.Image)
+	if err != nil || img.Digest != digest {
+		return false
+	}
+	defer img.Close()
+	artifacts, err := img.Referrers(ctx, attest.InTotoMediaType)
+	if err != nil {
+		return false
+	}
+	var key *attest.PublicKey
+	if o.Evidence.Key != nil {
+		key = &o.Evidence.Key.PublicKey
+	}
+	found := map[string]bool{}
+	for _, f := range attest.Read(ctx, artifacts, key) {
+		if f.Statement == nil || key != nil && !f.Verified {
+			continue
+		}
+		if slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(digest) }) {
+			found[f.Statement.PredicateType] = true
+		}
+	}
+	return found[attest.IdentityType] && found[attest.ProvenanceType]
+}
+
 // outputKey names what is remembered: the identity, what else a job wants of its outcome, whom was believed about what is
 // in layers, and whose statements are attached.
 func (w *Worker) outputKey(identity string, j Job) string {
@@ -271,6 +314,12 @@ func (w *Worker) remembered(key string) *output {
 	return &o
 }
 
+// A worker remembers so many runtimes and limits. Jobs name them, and jobs are strangers'.
+const (
+	maxRuntimes = 32
+	maxLimits   = 10_000
+)
+
 // freshFor is how long a runtime that was found by a tag is used before the tag is asked for again.
 const freshFor = 10 * time.Minute
 
@@ -291,6 +340,9 @@ func (w *Worker) runtime(r runtimeKey) *loadedRuntime {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.runtimes[r] == nil {
+		if len(w.runtimes) >= maxRuntimes {
+			w.runtimes = map[runtimeKey]*loadedRuntime{} // whoever uses one keeps it
+		}
 		w.runtimes[r] = &loadedRuntime{}
 	}
 	return w.runtimes[r]
@@ -316,40 +368,42 @@ func (b *onceLoaded) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bund
 	return &copied, nil
 }
 
+// loaded is a backend whose runtime is a given one.
+type loaded struct {
+	libos.Backend
+	bundle *libos.Bundle
+}
+
+func (b *loaded) Load(context.Context, libos.LoadOptions) (*libos.Bundle, error) {
+	copied := *b.bundle
+	return &copied, nil
+}
+
 // limit keeps to the limits of a registry.
 type limit struct {
 	pace *rate.Limiter
 	few  chan struct{} // nil: as many as it likes
 }
 
-// limited sends requests as slowly as the limits of their registries want it.
-type limited struct {
-	w      *Worker
-	limits map[string]plan.Limits
-	inner  http.RoundTripper
-}
-
-func (t *limited) RoundTrip(r *http.Request) (*http.Response, error) {
-	inner := t.inner
-	if inner == nil {
-		inner = remote.DefaultTransport
-	}
-	l := t.w.limit(r.URL.Host, t.limits)
-	if l == nil {
-		return inner.RoundTrip(r)
-	}
-	if err := l.pace.Wait(r.Context()); err != nil {
-		return nil, err
-	}
-	if l.few == nil || r.Method == http.MethodPut { // what is sent can come from the same registry, by another request
-		return inner.RoundTrip(r)
-	}
-	select {
-	case l.few <- struct{}{}:
-		defer func() { <-l.few }()
-		return inner.RoundTrip(r)
-	case <-r.Context().Done():
-		return nil, r.Context().Err()
+// pace keeps to the limits of registries, by their name.
+func (w *Worker) pace(limits map[string]plan.Limits) func(*http.Request) (done func(), err error) {
+	return func(r *http.Request) (done func(), err error) {
+		l := w.limit(r.URL.Host, limits)
+		if l == nil {
+			return func() {}, nil
+		}
+		if err := l.pace.Wait(r.Context()); err != nil {
+			return nil, err
+		}
+		if l.few == nil || r.Method == http.MethodPut { // what is sent can come from the same registry, by another request
+			return func() {}, nil
+		}
+		select {
+		case l.few <- struct{}{}:
+			return func() { <-l.few }, nil
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
 	}
 }
 
@@ -363,6 +417,9 @@ func (w *Worker) limit(host string, limits map[string]plan.Limits) *limit {
 	defer w.mu.Unlock()
 	if l := w.limits[key]; l != nil {
 		return l
+	}
+	if len(w.limits) >= maxLimits {
+		w.limits = map[string]*limit{}
 	}
 	l := &limit{pace: rate.NewLimiter(rate.Inf, 1)}
 	if wanted.PerSecond > 0 {

@@ -3,6 +3,7 @@
 package indexrepo
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -42,6 +45,48 @@ type Repo struct {
 	Insecure bool
 	// Sign signs what is written. Without it nothing is written, unless Insecure is set.
 	Sign *attest.PrivateKey
+	// Patience is how long a request may take, all in all; 0: DefaultPatience. Reading a layer is always another way.
+	Patience time.Duration
+
+	mu     sync.Mutex
+	failed error // of a registry that did not answer
+	until  time.Time
+}
+
+// DefaultPatience is enough for the entry of a large layer, of some megabytes.
+const DefaultPatience = time.Minute
+
+// leftAlone is how long a registry is not asked that did not answer: there are layers in great number.
+const leftAlone = 5 * time.Minute
+
+// within does something that takes no longer than the repository's patience. Once the registry did not answer, the error
+// is the same for a while, without asking.
+func (r *Repo) within(ctx context.Context, do func(context.Context) error) error {
+	r.mu.Lock()
+	failed := r.failed
+	if failed != nil && time.Now().After(r.until) {
+		failed = nil
+	}
+	r.mu.Unlock()
+	if failed != nil {
+		return failed
+	}
+	patience := cmp.Or(r.Patience, DefaultPatience)
+	limited, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("it did not answer in %s", patience))
+	defer cancel()
+	err := do(limited)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if limited.Err() != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(limited), err)
+	} else if !image.Transient(err) {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed, r.until = err, time.Now().Add(leftAlone)
+	return err
 }
 
 // Reads says whether entries can be used.
@@ -65,6 +110,25 @@ type statement struct {
 	SHA256 string `json:"sha256"` // of the blob
 }
 
+// check reports by ErrUntrusted that an entry, of which the blob was not read yet, is not signed for a key.
+func (r *Repo) check(ctx context.Context, key string, a *image.Artifact) error {
+	if r.Insecure {
+		return nil
+	}
+	payload, err := r.Verify.Open(ctx, payloadType, []byte(a.Annotations[annotation]))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	var s statement
+	if err := json.Unmarshal(payload, &s); err != nil {
+		return fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	if s.Key != key || "sha256:"+s.SHA256 != a.BlobDigest {
+		return fmt.Errorf("%w: the signature is about another one", ErrUntrusted)
+	}
+	return nil
+}
+
 func tagOf(key string) string { return strings.ReplaceAll(key, "/", "-") }
 
 func hexSum(b []byte) string {
@@ -72,28 +136,21 @@ func hexSum(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Get gives the entry of a key. The error is ErrNone where there is none, ErrUntrusted for one that is not
-// signed by the right key or not about this key, and everything that can go wrong with a registry.
+// Get returns the entry of a key. The error is ErrNone if no entry exists, ErrUntrusted for one that is not signed by
+// the right key or not about this key, and everything that can go wrong with a registry. Nothing but its manifest is
+// read of an entry that is not trusted.
 func (r *Repo) Get(ctx context.Context, key string) ([]byte, error) {
-	a, err := r.Artifacts.Pull(ctx, tagOf(key), artifactType, maxBlob)
+	accept := func(a *image.Artifact) error { return r.check(ctx, key, a) }
+	var a *image.Artifact
+	err := r.within(ctx, func(ctx context.Context) (err error) {
+		a, err = r.Artifacts.Pull(ctx, tagOf(key), artifactType, maxBlob, accept)
+		return err
+	})
 	if errors.Is(err, image.ErrNotFound) {
 		return nil, ErrNone
 	}
 	if err != nil {
 		return nil, err
-	}
-	if !r.Insecure {
-		payload, err := r.Verify.Open(ctx, payloadType, []byte(a.Annotations[annotation]))
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUntrusted, err)
-		}
-		var s statement
-		if err := json.Unmarshal(payload, &s); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUntrusted, err)
-		}
-		if s.Key != key || s.SHA256 != hexSum(a.Blob) {
-			return nil, fmt.Errorf("%w: the signature is about another one", ErrUntrusted)
-		}
 	}
 	z, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxIndex), zstd.WithDecoderConcurrency(1))
 	if err != nil {
@@ -108,7 +165,13 @@ func (r *Repo) Get(ctx context.Context, key string) ([]byte, error) {
 }
 
 // Has says whether there is an entry of a key, whoever signed it. An error is a no: writing shows what is wrong.
-func (r *Repo) Has(ctx context.Context, key string) bool { return r.Artifacts.Has(ctx, tagOf(key)) }
+func (r *Repo) Has(ctx context.Context, key string) (has bool) {
+	_ = r.within(ctx, func(ctx context.Context) error {
+		has = r.Artifacts.Has(ctx, tagOf(key))
+		return ctx.Err()
+	})
+	return has
+}
 
 // Put writes an entry.
 func (r *Repo) Put(ctx context.Context, key string, index []byte) error {
@@ -128,5 +191,5 @@ func (r *Repo) Put(ctx context.Context, key string, index []byte) error {
 		}
 		a.Annotations = map[string]string{annotation: string(envelope)}
 	}
-	return r.Artifacts.Push(ctx, tagOf(key), a)
+	return r.within(ctx, func(ctx context.Context) error { return r.Artifacts.Push(ctx, tagOf(key), a) })
 }

@@ -3,10 +3,12 @@ package plan
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -36,7 +38,20 @@ type Plan struct {
 
 	// Insecure lets registries be spoken to over HTTP.
 	Insecure bool `yaml:"-"`
+	// ListTime is how long finding the images of one entry may take; 0: DefaultListTime.
+	ListTime time.Duration `yaml:"-"`
+	// MaxImages is how many images may be found; 0: DefaultMaxImages. An entry may have three tenths of them.
+	MaxImages int `yaml:"-"`
 }
+
+// DefaultMaxImages is as many as ten times what registries keep in a repository. What is known of them fits into a
+// gigabyte of memory.
+const DefaultMaxImages = 1_000_000
+
+func (p *Plan) maxImages() int { return cmp.Or(p.MaxImages, DefaultMaxImages) }
+
+// DefaultListTime allows 100,000 images to be asked for when they were made, eight at a time.
+const DefaultListTime = 20 * time.Minute
 
 // Defaults hold for all entries that do not say otherwise.
 type Defaults struct {
@@ -416,8 +431,23 @@ func (e *Entry) check(defaults Defaults) error {
 	if e.target, err = template.New("target").Option("missingkey=error").Parse(text); err != nil {
 		return err
 	}
-	_, err = e.targetOf("registry.example", "repository", "tag") // a template that fails does so for all
-	return err
+	if _, err = e.targetOf("registry.example", "repository", "tag"); err != nil { // a template that fails does so for all
+		return err
+	}
+	var hosts []string
+	for _, host := range []string{"one.example", "another.example"} {
+		target, err := e.targetOf("registry.example", host+"/repository", host)
+		if err != nil {
+			continue // it wants other names
+		}
+		if ref, err := image.ParseReference(target, false); err == nil && ref.Transport == image.Registry {
+			hosts = append(hosts, ref.Name.Context().RegistryStr())
+		}
+	}
+	if len(slices.Compact(hosts)) > 1 {
+		return fmt.Errorf("the target %q has no registry of its own: a repository's name would choose it", text)
+	}
+	return nil
 }
 
 // targetFor is where the result of an image goes.

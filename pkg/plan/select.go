@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
+	"iter"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Masterminds/semver/v3"
@@ -34,78 +36,105 @@ type Image struct {
 // ErrNone is the error of a Catalog if there is no such repository, or nothing that could be converted.
 var ErrNone = errors.New("there is no image to convert")
 
-// Catalog is what registries tell of themselves.
+// Catalog is what registries tell of themselves. An error is the last of a list.
 type Catalog interface {
-	Repositories(ctx context.Context, registry name.Registry) ([]string, error)
-	Tags(ctx context.Context, repo name.Repository) ([]string, error)
+	Repositories(ctx context.Context, registry name.Registry) iter.Seq2[string, error]
+	Tags(ctx context.Context, repo name.Repository) iter.Seq2[string, error]
 	// Created is when an image was made.
 	Created(ctx context.Context, ref name.Reference) (time.Time, error)
 }
 
 // Select finds the images of a plan. Their order goes around the registries that they are in, so that no registry is
 // asked for all of its images at once while others wait. An entry that cannot be had, or a repository among others, does
-// not keep the rest from being found: it is an Image with an error. Only errors that may pass are returned.
+// not keep the rest from being found: it is an Image with an error. What is returned are mistakes in the plan, and that
+// ctx has ended.
 func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, error) {
 	var images []Image
-	chosen := map[string]Image{}  // by the place of the target
-	sources := map[string]Image{} // by the place of the source
-	from := func(img Image) string {
-		ref, err := image.ParseReference(img.Source, p.Insecure)
+	owner := map[string]int{}    // of a target's place: the image whose result it is
+	chosenBy := map[string]int{} // of a source's place: the entry
+	place := func(name string) string {
+		ref, err := image.ParseReference(name, p.Insecure)
 		if err != nil {
-			return img.Source
+			return name
 		}
 		return ref.Place()
 	}
+	lists, err := p.find(ctx, file, c)
+	if err != nil {
+		return nil, err
+	}
 	for i := range p.Convert {
 		e := &p.Convert[i]
-		found, err := e.find(ctx, c, p.Insecure)
-		if err != nil {
-			return nil, &Error{file, e.Line, err}
-		}
-		for _, f := range found {
+		options := e.Options.Over(p.Defaults.Options)
+		for f := range found(lists[i]) {
 			if f.err != nil {
 				images = append(images, Image{Source: f.name, Line: e.Line, Found: e.Registry != "", Err: f.err})
 				continue
 			}
-			ref := f.ref
-			target, err := e.targetFor(ref)
-			if err != nil {
+			target, err := e.targetFor(f.ref)
+			img := Image{
+				Source: image.InRegistry(f.ref).String(), Target: target, Options: options, Line: e.Line, Found: e.Image == "",
+			}
+			if err != nil && !img.Found {
 				return nil, &Error{file, e.Line, err}
 			}
-			img := Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line, Found: e.Image == ""}
-			to := target
-			if place, err := image.ParseReference(target, p.Insecure); err == nil {
-				to = place.Place()
+			if first, ok := chosenBy[place(img.Source)]; ok && first != i {
+				continue // the first entry that chooses an image decides
 			}
-			if before, ok := chosen[to]; ok {
-				if from(before) == from(img) {
+			chosenBy[place(img.Source)] = i
+			to := place(target)
+			if first, ok := owner[to]; ok && err == nil {
+				before := &images[first]
+				if place(before.Source) == place(img.Source) {
 					continue // the first entry that chooses an image decides
 				}
-				err := fmt.Errorf("%s and %s would both become %s", before.Source, img.Source, target)
-				if !img.Found {
-					return nil, &Error{file, e.Line, err}
+				// What registries list takes nothing from what is named, and of two that are listed neither is more to be
+				// trusted: anybody may have pushed it.
+				both := fmt.Errorf("%s and %s would both become %s", before.Source, img.Source, target)
+				switch {
+				case !img.Found && !before.Found:
+					return nil, &Error{file, e.Line, both}
+				case img.Found:
+					err = both
 				}
-				img.Err = err // what registries list keeps nothing else from being converted
-				images = append(images, img)
-				continue
+				if before.Found {
+					before.Err = both
+				}
 			}
-			chosen[to], sources[from(img)] = img, img
+			img.Err = err
 			images = append(images, img)
+			if first, ok := owner[to]; err == nil && (!ok || images[first].Found) {
+				owner[to] = len(images) - 1
+			}
 		}
 	}
-	replacing := map[[2]string]bool{}
-	for to, img := range chosen {
-		source, ok := sources[to]
-		if !ok {
+	sources := map[string]int{} // by the place of the source
+	for i, img := range images {
+		if img.Err == nil {
+			sources[place(img.Source)] = i
+		}
+	}
+	for to, i := range owner {
+		img := &images[i]
+		if ref, err := image.ParseName(img.Target, p.Insecure); err == nil && img.Err == nil {
+			if rule, _, err := p.Rule(ref); err != nil || rule != nil {
+				img.ResultsOnly = true // an entry may convert what is there, whether it was found or not
+			}
+		}
+		at, ok := sources[to]
+		if !ok || img.Err != nil {
 			continue
 		}
-		if !img.Found && !source.Found || from(img) == to {
-			return nil, &Error{file, img.Line, fmt.Errorf("the result of %s would replace %s, which is to be converted too", img.Source, source.Source)}
+		source := images[at]
+		err := fmt.Errorf("the result of %s would replace %s, which is to be converted too", img.Source, source.Source)
+		switch {
+		case !img.Found && !source.Found, i == at && !img.Found:
+			return nil, &Error{file, img.Line, err}
+		case i == at:
+			img.Err = err
+		default:
+			img.ResultsOnly = true // what was found may be a result of an earlier time
 		}
-		replacing[[2]string{img.Source, img.Target}] = true // what was found may be a result of an earlier time
-	}
-	for i := range images {
-		images[i].ResultsOnly = replacing[[2]string{images[i].Source, images[i].Target}]
 	}
 	return turns(images), nil
 }
@@ -131,70 +160,222 @@ func turns(images []Image) []Image {
 	return sorted
 }
 
-// found is an image that an entry names, or the name of what cannot be had, and why.
-type found struct {
-	ref  name.Reference
+// chosen is what an entry chooses of a repository, or the name of what cannot be had, and why. There may be very many tags:
+// references to them are made when they are needed.
+type chosen struct {
+	ref  name.Reference // of an image that is named
+	repo name.Repository
+	tags []string
 	name string
 	err  error
 }
 
-func (e *Entry) find(ctx context.Context, c Catalog, insecure bool) ([]found, error) {
-	if e.Image != "" {
-		ref, err := image.ParseName(e.Image, insecure)
-		return []found{{ref, e.Image, err}}, nil
-	}
-	names := []string{e.Repository}
-	if e.Registry != "" {
-		registry, err := image.ParseRegistry(e.Registry, insecure)
-		if err != nil {
-			return nil, err
-		}
-		all, err := c.Repositories(ctx, registry)
-		if err != nil {
-			return lasting(registry.Name(), err)
-		}
-		slices.Sort(all)
-		names = nil
-		for _, r := range slices.Compact(all) {
-			if matches(e.Repositories.Allow, e.Repositories.Deny, r) {
-				names = append(names, registry.Name()+"/"+r)
+// found returns what was chosen, one image after the other.
+func found(list []chosen) iter.Seq[chosen] {
+	return func(yield func(chosen) bool) {
+		for _, c := range list {
+			if c.tags == nil && !yield(c) {
+				return
+			}
+			for _, t := range c.tags {
+				if !yield(chosen{ref: c.repo.Tag(t)}) {
+					return
+				}
 			}
 		}
 	}
-	lists := make([][]found, len(names))
+}
+
+// ErrTooMany says that an entry of a plan chooses more images than can be converted at a time.
+var ErrTooMany = errors.New("it chooses too many images: narrow it by allow, deny, semver or newest")
+
+// perRegistry is how many repositories of a registry are looked into at a time.
+const perRegistry = 8
+
+// find finds the images of all entries. A registry that is slow or has no end of tags holds up no other one's entries.
+func (p *Plan) find(ctx context.Context, file string, c Catalog) ([][]chosen, error) {
+	lists := make([][]chosen, len(p.Convert))
+	limit := cmp.Or(p.ListTime, DefaultListTime)
+	few, dates := map[string]chan struct{}{}, map[string]chan struct{}{}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(8)
-	for i, n := range names {
-		g.Go(func() error {
-			repo, err := image.ParseRepository(n, insecure)
-			if err != nil { // a catalog lists what it likes
-				lists[i] = []found{{name: n, err: fmt.Errorf("%w: %w", ErrNone, err)}}
-				return nil
-			}
-			refs, err := e.tags(ctx, c, repo)
-			if e.Registry != "" && errors.Is(err, ErrNone) {
-				return nil // registries list repositories that are empty
-			}
-			if err != nil {
-				lists[i], err = lasting(n, err)
-				return err
-			}
-			for _, ref := range refs {
-				lists[i] = append(lists[i], found{ref: ref})
+	for i := range p.Convert {
+		e := &p.Convert[i]
+		host, _, _ := strings.Cut(e.Registry+e.Repository, "/")
+		if few[host] == nil {
+			few[host] = make(chan struct{}, perRegistry)
+			dates[host] = make(chan struct{}, perRegistry)
+		}
+		own := search{c, few[host], dates[host], p.maxImages() * 3 / 10, limit / 4, p.Insecure}
+		g.Go(func() (err error) {
+			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("finding the images took longer than %s", limit))
+			defer cancel()
+			if lists[i], err = e.find(ctx, own); err != nil {
+				return &Error{file, e.Line, err}
 			}
 			return nil
 		})
 	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	p.bound(lists)
+	return lists, nil
+}
+
+// bound leaves out the entries that choose most, if all together choose too many.
+func (p *Plan) bound(lists [][]chosen) {
+	most := p.maxImages()
+	counts, order := make([]int, len(lists)), make([]int, len(lists))
+	for i, list := range lists {
+		order[i] = i
+		for _, c := range list {
+			counts[i] += max(1, len(c.tags))
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(counts[a], counts[b]) })
+	left := most
+	for _, i := range order {
+		if counts[i] > left {
+			e := &p.Convert[i]
+			lists[i] = []chosen{{name: cmp.Or(e.Repository, e.Registry, e.Image), err: fmt.Errorf("%w: %d, and with others more than %d", ErrTooMany, counts[i], most)}}
+		}
+		left -= min(left, counts[i])
+	}
+}
+
+// search is how an entry's images are looked for.
+type search struct {
+	Catalog
+	few      chan struct{} // has a place for each repository that is looked into
+	dates    chan struct{} // and for each image that is asked for when it was made
+	most     int           // images that may be found
+	limit    time.Duration // for a repository among others
+	insecure bool
+}
+
+// share divides what may be found among repositories: of those that take most one after the other has too many, so that
+// whoever may write to some keeps nobody from the others.
+type share struct {
+	most int
+
+	mu     sync.Mutex
+	sum    int
+	counts []int // by repository; -1: it has too many
+}
+
+// take counts an image of a repository. The error is ErrTooMany if the repository has too many.
+func (s *share) take(repository int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts[repository] >= 0 {
+		s.counts[repository]++
+		s.sum++
+	}
+	for s.sum > s.most {
+		largest := 0
+		for i, n := range s.counts {
+			if n > s.counts[largest] {
+				largest = i
+			}
+		}
+		if s.counts[largest] < s.most/100 {
+			return fmt.Errorf("%w: more than %d, in many repositories", errAll, s.most)
+		}
+		s.sum -= s.counts[largest]
+		s.counts[largest] = -1
+	}
+	return s.tooMany(repository)
+}
+
+func (s *share) tooMany(repository int) error {
+	if s.counts[repository] >= 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: the entry's repositories have more than %d together, and this one has most", ErrTooMany, s.most)
+}
+
+// errAll says that all of an entry's repositories together have too many images.
+var errAll = fmt.Errorf("%w", ErrTooMany)
+
+func (e *Entry) find(ctx context.Context, s search) ([]chosen, error) {
+	if e.Image != "" {
+		ref, err := image.ParseName(e.Image, s.insecure)
+		return []chosen{{ref: ref, name: e.Image, err: err}}, nil
+	}
+	names := []string{e.Repository}
+	if e.Registry != "" {
+		registry, err := image.ParseRegistry(e.Registry, s.insecure)
+		if err != nil {
+			return nil, err
+		}
+		names = nil
+		for r, err := range s.Repositories(ctx, registry) {
+			if err == nil && len(names) == s.most {
+				err = fmt.Errorf("%w: more than %d repositories", ErrTooMany, s.most)
+			}
+			if err != nil {
+				return problem(ctx, registry.Name(), err)
+			}
+			if matches(e.Repositories.Allow, e.Repositories.Deny, r) {
+				names = append(names, registry.Name()+"/"+r)
+			}
+		}
+		slices.Sort(names)
+		names = slices.Compact(names)
+	}
+	lists := make([][]chosen, len(names))
+	shared := &share{most: s.most, counts: make([]int, len(names))}
+	g, inner := errgroup.WithContext(ctx)
+	g.SetLimit(perRegistry)
+	for i, n := range names {
+		g.Go(func() error {
+			select {
+			case s.few <- struct{}{}:
+				defer func() { <-s.few }()
+			case <-inner.Done():
+			}
+			repo, err := image.ParseRepository(n, s.insecure)
+			if err != nil { // a catalog lists what it likes
+				lists[i] = []chosen{{name: n, err: fmt.Errorf("%w: %w", ErrNone, err)}}
+				return nil
+			}
+			own := inner
+			if e.Registry != "" { // none takes the time of the others
+				limited, cancel := context.WithTimeoutCause(inner, s.limit, fmt.Errorf("finding its images took longer than %s", s.limit))
+				defer cancel()
+				own = limited
+			}
+			lists[i], err = e.tags(own, s, repo, func() error { return shared.take(i) })
+			if err != nil && !errors.Is(err, errAll) {
+				if own.Err() != nil && inner.Err() == nil {
+					err = fmt.Errorf("%w: %w", context.Cause(own), err)
+				}
+				lists[i], err = problem(inner, n, err)
+			}
+			return err
+		})
+	}
 	err := g.Wait()
+	if errors.Is(err, errAll) {
+		return problem(ctx, cmp.Or(e.Repository, e.Registry), err)
+	}
+	for i, n := range names { // one that was read already can have too many since
+		if err := shared.tooMany(i); err != nil {
+			lists[i] = []chosen{{name: n, err: err}}
+		}
+	}
 	return slices.Concat(lists...), err
 }
 
-// lasting keeps an error as that of a name, unless it may pass.
-func lasting(of string, err error) ([]found, error) {
-	if image.Transient(err) || errors.Is(err, context.Canceled) {
+// problem keeps an error as that of a name, unless it is that somebody wants no answer any more.
+func problem(ctx context.Context, of string, err error) ([]chosen, error) {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return nil, err
 	}
-	return []found{{name: of, err: err}}, nil
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return []chosen{{name: of, err: err}}, nil
 }
 
 func matches(allow, deny []Expression, s string) bool {
@@ -205,49 +386,80 @@ func matches(allow, deny []Expression, s string) bool {
 // converted is how the tags end that DefaultTarget and "cconvert convert" give.
 const converted = "-confidential"
 
-// tags chooses a repository's tags, the newest first where that is asked for.
-func (e *Entry) tags(ctx context.Context, c Catalog, repo name.Repository) ([]name.Reference, error) {
-	list, err := c.Tags(ctx, repo)
-	if err != nil {
-		return nil, err
-	}
+const (
+	// maxDated is how many images of a repository are asked for when they were made, which takes a request or two each.
+	maxDated = 20_000
+	// maxUndated is how many of them may fail for a reason that may pass before the repository does.
+	maxUndated = 100
+)
+
+// tags chooses a repository's tags, the newest first if that is asked for. Take counts those of all repositories.
+func (e *Entry) tags(ctx context.Context, in search, repo name.Repository, take func() error) ([]chosen, error) {
 	type tag struct {
-		name.Tag
+		name    string
 		version *semver.Version
 		created time.Time
-		none    bool
+		err     error // why it is not known when it was made
 	}
 	var tags []tag
-	for _, s := range list {
+	listed := false
+	for s, err := range in.Tags(ctx, repo) {
+		if err != nil {
+			return nil, err
+		}
+		listed = true
 		// Results beside their sources, and what cosign and referrers keep under tags, are no sources.
 		if !image.IsTag(s) || strings.HasSuffix(s, converted) || artifactTag(s) || !matches(e.Tags.Allow, e.Tags.Deny, s) {
 			continue
 		}
-		t := tag{Tag: repo.Tag(s)}
+		t := tag{name: s}
 		if e.Tags.SemVer.Constraints != nil {
 			if t.version, err = semver.NewVersion(s); err != nil || !e.Tags.SemVer.Check(t.version) {
 				continue
 			}
 		}
+		if err := take(); err != nil {
+			return nil, err
+		}
 		tags = append(tags, t)
 	}
+	if !listed && e.Repository != "" {
+		return nil, fmt.Errorf("%w: the repository has no tags", ErrNone)
+	}
+	var undated []chosen
 	since := e.Tags.UpdatedSince != Since{}
 	if since || e.Tags.Newest > 0 && e.Tags.SemVer.Constraints == nil {
+		if len(tags) > maxDated {
+			return nil, fmt.Errorf("%w: %d would have to be asked for when they were made", ErrTooMany, len(tags))
+		}
+		var failed atomic.Int64
 		g, ctx := errgroup.WithContext(ctx)
 		g.SetLimit(8)
 		for i := range tags {
-			g.Go(func() (err error) {
-				tags[i].created, err = c.Created(ctx, tags[i].Tag)
-				if tags[i].none = errors.Is(err, ErrNone); tags[i].none {
-					return nil
+			g.Go(func() error {
+				t := &tags[i]
+				select {
+				case in.dates <- struct{}{}:
+					defer func() { <-in.dates }()
+				case <-ctx.Done():
+					return ctx.Err()
 				}
-				return err
+				t.created, t.err = in.Created(ctx, repo.Tag(t.name))
+				if t.err != nil && (ctx.Err() != nil || image.Transient(t.err) && failed.Add(1) > maxUndated) {
+					return t.err
+				}
+				return nil
 			})
 		}
 		if err := g.Wait(); err != nil {
 			return nil, err
 		}
-		tags = slices.DeleteFunc(tags, func(t tag) bool { return t.none })
+		for _, t := range tags { // one that is broken keeps no other one from being found
+			if t.err != nil && !errors.Is(t.err, ErrNone) {
+				undated = append(undated, chosen{name: repo.Tag(t.name).String(), err: fmt.Errorf("finding out when it was made: %w", t.err)})
+			}
+		}
+		tags = slices.DeleteFunc(tags, func(t tag) bool { return t.err != nil })
 	}
 	if since {
 		now := time.Now()
@@ -256,68 +468,25 @@ func (e *Entry) tags(ctx context.Context, c Catalog, repo name.Repository) ([]na
 	slices.SortFunc(tags, func(a, b tag) int {
 		switch {
 		case a.version != nil:
-			return cmp.Or(b.version.Compare(a.version), cmp.Compare(a.TagStr(), b.TagStr()))
+			return cmp.Or(b.version.Compare(a.version), cmp.Compare(a.name, b.name))
 		case e.Tags.Newest > 0:
-			return cmp.Or(b.created.Compare(a.created), cmp.Compare(a.TagStr(), b.TagStr()))
+			return cmp.Or(b.created.Compare(a.created), cmp.Compare(a.name, b.name))
 		}
-		return cmp.Compare(a.TagStr(), b.TagStr())
+		return cmp.Compare(a.name, b.name)
 	})
 	if n := e.Tags.Newest; n > 0 && n < len(tags) {
 		tags = tags[:n]
 	}
-	refs := make([]name.Reference, len(tags))
-	for i, t := range tags {
-		refs[i] = t.Tag
+	if len(tags) == 0 {
+		return undated, nil
 	}
-	return refs, nil
+	names := make([]string, len(tags))
+	for i, t := range tags {
+		names[i] = t.name
+	}
+	return append(undated, chosen{repo: repo, tags: names}), nil
 }
 
 // artifactTag says whether a tag is that of an artifact rather than of an image: "sha256-…", with or without a suffix
 // (cosign's, and the referrers tag schema of the OCI distribution specification).
 func artifactTag(tag string) bool { return strings.HasPrefix(tag, "sha256-") }
-
-// Rule gives the first entry that an image falls under, when somebody asks for it to be converted, and the target; nil
-// where there is none. Newest and UpdatedSince, which are about many images, are not looked at.
-func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
-	for i := range p.Convert {
-		e := &p.Convert[i]
-		if !e.covers(ref) {
-			continue
-		}
-		target, err := e.targetFor(ref)
-		return e, Image{Source: ref.String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line, Found: e.Image == ""}, err
-	}
-	return nil, Image{}, nil
-}
-
-func (e *Entry) covers(ref name.Reference) bool {
-	if e.Image != "" {
-		own, err := image.ParseName(e.Image, false)
-		return err == nil && own.Name() == ref.Name()
-	}
-	repo := ref.Context()
-	if e.Repository != "" {
-		own, err := image.ParseRepository(e.Repository, false)
-		if err != nil || own.Name() != repo.Name() {
-			return false
-		}
-	} else {
-		own, err := image.ParseRegistry(e.Registry, false)
-		if err != nil || own.Name() != repo.RegistryStr() || !matches(e.Repositories.Allow, e.Repositories.Deny, repo.RepositoryStr()) {
-			return false
-		}
-	}
-	t, ok := ref.(name.Tag)
-	if !ok {
-		return reflect.DeepEqual(e.Tags, Tags{}) // a digest says nothing of the tags that are allowed
-	}
-	tag := t.TagStr()
-	if strings.HasSuffix(tag, converted) || artifactTag(tag) || !matches(e.Tags.Allow, e.Tags.Deny, tag) {
-		return false
-	}
-	if e.Tags.SemVer.Constraints == nil {
-		return true
-	}
-	v, err := semver.NewVersion(tag)
-	return err == nil && e.Tags.SemVer.Check(v)
-}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -22,6 +24,10 @@ const (
 	signatureType  = "cosign container image signature"
 	maxSignatures  = 100
 	maxSignedBytes = 64 << 10
+
+	// signaturesAtOnce is how many are read at a time: a hundred of them are to be looked at before whoever asks has
+	// gone.
+	signaturesAtOnce = 8
 )
 
 // ErrUnsigned says that an image has no signature by any of the keys.
@@ -38,26 +44,40 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o ima
 	if err != nil {
 		return fmt.Errorf("reading the signatures of %s: %w", of, err)
 	}
+	var good atomic.Bool
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(signaturesAtOnce)
 	for _, d := range m.Layers[:min(len(m.Layers), maxSignatures)] {
 		signature, err := base64.StdEncoding.DecodeString(d.Annotations[signatureKey])
 		if d.MediaType != simpleSigning || d.Size > maxSignedBytes || err != nil || len(signature) == 0 {
 			continue
 		}
-		payload, err := m.Blob(ctx, d, maxSignedBytes)
-		if err != nil && (image.Transient(err) || ctx.Err() != nil) {
-			return fmt.Errorf("reading the signatures of %s: %w", of, err)
-		}
-		if err != nil {
-			continue // it is not there, or not what its digest says: another one may be
-		}
-		for _, k := range keys {
-			if k.Verify(ctx, payload, signature) == nil && about(payload, digest) {
-				return nil
+		g.Go(func() error {
+			payload, err := m.Blob(ctx, d, maxSignedBytes)
+			if err != nil && (image.Transient(err) || ctx.Err() != nil) {
+				return fmt.Errorf("reading the signatures of %s: %w", of, err)
 			}
-		}
+			for _, k := range keys { // a blob that is not there, or not what its digest says, leaves the others
+				if err == nil && k.Verify(ctx, payload, signature) == nil && about(payload, digest) {
+					good.Store(true)
+					return errSigned
+				}
+			}
+			return nil
+		})
 	}
-	return ErrUnsigned
+	err = g.Wait()
+	switch {
+	case good.Load():
+		return nil
+	case err == nil:
+		return ErrUnsigned
+	}
+	return err
 }
+
+// errSigned ends the search for signatures.
+var errSigned = errors.New("it is signed")
 
 // about says whether what was signed is a statement about an image of this digest. The name in it is whatever the signer
 // called the image: copies have others.

@@ -5,13 +5,10 @@ import (
 	_ "embed"
 	"errors"
 	"net/http"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/pkg/batch"
 )
@@ -26,6 +23,9 @@ var (
 	//go:embed openapi.json
 	openAPI []byte
 )
+
+// notifications is the path below which registries tell of what was pushed to them.
+const notifications = "/api/v1/notifications/"
 
 func (s *Service) routes() {
 	for pattern, file := range map[string]struct {
@@ -50,8 +50,8 @@ func (s *Service) routes() {
 	s.mux.HandleFunc("GET /api/v1/conversions", s.list)
 	s.mux.HandleFunc("GET /api/v1/conversions/{id}", s.one)
 	s.mux.HandleFunc("POST /api/v1/conversions", s.handle(s.convert))
-	s.mux.HandleFunc("POST /api/v1/notifications/harbor", s.handle(s.harbor))
-	s.mux.HandleFunc("POST /api/v1/notifications/distribution", s.handle(s.distribution))
+	s.mux.HandleFunc("POST "+notifications+"harbor", s.handle(s.harbor))
+	s.mux.HandleFunc("POST "+notifications+"distribution", s.handle(s.distribution))
 }
 
 // handle answers what a request asked for, or why it is refused.
@@ -141,7 +141,7 @@ func (s *Service) convert(r *http.Request) (int, any, error) {
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	record, err := s.ask(r.Context(), in.Image)
+	record, err := s.ask(r.Context(), in.Image, "")
 	if err != nil {
 		return 0, nil, err
 	}
@@ -154,7 +154,8 @@ func (s *Service) harbor(r *http.Request) (int, any, error) {
 		Type  string `json:"type"`
 		Event struct {
 			Resources []struct {
-				URL string `json:"resource_url"`
+				URL    string `json:"resource_url"`
+				Digest string `json:"digest"`
 			} `json:"resources"`
 		} `json:"event_data"`
 	}
@@ -164,9 +165,9 @@ func (s *Service) harbor(r *http.Request) (int, any, error) {
 	if in.Type != "PUSH_ARTIFACT" {
 		return http.StatusOK, map[string]any{"conversions": []conversion{}}, nil
 	}
-	var images []string
+	var images []push
 	for _, resource := range in.Event.Resources {
-		images = append(images, resource.URL)
+		images = append(images, newPush(resource.URL, resource.Digest))
 	}
 	return s.askAll(r.Context(), images)
 }
@@ -180,6 +181,7 @@ func (s *Service) distribution(r *http.Request) (int, any, error) {
 				MediaType  string `json:"mediaType"`
 				Repository string `json:"repository"`
 				Tag        string `json:"tag"`
+				Digest     string `json:"digest"`
 			} `json:"target"`
 			Request struct {
 				Host string `json:"host"`
@@ -189,46 +191,11 @@ func (s *Service) distribution(r *http.Request) (int, any, error) {
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	var images []string
+	var images []push
 	for _, e := range in.Events {
 		if e.Action == "push" && e.Target.Tag != "" && (strings.Contains(e.Target.MediaType, "manifest") || strings.Contains(e.Target.MediaType, "index")) {
-			images = append(images, e.Request.Host+"/"+e.Target.Repository+":"+e.Target.Tag)
+			images = append(images, newPush(e.Request.Host+"/"+e.Target.Repository+":"+e.Target.Tag, e.Target.Digest))
 		}
 	}
 	return s.askAll(r.Context(), images)
-}
-
-// askAll queues what a notification names. A registry tells of everything that is pushed to it, results among it, so
-// what no rule allows is left out; the registry is to send again what could not be done.
-func (s *Service) askAll(ctx context.Context, images []string) (int, any, error) {
-	if len(images) > maxImages {
-		return 0, nil, refuse(http.StatusBadRequest, "the notification names more than %d images", maxImages)
-	}
-	slices.Sort(images)
-	images = slices.Compact(images)
-	records := make([]*batch.Record, len(images))
-	var g errgroup.Group // one that fails keeps none of the others from being asked for
-	g.SetLimit(8)
-	for i, img := range images {
-		g.Go(func() (err error) {
-			records[i], err = s.ask(ctx, img)
-			var refused *refusal
-			if errors.As(err, &refused) && refused.code < http.StatusInternalServerError && refused.code != http.StatusTooManyRequests {
-				logrus.Infof("left out: %v", err)
-				s.metrics.refused.WithLabelValues(strconv.Itoa(refused.code)).Inc()
-				return nil
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return 0, nil, err
-	}
-	asked := []conversion{}
-	for _, r := range records {
-		if r != nil {
-			asked = append(asked, told(r))
-		}
-	}
-	return http.StatusAccepted, map[string]any{"conversions": asked}, nil
 }

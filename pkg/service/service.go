@@ -16,11 +16,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -46,19 +49,29 @@ type Options struct {
 	// Secret must be in every request, as a bearer token or as the password of basic authentication, but where the
 	// client has shown a certificate. Empty: only such clients are served.
 	Secret string
+	// AnswerIn is how long a notification waits for what comes of it; 0: DefaultAnswerIn. After that it is to be sent
+	// again, and meanwhile it is looked at on.
+	AnswerIn time.Duration
 }
+
+// DefaultAnswerIn is less than Distribution waits for an answer by default, which is a second.
+const DefaultAnswerIn = 700 * time.Millisecond
 
 // Bounds of what one asks for.
 const (
 	maxBody    = 1 << 20 // bytes
+	maxNotice  = 8 << 20 // of a notification: Distribution repeats what a client says of itself, escaped
 	maxImages  = 100     // that one notification names
-	maxWaiting = 10_000  // conversions that are not done
+	maxListed  = 1000    // elements of a list in a request
+	maxWaiting = 10_000  // conversions of a registry's images that are not done
+	maxOfOne   = 1000    // of a repository's
+	maxKept    = 10_000  // conversions that are done and remembered
 	maxShown   = 1000    // in a list
 	atOnce     = 64      // requests
 	askFor     = 30 * time.Second
 
 	// maxManifest is how many bytes a manifest may have: what is asked for is in anybody's hands, and many ask at a time.
-	maxManifest = 4 << 20
+	maxManifest = 2 << 20
 )
 
 // Service answers requests.
@@ -67,17 +80,22 @@ type Service struct {
 	mux     *http.ServeMux
 	handler http.Handler  // of requests that are allowed
 	few     chan struct{} // requests that are being read or answered by what is known here
-	places  places
+	sources places        // by registry
+	targets places
 	metrics *metrics
 
 	mu      sync.Mutex
 	records map[string]*batch.Record
+	final   []*batch.Record // that were done, in their order
+
+	notices notices
+	pushes  atomic.Uint64 // that were told of without a digest
 }
 
 // New makes a service. Run keeps it up to date.
 func New(o Options) *Service {
-	s := &Service{o: o, few: make(chan struct{}, atOnce), records: map[string]*batch.Record{}, mux: http.NewServeMux()}
-	s.o.Image.OnlyRegistry, s.o.Image.MaxAnswer = true, maxManifest
+	s := &Service{o: o, few: make(chan struct{}, atOnce), sources: places{most: perRegistry}, targets: places{most: 1}, records: map[string]*batch.Record{}, mux: http.NewServeMux()}
+	s.o.Image.OnlyRegistry, s.o.Image.StrictNames, s.o.Image.MaxAnswer = true, true, maxManifest
 	s.metrics = newMetrics(s)
 	s.routes()
 	// A browser sends the password of this page's user with whatever another page has it send.
@@ -95,6 +113,14 @@ func (s *Service) Run(ctx context.Context) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.records[r.ID] = r // in the queue's order: clocks differ
+		if !r.Status.Final() {
+			return
+		}
+		for s.final = append(s.final, r); len(s.final) > maxKept; s.final = s.final[1:] {
+			if old := s.final[0]; s.records[old.ID] == old { // it was not asked for again since
+				delete(s.records, old.ID)
+			}
+		}
 	})
 }
 
@@ -115,15 +141,20 @@ func (s *Service) all() []*batch.Record {
 	return list
 }
 
-func (s *Service) waiting() (n int) {
+// waiting counts the conversions of images of a registry, and of one of its repositories, that are not done.
+func (s *Service) waiting(repo name.Repository) (ofRegistry, ofRepository int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.records {
-		if !r.Status.Final() {
-			n++
+		if r.Status.Final() || !strings.HasPrefix(r.Job.Source, repo.RegistryStr()+"/") {
+			continue
+		}
+		ofRegistry++
+		if strings.HasPrefix(r.Job.Source, repo.Name()+"@") {
+			ofRepository++
 		}
 	}
-	return n
+	return ofRegistry, ofRepository
 }
 
 // ServeHTTP answers a request, if whoever asks may, and not too many do at a time.
@@ -149,7 +180,11 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	limit := int64(maxBody)
+	if strings.HasPrefix(r.URL.Path, notifications) {
+		limit = maxNotice
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, limit)
 	s.handler.ServeHTTP(w, r)
 }
 
@@ -183,8 +218,12 @@ func refuse(code int, format string, args ...any) error {
 	return &refusal{code, fmt.Errorf(format, args...)}
 }
 
-// ask queues the conversion of an image, if a rule allows it.
-func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) {
+// errMany says that too many conversions of a repository's images are waiting.
+var errMany = errors.New("too many conversions are waiting")
+
+// ask queues the conversion of an image, if a rule allows it. Digest is what its tag has been moved to; empty: whatever
+// it has.
+func (s *Service) ask(ctx context.Context, named, digest string) (*batch.Record, error) {
 	ref, err := image.ParseName(named, s.o.Plan.Insecure)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
@@ -200,20 +239,38 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 	if rule == nil {
 		return nil, refuse(http.StatusForbidden, "no rule allows %s", ref)
 	}
-	if target, err := image.ParseName(img.Target, s.o.Plan.Insecure); err != nil || target.Name() == ref.Name() {
+	target, err := image.ParseName(img.Target, s.o.Plan.Insecure)
+	if err != nil || image.InRegistry(target).Place() == image.InRegistry(ref).Place() {
 		return nil, refuse(http.StatusForbidden, "the rule would replace %s by what comes of it", ref)
 	}
-	if s.waiting() >= maxWaiting {
-		return nil, refuse(http.StatusTooManyRequests, "%d conversions are waiting", maxWaiting)
+	if other, line := s.o.Plan.Rival(rule, target); other != nil {
+		return nil, refuse(http.StatusForbidden, "the result would be %s, as that of %s, of which the rule in line %d wants other signatures", target, other, line)
 	}
-	leave, err := s.places.enter(ctx, ref.Context().RegistryStr())
+	registry := ref.Context().RegistryStr()
+	switch ofRegistry, ofRepository := s.waiting(ref.Context()); {
+	case ofRepository >= maxOfOne:
+		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxOfOne, ref.Context())
+	case ofRegistry >= maxWaiting:
+		return nil, refuse(http.StatusTooManyRequests, "%d conversions from %s are waiting", maxWaiting, registry)
+	}
+	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has last.
+	next, err := s.targets.enter(ctx, image.InRegistry(target).Place())
+	if err != nil {
+		return nil, err
+	}
+	defer next()
+	leave, err := s.sources.enter(ctx, registry)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
-	digest, err := image.ResolveTag(ctx, image.Reference{Transport: image.Registry, Name: ref}, s.o.Image)
+	digest, err = s.resolve(ctx, ref, digest)
 	if err != nil {
+		var refused *refusal
+		if errors.As(err, &refused) {
+			return nil, err
+		}
 		if codeOf(err) == http.StatusNotFound {
 			return nil, refuse(http.StatusNotFound, "%s does not exist", ref)
 		}
@@ -228,23 +285,49 @@ func (s *Service) ask(ctx context.Context, named string) (*batch.Record, error) 
 			return nil, refuse(codeOf(err), "%w", err)
 		}
 	}
-	img.Source = pinned.String()
+	img.Source = image.InRegistry(pinned).String()
 	job, err := s.o.Job(img)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
 	}
-	job.OnlyRegistry = true
+	job.StrictNames = true
+	if source, _, err := s.o.Plan.Rule(target); err != nil || source != nil { // what comes of it would be a source, too
+		job.ResultsOnly = true
+	}
 	r, err := s.o.Queue.Request(ctx, job)
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
 	s.mu.Lock()
-	if s.records[r.ID] == nil { // else what the queue has told of it is newer
+	if known := s.records[r.ID]; known == nil || known.Request < r.Request { // else what the queue has told of it is newer
 		s.records[r.ID] = r
 	}
 	s.mu.Unlock()
 	logrus.Infof("%s is queued as %s", ref, r.ID)
 	return r, nil
+}
+
+// resolve finds out which digest a tag has. A registry may tell of a push before the tag has moved: it is given a
+// second and a half.
+func (s *Service) resolve(ctx context.Context, ref name.Reference, pushed string) (digest string, err error) {
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		digest, err = image.ResolveTag(ctx, image.InRegistry(ref), s.o.Image)
+		missing := err != nil && codeOf(err) == http.StatusNotFound
+		if pushed == "" || digest == pushed || err != nil && !missing {
+			return digest, err
+		}
+		if wait > time.Second {
+			if err == nil {
+				err = refuse(http.StatusConflict, "%s was moved on: it has %s, and not %s", ref, digest, pushed)
+			}
+			return "", err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
 }
 
 // codeOf is the code for what went wrong at a registry. A registry sends a notification again, and holds back all later
@@ -286,16 +369,20 @@ func body(r *http.Request, to any) error {
 	if read, ok := r.Context().Value(hasBeenRead{}).(func()); ok {
 		defer read()
 	}
-	d := json.NewDecoder(r.Body)
-	if err := d.Decode(to); err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
-			return refuse(http.StatusRequestEntityTooLarge, "the request has more than %d bytes", maxBody)
-		}
+	b, err := io.ReadAll(r.Body)
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return refuse(http.StatusRequestEntityTooLarge, "the request has more than %d bytes", large.Limit)
+	case err != nil:
 		return refuse(http.StatusBadRequest, "reading the request: %w", err)
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return refuse(http.StatusBadRequest, "something follows the JSON")
+	// A list of little else than brackets takes a hundred times its size in memory.
+	if err := strictjson.Check(b, strictjson.Rules{MaxList: maxListed}); err != nil {
+		return refuse(http.StatusBadRequest, "reading the request: %w", err)
+	}
+	if err := json.Unmarshal(b, to); err != nil {
+		return refuse(http.StatusBadRequest, "reading the request: %w", err)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -63,7 +64,7 @@ type place struct {
 	worker *batch.Worker
 }
 
-func newPlace(t *testing.T) *place {
+func newPlace(t *testing.T, changes ...func(*service.Options)) *place {
 	p := &place{t: t, reg: fixture.NewRegistry(t), silent: fixture.NewRegistry(t)}
 	p.silent.Silence(t)
 	dir := t.TempDir()
@@ -86,6 +87,9 @@ convert:
 - {repository: %[1]s/free, allowUnsigned: true, tags: {deny: [secret.*]}}
 - {repository: %[1]s/signed, keys: [a, b]}
 - {repository: %[2]s/app, allowUnsigned: true}
+- {repository: %[1]s/trick, allowUnsigned: true, target: '%[1]s/out/signed:{{.Tag}}'}
+- {repository: %[1]s/last, allowUnsigned: true, target: '%[1]s/out/last:1'}
+- {repository: %[1]s/swap, allowUnsigned: true, target: '%[1]s/free:{{.Tag}}'}
 `, p.reg.Host, p.silent.Host))
 	require.NoError(t, err)
 	o := service.Options{Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond}, Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{}}
@@ -112,7 +116,10 @@ convert:
 	p.queue, err = batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(dir, "queue")})
 	require.NoError(t, err)
 	t.Cleanup(p.queue.Close)
-	o.Queue = p.queue
+	o.Queue, o.AnswerIn = p.queue, 20*time.Second
+	for _, change := range changes {
+		change(&o)
+	}
 	s := service.New(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
@@ -397,7 +404,8 @@ func TestBadRequests(t *testing.T) {
 		`{"image":1}`:                http.StatusBadRequest,
 		good + good:                  http.StatusBadRequest,
 		strings.Repeat("[", 100_000): http.StatusBadRequest,
-		`{"image":"` + strings.Repeat("x", 2<<20) + `"}`: http.StatusRequestEntityTooLarge,
+		`{"image":"x","also":[` + strings.Repeat("{},", 100_000) + `{}]}`: http.StatusBadRequest,
+		`{"image":"` + strings.Repeat("x", 2<<20) + `"}`:                  http.StatusRequestEntityTooLarge,
 	} {
 		code, _ := p.ask("POST", "/api/v1/conversions", body)
 		assert.Equal(t, want, code, "%.40q", body)
@@ -439,6 +447,60 @@ func TestNamesAroundTheRules(t *testing.T) {
 	records, err := p.queue.Records(context.Background(), batch.Requests)
 	require.NoError(t, err)
 	assert.Empty(t, records, "nothing was queued")
+}
+
+// What no signature is wanted for does not replace what comes of signed images.
+func TestTargetOfAnotherRule(t *testing.T) {
+	p := newPlace(t)
+	code, answer := p.convert(p.push("trick:1", "1"))
+	assert.Equal(t, http.StatusForbidden, code)
+	assert.Contains(t, answer["error"], "/signed:1, of which the rule in line 5 wants other signatures")
+}
+
+// Of two requests for a tag that moves, the later one's image is the result, though the earlier one's takes longer.
+func TestMovedWhileAsking(t *testing.T) {
+	p := newPlace(t)
+	ref := p.push("free:1", "old")
+	var held atomic.Bool
+	reached, release := make(chan struct{}), make(chan struct{})
+	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.URL.Path != "/v2/free/manifests/1" || held.Swap(true) {
+			return false
+		}
+		answer := httptest.NewRecorder()
+		p.reg.Inner.ServeHTTP(answer, r) // before the tag moves
+		close(reached)
+		<-release
+		for name, values := range answer.Header() {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+		return true
+	})
+	codes := make(chan int, 2)
+	go func() { code, _ := p.convert(ref); codes <- code }()
+	<-reached
+	p.push("free:1", "new")
+	go func() { code, _ := p.convert(ref); codes <- code }()
+	time.Sleep(300 * time.Millisecond)
+	close(release)
+	for range 2 {
+		assert.Equal(t, http.StatusAccepted, <-codes)
+	}
+	p.work()
+	require.Eventually(t, func() bool {
+		_, list := p.ask("GET", "/api/v1/conversions", "")
+		counts, _ := list["counts"].(map[string]any)
+		return counts["queued"] == nil && counts["running"] == nil
+	}, 20*time.Second, 50*time.Millisecond)
+	tag, err := name.NewTag(p.reg.Host + "/out/free:1")
+	require.NoError(t, err)
+	img, err := remote.Image(tag)
+	require.NoError(t, err)
+	config, err := img.ConfigFile()
+	require.NoError(t, err)
+	assert.Contains(t, config.Config.Env, "A=new")
 }
 
 // What a registry answers without end is not read without end, however many ask for it.
@@ -565,6 +627,36 @@ func TestSilentRegistry(t *testing.T) {
 	assert.Equal(t, http.StatusAccepted, send(http.MethodPost, "/api/v1/conversions", `{"image":"`+p.reg.Host+`/free:1"}`))
 }
 
+// Of the images of one notification that would become the same, the last one counts.
+func TestOrderInNotification(t *testing.T) {
+	p := newPlace(t)
+	var resources, tags []string
+	for i := range 9 { // the last one has the first name
+		tags = append(tags, fmt.Sprint(9-i))
+		p.push("last:"+tags[i], tags[i])
+		resources = append(resources, fmt.Sprintf(`{"resource_url":"%s/last:%s"}`, p.reg.Host, tags[i]))
+	}
+	resources = append(resources[8:], resources...) // and is named twice
+	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+strings.Join(resources, ",")+`]}}`)
+	require.Equal(t, http.StatusAccepted, code, "%v", answer)
+	require.Len(t, answer["conversions"], 9)
+	p.work()
+	var records []*batch.Record
+	require.Eventually(t, func() bool {
+		var err error
+		records, err = p.queue.Records(context.Background(), batch.Requests)
+		require.NoError(t, err)
+		return !slices.ContainsFunc(records, func(r *batch.Record) bool { return !r.Status.Final() })
+	}, 30*time.Second, 20*time.Millisecond)
+	for _, r := range records {
+		want := batch.Skipped
+		if strings.HasSuffix(r.Job.Source, "@"+p.reg.Digest(t, "last:1")) {
+			want = batch.Converted
+		}
+		assert.Equal(t, want, r.Status, "%s: %s", r.Job.Source, r.Error)
+	}
+}
+
 // A registry sends a notification again until it is taken, and all later ones wait: what is wrong with one image for good
 // must not be answered as what may pass, nor keep the others from being asked for.
 func TestPoisonedNotification(t *testing.T) {
@@ -580,4 +672,88 @@ func TestPoisonedNotification(t *testing.T) {
 	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+resource("signed:1")+","+resource("free:1")+`]}}`)
 	assert.Equal(t, http.StatusAccepted, code, "%v", answer)
 	assert.Len(t, answer["conversions"], 1)
+}
+
+// pushedEvent is what Distribution sends when a tag is pushed.
+func pushedEvent(host, repo, tag, digest, agent string) string {
+	return fmt.Sprintf(`{"events":[{"action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":%q,"tag":%q,"digest":%q},"request":{"host":%q,"useragent":%q}}]}`,
+		repo, tag, digest, host, agent)
+}
+
+// Distribution tells of a push before the tag has moved. What was pushed is what is converted.
+func TestToldBeforeTheTagMoves(t *testing.T) {
+	p := newPlace(t)
+	p.push("free:1", "before")
+	p.push("free:2", "after")
+	digest := p.reg.Digest(t, "free:2")
+	time.AfterFunc(300*time.Millisecond, func() { p.push("free:1", "after") })
+	code, answer := p.ask("POST", "/api/v1/notifications/distribution", pushedEvent(p.reg.Host, "free", "1", digest, ""))
+	require.Equal(t, http.StatusAccepted, code, "%v", answer)
+	assert.Contains(t, fmt.Sprint(answer["conversions"]), "/free@"+digest)
+	// What was pushed and moved on since is another event's.
+	p.push("free:1", "later")
+	code, answer = p.ask("POST", "/api/v1/notifications/distribution", pushedEvent(p.reg.Host, "free", "1", digest, ""))
+	require.Equal(t, http.StatusAccepted, code, "%v", answer)
+	assert.Empty(t, answer["conversions"])
+}
+
+// A notification that takes longer than its sender waits is taken when it is sent again; and a client that says much of
+// itself does not keep a registry from being heard.
+func TestNotificationsThatTakeLong(t *testing.T) {
+	p := newPlace(t, func(o *service.Options) { o.AnswerIn = 20 * time.Millisecond })
+	p.push("free:1", "1")
+	p.reg.Intercept(func(http.ResponseWriter, *http.Request, int) bool {
+		time.Sleep(30 * time.Millisecond)
+		return false
+	})
+	event := pushedEvent(p.reg.Host, "free", "1", p.reg.Digest(t, "free:1"), strings.Repeat("<", 300_000))
+	codes := map[int]int{}
+	require.Eventually(t, func() bool {
+		code, _ := p.ask("POST", "/api/v1/notifications/distribution", event)
+		codes[code]++
+		return code == http.StatusAccepted
+	}, 20*time.Second, 10*time.Millisecond, "%v", codes)
+	assert.Positive(t, codes[http.StatusServiceUnavailable])
+	assert.Len(t, codes, 2)
+	records, err := p.queue.Records(context.Background(), batch.Requests)
+	require.NoError(t, err)
+	assert.Len(t, records, 1)
+}
+
+// What another rule converts is replaced by a result if it is one, and not otherwise.
+func TestSourceOfAnotherRule(t *testing.T) {
+	p := newPlace(t)
+	p.push("swap:1", "1")
+	p.push("free:1", "source")
+	source := p.reg.Digest(t, "free:1")
+	code, _ := p.ask("POST", "/api/v1/conversions", `{"image":"`+p.reg.Host+`/swap:1"}`)
+	require.Equal(t, http.StatusAccepted, code)
+	p.work()
+	require.Eventually(t, func() bool {
+		records, err := p.queue.Records(context.Background(), batch.Requests)
+		require.NoError(t, err)
+		return len(records) == 1 && records[0].Status == batch.Failed
+	}, 20*time.Second, 20*time.Millisecond)
+	assert.Equal(t, source, p.reg.Digest(t, "free:1"))
+}
+
+// many is a queue in which much was done.
+type many struct{ service.Queue }
+
+func (many) Watch(ctx context.Context, _ string, tell func(*batch.Record)) error {
+	for i := range 12_000 {
+		tell(&batch.Record{ID: fmt.Sprint(i % 11_000), Status: batch.Converted})
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// What was done long ago is not remembered for ever.
+func TestOldConversions(t *testing.T) {
+	p := newPlace(t, func(o *service.Options) { o.Queue = many{o.Queue} })
+	require.Eventually(t, func() bool {
+		_, answer := p.ask("GET", "/api/v1/conversions", "")
+		n := answer["counts"].(map[string]any)["converted"]
+		return n == 10_000.0
+	}, 20*time.Second, 50*time.Millisecond)
 }

@@ -1,0 +1,249 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/cconvert/cconvert/internal/bug"
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/image"
+)
+
+// push is an image that a registry tells of, and the digest that was pushed; empty: it does not say.
+type push struct{ image, digest string }
+
+var digestPattern = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
+
+func newPush(image, digest string) push {
+	if !digestPattern.MatchString(digest) {
+		digest = ""
+	}
+	return push{image, digest}
+}
+
+// notices are what notifications have asked for. A registry waits a second for an answer, or less, and sends the same
+// again until it is taken, and all later ones after it. So what was begun is not ended by a registry that goes, and
+// what the same notification asks for again is what was begun.
+type notices struct {
+	mu      sync.Mutex
+	of      map[string]*notice
+	failing map[string]failing
+}
+
+type notice struct {
+	target  string
+	done    chan struct{}
+	records []*batch.Record
+	err     error // of what may pass
+	ended   time.Time
+}
+
+// failing is since when, and until when, something has failed.
+type failing struct{ first, last time.Time }
+
+const (
+	maxNotices = 1000             // at a time
+	keptNotice = time.Minute      // what came of one
+	sentAgain  = 5 * time.Minute  // later than that is another notification
+	giveUp     = 10 * time.Minute // after which what still fails is left out, so that others are not held up for ever
+)
+
+// begin returns what comes of images of one target, which are asked for one after the other; nil if too many are.
+func (n *notices) begin(key, target string, ask func(context.Context) ([]*batch.Record, error)) *notice {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.of == nil {
+		n.of, n.failing = map[string]*notice{}, map[string]failing{}
+	}
+	for k, old := range n.of {
+		// What came of a notification that nobody sent again is nothing to a later one, nor is it once something else
+		// was asked for the target.
+		if !old.ended.IsZero() && time.Since(old.ended) > keptNotice || old.target == target && k != key {
+			delete(n.of, k)
+		}
+	}
+	if known := n.of[key]; known != nil {
+		return known
+	}
+	if len(n.of) >= maxNotices {
+		return nil
+	}
+	begun := &notice{target: target, done: make(chan struct{})}
+	n.of[key] = begun
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), askFor)
+		defer cancel()
+		records, err := func() (_ []*batch.Record, err error) {
+			defer bug.Catch(&err)
+			return ask(ctx)
+		}()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		begun.records, begun.err, begun.ended = records, err, time.Now()
+		close(begun.done)
+	}()
+	return begun
+}
+
+// taken returns the error of what came of images if it is worth being sent again.
+func (n *notices) taken(key string, answered *notice) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if answered.err == nil {
+		delete(n.failing, key)
+		return nil
+	}
+	n.forget(key, answered)
+	now := time.Now()
+	f, ok := n.failing[key]
+	if !ok || now.Sub(f.last) > sentAgain {
+		if len(n.failing) >= maxNotices {
+			clear(n.failing)
+		}
+		f.first = now
+	}
+	if f.last = now; now.Sub(f.first) > giveUp {
+		delete(n.failing, key)
+		logrus.Errorf("left out, since it has failed for %s: %v", giveUp, answered.err)
+		return nil
+	}
+	n.failing[key] = f
+	return answered.err
+}
+
+// forget has the same asked for anew next time.
+func (n *notices) forget(key string, answered *notice) {
+	if n.of[key] == answered {
+		delete(n.of, key)
+	}
+}
+
+// answered forgets what was taken.
+func (n *notices) answered(begun map[string]*notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for key, a := range begun {
+		n.forget(key, a)
+	}
+}
+
+// askAll queues what a notification names. A registry tells of everything that is pushed to it, results among it, so
+// what no rule allows is left out; the registry is to send again what could not be done.
+func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
+	if len(images) > maxImages {
+		return 0, nil, refuse(http.StatusBadRequest, "the notification names more than %d images", maxImages)
+	}
+	begun := map[string]*notice{}
+	var keys []string
+	wait := s.o.AnswerIn
+	if wait == 0 {
+		wait = DefaultAnswerIn
+	}
+	for _, same := range s.byTarget(images) {
+		key, target := fmt.Sprintf("%q", same), s.targetOf(same[0].image)
+		if slices.ContainsFunc(same, func(p push) bool { return p.digest == "" }) {
+			// The same may be said of another push: it is asked for each time, however long it takes.
+			key, wait = fmt.Sprintf("%s %d", key, s.pushes.Add(1)), askFor
+		}
+		n := s.notices.begin(key, target, func(ctx context.Context) ([]*batch.Record, error) { return s.askEach(ctx, same) })
+		if n == nil {
+			return 0, nil, refuse(http.StatusServiceUnavailable, "too many images are being looked at")
+		}
+		begun[key], keys = n, append(keys, key)
+	}
+	late := time.NewTimer(wait)
+	defer late.Stop()
+	for _, n := range begun {
+		select {
+		case <-n.done:
+		case <-late.C:
+			return 0, nil, refuse(http.StatusServiceUnavailable, "what was pushed is being looked at: send this again")
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		}
+	}
+	asked := []conversion{}
+	var failed error
+	for _, key := range keys {
+		for _, r := range begun[key].records {
+			asked = append(asked, told(r))
+		}
+		if err := s.notices.taken(key, begun[key]); failed == nil {
+			failed = err
+		}
+	}
+	if failed != nil { // what was taken is answered when the rest is, and not asked for again
+		return 0, nil, failed
+	}
+	s.notices.answered(begun)
+	return http.StatusAccepted, map[string]any{"conversions": asked}, nil
+}
+
+// askEach asks for images one after the other. One that fails keeps none of the others from being asked for.
+func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.Record, failed error) {
+	for _, p := range images {
+		r, err := s.ask(ctx, p.image, p.digest)
+		var refused *refusal
+		passes := errors.As(err, &refused) && (refused.code >= http.StatusInternalServerError ||
+			refused.code == http.StatusTooManyRequests && !errors.Is(err, errMany))
+		switch {
+		case err == nil:
+			records = append(records, r)
+		case refused != nil && !passes:
+			logrus.Infof("left out: %v", err)
+			s.metrics.refused.WithLabelValues(strconv.Itoa(refused.code)).Inc()
+		case failed == nil:
+			failed = err
+		}
+	}
+	return records, failed
+}
+
+// byTarget groups images that would become the same target: of these the last one counts. One that is named more often
+// is asked for in its last place.
+func (s *Service) byTarget(images []push) (groups [][]push) {
+	group := map[string]int{} // by target
+	last := map[string]int{}
+	for i, p := range images {
+		last[p.image] = i
+	}
+	for i, p := range images {
+		if last[p.image] != i {
+			continue
+		}
+		target := s.targetOf(p.image)
+		n, ok := group[target]
+		if !ok {
+			n = len(groups)
+			group[target], groups = n, append(groups, nil)
+		}
+		groups[n] = append(groups[n], p)
+	}
+	return groups
+}
+
+// targetOf names what an image would become; for one that no rule allows, the image.
+func (s *Service) targetOf(named string) string {
+	ref, err := image.ParseName(named, s.o.Plan.Insecure)
+	if err != nil {
+		return named
+	}
+	rule, becomes, err := s.o.Plan.Rule(ref)
+	if err != nil || rule == nil {
+		return named
+	}
+	target, err := image.ParseName(becomes.Target, s.o.Plan.Insecure)
+	if err != nil {
+		return named
+	}
+	return "target " + image.InRegistry(target).Place()
+}
