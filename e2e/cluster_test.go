@@ -84,7 +84,7 @@ func TestFleetOnACluster(t *testing.T) {
 	all := strings.Join(urls, ",")
 	for i := range 3 {
 		h.start(fmt.Sprint("worker", i), []string{"-v", key + ":/key.pem:ro", "-v", f.runtime + ":" + f.runtime + ":ro", "-e", "HOME=/tmp"},
-			"cconvert", "worker", "--nats", all, "--key", "/key.pem", "--files", f.dir, "--parallel", "1", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
+			"cconvert", "worker", "--insecure", "--nats", all, "--key", "/key.pem", "--files", f.dir, "--parallel", "1", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

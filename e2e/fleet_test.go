@@ -102,7 +102,7 @@ func (f *fleet) environment(of string) []string {
 func (f *fleet) batch(of string, args ...string) map[string]record {
 	f.t.Helper()
 	facts := filepath.Join(f.dir, of+".json")
-	cmd := exec.Command(program, append([]string{"batch", "--output-json", facts, "--key", key}, args...)...)
+	cmd := exec.Command(program, append([]string{"batch", "--insecure", "--output-json", facts, "--key", key}, args...)...)
 	cmd.Env = f.environment(of)
 	out, err := cmd.CombinedOutput()
 	require.NoError(f.t, err, "%s", out)
@@ -331,7 +331,7 @@ func TestFleetInChaos(t *testing.T) {
 	var workers []*process
 	for i := range 3 {
 		workers = append(workers, newProcess(t, func() *exec.Cmd {
-			cmd := exec.Command(program, "worker", "--nats", url, "--key", key, "--files", f.dir, "--parallel", "2", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
+			cmd := exec.Command(program, "worker", "--insecure", "--nats", url, "--key", key, "--files", f.dir, "--parallel", "2", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
 			cmd.Env = f.environment(fmt.Sprint("worker", i))
 			cmd.Stderr = os.Stderr
 			return cmd

@@ -185,7 +185,9 @@ func TestMixedImage(t *testing.T) {
 	r.added = added(t, facts)
 	table(t, []row{r})
 	assert.Greater(t, r.files, 9000)
-	assert.LessOrEqual(t, r.auto, 2500)
+	// Five programs that the author asked for, of which four are never started; 254 entries are converters of character sets,
+	// which Gramine's list does not have.
+	assert.LessOrEqual(t, r.auto, 3000)
 }
 
 // What cannot run is said, and nothing is stored.

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -40,15 +41,27 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 			return err
 		}
 		defer img.Close()
-		found, err := verify.Enclaves(cmd.Context(), img, registry.reading())
+		report, err := verify.OwnEnclaves(cmd.Context(), img, nil, verify.Expectations{}, registry.reading())
+		if errors.Is(err, verify.ErrNotConverted) {
+			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there", img.Ref)
+		}
 		if err != nil {
 			return err
+		}
+		found := report.Enclaves
+		for _, f := range found {
+			if problem := cmp.Or(f.Problem(), f.MeasurementError); problem != "" { // what was not measured is not stated
+				return fmt.Errorf("%s: %s: %w: %s", img.Ref, f.Path, errRefused, problem)
+			}
+		}
+		if !report.Consistent {
+			return fmt.Errorf("%s: %w: cconvert verify %s says what is wrong with it", img.Ref, errRefused, img.Ref)
 		}
 		if file != "" {
 			found = slices.DeleteFunc(found, func(f verify.EnclaveFile) bool { return f.Path != file })
 		}
 		if len(found) == 0 {
-			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there", img.Ref)
+			return usagef("%s has no signed enclave %s", img.Ref, file)
 		}
 		name := ""
 		if img.Ref.Transport == image.Registry {
@@ -56,9 +69,6 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 		}
 		var artifacts []image.Artifact
 		for _, f := range found {
-			if problem := cmp.Or(f.Problem(), f.MeasurementError); problem != "" { // what was not measured is not stated
-				return fmt.Errorf("%s: %s: %w: %s", img.Ref, f.Path, errRefused, problem)
-			}
 			a, err := aboutEnclave(cmd, f, attest.NewResource(name, img.Digest), by.Key)
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", img.Ref, f.Path, err)
@@ -77,8 +87,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 
 // aboutEnclave states the identity of an enclave in an image, and gives its reference values.
 func aboutEnclave(cmd *cobra.Command, f verify.EnclaveFile, subject attest.Resource, key *attest.PrivateKey) ([]image.Artifact, error) {
-	none := json.RawMessage("[]")
-	statement, err := attest.NewStatement(subject, attest.IdentityType, attest.Identity{Enclave: f.Enclave, Source: subject, Options: json.RawMessage("{}"), Findings: none})
+	statement, err := attest.NewStatement(subject, attest.IdentityType, attest.Identity{Enclave: f.Enclave, Source: subject, Options: json.RawMessage("{}"), Findings: json.RawMessage("null")})
 	if err != nil {
 		return nil, err
 	}

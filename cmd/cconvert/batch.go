@@ -59,6 +59,7 @@ func newBatch() *cobra.Command {
 	var work workFlags
 	var dry, force, detach bool
 	var jsonFile, resume string
+	var listTime time.Duration
 	cmd := &cobra.Command{
 		Use:     "batch [PLAN]",
 		Short:   "Convert many images, on one machine or on many",
@@ -73,6 +74,8 @@ func newBatch() *cobra.Command {
 	f.Lookup("resume").NoOptDefVal = newest
 	f.BoolVar(&detach, "detach", false, "queue the batch, print its name, and leave it to the workers")
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of each image")
+	f.DurationVar(&listTime, "list-timeout", plan.DefaultListTime,
+		"how long finding the images of one entry of the plan may take")
 	queue.add(f)
 	own.add(f)
 	work.add(f)
@@ -103,7 +106,11 @@ func newBatch() *cobra.Command {
 				return err
 			}
 		}
+		if listTime <= 0 {
+			return usagef("--list-timeout is positive")
+		}
 		if resume == "" {
+			p.ListTime = listTime
 			if jobs, err = planJobs(cmd.Context(), name, p, options.Image, own.registry.insecure); err != nil {
 				return err
 			}

@@ -96,7 +96,7 @@ func hintFor(err error) string {
 		return "build the image without /cconvert: what lies there could be taken for a part of the runtime"
 	case errors.As(err, &certificate):
 		return "if the registry's certificate is by an authority of your own, name its file with --ca"
-	case errors.As(err, &record):
+	case errors.As(err, &record), errors.Is(err, image.ErrHTTP):
 		return "the registry does not speak TLS: if that is meant to be, say --insecure"
 	case errors.Is(err, image.ErrCredentials):
 		return "try what ~/.docker/config.json names, \"docker-credential-NAME list\", or log in again with \"docker login\""
@@ -134,6 +134,8 @@ func hintFor(err error) string {
 		return "was it made over what \"sign prepare\" gave for this image, by RSA PKCS#1 v1.5 with SHA-256, and is the public key the signer's? If the image was converted again since, prepare it again"
 	case errors.Is(err, image.ErrMoved):
 		return "run the same command again, if this image is still to be there"
+	case errors.Is(err, convert.ErrVersionUnknown) && errors.Is(err, image.ErrUnauthorized):
+		return "whoever writes there must be able to read what is there; or say --allow-rollback and --replace-signer"
 	case errors.Is(err, convert.ErrVersionUnknown):
 		return "look at it with \"cconvert inspect\"; store the result under another tag, or say --allow-rollback"
 	case errors.As(err, &signed):

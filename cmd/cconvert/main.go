@@ -48,10 +48,11 @@ func main() {
 	os.Exit(exitCode(ctx, err))
 }
 
-// harmless is a text without what steers terminals: a registry's answer can be in it.
+// harmless returns a text without what steers terminals or turns the order of what they show: a registry's answer can
+// be in it.
 func harmless(s string) string {
 	return strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) && c != '\n' && c != '\t' {
+		if unicode.In(c, unicode.Cc, unicode.Cf) && c != '\n' && c != '\t' {
 			return '?'
 		}
 		return c

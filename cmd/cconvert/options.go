@@ -37,7 +37,7 @@ type registryFlags struct {
 }
 
 func (r *registryFlags) add(f *pflag.FlagSet) {
-	f.BoolVar(&r.insecure, "insecure", false, "speak HTTP to registries (always tried for loopback addresses)")
+	f.BoolVar(&r.insecure, "insecure", false, "speak HTTP to registries, also to those on other machines")
 	f.IntVarP(&r.jobs, "jobs", "j", 0, "layers that are read or sent at a time (default: one for each processor)")
 	f.DurationVar(&r.idle, "registry-timeout", image.DefaultIdle, "how long a registry may be silent; over that time it must also send a kilobyte a second")
 	f.Var(&r.ca, "ca", "PEM file of authorities whose certificates registries may have, beside those that this machine knows")
@@ -117,7 +117,7 @@ type runtimeFlags struct {
 func (r *runtimeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&r.runtime, "runtime", "gramine", "what runs the program: gramine or sim; gramine=SOURCE takes it from docker://IMAGE, oci:DIR, dir:PREFIX or deb:FILE[,FILE...]")
 	f.StringVar(&r.libs, "runtime-libs", "", "where the runtime's loader finds its libraries, if not in its source: DIR or deb:FILE[,FILE...]")
-	f.StringVar(&r.lock, "lock", libos.LockFile, "file that pins the runtime, used if it exists")
+	f.StringVar(&r.lock, "lock", libos.LockFile, "file that pins the runtime; the default one is used if it exists")
 }
 
 // choose gives the backend and where its runtime comes from, kept to the lock file where there is one.
@@ -139,7 +139,15 @@ func (r *runtimeFlags) choose(reg registryFlags, kept cacheFlags) (libos.Backend
 	if errors.Is(err, libos.ErrLock) {
 		err = &usageError{err}
 	}
-	if err == nil && l != nil && !l.Pin(&o) {
+	named := r.lock != "" && r.lock != libos.LockFile // a file that somebody names is to be used
+	switch {
+	case err != nil:
+	case l == nil && named:
+		err = usagef("--lock %s: there is no such file", r.lock)
+	case l == nil || l.Pin(&o):
+	case named:
+		err = usagef("--lock %s is about %s, which is not the runtime that is asked for", r.lock, l.Runtime.Source)
+	default:
 		logrus.Warnf("%s is about %s and is not used", r.lock, l.Runtime.Source)
 	}
 	return gramine.Backend{}, o, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,9 +118,13 @@ func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, er
 	return o, err
 }
 
-// pinRuntimes finds out once which runtimes the tags in jobs name now, so that all images of a batch get the same.
+// findRuntime is how long it may take to find out which runtime a tag names.
+const findRuntime = 5 * time.Minute
+
+// pinRuntimes finds out once which runtimes the tags in jobs name now, so that all images of a batch get the same. A
+// runtime that cannot be found is a problem of the jobs that want it, and an error if no job wants another one.
 func pinRuntimes(ctx context.Context, jobs []batch.Job, o image.Options) error {
-	known := map[batch.Runtime]string{}
+	known, missing := map[batch.Runtime]string{}, map[batch.Runtime]error{}
 	for i := range jobs {
 		r := jobs[i].Runtime
 		if jobs[i].Problem != "" {
@@ -138,12 +143,29 @@ func pinRuntimes(ctx context.Context, jobs []batch.Job, o image.Options) error {
 			if err != nil {
 				return err
 			}
-			if digest, err = image.ResolveTag(ctx, ref, o); err != nil {
-				return fmt.Errorf("finding the runtime %s: %w", source, err)
+			limited, cancel := context.WithTimeout(ctx, findRuntime)
+			digest, err = image.ResolveTag(limited, ref, o)
+			cancel()
+			if err != nil {
+				missing[r] = fmt.Errorf("finding the runtime %s: %w", source, err)
+			}
+			if ctx.Err() != nil {
+				return missing[r]
 			}
 			known[r] = digest
 		}
+		if err := missing[r]; err != nil {
+			// It is not the image that nobody could convert.
+			jobs[i].Problem, jobs[i].Passing, jobs[i].Found = err.Error(), image.Transient(err), false
+			continue
+		}
 		jobs[i].Runtime.Digest = digest
+	}
+	if slices.ContainsFunc(jobs, func(j batch.Job) bool { return j.Problem == "" }) {
+		return nil
+	}
+	for _, err := range missing {
+		return err
 	}
 	return nil
 }
@@ -200,13 +222,18 @@ type catalog struct {
 	insecure bool
 }
 
-func (c catalog) Repositories(ctx context.Context, registry name.Registry) ([]string, error) {
+func (c catalog) Repositories(ctx context.Context, registry name.Registry) iter.Seq2[string, error] {
 	return image.Repositories(ctx, registry, c.o)
 }
 
-func (c catalog) Tags(ctx context.Context, repo name.Repository) ([]string, error) {
-	list, err := image.Tags(ctx, repo, c.o)
-	return list, none(err)
+func (c catalog) Tags(ctx context.Context, repo name.Repository) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for tag, err := range image.Tags(ctx, repo, c.o) {
+			if !yield(tag, none(err)) {
+				return
+			}
+		}
+	}
 }
 
 // none gives what cannot be converted the error by which a plan leaves it out.
@@ -247,6 +274,7 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, i
 		return nil, err
 	}
 	p.Insecure = insecure
+	o.OnlyRegistry = true // whoever may push to a repository sends nobody elsewhere
 	images, err := p.Select(ctx, file, catalog{o, insecure})
 	if err != nil {
 		return nil, err
@@ -257,7 +285,10 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, i
 	jobs := make([]batch.Job, 0, len(images))
 	for _, img := range images {
 		if img.Err != nil {
-			jobs = append(jobs, batch.Job{Source: img.Source, Problem: img.Err.Error(), Found: errors.Is(img.Err, plan.ErrNone)})
+			jobs = append(jobs, batch.Job{
+				Source: img.Source, Problem: img.Err.Error(), Passing: image.Transient(img.Err),
+				Found: img.Found && errors.Is(img.Err, plan.ErrNone),
+			})
 			continue
 		}
 		j, err := planJob(file, img, p, insecure)
@@ -269,5 +300,11 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, i
 		}
 		jobs = append(jobs, j)
 	}
+	for i := range jobs {
+		jobs[i].Problem = strings.ToValidUTF8(jobs[i].Problem[:min(len(jobs[i].Problem), maxProblem)], "")
+	}
 	return slices.Clip(jobs), nil
 }
+
+// maxProblem is how many bytes of what is wrong with an image are kept.
+const maxProblem = 4 << 10

@@ -54,7 +54,7 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 		if err != nil {
 			return err
 		}
-		if cmd.Flags().Changed("runtime") {
+		if f := cmd.Flags(); f.Changed("runtime") || f.Changed("runtime-libs") || f.Changed("lock") {
 			o.Runtime = &load
 		}
 		// Nothing that was kept, here or by others, is believed.
@@ -99,8 +99,9 @@ func statedSource(cmd *cobra.Command, img *image.Image) (string, error) {
 	for _, f := range attest.Read(cmd.Context(), artifacts, nil) {
 		var identity attest.Identity
 		if f.Statement != nil && f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &identity) == nil && identity.Source.Name != "" {
-			name, err := image.ParseName(identity.Source.Name, false)
-			if err != nil || img.Ref.Name == nil || name.Context().RegistryStr() != img.Ref.Name.Context().RegistryStr() {
+			ref, err := image.ParseReference(identity.Source.Name, false)
+			if err != nil || ref.Transport != image.Registry || img.Ref.Name == nil ||
+				ref.Name.Context().RegistryStr() != img.Ref.Name.Context().RegistryStr() {
 				return "", usagef("an unsigned statement says that %s was made from %q, which is not in the same registry: if that is so, say --source", img.Ref, identity.Source.Name)
 			}
 			return identity.Source.Name, nil

@@ -45,6 +45,9 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			hidePassphrase()
+			if err := noneEmpty(cmd.Flags()); err != nil {
+				return err
+			}
 			if converts(cmd) {
 				if err := fromEnvironment(cmd.Flags()); err != nil {
 					return err
@@ -73,6 +76,22 @@ func newRoot() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
 	return root
+}
+
+// mayBeEmpty are flags for which nothing is a value too.
+var mayBeEmpty = []string{"arg"}
+
+// noneEmpty refuses flags that are given without a value: in a pipeline with a variable that is not set, what was
+// wanted would not be done, and what is expected not looked at. What is set by default can be switched off by that.
+func noneEmpty(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		s := f.Value.String()
+		empty := (s == "" || s == "[]") && s == f.DefValue && !slices.Contains(mayBeEmpty, f.Name)
+		if err == nil && (empty || strings.HasPrefix(f.Value.Type(), "int") && strings.HasPrefix(s, "-")) {
+			err = usagef("--%s is given without a value, as by a variable that is not set", f.Name)
+		}
+	})
+	return err
 }
 
 // converts reports whether a command makes conversions. Only their flags can be set by variables: others look at what was

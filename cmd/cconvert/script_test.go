@@ -30,6 +30,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
@@ -104,6 +105,13 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 		}
 		reg.Push(t, tag, fixture.Image(t, config, app, fixture.Layer(t, files...)))
 	}
+	signed, err := os.ReadFile("../../testdata/vectors/sgx-sdk/default.signed.so")
+	require.NoError(t, err)
+	steered := mutate.Annotations(fixture.Image(t, config, app, fixture.Layer(t, fixture.Program("opt/e.signed.so", string(signed)))), map[string]string{"run.oci.handler": "krun"})
+	reg.Push(t, "enclave:steered", steered.(v1.Image))
+	structure, err := os.ReadFile("../../testdata/vectors/cases/defaults.sig")
+	require.NoError(t, err)
+	reg.Push(t, "enclave:unknown", fixture.Image(t, config, app, fixture.Layer(t, fixture.Program("opt/enclave", fixture.ELF("")+string(structure)))))
 	reg.Push(t, "noentry:1", fixture.Image(t, v1.Config{}, app))
 	reg.Push(t, "broken:1", fixture.Image(t, config, fixture.Layer(t, fixture.File("../app", "x"))))
 	reg.Push(t, "big:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("opt/big", strings.Repeat("random", 5_000_000)))))

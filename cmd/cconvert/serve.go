@@ -182,6 +182,9 @@ func readRules(file string, p *plan.Plan, insecure bool, keys map[*plan.Entry][]
 			keys[e] = append(keys[e], key)
 		}
 	}
+	if err := p.CheckRules(file); err != nil {
+		return err
+	}
 	return checkOptions(file, p, insecure)
 }
 

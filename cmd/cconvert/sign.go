@@ -181,7 +181,7 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 	if _, ok := target.Name.(name.Digest); ok || target.Digest != "" {
 		return usagef("%s: a target is named by a tag, its digest is what comes out: say where it goes with --to", target)
 	}
-	o := convert.StoreOptions{Image: s.before.registry.options(), AllowRollback: s.rollback, ReplaceSigner: s.another}
+	o := convert.StoreOptions{Image: s.before.registry.options(), SourceChecked: s.before.source != "", AllowRollback: s.rollback, ReplaceSigner: s.another}
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -112,6 +113,11 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		}
 		if n.from >= 0 {
 			v := uint16(n.from)
+			if old := *n.to; n.flag == "min-svn" && old != nil {
+				v = max(v, *old)
+			} else if old != nil && *old != v {
+				return x, usagef("--%s %d: the policy expects %d", n.flag, v, *old)
+			}
 			*n.to = &v
 		}
 	}
@@ -148,7 +154,11 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		if err != nil {
 			return x, err
 		}
-		x.MRSigner = append(x.MRSigner, sgx.MRSigner(key))
+		m := sgx.MRSigner(key)
+		if len(x.MRSigner) > 0 && !slices.Contains(x.MRSigner, m) {
+			return x, usagef("--signer-key %s: its MRSIGNER is %s, and other ones are expected too", x.SignerKey, m)
+		}
+		x.MRSigner = []sgx.Measurement{m}
 	}
 	if x.AttestKey != "" {
 		text, err := os.ReadFile(x.AttestKey)
@@ -211,7 +221,7 @@ func newVerify() *cobra.Command {
 		o.Observe = progress.Layer
 		r, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
 		if errors.Is(err, verify.ErrNotConverted) {
-			r, err = verify.OwnEnclaves(cmd.Context(), img, x, o)
+			r, err = verify.OwnEnclaves(cmd.Context(), img, from, x, o)
 		}
 		progress.finish()
 		if err != nil {
