@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -220,6 +221,7 @@ func (k planKeychain) Resolve(of authn.Resource) (authn.Authenticator, error) {
 type catalog struct {
 	o        image.Options
 	insecure bool
+	created  *sync.Map // of an image's digest: when it was made; many tags have one image
 }
 
 func (c catalog) Repositories(ctx context.Context, registry name.Registry) iter.Seq2[string, error] {
@@ -249,12 +251,28 @@ func (c catalog) Created(ctx context.Context, n name.Reference) (time.Time, erro
 	if err != nil {
 		return time.Time{}, err
 	}
-	img, err := image.Open(ctx, ref, c.o)
+	img, err := image.Find(ctx, ref, c.o)
 	if err != nil {
-		return time.Time{}, none(err)
+		return time.Time{}, undated(err)
 	}
-	defer img.Close()
-	return img.Created(), nil
+	if at, ok := c.created.Load(img.Digest); ok {
+		return at.(time.Time), nil
+	}
+	opened, err := img.Open(ctx)
+	if err != nil {
+		return time.Time{}, undated(err)
+	}
+	defer opened.Close()
+	c.created.Store(opened.Digest, opened.Created())
+	return opened.Created(), nil
+}
+
+// undated is none for an image that a registry lists: what is gone of it may be the newest of all.
+func undated(err error) error {
+	if errors.Is(err, image.ErrNotFound) {
+		return err
+	}
+	return none(err)
 }
 
 // checkOptions finds mistakes in a plan's options, whatever images there are.
@@ -275,7 +293,7 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, i
 	}
 	p.Insecure = insecure
 	o.OnlyRegistry = true // whoever may push to a repository sends nobody elsewhere
-	images, err := p.Select(ctx, file, catalog{o, insecure})
+	images, err := p.Select(ctx, file, catalog{o, insecure, new(sync.Map)})
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,7 @@ type source struct {
 	most      int    // jobs that get on at a time
 	tasks     map[*task]bool
 	suspects  map[string]bool // registries that kept most of their jobs waiting, and have done none since
+	patience  time.Duration   // see WorkOptions
 	alone     *task           // that wants to be the only one
 	notAlone  time.Time       // until when nobody may want that, after it has failed
 }
@@ -34,8 +35,17 @@ type source struct {
 type task struct {
 	msg   jetstream.Msg
 	lease time.Duration
+	begun time.Time
 	hosts []string // the registries of its source, target and runtime
 	meter meter
+}
+
+// source returns the registry of the job's source; empty: it is in none.
+func (t *task) source() string {
+	if len(t.hosts) == 0 {
+		return ""
+	}
+	return t.hosts[0]
 }
 
 // slots returns how many jobs may have been begun at a time, those included that only wait.
@@ -77,6 +87,7 @@ func (s *source) take() *task {
 	defer s.mu.Unlock()
 	now, working := time.Now(), 0
 	waiting, begun := map[string]int{}, map[string]int{}
+	allLong, from := true, map[string]bool{}
 	for t := range s.tasks {
 		for _, host := range t.hosts {
 			begun[host]++
@@ -85,9 +96,12 @@ func (s *source) take() *task {
 			waiting[t.meter.heldUpBy(t.hosts)]++
 		} else {
 			working++
+			from[t.source()] = true
+			allLong = allLong && now.Sub(t.begun) > s.patience
 		}
 	}
-	if s.alone != nil && !s.alone.meter.stalled(now) || working >= s.most || len(s.tasks) >= slots(s.most) {
+	extra := working == s.most && allLong
+	if s.alone != nil && !s.alone.meter.stalled(now) || working >= s.most && !extra || len(s.tasks) >= slots(s.most) {
 		return nil
 	}
 	for host, n := range waiting {
@@ -104,8 +118,8 @@ func (s *source) take() *task {
 			if msg == nil {
 				break
 			}
-			t := &task{msg: msg, lease: c.CachedInfo().Config.AckWait, hosts: hostsIn(msg.Data())}
-			if !slices.ContainsFunc(t.hosts, full) {
+			t := &task{msg: msg, lease: c.CachedInfo().Config.AckWait, begun: now, hosts: hostsIn(msg.Data())}
+			if !slices.ContainsFunc(t.hosts, full) && !(extra && from[t.source()]) {
 				s.tasks[t] = true
 				return t
 			}

@@ -179,12 +179,33 @@ func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
 			if errors.Is(err, jetstream.ErrBucketNotFound) || err == nil && o.Replicas != 0 {
 				*kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas})
 			}
+			if err == nil {
+				*kv, err = q.readLeader(ctx, *kv)
+			}
 			if err != nil {
 				return fmt.Errorf("making the bucket %s: %w", bucket, err)
 			}
 		}
 		return nil
 	})
+}
+
+// readLeader has a bucket of a cluster read from its leader. Every server may answer otherwise (NATS, "Direct Get"), with
+// what it knows by then: a request that was just replaced would be taken for the last one.
+func (q *Queue) readLeader(ctx context.Context, kv jetstream.KeyValue) (jetstream.KeyValue, error) {
+	s, err := q.js.Stream(ctx, "KV_"+kv.Bucket()) // ADR-8 of NATS
+	if err != nil {
+		return nil, err
+	}
+	config := s.CachedInfo().Config
+	if config.Replicas <= 1 || !config.AllowDirect {
+		return kv, nil
+	}
+	config.AllowDirect = false
+	if _, err := q.js.UpdateStream(ctx, config); err != nil {
+		return nil, err
+	}
+	return q.js.KeyValue(ctx, kv.Bucket()) // which knows how to read since it was bound
 }
 
 // consumers are the lanes, for a worker to take jobs from: of one batch, or of all where that is empty. Their lease is

@@ -2,9 +2,11 @@ package batch_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -227,6 +229,36 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			})
 			return sources(b, busy)
 		},
+		"just enough": func(t *testing.T, b *bench) (list []batch.Job) {
+			slow := fixture.NewRegistry(t)
+			content := make([]byte, 60<<20)
+			_, _ = rand.Read(content)
+			layer := fixture.Layer(t, fixture.Program("app", fixture.ELF("")), fixture.File("big", string(content)))
+			for i := range 8 {
+				slow.Push(t, fmt.Sprintf("app:%d", i), fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
+			}
+			digest, err := layer.Digest()
+			require.NoError(t, err)
+			compressed, err := layer.Compressed()
+			require.NoError(t, err)
+			sent, err := io.ReadAll(compressed)
+			require.NoError(t, err)
+			slow.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+				if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, digest.String()) {
+					return false
+				}
+				w.Header().Set("Content-Length", fmt.Sprint(len(sent)))
+				for rest := sent; len(rest) > 0 && r.Context().Err() == nil; time.Sleep(500 * time.Millisecond) {
+					n, err := w.Write(rest[:min(len(rest), 600<<10)])
+					if err != nil {
+						break
+					}
+					rest = rest[n:]
+				}
+				return true
+			})
+			return sources(b, slow)[:8]
+		},
 		"a runtime's": func(t *testing.T, b *bench) []batch.Job {
 			silent := fixture.NewRegistry(t)
 			silent.Silence(t)
@@ -242,14 +274,16 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			b := newBench(t)
 			b.push(4)
 			b.worker.Backends = append(b.worker.Backends, gramine.Backend{})
-			b.options = batch.WorkOptions{Parallel: 4, Attempts: 1, FirstPause: time.Millisecond, Timeout: 50 * time.Second}
+			b.options = batch.WorkOptions{Parallel: 4, Attempts: 1, FirstPause: time.Millisecond, Timeout: 50 * time.Second, Patience: 2 * time.Second}
 			q := b.open()
-			of := b.submit(q, append(jobs(t, b), b.jobs(4)...))
+			b.submit(q, jobs(t, b))
 			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 			var working sync.WaitGroup
 			working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
 			defer working.Wait()
 			defer cancel()
+			time.Sleep(time.Second) // they have all places
+			of := b.submit(q, b.jobs(4))
 			begin := time.Now()
 			for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
 				records, err := q.Records(ctx, of.ID)

@@ -28,6 +28,9 @@ type WorkOptions struct {
 	Timeout time.Duration
 	// Attempts is how often an image is tried that fails for reasons that may pass.
 	Attempts int
+	// Patience is how long all images that are being converted may take before one more is begun, from a registry that
+	// none of them is from: they may be of one that sends just enough not to be taken for silent. 0: DefaultPatience.
+	Patience time.Duration
 	// FirstPause is the wait before the second attempt. It doubles, up to thirty times itself.
 	FirstPause time.Duration
 }
@@ -37,6 +40,7 @@ const (
 	DefaultAttempts   = 5
 	DefaultFirstPause = 2 * time.Second
 	DefaultTimeout    = time.Hour
+	DefaultPatience   = time.Minute
 )
 
 // A worker that ends leaves all that it was at, and only one of these may be why. An image that was left often is
@@ -57,7 +61,10 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 		return err
 	}
 	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
-	source := &source{consumers: consumers, most: o.Parallel, tasks: map[*task]bool{}, suspects: map[string]bool{}}
+	source := &source{
+		consumers: consumers, most: o.Parallel, patience: cmp.Or(o.Patience, DefaultPatience), tasks: map[*task]bool{},
+		suspects: map[string]bool{},
+	}
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(drain, func() { cancel(nil) })()

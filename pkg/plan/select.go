@@ -63,12 +63,22 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 	if err != nil {
 		return nil, err
 	}
+	missed := make([]missing, len(lists)) // by entry
 	for i := range p.Convert {
 		e := &p.Convert[i]
 		options := e.Options.Over(p.Defaults.Options)
 		for f := range found(lists[i]) {
 			if f.err != nil {
 				images = append(images, Image{Source: f.name, Line: e.Line, Found: e.Registry != "", Err: f.err})
+				missed[i].add(f)
+				continue
+			}
+			// A later entry may ask for less than the one that would have chosen the image, had its images been found.
+			if first := p.undecided(missed[:i], f.ref); first != nil {
+				if e.Image != "" {
+					err := fmt.Errorf("the entry in line %d decides on it, and could not find its images", first.Line)
+					images = append(images, Image{Source: image.InRegistry(f.ref).String(), Line: e.Line, Err: err})
+				}
 				continue
 			}
 			target, err := e.targetFor(f.ref)
@@ -139,6 +149,44 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 	return turns(images), nil
 }
 
+// missing is what an entry could not find, or not find out about.
+type missing struct {
+	all   bool            // of its images
+	names map[string]bool // of repositories and images
+}
+
+func (m *missing) add(c chosen) {
+	switch {
+	case errors.Is(c.err, ErrNone):
+		return // nothing is there
+	case m.names == nil:
+		m.names = map[string]bool{}
+	}
+	switch {
+	case c.ref != nil:
+		m.names[c.ref.Name()] = true
+	case c.repo != name.Repository{}:
+		m.names[c.repo.Name()] = true
+	default:
+		m.all = true
+	}
+}
+
+func (m *missing) has(ref name.Reference) bool {
+	return m.all || m.names[ref.Name()] || m.names[ref.Context().Name()]
+}
+
+// undecided returns an entry that would have chosen an image, had it found all; nil if there is none. Missed is what
+// entries could not find, from the first one on.
+func (p *Plan) undecided(missed []missing, ref name.Reference) *Entry {
+	for i := range missed {
+		if e := &p.Convert[i]; missed[i].has(ref) && e.covers(ref) {
+			return e
+		}
+	}
+	return nil
+}
+
 // turns orders images so that registries take turns.
 func turns(images []Image) []Image {
 	place := map[string]int{}
@@ -163,11 +211,11 @@ func turns(images []Image) []Image {
 // chosen is what an entry chooses of a repository, or the name of what cannot be had, and why. There may be very many tags:
 // references to them are made when they are needed.
 type chosen struct {
-	ref  name.Reference // of an image that is named
+	ref  name.Reference // of an image
 	repo name.Repository
 	tags []string
 	name string
-	err  error
+	err  error // about ref, or else repo; if both are zero, about all that the entry would choose
 }
 
 // found returns what was chosen, one image after the other.
@@ -350,7 +398,9 @@ func (e *Entry) find(ctx context.Context, s search) ([]chosen, error) {
 				if own.Err() != nil && inner.Err() == nil {
 					err = fmt.Errorf("%w: %w", context.Cause(own), err)
 				}
-				lists[i], err = problem(inner, n, err)
+				if lists[i], err = problem(inner, n, err); err == nil {
+					lists[i][0].repo = repo
+				}
 			}
 			return err
 		})
@@ -361,7 +411,8 @@ func (e *Entry) find(ctx context.Context, s search) ([]chosen, error) {
 	}
 	for i, n := range names { // one that was read already can have too many since
 		if err := shared.tooMany(i); err != nil {
-			lists[i] = []chosen{{name: n, err: err}}
+			repo, _ := image.ParseRepository(n, s.insecure)
+			lists[i] = []chosen{{repo: repo, name: n, err: err}}
 		}
 	}
 	return slices.Concat(lists...), err
@@ -456,7 +507,9 @@ func (e *Entry) tags(ctx context.Context, in search, repo name.Repository, take 
 		}
 		for _, t := range tags { // one that is broken keeps no other one from being found
 			if t.err != nil && !errors.Is(t.err, ErrNone) {
-				undated = append(undated, chosen{name: repo.Tag(t.name).String(), err: fmt.Errorf("finding out when it was made: %w", t.err)})
+				ref := repo.Tag(t.name)
+				err := fmt.Errorf("finding out when it was made: %w", t.err)
+				undated = append(undated, chosen{ref: ref, name: ref.String(), err: err})
 			}
 		}
 		tags = slices.DeleteFunc(tags, func(t tag) bool { return t.err != nil })

@@ -189,6 +189,16 @@ func TestPushedTags(t *testing.T) {
 			"convert: [{repository: a.example/app, tags: {newest: 3}}]",
 			map[string][]string{"app": append(damaged, "1")}, []string{"a.example/app:1"}, allDamaged,
 		},
+		"an entry that would have chosen what a later one finds": {
+			"convert: [{repository: a.example/many, keys: [a.pem]}, {registry: a.example}, {image: 'a.example/many:v1'}, {image: 'a.example/many:damaged'}]",
+			map[string][]string{"app": {"1"}, "many": many}, []string{"a.example/app:1"},
+			map[string]string{"a.example/many": "too many", "a.example/many:v1": "the entry in line 2 decides on it", "a.example/many:damaged": "line 2"},
+		},
+		"one that could not be dated, and a later entry": {
+			"convert: [{repository: a.example/app, tags: {newest: 3}}, {registry: a.example}]",
+			map[string][]string{"app": {"1", "damaged"}, "b": {"damaged"}}, []string{"a.example/app:1", "a.example/b:damaged"},
+			map[string]string{"a.example/app:damaged": "damaged"},
+		},
 		"many entries with many": {
 			"convert: [{repository: a.example/a}, {repository: a.example/b}, {repository: a.example/c}, {repository: a.example/d}, {repository: a.example/app}]",
 			map[string][]string{"app": {"1"}, "a": many[:3_000], "b": many[:2_999], "c": many[:2_998], "d": many[:2_997]}, nil,

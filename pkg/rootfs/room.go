@@ -21,7 +21,7 @@ const (
 	DefaultFileBytes  = 64 << 30
 	DefaultLayerBytes = 128 << 30
 	DefaultImageBytes = 256 << 30
-	DefaultFiles      = 5_000_000
+	DefaultFiles      = 2_000_000
 )
 
 // ErrLimit says that an image is larger than the Limits allow.

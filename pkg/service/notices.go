@@ -191,14 +191,14 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 // askEach asks for images one after the other. One that fails keeps none of the others from being asked for.
 func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.Record, failed error) {
 	for _, p := range images {
-		r, err := s.ask(ctx, p.image, p.digest)
+		r, err := s.ask(ctx, p.image, p.digest, nil)
 		var refused *refusal
-		passes := errors.As(err, &refused) && (refused.code >= http.StatusInternalServerError ||
-			refused.code == http.StatusTooManyRequests && !errors.Is(err, errMany))
 		switch {
 		case err == nil:
 			records = append(records, r)
-		case refused != nil && !passes:
+		case errors.Is(err, errMany) && s.later.put(s.targetOf(p.image), p.image):
+			logrus.Infof("asked for later: %v", err)
+		case errors.As(err, &refused) && !passes(err):
 			logrus.Infof("left out: %v", err)
 			s.metrics.refused.WithLabelValues(strconv.Itoa(refused.code)).Inc()
 		case failed == nil:

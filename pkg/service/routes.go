@@ -141,7 +141,7 @@ func (s *Service) convert(r *http.Request) (int, any, error) {
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	record, err := s.ask(r.Context(), in.Image, "")
+	record, err := s.ask(r.Context(), in.Image, "", nil)
 	if err != nil {
 		return 0, nil, err
 	}

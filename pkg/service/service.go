@@ -89,6 +89,7 @@ type Service struct {
 	final   []*batch.Record // that were done, in their order
 
 	notices notices
+	later   later
 	pushes  atomic.Uint64 // that were told of without a digest
 }
 
@@ -109,6 +110,7 @@ func New(o Options) *Service {
 
 // Run follows what becomes of conversions until the context ends.
 func (s *Service) Run(ctx context.Context) error {
+	go s.askLater(ctx)
 	return s.o.Queue.Watch(ctx, batch.Requests, func(r *batch.Record) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -218,12 +220,12 @@ func refuse(code int, format string, args ...any) error {
 	return &refusal{code, fmt.Errorf(format, args...)}
 }
 
-// errMany says that too many conversions of a repository's images are waiting.
+// errMany says that too many conversions of images of a repository, or of a registry, are waiting.
 var errMany = errors.New("too many conversions are waiting")
 
 // ask queues the conversion of an image, if a rule allows it. Digest is what its tag has been moved to; empty: whatever
-// it has.
-func (s *Service) ask(ctx context.Context, named, digest string) (*batch.Record, error) {
+// it has. What was postponed is asked for if nothing else was since for its target; if something was, nil is returned.
+func (s *Service) ask(ctx context.Context, named, digest string, was *postponed) (*batch.Record, error) {
 	ref, err := image.ParseName(named, s.o.Plan.Insecure)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
@@ -251,14 +253,21 @@ func (s *Service) ask(ctx context.Context, named, digest string) (*batch.Record,
 	case ofRepository >= maxOfOne:
 		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxOfOne, ref.Context())
 	case ofRegistry >= maxWaiting:
-		return nil, refuse(http.StatusTooManyRequests, "%d conversions from %s are waiting", maxWaiting, registry)
+		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxWaiting, registry)
+	}
+	place := s.targetOf(named)
+	if was == nil {
+		s.later.drop(place, nil)
 	}
 	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has last.
-	next, err := s.targets.enter(ctx, image.InRegistry(target).Place())
+	next, err := s.targets.enter(ctx, place)
 	if err != nil {
 		return nil, err
 	}
 	defer next()
+	if was != nil && !s.later.counts(place, was) {
+		return nil, nil
+	}
 	leave, err := s.sources.enter(ctx, registry)
 	if err != nil {
 		return nil, err

@@ -757,3 +757,60 @@ func TestOldConversions(t *testing.T) {
 		return n == 10_000.0
 	}, 20*time.Second, 50*time.Millisecond)
 }
+
+// crowded is a queue with as many conversions of a repository as may wait, until they are done.
+type crowded struct {
+	service.Queue
+	repository string
+	done       chan struct{}
+}
+
+func (q crowded) Watch(ctx context.Context, id string, tell func(*batch.Record)) error {
+	for _, status := range []batch.Status{batch.Queued, batch.Converted} {
+		for i := range 1000 {
+			tell(&batch.Record{ID: fmt.Sprint(i), Status: status, Job: batch.Job{Source: fmt.Sprintf("%s@sha256:%064d", q.repository, i)}})
+		}
+		if status == batch.Queued {
+			<-q.done
+		}
+	}
+	return q.Queue.Watch(ctx, id, tell)
+}
+
+// What a registry tells of while too many conversions wait is asked for later, and holds back nothing else.
+func TestToldWhileManyWait(t *testing.T) {
+	done := make(chan struct{})
+	p := newPlace(t, func(o *service.Options) {
+		o.Queue = crowded{o.Queue, o.Plan.Convert[4].Repository, done}
+	})
+	for _, tag := range []string{"1", "2"} {
+		p.push("last:"+tag, tag)
+	}
+	p.push("free:1", "1")
+	require.Eventually(t, func() bool {
+		code, _ := p.convert(p.reg.Host + "/last:1")
+		return code == http.StatusTooManyRequests
+	}, 10*time.Second, 20*time.Millisecond)
+	tell := func(name string) int {
+		code, answer := p.ask("POST", "/api/v1/notifications/harbor", fmt.Sprintf(
+			`{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"resource_url":"%s/%s"}]}}`, p.reg.Host, name))
+		require.Equal(t, http.StatusAccepted, code)
+		return len(answer["conversions"].([]any))
+	}
+	assert.Zero(t, tell("last:1"))
+	assert.Zero(t, tell("last:2"))
+	assert.Equal(t, 1, tell("free:1"))
+	sources := func() (list []string) {
+		records, err := p.queue.Records(context.Background(), batch.Requests)
+		require.NoError(t, err)
+		for _, r := range records {
+			list = append(list, strings.TrimPrefix(r.Job.Source, p.reg.Host))
+		}
+		return list
+	}
+	time.Sleep(3 * time.Second)
+	assert.Equal(t, []string{"/free@" + p.reg.Digest(t, "free:1")}, sources())
+	close(done)
+	require.Eventually(t, func() bool { return len(sources()) == 2 }, 20*time.Second, 50*time.Millisecond)
+	assert.Contains(t, sources(), "/last@"+p.reg.Digest(t, "last:2"), "both become the same, of which the last one counts")
+}
