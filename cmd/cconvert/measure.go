@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/google/renameio/v2"
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -143,6 +144,9 @@ func sign(ctx context.Context, key *keyFlags, s *sgx.SigStruct) error {
 	public, err := k.Public(ctx)
 	if err != nil {
 		return err
+	}
+	if whose, ok := sgx.TestKey(public); ok && !s.Debug() {
+		logrus.Warnf("the private half of this key is published by %s: everybody can sign enclaves in its name", whose)
 	}
 	return s.Attach(public, signature)
 }

@@ -219,6 +219,10 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 // printEnclave says what a signature is about.
 func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
 	s := e.SigStruct
+	weaknesses, err := e.Weaknesses()
+	if err != nil {
+		return err
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(t, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))
@@ -233,6 +237,9 @@ func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
 	line("MISCSELECT", "%#x, mask %#x", s.MiscSelect, s.MiscMask)
 	if s.Debug() {
 		line("debug", "yes: a debugger can read the enclave")
+	}
+	if len(weaknesses) > 0 {
+		line("weakened by", "%s", strings.Join(weaknesses, ", "))
 	}
 	if e.Simulated() {
 		line("simulated", "yes: there is no enclave")

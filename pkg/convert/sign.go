@@ -231,6 +231,15 @@ func (e *Enclave) file(path string) []byte {
 // Simulated says that there is no enclave. It is the measured manifest that says so.
 func (e *Enclave) Simulated() bool { return e.simulated }
 
+// Weaknesses names the settings by which the enclave is weaker than the defaults.
+func (e *Enclave) Weaknesses() ([]string, error) {
+	m, err := manifest.Parse(e.file(libos.ManifestPath))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", libos.ManifestPath, err)
+	}
+	return m.Weaknesses(), nil
+}
+
 // Sign has a signer sign the enclave, by the rules of [Sign].
 func (e *Enclave) Sign(ctx context.Context, s sgx.Signer) (*rsa.PublicKey, []byte, error) {
 	return sign(ctx, e.SigStruct, e.Simulated(), s)
