@@ -15,6 +15,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/cconvert/cconvert/internal/freeport"
 )
 
 // far is a registry that is some way off.
@@ -119,12 +121,10 @@ func (b *bench) fleet(ctx context.Context) error {
 
 // workers compares one worker with two.
 func (b *bench) workers(ctx context.Context, run func(queue string) (time.Duration, error)) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.Find()
 	if err != nil {
 		return err
 	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	l.Close()
 	queue := exec.CommandContext(ctx, "nats-server", "-a", "127.0.0.1", "-p", port, "-js", "-sd", filepath.Join(b.dir, "nats"))
 	if err := queue.Start(); err != nil {
 		return err

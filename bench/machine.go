@@ -23,6 +23,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/cconvert/cconvert/internal/freeport"
 )
 
 // mixed are the packages of the image: servers, interpreters and a virtual machine, about 550 MB.
@@ -103,12 +105,11 @@ type registry struct {
 }
 
 func startRegistry(ctx context.Context, dir string) (*registry, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.Find()
 	if err != nil {
 		return nil, err
 	}
-	host := l.Addr().String()
-	l.Close()
+	host := net.JoinHostPort("127.0.0.1", port)
 	config := dir + ".yml"
 	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: '%s'}\n", dir, host)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {

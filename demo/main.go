@@ -26,6 +26,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/cconvert/cconvert/internal/freeport"
 )
 
 const page = "Hello from a confidential image.\n"
@@ -123,12 +125,8 @@ func run() error {
 }
 
 func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	port, err := freeport.Find()
+	return net.JoinHostPort("127.0.0.1", port), err
 }
 
 // pushImage makes the image from the server's program, a page and a script.

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"compress/gzip"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,12 +25,21 @@ const page = "a page of the corpus\n"
 // sample is an image and the exchange that shows that it works.
 type sample struct {
 	name string
+	what string // is special about it
 	// packages are Debian's, comma-separated; empty for an image without them.
 	packages string
 	layers   [][]fixture.Entry // over the packages
 	config   v1.Config
 	port     string
 	ask      func(port string) error
+	// kill says that it does not end on a signal when it is process 1, as it is.
+	kill bool
+	// refused is the code of the finding for which it is not converted; empty: it is.
+	refused string
+	// limit is why it is converted and does not run; empty: it runs.
+	limit string
+	// warns are the codes of warnings that are true of it.
+	warns []string
 }
 
 // corpus are the images that must convert with no flags and run.
@@ -194,6 +202,14 @@ func compile(t *testing.T, compiler string, options ...string) string {
 	return hostFile(t, out)
 }
 
+// compileFile makes what gcc makes of a file of testdata.
+func compileFile(t *testing.T, file string, options ...string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "out")
+	command(t, "gcc", append([]string{"-O2", "-o", out, filepath.Join("testdata", file)}, options...)...)
+	return hostFile(t, out)
+}
+
 func compileJava(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -215,14 +231,31 @@ func hostFile(t *testing.T, file string) string {
 	return string(b)
 }
 
+// bases are layers with packages, by these.
+var bases = map[string]v1.Layer{}
+
+// base makes a layer of packages, once.
+func base(t *testing.T, packages string) v1.Layer {
+	t.Helper()
+	if bases[packages] == nil {
+		archive := debian(t, packages)
+		compressed := archive + ".gz"
+		if _, err := os.Stat(compressed); err != nil {
+			command(t, "sh", "-c", `pigz -1 -n -c "$1" >"$2.part" && mv "$2.part" "$2"`, "sh", archive, compressed)
+		}
+		l, err := tarball.LayerFromFile(compressed)
+		require.NoError(t, err)
+		bases[packages] = l
+	}
+	return bases[packages]
+}
+
 // image puts a sample together.
 func (s *sample) image(t *testing.T) v1.Image {
 	t.Helper()
 	var layers []v1.Layer
 	if s.packages != "" {
-		l, err := tarball.LayerFromFile(debian(t, s.packages), tarball.WithCompressionLevel(gzip.BestSpeed))
-		require.NoError(t, err)
-		layers = append(layers, l)
+		layers = append(layers, base(t, s.packages))
 	}
 	for _, entries := range s.layers {
 		layers = append(layers, fixture.Layer(t, entries...))

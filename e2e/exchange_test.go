@@ -21,9 +21,11 @@ func dial(port string) (net.Conn, error) {
 	return c, err
 }
 
-func get(port, want string) error {
+func get(port, want string) error { return getPath(port, "/", want) }
+
+func getPath(port, path, want string) error {
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://127.0.0.1:" + port + "/")
+	resp, err := client.Get("http://127.0.0.1:" + port + path)
 	if err != nil {
 		return err
 	}

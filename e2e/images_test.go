@@ -61,6 +61,56 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
+// Images that share bases convert with no flags, without a warning that is not true, and answer; or are refused, with the
+// reason; or are known not to run.
+func TestFamilies(t *testing.T) {
+	registry := "127.0.0.1:" + startRegistry(t)
+	runtimes := map[string]bool{}
+	var rows []row
+	for _, s := range families(t) {
+		t.Run(s.name, func(t *testing.T) {
+			source := s.push(t, registry)
+			target, facts := registry+"/confidential/"+s.name+":1", filepath.Join(t.TempDir(), "facts.json")
+			out, err := exec.Command(program, source, "--runtime", "sim", "--to", target, "--output-json", facts, "--key", key).CombinedOutput()
+			if s.refused != "" {
+				assert.Error(t, err)
+				assert.Contains(t, string(out), "nothing was stored because of what was found: "+s.refused)
+				return
+			}
+			require.NoError(t, err, "%s", out)
+			assert.Equal(t, append(s.warns, "simulated"), warnings(t, facts))
+			r := figures(t, s.name, source)
+			r.added = added(t, facts)
+			command(t, "docker", "pull", "-q", target)
+			t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
+			r.simulated = s.run(t, target, nil, nil)
+			if os.Getenv(gramineDir) != "" && s.limit == "" {
+				r.direct, r.added = s.runReal(t, source, runtimes)
+			}
+			rows = append(rows, r)
+		})
+	}
+	table(t, rows)
+}
+
+// warnings reads the codes of the warnings of a conversion, each once.
+func warnings(t *testing.T, facts string) (codes []string) {
+	t.Helper()
+	b, err := os.ReadFile(facts)
+	require.NoError(t, err)
+	var r struct {
+		Findings []struct{ Code, Severity string }
+	}
+	require.NoError(t, json.Unmarshal(b, &r))
+	for _, f := range r.Findings {
+		if f.Severity == "warning" {
+			codes = append(codes, f.Code)
+		}
+	}
+	slices.Sort(codes)
+	return slices.Compact(codes)
+}
+
 // added reads how many bytes a conversion added, compressed.
 func added(t *testing.T, facts string) int {
 	t.Helper()
@@ -82,7 +132,11 @@ func (s *sample) run(t *testing.T, image string, options, args []string) float64
 	begin := time.Now()
 	eventually(t, "the image answers", func() error { return s.ask(s.port) })
 	seconds := time.Since(begin).Seconds()
-	c.stop()
+	if s.kill {
+		command(t, "docker", "rm", "-f", "-v", c.name)
+	} else {
+		c.stop()
+	}
 	return seconds
 }
 

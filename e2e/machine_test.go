@@ -8,17 +8,17 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/freeport"
 )
 
 var (
@@ -60,19 +60,12 @@ func cconvert(t testing.TB, args ...string) string {
 	return command(t, program, append(args, "--key", key)...)
 }
 
-// freePort is one that nothing listens on. It is below those that the kernel gives to connections
-// (ip_local_port_range), of which one could take it before it is used.
+// freePort returns a port that nothing listens on.
 func freePort(t testing.TB) string {
 	t.Helper()
-	for range 100 {
-		port := strconv.Itoa(10_000 + rand.IntN(20_000))
-		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
+	port, err := freeport.Find()
+	require.NoError(t, err)
+	return port
 }
 
 // startRegistry runs Debian's docker-registry on loopback and gives its port.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/freeport"
 )
 
 // cluster starts three servers with JetStream, and returns their URLs.
@@ -22,11 +24,11 @@ func cluster(t *testing.T) string {
 	var routes, urls []string
 	var ports []int
 	for range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		port, err := freeport.Find()
 		require.NoError(t, err)
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", ports[len(ports)-1]))
-		require.NoError(t, l.Close())
+		n, err := strconv.Atoi(port)
+		require.NoError(t, err)
+		ports, routes = append(ports, n), append(routes, "nats://127.0.0.1:"+port)
 	}
 	var servers []*server.Server
 	for i := range 3 {

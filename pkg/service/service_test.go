@@ -577,7 +577,7 @@ func TestNotifications(t *testing.T) {
 }
 
 func FuzzRequests(f *testing.F) {
-	s := service.New(service.Options{Plan: &plan.Plan{}, Secret: secret})
+	s := service.New(service.Options{Plan: &plan.Plan{}, Secret: secret, AnswerIn: time.Minute}) // a machine that is busy is no crash
 	f.Add("conversions", `{"image":"a/b:1"}`)
 	f.Add("notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"resource_url":"a/b:1"}]}}`)
 	f.Add("notifications/distribution", `{"events":[{"action":"push","target":{"mediaType":"manifest","repository":"a","tag":"b"},"request":{"host":"c"}}]}`)
