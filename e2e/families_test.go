@@ -123,7 +123,7 @@ func families(t *testing.T) (list []*sample) {
 	add(s, served, fixture.File("app/main.lua", "local socket = require('socket')\nlocal s = assert(socket.bind('127.0.0.1', tonumber(arg[1])))\nwhile true do\n  local c = s:accept()\n"+
 		"  c:receive()\n  local f = io.open('/app/page')\n  c:send('HTTP/1.0 200 OK\\r\\n\\r\\n' .. f:read('a'))\n  f:close()\n  c:close()\nend\n"))
 	s = new("tcl", scripts, "Tcl", "tclsh", "/app/main.tcl", "PORT")
-	add(s, served, fixture.File("app/main.tcl", "proc answer {c addr port} {\n  gets $c line\n  set f [open /app/page]\n  puts -nonewline $c \"HTTP/1.0 200 OK\\r\\n\\r\\n[read $f]\"\n"+
+	add(s, served, fixture.File("app/main.tcl", "proc answer {c addr port} {\n  fconfigure $c -translation binary\n  gets $c line\n  set f [open /app/page]\n  puts -nonewline $c \"HTTP/1.0 200 OK\\r\\n\\r\\n[read $f]\"\n"+
 		"  close $f\n  close $c\n}\nsocket -server answer -myaddr 127.0.0.1 [lindex $argv 0]\nvwait forever\n"))
 	s = new("php", scripts, "PHP's own server", "php", "-S", "127.0.0.1:PORT", "-t", "/app")
 	add(s, fixture.File("app/index.php", "<?php readfile('/app/page');\n"), served)
@@ -134,10 +134,12 @@ func families(t *testing.T) (list []*sample) {
 	s = new("starman", scripts, "a server in Perl that names its processes", "starman", "--listen", "127.0.0.1:PORT", "--workers", "1", "/app/app.psgi")
 	s.limit = "Net::Server calls prctl(2), which Gramine does not have, and ends"
 	add(s, served, fixture.File("app/app.psgi", "sub { open my $f, '<', '/app/page'; [200, [], [<$f>]] }\n"))
-	s = new("express", nodes, "Express", "node", "/app/main.js", "PORT")
+	s = new("express", nodes, "Express, and all that Debian has it depend on", "node", "/app/main.js", "PORT")
+	s.warns = []string{"long-file-list"}
 	s.config.Env = []string{"NODE_PATH=/usr/share/nodejs"}
 	add(s, served, fixture.File("app/main.js", "require('express')().get('/', (q, r) => r.sendFile('/app/page')).listen(process.argv[2], '127.0.0.1')\n"))
 	s = new("node-child", nodes, "Node that starts a program", "node", "/app/main.js", "PORT")
+	s.warns = []string{"long-file-list"}
 	s.limit = "a child of Node reserves more memory than its enclave has"
 	add(s, served, fixture.File("app/main.js", "const { execFileSync } = require('child_process')\nrequire('http').createServer((q, r) => r.end(execFileSync('/bin/cat', ['/app/page'])))"+
 		".listen(process.argv[2], '127.0.0.1')\n"))

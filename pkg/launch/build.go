@@ -23,7 +23,7 @@ func (o Options) Keep() []string {
 	if o.Profile == nil || profile.Find(o.Profile.Name) == o.Profile {
 		return keep()
 	}
-	return slices.Concat(keep(), o.Profile.Paths.Commands)
+	return slices.Concat(keep(), o.Profile.Kept())
 }
 
 // keep is what is read whatever the options.

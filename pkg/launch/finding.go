@@ -138,7 +138,7 @@ var remedies = map[string]string{
 	CodePackageDatabase:   "Repair the database, or name the files with --trust list:FILE.",
 	CodeNoPackages:        "Nothing, or --trust list:FILE with a recording of what the program opens.",
 	CodeLeftOut:           "If the program misses a file: --trust all, or a profile that names the files.",
-	CodeLongList:          "--trust auto, or --trust list:FILE; or a smaller image.",
+	CodeLongList:          "--trust list:FILE with a recording of what the program opens, or a smaller image. Leave --trust all out.",
 	CodeThreads:           "Raise --threads, or ask the program for fewer.",
 	CodeProcesses:         "Start the program itself rather than a script; let it have one worker; or reckon with the memory of an enclave for each process.",
 	CodeSharedMemory:      "Another program for the purpose: one process with threads.",

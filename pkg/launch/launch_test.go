@@ -331,6 +331,8 @@ func TestScriptEntrypoint(t *testing.T) {
 	for script, writes := range map[string]bool{
 		"exec /app": false, "echo to >&2; exec /app 2>/dev/null >/dev/stdout": false, "echo x > /tmp/x": true, "echo x >>$CONFIG": true, `echo "$x" >"$CONFIG"`: true,
 		"envsubst </a >/dev/null": true, "sed -e s/a/b/ -i /etc/x": true, "sed -i s/a/b/ /etc/x": true, "sed s/a/b/ x": false, "mv /a /b": true,
+		"exec java -Xmx1g -cp /app Main": false, "echo '-> /etc/x'; exec /app --install x": false, "test -f /c && cp /c /d": true,
+		"[ $n -gt 3 ] || /usr/bin/tee /x": true, "f=`mktemp -d`": true, "echo '<-> .'": false, "cat /a>/b": true,
 	} {
 		for _, cmd := range [][]string{{"/start.sh"}, {"/bin/sh", "-c", script}} {
 			found := codes(build(t, v1.Config{Cmd: cmd}, launch.Options{}, withApp(sh, Program("start.sh", "#!/bin/sh\n"+script+"\n"))...))

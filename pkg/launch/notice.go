@@ -63,8 +63,9 @@ func (f *files) canWrite(dir string) bool {
 }
 
 // writes finds in a script what writes files: a redirection to other than a device or another
-// descriptor, and commands whose purpose it is.
-var writes = regexp.MustCompile(`>>?\s*["']?(?:/(?:[^d\s]|d[^e])|[$\w.])|\bsed\b[^|;&\n]*\s-[a-zA-Z]*i\b|\b(?:envsubst|tee|install|mktemp|cp|mv)\s`)
+// descriptor, and commands whose purpose it is. Options such as "-cp", and arrows, are neither.
+var writes = regexp.MustCompile(`(?m)(?:^|[^-=<>])>>?\s*["']?(?:/(?:[^d\s]|d[^e])|[$\w.])|` +
+	`(?:^|[\s;&|({"'\x60/])(?:sed\b[^|;&\n]*\s-[a-zA-Z]*i\b|(?:envsubst|tee|install|mktemp|cp|mv)\s)`)
 
 // builtins are commands that shells have in themselves, though there are programs of the name.
 var builtins = map[string]bool{"[": true, "test": true, "echo": true, "printf": true, "pwd": true, "kill": true, "true": true, "false": true}

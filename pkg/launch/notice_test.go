@@ -68,6 +68,16 @@ func manyFiles(n int, name string) []Entry {
 // celery is a script for Python, as it is installed.
 var celery = []Entry{Program("usr/bin/celery", "#!/usr/bin/python3\n"), Program("usr/bin/python3", ELF(""))}
 
+// The configuration that counts is the one that the program is told to read.
+func TestNamedConfiguration(t *testing.T) {
+	for _, args := range [][]string{{"-c", "app.d/supervisord.conf"}, {"--configuration=/srv/app.d/supervisord.conf"}} {
+		s := build(t, v1.Config{Cmd: append([]string{"/usr/bin/supervisord"}, args...), WorkingDir: "/srv"}, launch.Options{},
+			Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[supervisord]\n"),
+			File("srv/app.d/supervisord.conf", "[unix_http_server]\n"))
+		assert.Contains(t, codes(s), launch.CodeControlSocket, "%q", args)
+	}
+}
+
 // Each code with an image that has the finding and one that all but has it.
 var findingImages = map[string]struct{ with, without testImage }{
 	launch.CodeSemaphores: {
@@ -76,7 +86,9 @@ var findingImages = map[string]struct{ with, without testImage }{
 	},
 	launch.CodeControlSocket: {
 		testImage{config: cmd("/usr/bin/supervisord"), entries: []Entry{Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[supervisord]\n[unix_http_server]\nfile=/run/s\n")}},
-		testImage{config: cmd("/usr/bin/supervisord"), entries: []Entry{Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[supervisord]\n#[unix_http_server]\n")}},
+		testImage{config: v1.Config{Cmd: []string{"/usr/bin/supervisord", "-c", "/app/supervisord.conf"}}, entries: []Entry{
+			Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[unix_http_server]\n"), File("app/supervisord.conf", "[supervisord]\n#[unix_http_server]\n"),
+		}},
 	},
 	launch.CodePluginLink: {
 		testImage{config: v1.Config{Cmd: []string{"/usr/bin/uwsgi", "--plugin", "python3"}}, entries: []Entry{Program("usr/bin/uwsgi", ELF(""))}},

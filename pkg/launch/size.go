@@ -19,10 +19,10 @@ func (s *Spec) chooseProfile(tree *rootfs.Tree, finder *reach.Finder, set *reach
 	var commands []string
 	first, _ := s.programs(tree, set)
 	for _, p := range profile.Matching(first) {
-		commands = append(commands, p.Paths.Commands...)
+		commands = append(commands, p.Read(s.texts(set), s.WorkDir)...)
 	}
 	if o.Profile != nil {
-		commands = append(commands, o.Profile.Paths.Commands...)
+		commands = append(commands, o.Profile.Read(s.texts(set), s.WorkDir)...)
 	}
 	finder.Commands(commands)
 	programs, nodes := s.programs(tree, set)

@@ -42,12 +42,54 @@ type Profile struct {
 		// Commands are patterns, as of path.Match, of files that name the programs that are started.
 		Commands []string `toml:"commands"`
 	} `toml:"paths"`
+	// Config is how the program is configured.
+	Config Config `toml:"config"`
 	// Manifest is merged over the base manifest.
 	Manifest map[string]any `toml:"manifest"`
 	// Memory and Threads are options of the program that say how much it will take.
 	Memory   []Option  `toml:"memory"`
 	Threads  []Option  `toml:"threads"`
 	Findings []Finding `toml:"finding"`
+}
+
+// Config says which file a program reads that names the programs that it starts.
+type Config struct {
+	// Files are read unless one of Options names another one, which is found if it is among Others: patterns, as of
+	// path.Match.
+	Files   []string `toml:"files"`
+	Options []string `toml:"options"`
+	Others  []string `toml:"others"`
+}
+
+// read returns the files that texts, which are arguments and scripts, have the program read.
+func (c Config) read(texts []string, dir string) []string {
+	var named []string
+	for _, option := range c.Options {
+		after := regexp.MustCompile(`(?:^|\s)` + regexp.QuoteMeta(option) + `(?:\s+|=)["']?([^\s"']+)`)
+		for _, text := range texts {
+			for _, m := range after.FindAllStringSubmatch(text, -1) {
+				if !path.IsAbs(m[1]) {
+					m[1] = path.Join(dir, m[1])
+				}
+				named = append(named, path.Clean(m[1]))
+			}
+		}
+	}
+	if len(named) == 0 {
+		return c.Files
+	}
+	return named
+}
+
+// Read returns patterns of the files that name the programs that are started. Texts are arguments and scripts; dir is
+// the working directory.
+func (p *Profile) Read(texts []string, dir string) []string {
+	return slices.Concat(p.Paths.Commands, p.Config.read(texts, dir))
+}
+
+// Kept returns patterns of all files of which Read may return some.
+func (p *Profile) Kept() []string {
+	return slices.Concat(p.Paths.Commands, p.Config.Files, p.Config.Others)
 }
 
 // Detect is the rule by which a profile is recognised: any of its parts is enough.
@@ -158,7 +200,7 @@ func Parse(name string, text []byte) (*Profile, error) {
 			return nil, fmt.Errorf("%s: %w: the option %q has no text, or its base is neither 10 nor 16", name, ErrProfile, o.Option)
 		}
 	}
-	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Paths.Commands)
+	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Kept(), p.Config.Options)
 	if len(patterns) > maxPatterns {
 		return nil, fmt.Errorf("%s: %w: it has more than %d patterns", name, ErrProfile, maxPatterns)
 	}
@@ -194,7 +236,7 @@ var All = sync.OnceValue(func() []*Profile {
 // Keep lists the files whose content profiles need, as patterns for rootfs.Scan.
 func Keep() (patterns []string) {
 	for _, p := range All() {
-		patterns = append(patterns, p.Paths.Commands...)
+		patterns = append(patterns, p.Kept()...)
 	}
 	return patterns
 }
