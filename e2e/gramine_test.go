@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -48,11 +49,30 @@ func (s *sample) runReal(t *testing.T, source string, runtimes map[string]bool) 
 	assert.Less(t, layerSize(t, target, r.Runtime.Digest), 6_000_000)
 	command(t, "docker", "pull", "-q", target)
 	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
-	seconds := s.run(t, target, []string{"--security-opt", "seccomp=unconfined", "--entrypoint", "/cconvert/gramine/direct/loader"},
-		[]string{"/cconvert/gramine/direct/libpal.so", "init", "/cconvert/app/entrypoint"})
+	seconds := s.run(t, target, directOptions, directArgs)
 	startCheck(t, target)
 	return fmt.Sprintf("%.1f s", seconds), added(t, facts)
 }
+
+// failsReal sees to it that what is known not to run does not: else it should not be told so.
+func (s *sample) failsReal(t *testing.T, source string) {
+	t.Helper()
+	target := strings.Replace(source, "/corpus/", "/gramine/", 1)
+	cconvert(t, source, "--runtime", "gramine=dir:"+os.Getenv(gramineDir), "--runtime-libs", hostLibs, "--to", target)
+	command(t, "docker", "pull", "-q", target)
+	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
+	c := start(t, target, directOptions, directArgs)
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Second) {
+		require.Error(t, s.ask(s.port), "it runs, and is said not to: %s", s.limit)
+	}
+	command(t, "docker", "rm", "-f", "-v", c.name)
+}
+
+// directOptions and directArgs have a converted image started by Gramine's loader that needs no SGX.
+var (
+	directOptions = []string{"--security-opt", "seccomp=unconfined", "--entrypoint", "/cconvert/gramine/direct/loader"}
+	directArgs    = []string{"/cconvert/gramine/direct/libpal.so", "init", "/cconvert/app/entrypoint"}
+)
 
 // layerSize gives the compressed size of one of an image's layers.
 func layerSize(t *testing.T, image, digest string) int {

@@ -76,6 +76,7 @@ const (
 	CodeSemaphores        = "named-semaphores"
 	CodeControlSocket     = "control-socket"
 	CodePluginLink        = "plugin-link"
+	CodeUserSwitch        = "user-switch"
 	CodeDataDirectory     = "data-directory"
 	CodeFileLocks         = "file-locks"
 	CodeRenameDir         = "rename-directory"
@@ -144,6 +145,7 @@ var remedies = map[string]string{
 	CodeSharedMemory:      "Another program for the purpose: one process with threads.",
 	CodeSemaphores:        "Threads in the place of processes: a pool of threads, celery's --pool threads or solo.",
 	CodeControlSocket:     "Leave [unix_http_server] out of the configuration of supervisord.",
+	CodeUserSwitch:        "Have the image start as that user, by USER in a Dockerfile; or switch by gosu, su-exec or chroot --userspec.",
 	CodePluginLink:        "Name the plug-in by its own file, such as --plugin python311.",
 	CodeDataDirectory:     "A VOLUME in the image, --tmpfs or --encrypt-mount for the directory.",
 	CodeFileLocks:         "sys.experimental__enable_flock = true in a manifest given with --manifest, if one program alone uses the file.",

@@ -340,6 +340,11 @@ func TestScriptEntrypoint(t *testing.T) {
 		}
 	}
 	assert.Empty(t, codes(build(t, app, launch.Options{}, withApp(sh)...)))
+	for script, several := range map[string]bool{"exec gosu a /app": false, "gosu a /app; exec /app": true, "date; exec /app": true} {
+		found := codes(build(t, v1.Config{Cmd: []string{"/start.sh"}, Env: []string{"PATH=/bin"}}, launch.Options{},
+			withApp(sh, Program("bin/gosu", ELF("")), Program("bin/date", ELF("")), Program("start.sh", "#!/bin/sh\n"+script+"\n"))...))
+		assert.Equal(t, several, strings.Contains(found, "process-per-enclave"), "%s: %s", script, found)
+	}
 }
 
 func TestHostArgs(t *testing.T) {

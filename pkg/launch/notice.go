@@ -10,6 +10,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -70,10 +71,31 @@ var writes = regexp.MustCompile(`(?m)(?:^|[^-=<>])>>?\s*["']?(?:/(?:[^d\s]|d[^e]
 // builtins are commands that shells have in themselves, though there are programs of the name.
 var builtins = map[string]bool{"[": true, "test": true, "echo": true, "printf": true, "pwd": true, "kill": true, "true": true, "false": true}
 
+// switches finds in a script that it goes on as another user by a program that Gramine v1.9 lets down: setpriv asks for
+// PR_SET_KEEPCAPS, which does not exist, and the others open a session of PAM, which is refused.
+var switches = regexp.MustCompile(`(?m)(?:^|[\s;&|({])exec\s+(?:/\S*/)?(setpriv|runuser|su)\s`)
+
+// execs finds the programs that take a script's place.
+var execs = regexp.MustCompile(`(?m)(?:^|[\s;&|({])exec\s+([\w./-]+)`)
+
+// noticeSwitch looks at a command line, or the text of a script. Scripts switch users if they are started as root.
+func (f *files) noticeSwitch(p, text string) {
+	m := switches.FindStringSubmatch(text)
+	if m == nil || f.spec.UID != 0 {
+		return
+	}
+	f.spec.find(CodeUserSwitch, Error, p, m[1]+" cannot change the user in an enclave: it ends, and the program is not started")
+}
+
 func (f *files) noticeScripts() {
 	s := f.spec
-	script := ""
+	script, replacing := "", map[string]bool{}
+	f.noticeSwitch(s.Entrypoint, "exec "+strings.Join(s.Argv, " "))
 	look := func(p, text string) {
+		f.noticeSwitch(p, text)
+		for _, m := range execs.FindAllStringSubmatch(text, -1) {
+			replacing[path.Base(m[1])] = profile.StartsOthers(path.Base(m[1]))
+		}
 		if script == "" {
 			script = p
 		}
@@ -94,7 +116,7 @@ func (f *files) noticeScripts() {
 	}
 	commands := map[*rootfs.Node]bool{}
 	for _, n := range f.set.Started {
-		if n.ELF != nil && n.Path != s.LibC.Program && n != s.main && !builtins[n.Name()] {
+		if n.ELF != nil && n.Path != s.LibC.Program && n != s.main && !builtins[n.Name()] && !replacing[n.Name()] {
 			commands[n] = true
 		}
 	}

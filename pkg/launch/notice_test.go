@@ -68,6 +68,19 @@ func manyFiles(n int, name string) []Entry {
 // celery is a script for Python, as it is installed.
 var celery = []Entry{Program("usr/bin/celery", "#!/usr/bin/python3\n"), Program("usr/bin/python3", ELF(""))}
 
+// Users are switched by programs that cannot do it in an enclave, and by others.
+func TestUserSwitch(t *testing.T) {
+	for script, fails := range map[string]bool{
+		"exec runuser -u a -- /app": true, "test x && exec /usr/bin/su -c /app a": true, "exec gosu a /app": false,
+		"exec chroot --userspec=a / /app": false, "echo do not exec: su is broken; exec /app": false, "setpriv --dump": false,
+	} {
+		s := build(t, v1.Config{Cmd: []string{"/start.sh"}}, launch.Options{}, withApp(Program("bin/sh", ELF("")), Program("start.sh", "#!/bin/sh\n"+script+"\n"))...)
+		assert.Equal(t, fails, strings.Contains(codes(s), launch.CodeUserSwitch), script)
+	}
+	s := build(t, v1.Config{Cmd: []string{"/bin/setpriv", "--reuid=1", "/app"}}, launch.Options{}, withApp(Program("bin/setpriv", ELF("")))...)
+	assert.Contains(t, codes(s), launch.CodeUserSwitch)
+}
+
 // The configuration that counts is the one that the program is told to read.
 func TestNamedConfiguration(t *testing.T) {
 	for _, args := range [][]string{{"-c", "app.d/supervisord.conf"}, {"--configuration=/srv/app.d/supervisord.conf"}} {
@@ -89,6 +102,10 @@ var findingImages = map[string]struct{ with, without testImage }{
 		testImage{config: v1.Config{Cmd: []string{"/usr/bin/supervisord", "-c", "/app/supervisord.conf"}}, entries: []Entry{
 			Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[unix_http_server]\n"), File("app/supervisord.conf", "[supervisord]\n#[unix_http_server]\n"),
 		}},
+	},
+	launch.CodeUserSwitch: {
+		testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nif [ $(id -u) = 0 ]; then\n  exec setpriv --reuid=a -- \"$0\" \"$@\"\nfi\n")}},
+		testImage{config: v1.Config{Cmd: []string{"/s"}, User: "1"}, entries: []Entry{Program("s", "#!/bin/sh\n[ $(id -u) = 0 ] && exec setpriv --reuid=a -- /app\n")}},
 	},
 	launch.CodePluginLink: {
 		testImage{config: v1.Config{Cmd: []string{"/usr/bin/uwsgi", "--plugin", "python3"}}, entries: []Entry{Program("usr/bin/uwsgi", ELF(""))}},

@@ -263,6 +263,12 @@ type Program struct {
 	Surely bool
 }
 
+// StartsOthers reports whether a program does nothing but start another one, by its name.
+func StartsOthers(name string) bool {
+	p, _, _ := recogniseOne(Program{Names: []string{name}})
+	return p != nil && p.Detect.StartsOthers
+}
+
 // Recognise finds the profile of what an image starts in the end, given its programs from the entrypoint
 // on, and says why. Programs that only start others are passed over. The program is the one that decided, by its
 // place in the list; -1 if none did.
