@@ -27,7 +27,7 @@ func (l *layerFlags) add(f *pflag.FlagSet) {
 	l.cache.add(f)
 	l.addShared(f)
 	f.BoolVar(&l.toc, "trust-toc", false, "take what is in layers of eStargz and zstd:chunked from their tables of contents, without reading the layers; the tables need not say the truth")
-	f.StringVar(&l.inflate, "inflate", "auto", "what inflates layers: go (this program), igzip, pigz, or auto: igzip where it is installed")
+	f.StringVar(&l.inflate, "inflate", "auto", "what inflates layers: go (this program), igzip, or auto: igzip where it is installed")
 }
 
 func (l *layerFlags) addShared(f *pflag.FlagSet) {

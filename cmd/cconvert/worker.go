@@ -52,7 +52,7 @@ func (o *ownFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&o.evidence, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements which are attached to results")
 	o.layers.cache.add(f)
 	o.layers.addShared(f)
-	f.StringVar(&o.layers.inflate, "inflate", "auto", "what inflates layers: go (this program), igzip, pigz, or auto: igzip where it is installed")
+	f.StringVar(&o.layers.inflate, "inflate", "auto", "what inflates layers: go (this program), igzip, or auto: igzip where it is installed")
 	o.registry.add(f)
 }
 

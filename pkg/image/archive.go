@@ -227,18 +227,27 @@ func (sectionFile) Close() error { return nil }
 
 // open finds an entry, also where it is a link to another one, as old versions of Docker write layers that are the same.
 func (a *archive) open(ctx context.Context, name string) (sectionFile, error) {
+	p, err := a.find(name)
+	if err != nil {
+		return sectionFile{}, err
+	}
+	return sectionFile{ctx, io.NewSectionReader(a.f, p.at, p.size)}, nil
+}
+
+// find finds the file of an entry, through links.
+func (a *archive) find(name string) (part, error) {
 	name = path.Clean(name)
 	for range 8 {
 		p, ok := a.parts[name]
 		switch {
 		case !ok:
-			return sectionFile{}, fmt.Errorf("%q is not in the archive: %w", name, ErrNotFound)
+			return part{}, fmt.Errorf("%q is not in the archive: %w", name, ErrNotFound)
 		case p.link == "":
-			return sectionFile{ctx, io.NewSectionReader(a.f, p.at, p.size)}, nil
+			return p, nil
 		}
 		name = p.link
 	}
-	return sectionFile{}, fmt.Errorf("%q is a link to a link, and so on", name)
+	return part{}, fmt.Errorf("%q is a link to a link, and so on", name)
 }
 
 // read reads a small entry whole.
@@ -322,7 +331,7 @@ func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error
 		return nil, err
 	}
 	out.manifest = img.RawManifest
-	out.Rivals, err = a.rivals(ctx, out.ID(), chosen.RepoTags)
+	out.Rivals, err = a.rivals(ctx, listed{id: out.ID(), layers: a.places(chosen.Layers)}, chosen.RepoTags)
 	return out, err
 }
 

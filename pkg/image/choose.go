@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // Annotations of an image's name in a layout's index: of the OCI image specification ("Pre-Defined Annotation Keys"),
@@ -189,18 +191,44 @@ func (a *archive) id(ctx context.Context, saved savedImage) string {
 // maxInArchive is how many images an archive's index may list, those of indexes in it with them.
 const maxInArchive = 1000
 
-// rivals are other images that an engine may find in the archive in place of one with an ID and names. Archives have a
-// list of Docker's, a list of OCI's, or both, and readers take the one or the other. Without names every other image is
-// one.
-func (a *archive) rivals(ctx context.Context, id string, names []string) (rivals []string, err error) {
-	add := func(other string, same bool) {
-		if other != id && same && !slices.Contains(rivals, other) {
-			rivals = append(rivals, other)
+// listed is an image as a list in an archive has it. Engines that go by another list must find the same.
+type listed struct {
+	id     string // the digest of its configuration, or of what is not understood
+	layers []part // where they are; at is -1 if they are not there
+	extra  string // annotations by which an engine runs it, or reads its layers, otherwise
+	odd    bool   // it is not understood, or not there: an engine may know better
+}
+
+// same reports whether two images of an archive are one, whichever list an engine goes by.
+func (a *archive) sameImage(ctx context.Context, x, y listed) bool {
+	return !x.odd && !y.odd && x.id == y.id && x.extra == y.extra &&
+		slices.EqualFunc(x.layers, y.layers, func(x, y part) bool { return x == y || x.at >= 0 && y.at >= 0 && a.same(ctx, x, y) })
+}
+
+// places returns where entries of the archive are.
+func (a *archive) places(names []string) []part {
+	list := make([]part, len(names))
+	for i, n := range names {
+		if p, err := a.find(n); err == nil {
+			list[i] = p
+		} else {
+			list[i] = part{at: -1}
+		}
+	}
+	return list
+}
+
+// rivals are other images that an engine may find in the archive in place of one with some names. Archives have a list of
+// Docker's, a list of OCI's, or both, and readers take the one or the other. Without names every other image is one.
+func (a *archive) rivals(ctx context.Context, chosen listed, names []string) (rivals []string, err error) {
+	add := func(other listed, same bool) {
+		if same && !slices.Contains(rivals, other.id) && !a.sameImage(ctx, chosen, other) {
+			rivals = append(rivals, other.id)
 		}
 	}
 	shares := func(theirs []string) bool {
 		return len(names) == 0 || len(theirs) == 0 || slices.ContainsFunc(theirs, func(t string) bool {
-			return slices.ContainsFunc(names, func(n string) bool { return sameName(n, t) || isTagged(n, t) || isTagged(t, n) })
+			return slices.ContainsFunc(names, func(n string) bool { return sameLocalName(n, t) || isTagged(n, t) || isTagged(t, n) })
 		})
 	}
 	_, oldest := a.parts["repositories"]
@@ -218,7 +246,8 @@ func (a *archive) rivals(ctx context.Context, id string, names []string) (rivals
 		}
 		for _, saved := range images {
 			// What has no name is asked for by its ID or place.
-			add(a.id(ctx, saved), len(saved.RepoTags) > 0 && shares(saved.RepoTags) || len(images) == 1)
+			other := listed{id: a.id(ctx, saved), layers: a.places(saved.Layers)}
+			add(other, len(saved.RepoTags) > 0 && shares(saved.RepoTags) || len(images) == 1)
 		}
 	}
 	if _, ok := a.parts["index.json"]; !ok {
@@ -232,35 +261,41 @@ func (a *archive) rivals(ctx context.Context, id string, names []string) (rivals
 	if err != nil {
 		return nil, err
 	}
-	listed := 0
+	count := 0
 	for _, d := range index.Manifests {
 		var theirs []string
 		if n := cmp.Or(d.Annotations[annotationContainerd], d.Annotations[annotationRefName]); n != "" {
 			theirs = []string{n} // containerd takes the second only without the first
 		}
-		ids, err := a.listedIDs(ctx, d, &listed, 0)
+		others, err := a.listed(ctx, d, &count, 0)
 		if err != nil {
 			return nil, fmt.Errorf("index.json: %w", err)
 		}
-		for _, other := range ids {
+		for _, other := range others {
 			add(other, shares(theirs))
 		}
 	}
 	return rivals, nil
 }
 
-// listedIDs are those of the images for linux/amd64 that an entry of the archive's index leads to. Of an index the
-// archive may hold some images only, as Docker saves them.
-func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, depth int) ([]string, error) {
-	if *listed++; *listed > maxInArchive || depth > 2 {
+// sameLocalName is sameName for engines that look for a short name as localhost/NAME first, as podman does.
+func sameLocalName(a, b string) bool {
+	return sameName(strings.TrimPrefix(a, "localhost/"), strings.TrimPrefix(b, "localhost/"))
+}
+
+// listed are the images for linux/amd64 that an entry of the archive's index leads to. Of an index the archive may hold
+// those for some platforms only, as Docker saves them.
+func (a *archive) listed(ctx context.Context, d v1.Descriptor, count *int, depth int) ([]listed, error) {
+	if *count++; *count > maxInArchive || depth > 2 {
 		return nil, fmt.Errorf("it leads to more than %d images, or indexes more than 2 deep", maxInArchive)
 	}
 	if depth > 0 && elsewhere(d) { // of those in the list itself some readers take the first
 		return nil, nil
 	}
+	odd := []listed{{id: d.Digest.String(), odd: true}}
 	raw, err := a.read(ctx, blobPath("", d.Digest), maxConfig)
 	if errors.Is(err, ErrNotFound) {
-		return nil, nil
+		return odd, nil
 	}
 	if err != nil {
 		return nil, err
@@ -270,25 +305,55 @@ func (a *archive) listedIDs(ctx context.Context, d v1.Descriptor, listed *int, d
 		return nil, err
 	}
 	if !mt.IsIndex() {
-		ids := configOf(mt, raw)
-		if elsewhere(d) && len(ids) > 0 && a.isElsewhere(ctx, ids[0]) {
+		one, ok := a.ofManifest(mt, raw)
+		if !ok {
+			return odd, nil
+		}
+		named := d.Annotations[annotationContainerd] != "" || d.Annotations[annotationRefName] != ""
+		if !named && elsewhere(d) && a.isElsewhere(ctx, one.id) { // by a name some take it all the same
 			return nil, nil
 		}
-		return ids, nil
+		return []listed{one}, nil
 	}
 	inner, err := readIndex(raw)
 	if err != nil {
 		return nil, err
 	}
-	var ids []string
+	var list []listed
 	for _, d := range inner.Manifests {
-		more, err := a.listedIDs(ctx, d, listed, depth+1)
+		more, err := a.listed(ctx, d, count, depth+1)
 		if err != nil {
 			return nil, err
 		}
-		ids = append(ids, more...)
+		list = append(list, more...)
 	}
-	return ids, nil
+	return list, nil
+}
+
+// ofManifest is the image that a manifest describes; false if it is not one of an image.
+func (a *archive) ofManifest(mt types.MediaType, raw []byte) (one listed, ok bool) {
+	if !mt.IsImage() {
+		return one, false
+	}
+	m, err := parseManifest(raw)
+	if err != nil || !isConfig(m.Config.MediaType) {
+		return one, false
+	}
+	var names []string
+	var extra []string
+	for name, value := range m.Annotations {
+		if steers(name) {
+			extra = append(extra, fmt.Sprintf("%q=%q", name, value))
+		}
+	}
+	for i, l := range m.Layers {
+		names = append(names, blobPath("", l.Digest))
+		if lazy := rootfs.Lazy(l.Annotations); lazy != "" {
+			extra = append(extra, fmt.Sprintf("layer %d is of %s", i, lazy))
+		}
+	}
+	slices.Sort(extra)
+	return listed{id: m.Config.Digest.String(), layers: a.places(names), extra: strings.Join(extra, " ")}, true
 }
 
 // isElsewhere reports whether a configuration in the archive says that it is of another platform's image.
@@ -303,16 +368,4 @@ func (a *archive) isElsewhere(ctx context.Context, digest string) bool {
 	}
 	c, err := parseConfig(config)
 	return err == nil && elsewhere(v1.Descriptor{Platform: &v1.Platform{OS: c.OS, Architecture: c.Architecture}})
-}
-
-// configOf is the digest of the configuration that an image's manifest names, if it is one's.
-func configOf(mt types.MediaType, raw []byte) []string {
-	if !mt.IsImage() {
-		return nil
-	}
-	m, err := parseManifest(raw)
-	if err != nil || !isConfig(m.Config.MediaType) {
-		return nil
-	}
-	return []string{m.Config.Digest.String()}
 }

@@ -131,7 +131,7 @@ func TestRivalsInArchives(t *testing.T) {
 	}{
 		"as docker saves one":       {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), "")}, "docker-archive:%s", false},
 		"as docker saves two":       {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, docker("2"), "")}, "docker-archive:%s:app:1", false},
-		"for another platform":      {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mc, docker("1"), arm)}, "docker-archive:%s", false},
+		"for another platform":      {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mc, docker("1"), arm)}, "docker-archive:%s", true},
 		"another one in OCI's list": {[]string{l.saved(l.a, "app:1")}, []string{listed(l.mb, docker("1"), "")}, "docker-archive:%s", true},
 		"names exchanged":           {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")}, []string{listed(l.mb, docker("1"), ""), listed(l.ma, docker("2"), "")}, "docker-archive:%s:app:1", true},
 		"without a name":            {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, "", "")}, "docker-archive:%s:app:1", true},
@@ -152,11 +152,50 @@ func TestRivalsInArchives(t *testing.T) {
 		var want []string
 		if c.rivals {
 			want = []string{digest([]byte(l.b))}
+			if what == "for another platform" { // by the name some take it all the same
+				want = []string{digest([]byte(l.c))}
+			}
 			if strings.Contains(what, "containerd") {
 				want = []string{digest([]byte(l.mb)), digest([]byte(l.b))}
 			}
 		}
 		assert.Equal(t, want, img.Rivals, what)
+		require.NoError(t, img.Close())
+	}
+}
+
+// What another list in the archive has is the same image only if everything of it is the same.
+func TestOtherListInArchive(t *testing.T) {
+	l := newTwoLists(t)
+	for what, c := range map[string]struct {
+		manifest, name string
+	}{
+		"other layers":       {strings.ReplaceAll(l.ma, digest([]byte(l.layer)), digest([]byte(l.c))), "app:1"},
+		"annotations":        {strings.Replace(l.ma, "{", `{"annotations":{"run.oci.handler":"krun"},`, 1), "app:1"},
+		"lazy layers":        {strings.Replace(l.ma, `"layers":[{`, `"layers":[{"annotations":{"containerd.io/snapshot/nydus-bootstrap":"true"},`, 1), "app:1"},
+		"an odd config":      {strings.Replace(l.mb, string(types.OCIConfigJSON), "application/vnd.example.config+json", 1), "app:1"},
+		"what is not there":  {"", "app:1"},
+		"podman's own name":  {l.mb, "localhost/app:1"},
+		"another name":       {l.mb, "registry.example/x/app:1"},
+		"nothing of another": {l.ma, "app:1"},
+	} {
+		entries := []fixture.Entry{
+			fixture.File("oci-layout", `{"imageLayoutVersion":"1.0.0"}`), fixture.File("manifest.json", "["+l.saved(l.a, "app:1")+"]"),
+			fixture.File("index.json", fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, types.OCIImageIndex,
+				listed(c.manifest, fmt.Sprintf(`"io.containerd.image.name":%q`, c.name), ""))),
+		}
+		for _, content := range []string{l.layer, l.a, l.b, l.c} {
+			entries = append(entries, fixture.File(blob(content), content))
+		}
+		if c.manifest != "" {
+			entries = append(entries, fixture.File(blob(c.manifest), c.manifest))
+		}
+		img, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, entries...)), quick)
+		if !assert.NoError(t, err, what) {
+			continue
+		}
+		other := what != "nothing of another" && what != "another name"
+		assert.Equal(t, other, len(img.Rivals) > 0, "%s: %q", what, img.Rivals)
 		require.NoError(t, img.Close())
 	}
 }

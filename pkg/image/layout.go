@@ -99,7 +99,12 @@ func openOCIArchive(ctx context.Context, ref Reference) (_ *Image, err error) {
 		names = []string{ref.Tag}
 	}
 	if ref.Digest == "" {
-		others, err := a.rivals(ctx, img.ID(), names)
+		raw, err := img.manifest()
+		if err != nil {
+			return nil, err
+		}
+		chosen, _ := a.ofManifest(img.mediaType, raw)
+		others, err := a.rivals(ctx, chosen, names)
 		if err != nil {
 			return nil, fmt.Errorf("reading the archive: %w", err)
 		}

@@ -358,7 +358,14 @@ func ReadBundle(ctx context.Context, blob []byte, digest string) (*Bundle, error
 		return nil, err
 	}
 	b.Source, b.Pinned = "the converted image", true
-	_, b.Foreign = Unpack(archive)
+	var files []File
+	if files, b.Foreign = Unpack(archive); b.Foreign == nil {
+		for _, f := range files {
+			if p := path.Clean("/" + f.Path); !strings.HasPrefix(p, Root+"/") || strings.HasPrefix(p+"/", App+"/") {
+				b.Foreign = fmt.Errorf("it has %s, where no runtime has anything", p)
+			}
+		}
+	}
 	return b, nil
 }
 

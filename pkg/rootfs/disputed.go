@@ -59,44 +59,42 @@ const maxHidden = 100
 // are not replaced or removed in a way that all engines take for the same.
 func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []string) {
 	links := symlinks(layers)
-	for i, l := range layers {
-		for k := range l.Entries {
+	// What later entries have put in the place of something, or removed, and the directories that they have emptied. The
+	// removals of a layer are about lower ones.
+	gone, emptied := map[string]bool{}, map[string]bool{}
+	for i, l := range slices.Backward(layers) {
+		var removed, opaque []string
+		for k := len(l.Entries) - 1; k >= 0; k-- {
 			e := &l.Entries[k]
-			if e.Type != Regular || !kind(e) {
-				continue
+			if e.Type == Regular && kind(e) {
+				n := tree.Lookup(e.Path)
+				shown := n != nil && n.Type == Regular && n.SHA256 == e.SHA256
+				replaced := above(e.Path, links) == "" && (gone[e.Path] || above(e.Path, gone) != "" || above(e.Path, emptied) != "")
+				if !shown && !replaced {
+					problems = append(problems, fmt.Sprintf("layer %d has %q, which is hidden in a way that engines differ in", i+1, e.Path))
+					if len(problems) >= maxHidden {
+						return problems
+					}
+				}
 			}
-			if n := tree.Lookup(e.Path); n != nil && n.Type == Regular && n.SHA256 == e.SHA256 {
-				continue
-			}
-			if above(e.Path, links) == "" && (replaced(l.Entries[k+1:], e.Path, false) || slices.ContainsFunc(layers[i+1:], func(l *Index) bool { return replaced(l.Entries, e.Path, true) })) {
-				continue
-			}
-			if problems = append(problems, fmt.Sprintf("layer %d has %q, which is hidden in a way that engines differ in", i+1, e.Path)); len(problems) >= maxHidden {
-				return problems
+			switch e.Type {
+			case Regular, Hardlink, Symlink:
+				gone[e.Path] = true
+			case Whiteout:
+				removed = append(removed, e.Path)
+			case Opaque:
+				opaque = append(opaque, e.Path)
 			}
 		}
+		for _, p := range removed {
+			gone[p] = true
+		}
+		for _, p := range opaque {
+			emptied[p] = true
+		}
 	}
+	slices.Reverse(problems)
 	return problems
-}
-
-// replaced reports whether entries put something in the place of a path, or of a directory above it, or remove it; the
-// whiteouts of a layer are about lower ones.
-func replaced(entries []Entry, p string, higher bool) bool {
-	for k := range entries {
-		e := &entries[k]
-		at, below := e.Path == p, e.Path != "/" && strings.HasPrefix(p, e.Path+"/")
-		switch e.Type {
-		case Regular, Hardlink, Symlink, Whiteout:
-			if (at || below) && (higher || e.Type != Whiteout) {
-				return true
-			}
-		case Opaque:
-			if below && higher {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // above returns a path above p that is in a set; empty if there is none.

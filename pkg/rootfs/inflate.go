@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -47,8 +48,8 @@ var ErrInflater = errors.New("inflating failed")
 // Inflater inflates gzip: in this process, which is the zero value, or by a program.
 type Inflater struct{ name, path string }
 
-// FindInflater finds what inflates gzip: "go" is this process, "igzip" (of Intel's ISA-L) and "pigz" are
-// programs, and "auto" is igzip where it is installed. It is at least twice as fast as the others.
+// FindInflater finds what inflates gzip: "go" is this process, "igzip" (of Intel's ISA-L) is a program, and "auto" is
+// igzip where it is installed. It is at least twice as fast. pigz inflates more than gzip, and so another layer.
 func FindInflater(name string) (Inflater, error) {
 	switch name {
 	case "go":
@@ -58,7 +59,7 @@ func FindInflater(name string) (Inflater, error) {
 			return Inflater{"igzip", path}, nil
 		}
 		return Inflater{}, nil
-	case "igzip", "pigz":
+	case "igzip":
 		path, err := exec.LookPath(name)
 		return Inflater{name, path}, err
 	}
@@ -180,8 +181,9 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 	return io.NopCloser(r), nil
 }
 
-// members inflates the members of a gzip file (RFC 1952, 2.2), and ends where no further one begins: builders pad blobs
-// with NUL bytes, which programs that inflate pass over.
+// members inflates the members of a gzip file (RFC 1952, 2.2). Builders pad blobs with NUL bytes, which programs that
+// inflate pass over. Anything else after the last member is ErrCompression: pigz, which Docker uses where it is
+// installed, goes on with a zlib stream or a ZIP archive there, others stop.
 type members struct {
 	in *bufio.Reader
 	z  *gzip.Reader
@@ -210,7 +212,7 @@ func (m *members) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		if !bytes.Equal(next, gzipMagic) {
-			return 0, io.EOF
+			return 0, m.padding()
 		}
 		if err := m.z.Reset(m.in); err != nil {
 			return 0, err
@@ -219,19 +221,46 @@ func (m *members) Read(p []byte) (int, error) {
 	}
 }
 
+// padding reads what follows the last member. The error is io.EOF if that is nothing, or padding.
+func (m *members) padding() error {
+	for {
+		b, err := m.in.ReadByte()
+		if err != nil {
+			return err
+		}
+		if b != 0 {
+			return fmt.Errorf("%w: something follows the last member of gzip", ErrCompression)
+		}
+	}
+}
+
 // program is a running program that inflates. What it writes has passed a checksum only once it has
 // ended well, so the end is told only then.
 type program struct {
 	cmd    *exec.Cmd
-	out    io.Reader
+	out    *bufio.Reader
+	last   []byte // what a member that is added to the blob inflates to
 	stderr firstBytes
 	fed    chan struct{} // closed when nothing reads the blob any more
 	ended  bool
 }
 
+// lastSize is how many random bytes the member has that is added to a blob for a program. A program that stops before,
+// such as at what follows a gzip file, does not come to it.
+const lastSize = 32
+
 // start runs the program. It gets nothing but three pipes.
 func (i Inflater) start(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
-	p := &program{cmd: exec.CommandContext(ctx, i.path, "-dc"), fed: make(chan struct{})}
+	p := &program{cmd: exec.CommandContext(ctx, i.path, "-dc"), last: make([]byte, lastSize), fed: make(chan struct{})}
+	_, _ = rand.Read(p.last) // never fails
+	var member bytes.Buffer
+	z := gzip.NewWriter(&member)
+	if _, err := z.Write(p.last); err != nil {
+		return nil, err
+	}
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
 	p.cmd.Env, p.cmd.Dir, p.cmd.Stderr = []string{}, "/", &p.stderr
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
@@ -255,20 +284,38 @@ func (i Inflater) start(ctx context.Context, blob io.Reader) (io.ReadCloser, err
 	go func() {
 		defer close(p.fed)
 		defer in.Close()
-		_, _ = io.Copy(in, blob) // whoever reads the blob next meets its error, and the program's is told
+		// Whoever reads the blob next meets its error, and the program's is told.
+		if _, err := io.Copy(in, blob); err == nil {
+			_, _ = in.Write(member.Bytes())
+		}
 	}()
 	return p, nil
 }
 
 func (p *program) Read(b []byte) (int, error) {
-	n, err := p.out.Read(b)
-	if n == 0 && err != nil && !p.ended {
-		p.ended = true
-		if failed := p.wait(); failed != nil {
-			return 0, fmt.Errorf("%w: %s: %w: %q", ErrInflater, p.cmd.Path, failed, p.stderr)
+	if p.ended {
+		return 0, io.EOF
+	}
+	if p.out.Buffered() <= lastSize {
+		if _, err := p.out.Peek(lastSize + 1); err != nil {
+			return 0, p.end(err)
 		}
 	}
-	return n, err
+	return p.out.Read(b[:min(len(b), p.out.Buffered()-lastSize)])
+}
+
+// end is called if no more than the last bytes are left, because of an error. It returns io.EOF if all was inflated.
+func (p *program) end(err error) error {
+	left, _ := p.out.Peek(p.out.Buffered())
+	complete := bytes.Equal(left, p.last)
+	p.ended = true
+	if failed := p.wait(); failed != nil {
+		return fmt.Errorf("%w: %s: %w: %q", ErrInflater, p.cmd.Path, failed, p.stderr)
+	}
+	if errors.Is(err, io.EOF) && !complete {
+		return fmt.Errorf("%w: %s did not come to the end", ErrInflater, p.cmd.Path)
+	}
+	return err
 }
 
 // Close ends the program and waits until nothing reads the blob any more.

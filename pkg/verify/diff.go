@@ -1,6 +1,9 @@
 package verify
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"reflect"
@@ -12,7 +15,7 @@ import (
 
 // Difference is a reason why two measurements differ.
 type Difference struct {
-	// Part is what differs: "source", "runtime", "options", "enclave", "manifest", "files" or "signer".
+	// Part is what differs: "source", "runtime", "options", "enclave", "manifest", "files", "config" or "signer".
 	Part string `json:"part"`
 	// Name is a key of the part, or a file.
 	Name string `json:"name"`
@@ -42,7 +45,8 @@ func (d Difference) String() string {
 	return fmt.Sprintf("~ %s %s: %s → %s%s", d.Part, d.Name, d.A, d.B, where)
 }
 
-// Compare says why the measurements and the identity of two images differ: nothing where they are the same.
+// Compare returns why the measurements, the identity or the start of two images differ: nothing if they are the same, as
+// far as was read of them. Of layers below the runtime's that is what the configuration says.
 func Compare(a, b *Converted) ([]Difference, error) {
 	var list []Difference
 	differ := func(part, name string, x, y any) {
@@ -66,6 +70,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	differ("enclave", "product", a.ISVProdID, b.ISVProdID)
 	differ("enclave", "SVN", a.ISVSVN, b.ISVSVN)
 	differ("enclave", "enclave image", palOf(a), palOf(b))
+	differ("runtime", "files", a.runtime, b.runtime)
 	differ("enclave", "MRENCLAVE", a.MREnclave, b.MREnclave)
 	differ("signer", "MRSIGNER", a.MRSigner, b.MRSigner)
 	differ("signer", "date", a.Date, b.Date)
@@ -73,7 +78,17 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(append(list, settings...), compareFiles(a.Trusted, b.Trusted)...), nil
+	list = append(append(list, settings...), compareFiles(a.Trusted, b.Trusted)...)
+	if len(settings) == 0 && len(compareFiles(a.Trusted, b.Trusted)) == 0 && !bytes.Equal(a.Manifest, b.Manifest) {
+		list = append(list, Difference{Part: "manifest", Name: "text", A: digestOf(a.Manifest), B: digestOf(b.Manifest)})
+	}
+	compareTables("", a.config, b.config, "config", &list)
+	return list, nil
+}
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 type option struct {
@@ -126,11 +141,11 @@ func compareSettings(a, b []byte) ([]Difference, error) {
 		return nil, fmt.Errorf("reading a manifest: %w", err)
 	}
 	var list []Difference
-	compareTables("", x, y, &list)
+	compareTables("", x, y, "manifest", &list)
 	return list, nil
 }
 
-func compareTables(prefix string, a, b map[string]any, list *[]Difference) {
+func compareTables(prefix string, a, b map[string]any, part string, list *[]Difference) {
 	keys := map[string]any{}
 	maps.Copy(keys, a)
 	maps.Copy(keys, b)
@@ -141,18 +156,24 @@ func compareTables(prefix string, a, b map[string]any, list *[]Difference) {
 		switch {
 		case name == "sgx.trusted_files" || reflect.DeepEqual(a[k], b[k]):
 		case (xTable || a[k] == nil) && (yTable || b[k] == nil):
-			compareTables(name+".", x, y, list)
+			before := len(*list)
+			compareTables(name+".", x, y, part, list)
+			if len(*list) == before { // an empty table, and none
+				*list = append(*list, Difference{Part: part, Name: name, A: textOf(a, k), B: textOf(b, k)})
+			}
 		default:
-			d := Difference{Part: "manifest", Name: name}
-			if a[k] != nil {
-				d.A = text(a[k])
-			}
-			if b[k] != nil {
-				d.B = text(b[k])
-			}
-			*list = append(*list, d)
+			*list = append(*list, Difference{Part: part, Name: name, A: textOf(a, k), B: textOf(b, k)})
 		}
 	}
+}
+
+// textOf is the value of a key; empty: there is none.
+func textOf(table map[string]any, key string) string {
+	v, ok := table[key]
+	if !ok {
+		return ""
+	}
+	return text(v)
 }
 
 // compareFiles compares lists of trusted files: what is in them and, if that is the same, the order.
@@ -160,7 +181,9 @@ func compareFiles(a, b []FileEntry) []Difference {
 	index := func(files []FileEntry) map[string]FileEntry {
 		m := make(map[string]FileEntry, len(files))
 		for _, f := range files {
-			m[f.URI] = f
+			if _, twice := m[f.URI]; !twice { // the first one counts
+				m[f.URI] = f
+			}
 		}
 		return m
 	}
@@ -178,7 +201,7 @@ func compareFiles(a, b []FileEntry) []Difference {
 			list = append(list, Difference{Part: "files", Name: f.URI, B: f.SHA256, Layer: f.Layer, Package: f.Package})
 		}
 	}
-	if len(list) == 0 && !slices.EqualFunc(a, b, func(f, g FileEntry) bool { return f.URI == g.URI }) {
+	if len(list) == 0 && !slices.EqualFunc(a, b, func(f, g FileEntry) bool { return f.URI == g.URI && f.SHA256 == g.SHA256 }) {
 		list = append(list, Difference{Part: "files", Name: "order", A: fmt.Sprintf("%d files", len(a)), B: fmt.Sprintf("%d files", len(b))})
 	}
 	return list

@@ -149,8 +149,11 @@ func tableProblems(prefix string, want, got map[string]any, ignore []string) []s
 		name := prefix + k
 		a, aTable := want[k].(map[string]any)
 		b, bTable := got[k].(map[string]any)
+		_, wanted := want[k]
+		_, there := got[k]
 		switch {
-		case slices.Contains(ignore, name) || reflect.DeepEqual(want[k], got[k]) || empty(want[k]) && empty(got[k]):
+		case slices.Contains(ignore, name) || reflect.DeepEqual(want[k], got[k]):
+		case empty(want[k]) && empty(got[k]) && (wanted == there || !slices.Contains(sets, prefix)):
 		case aTable && bTable:
 			problems = append(problems, tableProblems(name+".", a, b, ignore)...)
 		default:
@@ -159,6 +162,10 @@ func tableProblems(prefix string, want, got map[string]any, ignore []string) []s
 	}
 	return problems
 }
+
+// sets are the tables of a configuration whose keys say something by themselves (OCI image specification, "Image
+// Configuration").
+var sets = []string{"config.Volumes.", "config.ExposedPorts.", "config.Labels."}
 
 // empty says whether a value says no more than its absence.
 func empty(v any) bool {

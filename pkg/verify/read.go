@@ -85,6 +85,8 @@ type Converted struct {
 	// LayerDigests are those of the blobs, missing where the layers were not read.
 	LayerDigests []string `json:"layers,omitempty"`
 
+	config  map[string]any // of the image, but for its history
+	runtime string         // digest of the archive that has the runtime; empty: it was not read as such
 	enclave *gramine.Enclave
 	libOS   FileEntry // what the enclave image loads first
 }
@@ -192,7 +194,11 @@ func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 	if files[places.PAL], err = bundle.Content(places.PAL); err != nil {
 		return nil, err
 	}
-	return newConverted(img, places, bundle.Layout, files)
+	c, err := newConverted(img, places, bundle.Layout, files)
+	if c != nil {
+		c.runtime = bundle.Layer.DiffID
+	}
+	return c, err
 }
 
 // recipeOf reads the recipe of an image of this program; the zero value where there is none.
@@ -296,6 +302,10 @@ func (c *Converted) readConfig(img *image.Image) error {
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
+	if err := json.Unmarshal(img.Config, &c.config); err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	delete(c.config, "history")
 	c.Entrypoint = slices.Concat(config.Config.Entrypoint, config.Config.Cmd)
 	c.User, c.Ports, c.Health = config.Config.User, slices.Sorted(maps.Keys(config.Config.ExposedPorts)), config.Config.Healthcheck
 	return nil

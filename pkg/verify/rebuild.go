@@ -63,6 +63,10 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		given.Backend = sameRuntime{again.Backend, img, c.Recipe.Runtime.Digest}
 	}
 	p, err := convert.Prepare(ctx, given)
+	if errors.Is(err, errForeign) {
+		out.Why = append(out.Why, err.Error())
+		return out, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +124,9 @@ func (o Options) foreignLayers(ctx context.Context, img *image.Image) ([]string,
 	return problems, err
 }
 
+// errForeign says that an image's runtime is in a layer that no conversion makes.
+var errForeign = errors.New("the runtime's layer is not one that a conversion makes")
+
 // sameRuntime is a backend whose runtime is the one in an image.
 type sameRuntime struct {
 	libos.Backend
@@ -128,5 +135,9 @@ type sameRuntime struct {
 }
 
 func (r sameRuntime) Load(ctx context.Context, _ libos.LoadOptions) (*libos.Bundle, error) {
-	return runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-added], r.said)
+	b, err := runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-added], r.said)
+	if err == nil && b.Foreign != nil {
+		err = fmt.Errorf("%w: %w", errForeign, b.Foreign)
+	}
+	return b, err
 }

@@ -125,6 +125,9 @@ func (s *scanned) converted() (*Converted, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.bundle != nil {
+		c.runtime = s.bundle.Layer.DiffID
+	}
 	c.LayerDigests = s.img.LayerDigests()
 	for i, f := range c.Trusted {
 		if n, _, err := s.tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {

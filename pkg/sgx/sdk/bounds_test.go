@@ -102,3 +102,28 @@ func TestMeasuredBytesAreBounded(t *testing.T) {
 		assert.ErrorIs(t, err, ErrMetadata)
 	}
 }
+
+// A group repeats the entries before it as often as it says, those of no page too.
+func TestGroupsAreBounded(t *testing.T) {
+	for _, attributes := range []uint16{0, attrAdd} {
+		file, err := os.ReadFile("../../../testdata/vectors/sgx-sdk/default.signed.so")
+		require.NoError(t, err)
+		meta, err := metadata(file)
+		require.NoError(t, err)
+		entries, err := table(meta, offLayout)
+		require.NoError(t, err)
+		for _, e := range entries {
+			clear(e)
+			binary.LittleEndian.PutUint16(e, 1)
+			binary.LittleEndian.PutUint16(e[2:], attributes)
+		}
+		group := entries[len(entries)-1]
+		binary.LittleEndian.PutUint16(group, idGroup|9)
+		binary.LittleEndian.PutUint16(group[2:], uint16(len(entries)-1))
+		binary.LittleEndian.PutUint32(group[4:], 1<<31)
+		binary.LittleEndian.PutUint64(group[8:], 1)
+		binary.LittleEndian.PutUint64(meta[offEnclaveSize:], 1<<40)
+		_, err = Open(file)
+		assert.ErrorContains(t, err, "more than 1048576 areas")
+	}
+}

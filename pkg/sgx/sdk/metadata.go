@@ -144,7 +144,7 @@ type layout struct {
 
 func newLayout(f *elf.File, c Config) (*layout, error) {
 	l := &layout{c: c, entry: f.Entry, xsave: xsaveSize(c.Attributes.XFRM)}
-	if symbols, err := f.DynamicSymbols(); err == nil {
+	if symbols, err := dynamicSymbols(f); err == nil {
 		for _, s := range symbols {
 			if s.Name == "enclave_entry" {
 				l.entry = s.Value
@@ -307,9 +307,24 @@ func (l *layout) global() []byte {
 	return b
 }
 
+// maxSymbols is how many bytes an enclave's dynamic symbols may have, and their names. Those of the SDK have a few.
+const maxSymbols = 4 << 20
+
+func dynamicSymbols(f *elf.File) ([]elf.Symbol, error) {
+	for _, s := range f.Sections {
+		if s.Type != elf.SHT_DYNSYM {
+			continue
+		}
+		if s.Size > maxSymbols || int(s.Link) < len(f.Sections) && f.Sections[s.Link].Size > maxSymbols {
+			return nil, fmt.Errorf("its dynamic symbols have more than %d bytes", maxSymbols)
+		}
+	}
+	return f.DynamicSymbols()
+}
+
 // globalData is the place of g_global_data in the file, which the template is put over.
 func (l *layout) globalData(f *elf.File, size int) (uint64, error) {
-	symbols, err := f.DynamicSymbols()
+	symbols, err := dynamicSymbols(f)
 	if err != nil {
 		return 0, err
 	}

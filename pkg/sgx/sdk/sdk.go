@@ -26,7 +26,7 @@ var (
 )
 
 // MaxFile is how long a file may be that is looked into, in bytes.
-const MaxFile = 512 << 20
+const MaxFile = 256 << 20
 
 const (
 	section  = ".note.sgxmeta"
@@ -51,6 +51,7 @@ const (
 	maxEntries  = 4096
 	maxSegments = 64
 	maxEnclave  = 1 << 40 // bytes, as Gramine has it
+	maxAreas    = 1 << 20 // for 65,536 threads of more areas than the SDK makes
 )
 
 // MaxMeasured is how many bytes are hashed of one enclave: ten seconds' worth.
@@ -286,9 +287,12 @@ func (e *Enclave) rest(meta []byte) error {
 	if err != nil {
 		return err
 	}
-	pages := uint64(0)
+	pages, areas := uint64(0), 0
 	filled := patterns{}
 	add := func(entry []byte, shift uint64) error {
+		if areas++; areas > maxAreas { // those of no page, and that are not loaded, among them
+			return fmt.Errorf("it lays out more than %d areas", maxAreas)
+		}
 		a, ok, err := area(meta, entry, shift, filled)
 		if err != nil || !ok {
 			return err

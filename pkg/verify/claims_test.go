@@ -1,0 +1,84 @@
+package verify_test
+
+import (
+	"context"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+// Volumes, ports and labels say something by their names alone.
+func TestNamesWithoutValues(t *testing.T) {
+	a := newVictim(t, nil)
+	config := v1.Config{
+		Entrypoint: []string{"/usr/bin/app"}, Volumes: map[string]struct{}{"/data": {}},
+		ExposedPorts: map[string]struct{}{"443/tcp": {}}, Labels: map[string]string{"a": ""},
+	}
+	a.from = a.reg.Push(t, "src:names", fixture.Image(t, config,
+		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.File("x", "x")), fixture.Layer(t, fixture.File("y", "y"))))
+	run(t, options(t, a.from), signer(t), a.reg.Host+"/dst:1")
+	assert.Empty(t, a.attack(true, func(*tampered) {}))
+	for what, change := range map[string]func(*v1.Config){
+		"a volume over the program": func(c *v1.Config) { c.Volumes = map[string]struct{}{"/data": {}, "/usr/bin": {}} },
+		"a port more":               func(c *v1.Config) { c.ExposedPorts = map[string]struct{}{"443/tcp": {}, "22/tcp": {}} },
+		"another port":              func(c *v1.Config) { c.ExposedPorts = map[string]struct{}{"23/tcp": {}} },
+		"a label less":              func(c *v1.Config) { delete(c.Labels, "a") },
+		"a label more":              func(c *v1.Config) { c.Labels["b"] = "" },
+	} {
+		assert.Equal(t, []string{verify.CheckSource}, a.attack(true, func(x *tampered) { change(&x.config.Config) }), what)
+	}
+}
+
+// What a runtime's layer has is not the runtime's only because the layer is at its place.
+func TestDifferencesThatAreNotMeasured(t *testing.T) {
+	a := newVictim(t, nil)
+	original, x := a.image()
+	x.edit(runtimeLayer, func(l []fixture.Entry) []fixture.Entry { return append(l, fixture.Program("usr/bin/app", "other")) })
+	x.config.Config.Entrypoint, x.config.Config.User = []string{"/usr/bin/app"}, "0"
+	to := a.reg.Host + "/dst:other"
+	x.push(to, original)
+	for what, read := range map[string]func(name string) (*verify.Converted, error){
+		"as diff reads": func(n string) (*verify.Converted, error) {
+			return verify.Read(context.Background(), open(t, n), verify.Options{})
+		},
+		"all layers": func(n string) (*verify.Converted, error) {
+			return verify.ReadLayers(context.Background(), open(t, n), verify.Options{})
+		},
+	} {
+		one, err := read(a.reg.Host + "/dst:1")
+		require.NoError(t, err)
+		two, err := read(to)
+		require.NoError(t, err)
+		list, err := verify.Compare(one, two)
+		require.NoError(t, err)
+		found := map[string]bool{}
+		for _, d := range list {
+			found[d.Part+" "+d.Name] = true
+		}
+		for _, want := range []string{"runtime files", "config config.Entrypoint", "config config.User"} {
+			assert.True(t, found[want], "%s: %s is not in %v", what, want, list)
+		}
+		same, err := verify.Compare(one, one)
+		require.NoError(t, err)
+		assert.Empty(t, same, what)
+
+		// Of entries of one file the first one counts.
+		other := one.Trusted[0]
+		other.SHA256 = "00"
+		three, four := *one, *one
+		three.Trusted = append([]verify.FileEntry{other, one.Trusted[0]}, one.Trusted[1:]...)
+		four.Trusted = append([]verify.FileEntry{one.Trusted[0], one.Trusted[0]}, one.Trusted[1:]...)
+		list, err = verify.Compare(&three, &four)
+		require.NoError(t, err)
+		assert.NotEmpty(t, list, what)
+	}
+	r, err := verify.Rebuild(context.Background(), open(t, to), verify.RebuildOptions{Source: parse(t, a.from)})
+	require.NoError(t, err)
+	assert.False(t, r.Same)
+	assert.Contains(t, r.Why[0], "not one that a conversion makes")
+}
