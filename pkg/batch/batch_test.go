@@ -120,6 +120,15 @@ func (b *bench) submit(q *batch.Queue, jobs []batch.Job) *batch.Batch {
 	return of
 }
 
+// request asks for a conversion of what was found out just now.
+func request(ctx context.Context, q *batch.Queue, j batch.Job) (*batch.Record, error) {
+	last, err := q.Last(ctx, j.Target, j.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	return q.Request(ctx, j, last)
+}
+
 func statuses(records []*batch.Record) map[batch.Status]int {
 	n := map[batch.Status]int{}
 	for _, r := range records {
@@ -679,6 +688,12 @@ func TestReadWhileWorking(t *testing.T) {
 
 // A record that cannot be read hides no other one, and is not waited for.
 func TestUnreadableRecord(t *testing.T) {
+	for _, text := range []string{`{"job": 7`, `{"attempts": -1000000}`} { // with which it would be tried for ever
+		testUnreadableRecord(t, text)
+	}
+}
+
+func testUnreadableRecord(t *testing.T, text string) {
 	b := newBench(t)
 	b.push(2)
 	q, js := b.server()
@@ -690,7 +705,10 @@ func TestUnreadableRecord(t *testing.T) {
 	for bucket, key := range map[string]string{"cconvert-records": of.ID + "." + records[0].ID, "cconvert-batches": "20990101-000000-broken"} {
 		kv, err := js.KeyValue(ctx, bucket)
 		require.NoError(t, err)
-		_, err = kv.Put(ctx, key, []byte(`{"job": 7`))
+		if bucket == "cconvert-batches" {
+			text = `{"job": 7`
+		}
+		_, err = kv.Put(ctx, key, []byte(text))
 		require.NoError(t, err)
 	}
 	done := b.work(q, of)
@@ -740,9 +758,9 @@ func TestRequests(t *testing.T) {
 	newer.Target = older.Target
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	first, err := q.Request(ctx, older)
+	first, err := request(ctx, q, older)
 	require.NoError(t, err)
-	second, err := q.Request(ctx, newer)
+	second, err := request(ctx, q, newer)
 	require.NoError(t, err)
 	var working sync.WaitGroup
 	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
@@ -761,7 +779,7 @@ func TestRequests(t *testing.T) {
 	assert.Equal(t, batch.Converted, final(second.ID).Status)
 	assert.Equal(t, final(second.ID).Digest, b.reg.Digest(t, "out:0"))
 	for range 30 {
-		_, err := q.Request(ctx, newer)
+		_, err := request(ctx, q, newer)
 		require.NoError(t, err)
 		assert.Equal(t, batch.Unchanged, final(second.ID).Status)
 	}
@@ -851,4 +869,25 @@ func TestJobID(t *testing.T) {
 	assert.Equal(t, a.ID(), c.ID())
 	c.Options.Env = []string{"A=1"}
 	assert.NotEqual(t, a.ID(), c.ID())
+}
+
+// Of two who ask at the same time the one who has found out earlier what is to be converted does not have the last word.
+func TestOvertaken(t *testing.T) {
+	b := newBench(t)
+	q, ctx := b.open(), context.Background()
+	older, newer := b.job(0), b.job(1)
+	newer.Target = older.Target
+	last, err := q.Last(ctx, older.Target, older.Insecure)
+	require.NoError(t, err)
+	_, err = q.Request(ctx, newer, last)
+	require.NoError(t, err)
+	_, err = q.Request(ctx, older, last)
+	assert.ErrorIs(t, err, batch.ErrOvertaken)
+	records, err := q.Records(ctx, batch.Requests)
+	require.NoError(t, err)
+	for _, r := range records {
+		assert.Equal(t, r.ID == newer.ID(), !r.Status.Final(), r.Job.Source)
+	}
+	_, err = request(ctx, q, older)
+	assert.NoError(t, err)
 }

@@ -40,14 +40,6 @@ type task struct {
 	meter meter
 }
 
-// source returns the registry of the job's source; empty: it is in none.
-func (t *task) source() string {
-	if len(t.hosts) == 0 {
-		return ""
-	}
-	return t.hosts[0]
-}
-
 // slots returns how many jobs may have been begun at a time, those included that only wait.
 func slots(most int) int { return most + max(3, 2*most) }
 
@@ -87,7 +79,7 @@ func (s *source) take() *task {
 	defer s.mu.Unlock()
 	now, working := time.Now(), 0
 	waiting, begun := map[string]int{}, map[string]int{}
-	allLong, from := true, map[string]bool{}
+	allLong, busy := true, map[string]bool{}
 	for t := range s.tasks {
 		for _, host := range t.hosts {
 			begun[host]++
@@ -96,7 +88,7 @@ func (s *source) take() *task {
 			waiting[t.meter.heldUpBy(t.hosts)]++
 		} else {
 			working++
-			from[t.source()] = true
+			busy[t.meter.heldUpBy(t.hosts)] = true
 			allLong = allLong && now.Sub(t.begun) > s.patience
 		}
 	}
@@ -119,7 +111,7 @@ func (s *source) take() *task {
 				break
 			}
 			t := &task{msg: msg, lease: c.CachedInfo().Config.AckWait, begun: now, hosts: hostsIn(msg.Data())}
-			if !slices.ContainsFunc(t.hosts, full) && !(extra && from[t.source()]) {
+			if !slices.ContainsFunc(t.hosts, full) && !(extra && slices.ContainsFunc(t.hosts, func(h string) bool { return busy[h] })) {
 				s.tasks[t] = true
 				return t
 			}

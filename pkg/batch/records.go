@@ -36,6 +36,10 @@ func parseRecord(b []byte) (*Record, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("%w: %w", errRecord, err)
 	}
+	if min(r.Request, r.Attempts, r.Begun, r.BegunAlone) < 0 {
+		return nil, fmt.Errorf("%w: it counts %d attempts of %d that were begun, %d alone, for request %d",
+			errRecord, r.Attempts, r.Begun, r.BegunAlone, r.Request)
+	}
 	return r, nil
 }
 

@@ -44,9 +44,32 @@ func (q *Queue) Claim(ctx context.Context, signer sgx.Measurement, replace bool)
 // Requests is the batch of conversions that were asked for one by one. It has no end.
 const Requests = "requests"
 
+// Last is the last request for a target at some time.
+type Last struct{ revision uint64 }
+
+// Last returns the last request for a target so far.
+func (q *Queue) Last(ctx context.Context, target string, insecure bool) (last Last, err error) {
+	err = q.try(ctx, func(ctx context.Context) error {
+		e, err := q.latest.Get(ctx, targetKey(Job{Target: target, Insecure: insecure}))
+		if err == nil {
+			last.revision = e.Revision()
+		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		err = nil
+	}
+	return last, err
+}
+
+// ErrOvertaken says that something was requested for the same target meanwhile.
+var ErrOvertaken = errors.New("something was requested for the same target meanwhile")
+
 // Request queues one conversion in the batch of Requests. If the same is the last that was asked for its target, and is
-// not done yet, it is that one; another one with the same target takes the place of those before.
-func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
+// not done yet, it is that one; another one with the same target takes the place of those before. Last is what was the
+// last request when it was found out what is to be converted: if there is another one by now, which may have found
+// something newer, the error is ErrOvertaken.
+func (q *Queue) Request(ctx context.Context, j Job, last Last) (*Record, error) {
 	r := &Record{Batch: Requests, ID: j.ID(), Job: j}
 	for {
 		before, revision, err := q.get(ctx, r.key())
@@ -56,6 +79,11 @@ func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
 		latest, err := q.latestFor(ctx, j)
 		if err != nil {
 			return nil, err
+		}
+		if now, err := q.Last(ctx, j.Target, j.Insecure); err != nil {
+			return nil, err
+		} else if now != last {
+			return nil, ErrOvertaken
 		}
 		if before != nil && !before.Status.Final() && latest == r.ID {
 			return before, q.queue(ctx, []*Record{before})
@@ -70,10 +98,7 @@ func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
 		} else if err != nil {
 			return nil, err
 		}
-		if err := q.try(ctx, func(ctx context.Context) error {
-			_, err := q.latest.Put(ctx, targetKey(j), []byte(r.ID))
-			return err
-		}); err != nil {
+		if err := q.setLatest(ctx, r, last); err != nil {
 			return nil, err
 		}
 		// Whoever resumed requests between the two may have skipped it.
@@ -88,6 +113,25 @@ func (q *Queue) Request(ctx context.Context, j Job) (*Record, error) {
 			return now, err
 		}
 	}
+}
+
+// setLatest makes a request the last one for its target. If another one became that meanwhile, it is skipped.
+func (q *Queue) setLatest(ctx context.Context, r *Record, last Last) error {
+	err := q.try(ctx, func(ctx context.Context) error {
+		_, err := q.latest.Update(ctx, targetKey(r.Job), []byte(r.ID), last.revision)
+		return err
+	})
+	if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		return err
+	}
+	if latest, err := q.latestFor(ctx, r.Job); err == nil && latest == r.ID { // the answer of an earlier attempt was lost
+		return nil
+	}
+	r.Status, r.Error, r.Updated = Skipped, ErrOvertaken.Error(), time.Now().UTC()
+	if err := q.put(ctx, r); err != nil {
+		return err
+	}
+	return ErrOvertaken
 }
 
 func targetKey(j Job) string {
@@ -121,6 +165,27 @@ func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
 	}
 	latest, err := q.latestFor(ctx, r.Job)
 	return latest != "" && latest != r.ID, err
+}
+
+// repeatLatest has the last request for a job's target done again, if it is done: an earlier one may have moved the tag
+// after the last one has found there what it wanted.
+func (q *Queue) repeatLatest(ctx context.Context, j Job) error {
+	id, err := q.latestFor(ctx, j)
+	if err != nil || id == "" {
+		return err
+	}
+	r, revision, err := q.get(ctx, Requests+"."+id)
+	if err != nil || r == nil || !r.Status.Final() {
+		return err
+	}
+	r.Request, r.Status, r.Updated = r.Request+1, Queued, time.Now().UTC()
+	r.Attempts, r.Begun, r.BegunAlone = 0, 0, 0
+	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		return nil // somebody else has asked for it
+	} else if err != nil {
+		return err
+	}
+	return q.queue(ctx, []*Record{r})
 }
 
 // ResumeRequests queues again what was requested and is not done, as far as it is not queued.

@@ -259,6 +259,29 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			})
 			return sources(b, slow)[:8]
 		},
+		"a target that takes just enough": func(t *testing.T, b *bench) (list []batch.Job) {
+			content := make([]byte, 60<<20)
+			_, _ = rand.Read(content)
+			layer := fixture.Layer(t, fixture.Program("app", fixture.ELF("")), fixture.File("big", string(content)))
+			slow := fixture.NewRegistry(t)
+			slow.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+				if r.Method == http.MethodPut || r.Method == http.MethodPatch {
+					for n := int64(1); n > 0 && r.Context().Err() == nil; time.Sleep(500 * time.Millisecond) {
+						n, _ = io.CopyN(io.Discard, r.Body, 600<<10)
+					}
+					w.WriteHeader(http.StatusBadRequest)
+					return true
+				}
+				return false
+			})
+			for i := range 8 {
+				b.reg.Push(t, fmt.Sprintf("big:%d", i), fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
+				j := b.job(0)
+				j.Source, j.Target = fmt.Sprintf("%s/big:%d", b.reg.Host, i), fmt.Sprintf("%s/big%d:1", slow.Host, i)
+				list = append(list, j)
+			}
+			return list
+		},
 		"a runtime's": func(t *testing.T, b *bench) []batch.Job {
 			silent := fixture.NewRegistry(t)
 			silent.Silence(t)
@@ -406,11 +429,11 @@ func lateRequest(t *testing.T, held func(r *http.Request, config string) bool) {
 		}
 		return ""
 	}
-	one, err := q.Request(ctx, earlier)
+	one, err := request(ctx, q, earlier)
 	require.NoError(t, err)
 	go func() { _ = q.Work(ctx, ctx, b.worker, b.options) }()
 	<-reached
-	two, err := q.Request(ctx, later)
+	two, err := request(ctx, q, later)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return status(two) == batch.Converted }, 30*time.Second, 20*time.Millisecond)
 	want := b.reg.Digest(t, "out:0")
@@ -449,20 +472,20 @@ func TestRequestedOnceMore(t *testing.T) {
 			held.Do(func() { close(reached); <-release })
 		case r.Method == http.MethodDelete: // it has seen that it was replaced, and has not noted it yet
 			again.Do(func() {
-				_, err := q.Request(ctx, one)
+				_, err := request(ctx, q, one)
 				assert.NoError(t, err)
 			})
 		}
 		return false
 	})
-	first, err := q.Request(ctx, one)
+	first, err := request(ctx, q, one)
 	require.NoError(t, err)
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
 	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
 	<-reached
-	_, err = q.Request(ctx, other)
+	_, err = request(ctx, q, other)
 	require.NoError(t, err)
 	close(release)
 	var last *batch.Record
@@ -535,14 +558,14 @@ func TestLaterRequestWhileRepeating(t *testing.T) {
 		if r.Method != http.MethodPut || !strings.HasSuffix(r.URL.Path, "/out/manifests/0") || again.Swap(true) {
 			return false
 		}
-		_, err := q.Request(ctx, later)
+		_, err := request(ctx, q, later)
 		assert.NoError(t, err)
 		_, err = other.Convert(ctx, later)
 		assert.NoError(t, err)
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return true
 	})
-	first, err := q.Request(ctx, earlier)
+	first, err := request(ctx, q, earlier)
 	require.NoError(t, err)
 	var working sync.WaitGroup
 	defer working.Wait()
@@ -632,4 +655,87 @@ func TestStatementsThatWereRemoved(t *testing.T) {
 	_, err = b.worker.Convert(ctx, j)
 	require.NoError(t, err)
 	assert.Equal(t, 2, statements())
+}
+
+// An earlier request whose manifest is on its way to the registry does not take the place of what is there already and was
+// asked for last.
+func TestManifestOnItsWay(t *testing.T) {
+	b := newBench(t)
+	b.push(2)
+	q := b.open()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	var working sync.WaitGroup
+	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	defer working.Wait()
+	defer cancel()
+	older, newer := b.job(0), b.job(1)
+	newer.Target = older.Target
+	ask := func(j batch.Job) *batch.Record {
+		r, err := request(ctx, q, j)
+		require.NoError(t, err)
+		return r
+	}
+	done := func(r *batch.Record) {
+		require.Eventually(t, func() bool {
+			records, err := q.Records(ctx, batch.Requests)
+			require.NoError(t, err)
+			return slices.ContainsFunc(records, func(now *batch.Record) bool {
+				return now.ID == r.ID && now.Request >= r.Request && now.Status.Final()
+			})
+		}, 30*time.Second, 20*time.Millisecond)
+	}
+	done(ask(newer))
+	want := b.reg.Digest(t, "out:0")
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once atomic.Bool
+	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/out/manifests/0") && !once.Swap(true) {
+			close(reached)
+			<-release
+		}
+		return false
+	})
+	first := ask(older)
+	<-reached
+	done(ask(newer))
+	close(release)
+	done(first)
+	b.reg.Intercept(nil)
+	assert.Eventually(t, func() bool { return b.reg.Digest(t, "out:0") == want }, 20*time.Second, 50*time.Millisecond)
+}
+
+// A registry that is busy for a moment keeps nobody from looking at a tag before it is moved.
+func TestBusyBeforeTheTagMoves(t *testing.T) {
+	for _, code := range []int{http.StatusServiceUnavailable, http.StatusTooManyRequests} {
+		b := newBench(t)
+		b.push(3)
+		ctx := context.Background()
+		higher := b.job(1)
+		higher.Options.ISVSVN, higher.Target = 9, b.reg.Host+"/out:higher"
+		made, err := b.worker.Convert(ctx, higher)
+		require.NoError(t, err)
+		_, err = b.worker.Convert(ctx, b.job(0))
+		require.NoError(t, err)
+		var heads, moved atomic.Int64
+		b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+			switch at := strings.HasSuffix(r.URL.Path, "/out/manifests/0"); {
+			case at && r.Method == http.MethodPut:
+				moved.Add(1)
+			case at && r.Method == http.MethodHead && heads.Add(1) == 2: // the first one is about what is there before
+				w.WriteHeader(code)
+				return true
+			case at && r.Method == http.MethodHead && heads.Load() > 2: // somebody has stored the higher one meanwhile
+				w.Header().Set("Docker-Content-Digest", made.Digest)
+				w.Header().Set("Content-Type", "application/vnd.docker.distribution.manifest.v2+json")
+				return true
+			}
+			return false
+		})
+		j := b.job(2)
+		j.Target = b.job(0).Target
+		_, err = b.worker.Convert(ctx, j)
+		assert.ErrorIs(t, err, image.ErrMoved, "%d", code)
+		assert.Zero(t, moved.Load(), "%d", code)
+		assert.GreaterOrEqual(t, heads.Load(), int64(3), "%d", code)
+	}
 }

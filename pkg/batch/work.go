@@ -28,8 +28,8 @@ type WorkOptions struct {
 	Timeout time.Duration
 	// Attempts is how often an image is tried that fails for reasons that may pass.
 	Attempts int
-	// Patience is how long all images that are being converted may take before one more is begun, from a registry that
-	// none of them is from: they may be of one that sends just enough not to be taken for silent. 0: DefaultPatience.
+	// Patience is how long all images that are being converted may take before one more is begun, of registries that
+	// none of them waits for: one may move just enough not to be taken for silent. 0: DefaultPatience.
 	Patience time.Duration
 	// FirstPause is the wait before the second attempt. It doubles, up to thirty times itself.
 	FirstPause time.Duration
@@ -190,6 +190,12 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 	if err == nil {
 		r.Status, r.Error, r.Transient = out.Status, "", false
 		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner, r.Findings = out.Identity, out.Ref, out.Digest, out.MREnclave, out.MRSigner, out.Findings
+		if err := wanted(ctx); errors.Is(err, errSuperseded) {
+			if err := q.repeatLatest(ctx, r.Job); err != nil {
+				_ = msg.NakWithDelay(o.FirstPause)
+				return
+			}
+		}
 		q.finish(ctx, r, revision, msg)
 		return
 	}

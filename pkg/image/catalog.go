@@ -188,7 +188,7 @@ func At(ctx context.Context, ref Reference, o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return s.at(ctx, ref.Name), nil
+	return s.at(ctx, ref.Name)
 }
 
 // Created is when an image was made, as its configuration says; zero where it does not.

@@ -25,6 +25,9 @@ func nameOptions(insecure bool) []name.Option {
 //
 // Nor may a registry be called like a transport: "oci:5000/app" would be read as a directory.
 func checkName(s string) (reference.Named, error) {
+	if len(s) > maxName {
+		return nil, fmt.Errorf("%w: the name has %d bytes, more than %d", ErrReference, len(s), maxName)
+	}
 	n, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
 		return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
@@ -35,13 +38,26 @@ func checkName(s string) (reference.Named, error) {
 	return n, nil
 }
 
+// maxName is how many bytes a name may have: more than a repository of 255, a host, a tag and a digest take.
+const maxName = 1024
+
+// lowerHost writes the registry in lower case: hosts do not differ by it (RFC 3986, 3.2.2), and rules, bounds and limits
+// go by them.
+func lowerHost(s string, n reference.Named) string {
+	if host := reference.Domain(n); strings.HasPrefix(s, host+"/") {
+		return strings.ToLower(host) + s[len(host):]
+	}
+	return s
+}
+
 // ParseName reads the name of an image in a registry. Insecure allows the registry to be spoken to over HTTP. The error
 // is ErrReference.
 func ParseName(s string, insecure bool) (name.Reference, error) {
-	if _, err := checkName(s); err != nil {
+	checked, err := checkName(s)
+	if err != nil {
 		return nil, err
 	}
-	n, err := name.ParseReference(s, nameOptions(insecure)...)
+	n, err := name.ParseReference(lowerHost(s, checked), nameOptions(insecure)...)
 	if err != nil {
 		return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 	}
@@ -57,7 +73,7 @@ func ParseRepository(s string, insecure bool) (name.Repository, error) {
 	if !reference.IsNameOnly(n) {
 		return name.Repository{}, fmt.Errorf("%q is %w: a repository has neither tag nor digest", s, ErrReference)
 	}
-	r, err := name.NewRepository(s, nameOptions(insecure)...)
+	r, err := name.NewRepository(lowerHost(s, n), nameOptions(insecure)...)
 	if err != nil {
 		return r, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 	}
@@ -66,7 +82,10 @@ func ParseRepository(s string, insecure bool) (name.Repository, error) {
 
 // ParseRegistry reads the name of a registry, a host with or without a port. The error is ErrReference.
 func ParseRegistry(s string, insecure bool) (name.Registry, error) {
-	r, err := name.NewRegistry(s, nameOptions(insecure)...)
+	if len(s) > maxName {
+		return name.Registry{}, fmt.Errorf("%w: the name of a registry has %d bytes", ErrReference, len(s))
+	}
+	r, err := name.NewRegistry(strings.ToLower(s), nameOptions(insecure)...)
 	if err == nil {
 		_, err = checkName(r.RegistryStr() + "/x")
 	}

@@ -97,3 +97,26 @@ func TestRedirectedManifest(t *testing.T) {
 		}
 	}
 }
+
+// Hosts have one spelling, and names an end.
+func TestSpellingOfNames(t *testing.T) {
+	for given, want := range map[string]string{
+		"Registry.Example/app:1": "registry.example/app:1", "LOCALHOST:5000/a/b:T": "localhost:5000/a/b:T", "app:Tag": "index.docker.io/library/app:Tag",
+	} {
+		n, err := image.ParseName(given, false)
+		require.NoError(t, err)
+		assert.Equal(t, want, n.Name())
+		r, err := image.ParseRepository(strings.SplitN(given, ":T", 2)[0], false)
+		if err == nil {
+			assert.Equal(t, n.Context().RegistryStr(), r.RegistryStr())
+		}
+	}
+	r, err := image.ParseRegistry("Registry.Example:443", false)
+	require.NoError(t, err)
+	assert.Equal(t, "registry.example:443", r.RegistryStr())
+	for _, n := range []string{"a/" + strings.Repeat("b", 2000), strings.Repeat("\x7f", 4<<20)} {
+		_, err := image.ParseName(n, false)
+		assert.ErrorIs(t, err, image.ErrReference)
+		assert.Less(t, len(err.Error()), 200)
+	}
+}

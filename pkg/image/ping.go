@@ -14,6 +14,9 @@ import (
 // manifestTypes are what manifests are asked for as.
 var manifestTypes = []types.MediaType{types.OCIManifestSchema1, types.DockerManifestSchema2, types.OCIImageIndex, types.DockerManifestList}
 
+// maxPing is how much is kept of what a registry says when a session begins, in bytes.
+const maxPing = 64 << 10
+
 // rememberPing keeps a registry's answer to the request by which every session begins, and which tells how
 // to authenticate (OCI distribution specification, "Determining Support").
 type rememberPing struct {
@@ -83,7 +86,7 @@ func answersPing(resp *http.Response) bool {
 // keep remembers an answer.
 func (p *rememberPing) keep(resp *http.Response) error {
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxPing)) // a few bytes; nobody reads them
 	if err != nil {
 		return err
 	}

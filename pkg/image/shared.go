@@ -11,17 +11,30 @@ import (
 // Shared is what transfers of many images have in common: how registries are spoken to, and blobs that several of them
 // send to the same repository. The zero value is ready for use.
 type Shared struct {
-	pings   sync.Map // *rememberPing by registry
+	mu      sync.Mutex
+	pings   map[name.Registry]*rememberPing
 	uploads singleflight.Group
 }
+
+// maxPings is how many registries are remembered. Strangers name them.
+const maxPings = 1000
 
 // ping gives what is known of a registry.
 func (s *Shared) ping(registry name.Registry) *rememberPing {
 	if s == nil {
 		return &rememberPing{}
 	}
-	known, _ := s.pings.LoadOrStore(registry, &rememberPing{})
-	return known.(*rememberPing)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := s.pings[registry]
+	if known == nil {
+		if s.pings == nil || len(s.pings) >= maxPings {
+			s.pings = map[name.Registry]*rememberPing{} // whoever uses one keeps it
+		}
+		known = &rememberPing{}
+		s.pings[registry] = known
+	}
+	return known
 }
 
 // upload sends a blob once for all that send it at the time. Where the one who does so fails, which can be for a reason

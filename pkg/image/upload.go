@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -110,7 +111,11 @@ func (u *Upload) unmoved(ctx context.Context, s *registrySession, wanted string)
 	if !u.asked.Load() {
 		return nil
 	}
-	if at := s.at(ctx, u.to.Name); at != u.before && at != "" && at != wanted {
+	at, err := s.at(ctx, u.to.Name)
+	if err != nil {
+		return fmt.Errorf("looking at the tag before it is moved: %w", explain(err))
+	}
+	if at != u.before && at != "" && at != wanted {
 		return fmt.Errorf("%w: it has %s", ErrMoved, at)
 	}
 	return nil
@@ -193,8 +198,10 @@ func (u *Upload) writeRegistry(img *Output) error {
 	if err != nil {
 		return err
 	}
-	if u.possibly(img.Digest) && s.at(u.ctx, u.to.Name) == img.Digest {
-		return s.evidence(u.ctx, img) // the same was stored before, and is there still
+	if u.possibly(img.Digest) {
+		if at, err := s.at(u.ctx, u.to.Name); err == nil && at == img.Digest {
+			return s.evidence(u.ctx, img) // the same was stored before, and is there still
+		}
 	}
 	u.send(append(append([]v1.Layer(nil), img.layers...), configLayer(img)))
 	if err := u.blobs.Wait(); err != nil {
@@ -306,20 +313,31 @@ func (s *registrySession) has(ctx context.Context, kind, at string) bool {
 }
 
 // at returns the digest of the manifest that the repository has under a name, as far as it tells.
-func (s *registrySession) at(ctx context.Context, ref name.Reference) string {
+func (s *registrySession) at(ctx context.Context, ref name.Reference) (digest string, err error) {
 	said, err := s.do(ctx, http.MethodHead, s.url("manifests/"+ref.Identifier(), nil), nil, http.StatusOK)
-	if err != nil {
-		return ""
+	if err != nil && (nothingThere(err) == nil || !refusal(err)) {
+		return "", nothingThere(err)
 	}
-	if said.digest != "" {
-		return said.digest
+	if err == nil && said.digest != "" {
+		return said.digest, nil
 	}
 	// The header is optional (OCI distribution specification, "Checking if content exists in the registry").
 	d, err := s.get(ctx, ref, Options{})
 	if err != nil {
-		return ""
+		return "", nothingThere(err)
 	}
-	return d.Digest.String()
+	return d.Digest.String(), nil
+}
+
+// nothingThere returns an error of asking for a manifest unless it says that there is none, or, as some registries
+// answer of what is not there, that it must not be read.
+func nothingThere(err error) error {
+	var answer *transport.Error
+	if errors.Is(err, ErrNotFound) || errors.As(err, &answer) &&
+		slices.Contains([]int{http.StatusNotFound, http.StatusUnauthorized, http.StatusForbidden}, answer.StatusCode) {
+		return nil
+	}
+	return err
 }
 
 func (s *registrySession) url(what string, query url.Values) string {

@@ -94,6 +94,7 @@ type Entry struct {
 	Line int `yaml:"-"`
 
 	target *template.Template
+	places [2]string // of what it names: without and with HTTP
 }
 
 // Pattern chooses names by regular expressions, each for the whole of a name.
@@ -420,6 +421,7 @@ func (e *Entry) check(defaults Defaults) error {
 			return err
 		}
 	}
+	e.locate()
 	text := e.Target
 	if text == "" {
 		text = defaults.Target

@@ -20,7 +20,7 @@ import (
 func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
 	for i := range p.Convert {
 		e := &p.Convert[i]
-		if !e.covers(ref) {
+		if !p.covers(e, ref) {
 			continue
 		}
 		target, err := e.targetFor(ref)
@@ -160,11 +160,13 @@ func (p *Plan) sourceOf(e *Entry, target name.Reference) name.Reference {
 		ref, _ := source(nil)
 		return ref
 	}
+	told := false
 	for _, marks := range markers {
 		pattern, ok := p.pattern(parts, known, marks)
 		if !ok {
 			continue
 		}
+		told = true
 		var rival name.Reference
 		tries := 0
 		assign(pattern, place(target), map[string]string{}, func(found map[string]string) (more bool) {
@@ -175,7 +177,7 @@ func (p *Plan) sourceOf(e *Entry, target name.Reference) name.Reference {
 			case err != nil:
 				return true
 			case tries > maxSources, !tagTold && !repositoryTold,
-				!tagTold && e.coversRepository(ref.Context()), !repositoryTold && e.coversName(ref),
+				!tagTold && p.coversRepository(e, ref.Context()), !repositoryTold && e.coversName(ref),
 				becomes(ref, nil):
 				rival = ref
 			}
@@ -184,6 +186,10 @@ func (p *Plan) sourceOf(e *Entry, target name.Reference) name.Reference {
 		if rival != nil {
 			return rival
 		}
+	}
+	if !told { // with names that stand for any the target is too long, or is none
+		ref, _ := source(nil)
+		return ref
 	}
 	return nil
 }
@@ -237,15 +243,12 @@ func assign(pattern []part, text string, found map[string]string, visit func(map
 	return true
 }
 
-func (e *Entry) covers(ref name.Reference) bool {
+// covers reports whether an entry is about an image.
+func (p *Plan) covers(e *Entry, ref name.Reference) bool {
 	if e.Image != "" {
-		own, err := image.ParseName(e.Image, false)
-		return err == nil && place(own) == place(ref)
+		return e.own(p.Insecure) == place(ref)
 	}
-	if !e.coversRepository(ref.Context()) {
-		return false
-	}
-	return e.coversName(ref)
+	return p.coversRepository(e, ref.Context()) && e.coversName(ref)
 }
 
 // coversName reports whether a tag is allowed, or a digest: it says nothing of the tags that are.
@@ -268,11 +271,36 @@ func (e *Entry) coversTag(tag string) bool {
 	return err == nil && e.Tags.SemVer.Check(v)
 }
 
-func (e *Entry) coversRepository(repo name.Repository) bool {
+func (p *Plan) coversRepository(e *Entry, repo name.Repository) bool {
 	if e.Repository != "" {
-		own, err := image.ParseRepository(e.Repository, false)
-		return err == nil && place(own.Tag("x")) == place(repo.Tag("x"))
+		return e.own(p.Insecure) == repositoryPlace(repo)
 	}
-	own, err := image.ParseRegistry(e.Registry, false)
-	return err == nil && place(own.Repo("x").Tag("x")) == place(repo.Registry.Repo("x").Tag("x")) && matches(e.Repositories.Allow, e.Repositories.Deny, repo.RepositoryStr())
+	return e.own(p.Insecure) == registryPlace(repo.Registry) &&
+		matches(e.Repositories.Allow, e.Repositories.Deny, repo.RepositoryStr())
 }
+
+// own is the place of what the entry names; empty if that cannot be read.
+func (e *Entry) own(insecure bool) string {
+	if insecure {
+		return e.places[1]
+	}
+	return e.places[0]
+}
+
+// locate finds the places of what the entry names, with and without HTTP, by which the ports differ that go without
+// saying.
+func (e *Entry) locate() {
+	for i, insecure := range []bool{false, true} {
+		if ref, err := image.ParseName(e.Image, insecure); e.Image != "" && err == nil {
+			e.places[i] = place(ref)
+		} else if repo, err := image.ParseRepository(e.Repository, insecure); e.Repository != "" && err == nil {
+			e.places[i] = repositoryPlace(repo)
+		} else if registry, err := image.ParseRegistry(e.Registry, insecure); e.Registry != "" && err == nil {
+			e.places[i] = registryPlace(registry)
+		}
+	}
+}
+
+func repositoryPlace(repo name.Repository) string { return place(repo.Tag("x")) }
+
+func registryPlace(registry name.Registry) string { return place(registry.Repo("x").Tag("x")) }

@@ -66,24 +66,26 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 	missed := make([]missing, len(lists)) // by entry
 	for i := range p.Convert {
 		e := &p.Convert[i]
-		options := e.Options.Over(p.Defaults.Options)
 		for f := range found(lists[i]) {
 			if f.err != nil {
 				images = append(images, Image{Source: f.name, Line: e.Line, Found: e.Registry != "", Err: f.err})
 				missed[i].add(f)
 				continue
 			}
-			// A later entry may ask for less than the one that would have chosen the image, had its images been found.
-			if first := p.undecided(missed[:i], f.ref); first != nil {
+			// What a registry lists, or does not, is no reason to go by a later entry, which may ask for less.
+			decides, unknown := p.decides(i, missed, f.ref)
+			if unknown {
 				if e.Image != "" {
-					err := fmt.Errorf("the entry in line %d decides on it, and could not find its images", first.Line)
+					err := fmt.Errorf("the entry in line %d decides on it, and could not find its images", decides.Line)
 					images = append(images, Image{Source: image.InRegistry(f.ref).String(), Line: e.Line, Err: err})
 				}
 				continue
 			}
+			e, named := decides, e.Image != ""
+			options := e.Options.Over(p.Defaults.Options)
 			target, err := e.targetFor(f.ref)
 			img := Image{
-				Source: image.InRegistry(f.ref).String(), Target: target, Options: options, Line: e.Line, Found: e.Image == "",
+				Source: image.InRegistry(f.ref).String(), Target: target, Options: options, Line: e.Line, Found: !named,
 			}
 			if err != nil && !img.Found {
 				return nil, &Error{file, e.Line, err}
@@ -164,27 +166,33 @@ func (m *missing) add(c chosen) {
 	}
 	switch {
 	case c.ref != nil:
-		m.names[c.ref.Name()] = true
+		m.names[place(c.ref)] = true
 	case c.repo != name.Repository{}:
-		m.names[c.repo.Name()] = true
+		m.names[repositoryPlace(c.repo)] = true
 	default:
 		m.all = true
 	}
 }
 
 func (m *missing) has(ref name.Reference) bool {
-	return m.all || m.names[ref.Name()] || m.names[ref.Context().Name()]
+	return m.all || m.names[place(ref)] || m.names[repositoryPlace(ref.Context())]
 }
 
-// undecided returns an entry that would have chosen an image, had it found all; nil if there is none. Missed is what
-// entries could not find, from the first one on.
-func (p *Plan) undecided(missed []missing, ref name.Reference) *Entry {
-	for i := range missed {
-		if e := &p.Convert[i]; missed[i].has(ref) && e.covers(ref) {
-			return e
+// decides returns the entry that decides on an image that entry i has found: the first one that is about it. Of one that
+// chooses the newest, or what was updated since, that is known only if it found all, else unknown is true. Missed is what
+// entries could not find.
+func (p *Plan) decides(i int, missed []missing, ref name.Reference) (e *Entry, unknown bool) {
+	for k := range p.Convert[:i] {
+		e := &p.Convert[k]
+		switch dated := e.Tags.Newest > 0 || e.Tags.UpdatedSince != (Since{}); {
+		case !p.covers(e, ref):
+		case !dated:
+			return e, false
+		case missed[k].has(ref):
+			return e, true
 		}
 	}
-	return nil
+	return &p.Convert[i], false
 }
 
 // turns orders images so that registries take turns.
@@ -357,6 +365,7 @@ func (e *Entry) find(ctx context.Context, s search) ([]chosen, error) {
 			return nil, err
 		}
 		names = nil
+		listed := false
 		for r, err := range s.Repositories(ctx, registry) {
 			if err == nil && len(names) == s.most {
 				err = fmt.Errorf("%w: more than %d repositories", ErrTooMany, s.most)
@@ -364,9 +373,13 @@ func (e *Entry) find(ctx context.Context, s search) ([]chosen, error) {
 			if err != nil {
 				return problem(ctx, registry.Name(), err)
 			}
+			listed = true
 			if matches(e.Repositories.Allow, e.Repositories.Deny, r) {
 				names = append(names, registry.Name()+"/"+r)
 			}
+		}
+		if !listed {
+			return problem(ctx, registry.Name(), errors.New("the registry lists no repository"))
 		}
 		slices.Sort(names)
 		names = slices.Compact(names)

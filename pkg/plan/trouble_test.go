@@ -191,13 +191,21 @@ func TestPushedTags(t *testing.T) {
 		},
 		"an entry that would have chosen what a later one finds": {
 			"convert: [{repository: a.example/many, keys: [a.pem]}, {registry: a.example}, {image: 'a.example/many:v1'}, {image: 'a.example/many:damaged'}]",
-			map[string][]string{"app": {"1"}, "many": many}, []string{"a.example/app:1"},
-			map[string]string{"a.example/many": "too many", "a.example/many:v1": "the entry in line 2 decides on it", "a.example/many:damaged": "line 2"},
+			map[string][]string{"app": {"1"}, "many": many}, []string{"a.example/app:1", "a.example/many:v1", "a.example/many:damaged"},
+			map[string]string{"a.example/many": "too many"},
 		},
 		"one that could not be dated, and a later entry": {
 			"convert: [{repository: a.example/app, tags: {newest: 3}}, {registry: a.example}]",
 			map[string][]string{"app": {"1", "damaged"}, "b": {"damaged"}}, []string{"a.example/app:1", "a.example/b:damaged"},
 			map[string]string{"a.example/app:damaged": "damaged"},
+		},
+		"one that could not be dated, and is named later": {
+			"convert: [{repository: A.example/app, tags: {newest: 3}}, {image: 'a.example/app:damaged'}]",
+			map[string][]string{"app": {"1", "damaged"}}, []string{"a.example/app:1"},
+			map[string]string{"a.example/app:damaged": "the entry in line 2 decides on it"},
+		},
+		"a registry that lists nothing": {
+			"convert: [{registry: b.example}]", map[string][]string{}, []string{}, map[string]string{"b.example": "lists no repository"},
 		},
 		"many entries with many": {
 			"convert: [{repository: a.example/a}, {repository: a.example/b}, {repository: a.example/c}, {repository: a.example/d}, {repository: a.example/app}]",
@@ -239,6 +247,33 @@ func TestPushedTags(t *testing.T) {
 				assert.Contains(t, bad[source], why)
 			}
 		})
+	}
+}
+
+// A later entry, which may ask for less, decides on no image that an earlier one is about, whatever a registry lists.
+func TestFirstEntryDecides(t *testing.T) {
+	for what, c := range map[string]struct {
+		text string
+		tags map[string][]string
+	}{
+		"tags that are gone":       {"- {registry: a.example, options: {isv-svn: 9}}", map[string][]string{"app": nil}},
+		"a tag that is left out":   {"- {repository: a.example/app, options: {isv-svn: 9}}", map[string][]string{"app": {"2"}}},
+		"another spelling":         {"- {repository: 'A.example:443/app', options: {isv-svn: 9}}", map[string][]string{"app": {"2"}}},
+		"a repository not in list": {"- {registry: a.example, options: {isv-svn: 9}}", map[string][]string{"other": {"1"}}},
+	} {
+		p, err := plan.Parse("plan.yaml", []byte("version: 1\nconvert:\n"+c.text+"\n- {image: 'a.example/app:1', options: {debug: true}}\n"))
+		require.NoError(t, err)
+		images, err := p.Select(context.Background(), "plan.yaml", pushed{tags: c.tags, created: func(name.Reference) error { return nil }})
+		require.NoError(t, err)
+		found := false
+		for _, img := range images {
+			if img.Source == "a.example/app:1" && img.Err == nil {
+				found = true
+				require.Len(t, img.Options, 1, what)
+				assert.Equal(t, "isv-svn", img.Options[0].Name, what)
+			}
+		}
+		assert.True(t, found, what)
 	}
 }
 

@@ -8,66 +8,101 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
+
+	"github.com/cconvert/cconvert/internal/bug"
 )
 
 // later holds images that registries told of while too many conversions of their repository, or registry, were waiting.
 // They are asked for once there is room. To have the registry send them again would hold back all later notifications,
 // and anybody who may push to one repository could bring that about.
 type later struct {
-	mu sync.Mutex
-	of map[string]*postponed // by the place of the target: of several images the last one counts
+	mu      sync.Mutex
+	of      map[string]*postponed // by the place of the target: of several images the last one counts
+	working map[string]bool       // registries that are being asked
 }
 
 type postponed struct {
 	image string
+	repo  name.Repository
 	since time.Time
 }
 
 const (
-	maxLater   = 10_000
-	laterEvery = 2 * time.Second
+	maxLater      = 100_000
+	maxLaterOfOne = 1000 // of a repository
+	laterEvery    = 2 * time.Second
 )
 
-// put keeps an image. It reports false if too many are kept.
-func (l *later) put(target, image string) bool {
+// put keeps an image. It reports false if too many of its repository are kept, or of all.
+func (l *later) put(target, image string, repo name.Repository) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.of == nil {
-		l.of = map[string]*postponed{}
+		l.of, l.working = map[string]*postponed{}, map[string]bool{}
 	}
-	if l.of[target] == nil && len(l.of) >= maxLater {
-		return false
+	if l.of[target] == nil {
+		ofOne := 0
+		for _, p := range l.of {
+			if p.repo == repo {
+				ofOne++
+			}
+		}
+		if ofOne >= maxLaterOfOne || len(l.of) >= maxLater {
+			return false
+		}
 	}
-	l.of[target] = &postponed{image, time.Now()}
+	l.of[target] = &postponed{image, repo, time.Now()}
 	return true
 }
 
-// drop forgets what was kept for a target; with an image, only that one. It reports whether there was one.
-func (l *later) drop(target string, only *postponed) bool {
+// at returns what is kept for a target; nil: nothing.
+func (l *later) at(target string) *postponed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if at := l.of[target]; at == nil || only != nil && at != only {
+	return l.of[target]
+}
+
+// drop forgets what is kept for a target, unless something else is by now.
+func (l *later) drop(target string, p *postponed) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p == nil || l.of[target] != p {
 		return false
 	}
 	delete(l.of, target)
 	return true
 }
 
-// counts reports whether an image is still the last one for its target.
-func (l *later) counts(target string, p *postponed) bool {
+// begin returns what is kept of each registry that nobody asks, by target. Whoever asks one calls end.
+func (l *later) begin() map[string]map[string]*postponed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.of[target] == p
+	list := map[string]map[string]*postponed{}
+	for target, p := range l.of {
+		registry := p.repo.RegistryStr()
+		if l.working[registry] {
+			continue
+		}
+		if list[registry] == nil {
+			list[registry] = map[string]*postponed{}
+		}
+		list[registry][target] = p
+	}
+	for registry := range maps.Keys(list) {
+		l.working[registry] = true
+	}
+	return list
 }
 
-func (l *later) all() map[string]*postponed {
+func (l *later) end(registry string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return maps.Clone(l.of)
+	delete(l.working, registry)
 }
 
-// askLater asks for what was postponed, as there is room, until ctx ends.
+// askLater asks for what was postponed, as there is room, until ctx ends. Registries wait for no other one.
 func (s *Service) askLater(ctx context.Context) {
 	for tick := time.NewTicker(laterEvery); ; {
 		select {
@@ -76,18 +111,45 @@ func (s *Service) askLater(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		for target, p := range s.later.all() {
-			once, cancel := context.WithTimeout(ctx, askFor)
-			_, err := s.ask(once, p.image, "", p)
-			cancel()
-			if errors.Is(err, errMany) || passes(err) && time.Since(p.since) < giveUp {
-				continue
-			}
-			if s.later.drop(target, p) && err != nil {
-				logrus.Infof("left out: %v", err)
-			}
+		for registry, of := range s.later.begin() {
+			go func() {
+				defer s.later.end(registry)
+				if err := s.askLaterOf(ctx, of); err != nil {
+					logrus.Error(err)
+				}
+			}()
 		}
 	}
+}
+
+// askLaterOf asks for what was postponed of a registry, as far as there is room. If the registry does not answer, it is
+// asked another time.
+func (s *Service) askLaterOf(ctx context.Context, of map[string]*postponed) (err error) {
+	defer bug.Catch(&err)
+	room := map[name.Repository]int{}
+	for target, p := range of {
+		if _, ok := room[p.repo]; !ok {
+			ofRegistry, ofRepository := s.waiting(p.repo)
+			room[p.repo] = min(maxOfOne-ofRepository, maxWaiting-ofRegistry)
+		}
+		if room[p.repo] <= 0 {
+			continue
+		}
+		room[p.repo]--
+		once, cancel := context.WithTimeout(ctx, askFor)
+		_, err := s.ask(once, p.image, "", p)
+		cancel()
+		switch {
+		case errors.Is(err, errMany):
+			continue
+		case passes(err) && time.Since(p.since) < giveUp:
+			return nil
+		}
+		if s.later.drop(target, p) && err != nil {
+			logrus.Infof("left out: %v", err)
+		}
+	}
+	return nil
 }
 
 // passes reports whether an error of ask is of what may pass.

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/plan"
 )
 
 // push is an image that a registry tells of, and the digest that was pushed; empty: it does not say.
@@ -41,6 +43,7 @@ type notices struct {
 
 type notice struct {
 	target  string
+	host    string // the registry
 	done    chan struct{}
 	records []*batch.Record
 	err     error // of what may pass
@@ -51,33 +54,36 @@ type notice struct {
 type failing struct{ first, last time.Time }
 
 const (
-	maxNotices = 1000             // at a time
+	maxNotices = 1000             // of a registry, at a time
 	keptNotice = time.Minute      // what came of one
 	sentAgain  = 5 * time.Minute  // later than that is another notification
 	giveUp     = 10 * time.Minute // after which what still fails is left out, so that others are not held up for ever
 )
 
-// begin returns what comes of images of one target, which are asked for one after the other; nil if too many are.
-func (n *notices) begin(key, target string, ask func(context.Context) ([]*batch.Record, error)) *notice {
+// begin returns what comes of images of one target, which are asked for one after the other; nil if too many of their
+// registry are.
+func (n *notices) begin(key, target, host string, ask func(context.Context) ([]*batch.Record, error)) *notice {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.of == nil {
 		n.of, n.failing = map[string]*notice{}, map[string]failing{}
 	}
+	ofHost := 0
 	for k, old := range n.of {
-		// What came of a notification that nobody sent again is nothing to a later one, nor is it once something else
-		// was asked for the target.
-		if !old.ended.IsZero() && time.Since(old.ended) > keptNotice || old.target == target && k != key {
+		switch { // what came of a notification that nobody sent again is nothing to a later one
+		case !old.ended.IsZero() && time.Since(old.ended) > keptNotice:
 			delete(n.of, k)
+		case old.host == host:
+			ofHost++
 		}
 	}
 	if known := n.of[key]; known != nil {
 		return known
 	}
-	if len(n.of) >= maxNotices {
+	if ofHost >= maxNotices {
 		return nil
 	}
-	begun := &notice{target: target, done: make(chan struct{})}
+	begun := &notice{target: target, host: host, done: make(chan struct{})}
 	n.of[key] = begun
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), askFor)
@@ -89,6 +95,11 @@ func (n *notices) begin(key, target string, ask func(context.Context) ([]*batch.
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		begun.records, begun.err, begun.ended = records, err, time.Now()
+		for k, old := range n.of { // once something else is queued for the target, the same is asked for anew
+			if len(records) > 0 && old.target == target && k != key && !old.ended.IsZero() {
+				delete(n.of, k)
+			}
+		}
 		close(begun.done)
 	}()
 	return begun
@@ -148,13 +159,14 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 	if wait == 0 {
 		wait = DefaultAnswerIn
 	}
-	for _, same := range s.byTarget(images) {
+	for _, same := range s.byTarget(s.ruled(images)) {
 		key, target := fmt.Sprintf("%q", same), s.targetOf(same[0].image)
 		if slices.ContainsFunc(same, func(p push) bool { return p.digest == "" }) {
 			// The same may be said of another push: it is asked for each time, however long it takes.
 			key, wait = fmt.Sprintf("%s %d", key, s.pushes.Add(1)), askFor
 		}
-		n := s.notices.begin(key, target, func(ctx context.Context) ([]*batch.Record, error) { return s.askEach(ctx, same) })
+		host, _, _ := strings.Cut(same[0].image, "/")
+		n := s.notices.begin(key, target, strings.ToLower(host), func(ctx context.Context) ([]*batch.Record, error) { return s.askEach(ctx, same) })
 		if n == nil {
 			return 0, nil, refuse(http.StatusServiceUnavailable, "too many images are being looked at")
 		}
@@ -196,7 +208,7 @@ func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.
 		switch {
 		case err == nil:
 			records = append(records, r)
-		case errors.Is(err, errMany) && s.later.put(s.targetOf(p.image), p.image):
+		case errors.Is(err, errMany) && s.postpone(p.image):
 			logrus.Infof("asked for later: %v", err)
 		case errors.As(err, &refused) && !passes(err):
 			logrus.Infof("left out: %v", err)
@@ -206,6 +218,29 @@ func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.
 		}
 	}
 	return records, failed
+}
+
+// ruled leaves out what no rule allows, of which registries tell as well.
+func (s *Service) ruled(images []push) (list []push) {
+	for _, p := range images {
+		ref, err := image.ParseName(p.image, s.o.Plan.Insecure)
+		if err == nil {
+			var rule *plan.Entry
+			if rule, _, err = s.o.Plan.Rule(ref); err == nil && rule != nil {
+				list = append(list, p)
+				continue
+			}
+		}
+		logrus.Infof("left out, since no rule allows it: %.200q", p.image)
+		s.metrics.refused.WithLabelValues(strconv.Itoa(http.StatusForbidden)).Inc()
+	}
+	return list
+}
+
+// postpone has an image asked for once there is room. It reports false if too many are.
+func (s *Service) postpone(named string) bool {
+	ref, err := image.ParseName(named, s.o.Plan.Insecure)
+	return err == nil && s.later.put(s.targetOf(named), named, ref.Context())
 }
 
 // byTarget groups images that would become the same target: of these the last one counts. One that is named more often

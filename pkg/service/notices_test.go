@@ -14,9 +14,9 @@ import (
 // for the target since, or it has failed.
 func TestNotices(t *testing.T) {
 	var n notices
-	asked := 0
+	asked, made := 0, []*batch.Record{{}}
 	begin := func(key, target string, err error) *notice {
-		at := n.begin(key, target, func(context.Context) ([]*batch.Record, error) { asked++; return nil, err })
+		at := n.begin(key, target, "host", func(context.Context) ([]*batch.Record, error) { asked++; return made, err })
 		<-at.done
 		return at
 	}

@@ -32,7 +32,8 @@ import (
 
 // Queue is where conversions are asked for.
 type Queue interface {
-	Request(ctx context.Context, j batch.Job) (*batch.Record, error)
+	Last(ctx context.Context, target string, insecure bool) (batch.Last, error)
+	Request(ctx context.Context, j batch.Job, last batch.Last) (*batch.Record, error)
 	Watch(ctx context.Context, batch string, tell func(*batch.Record)) error
 	Ready(ctx context.Context) error
 }
@@ -225,7 +226,17 @@ var errMany = errors.New("too many conversions are waiting")
 
 // ask queues the conversion of an image, if a rule allows it. Digest is what its tag has been moved to; empty: whatever
 // it has. What was postponed is asked for if nothing else was since for its target; if something was, nil is returned.
-func (s *Service) ask(ctx context.Context, named, digest string, was *postponed) (*batch.Record, error) {
+func (s *Service) ask(ctx context.Context, named, digest string, was *postponed) (r *batch.Record, err error) {
+	for range 5 {
+		if r, err = s.askOnce(ctx, named, digest, was); !errors.Is(err, batch.ErrOvertaken) {
+			break
+		}
+	}
+	return r, err
+}
+
+// askOnce is ask, with ErrOvertaken if another service was asked about the same target meanwhile.
+func (s *Service) askOnce(ctx context.Context, named, digest string, was *postponed) (*batch.Record, error) {
 	ref, err := image.ParseName(named, s.o.Plan.Insecure)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
@@ -256,16 +267,14 @@ func (s *Service) ask(ctx context.Context, named, digest string, was *postponed)
 		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxWaiting, registry)
 	}
 	place := s.targetOf(named)
-	if was == nil {
-		s.later.drop(place, nil)
-	}
 	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has last.
 	next, err := s.targets.enter(ctx, place)
 	if err != nil {
 		return nil, err
 	}
 	defer next()
-	if was != nil && !s.later.counts(place, was) {
+	before := s.later.at(place) // what this one takes the place of, once it is queued
+	if was != nil && before != was {
 		return nil, nil
 	}
 	leave, err := s.sources.enter(ctx, registry)
@@ -273,6 +282,11 @@ func (s *Service) ask(ctx context.Context, named, digest string, was *postponed)
 		return nil, err
 	}
 	defer leave()
+	// Other services may be asked too. What they queue meanwhile is seen by this.
+	last, err := s.o.Queue.Last(ctx, img.Target, s.o.Plan.Insecure)
+	if err != nil {
+		return nil, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
+	}
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
 	digest, err = s.resolve(ctx, ref, digest)
 	if err != nil {
@@ -303,10 +317,11 @@ func (s *Service) ask(ctx context.Context, named, digest string, was *postponed)
 	if source, _, err := s.o.Plan.Rule(target); err != nil || source != nil { // what comes of it would be a source, too
 		job.ResultsOnly = true
 	}
-	r, err := s.o.Queue.Request(ctx, job)
+	r, err := s.o.Queue.Request(ctx, job, last)
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
+	s.later.drop(place, before)
 	s.mu.Lock()
 	if known := s.records[r.ID]; known == nil || known.Request < r.Request { // else what the queue has told of it is newer
 		s.records[r.ID] = r

@@ -814,3 +814,97 @@ func TestToldWhileManyWait(t *testing.T) {
 	require.Eventually(t, func() bool { return len(sources()) == 2 }, 20*time.Second, 50*time.Millisecond)
 	assert.Contains(t, sources(), "/last@"+p.reg.Digest(t, "last:2"), "both become the same, of which the last one counts")
 }
+
+// Of two services on one queue, as during an update, the slower one does not have the last word.
+func TestTwoServices(t *testing.T) {
+	var o service.Options
+	p := newPlace(t, func(own *service.Options) { o = *own })
+	second := service.New(o)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { _ = second.Run(ctx) }()
+	server := httptest.NewServer(second)
+	defer server.Close()
+	push := func(what string) string {
+		p.push("signed:1", what)
+		p.sign("signed:1", p.keys[0], "", nil)
+		return p.reg.Digest(t, "signed:1")
+	}
+	older := push("old")
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once atomic.Bool
+	p.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.Contains(r.URL.Path, strings.Replace(older, ":", "-", 1)+".sig") && !once.Swap(true) {
+			close(reached)
+			<-release
+		}
+		return false
+	})
+	ended := make(chan int)
+	go func() {
+		code, _ := p.convert(p.reg.Host + "/signed:1")
+		ended <- code
+	}()
+	<-reached
+	newer := push("new")
+	first := p.url
+	p.url = server.URL
+	code, answer := p.convert(p.reg.Host + "/signed:1")
+	require.Equal(t, http.StatusAccepted, code, "%v", answer)
+	p.url = first
+	close(release)
+	require.Equal(t, http.StatusAccepted, <-ended)
+	p.work()
+	require.Eventually(t, func() bool {
+		records, err := p.queue.Records(ctx, batch.Requests)
+		require.NoError(t, err)
+		for _, r := range records {
+			require.Contains(t, r.Job.Source, newer)
+		}
+		return len(records) == 1 && records[0].Status == batch.Converted
+	}, 20*time.Second, 50*time.Millisecond)
+}
+
+// What is refused takes the place of nothing that was postponed, and a registry that is silent keeps no other one's images
+// from being asked for.
+func TestPostponedBesideOthers(t *testing.T) {
+	done := make(chan struct{})
+	p := newPlace(t, func(o *service.Options) { o.Queue = crowded{o.Queue, o.Plan.Convert[4].Repository, done} })
+	p.push("last:1", "1")
+	require.Eventually(t, func() bool {
+		code, _ := p.convert(p.reg.Host + "/last:1")
+		return code == http.StatusTooManyRequests
+	}, 10*time.Second, 20*time.Millisecond)
+	code, _ := p.ask("POST", "/api/v1/notifications/harbor", fmt.Sprintf(
+		`{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"resource_url":"%s/last:1"}]}}`, p.reg.Host))
+	require.Equal(t, http.StatusAccepted, code)
+	close(done)
+	require.Eventually(t, func() bool { // there is room, and the image is not asked for yet
+		code, _ := p.convert(p.reg.Host + "/last:absent")
+		return code == http.StatusNotFound
+	}, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		records, err := p.queue.Records(context.Background(), batch.Requests)
+		require.NoError(t, err)
+		return len(records) == 1
+	}, 20*time.Second, 50*time.Millisecond)
+}
+
+// Names of hosts differ in no bound by their case.
+func TestCaseOfHosts(t *testing.T) {
+	done := make(chan struct{})
+	defer close(done)
+	p := newPlace(t, func(o *service.Options) {
+		o.Queue = crowded{o.Queue, "localhost:5/app", done}
+		text := "version: 1\nconvert: [{repository: 'localhost:5/app', allowUnsigned: true}]\n"
+		rules, err := plan.Parse("plan.yaml", []byte(text))
+		require.NoError(t, err)
+		o.Plan = rules
+	})
+	for _, host := range []string{"localhost:5", "LOCALhost:5"} {
+		require.Eventually(t, func() bool {
+			code, _ := p.convert(host + "/app:1")
+			return code == http.StatusTooManyRequests
+		}, 10*time.Second, 20*time.Millisecond, host)
+	}
+}
