@@ -67,8 +67,8 @@ func (e *Evidence) about(ctx context.Context, identity attest.Identity, out *ima
 		}
 		artifacts = append(artifacts, a)
 	}
-	// There are reference values of enclaves alone, of those that can start, and of none that a debugger can read.
-	if identity.MRSigner == (sgx.Measurement{}) || identity.Simulated || identity.DebugEnclave {
+	// There are reference values of enclaves alone, and of those that can start.
+	if identity.MRSigner == (sgx.Measurement{}) || identity.Simulated {
 		return artifacts, nil
 	}
 	corim, err := identity.CoRIM(name + "@" + out.Digest)
