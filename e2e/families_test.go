@@ -21,10 +21,11 @@ const (
 	pythons   = "python3-flask,gunicorn,python3-tornado,python3-aiohttp,python3-twisted,poppler-utils,libmagic1,celery,uwsgi,uwsgi-plugin-python3,supervisor"
 	scripts   = "lua5.4,lua-socket,tcl,php-cli,ruby-sinatra,libmojolicious-perl,starman"
 	nodes     = "nodejs,node-express"
-	databases = "postgresql,mariadb-server,etcd-server,prometheus"
+	databases = "postgresql,mariadb-server,etcd-server"
 	apache    = "apache2"
 	java      = "openjdk-17-jre-headless"
 	numbers   = "python3-pandas"
+	mixed     = "redis-server,nginx,nodejs,openjdk-17-jre-headless,python3"
 )
 
 // families are images that share bases. They run with no flags, or are refused, or are known not to run.
@@ -118,9 +119,16 @@ func families(t *testing.T) (list []*sample) {
 	add(s)
 	s = new("supervised", pythons, "supervisord without a control socket, and the server that it starts", "supervisord", "-n", "-c", "/app/supervisord.conf")
 	s.warns = []string{"process-per-enclave"}
-	add(s, served, fixture.File("app/main.py", serverOf("page")),
-		fixture.File("app/supervisord.conf", at(s, "[supervisord]\nnodaemon=true\nuser=root\nlogfile=/dev/null\nlogfile_maxbytes=0\n"+
-			"[program:web]\ncommand=python3 /app/main.py PORT\nstdout_logfile=/dev/stdout\nstdout_logfile_maxbytes=0\n")))
+	supervised := func(s *sample, log string) []fixture.Entry {
+		return []fixture.Entry{served, fixture.File("app/main.py", serverOf("page")), fixture.File("app/supervisord.conf",
+			at(s, "[supervisord]\nnodaemon=true\nuser=root\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile=/tmp/supervisord.pid\n"+
+				"[program:web]\ncommand=python3 /app/main.py PORT\nstdout_logfile="+log+"\nstdout_logfile_maxbytes=0\n"))}
+	}
+	add(s, supervised(s, "NONE")...)
+	s = new("supervised-log", pythons, "supervisord that appends to /dev/stdout", "supervisord", "-n", "-c", "/app/supervisord.conf")
+	s.warns = []string{"process-per-enclave"}
+	s.limit = "Gramine refuses to open /dev/stdout for appending, as supervisord and Python's logging.FileHandler do"
+	add(s, supervised(s, "/dev/stdout")...)
 	s = new("pandas", numbers, "numpy and pandas: many files, and extension modules", "python3", "/app/main.py", "PORT")
 	add(s, served, fixture.File("app/main.py", "import pandas\n"+serverOf("page[:pandas.Series([len(page)]).sum()]")))
 
@@ -172,9 +180,6 @@ func families(t *testing.T) (list []*sample) {
 	s = new("etcd", databases, "etcd", "etcd")
 	s.refused = "rename-directory"
 	add(s)
-	s = new("prometheus", databases, "Prometheus", "prometheus", "--config.file=/etc/prometheus.yml", "--storage.tsdb.path=/tmp/data", "--web.listen-address=127.0.0.1:PORT")
-	s.ask = func(port string) error { return getPath(port, "/-/healthy", "Healthy") }
-	add(s, fixture.File("etc/prometheus.yml", "global: {}\n"))
 	return list
 }
 

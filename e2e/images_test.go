@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -79,13 +80,15 @@ func TestFamilies(t *testing.T) {
 			}
 			require.NoError(t, err, "%s", out)
 			assert.Equal(t, append(s.warns, "simulated"), warnings(t, facts))
-			r := figures(t, s.name, source)
-			r.added = added(t, facts)
 			command(t, "docker", "pull", "-q", target)
 			t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
-			r.simulated = s.run(t, target, nil, nil)
+			simulated := s.run(t, target, nil, nil)
+			if os.Getenv(gramineDir) == "" {
+				return
+			}
+			r := figures(t, s.name, source)
+			r.added, r.simulated = added(t, facts), simulated
 			switch {
-			case os.Getenv(gramineDir) == "":
 			case s.limit == "":
 				r.direct, r.added = s.runReal(t, source, runtimes)
 			default:
@@ -95,6 +98,43 @@ func TestFamilies(t *testing.T) {
 		})
 	}
 	table(t, rows)
+}
+
+// docs/images.md has what is known of the corpus.
+func TestImagesDocument(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| image | what it is | outcome |\n|---|---|---|\n")
+	runs := 0
+	for _, s := range append(corpus(t), families(t)...) {
+		outcome := "runs"
+		switch {
+		case s.refused != "":
+			outcome = "refused: [`" + s.refused + "`](findings.md)"
+		case s.limit != "":
+			outcome = "does not run: " + s.limit
+		default:
+			runs++
+			if len(s.warns) > 0 {
+				outcome = "runs, with the warning `" + strings.Join(s.warns, "`, `") + "`, which is true"
+			}
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", s.name, cmp.Or(s.what, strings.ReplaceAll(s.packages, ",", ", "), "a program without packages"), outcome)
+	}
+	fmt.Fprintf(&b, "\n%d of them run. None has a warning that is not true of it.\n", runs)
+	const begin, end = "<!-- the corpus: written by TestImagesDocument -->\n", "<!-- end of the corpus -->\n"
+	file := filepath.Join(project, "docs/images.md")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	before, rest, ok := strings.Cut(string(text), begin)
+	require.True(t, ok)
+	_, after, ok := strings.Cut(rest, end)
+	require.True(t, ok)
+	want := before + begin + b.String() + end + after
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		require.NoError(t, os.WriteFile(file, []byte(want), 0o644))
+		return
+	}
+	assert.Equal(t, want, string(text), "UPDATE_GOLDEN=1 writes it")
 }
 
 // warnings reads the codes of the warnings of a conversion, each once.
@@ -236,7 +276,7 @@ func golden(t *testing.T, s *sample, source, converted string) {
 // The image of the figures: five servers in one, of which one is started.
 func TestMixedImage(t *testing.T) {
 	registry := "127.0.0.1:" + startRegistry(t)
-	s := &sample{name: "mixed", packages: "redis-server,nginx,nodejs,openjdk-17-jre-headless,python3", config: v1.Config{Cmd: []string{"redis-server"}}}
+	s := &sample{name: "mixed", packages: mixed, config: v1.Config{Cmd: []string{"redis-server"}}}
 	source, facts := s.push(t, registry), filepath.Join(t.TempDir(), "facts.json")
 	cconvert(t, source, "--runtime", "sim", "--output-json", facts)
 	r := figures(t, s.name, source)
@@ -251,7 +291,7 @@ func TestMixedImage(t *testing.T) {
 // What cannot run is said, and nothing is stored.
 func TestPostgreSQL(t *testing.T) {
 	registry := "127.0.0.1:" + startRegistry(t)
-	s := &sample{name: "postgres", packages: "postgresql", config: v1.Config{
+	s := &sample{name: "postgres", packages: databases, config: v1.Config{
 		Entrypoint: []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main"}, User: "postgres", StopSignal: "SIGINT",
 	}}
 	source := s.push(t, registry)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -110,14 +111,40 @@ func eventually(t testing.TB, what string, f func() error) {
 // debian makes a root filesystem with packages from Debian, once for all runs of this checkout.
 func debian(t testing.TB, packages string) string {
 	t.Helper()
-	file := filepath.Join(project, "bin", "e2e", strings.ReplaceAll(packages, ",", "+")+".tar")
-	if _, err := os.Stat(file); err == nil {
-		return file
-	}
-	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
-	command(t, "mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages, "bookworm", file+".part.tar")
-	require.NoError(t, os.Rename(file+".part.tar", file))
+	file, err := makeDebian(packages)
+	require.NoError(t, err)
 	return file
+}
+
+// roots are those that are made, or being made, by their packages.
+var roots sync.Map
+
+func makeDebian(packages string) (file string, err error) {
+	made, _ := roots.LoadOrStore(packages, sync.OnceValues(func() (string, error) {
+		file := filepath.Join(project, "bin", "e2e", strings.ReplaceAll(packages, ",", "+")+".tar")
+		if _, err := os.Stat(file); err == nil {
+			return file, nil
+		}
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return "", err
+		}
+		if _, err := try("mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages, "bookworm", file+".part.tar"); err != nil {
+			return "", err
+		}
+		return file, os.Rename(file+".part.tar", file)
+	}))
+	return made.(func() (string, error))()
+}
+
+// makeAhead makes the root filesystems of the corpus while other tests run: most of the time that takes is waiting for
+// packages.
+func makeAhead() {
+	for _, packages := range []string{
+		"python3", "redis-server", "nginx-light", "nodejs", java, "memcached", "php-fpm", "ruby", "perl", daemons, pythons, numbers, scripts, nodes,
+		apache, databases, mixed,
+	} {
+		_, _ = makeDebian(packages) // whoever needs it is told what is wrong
+	}
 }
 
 // buildImage has Docker make an image from an archive and the lines of a Dockerfile, and pushes it.
