@@ -233,6 +233,12 @@ func (m *Manifest) DropRepeated() {
 	m.Trusted = kept
 }
 
+// sealKeyMasks are the defaults of sgx.seal_key (Gramine, "Manifest syntax"). With a bit less, an enclave that differs in
+// it gets the same key: one that a debugger can read, if it is that of DEBUG.
+var sealKeyMasks = map[string]string{
+	"flags_mask": "0xffffffffffffffff", "xfrm_mask": "0xfffffffffff9ff1b", "misc_mask": "0xffffffff",
+}
+
 // Weaknesses names the settings by which the manifest is weaker than the defaults.
 func (m *Manifest) Weaknesses() []string {
 	var found []string
@@ -265,6 +271,13 @@ func (m *Manifest) Weaknesses() []string {
 	weak("sgx", "enable_stats", false)
 	weak("sgx", "vtune_profile", false)
 	weak("loader", "log_level", "error", "none")
+	if masks, ok := m.Section("sgx")["seal_key"].(Table); ok {
+		for name, v := range masks {
+			if s, _ := v.(string); !strings.EqualFold(s, sealKeyMasks[name]) {
+				found = append(found, "sgx.seal_key."+name)
+			}
+		}
+	}
 	if l, ok := m.Section("sgx")["allowed_files"].([]any); ok && len(l) > 0 {
 		found = append(found, "sgx.allowed_files")
 	}

@@ -156,6 +156,7 @@ loader.insecure__use_host_env = true
 loader.insecure__disable_aslr = false
 loader.log_level = "all"
 sgx.file_check_policy = "allow_all_but_log"
+sgx.seal_key = { flags_mask = "0xfffffffffffffffd", misc_mask = "0xFFFFFFFF" }
 sys.insecure__allow_eventfd = true
 fs.insecure__keys.k = "00"
 fs.mounts = [{ type = "untrusted_shm", path = "/shm", uri = "dev:/shm" }]
@@ -164,7 +165,7 @@ fs.mounts = [{ type = "untrusted_shm", path = "/shm", uri = "dev:/shm" }]
 	m.Merge(o)
 	assert.Equal(t, []string{
 		"fs.insecure__keys.k", "fs.mounts (untrusted_shm)", "loader.env.TZ", "loader.insecure__use_host_env", "loader.log_level",
-		"sgx.allowed_files", "sgx.debug", "sgx.file_check_policy", "sys.insecure__allow_eventfd",
+		"sgx.allowed_files", "sgx.debug", "sgx.file_check_policy", "sgx.seal_key.flags_mask", "sys.insecure__allow_eventfd",
 	}, m.Weaknesses())
 }
 
