@@ -158,14 +158,16 @@ func TestSkippedForTheImageAlone(t *testing.T) {
 	}
 }
 
+// lane is the part of the queue in which a registry's jobs are.
+func lane(host string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(host))
+	return h.Sum32() % 8
+}
+
 // Registries that hardly answer, however they do so and whatever they are for, keep no other jobs waiting.
 func TestRegistriesThatHardlyAnswer(t *testing.T) {
 	const many = 200
-	lane := func(host string) uint32 {
-		h := fnv.New32a()
-		h.Write([]byte(host))
-		return h.Sum32() % 8
-	}
 	sources := func(b *bench, reg *fixture.Registry) (list []batch.Job) {
 		for i := range many {
 			j := b.job(0)
