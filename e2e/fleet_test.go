@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -244,13 +245,19 @@ func (w *watcher) look(ctx context.Context, repo string) {
 // complete pulls an image that was not seen before, and sees that a known one is the same.
 func (w *watcher) complete(ctx context.Context, tag name.Tag, key string) error {
 	d, err := remote.Head(tag, remote.WithContext(ctx))
+	w.mu.Lock()
+	before, known := w.seen[key]
+	if err == nil {
+		w.seen[key] = d.Digest.String()
+	}
+	w.mu.Unlock()
+	var answer *transport.Error
+	if !known && errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
+		return nil // this registry lists a tag a moment before it leads anywhere
+	}
 	if err != nil {
 		return err
 	}
-	w.mu.Lock()
-	before, known := w.seen[key]
-	w.seen[key] = d.Digest.String()
-	w.mu.Unlock()
 	if known && before != d.Digest.String() {
 		return fmt.Errorf("it was %s and is %s", before, d.Digest)
 	}

@@ -66,8 +66,9 @@ func TestCorpus(t *testing.T) {
 // reason; or are known not to run.
 func TestFamilies(t *testing.T) {
 	registry := "127.0.0.1:" + startRegistry(t)
-	runtimes := map[string]bool{}
+	runtimes, bases := map[string]bool{}, map[string]bool{}
 	var rows []row
+	all := t
 	for _, s := range families(t) {
 		t.Run(s.name, func(t *testing.T) {
 			source := s.push(t, registry)
@@ -81,7 +82,11 @@ func TestFamilies(t *testing.T) {
 			require.NoError(t, err, "%s", out)
 			assert.Equal(t, append(s.warns, "simulated"), warnings(t, facts))
 			command(t, "docker", "pull", "-q", target)
-			t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
+			owner := t
+			if !bases[s.packages] { // the first image of a family stays until the end, and with it the base
+				bases[s.packages], owner = true, all
+			}
+			owner.Cleanup(func() { _, _ = try("docker", "rmi", "-f", target) })
 			simulated := s.run(t, target, nil, nil)
 			if os.Getenv(gramineDir) == "" {
 				return
