@@ -194,19 +194,17 @@ func fortyLayers(program string) [][]fixture.Entry {
 		[]fixture.Entry{fixture.File("data/.wh.gone-37", ""), fixture.File("data/page", page)})
 }
 
-// compile makes the server of testdata with a compiler, and gives the program.
+// compile returns what a compiler makes of the server of testdata.
 func compile(t *testing.T, compiler string, options ...string) string {
 	t.Helper()
-	out := filepath.Join(t.TempDir(), "server")
-	command(t, compiler, append(options, "-O2", "-o", out, "testdata/server.c")...)
-	return hostFile(t, out)
+	return compileFile(t, compiler, "server.c", options...)
 }
 
-// compileFile makes what gcc makes of a file of testdata.
-func compileFile(t *testing.T, file string, options ...string) string {
+// compileFile returns what a compiler makes of a file of testdata.
+func compileFile(t *testing.T, compiler, file string, options ...string) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "out")
-	command(t, "gcc", append([]string{"-O2", "-o", out, filepath.Join("testdata", file)}, options...)...)
+	command(t, compiler, append([]string{"-O2", "-o", out, filepath.Join("testdata", file)}, options...)...)
 	return hostFile(t, out)
 }
 
@@ -231,13 +229,13 @@ func hostFile(t *testing.T, file string) string {
 	return string(b)
 }
 
-// bases are layers with packages, by these.
-var bases = map[string]v1.Layer{}
+// baseLayers are layers with packages, by these.
+var baseLayers = map[string]v1.Layer{}
 
 // base makes a layer of packages, once.
 func base(t *testing.T, packages string) v1.Layer {
 	t.Helper()
-	if bases[packages] == nil {
+	if baseLayers[packages] == nil {
 		archive := debian(t, packages)
 		compressed := archive + ".gz"
 		if _, err := os.Stat(compressed); err != nil {
@@ -245,9 +243,9 @@ func base(t *testing.T, packages string) v1.Layer {
 		}
 		l, err := tarball.LayerFromFile(compressed)
 		require.NoError(t, err)
-		bases[packages] = l
+		baseLayers[packages] = l
 	}
-	return bases[packages]
+	return baseLayers[packages]
 }
 
 // image puts a sample together.

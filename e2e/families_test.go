@@ -82,8 +82,8 @@ func families(t *testing.T) (list []*sample) {
 	s.refused = "user-switch"
 	add(s, fixture.Program("app/start.sh", at(s, "#!/bin/sh\nset -e\nexec setpriv --reuid=nobody --regid=nogroup --clear-groups -- beanstalkd -l 127.0.0.1 -p PORT\n")))
 	s = new("plug-in", daemons, "a program that loads the plug-in that its configuration names", "/app/loader", "PORT", "/app/page")
-	add(s, served, fixture.Program("app/loader", compileFile(t, "loader.c", "-ldl")),
-		fixture.Program("opt/plugins/server.so", compileFile(t, "server.c", "-shared", "-fPIC", "-Dmain=serve")),
+	add(s, served, fixture.Program("app/loader", compileFile(t, "gcc", "loader.c", "-ldl")),
+		fixture.Program("opt/plugins/server.so", compileFile(t, "gcc", "server.c", "-shared", "-fPIC", "-Dmain=serve")),
 		fixture.File("etc/plug.conf", "/opt/plugins/server.so\n"))
 
 	// Python: frameworks, servers, tools that it calls.

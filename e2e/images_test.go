@@ -108,7 +108,7 @@ func TestFamilies(t *testing.T) {
 func TestImagesDocument(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("| image | what it is | outcome |\n|---|---|---|\n")
-	runs := 0
+	runs, warned := 0, 0
 	for _, s := range append(corpus(t), families(t)...) {
 		outcome := "runs"
 		switch {
@@ -119,12 +119,17 @@ func TestImagesDocument(t *testing.T) {
 		default:
 			runs++
 			if len(s.warns) > 0 {
+				warned++
 				outcome = "runs, with the warning `" + strings.Join(s.warns, "`, `") + "`, which is true"
 			}
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", s.name, cmp.Or(s.what, strings.ReplaceAll(s.packages, ",", ", "), "a program without packages"), outcome)
 	}
 	fmt.Fprintf(&b, "\n%d of them run. None has a warning that is not true of it.\n", runs)
+	findings, err := os.ReadFile(filepath.Join(project, "docs/findings.md"))
+	require.NoError(t, err)
+	assert.Contains(t, string(findings), fmt.Sprintf("Of %d that run, %d have a warning", runs, warned))
+
 	const begin, end = "<!-- the corpus: written by TestImagesDocument -->\n", "<!-- end of the corpus -->\n"
 	file := filepath.Join(project, "docs/images.md")
 	text, err := os.ReadFile(file)

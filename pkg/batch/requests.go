@@ -45,14 +45,22 @@ func (q *Queue) Claim(ctx context.Context, signer sgx.Measurement, replace bool)
 const Requests = "requests"
 
 // Last is the last request for a target at some time.
-type Last struct{ revision uint64 }
+type Last struct {
+	id       string // empty: there was none
+	revision uint64
+}
 
 // Last returns the last request for a target so far.
 func (q *Queue) Last(ctx context.Context, target string, insecure bool) (last Last, err error) {
+	return q.lastFor(ctx, Job{Target: target, Insecure: insecure})
+}
+
+// lastFor returns the last request for a job's target.
+func (q *Queue) lastFor(ctx context.Context, j Job) (last Last, err error) {
 	err = q.try(ctx, func(ctx context.Context) error {
-		e, err := q.latest.Get(ctx, targetKey(Job{Target: target, Insecure: insecure}))
+		e, err := q.latest.Get(ctx, targetKey(j))
 		if err == nil {
-			last.revision = e.Revision()
+			last = Last{string(e.Value()), e.Revision()}
 		}
 		return err
 	})
@@ -76,16 +84,12 @@ func (q *Queue) Request(ctx context.Context, j Job, last Last) (*Record, error) 
 		if err != nil {
 			return nil, err
 		}
-		latest, err := q.latestFor(ctx, j)
-		if err != nil {
+		if latest, err := q.lastFor(ctx, j); err != nil {
 			return nil, err
-		}
-		if now, err := q.Last(ctx, j.Target, j.Insecure); err != nil {
-			return nil, err
-		} else if now != last {
+		} else if latest != last {
 			return nil, ErrOvertaken
 		}
-		if before != nil && !before.Status.Final() && latest == r.ID {
+		if before != nil && !before.Status.Final() && last.id == r.ID {
 			return before, q.queue(ctx, []*Record{before})
 		}
 		// A worker that still has the earlier request in hand cannot end this one: its number is another.
@@ -109,7 +113,7 @@ func (q *Queue) Request(ctx context.Context, j Job, last Last) (*Record, error) 
 		if now == nil || now.Request != r.Request || now.Status != Skipped {
 			return r, q.queue(ctx, []*Record{r})
 		}
-		if latest, err := q.latestFor(ctx, j); err != nil || latest != r.ID { // it was replaced since
+		if latest, err := q.lastFor(ctx, j); err != nil || latest.id != r.ID { // it was replaced since
 			return now, err
 		}
 	}
@@ -124,7 +128,7 @@ func (q *Queue) setLatest(ctx context.Context, r *Record, last Last) error {
 	if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return err
 	}
-	if latest, err := q.latestFor(ctx, r.Job); err == nil && latest == r.ID { // the answer of an earlier attempt was lost
+	if latest, err := q.lastFor(ctx, r.Job); err == nil && latest.id == r.ID { // the answer of an earlier attempt was lost
 		return nil
 	}
 	r.Status, r.Error, r.Updated = Skipped, ErrOvertaken.Error(), time.Now().UTC()
@@ -143,38 +147,23 @@ func targetKey(j Job) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// latestFor returns the ID of the last request for a job's target; empty: there was none.
-func (q *Queue) latestFor(ctx context.Context, j Job) (id string, err error) {
-	err = q.try(ctx, func(ctx context.Context) error {
-		e, err := q.latest.Get(ctx, targetKey(j))
-		if err == nil {
-			id = string(e.Value())
-		}
-		return err
-	})
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		err = nil
-	}
-	return id, err
-}
-
 // superseded reports whether something else was requested for a request's target since.
 func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
 	if r.Batch != Requests {
 		return false, nil
 	}
-	latest, err := q.latestFor(ctx, r.Job)
-	return latest != "" && latest != r.ID, err
+	latest, err := q.lastFor(ctx, r.Job)
+	return latest.id != "" && latest.id != r.ID, err
 }
 
 // repeatLatest has the last request for a job's target done again, if it is done: an earlier one may have moved the tag
 // after the last one has found there what it wanted.
 func (q *Queue) repeatLatest(ctx context.Context, j Job) error {
-	id, err := q.latestFor(ctx, j)
-	if err != nil || id == "" {
+	latest, err := q.lastFor(ctx, j)
+	if err != nil || latest.id == "" {
 		return err
 	}
-	r, revision, err := q.get(ctx, Requests+"."+id)
+	r, revision, err := q.get(ctx, Requests+"."+latest.id)
 	if err != nil || r == nil || !r.Status.Final() {
 		return err
 	}

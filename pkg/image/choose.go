@@ -199,7 +199,7 @@ type listed struct {
 	odd    bool   // it is not understood, or not there: an engine may know better
 }
 
-// same reports whether two images of an archive are one, whichever list an engine goes by.
+// sameImage reports whether two images of an archive are one, whichever list an engine goes by.
 func (a *archive) sameImage(ctx context.Context, x, y listed) bool {
 	return !x.odd && !y.odd && x.id == y.id && x.extra == y.extra &&
 		slices.EqualFunc(x.layers, y.layers, func(x, y part) bool { return x == y || x.at >= 0 && y.at >= 0 && a.same(ctx, x, y) })

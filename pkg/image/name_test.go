@@ -106,11 +106,10 @@ func TestSpellingOfNames(t *testing.T) {
 		n, err := image.ParseName(given, false)
 		require.NoError(t, err)
 		assert.Equal(t, want, n.Name())
-		r, err := image.ParseRepository(strings.SplitN(given, ":T", 2)[0], false)
-		if err == nil {
-			assert.Equal(t, n.Context().RegistryStr(), r.RegistryStr())
-		}
 	}
+	repo, err := image.ParseRepository("Registry.Example/a/b", false)
+	require.NoError(t, err)
+	assert.Equal(t, "registry.example/a/b", repo.Name())
 	r, err := image.ParseRegistry("Registry.Example:443", false)
 	require.NoError(t, err)
 	assert.Equal(t, "registry.example:443", r.RegistryStr())

@@ -187,7 +187,7 @@ func (p *Plan) sourceOf(e *Entry, target name.Reference) name.Reference {
 			return rival
 		}
 	}
-	if !told { // with names that stand for any the target is too long, or is none
+	if !told { // with names that stand for any the target is too long, or is not a name
 		ref, _ := source(nil)
 		return ref
 	}
@@ -257,18 +257,20 @@ func (e *Entry) coversName(ref name.Reference) bool {
 	if !ok {
 		return reflect.DeepEqual(e.Tags, Tags{})
 	}
-	return e.coversTag(t.TagStr())
+	_, covered := e.coversTag(t.TagStr())
+	return covered
 }
 
-func (e *Entry) coversTag(tag string) bool {
+// coversTag reports whether a tag is allowed, and returns its version if the entry has a range of versions.
+func (e *Entry) coversTag(tag string) (v *semver.Version, ok bool) {
 	if strings.HasSuffix(tag, converted) || artifactTag(tag) || !matches(e.Tags.Allow, e.Tags.Deny, tag) {
-		return false
+		return nil, false
 	}
 	if e.Tags.SemVer.Constraints == nil {
-		return true
+		return nil, true
 	}
 	v, err := semver.NewVersion(tag)
-	return err == nil && e.Tags.SemVer.Check(v)
+	return v, err == nil && e.Tags.SemVer.Check(v)
 }
 
 func (p *Plan) coversRepository(e *Entry, repo name.Repository) bool {

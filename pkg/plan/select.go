@@ -31,6 +31,8 @@ type Image struct {
 	// Err says why there is nothing to convert under the name of Source, which may be a repository's; nil: there is. It
 	// is ErrNone for what a registry lists and nobody could convert.
 	Err error
+
+	from string // the place of Source, if it is an image's
 }
 
 // ErrNone is the error of a Catalog if there is no such repository, or nothing that could be converted.
@@ -52,20 +54,15 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 	var images []Image
 	owner := map[string]int{}    // of a target's place: the image whose result it is
 	chosenBy := map[string]int{} // of a source's place: the entry
-	place := func(name string) string {
-		ref, err := image.ParseReference(name, p.Insecure)
-		if err != nil {
-			return name
-		}
-		return ref.Place()
-	}
+	sources := map[string]int{}  // of a source's place: the image, if it is to be converted
 	lists, err := p.find(ctx, file, c)
 	if err != nil {
 		return nil, err
 	}
-	missed := make([]missing, len(lists)) // by entry
+	missed, options := make([]missing, len(lists)), make([]Options, len(lists)) // by entry
 	for i := range p.Convert {
 		e := &p.Convert[i]
+		options[i] = e.Options.Over(p.Defaults.Options)
 		for f := range found(lists[i]) {
 			if f.err != nil {
 				images = append(images, Image{Source: f.name, Line: e.Line, Found: e.Registry != "", Err: f.err})
@@ -73,31 +70,31 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 				continue
 			}
 			// What a registry lists, or does not, is no reason to go by a later entry, which may ask for less.
-			decides, unknown := p.decides(i, missed, f.ref)
+			k, unknown := p.decides(i, missed, f.ref)
+			decides, source := &p.Convert[k], image.InRegistry(f.ref)
 			if unknown {
 				if e.Image != "" {
 					err := fmt.Errorf("the entry in line %d decides on it, and could not find its images", decides.Line)
-					images = append(images, Image{Source: image.InRegistry(f.ref).String(), Line: e.Line, Err: err})
+					images = append(images, Image{Source: source.String(), Line: e.Line, Err: err})
 				}
 				continue
 			}
-			e, named := decides, e.Image != ""
-			options := e.Options.Over(p.Defaults.Options)
-			target, err := e.targetFor(f.ref)
+			target, err := decides.targetFor(f.ref)
 			img := Image{
-				Source: image.InRegistry(f.ref).String(), Target: target, Options: options, Line: e.Line, Found: !named,
+				Source: source.String(), Target: target, Options: options[k], Line: decides.Line, Found: e.Image == "",
+				from: source.Place(),
 			}
 			if err != nil && !img.Found {
-				return nil, &Error{file, e.Line, err}
+				return nil, &Error{file, img.Line, err}
 			}
-			if first, ok := chosenBy[place(img.Source)]; ok && first != i {
+			if first, ok := chosenBy[img.from]; ok && first != i {
 				continue // the first entry that chooses an image decides
 			}
-			chosenBy[place(img.Source)] = i
-			to := place(target)
+			chosenBy[img.from] = i
+			to := p.targetPlace(target)
 			if first, ok := owner[to]; ok && err == nil {
 				before := &images[first]
-				if place(before.Source) == place(img.Source) {
+				if before.from == img.from {
 					continue // the first entry that chooses an image decides
 				}
 				// What registries list takes nothing from what is named, and of two that are listed neither is more to be
@@ -105,7 +102,7 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 				both := fmt.Errorf("%s and %s would both become %s", before.Source, img.Source, target)
 				switch {
 				case !img.Found && !before.Found:
-					return nil, &Error{file, e.Line, both}
+					return nil, &Error{file, img.Line, both}
 				case img.Found:
 					err = both
 				}
@@ -120,10 +117,9 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 			}
 		}
 	}
-	sources := map[string]int{} // by the place of the source
 	for i, img := range images {
 		if img.Err == nil {
-			sources[place(img.Source)] = i
+			sources[img.from] = i
 		}
 	}
 	for to, i := range owner {
@@ -181,18 +177,27 @@ func (m *missing) has(ref name.Reference) bool {
 // decides returns the entry that decides on an image that entry i has found: the first one that is about it. Of one that
 // chooses the newest, or what was updated since, that is known only if it found all, else unknown is true. Missed is what
 // entries could not find.
-func (p *Plan) decides(i int, missed []missing, ref name.Reference) (e *Entry, unknown bool) {
+func (p *Plan) decides(i int, missed []missing, ref name.Reference) (entry int, unknown bool) {
 	for k := range p.Convert[:i] {
 		e := &p.Convert[k]
 		switch dated := e.Tags.Newest > 0 || e.Tags.UpdatedSince != (Since{}); {
 		case !p.covers(e, ref):
 		case !dated:
-			return e, false
+			return k, false
 		case missed[k].has(ref):
-			return e, true
+			return k, true
 		}
 	}
-	return &p.Convert[i], false
+	return i, false
+}
+
+// targetPlace names where a result goes, whatever its spelling: a registry, a file or a daemon.
+func (p *Plan) targetPlace(target string) string {
+	ref, err := image.ParseReference(target, p.Insecure)
+	if err != nil {
+		return target
+	}
+	return ref.Place()
 }
 
 // turns orders images so that registries take turns.
@@ -473,15 +478,11 @@ func (e *Entry) tags(ctx context.Context, in search, repo name.Repository, take 
 		}
 		listed = true
 		// Results beside their sources, and what cosign and referrers keep under tags, are no sources.
-		if !image.IsTag(s) || strings.HasSuffix(s, converted) || artifactTag(s) || !matches(e.Tags.Allow, e.Tags.Deny, s) {
+		version, covered := e.coversTag(s)
+		if !image.IsTag(s) || !covered {
 			continue
 		}
-		t := tag{name: s}
-		if e.Tags.SemVer.Constraints != nil {
-			if t.version, err = semver.NewVersion(s); err != nil || !e.Tags.SemVer.Check(t.version) {
-				continue
-			}
-		}
+		t := tag{name: s, version: version}
 		if err := take(); err != nil {
 			return nil, err
 		}

@@ -3,7 +3,6 @@ package service
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -19,8 +18,9 @@ import (
 // and anybody who may push to one repository could bring that about.
 type later struct {
 	mu      sync.Mutex
-	of      map[string]*postponed // by the place of the target: of several images the last one counts
-	working map[string]bool       // registries that are being asked
+	of      map[string]*postponed   // by the place of the target: of several images the last one counts
+	counts  map[name.Repository]int // of these
+	working map[string]bool         // registries that are being asked
 }
 
 type postponed struct {
@@ -40,21 +40,26 @@ func (l *later) put(target, image string, repo name.Repository) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.of == nil {
-		l.of, l.working = map[string]*postponed{}, map[string]bool{}
+		l.of, l.counts, l.working = map[string]*postponed{}, map[name.Repository]int{}, map[string]bool{}
 	}
-	if l.of[target] == nil {
-		ofOne := 0
-		for _, p := range l.of {
-			if p.repo == repo {
-				ofOne++
-			}
-		}
-		if ofOne >= maxLaterOfOne || len(l.of) >= maxLater {
-			return false
-		}
+	if l.of[target] == nil && (l.counts[repo] >= maxLaterOfOne || len(l.of) >= maxLater) {
+		return false
 	}
+	l.remove(target)
 	l.of[target] = &postponed{image, repo, time.Now()}
+	l.counts[repo]++
 	return true
+}
+
+func (l *later) remove(target string) {
+	p := l.of[target]
+	if p == nil {
+		return
+	}
+	delete(l.of, target)
+	if l.counts[p.repo]--; l.counts[p.repo] == 0 {
+		delete(l.counts, p.repo)
+	}
 }
 
 // at returns what is kept for a target; nil: nothing.
@@ -71,7 +76,7 @@ func (l *later) drop(target string, p *postponed) bool {
 	if p == nil || l.of[target] != p {
 		return false
 	}
-	delete(l.of, target)
+	l.remove(target)
 	return true
 }
 
@@ -90,7 +95,7 @@ func (l *later) begin() map[string]map[string]*postponed {
 		}
 		list[registry][target] = p
 	}
-	for registry := range maps.Keys(list) {
+	for registry := range list {
 		l.working[registry] = true
 	}
 	return list

@@ -8,10 +8,10 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 
 	"github.com/cconvert/cconvert/internal/bug"
@@ -21,7 +21,12 @@ import (
 )
 
 // push is an image that a registry tells of, and the digest that was pushed; empty: it does not say.
-type push struct{ image, digest string }
+type push struct {
+	image, digest string
+
+	target string // the place of what it would become
+	repo   name.Repository
+}
 
 var digestPattern = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
 
@@ -29,7 +34,7 @@ func newPush(image, digest string) push {
 	if !digestPattern.MatchString(digest) {
 		digest = ""
 	}
-	return push{image, digest}
+	return push{image: image, digest: digest}
 }
 
 // notices are what notifications have asked for. A registry waits a second for an answer, or less, and sends the same
@@ -159,14 +164,16 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 	if wait == 0 {
 		wait = DefaultAnswerIn
 	}
-	for _, same := range s.byTarget(s.ruled(images)) {
-		key, target := fmt.Sprintf("%q", same), s.targetOf(same[0].image)
+	for _, same := range byTarget(s.ruled(images)) {
+		key := ""
+		for _, p := range same {
+			key += fmt.Sprintf("%q %q ", p.image, p.digest)
+		}
 		if slices.ContainsFunc(same, func(p push) bool { return p.digest == "" }) {
 			// The same may be said of another push: it is asked for each time, however long it takes.
 			key, wait = fmt.Sprintf("%s %d", key, s.pushes.Add(1)), askFor
 		}
-		host, _, _ := strings.Cut(same[0].image, "/")
-		n := s.notices.begin(key, target, strings.ToLower(host), func(ctx context.Context) ([]*batch.Record, error) { return s.askEach(ctx, same) })
+		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(), func(ctx context.Context) ([]*batch.Record, error) { return s.askEach(ctx, same) })
 		if n == nil {
 			return 0, nil, refuse(http.StatusServiceUnavailable, "too many images are being looked at")
 		}
@@ -208,7 +215,7 @@ func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.
 		switch {
 		case err == nil:
 			records = append(records, r)
-		case errors.Is(err, errMany) && s.postpone(p.image):
+		case errors.Is(err, errMany) && s.later.put(p.target, p.image, p.repo):
 			logrus.Infof("asked for later: %v", err)
 		case errors.As(err, &refused) && !passes(err):
 			logrus.Infof("left out: %v", err)
@@ -220,13 +227,18 @@ func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.
 	return records, failed
 }
 
-// ruled leaves out what no rule allows, of which registries tell as well.
+// ruled leaves out what no rule allows, of which registries tell as well, and finds what the rest would become.
 func (s *Service) ruled(images []push) (list []push) {
 	for _, p := range images {
 		ref, err := image.ParseName(p.image, s.o.Plan.Insecure)
 		if err == nil {
 			var rule *plan.Entry
-			if rule, _, err = s.o.Plan.Rule(ref); err == nil && rule != nil {
+			var becomes plan.Image
+			if rule, becomes, err = s.o.Plan.Rule(ref); err == nil && rule != nil {
+				p.repo, p.target = ref.Context(), p.image // asking tells what is wrong with a target that is no name
+				if target, err := image.ParseName(becomes.Target, s.o.Plan.Insecure); err == nil {
+					p.target = targetPlace(target)
+				}
 				list = append(list, p)
 				continue
 			}
@@ -237,15 +249,12 @@ func (s *Service) ruled(images []push) (list []push) {
 	return list
 }
 
-// postpone has an image asked for once there is room. It reports false if too many are.
-func (s *Service) postpone(named string) bool {
-	ref, err := image.ParseName(named, s.o.Plan.Insecure)
-	return err == nil && s.later.put(s.targetOf(named), named, ref.Context())
-}
+// targetPlace names a target, whatever its spelling.
+func targetPlace(target name.Reference) string { return image.InRegistry(target).Place() }
 
 // byTarget groups images that would become the same target: of these the last one counts. One that is named more often
 // is asked for in its last place.
-func (s *Service) byTarget(images []push) (groups [][]push) {
+func byTarget(images []push) (groups [][]push) {
 	group := map[string]int{} // by target
 	last := map[string]int{}
 	for i, p := range images {
@@ -255,30 +264,12 @@ func (s *Service) byTarget(images []push) (groups [][]push) {
 		if last[p.image] != i {
 			continue
 		}
-		target := s.targetOf(p.image)
-		n, ok := group[target]
+		n, ok := group[p.target]
 		if !ok {
 			n = len(groups)
-			group[target], groups = n, append(groups, nil)
+			group[p.target], groups = n, append(groups, nil)
 		}
 		groups[n] = append(groups[n], p)
 	}
 	return groups
-}
-
-// targetOf names what an image would become; for one that no rule allows, the image.
-func (s *Service) targetOf(named string) string {
-	ref, err := image.ParseName(named, s.o.Plan.Insecure)
-	if err != nil {
-		return named
-	}
-	rule, becomes, err := s.o.Plan.Rule(ref)
-	if err != nil || rule == nil {
-		return named
-	}
-	target, err := image.ParseName(becomes.Target, s.o.Plan.Insecure)
-	if err != nil {
-		return named
-	}
-	return "target " + image.InRegistry(target).Place()
 }

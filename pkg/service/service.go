@@ -253,7 +253,7 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 		return nil, refuse(http.StatusForbidden, "no rule allows %s", ref)
 	}
 	target, err := image.ParseName(img.Target, s.o.Plan.Insecure)
-	if err != nil || image.InRegistry(target).Place() == image.InRegistry(ref).Place() {
+	if err != nil || targetPlace(target) == image.InRegistry(ref).Place() {
 		return nil, refuse(http.StatusForbidden, "the rule would replace %s by what comes of it", ref)
 	}
 	if other, line := s.o.Plan.Rival(rule, target); other != nil {
@@ -266,7 +266,7 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 	case ofRegistry >= maxWaiting:
 		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxWaiting, registry)
 	}
-	place := s.targetOf(named)
+	place := targetPlace(target)
 	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has last.
 	next, err := s.targets.enter(ctx, place)
 	if err != nil {

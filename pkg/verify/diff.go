@@ -78,8 +78,9 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	if err != nil {
 		return nil, err
 	}
-	list = append(append(list, settings...), compareFiles(a.Trusted, b.Trusted)...)
-	if len(settings) == 0 && len(compareFiles(a.Trusted, b.Trusted)) == 0 && !bytes.Equal(a.Manifest, b.Manifest) {
+	files := compareFiles(a.Trusted, b.Trusted)
+	list = append(append(list, settings...), files...)
+	if len(settings)+len(files) == 0 && !bytes.Equal(a.Manifest, b.Manifest) {
 		list = append(list, Difference{Part: "manifest", Name: "text", A: digestOf(a.Manifest), B: digestOf(b.Manifest)})
 	}
 	compareTables("", a.config, b.config, "config", &list)
