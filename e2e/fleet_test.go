@@ -244,7 +244,11 @@ func (w *watcher) look(ctx context.Context, repo string) {
 
 // complete pulls an image that was not seen before, and sees that a known one is the same.
 func (w *watcher) complete(ctx context.Context, tag name.Tag, key string) error {
-	d, err := remote.Head(tag, remote.WithContext(ctx))
+	var d *v1.Descriptor
+	err := soon(func() (err error) {
+		d, err = remote.Head(tag, remote.WithContext(ctx))
+		return err
+	})
 	w.mu.Lock()
 	before, known := w.seen[key]
 	if err == nil {
@@ -264,11 +268,14 @@ func (w *watcher) complete(ctx context.Context, tag name.Tag, key string) error 
 	if known {
 		return nil
 	}
-	img, err := remote.Image(tag.Digest(d.Digest.String()), remote.WithContext(ctx))
-	if err != nil {
+	var img v1.Image
+	err = soon(func() (err error) {
+		if img, err = remote.Image(tag.Digest(d.Digest.String()), remote.WithContext(ctx)); err == nil {
+			_, err = img.ConfigFile()
+		}
 		return err
-	}
-	if _, err := img.ConfigFile(); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	layers, err := img.Layers()
@@ -290,22 +297,28 @@ func (w *watcher) complete(ctx context.Context, tag name.Tag, key string) error 
 	return nil
 }
 
-// has says whether there is something. A registry that is moving a blob into its place, which another worker has sent
-// once more, can fail for a moment; that is told apart from a blob that is not there.
+// has reports why there is nothing at a URL.
 func (w *watcher) has(url string) error {
-	for i := 0; ; i++ {
+	return soon(func() error {
 		resp, err := http.Head(url)
 		if err != nil {
 			return err
 		}
 		resp.Body.Close()
-		switch {
-		case resp.StatusCode == http.StatusOK:
-			return nil
-		case resp.StatusCode < http.StatusInternalServerError || i == 10:
+		if resp.StatusCode != http.StatusOK {
 			return errors.New(resp.Status)
 		}
-		time.Sleep(100 * time.Millisecond)
+		return nil
+	})
+}
+
+// soon calls a function until it succeeds, for a tenth of a second. This registry writes a link by emptying its file
+// first, so that what another worker has sent once more is not there for a moment.
+func soon(f func() error) error {
+	for end := time.Now().Add(100 * time.Millisecond); ; time.Sleep(5 * time.Millisecond) {
+		if err := f(); err == nil || time.Now().After(end) {
+			return err
+		}
 	}
 }
 
@@ -352,24 +365,26 @@ func TestFleetInChaos(t *testing.T) {
 	}
 	w, watching := watch(ctx, target, repos)
 	var chaos sync.WaitGroup
-	kills := 0
+	// An image that six workers did not live to finish has failed, so there are fewer. They go by what is done: a clock
+	// kills more of them on a slower machine.
+	const kills = 5
+	done := 0
 	chaos.Go(func() {
-		for i := 0; ; i++ {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(time.Second + rand.N(2*time.Second)):
+		for done <= kills && ctx.Err() == nil {
+			if len(w.tags()) < (done+1)*images/(kills+2) {
+				time.Sleep(10 * time.Millisecond)
+				continue
 			}
-			if i == 1 {
+			if done == 1 {
 				server.kill()
 				time.Sleep(time.Second)
 				server.again()
-				continue
+			} else {
+				victim := workers[rand.N(len(workers))]
+				victim.kill()
+				victim.again()
 			}
-			victim := workers[rand.N(len(workers))]
-			victim.kill()
-			victim.again()
-			kills++
+			done++
 		}
 	})
 	loud := f.batch("loud", f.plan(faulty(t, target, 0.1)+"/loud"), "--nats", url, "--lease", "3s")
@@ -388,8 +403,7 @@ func TestFleetInChaos(t *testing.T) {
 		assert.Equal(t, quiet[tag].Digest, w.tags()["loud/"+tag], "the tag of %s", tag)
 	}
 	assert.Empty(t, w.bad, "what tags named all along")
-	assert.GreaterOrEqual(t, kills, 2)
-	t.Logf("%d images, %d workers killed", images, kills)
+	assert.GreaterOrEqual(t, done, 3, "the queue's server was restarted, and workers were killed before and after")
 }
 
 func (w *watcher) tags() map[string]string {

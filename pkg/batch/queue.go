@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirupsen/logrus"
 
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -85,6 +86,7 @@ func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
 	options := append([]nats.Option{
 		nats.Name("cconvert"), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond), nats.Timeout(5 * time.Second),
 		nats.ReconnectBufSize(-1), // what was sent must have been answered
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { logrus.Debugf("the queue: %v", err) }),
 	}, o.Connect...)
 	if url == "" {
 		s, err := q.serve(o.Dir, o.Read)
