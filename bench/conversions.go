@@ -17,7 +17,9 @@ import (
 
 // convert runs cconvert. Evidence, which comes on top of what other tools do, is left out unless it is asked for.
 func (b *bench) convert(ctx context.Context, source, to string, flags ...string) (finished, error) {
-	return command(ctx, b.program, append([]string{"convert", source, "--to", to, "--runtime", "sim=" + b.runtime, "--key", b.key, "--attest=false"}, flags...)...)
+	return command(ctx, b.program, append([]string{
+		"convert", source, "--to", to, "--runtime", "sim=" + b.runtime, "--key", b.key, "--attest=false",
+	}, flags...)...)
 }
 
 // cold forgets what is known of layers, but not the runtime.
@@ -39,13 +41,15 @@ func (b *bench) conversions(ctx context.Context) error {
 		}}
 	}
 	took, err := b.medians(
-		step{"igzip -dc \\| openssl sha256", timeOf(ctx, nil, "sh", "-c", "igzip -dc <"+b.layer+" | openssl sha256")}, cold("igzip"),
+		step{"igzip -dc \\| openssl sha256", timeOf(ctx, nil, "sh", "-c", "igzip -dc <"+b.layer+" | openssl sha256")},
+		cold("igzip"),
 		step{"klauspost's gzip in this process", b.inflate}, cold("go"))
 	if err != nil {
 		return err
 	}
 	piped, igzip, klauspost, inGo := took[0], took[1], took[2], took[3]
-	verified, err := b.median("verify", timeOf(ctx, nil, b.program, "verify", b.registry.host+"/mixed:out", "--any-signer", "--allow-simulated"))
+	verified, err := b.median("verify",
+		timeOf(ctx, nil, b.program, "verify", b.registry.host+"/mixed:out", "--any-signer", "--allow-simulated"))
 	if err != nil {
 		return err
 	}
@@ -97,11 +101,13 @@ func (b *bench) warm(ctx context.Context) error {
 	warm := func(flags ...string) func() (time.Duration, error) {
 		return func() (time.Duration, error) {
 			svn++ // else the registry had it all
-			f, err := b.convert(ctx, b.image, b.registry.host+"/"+target, append(flags, "--isv-prod-id", "7", "--isv-svn", fmt.Sprint(svn))...)
+			f, err := b.convert(ctx, b.image, b.registry.host+"/"+target,
+				append(flags, "--isv-prod-id", "7", "--isv-svn", fmt.Sprint(svn))...)
 			return f.took, err
 		}
 	}
-	took, err := b.medians(step{"the same requests by a bare client", timeOf(ctx, nil, self, "-bare", script)}, step{"warm convert", warm()})
+	took, err := b.medians(step{"the same requests by a bare client", timeOf(ctx, nil, self, "-bare", script)},
+		step{"warm convert", warm()})
 	if err != nil {
 		return err
 	}
@@ -118,12 +124,14 @@ func (b *bench) second(ctx context.Context) error {
 	}
 	defer p.stop()
 	p.record()
-	f, err := b.convert(ctx, p.host+"/mixed:1", p.host+"/mixed:second", "--env", fmt.Sprint("SECOND=", time.Now().UnixNano()))
+	f, err := b.convert(ctx, p.host+"/mixed:1", p.host+"/mixed:second", "--env",
+		fmt.Sprint("SECOND=", time.Now().UnixNano()))
 	if err != nil {
 		return err
 	}
 	blobs := p.uploads()
-	b.note("a second image on the same base and runtime uploads %d blobs (enclave layer and configuration) and manifests, %s: %s",
+	b.note("a second image on the same base and runtime uploads %d blobs (enclave layer and configuration) and "+
+		"manifests, %s: %s",
 		len(blobs), humanize.Bytes(uint64(p.up())), f.out)
 	b.goal("blobs pushed for a second image on the same base and runtime", float64(len(blobs)), 2, "")
 	return nil
@@ -152,7 +160,10 @@ func (b *bench) measurements(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		plain, err := b.median(fmt.Sprintf("crypto/sha256 over its %s", humanize.Bytes(hashed)), func() (time.Duration, error) { return plainHash(hashed), nil })
+		plain, err := b.median(fmt.Sprintf("crypto/sha256 over its %s", humanize.Bytes(hashed)),
+			func() (time.Duration, error) {
+				return plainHash(hashed), nil
+			})
 		if err != nil {
 			return err
 		}

@@ -71,7 +71,8 @@ func (b *bench) fleet(ctx context.Context) error {
 			return err
 		}
 		for i := base; i < images; i += bases {
-			if err := b.registry.push(fmt.Sprintf("fleet/base%d:%d", base, i), v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("IMAGE=", i)}}, layer); err != nil {
+			if err := b.registry.push(fmt.Sprintf("fleet/base%d:%d", base, i),
+				v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("IMAGE=", i)}}, layer); err != nil {
 				return err
 			}
 		}
@@ -82,13 +83,15 @@ func (b *bench) fleet(ctx context.Context) error {
 	}
 	defer f.server.Close()
 	svn := 0
-	// Each run gives other images: the first makes all layers known. Measuring a large enclave is work for the processor,
-	// not for the network, so these are small.
+	// Each run gives other images: the first makes all layers known. Measuring a large enclave is work for the
+	// processor, not for the network, so these are small.
 	run := func(repositories string, flags ...string) (time.Duration, int64, error) {
 		svn++
 		plan := filepath.Join(b.dir, "plan.yaml")
 		if err := os.WriteFile(plan, fmt.Appendf(nil,
-			"version: 1\ndefaults:\n  target: '%s/out%d/{{.Repository}}:{{.Tag}}'\n  options: {runtime: 'sim=%s', isv-svn: %d, attest: false, memory: 256M}\nconvert: [{registry: '%s', repositories: {allow: ['%s']}}]\n",
+			"version: 1\ndefaults:\n  target: '%s/out%d/{{.Repository}}:{{.Tag}}'\n  options: {runtime: 'sim=%s', "+
+				"isv-svn: %d, attest: false, memory: 256M}\nconvert: [{registry: '%s', repositories: {allow: "+
+				"['%s']}}]\n",
 			f.host, time.Now().Unix(), b.runtime, svn, f.host, repositories), 0o600); err != nil {
 			return 0, 0, err
 		}
@@ -102,7 +105,8 @@ func (b *bench) fleet(ctx context.Context) error {
 		return err
 	}
 	var requests int64
-	took, err := b.median(fmt.Sprintf("%d warm images, %d at a time, %s more for each request", images, parallel, latency), func() (time.Duration, error) {
+	took, err := b.median(fmt.Sprintf("%d warm images, %d at a time, %s more for each request", images, parallel,
+		latency), func() (time.Duration, error) {
 		took, n, err := all()
 		requests = n
 		return took, err
@@ -111,7 +115,8 @@ func (b *bench) fleet(ctx context.Context) error {
 		return err
 	}
 	bound := float64(requests) * latency.Seconds() / parallel
-	b.note("%d warm images take %d requests, which for %d images at a time are %.1f s of waiting", images, requests, parallel, bound)
+	b.note("%d warm images take %d requests, which for %d images at a time are %.1f s of waiting", images, requests,
+		parallel, bound)
 	b.goal("300 warm images ÷ requests × 50 ms ÷ images at a time", took/bound, 1.5, "")
 	return b.workers(ctx, func(queue string) (time.Duration, error) {
 		took, _, err := run("fleet/base[0-3]", "--nats", queue)
@@ -125,7 +130,8 @@ func (b *bench) workers(ctx context.Context, run func(queue string) (time.Durati
 	if err != nil {
 		return err
 	}
-	queue := exec.CommandContext(ctx, "nats-server", "-a", "127.0.0.1", "-p", port, "-js", "-sd", filepath.Join(b.dir, "nats"))
+	queue := exec.CommandContext(ctx, "nats-server", "-a", "127.0.0.1", "-p", port, "-js", "-sd",
+		filepath.Join(b.dir, "nats"))
 	if err := queue.Start(); err != nil {
 		return err
 	}
@@ -145,7 +151,10 @@ func (b *bench) workers(ctx context.Context, run func(queue string) (time.Durati
 			return err
 		}
 		defer func() { _ = worker.Process.Kill(); _ = worker.Wait() }()
-		times[n], err = b.median(fmt.Sprintf("100 warm images, workers with 2 at a time: %d", n+1), func() (time.Duration, error) { return run(at) })
+		times[n], err = b.median(fmt.Sprintf("100 warm images, workers with 2 at a time: %d", n+1),
+			func() (time.Duration, error) {
+				return run(at)
+			})
 		if err != nil {
 			return err
 		}

@@ -69,7 +69,8 @@ func newLayer(file string, fill func(*layerWriter) error) (_ *fileLayer, err err
 }
 
 func (w *layerWriter) file(name string, content []byte) error {
-	if err := w.tar.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+	if err := w.tar.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)),
+		Typeflag: tar.TypeReg}); err != nil {
 		return err
 	}
 	_, err := w.tar.Write(content)

@@ -53,7 +53,8 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	root := filepath.Join(b.dir, "mixed.tar")
 	if _, err := os.Stat(root); err != nil {
 		fmt.Fprintln(os.Stderr, "making the image")
-		if _, err := command(ctx, "mmdebstrap", "--quiet", "--variant=minbase", "--include="+mixed, "bookworm", root+".part.tar"); err != nil {
+		if _, err := command(ctx, "mmdebstrap", "--quiet", "--variant=minbase", "--include="+mixed, "bookworm", root+
+			".part.tar"); err != nil {
 			return err
 		}
 		if err := os.Rename(root+".part.tar", root); err != nil {
@@ -111,7 +112,8 @@ func startRegistry(ctx context.Context, dir string) (*registry, error) {
 	}
 	host := net.JoinHostPort("127.0.0.1", port)
 	config := dir + ".yml"
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: '%s'}\n", dir, host)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: "+
+		"{rootdirectory: %s}}\nhttp: {addr: '%s'}\n", dir, host)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

@@ -20,7 +20,8 @@ import (
 
 func main() {
 	runs := flag.Int("runs", 5, "how often each is run: the median counts")
-	only := flag.String("only", "references,conversions,warm,second,measure,fleet,files,bytes,layers", "what is measured; the last three take some minutes")
+	only := flag.String("only", "references,conversions,warm,second,measure,fleet,files,bytes,layers",
+		"what is measured; the last three take some minutes")
 	bare := flag.String("bare", "", "send the requests in this file, as fast as possible, and end")
 	dir := flag.String("dir", "bin/bench", "where images and tools are kept")
 	flag.Parse()

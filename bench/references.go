@@ -25,7 +25,8 @@ func (b *bench) references(ctx context.Context) error {
 		if err := fresh(); err != nil {
 			return err
 		}
-		_, err := command(ctx, "skopeo", "copy", "-q", "--src-tls-verify=false", "docker://"+b.image, "oci:"+out+"/oci:1")
+		_, err := command(ctx, "skopeo", "copy", "-q", "--src-tls-verify=false", "docker://"+b.image, "oci:"+out+
+			"/oci:1")
 		return err
 	}
 	for _, r := range []step{
@@ -34,7 +35,10 @@ func (b *bench) references(ctx context.Context) error {
 		{"gzip -dc", shell("gzip -dc <" + b.layer + " >/dev/null")},
 		{craneExport, shell(filepath.Join(b.dir, "crane") + " export " + b.image + " - >/dev/null")},
 		{umociUnpack, timeOf(ctx, layout, "umoci", "unpack", "--image", out+"/oci:1", out+"/bundle")},
-		{"skopeo copy to an OCI layout", timeOf(ctx, fresh, "skopeo", "copy", "-q", "--src-tls-verify=false", "docker://"+b.image, "oci:"+out+"/oci:1")},
+		{
+			"skopeo copy to an OCI layout", timeOf(ctx, fresh, "skopeo", "copy", "-q", "--src-tls-verify=false",
+				"docker://"+b.image, "oci:"+out+"/oci:1"),
+		},
 	} {
 		if _, err := b.median(r.name, r.run); err != nil {
 			return err

@@ -19,7 +19,8 @@ func (b *bench) files(ctx context.Context) error {
 	const few, many = 100_000, 1_000_000
 	return b.tenfold(ctx, "files", few, many, func(w *layerWriter, n int) error {
 		for i := range n {
-			if err := w.file(fmt.Sprintf("srv/data/%03d/%03d/file-%07d.json", i/100_000, i/1000%100, i), fmt.Appendf(nil, "content %d\n", i)); err != nil {
+			if err := w.file(fmt.Sprintf("srv/data/%03d/%03d/file-%07d.json", i/100_000, i/1000%100, i),
+				fmt.Appendf(nil, "content %d\n", i)); err != nil {
 				return err
 			}
 		}
@@ -67,7 +68,9 @@ func words(size int) []byte {
 }
 
 // tenfold compares the time for few and for ten times as many of something.
-func (b *bench) tenfold(ctx context.Context, what string, few, many int, fill func(*layerWriter, int) error, seen func(n int, peak int64)) error {
+func (b *bench) tenfold(
+	ctx context.Context, what string, few, many int, fill func(*layerWriter, int) error, seen func(n int, peak int64),
+) error {
 	var took [2]float64
 	for i, n := range []int{few, many} {
 		r, err := startRegistry(ctx, filepath.Join(b.dir, "scale"))
@@ -87,7 +90,10 @@ func (b *bench) tenfold(ctx context.Context, what string, few, many int, fill fu
 	return nil
 }
 
-func (b *bench) atScale(ctx context.Context, r *registry, what string, n int, fill func(*layerWriter, int) error, seen func(n int, peak int64)) (float64, error) {
+func (b *bench) atScale(
+	ctx context.Context, r *registry, what string, n int, fill func(*layerWriter, int) error,
+	seen func(n int, peak int64),
+) (float64, error) {
 	fmt.Fprintf(os.Stderr, "making a layer with %s %s\n", humanize.Comma(int64(n)), what)
 	l, err := newLayer(filepath.Join(b.dir, "scale.tar.gz"), func(w *layerWriter) error {
 		program, err := os.ReadFile(b.program)
@@ -107,14 +113,15 @@ func (b *bench) atScale(ctx context.Context, r *registry, what string, n int, fi
 		return 0, err
 	}
 	peak := int64(0)
-	took, err := b.median(fmt.Sprintf("cold convert, %s %s", humanize.Comma(int64(n)), what), func() (time.Duration, error) {
-		if err := b.cold(); err != nil {
-			return 0, err
-		}
-		f, err := b.convert(ctx, r.host+"/scale:1", r.host+"/scale:out", "--memory", "4G")
-		peak = max(peak, f.peak)
-		return f.took, err
-	})
+	took, err := b.median(fmt.Sprintf("cold convert, %s %s", humanize.Comma(int64(n)), what),
+		func() (time.Duration, error) {
+			if err := b.cold(); err != nil {
+				return 0, err
+			}
+			f, err := b.convert(ctx, r.host+"/scale:1", r.host+"/scale:out", "--memory", "4G")
+			peak = max(peak, f.peak)
+			return f.took, err
+		})
 	seen(n, peak)
 	return took, err
 }

@@ -65,7 +65,8 @@ func newContainer(root, ref string, convert func(...string) (string, error)) (*c
 		_, err := convert("--to", "docker-daemon:"+c.image)
 		return c, err
 	}
-	return nil, errors.New("the image is converted, but cannot be run here: this machine allows neither user namespaces (see user_namespaces(7), sysctl kernel.apparmor_restrict_unprivileged_userns) nor Docker")
+	return nil, errors.New("the image is converted, but cannot be run here: this machine allows neither user " +
+		"namespaces (see user_namespaces(7), sysctl kernel.apparmor_restrict_unprivileged_userns) nor Docker")
 }
 
 // namespace makes a process root of its own small world.

@@ -71,7 +71,8 @@ func run() error {
 		return err
 	}
 	convert := func(more ...string) (string, error) {
-		return cconvert(append([]string{source, "--runtime", "sim", "--key", key, "--memory", "256M", "--threads", "8"}, more...)...)
+		return cconvert(append([]string{source, "--runtime", "sim", "--key", key, "--memory", "256M", "--threads", "8"},
+			more...)...)
 	}
 	converted, err := convert()
 	if err != nil {
@@ -155,7 +156,9 @@ func pushImage(ref, address string) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(b.Bytes())), nil
+	})
 	if err != nil {
 		return err
 	}
@@ -168,7 +171,8 @@ func pushImage(ref, address string) error {
 		return err
 	}
 	config = config.DeepCopy()
-	config.OS, config.Architecture, config.Created = "linux", "amd64", v1.Time{Time: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	config.OS, config.Architecture, config.Created = "linux", "amd64",
+		v1.Time{Time: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 	config.Config.Entrypoint = []string{"/app/start"}
 	if img, err = mutate.ConfigFile(img, config); err != nil {
 		return err

@@ -23,8 +23,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A batch that is killed at ten random points, as by power failures, goes on each time where it was: no finished image is
-// done again.
+// A batch that is killed at ten random points, as by power failures, goes on each time where it was: no finished image
+// is done again.
 func TestBatchIsResumed(t *testing.T) {
 	source, target := "127.0.0.1:"+startRegistry(t), "127.0.0.1:"+startRegistry(t)
 	images, bases := fleetSize(t)
@@ -112,7 +112,8 @@ func TestServicePage(t *testing.T) {
 	source, target := "127.0.0.1:"+startRegistry(t), "127.0.0.1:"+startRegistry(t)
 	f := newFleet(t, source, 1, 1)
 	rules := filepath.Join(f.dir, "rules.yaml")
-	require.NoError(t, os.WriteFile(rules, fmt.Appendf(nil, "version: 1\ndefaults:\n  target: %q\n  options: {runtime: \"sim=%s\"}\nconvert:\n- {repository: %s/base0, allowUnsigned: true}\n",
+	require.NoError(t, os.WriteFile(rules, fmt.Appendf(nil, "version: 1\ndefaults:\n  target: %q\n  options: "+
+		"{runtime: \"sim=%s\"}\nconvert:\n- {repository: %s/base0, allowUnsigned: true}\n",
 		target+"/{{.Repository}}:{{.Tag}}", f.runtime, source), 0o600))
 	secret := filepath.Join(f.dir, "secret")
 	require.NoError(t, os.WriteFile(secret, []byte(serviceSecret+"\n"), 0o600))
@@ -125,7 +126,8 @@ func TestServicePage(t *testing.T) {
 	slowEnd := make(chan time.Duration, 1)
 	go func() {
 		begin := time.Now()
-		fmt.Fprintf(slow, "POST /api/v1/conversions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\n", serviceSecret)
+		fmt.Fprintf(slow, "POST /api/v1/conversions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n"+
+			"Content-Length: 1000\r\n\r\n", serviceSecret)
 		go func() {
 			for range 100 {
 				if _, err := slow.Write([]byte("{")); err != nil {
@@ -152,7 +154,8 @@ func TestServicePage(t *testing.T) {
 	}
 	id := ask("POST", "/api/v1/conversions", fmt.Sprintf(`{"image":"%s/base0:0"}`, source))["id"]
 
-	browser, quit := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"), chromedp.NoSandbox)...)
+	browser, quit := chromedp.NewExecAllocator(context.Background(),
+		append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"), chromedp.NoSandbox)...)
 	defer quit()
 	page, leave := chromedp.NewContext(browser)
 	defer leave()
@@ -166,7 +169,8 @@ func TestServicePage(t *testing.T) {
 		require.NoError(t, err, selector)
 		return out
 	}
-	_, err = chromedp.Run(page, chromedp.Navigate("http://any:"+strings.ReplaceAll(serviceSecret, " ", "%20")+"@"+address+"/"))
+	_, err = chromedp.Run(page,
+		chromedp.Navigate("http://any:"+strings.ReplaceAll(serviceSecret, " ", "%20")+"@"+address+"/"))
 	require.NoError(t, err)
 	assert.Contains(t, text(row+" .queued", row), source+"/base0@sha256:")
 	worker := newProcess(t, func() *exec.Cmd {

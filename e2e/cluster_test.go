@@ -31,7 +31,8 @@ func newHosts(t *testing.T) *hosts {
 	root := t.TempDir()
 	for from, to := range map[string]string{
 		"/usr/sbin/nats-server": "usr/bin/nats-server", program: "usr/bin/cconvert",
-		"/lib/x86_64-linux-gnu/libc.so.6": "lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2": "lib64/ld-linux-x86-64.so.2",
+		"/lib/x86_64-linux-gnu/libc.so.6": "lib/x86_64-linux-gnu/libc.so.6",
+		"/lib64/ld-linux-x86-64.so.2":     "lib64/ld-linux-x86-64.so.2",
 	} {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, to)), 0o755))
 		command(t, "cp", "-L", from, filepath.Join(root, to))
@@ -50,7 +51,10 @@ func newHosts(t *testing.T) *hosts {
 // start runs a container and gives its address.
 func (h *hosts) start(host string, options []string, args ...string) string {
 	h.t.Helper()
-	all := append([]string{"run", "-d", "--name", h.network + "-" + host, "--hostname", host, "--network", h.network, "--network-alias", host}, options...)
+	all := append([]string{
+		"run", "-d", "--name", h.network + "-" + host, "--hostname", host, "--network", h.network, "--network-alias",
+		host,
+	}, options...)
 	command(h.t, "docker", append(append(all, h.image), args...)...)
 	h.t.Cleanup(func() {
 		if h.t.Failed() {
@@ -59,7 +63,8 @@ func (h *hosts) start(host string, options []string, args ...string) string {
 		}
 		_, _ = try("docker", "rm", "-f", h.network+"-"+host)
 	})
-	return command(h.t, "docker", "inspect", "-f", "{{(index .NetworkSettings.Networks \""+h.network+"\").IPAddress}}", h.network+"-"+host)
+	return command(h.t, "docker", "inspect", "-f", "{{(index .NetworkSettings.Networks \""+h.network+"\").IPAddress}}",
+		h.network+"-"+host)
 }
 
 // partition is how long a worker is cut off.
@@ -77,14 +82,17 @@ func TestFleetOnACluster(t *testing.T) {
 
 	var urls []string
 	for i := range 3 {
-		ip := h.start(fmt.Sprint("nats", i), nil, "nats-server", "-js", "-sd", "/tmp/js", "--server_name", fmt.Sprint("nats", i), "--cluster_name", "cconvert",
+		ip := h.start(fmt.Sprint("nats", i), nil, "nats-server", "-js", "-sd", "/tmp/js", "--server_name",
+			fmt.Sprint("nats", i), "--cluster_name", "cconvert",
 			"--cluster", "nats://0.0.0.0:6222", "--routes", "nats://nats0:6222,nats://nats1:6222,nats://nats2:6222")
 		urls = append(urls, "nats://"+ip+":4222")
 	}
 	all := strings.Join(urls, ",")
 	for i := range 3 {
-		h.start(fmt.Sprint("worker", i), []string{"-v", key + ":/key.pem:ro", "-v", f.runtime + ":" + f.runtime + ":ro", "-e", "HOME=/tmp"},
-			"cconvert", "worker", "--insecure", "--nats", all, "--key", "/key.pem", "--files", f.dir, "--parallel", "1", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
+		h.start(fmt.Sprint("worker", i),
+			[]string{"-v", key + ":/key.pem:ro", "-v", f.runtime + ":" + f.runtime + ":ro", "-e", "HOME=/tmp"},
+			"cconvert", "worker", "--insecure", "--nats", all, "--key", "/key.pem", "--files", f.dir, "--parallel", "1",
+			"--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

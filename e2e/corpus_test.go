@@ -74,7 +74,8 @@ func corpus(t *testing.T) []*sample {
 	port = p()
 	add(&sample{
 		name: "nginx", packages: "nginx-light", port: port, ask: func(port string) error { return get(port, "nginx") },
-		layers: one(fixture.File("etc/nginx/sites-available/default", "server { listen 127.0.0.1:"+port+"; root /var/www/html; index index.nginx-debian.html; }\n")),
+		layers: one(fixture.File("etc/nginx/sites-available/default", "server { listen 127.0.0.1:"+port+
+			"; root /var/www/html; index index.nginx-debian.html; }\n")),
 		config: v1.Config{Cmd: []string{"nginx", "-g", "daemon off;"}, StopSignal: "SIGQUIT"},
 	})
 	port = p()
@@ -101,9 +102,12 @@ func corpus(t *testing.T) []*sample {
 	port = p()
 	add(&sample{
 		name: "php-fpm", packages: "php-fpm", port: port, ask: askFastCGI,
-		layers: one(fixture.File("app/index.php", "<?php echo file_get_contents('/app/page');\n"), fixture.File("app/page", page),
-			fixture.File("etc/php/8.2/fpm/pool.d/www.conf", "[www]\nuser = www-data\nlisten = 127.0.0.1:"+port+"\npm = static\npm.max_children = 1\n"),
-			fixture.File("etc/php/8.2/fpm/php-fpm.conf", "[global]\nerror_log = /dev/stderr\ndaemonize = no\ninclude=/etc/php/8.2/fpm/pool.d/*.conf\n")),
+		layers: one(fixture.File("app/index.php", "<?php echo file_get_contents('/app/page');\n"),
+			fixture.File("app/page", page),
+			fixture.File("etc/php/8.2/fpm/pool.d/www.conf", "[www]\nuser = www-data\nlisten = 127.0.0.1:"+port+
+				"\npm = static\npm.max_children = 1\n"),
+			fixture.File("etc/php/8.2/fpm/php-fpm.conf",
+				"[global]\nerror_log = /dev/stderr\ndaemonize = no\ninclude=/etc/php/8.2/fpm/pool.d/*.conf\n")),
 		config: v1.Config{Cmd: []string{"php-fpm8.2"}, StopSignal: "SIGQUIT"},
 	})
 	port = p()
@@ -119,13 +123,15 @@ func corpus(t *testing.T) []*sample {
 	port = p()
 	add(&sample{
 		name: "script", packages: "python3", port: port,
-		layers: one(append(app("server.py"), fixture.Program("usr/local/bin/entrypoint.sh", "#!/bin/sh\nset -e\nif [ \"$1\" = serve ]; then\n  shift\n  set -- python3 /app/server.py \"$@\"\nfi\nexec \"$@\"\n"))...),
+		layers: one(append(app("server.py"), fixture.Program("usr/local/bin/entrypoint.sh", "#!/bin/sh\nset -e\nif [ "+
+			"\"$1\" = serve ]; then\n  shift\n  set -- python3 /app/server.py \"$@\"\nfi\nexec \"$@\"\n"))...),
 		config: v1.Config{Entrypoint: []string{"entrypoint.sh"}, Cmd: []string{"serve", port}, User: "nobody"},
 	})
 	port = p()
 	add(&sample{
 		name: "go", packages: "python3", port: port,
-		layers: one(fixture.Program("usr/bin/server", goServer(t)), fixture.File("etc/server.conf", "listen 127.0.0.1:"+port+"\npage /app/page\n"), fixture.File("app/page", page)),
+		layers: one(fixture.Program("usr/bin/server", goServer(t)), fixture.File("etc/server.conf", "listen 127.0.0.1:"+
+			port+"\npage /app/page\n"), fixture.File("app/page", page)),
 		config: v1.Config{Cmd: []string{"server", "/etc/server.conf"}},
 	})
 	port = p()
@@ -133,18 +139,22 @@ func corpus(t *testing.T) []*sample {
 		name: "musl", port: port,
 		layers: one(fixture.Program("app/server", compile(t, "musl-gcc")), fixture.File("app/page", page),
 			fixture.Program("lib/ld-musl-x86_64.so.1", hostFile(t, "/usr/lib/x86_64-linux-musl/libc.so")),
-			fixture.File("lib/apk/db/installed", "P:musl\nV:1.2\np:so:libc.musl-x86_64.so.1=1\nF:lib\nR:ld-musl-x86_64.so.1\n\n")),
+			fixture.File("lib/apk/db/installed",
+				"P:musl\nV:1.2\np:so:libc.musl-x86_64.so.1=1\nF:lib\nR:ld-musl-x86_64.so.1\n\n")),
 		config: v1.Config{Entrypoint: []string{"/app/server", port, "/app/page"}},
 	})
 	port = p()
 	add(&sample{
 		name: "distroless", port: port,
-		layers: one(fixture.Program("server", compile(t, "gcc")), fixture.File("page", page), fixture.Symlink("lib", "usr/lib"), fixture.Symlink("lib64", "usr/lib64"),
+		layers: one(fixture.Program("server", compile(t, "gcc")), fixture.File("page", page),
+			fixture.Symlink("lib", "usr/lib"), fixture.Symlink("lib64", "usr/lib64"),
 			fixture.Program("usr/lib/x86_64-linux-gnu/libc.so.6", hostFile(t, "/lib/x86_64-linux-gnu/libc.so.6")),
-			fixture.Program("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", hostFile(t, "/lib64/ld-linux-x86-64.so.2")),
+			fixture.Program("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+				hostFile(t, "/lib64/ld-linux-x86-64.so.2")),
 			fixture.Symlink("usr/lib64/ld-linux-x86-64.so.2", "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
 			fixture.File("var/lib/dpkg/status.d/libc6", "Package: libc6\nVersion: 2.36\n"),
-			fixture.File("var/lib/dpkg/status.d/libc6.md5sums", "0  usr/lib/x86_64-linux-gnu/libc.so.6\n0  usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2\n")),
+			fixture.File("var/lib/dpkg/status.d/libc6.md5sums",
+				"0  usr/lib/x86_64-linux-gnu/libc.so.6\n0  usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2\n")),
 		config: v1.Config{Entrypoint: []string{"/server"}, Cmd: []string{port, "/page"}, User: "65532:65532"},
 	})
 	port = p()
@@ -160,7 +170,8 @@ func corpus(t *testing.T) []*sample {
 	})
 	port = p()
 	names := []string{
-		"/data/page", "/data/Ω/日本語 の 名前", "/data/עברית", "/data/русский файл", "/data/emoji 🐳", "/data/quote\" and 'quote'", "/data/back\\slash", "/data/new\nline", "/data/tab\tand $dollar `tick`",
+		"/data/page", "/data/Ω/日本語 の 名前", "/data/עברית", "/data/русский файл", "/data/emoji 🐳",
+		"/data/quote\" and 'quote'", "/data/back\\slash", "/data/new\nline", "/data/tab\tand $dollar `tick`",
 		"/data/[brackets] {braces} *?", "/data/ leading and trailing ", "/data/percent%20", "/data/#hash;semi&amp",
 	}
 	var entries []fixture.Entry
@@ -172,7 +183,8 @@ func corpus(t *testing.T) []*sample {
 		entries = append(entries, fixture.File(strings.TrimPrefix(n, "/"), content))
 	}
 	add(&sample{
-		name: "names", port: port, layers: one(append(entries, fixture.Program("server", compile(t, "gcc", "-static")))...),
+		name: "names", port: port,
+		layers: one(append(entries, fixture.Program("server", compile(t, "gcc", "-static")))...),
 		config: v1.Config{Entrypoint: append([]string{"/server", port}, names...)},
 	})
 	return list
@@ -183,14 +195,18 @@ func fortyLayers(program string) [][]fixture.Entry {
 	layers := [][]fixture.Entry{{fixture.Program("opt/old/server", program), fixture.Dir("data")}}
 	for i := 1; i < 38; i++ {
 		layers = append(layers, []fixture.Entry{
-			fixture.File("data/page", fmt.Sprintf("layer %d\n", i)), fixture.File(fmt.Sprintf("data/gone-%d", i), "x"), fixture.File(fmt.Sprintf("data/.wh.gone-%d", i-1), ""),
+			fixture.File("data/page", fmt.Sprintf("layer %d\n", i)), fixture.File(fmt.Sprintf("data/gone-%d", i), "x"),
+			fixture.File(fmt.Sprintf("data/.wh.gone-%d", i-1), ""),
 			fixture.File(fmt.Sprintf("tree/%d/file", i%5), "x"),
 		})
 	}
 	link := fixture.Hardlink("opt/bin/server", "opt/old/server")
 	link.Header.Mode = 0o755 // engines take the link's
 	return append(layers,
-		[]fixture.Entry{fixture.File("tree/.wh..wh..opq", ""), fixture.File("tree/left", "x"), fixture.Program("opt/old/server", program), link},
+		[]fixture.Entry{
+			fixture.File("tree/.wh..wh..opq", ""), fixture.File("tree/left", "x"),
+			fixture.Program("opt/old/server", program), link,
+		},
 		[]fixture.Entry{fixture.File("data/.wh.gone-37", ""), fixture.File("data/page", page)})
 }
 

@@ -24,15 +24,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// Other programs find what is attached, in a registry that has no list of referrers, and agree with it: skopeo finds it,
-// OpenSSL checks the signatures, Veraison's own tool reads the CoRIM.
+// Other programs find what is attached, in a registry that has no list of referrers, and agree with it: skopeo finds
+// it, OpenSSL checks the signatures, Veraison's own tool reads the CoRIM.
 func TestEvidenceForOthers(t *testing.T) {
 	registry := "127.0.0.1:" + startRegistry(t)
 	dir := t.TempDir()
 	source := registry + "/app:1"
 	tag, err := name.NewTag(source)
 	require.NoError(t, err)
-	img := fixture.Image(t, v1.Config{Cmd: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", compile(t, "gcc", "-static"))))
+	img := fixture.Image(t, v1.Config{Cmd: []string{"/app"}},
+		fixture.Layer(t, fixture.Program("app", compile(t, "gcc", "-static"))))
 	require.NoError(t, remote.Write(tag, img))
 	private, public := filepath.Join(dir, "attest.pem"), filepath.Join(dir, "attest.pub")
 	command(t, "openssl", "genpkey", "-algorithm", "ed25519", "-out", private)
@@ -48,7 +49,8 @@ func TestEvidenceForOthers(t *testing.T) {
 		Layers    []struct{ Digest, MediaType string }
 		Subject   struct{ Digest string }
 	}) {
-		require.NoError(t, json.Unmarshal([]byte(command(t, "skopeo", "inspect", "--raw", "--tls-verify=false", "docker://"+ref)), &m))
+		require.NoError(t,
+			json.Unmarshal([]byte(command(t, "skopeo", "inspect", "--raw", "--tls-verify=false", "docker://"+ref)), &m))
 		return m
 	}
 	index := raw(repo + ":" + strings.ReplaceAll(digest, ":", "-"))
@@ -85,10 +87,13 @@ func showCoRIM(t *testing.T, dir, file string) string {
 	d, err := k.Bytes()
 	require.NoError(t, err)
 	text := base64.RawURLEncoding.EncodeToString
-	jwk, meta, signed := filepath.Join(dir, "key.jwk"), filepath.Join(dir, "meta.json"), filepath.Join(dir, "signed.cbor")
-	require.NoError(t, os.WriteFile(jwk, fmt.Appendf(nil, `{"kty":"EC","crv":"P-256","x":%q,"y":%q,"d":%q}`, text(point[1:33]), text(point[33:]), text(d)), 0o600))
+	jwk, meta, signed := filepath.Join(dir, "key.jwk"), filepath.Join(dir, "meta.json"),
+		filepath.Join(dir, "signed.cbor")
+	require.NoError(t, os.WriteFile(jwk, fmt.Appendf(nil, `{"kty":"EC","crv":"P-256","x":%q,"y":%q,"d":%q}`,
+		text(point[1:33]), text(point[33:]), text(d)), 0o600))
 	require.NoError(t, os.WriteFile(meta, []byte(`{"signer":{"name":"test"}}`), 0o600))
-	command(t, "go", "tool", "-C", "cocli", "cocli", "corim", "sign", "--file="+file, "--key="+jwk, "--meta="+meta, "--output="+signed)
+	command(t, "go", "tool", "-C", "cocli", "cocli", "corim", "sign", "--file="+file, "--key="+jwk, "--meta="+meta,
+		"--output="+signed)
 	return command(t, "go", "tool", "-C", "cocli", "cocli", "corim", "display", "--show-tags", "--file="+signed)
 }
 
@@ -106,9 +111,11 @@ func checkEnvelope(t *testing.T, dir, public, blob string) {
 	sig, err := base64.StdEncoding.DecodeString(e.Signatures[0].Sig)
 	require.NoError(t, err)
 	message, signature := filepath.Join(dir, "message"), filepath.Join(dir, "signature")
-	require.NoError(t, os.WriteFile(message, fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(e.PayloadType), e.PayloadType, len(payload), payload), 0o644))
+	require.NoError(t, os.WriteFile(message,
+		fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(e.PayloadType), e.PayloadType, len(payload), payload), 0o644))
 	require.NoError(t, os.WriteFile(signature, sig, 0o644))
-	command(t, "openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin", "-in", message, "-sigfile", signature)
+	command(t, "openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin", "-in", message, "-sigfile",
+		signature)
 }
 
 // testPage looks at the page of inspect in a browser: with scripts it can be searched, and it is drawn.
@@ -118,14 +125,18 @@ func testPage(t *testing.T, image string) {
 	file := filepath.Join(dir, "page.html")
 	command(t, program, "inspect", "--html", file, image)
 	browser := func(args ...string) string {
-		return command(t, "chromium", append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--window-size=1080,1600", "--user-data-dir=" + filepath.Join(dir, "profile")}, args...)...)
+		return command(t, "chromium", append([]string{
+			"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+			"--window-size=1080,1600", "--user-data-dir=" + filepath.Join(dir, "profile"),
+		}, args...)...)
 	}
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	// What a person would type, typed before the page is looked at.
 	searching := filepath.Join(dir, "searching.html")
 	require.NoError(t, os.WriteFile(searching, []byte(strings.Replace(string(text), "</script>",
-		"const box = document.getElementById('search'); box.value = 'hosts'; box.dispatchEvent(new Event('input'));</script>", 1)), 0o644))
+		"const box = document.getElementById('search'); box.value = 'hosts'; box.dispatchEvent(new "+
+			"Event('input'));</script>", 1)), 0o644))
 	dom := browser("--dump-dom", "file://"+searching)
 	assert.Contains(t, dom, `<body class="scripted">`)
 	assert.Regexp(t, `<tr hidden=""><td><code>/app</code>`, dom)
@@ -133,10 +144,13 @@ func testPage(t *testing.T, image string) {
 	assert.Regexp(t, `<tr hidden=""><th><code>PATH</code>`, dom, "all tables are searched")
 	// Without scripts nothing is missing but the search.
 	without := filepath.Join(dir, "without.html")
-	require.NoError(t, os.WriteFile(without, []byte(strings.Replace(string(text), "script-src 'unsafe-inline'", "script-src 'none'", 1)), 0o644))
+	require.NoError(t, os.WriteFile(without,
+		[]byte(strings.Replace(string(text), "script-src 'unsafe-inline'", "script-src 'none'", 1)), 0o644))
 	plain := browser("--dump-dom", "file://"+without)
 	assert.NotContains(t, plain, `<body class="scripted">`)
-	for _, row := range []string{"<code>/app</code>", "<code>/cconvert/app/hosts</code>", "<code>PATH</code>", "MRENCLAVE", "not measured"} {
+	for _, row := range []string{
+		"<code>/app</code>", "<code>/cconvert/app/hosts</code>", "<code>PATH</code>", "MRENCLAVE", "not measured",
+	} {
 		assert.Contains(t, plain, row)
 	}
 

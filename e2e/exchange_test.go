@@ -92,12 +92,15 @@ func askFastCGI(port string) error {
 		return append(h, content...)
 	}
 	params := ""
-	for name, value := range map[string]string{"SCRIPT_FILENAME": "/app/index.php", "REQUEST_METHOD": "GET", "SCRIPT_NAME": "/index.php"} {
+	for name, value := range map[string]string{
+		"SCRIPT_FILENAME": "/app/index.php", "REQUEST_METHOD": "GET", "SCRIPT_NAME": "/index.php",
+	} {
 		params += string([]byte{byte(len(name)), byte(len(value))}) + name + value
 	}
 	const begin, parameters, input = 1, 4, 5
 	request := record(begin, "\x00\x01\x00\x00\x00\x00\x00\x00")
-	request = append(append(append(request, record(parameters, params)...), record(parameters, "")...), record(input, "")...)
+	request = append(append(append(request, record(parameters, params)...), record(parameters, "")...),
+		record(input, "")...)
 	if _, err := c.Write(request); err != nil {
 		return err
 	}

@@ -54,18 +54,21 @@ type record struct {
 // newFleet makes so many images over so many bases: a repository for each base, a tag for each image.
 func newFleet(t *testing.T, source string, images, bases int) *fleet {
 	f := &fleet{t: t, dir: t.TempDir(), source: source, bases: bases, images: images}
-	f.runtime = filepath.Join(f.dir, "runtime") // the simulated one would be cconvert itself, which takes longer to send
+	// the simulated one would be cconvert itself, which takes longer to send
+	f.runtime = filepath.Join(f.dir, "runtime")
 	require.NoError(t, os.WriteFile(f.runtime, []byte(fixture.ELF("")), 0o755))
 	var g errgroup.Group
 	g.SetLimit(4)
 	for b := range bases {
 		entries := []fixture.Entry{fixture.Program("app", fixture.ELF(""))}
 		for i := range 200 {
-			entries = append(entries, fixture.File(fmt.Sprintf("usr/share/base/%d", i), strings.Repeat(fmt.Sprint(b, i, " "), 500)))
+			entries = append(entries,
+				fixture.File(fmt.Sprintf("usr/share/base/%d", i), strings.Repeat(fmt.Sprint(b, i, " "), 500)))
 		}
 		base := fixture.Layer(t, entries...)
 		push := func(i int) error {
-			img := fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("IMAGE=", i)}}, base, fixture.Layer(t, fixture.File("opt/own", fmt.Sprint(i))))
+			img := fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("IMAGE=", i)}},
+				base, fixture.Layer(t, fixture.File("opt/own", fmt.Sprint(i))))
 			tag, err := name.NewTag(fmt.Sprintf("%s/base%d:%d", source, b, i))
 			if err != nil {
 				return err
@@ -85,7 +88,8 @@ func newFleet(t *testing.T, source string, images, bases int) *fleet {
 func (f *fleet) plan(target string) string {
 	f.t.Helper()
 	var text strings.Builder
-	fmt.Fprintf(&text, "version: 1\ndefaults:\n  target: %q\n  options: {runtime: \"sim=%s\"}\nconvert:\n", target+"/{{.Repository}}:{{.Tag}}", f.runtime)
+	fmt.Fprintf(&text, "version: 1\ndefaults:\n  target: %q\n  options: {runtime: \"sim=%s\"}\nconvert:\n", target+
+		"/{{.Repository}}:{{.Tag}}", f.runtime)
 	for b := range f.bases {
 		fmt.Fprintf(&text, "- repository: %s/base%d\n", f.source, b)
 	}
@@ -96,14 +100,16 @@ func (f *fleet) plan(target string) string {
 
 // environment keeps a process's caches and queue apart.
 func (f *fleet) environment(of string) []string {
-	return append(os.Environ(), "XDG_CACHE_HOME="+filepath.Join(f.dir, of, "cache"), "XDG_STATE_HOME="+filepath.Join(f.dir, of, "state"))
+	return append(os.Environ(), "XDG_CACHE_HOME="+filepath.Join(f.dir, of, "cache"), "XDG_STATE_HOME="+
+		filepath.Join(f.dir, of, "state"))
 }
 
 // batch runs "cconvert batch" to its end and gives its records by tag.
 func (f *fleet) batch(of string, args ...string) map[string]record {
 	f.t.Helper()
 	facts := filepath.Join(f.dir, of+".json")
-	cmd := exec.Command(program, append([]string{"batch", "--insecure", "--output-json", facts, "--key", key}, args...)...)
+	cmd := exec.Command(program,
+		append([]string{"batch", "--insecure", "--output-json", facts, "--key", key}, args...)...)
 	cmd.Env = f.environment(of)
 	out, err := cmd.CombinedOutput()
 	require.NoError(f.t, err, "%s", out)
@@ -178,7 +184,9 @@ func faulty(t *testing.T, registry string, part float64) string {
 	t.Helper()
 	host := "127.0.0.1:" + freePort(t)
 	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
-	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
+	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) {
+		w.WriteHeader(http.StatusBadGateway)
+	}
 	forward.ModifyResponse = func(r *http.Response) error {
 		if l := r.Header.Get("Location"); l != "" {
 			r.Header.Set("Location", strings.Replace(l, registry, host, 1))
@@ -351,7 +359,8 @@ func TestFleetInChaos(t *testing.T) {
 	var workers []*process
 	for i := range 3 {
 		workers = append(workers, newProcess(t, func() *exec.Cmd {
-			cmd := exec.Command(program, "worker", "--insecure", "--nats", url, "--key", key, "--files", f.dir, "--parallel", "2", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
+			cmd := exec.Command(program, "worker", "--insecure", "--nats", url, "--key", key, "--files", f.dir,
+				"--parallel", "2", "--lease", "3s", "--attempts", "20", "--retry-pause", "200ms")
 			cmd.Env = f.environment(fmt.Sprint("worker", i))
 			cmd.Stderr = os.Stderr
 			return cmd

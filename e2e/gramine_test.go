@@ -40,7 +40,8 @@ func (s *sample) runReal(t *testing.T, source string, runtimes map[string]bool) 
 	t.Helper()
 	target := strings.Replace(source, "/corpus/", "/gramine/", 1)
 	facts := filepath.Join(t.TempDir(), "facts.json")
-	cconvert(t, source, "--runtime", "gramine=dir:"+os.Getenv(gramineDir), "--runtime-libs", hostLibs, "--to", target, "--output-json", facts)
+	cconvert(t, source, "--runtime", "gramine=dir:"+os.Getenv(gramineDir), "--runtime-libs", hostLibs, "--to", target,
+		"--output-json", facts)
 	b, err := os.ReadFile(facts)
 	require.NoError(t, err)
 	var r struct{ Runtime struct{ Digest string } }
@@ -83,7 +84,8 @@ func layerSize(t *testing.T, image, digest string) int {
 			Size   int
 		}
 	}
-	require.NoError(t, json.Unmarshal([]byte(command(t, "skopeo", "inspect", "--raw", "--tls-verify=false", "docker://"+image)), &m))
+	require.NoError(t,
+		json.Unmarshal([]byte(command(t, "skopeo", "inspect", "--raw", "--tls-verify=false", "docker://"+image)), &m))
 	for _, l := range m.Layers {
 		if l.Digest == digest {
 			return l.Size
@@ -105,7 +107,8 @@ func startCheck(t *testing.T, image string) {
 			SignedMREnclave string `json:"signed_mr_enclave"`
 		}
 	}
-	require.NoError(t, json.Unmarshal([]byte(command(t, program, "verify", "--start", "--signer-key", key, "--any-runtime", "--json", image)), &r))
+	require.NoError(t, json.Unmarshal([]byte(command(t, program, "verify", "--start", "--signer-key", key,
+		"--any-runtime", "--json", image)), &r))
 	if startcheck.Lacks() != "" {
 		assert.True(t, r.Trusted, "the check is skipped on such a machine")
 		return
@@ -173,14 +176,16 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	mislead(t, root)
 	command(t, "tar", "-C", root, "-cf", dir+"/scratch.tar", ".")
 	source := "127.0.0.1:" + port + "/scratch:1"
-	buildImage(t, source, dir+"/scratch.tar", "ENV LD_LIBRARY_PATH=/lib LD_PRELOAD=/lib/libprotobuf-c.so.1\nENTRYPOINT [\"/app\"]\n")
+	buildImage(t, source, dir+"/scratch.tar",
+		"ENV LD_LIBRARY_PATH=/lib LD_PRELOAD=/lib/libprotobuf-c.so.1\nENTRYPOINT [\"/app\"]\n")
 
 	// The installation as a directory, as packages, as an image in a registry and in a layout.
 	deb := func(name, from, to string) string {
 		tree := filepath.Join(dir, name)
 		require.NoError(t, os.MkdirAll(tree+"/DEBIAN", 0o755))
 		require.NoError(t, os.MkdirAll(filepath.Dir(tree+to), 0o755))
-		control := "Package: " + name + "\nVersion: 1\nArchitecture: amd64\nMaintainer: none <none@example.org>\nDescription: test\n"
+		control := "Package: " + name +
+			"\nVersion: 1\nArchitecture: amd64\nMaintainer: none <none@example.org>\nDescription: test\n"
 		require.NoError(t, os.WriteFile(tree+"/DEBIAN/control", []byte(control), 0o644))
 		command(t, "cp", "-a", from, tree+to)
 		command(t, "dpkg-deb", "--build", tree, tree+".deb")
@@ -241,7 +246,8 @@ func TestRuntimeFromAnySource(t *testing.T) {
 	tamper(t, converted, source)
 
 	// Without its libraries the loader could not start: that is said, with what to do.
-	out, err := exec.Command(program, source, "--to", "oci:"+dir+"/x:1", "--key", key, "--runtime", "gramine=dir:"+prefix).CombinedOutput()
+	out, err := exec.Command(program, source, "--to", "oci:"+dir+"/x:1", "--key", key, "--runtime", "gramine=dir:"+
+		prefix).CombinedOutput()
 	require.Error(t, err)
 	assert.Contains(t, string(out), "--runtime-libs")
 
@@ -259,7 +265,10 @@ int answer(void) { return 66; }
 `), 0o644))
 	evil := root + "/lib/evil.so"
 	command(t, "gcc", "-shared", "-fPIC", "-nostdlib", "-o", evil, source)
-	for _, dir := range []string{"/etc", "/lib/glibc-hwcaps/x86-64-v2", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu/glibc-hwcaps/x86-64-v2"} {
+	for _, dir := range []string{
+		"/etc", "/lib/glibc-hwcaps/x86-64-v2", "/lib/x86_64-linux-gnu",
+		"/usr/lib/x86_64-linux-gnu/glibc-hwcaps/x86-64-v2",
+	} {
 		require.NoError(t, os.MkdirAll(root+dir, 0o755))
 		if dir != "/etc" {
 			command(t, "cp", evil, root+dir+"/libprotobuf-c.so.1")
@@ -288,7 +297,8 @@ func tamper(t *testing.T, converted, source string) {
 	archive, err := io.ReadAll(r)
 	require.NoError(t, err)
 	for file, check := range map[string]string{
-		"cconvert/gramine/libpal.so": "measurement", "cconvert/gramine/libsysdb.so": "runtime", "cconvert/gramine/loader": "runtime", "cconvert/ld.so": "runtime",
+		"cconvert/gramine/libpal.so": "measurement", "cconvert/gramine/libsysdb.so": "runtime",
+		"cconvert/gramine/loader": "runtime", "cconvert/ld.so": "runtime",
 		"cconvert/gramine/lib/libprotobuf-c.so.1": "runtime",
 	} {
 		var changed bytes.Buffer
@@ -318,7 +328,9 @@ func tamper(t *testing.T, converted, source string) {
 		require.NoError(t, err)
 		for i, l := range layers {
 			if i == at {
-				l, err = tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(changed.Bytes())), nil })
+				l, err = tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+					return io.NopCloser(bytes.NewReader(changed.Bytes())), nil
+				})
 				require.NoError(t, err)
 			}
 			out, err = mutate.AppendLayers(out, l)
@@ -355,6 +367,7 @@ func testLock(t *testing.T, source, runtimeImage, dir string) {
 	buildImage(t, runtimeImage, dir+"/scratch.tar", "CMD [\"/moved\"]\n") // the tag moves to something else
 	after := in(source, "--to", "oci:"+work+"/out:2", "--key", key)
 	assert.Equal(t, before, after)
-	_, err := try(program, source, "--to", "oci:"+work+"/out:3", "--key", key, "--runtime", "gramine=docker://"+runtimeImage)
+	_, err := try(program, source, "--to", "oci:"+work+"/out:3", "--key", key, "--runtime", "gramine=docker://"+
+		runtimeImage)
 	assert.ErrorContains(t, err, "no runtime found", "without the lock the moved tag is used")
 }

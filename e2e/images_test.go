@@ -62,8 +62,8 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
-// Images that share bases convert with no flags, without a warning that is not true, and answer; or are refused, with the
-// reason; or are known not to run.
+// Images that share bases convert with no flags, without a warning that is not true, and answer; or are refused, with
+// the reason; or are known not to run.
 func TestFamilies(t *testing.T) {
 	registry := "127.0.0.1:" + startRegistry(t)
 	runtimes, bases := map[string]bool{}, map[string]bool{}
@@ -73,7 +73,8 @@ func TestFamilies(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			source := s.push(t, registry)
 			target, facts := registry+"/confidential/"+s.name+":1", filepath.Join(t.TempDir(), "facts.json")
-			out, err := exec.Command(program, source, "--runtime", "sim", "--to", target, "--output-json", facts, "--key", key).CombinedOutput()
+			out, err := exec.Command(program, source, "--runtime", "sim", "--to", target, "--output-json", facts,
+				"--key", key).CombinedOutput()
 			if s.refused != "" {
 				assert.Error(t, err)
 				assert.Contains(t, string(out), "nothing was stored because of what was found: "+s.refused)
@@ -123,7 +124,8 @@ func TestImagesDocument(t *testing.T) {
 				outcome = "runs, with the warning `" + strings.Join(s.warns, "`, `") + "`, which is true"
 			}
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", s.name, cmp.Or(s.what, strings.ReplaceAll(s.packages, ",", ", "), "a program without packages"), outcome)
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", s.name,
+			cmp.Or(s.what, strings.ReplaceAll(s.packages, ",", ", "), "a program without packages"), outcome)
 	}
 	fmt.Fprintf(&b, "\n%d of them run. None has a warning that is not true of it.\n", runs)
 	findings, err := os.ReadFile(filepath.Join(project, "docs/findings.md"))
@@ -205,7 +207,10 @@ func figures(t *testing.T, name, source string) row {
 	}
 	require.NoError(t, json.Unmarshal([]byte(command(t, program, "analyze", "--json", "--runtime", "sim", source)), &a))
 	auto := a.Policies["auto"]
-	return row{name: name, files: a.Files, all: a.Policies["all"].Entries, auto: auto.Entries, predicted: auto.StartSeconds, direct: "-"}
+	return row{
+		name: name, files: a.Files, all: a.Policies["all"].Entries, auto: auto.Entries, predicted: auto.StartSeconds,
+		direct: "-",
+	}
 }
 
 // table prints the figures.
@@ -215,10 +220,13 @@ func table(t *testing.T, rows []row) {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "image\tfiles\tall\tauto\tadded\tpredicted\tsim answers\tdirect answers\t")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.1f MB\t%.2f s\t%.1f s\t%s\t\n", r.name, r.files, r.all, r.auto, float64(r.added)/1e6, r.predicted, r.simulated, r.direct)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.1f MB\t%.2f s\t%.1f s\t%s\t\n", r.name, r.files, r.all, r.auto,
+			float64(r.added)/1e6, r.predicted, r.simulated, r.direct)
 	}
 	w.Flush()
-	t.Logf("entries of the list under each policy; added bytes compressed, with the simulation or, where there is one, with Gramine; seconds that the runtime is predicted to read the list, and from the container's start to the first answer\n%s", b.String())
+	t.Logf("entries of the list under each policy; added bytes compressed, with the simulation or, where there is "+
+		"one, with Gramine; seconds that the runtime is predicted to read the list, and from the container's start to "+
+		"the first answer\n%s", b.String())
 }
 
 // reviewed are the images whose launch specification is kept to be reviewed by eye.
@@ -245,8 +253,10 @@ func golden(t *testing.T, s *sample, source, converted string) {
 	}
 	require.NoError(t, json.Unmarshal([]byte(command(t, program, "analyze", "--json", "--runtime", "sim", source)), &a))
 	var b strings.Builder
-	fmt.Fprintf(&b, "entrypoint  %s\nprogram     %s\narguments   %q\nidentity    %d:%d\nprofile     %s: %s\nC library   %s\nenclave     %d MB (%s), %d threads\ntrust       %s\n",
-		a.Entrypoint, a.Program, a.Argv, a.UID, a.GID, a.Profile, a.ProfileReason, a.LibC, a.EnclaveSize>>20, a.SizeReason, a.MaxThreads, a.Trust)
+	fmt.Fprintf(&b, "entrypoint  %s\nprogram     %s\narguments   %q\nidentity    %d:%d\nprofile     %s: %s\nC library "+
+		"  %s\nenclave     %d MB (%s), %d threads\ntrust       %s\n",
+		a.Entrypoint, a.Program, a.Argv, a.UID, a.GID, a.Profile, a.ProfileReason, a.LibC, a.EnclaveSize>>20,
+		a.SizeReason, a.MaxThreads, a.Trust)
 	for _, m := range a.Writable {
 		fmt.Fprintf(&b, "%-11s %s\n", m.Type, m.Path)
 	}
@@ -292,8 +302,8 @@ func TestMixedImage(t *testing.T) {
 	r.added = added(t, facts)
 	table(t, []row{r})
 	assert.Greater(t, r.files, 9000)
-	// Five programs that the author asked for, of which four are never started; 254 entries are converters of character sets,
-	// which Gramine's list does not have.
+	// Five programs that the author asked for, of which four are never started; 254 entries are converters of character
+	// sets, which Gramine's list does not have.
 	assert.LessOrEqual(t, r.auto, 3000)
 }
 
@@ -301,10 +311,12 @@ func TestMixedImage(t *testing.T) {
 func TestPostgreSQL(t *testing.T) {
 	registry := "127.0.0.1:" + startRegistry(t)
 	s := &sample{name: "postgres", packages: databases, config: v1.Config{
-		Entrypoint: []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main"}, User: "postgres", StopSignal: "SIGINT",
+		Entrypoint: []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main"},
+		User:       "postgres", StopSignal: "SIGINT",
 	}}
 	source := s.push(t, registry)
-	out, err := exec.Command(program, source, "--runtime", "sim", "--key", key, "--to", registry+"/out:1").CombinedOutput()
+	out, err := exec.Command(program, source, "--runtime", "sim", "--key", key, "--to", registry+
+		"/out:1").CombinedOutput()
 	require.Error(t, err)
 	assert.Contains(t, string(out), "[shared-memory]")
 	assert.Contains(t, string(out), "PostgreSQL's processes work on memory that they share")
@@ -325,11 +337,13 @@ func TestOtherTools(t *testing.T) {
 	_, digest, _ := strings.Cut(out, "@")
 
 	// The same again by another name of the registry, with other jobs, elsewhere.
-	again := cconvert(t, strings.Replace(source, "127.0.0.1", "localhost", 1), "--runtime", "sim", "-j", "1", "--to", "oci:"+dir+"/python:1")
+	again := cconvert(t, strings.Replace(source, "127.0.0.1", "localhost", 1), "--runtime", "sim", "-j", "1", "--to",
+		"oci:"+dir+"/python:1")
 	assert.True(t, strings.HasSuffix(again, "@"+digest), "%s, not %s", again, digest)
 
 	var remote struct{ Digest string }
-	require.NoError(t, json.Unmarshal([]byte(command(t, "skopeo", "inspect", "--tls-verify=false", "docker://"+target)), &remote))
+	require.NoError(t,
+		json.Unmarshal([]byte(command(t, "skopeo", "inspect", "--tls-verify=false", "docker://"+target)), &remote))
 	assert.Equal(t, digest, remote.Digest)
 	layout := filepath.Join(dir, "copy")
 	command(t, "skopeo", "copy", "-q", "--src-tls-verify=false", "docker://"+target, "oci:"+layout+":1")
@@ -358,7 +372,10 @@ func planted(t *testing.T, registry string) string {
 	t.Helper()
 	source := registry + "/src/python:1"
 	buildImage(t, source, debian(t, "python3"), `USER nobody
-CMD ["python3", "-c", "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *a: sys.exit(0))\ntry:\n  planted = open('/planted').read()\nexcept OSError as e:\n  planted = e.strerror\nprint('hello from', os.getuid(), planted, sys.argv, flush=True)\ntime.sleep(600)"]`)
+CMD ["python3", "-c", "import os, signal, sys, time\n\
+signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))\ntry:\n  planted = open('/planted').read()\n\
+except OSError as e:\n  planted = e.strerror\n\
+print('hello from', os.getuid(), planted, sys.argv, flush=True)\ntime.sleep(600)"]`)
 	return source
 }
 
@@ -375,7 +392,9 @@ func TestSimulationProtects(t *testing.T) {
 	plain := start(t, source, []string{"-v", file + ":/planted:ro"}, nil)
 	eventually(t, "without confinement the file is read", func() error { return has(plain.logs(), "65534 planted") })
 	confined := start(t, image, []string{"-v", file + ":/planted:ro"}, []string{"ignored"})
-	eventually(t, "with confinement it is not", func() error { return has(confined.logs(), "65534 Permission denied ['-c']") })
+	eventually(t, "with confinement it is not", func() error {
+		return has(confined.logs(), "65534 Permission denied ['-c']")
+	})
 	assert.Contains(t, confined.logs(), `the arguments ["ignored"] are ignored`)
 
 	for path, change := range map[string]string{

@@ -83,7 +83,8 @@ func startRegistryAt(t testing.TB, address string) string {
 	dir, host := t.TempDir(), net.JoinHostPort(address, freePort(t))
 	config := filepath.Join(dir, "config.yml")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil,
-		"version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: '%s'}\n", dir, host), 0o600))
+		"version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: '%s'}\n", dir,
+		host), 0o600))
 	cmd := exec.Command("docker-registry", "serve", config)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
@@ -128,7 +129,8 @@ func makeDebian(packages string) (file string, err error) {
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			return "", err
 		}
-		if _, err := try("mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages, "bookworm", file+".part.tar"); err != nil {
+		if _, err := try("mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages, "bookworm", file+
+			".part.tar"); err != nil {
 			return "", err
 		}
 		return file, os.Rename(file+".part.tar", file)
@@ -140,7 +142,8 @@ func makeDebian(packages string) (file string, err error) {
 // packages.
 func makeAhead() {
 	for _, packages := range []string{
-		"python3", "redis-server", "nginx-light", "nodejs", java, "memcached", "php-fpm", "ruby", "perl", daemons, pythons, numbers, scripts, nodes,
+		"python3", "redis-server", "nginx-light", "nodejs", java, "memcached", "php-fpm", "ruby", "perl", daemons,
+		pythons, numbers, scripts, nodes,
 		apache, databases, mixed,
 	} {
 		_, _ = makeDebian(packages) // whoever needs it is told what is wrong
@@ -152,7 +155,8 @@ func buildImage(t testing.TB, name, archive, dockerfile string) {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, os.Link(archive, filepath.Join(dir, "root.tar")))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nADD root.tar /\n"+dockerfile), 0o644))
+	require.NoError(t,
+		os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nADD root.tar /\n"+dockerfile), 0o644))
 	command(t, "docker", "build", "-q", "-t", name, dir)
 	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", name) })
 	command(t, "docker", "push", "-q", name)
@@ -168,7 +172,8 @@ type container struct {
 func start(t testing.TB, image string, options, args []string) *container {
 	t.Helper()
 	c := &container{t, fmt.Sprintf("cconvert-e2e-%d", time.Now().UnixNano())}
-	command(t, "docker", append(append(append([]string{"run", "-d", "--network", "host", "--name", c.name}, options...), image), args...)...)
+	command(t, "docker", append(append(append([]string{"run", "-d", "--network", "host", "--name", c.name}, options...),
+		image), args...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(c.logs())

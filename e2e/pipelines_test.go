@@ -108,7 +108,8 @@ func inPlace(t *testing.T, dir string, env []string, name string, args ...string
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir
-	cmd.Env = append(append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "XDG_CACHE_HOME="+dir+"/.cache", "XDG_STATE_HOME="+dir+"/.state"), env...)
+	cmd.Env = append(append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "XDG_CACHE_HOME="+dir+
+		"/.cache", "XDG_STATE_HOME="+dir+"/.state"), env...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -144,7 +145,10 @@ func TestPipelineScripts(t *testing.T) {
 				args = append(args, "--isv-svn", "4")
 				continue
 			}
-			args = append(args, fill(a, map[string]string{"$(params.IMAGE)": image, "$(params.TO)": to, "$(params.RUNTIME)": runtime, "$(workspaces.key.path)": keys, "/tekton/results": results}))
+			args = append(args, fill(a, map[string]string{
+				"$(params.IMAGE)": image, "$(params.TO)": to, "$(params.RUNTIME)": runtime,
+				"$(workspaces.key.path)": keys, "/tekton/results": results,
+			}))
 		}
 		inPlace(t, t.TempDir(), nil, program, args...)
 		value := func(name string) string {
@@ -167,7 +171,8 @@ func TestPipelineScripts(t *testing.T) {
 		dir, to := t.TempDir(), registry+"/github:1"
 		inPlace(t, dir, []string{
 			"GITHUB_ACTION_PATH=" + filepath.Join(project, "deploy/github"), "GITHUB_OUTPUT=" + dir + "/output",
-			"CCONVERT_SIGNING_KEY=" + string(pem), "CCONVERT_RUNTIME=" + runtime, "IMAGE=" + image, "TO=" + to, "ARGS=--isv-svn 4",
+			"CCONVERT_SIGNING_KEY=" + string(pem), "CCONVERT_RUNTIME=" + runtime, "IMAGE=" + image, "TO=" + to,
+			"ARGS=--isv-svn 4",
 		}, "bash", "-eo", "pipefail", "-c", script)
 		text, err := os.ReadFile(dir + "/output")
 		require.NoError(t, err)
@@ -180,12 +185,14 @@ func TestPipelineScripts(t *testing.T) {
 		dir, to := t.TempDir(), registry+"/gitlab:1"
 		var jobs map[string]struct{ Script []string }
 		require.NoError(t, yaml.Unmarshal([]byte(fill(text, map[string]string{
-			"$[[ inputs.image ]]": image, "$[[ inputs.to ]]": to, "$[[ inputs.runtime ]]": runtime, "$[[ inputs.args ]]": "--isv-svn 4",
+			"$[[ inputs.image ]]": image, "$[[ inputs.to ]]": to, "$[[ inputs.runtime ]]": runtime,
+			"$[[ inputs.args ]]": "--isv-svn 4",
 		})), &jobs))
 		inPlace(t, dir, []string{"ENCLAVE_KEY=" + key}, "sh", "-ec", strings.Join(jobs["convert"].Script, "\n"))
 		out, err := os.ReadFile(filepath.Join(dir, "confidential.env"))
 		require.NoError(t, err)
-		m := regexp.MustCompile(`^CONFIDENTIAL_IMAGE=(.*)\nCONFIDENTIAL_MRENCLAVE=(.*)\n$`).FindStringSubmatch(string(out))
+		m := regexp.MustCompile(`^CONFIDENTIAL_IMAGE=(.*)\nCONFIDENTIAL_MRENCLAVE=(.*)\n$`).FindStringSubmatch(string(
+			out))
 		require.NotNil(t, m, "%s", out)
 		want(t, to, m[1], m[1][strings.Index(m[1], "@")+1:], m[2])
 	})
@@ -216,11 +223,15 @@ func TestDeployedFleet(t *testing.T) {
 	f := newFleet(t, registry, 2, 1)
 	_, queue := nats(t)
 	dir := t.TempDir()
-	require.NoError(t, os.WriteFile(dir+"/rules.yaml", fmt.Appendf(nil, "version: 1\ndefaults: {options: {runtime: 'sim=%s'}}\nconvert: [{registry: '%s', allowUnsigned: true}]\n", f.runtime, registry), 0o600))
+	require.NoError(t, os.WriteFile(dir+"/rules.yaml", fmt.Appendf(nil, "version: 1\ndefaults: {options: {runtime: "+
+		"'sim=%s'}}\nconvert: [{registry: '%s', allowUnsigned: true}]\n", f.runtime, registry), 0o600))
 	require.NoError(t, os.WriteFile(dir+"/secret", []byte(serviceSecret), 0o600))
 	command(t, "cp", key, dir+"/enclave-key.pem")
 	listen := "127.0.0.1:" + freePort(t)
-	values := map[string]string{"nats://cconvert:$(NATS_PASSWORD)@nats:4222": queue, "/keys/": dir + "/", "/rules/": dir + "/", "/secret/": dir + "/", ":8080": listen}
+	values := map[string]string{
+		"nats://cconvert:$(NATS_PASSWORD)@nats:4222": queue, "/keys/": dir + "/", "/rules/": dir + "/",
+		"/secret/": dir + "/", ":8080": listen,
+	}
 	start := func(of string, env []string, list ...string) *process {
 		for i := range list {
 			list[i] = fill(list[i], values)
@@ -283,7 +294,8 @@ func TestREADME(t *testing.T) {
 	source, other := "127.0.0.1:"+startRegistry(t), "127.0.0.1:"+startRegistry(t)
 	f := newFleet(t, source, 1, 1)
 	for _, tag := range []string{"1.2", "1.3", "1.4"} {
-		command(t, "skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", "docker://"+source+"/base0:0", "docker://"+source+"/app:"+tag)
+		command(t, "skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", "docker://"+source+
+			"/base0:0", "docker://"+source+"/app:"+tag)
 	}
 	dir := t.TempDir()
 	text := read(t, "README.md")
@@ -300,9 +312,12 @@ func TestREADME(t *testing.T) {
 	one := use("One image.")
 	assert.Equal(t, source+"/app@"+digestOf(t, source+"/app:1.4-confidential"), one)
 	pipeline := use("In a pipeline.")
-	assert.Regexp(t, `^`+regexp.QuoteMeta(source)+`/confidential/app@sha256:[0-9a-f]{64} runs as [0-9a-f]{64}$`, pipeline)
+	assert.Regexp(t, `^`+regexp.QuoteMeta(source)+`/confidential/app@sha256:[0-9a-f]{64} runs as [0-9a-f]{64}$`,
+		pipeline)
 	many := strings.Fields(use("From registry to registry"))
-	assert.Equal(t, []string{other + "/app@" + digestOf(t, other+"/app:1.3"), other + "/app@" + digestOf(t, other+"/app:1.4")}, many)
+	assert.Equal(t, []string{
+		other + "/app@" + digestOf(t, other+"/app:1.3"), other + "/app@" + digestOf(t, other+"/app:1.4"),
+	}, many)
 	_, err := try("skopeo", "inspect", "--tls-verify=false", "docker://"+other+"/app:1.2")
 	assert.Error(t, err, "the range leaves it out")
 }

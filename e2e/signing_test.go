@@ -52,9 +52,12 @@ func newSigningPlace(t *testing.T, repository string) *signingPlace {
 	require.NoError(t, os.Symlink(program+"-pkcs11", b.file("bin/cconvert-pkcs11")))
 	require.NoError(t, os.Symlink(filepath.Join(project, "examples"), b.file("examples")))
 	require.NoError(t, os.MkdirAll(b.file("tokens"), 0o700))
-	require.NoError(t, os.WriteFile(b.file("softhsm2.conf"), []byte("directories.tokendir = "+b.file("tokens")+"\n"), 0o600))
-	b.env = append(os.Environ(), "PATH="+b.file("bin")+":"+os.Getenv("PATH"), "HOME="+b.dir, "XDG_CONFIG_HOME="+b.file("config"), "XDG_CACHE_HOME="+b.file("cache"),
-		"SOFTHSM2_CONF="+b.file("softhsm2.conf"), "MODULE="+softHSM, "CCONVERT_RUNTIME=sim="+program, "CCONVERT_ATTEST=false", "CCONVERT_VERBOSE=true")
+	require.NoError(t,
+		os.WriteFile(b.file("softhsm2.conf"), []byte("directories.tokendir = "+b.file("tokens")+"\n"), 0o600))
+	b.env = append(os.Environ(), "PATH="+b.file("bin")+":"+os.Getenv("PATH"), "HOME="+b.dir, "XDG_CONFIG_HOME="+
+		b.file("config"), "XDG_CACHE_HOME="+b.file("cache"),
+		"SOFTHSM2_CONF="+b.file("softhsm2.conf"), "MODULE="+softHSM, "CCONVERT_RUNTIME=sim="+program,
+		"CCONVERT_ATTEST=false", "CCONVERT_VERBOSE=true")
 
 	root := b.file("root")
 	require.NoError(t, os.MkdirAll(root, 0o755))
@@ -98,7 +101,8 @@ func (b *signingPlace) service(t *testing.T) (url, certificate string) {
 	}))
 	t.Cleanup(s.Close)
 	certificate = b.file("service.pem")
-	require.NoError(t, os.WriteFile(certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+	require.NoError(t, os.WriteFile(certificate,
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
 	return s.URL, certificate
 }
 
@@ -130,7 +134,8 @@ func TestSigningDocument(t *testing.T) {
 	production, _, err := b.shell("cconvert " + b.app + ":1.4 --key production.pem --to " + b.app + ":expected")
 	require.NoError(t, err)
 	want := strings.TrimSpace(production[strings.Index(production, "@")+1:])
-	const development, encrypted, variable, module, openssl, tool, https, unsigned, attached, again, promoted = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+	const development, encrypted, variable, module, openssl, tool, https, unsigned, attached, again, promoted = 0, 1, 2,
+		3, 4, 5, 6, 7, 8, 9, 10
 	for _, i := range []int{module, openssl, tool, https, attached, promoted} {
 		assert.Equal(t, want, digests[i], i)
 	}
@@ -139,7 +144,9 @@ func TestSigningDocument(t *testing.T) {
 openssl pkcs8 -topk8 -in production.pem -out pbes2.pem -passout pass:secret
 openssl rsa -in production.pem -traditional -aes256 -out legacy.pem -passout pass:secret
 export CCONVERT_KEY_PASSPHRASE=secret PLAIN="$(cat production.pem)" ENCRYPTED="$(base64 -w0 pbes2.pem)"
-for key in pkcs1.pem pbes2.pem legacy.pem env:PLAIN env:ENCRYPTED; do cconvert ` + b.app + `:1.4 --key $key --to ` + b.app + `:form; done
+for key in pkcs1.pem pbes2.pem legacy.pem env:PLAIN env:ENCRYPTED; do
+  cconvert ` + b.app + `:1.4 --key $key --to ` + b.app + `:form
+done
 cconvert ` + b.app + `:1.4 --key <(cat production.pem) --to ` + b.app + `:form`)
 	require.NoError(t, err, messages)
 	assert.Equal(t, 6, strings.Count(forms, "@"+want+"\n"), forms)
@@ -147,7 +154,8 @@ cconvert ` + b.app + `:1.4 --key <(cat production.pem) --to ` + b.app + `:form`)
 	assert.Equal(t, digests[development], digests[again])
 	assert.NotContains(t, []string{want, digests[development]}, digests[unsigned])
 	assert.NotEqual(t, digests[development], digests[encrypted])
-	command(t, program, "verify", b.app+":1.4-production", "--signer-key", b.file("production.pem"), "--source", b.app+":1.4", "--allow-simulated")
+	command(t, program, "verify", b.app+":1.4-production", "--signer-key", b.file("production.pem"), "--source", b.app+
+		":1.4", "--allow-simulated")
 	b.searched(t, out+messages)
 }
 
@@ -185,7 +193,8 @@ func (b *signingPlace) searched(t *testing.T, text string) {
 func TestPassphraseOnATerminal(t *testing.T) {
 	b := newSigningPlace(t, "terminal")
 	typed := func(words, command string) string {
-		out, messages, err := b.shell("for w in " + words + "; do sleep 1; echo $w; done | (cat; sleep 3) | script -qec '" + command + "' /dev/null")
+		out, messages, err := b.shell("for w in " + words +
+			"; do sleep 1; echo $w; done | (cat; sleep 3) | script -qec '" + command + "' /dev/null")
 		require.NoError(t, err, messages)
 		return out
 	}
@@ -195,7 +204,8 @@ func TestPassphraseOnATerminal(t *testing.T) {
 	signer := regexp.MustCompile("[0-9a-f]{64}").FindString(made)
 	require.NotEmpty(t, signer)
 	assert.Contains(t, typed("sesame", "cconvert key info --key typed.pem"), signer)
-	out, _, err := b.shell("for w in one two; do sleep 1; echo $w; done | (cat; sleep 3) | script -qec 'cconvert keygen --out other.pem --encrypt' /dev/null")
+	out, _, err := b.shell("for w in one two; do sleep 1; echo $w; done | (cat; sleep 3) | script -qec 'cconvert " +
+		"keygen --out other.pem --encrypt' /dev/null")
 	assert.Error(t, err)
 	assert.Contains(t, out, "two different passphrases")
 	_, err = os.Stat(b.file("other.pem"))
@@ -219,22 +229,44 @@ gcc -shared -fPIC -DREAL="\"$MODULE\"" -DHANGS -o hanging.so locked.c -ldl`)
 	for _, c := range []struct{ name, key, pin, want, hint string }{
 		{"wrong PIN", uri, "4321", "the PIN is wrong", "CCONVERT_KEY_PASSPHRASE"},
 		{"no PIN", uri, "", "needs a passphrase", "CCONVERT_KEY_PASSPHRASE"},
-		{"no such token", "pkcs11:token=other;object=enclave?module-path=" + softHSM, "1234", "could not find PKCS#11 token", ""},
-		{"no such key", "pkcs11:token=production;object=other?module-path=" + softHSM, "1234", "0 key pairs of this name", ""},
-		{"another exponent", "pkcs11:token=production;object=usual?module-path=" + softHSM, "1234", "public exponent 65537: SGX demands 3", ""},
+		{
+			"no such token", "pkcs11:token=other;object=enclave?module-path=" + softHSM, "1234",
+			"could not find PKCS#11 token", "",
+		},
+		{
+			"no such key", "pkcs11:token=production;object=other?module-path=" + softHSM, "1234",
+			"0 key pairs of this name", "",
+		},
+		{
+			"another exponent", "pkcs11:token=production;object=usual?module-path=" + softHSM, "1234",
+			"public exponent 65537: SGX demands 3", "",
+		},
 		{"no module", "pkcs11:token=production;object=enclave", "1234", "module-path=FILE", ""},
 		{"a PIN for everybody to see", uri + "&pin-value=1234", "1234", "other users can read the arguments", ""},
-		{"two tokens", "pkcs11:token=production;serial=1;object=enclave?module-path=" + softHSM, "1234", "one of token, serial and slot-id", ""},
-		{"an unknown attribute", "pkcs11:token=production;manufacturer=x;object=enclave?module-path=" + softHSM, "1234", "is not understood here", ""},
-		{"a module that hangs", "pkcs11:token=production;object=enclave?module-path=" + b.file("hanging.so"), "1234", "no answer in time", ""},
-		{"a locked token", "pkcs11:token=production;object=enclave?module-path=" + b.file("locked.so"), "1234", "the token is locked", ""},
+		{
+			"two tokens", "pkcs11:token=production;serial=1;object=enclave?module-path=" + softHSM, "1234",
+			"one of token, serial and slot-id", "",
+		},
+		{
+			"an unknown attribute", "pkcs11:token=production;manufacturer=x;object=enclave?module-path=" + softHSM,
+			"1234", "is not understood here", "",
+		},
+		{
+			"a module that hangs", "pkcs11:token=production;object=enclave?module-path=" + b.file("hanging.so"), "1234",
+			"no answer in time", "",
+		},
+		{
+			"a locked token", "pkcs11:token=production;object=enclave?module-path=" + b.file("locked.so"), "1234",
+			"the token is locked", "",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			env := []string{"KEY=" + c.key, "TARGET=" + b.app + ":out"}
 			if c.pin != "" {
 				env = append(env, "CCONVERT_KEY_PASSPHRASE="+c.pin)
 			}
-			_, messages, err := b.shell("cconvert-pkcs11 -v "+b.app+":1.4 --key-timeout 3s --key \"$KEY\" --to \"$TARGET\"", env...)
+			_, messages, err := b.shell("cconvert-pkcs11 -v "+b.app+
+				":1.4 --key-timeout 3s --key \"$KEY\" --to \"$TARGET\"", env...)
 			require.Error(t, err)
 			assert.Contains(t, messages, c.want)
 			assert.Contains(t, messages, c.hint)
@@ -255,8 +287,10 @@ func TestAttachTroubles(t *testing.T) {
 cconvert sign prepare ` + b.app + `:out -o tbs.bin
 openssl dgst -sha256 -sign production.pem -out good.bin tbs.bin
 openssl rsa -in production.pem -pubout -out production.pub
-cconvert keygen --out other.pem; openssl dgst -sha256 -sign other.pem -out other.bin tbs.bin; openssl rsa -in other.pem -pubout -out other.pub
-openssl genrsa -out usual.pem 3072; openssl rsa -in usual.pem -pubout -out usual.pub; openssl dgst -sha256 -sign usual.pem -out usual.bin tbs.bin
+cconvert keygen --out other.pem
+openssl dgst -sha256 -sign other.pem -out other.bin tbs.bin; openssl rsa -in other.pem -pubout -out other.pub
+openssl genrsa -out usual.pem 3072
+openssl rsa -in usual.pem -pubout -out usual.pub; openssl dgst -sha256 -sign usual.pem -out usual.bin tbs.bin
 openssl genrsa -3 -out small.pem 2048; openssl rsa -in small.pem -pubout -out small.pub
 openssl dgst -sha512 -sign production.pem -out sha512.bin tbs.bin
 head -c 200 good.bin >short.bin; base64 good.bin >encoded.bin; head -c 384 /dev/zero >zero.bin
@@ -275,12 +309,15 @@ openssl asn1parse -genstr OCTETSTRING:x -noout -out der.bin; cat good.bin >>der.
 		{"in DER", "der.bin", "production.pub", "without any encoding"},
 		{"no key", "good.bin", "tbs.bin", "no PEM block of a key"},
 	} {
-		_, messages, err := b.shell("cconvert sign attach " + b.app + ":out --signature " + c.signature + " --public-key " + c.key)
+		_, messages, err := b.shell("cconvert sign attach " + b.app + ":out --signature " + c.signature +
+			" --public-key " + c.key)
 		require.Error(t, err, c.name)
 		assert.Contains(t, messages, c.want, c.name)
-		assert.Equal(t, before, command(t, "skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", "docker://"+b.app+":out"), c.name)
+		assert.Equal(t, before, command(t, "skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}",
+			"docker://"+b.app+":out"), c.name)
 	}
-	_, messages, err = b.shell("cconvert sign attach " + b.app + ":out --signature good.bin --public-key production.pub")
+	_, messages, err = b.shell("cconvert sign attach " + b.app +
+		":out --signature good.bin --public-key production.pub")
 	assert.NoError(t, err, messages)
 }
 
@@ -293,11 +330,27 @@ func TestPluginTroubles(t *testing.T) {
 		{"prints the key", "cat production.pem", "wrote a private key to standard output"},
 		{"complains with the key", "openssl rsa -in production.pem -text -noout >&2; exit 1", "exit status 1"},
 		{"is cut short", "examples/signing/openssl.sh production.pem | head -c 300", "not one JSON object"},
-		{"has another key", "openssl genrsa -out usual.pem 3072; examples/signing/openssl.sh usual.pem", "public exponent 65537: SGX demands 3"},
-		{"has a key of another size", "openssl genrsa -3 -out small.pem 2048; examples/signing/openssl.sh small.pem", "RSA-2048: SGX demands RSA-3072"},
-		{"names another key", "cconvert keygen --out other.pem >&2; examples/signing/openssl.sh production.pem | jq --arg key \"$(openssl rsa -in other.pem -pubout)\" '.public_key = $key'", "not one of these bytes by the key that it names"},
-		{"signs something else", "jq -c '.to_be_signed = \"AAAA\"' | examples/signing/openssl.sh production.pem", "not one of these bytes by the key that it names"},
-		{"gives half a signature", "examples/signing/openssl.sh production.pem | jq '.signature = .signature[0:256]'", "has 192 bytes, one by this key has 384"},
+		{
+			"has another key", "openssl genrsa -out usual.pem 3072; examples/signing/openssl.sh usual.pem",
+			"public exponent 65537: SGX demands 3",
+		},
+		{
+			"has a key of another size", "openssl genrsa -3 -out small.pem 2048; examples/signing/openssl.sh small.pem",
+			"RSA-2048: SGX demands RSA-3072",
+		},
+		{
+			"names another key", "cconvert keygen --out other.pem >&2; examples/signing/openssl.sh production.pem | " +
+				"jq --arg key \"$(openssl rsa -in other.pem -pubout)\" '.public_key = $key'",
+			"not one of these bytes by the key that it names",
+		},
+		{
+			"signs something else", "jq -c '.to_be_signed = \"AAAA\"' | examples/signing/openssl.sh production.pem",
+			"not one of these bytes by the key that it names",
+		},
+		{
+			"gives half a signature", "examples/signing/openssl.sh production.pem | jq '.signature = " +
+				".signature[0:256]'", "has 192 bytes, one by this key has 384",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			require.NoError(t, os.WriteFile(b.file("plugin.sh"), []byte("#!/bin/bash\n"+c.script+"\n"), 0o755))

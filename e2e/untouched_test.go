@@ -97,7 +97,10 @@ func untouched(t *testing.T, s *sample, converted string) {
 	require.NoError(t, os.Chmod(filepath.Join(root, "tmp"), 0o1777))
 	require.NoError(t, os.Chmod(root, 0o755))
 	require.NoError(t, os.Chmod(filepath.Dir(root), 0o755))
-	in := inside{Root: root, Program: m.Program.Entrypoint, Dir: m.Program.WorkDir, Argv: m.Program.Argv, UID: m.Program.UID, GID: m.Program.GID}
+	in := inside{
+		Root: root, Program: m.Program.Entrypoint, Dir: m.Program.WorkDir, Argv: m.Program.Argv, UID: m.Program.UID,
+		GID: m.Program.GID,
+	}
 	require.NoError(t, os.MkdirAll(filepath.Join(root, in.Dir), 0o755))
 	for name, v := range m.Program.Env {
 		if v, ok := v.(string); ok && name != "LD_LIBRARY_PATH" { // which is the runtime's
@@ -107,7 +110,8 @@ func untouched(t *testing.T, s *sample, converted string) {
 	text, err := json.Marshal(in)
 	require.NoError(t, err)
 	trace := filepath.Join(t.TempDir(), "trace")
-	cmd := exec.Command("strace", "-f", "-y", "-s", "4096", "-e", "trace=open,openat,openat2,execve", "-o", trace, os.Args[0])
+	cmd := exec.Command("strace", "-f", "-y", "-s", "4096", "-e", "trace=open,openat,openat2,execve", "-o", trace,
+		os.Args[0])
 	cmd.Env = append(os.Environ(), inRoot+"="+string(text))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := os.Create(trace + ".out")
@@ -140,7 +144,8 @@ func killInside(t *testing.T, root string) {
 	time.Sleep(200 * time.Millisecond)
 }
 
-var opened = regexp.MustCompile(`^\d+ +(open|openat|openat2|execve)\((?:AT_FDCWD<([^>]*)>, |\d+<([^>]*)>, )?"((?:[^"\\]|\\.)*)"(.*)= (-?\d+)`)
+var opened = regexp.MustCompile(
+	`^\d+ +(open|openat|openat2|execve)\((?:AT_FDCWD<([^>]*)>, |\d+<([^>]*)>, )?"((?:[^"\\]|\\.)*)"(.*)= (-?\d+)`)
 
 func checkTrace(t *testing.T, trace string, in inside, m *verify.Converted) {
 	t.Helper()
@@ -189,7 +194,8 @@ func checkTrace(t *testing.T, trace string, in inside, m *verify.Converted) {
 		switch {
 		case err != nil || !info.Mode().IsRegular(), writable: // directories, devices, files that are gone
 		case strings.HasPrefix(name, "/proc/"), strings.HasPrefix(name, "/sys/"), strings.HasPrefix(name, "/dev/"):
-		case strings.HasSuffix(name, ".pyc") && trusted[sourceOf(where)]: // compiled anew, since its time is not known inside
+		// compiled anew, since its time is not known inside
+		case strings.HasSuffix(name, ".pyc") && trusted[sourceOf(where)]:
 		case name == "/etc/resolv.conf", name == "/etc/hosts", name == "/etc/hostname": // the host's
 		default:
 			count++

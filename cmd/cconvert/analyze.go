@@ -97,14 +97,17 @@ func printAnalysis(w io.Writer, a *convert.Analysis) {
 	line("identity", "%d:%d", a.UID, a.GID)
 	line("profile", "%s: %s", a.Profile, a.ProfileWhy)
 	line("C library", "%s%s", a.LibC, when(a.NeedsGLIBC != "", ", version "+a.NeedsGLIBC+" or newer"))
-	line("enclave", "%s for each process (%s), %d threads, %s pages", humanize.IBytes(a.EnclaveSize), a.SizeWhy, a.Threads, humanize.Comma(int64(a.Pages)))
+	line("enclave", "%s for each process (%s), %d threads, %s pages", humanize.IBytes(a.EnclaveSize), a.SizeWhy,
+		a.Threads, humanize.Comma(int64(a.Pages)))
 	line("image has", "%s files", humanize.Comma(int64(a.Files)))
 	for _, p := range []launch.Policy{launch.TrustAuto, launch.TrustList, launch.TrustAll} {
 		if c, ok := a.Policies[p]; ok {
-			line("trust "+string(p), "%s entries, %s, list read in about %.1f s at start", humanize.Comma(int64(c.Entries)), humanize.Bytes(uint64(c.Bytes)), c.StartSeconds)
+			line("trust "+string(p), "%s entries, %s, list read in about %.1f s at start",
+				humanize.Comma(int64(c.Entries)), humanize.Bytes(uint64(c.Bytes)), c.StartSeconds)
 		}
 	}
-	line("at start", "%s of programs and libraries are hashed, about %.1f s", humanize.Bytes(uint64(a.OpenBytes)), float64(a.OpenBytes)/hashRate)
+	line("at start", "%s of programs and libraries are hashed, about %.1f s", humanize.Bytes(uint64(a.OpenBytes)),
+		float64(a.OpenBytes)/hashRate)
 	var writable []string
 	for _, m := range a.Writable {
 		writable = append(writable, m.Path+" ("+string(m.Type)+")")

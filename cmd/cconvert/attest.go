@@ -29,7 +29,8 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 		Args:    exactArgs("IMAGE"),
 	}
 	cmd.Flags().StringVar(&file, "enclave", "", "the file of one enclave, where there are several")
-	cmd.Flags().StringVar(&evidence.key, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements")
+	cmd.Flags().StringVar(&evidence.key, "attest-key", "",
+		"file with a private key, of ECDSA or Ed25519, that signs the statements")
 	registry.add(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		by, err := evidence.choose(true)
@@ -43,14 +44,16 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 		defer img.Close()
 		report, err := verify.OwnEnclaves(cmd.Context(), img, nil, verify.Expectations{}, registry.reading())
 		if errors.Is(err, verify.ErrNotConverted) {
-			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there", img.Ref)
+			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there",
+				img.Ref)
 		}
 		if err != nil {
 			return err
 		}
 		found := report.Enclaves
 		for _, f := range found {
-			if problem := cmp.Or(f.Problem(), f.MeasurementError); problem != "" { // what was not measured is not stated
+			// what was not measured is not stated
+			if problem := cmp.Or(f.Problem(), f.MeasurementError); problem != "" {
 				return fmt.Errorf("%s: %s: %w: %s", img.Ref, f.Path, errRefused, problem)
 			}
 		}
@@ -86,8 +89,11 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 }
 
 // aboutEnclave states the identity of an enclave in an image, and gives its reference values.
-func aboutEnclave(cmd *cobra.Command, f verify.EnclaveFile, subject attest.Resource, key *attest.PrivateKey) ([]image.Artifact, error) {
-	statement, err := attest.NewStatement(subject, attest.IdentityType, attest.Identity{Enclave: f.Enclave, Source: subject, Options: json.RawMessage("{}"), Findings: json.RawMessage("null")})
+func aboutEnclave(
+	cmd *cobra.Command, f verify.EnclaveFile, subject attest.Resource, key *attest.PrivateKey,
+) ([]image.Artifact, error) {
+	statement, err := attest.NewStatement(subject, attest.IdentityType, attest.Identity{Enclave: f.Enclave,
+		Source: subject, Options: json.RawMessage("{}"), Findings: json.RawMessage("null")})
 	if err != nil {
 		return nil, err
 	}

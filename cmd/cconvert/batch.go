@@ -70,7 +70,8 @@ func newBatch() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&dry, "dry-run", false, "print what would be converted, and do nothing")
 	f.BoolVar(&force, "force", false, "convert again what is there already")
-	f.StringVar(&resume, "resume", "", "go on with a batch that was interrupted, the newest by default; with a PLAN for its credentials")
+	f.StringVar(&resume, "resume", "",
+		"go on with a batch that was interrupted, the newest by default; with a PLAN for its credentials")
 	f.Lookup("resume").NoOptDefVal = newest
 	f.BoolVar(&detach, "detach", false, "queue the batch, print its name, and leave it to the workers")
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of each image")
@@ -84,7 +85,8 @@ func newBatch() *cobra.Command {
 			return usagef("a PLAN expected, or --resume")
 		}
 		if resume != "" && (dry || force) {
-			return usagef("--dry-run and --force are about a PLAN that is queued, and --resume goes on with one that was")
+			return usagef("--dry-run and --force are about a PLAN that is queued, and --resume goes on with one that " +
+				"was")
 		}
 		if detach && queue.url == "" {
 			return usagef("--detach: the queue in this process has no workers elsewhere; name one with --nats")
@@ -124,7 +126,9 @@ func newBatch() *cobra.Command {
 				return err
 			}
 		}
-		r := batchRun{queue: queue, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == ""}
+		r := batchRun{
+			queue: queue, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == "",
+		}
 		if queue.url == "" {
 			if r.signer, err = own.key.openOrMake(cmd.Context()); err != nil {
 				return err
@@ -175,7 +179,9 @@ const newest = "newest"
 
 // run queues jobs as a batch, and waits for it.
 func (r *batchRun) run(cmd *cobra.Command, name string, jobs []batch.Job) error {
-	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) { return q.Submit(ctx, name, jobs) })
+	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) {
+		return q.Submit(ctx, name, jobs)
+	})
 }
 
 // resume goes on with a batch, which has to be one of the plan if there is one.
@@ -222,7 +228,8 @@ func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Q
 		go func() {
 			defer close(worked)
 			r.work.Batch = b.ID // what others have left in the queue is theirs, and for their key
-			_ = q.Work(working, working, newBatchWorker(r.own, r.signer, batch.Files{All: true}, true, r.defaultKey), r.work)
+			_ = q.Work(working, working, newBatchWorker(r.own, r.signer, batch.Files{All: true}, true, r.defaultKey),
+				r.work)
 		}()
 	}
 	progress := newBatchProgress(cmd.ErrOrStderr(), b.Total)
@@ -322,7 +329,8 @@ func newBatchStatus() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s ago\t%d images: %s\n", b.ID, printable(b.Name), age(b.Created), b.Total, counts(records))
+				fmt.Fprintf(t, "%s\t%s\t%s ago\t%d images: %s\n", b.ID, printable(b.Name), age(b.Created), b.Total,
+					counts(records))
 			}
 			return t.Flush()
 		},

@@ -96,7 +96,8 @@ func counts(records []*batch.Record) string {
 	for _, r := range records {
 		n[r.Status]++
 	}
-	text := fmt.Sprintf("%d converted, %d unchanged, %d failed", n[batch.Converted], n[batch.Unchanged], n[batch.Failed])
+	text := fmt.Sprintf("%d converted, %d unchanged, %d failed", n[batch.Converted], n[batch.Unchanged],
+		n[batch.Failed])
 	if n[batch.Skipped] > 0 {
 		text += fmt.Sprintf(", %d skipped", n[batch.Skipped])
 	}

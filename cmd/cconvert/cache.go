@@ -20,7 +20,8 @@ type cacheFlags struct {
 
 func (c *cacheFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&c.off, "no-cache", false, "neither use nor keep what is known of layers and runtimes from other runs")
-	f.StringVar(&c.limit, "cache-size", humanize.IBytes(cache.DefaultLimit), "how much is kept; what was used last stays")
+	f.StringVar(&c.limit, "cache-size", humanize.IBytes(cache.DefaultLimit),
+		"how much is kept; what was used last stays")
 }
 
 // store gives the user's cache; nil where there is none or none is wanted.
@@ -105,7 +106,8 @@ func newCacheList() *cobra.Command {
 			total := int64(0)
 			for _, e := range entries {
 				total += e.Size
-				fmt.Fprintf(t, "%s\t%s\t%s\n", e.Used.Format("2006-01-02 15:04"), humanize.IBytes(uint64(e.Size)), e.Key)
+				fmt.Fprintf(t, "%s\t%s\t%s\n", e.Used.Format("2006-01-02 15:04"), humanize.IBytes(uint64(e.Size)),
+					e.Key)
 			}
 			fmt.Fprintf(t, "total\t%s\t%d entries\n", humanize.IBytes(uint64(total)), len(entries))
 			return t.Flush()
@@ -138,7 +140,8 @@ func newCachePrune() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d entries removed, %s left\n", len(removed), humanize.IBytes(uint64(left)))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d entries removed, %s left\n", len(removed),
+				humanize.IBytes(uint64(left)))
 			return err
 		},
 	}

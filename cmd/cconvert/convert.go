@@ -73,7 +73,8 @@ func newConvert() *cobra.Command {
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of the result")
 	f.StringVar(&names.refs, "image-refs", "", "file that gets the name of the result by its digest")
 	f.StringVar(&names.digest, "digest-file", "", "file that gets the digest of the result")
-	f.StringVar(&names.results, "results-dir", "", "directory that gets IMAGE_URL, IMAGE_DIGEST, MRENCLAVE and MRSIGNER, a file each without a newline, as Tekton reads them")
+	f.StringVar(&names.results, "results-dir", "", "directory that gets IMAGE_URL, IMAGE_DIGEST, MRENCLAVE and "+
+		"MRSIGNER, a file each without a newline, as Tekton reads them")
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
 	addGate(f, &gate)
 	f.BoolVar(&unsigned, "unsigned", false, "store the image without a signature, for \"cconvert sign\" to add")
@@ -95,7 +96,8 @@ func newConvert() *cobra.Command {
 			return err
 		}
 		if len(images) > 1 && (to != "" || names.digest != "" || names.results != "") {
-			return usagef("--to, --digest-file and --results-dir are for one image: for several there are --repo and --suffix, and --image-refs")
+			return usagef("--to, --digest-file and --results-dir are for one image: for several there are --repo and " +
+				"--suffix, and --image-refs")
 		}
 		var conversions []convert.Options // of each image, the same but for source and target
 		var named []string                // each as it was written
@@ -114,7 +116,8 @@ func newConvert() *cobra.Command {
 					return usagef("%s and %s would both become %s", c.Source, source, target)
 				}
 			}
-			conversions, named = append(conversions, convert.Options{Source: source, Target: &target}), append(named, name)
+			conversions, named = append(conversions, convert.Options{Source: source, Target: &target}),
+				append(named, name)
 		}
 		if err := checkGate(gate); err != nil {
 			return err
@@ -126,7 +129,9 @@ func newConvert() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for flag, file := range map[string]string{"output-json": jsonFile, "image-refs": names.refs, "digest-file": names.digest} {
+		for flag, file := range map[string]string{
+			"output-json": jsonFile, "image-refs": names.refs, "digest-file": names.digest,
+		} {
 			if dir := filepath.Dir(file); file != "" && !isDir(dir) {
 				return usagef("--%s %s: %s is not a directory", flag, file, dir)
 			}
@@ -134,8 +139,8 @@ func newConvert() *cobra.Command {
 		if names.results != "" && !isDir(names.results) {
 			return usagef("--results-dir %s: it is not a directory", names.results)
 		}
-		// Before somebody is asked for a passphrase, or makes a key. Of several images each has its own answer, and a daemon
-		// would have to save the image twice.
+		// Before somebody is asked for a passphrase, or makes a key. Of several images each has its own answer, and a
+		// daemon would have to save the image twice.
 		if len(images) == 1 && o.Source.Transport != image.DockerDaemon {
 			if o.Found, err = image.Find(cmd.Context(), o.Source, o.Image); err != nil {
 				return err
@@ -162,7 +167,9 @@ func newConvert() *cobra.Command {
 				each.Source, each.Target = c.Source, c.Target
 				j := batch.NewJob(each, registry.insecure)
 				j.Gate, j.Unsigned, j.Found = gate, unsigned, listed[named[i]] // a list can hold results
-				j.ResultsOnly = slices.ContainsFunc(conversions, func(other convert.Options) bool { return other.Source.Same(*c.Target) })
+				j.ResultsOnly = slices.ContainsFunc(conversions, func(other convert.Options) bool {
+					return other.Source.Same(*c.Target)
+				})
 				jobs = append(jobs, j)
 			}
 			return convertAll(cmd, o, signer, work, jobs, jsonFile, names)
@@ -220,7 +227,8 @@ func (n nameFiles) write(r *convert.Result) error {
 		return nil
 	}
 	for file, text := range map[string]string{
-		"IMAGE_URL": r.Output.Ref, "IMAGE_DIGEST": r.Output.Digest, "MRENCLAVE": r.MREnclave.String(), "MRSIGNER": r.MRSigner.String(),
+		"IMAGE_URL": r.Output.Ref, "IMAGE_DIGEST": r.Output.Digest, "MRENCLAVE": r.MREnclave.String(),
+		"MRSIGNER": r.MRSigner.String(),
 	} {
 		if err := writeFile(filepath.Join(n.results, file), []byte(text)); err != nil {
 			return err
@@ -281,7 +289,8 @@ func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, inse
 // checkTarget refuses targets that cannot be what was meant.
 func checkTarget(source, target image.Reference) error {
 	if target.Same(source) {
-		return usagef("the result would replace the source, %s: say where it goes with --to, --repo or --suffix", source)
+		return usagef("the result would replace the source, %s: say where it goes with --to, --repo or --suffix",
+			source)
 	}
 	if _, ok := target.Name.(name.Digest); ok || target.Digest != "" {
 		return usagef("--to %s: a target is named by a tag, its digest is what comes out", target)

@@ -43,11 +43,15 @@ func newDeploy() *cobra.Command {
 	f.StringVar(&o.Name, "name", "", "name of the deployment (default: from the image's name)")
 	f.StringVar(&o.Namespace, "namespace", "", "namespace of the objects")
 	f.Int32Var(&o.Replicas, "replicas", 1, "how many containers")
-	f.IntVar(&o.Processes, "processes", 1, "how many processes the program has in a container, each of which is an enclave of the full size")
-	f.Int64Var(&group, "device-group", 0, "number of the group that may open the SGX device, for images whose user is not root")
+	f.IntVar(&o.Processes, "processes", 1,
+		"how many processes the program has in a container, each of which is an enclave of the full size")
+	f.Int64Var(&group, "device-group", 0,
+		"number of the group that may open the SGX device, for images whose user is not root")
 	f.StringVar(&o.Storage, "storage", "1Gi", "size of volumes for encrypted files")
-	f.BoolVar(&o.Direct, "direct", false, "for docker: without SGX, in Gramine's direct mode, where nothing is confidential")
-	f.StringVar(&epc, "epc", "", "for an image that was not converted and has enclaves of its own: the memory that these take, such as 512M")
+	f.BoolVar(&o.Direct, "direct", false,
+		"for docker: without SGX, in Gramine's direct mode, where nothing is confidential")
+	f.StringVar(&epc, "epc", "",
+		"for an image that was not converted and has enclaves of its own: the memory that these take, such as 512M")
 	f.BoolVar(&o.LegacyEPC, "legacy-epc", false, "for aks: the resource of clusters before Intel's device plugin")
 	registry.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

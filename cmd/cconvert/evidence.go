@@ -17,7 +17,8 @@ type evidenceFlags struct {
 }
 
 func (e *evidenceFlags) add(f *pflag.FlagSet) {
-	f.BoolVar(&e.attest, "attest", true, "attach statements of what the image is and how it was made, and reference values, to the result in a registry")
+	f.BoolVar(&e.attest, "attest", true,
+		"attach statements of what the image is and how it was made, and reference values, to the result in a registry")
 	f.StringVar(&e.key, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements")
 }
 

@@ -63,13 +63,17 @@ func exitCode(ctx context.Context, err error) int {
 			return exitTransient
 		}
 		return exitFailed
-	case errors.As(err, &mistake) && !image.Transient(err) && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrUnauthorized):
+	case errors.As(err, &mistake) && !image.Transient(err) && !errors.Is(err, image.ErrNotFound) &&
+		!errors.Is(err, image.ErrUnauthorized):
 		return exitUsage
-	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference), errors.Is(err, signer.ErrName):
+	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference),
+		errors.Is(err, signer.ErrName):
 		return exitUsage
-	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
+	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest),
+		errors.Is(err, image.ErrDigest):
 		return exitRefused
-	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, nats.ErrNoServers), errors.Is(err, batch.ErrBusy):
+	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, nats.ErrNoServers),
+		errors.Is(err, batch.ErrBusy):
 		return exitTransient
 	}
 	return exitFailed
@@ -89,7 +93,9 @@ func hintFor(err error) string {
 	case errors.Is(err, fs.ErrExist):
 		return "it is never written over: if it is a key, use it, or choose another file with --out"
 	case errors.As(err, &dns):
-		return "no such registry. A local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE, a layout oci:DIR. Without a network, take the runtime from this machine: --runtime gramine=dir:PREFIX, or --runtime sim"
+		return "no such registry. A local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE, a " +
+			"layout oci:DIR. Without a network, take the runtime from this machine: --runtime gramine=dir:PREFIX, or " +
+			"--runtime sim"
 	case errors.Is(err, rootfs.ErrLimit):
 		return "is the image meant to be that large? Then raise --max-file, --max-layer, --max-image or --max-files"
 	case errors.Is(err, convert.ErrReserved):
@@ -99,17 +105,21 @@ func hintFor(err error) string {
 	case errors.As(err, &record), errors.Is(err, image.ErrHTTP):
 		return "the registry does not speak TLS: if that is meant to be, say --insecure"
 	case errors.Is(err, image.ErrCredentials):
-		return "try what ~/.docker/config.json names, \"docker-credential-NAME list\", or log in again with \"docker login\""
+		return "try what ~/.docker/config.json names, \"docker-credential-NAME list\", or log in again with \"docker " +
+			"login\""
 	case errors.Is(err, image.ErrTarget):
 		return "make the repository first, or choose another one with --to or --repo"
 	case errors.Is(err, rootfs.ErrCompression):
 		return "compress it anew: skopeo copy --dest-compress-format gzip SOURCE TARGET"
 	case errors.Is(err, image.ErrReference):
-		return "names are NAME:TAG in lower case, oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE or docker-daemon:NAME"
+		return "names are NAME:TAG in lower case, oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE or " +
+			"docker-daemon:NAME"
 	case errors.Is(err, image.ErrUnauthorized):
-		return "check the name; for a private registry, log in with \"docker login\": cconvert uses the same credentials. A registry may also answer this where there is no such image."
+		return "check the name; for a private registry, log in with \"docker login\": cconvert uses the same " +
+			"credentials. A registry may also answer this where there is no such image."
 	case errors.Is(err, image.ErrNotFound):
-		return "check the name and the tag; a local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE"
+		return "check the name and the tag; a local image of Docker is docker-daemon:NAME, a saved one " +
+			"docker-archive:FILE"
 	case errors.Is(err, image.ErrPlatform):
 		return "SGX exists on x86-64 only: the image must be built for linux/amd64"
 	case errors.Is(err, convert.ErrConverted):
@@ -121,7 +131,8 @@ func hintFor(err error) string {
 	case errors.Is(err, launch.ErrImage):
 		return "does the image start with \"docker run\"? What does not start there does not start here"
 	case errors.Is(err, libos.ErrPinned):
-		return "cconvert.lock pins the runtime: bring that one back, or pin this one with \"cconvert runtime lock\", which changes every MRENCLAVE"
+		return "cconvert.lock pins the runtime: bring that one back, or pin this one with \"cconvert runtime lock\", " +
+			"which changes every MRENCLAVE"
 	case errors.Is(err, libos.ErrNoRuntime):
 		return "name a Gramine installation: --runtime gramine=dir:PREFIX, gramine=deb:FILE or gramine=docker://IMAGE"
 	case errors.Is(err, sgx.ErrLineEnds):
@@ -129,9 +140,11 @@ func hintFor(err error) string {
 	case errors.Is(err, sgx.ErrNoKey):
 		return "make a key: cconvert keygen"
 	case errors.Is(err, convert.ErrTestKey):
-		return "make a key of your own, \"cconvert keygen\"; for a test, --debug makes an enclave that keeps no secrets anyway"
+		return "make a key of your own, \"cconvert keygen\"; for a test, --debug makes an enclave that keeps no " +
+			"secrets anyway"
 	case errors.Is(err, sgx.ErrSignature):
-		return "was it made over what \"sign prepare\" gave for this image, by RSA PKCS#1 v1.5 with SHA-256, and is the public key the signer's? If the image was converted again since, prepare it again"
+		return "was it made over what \"sign prepare\" gave for this image, by RSA PKCS#1 v1.5 with SHA-256, and is " +
+			"the public key the signer's? If the image was converted again since, prepare it again"
 	case errors.Is(err, image.ErrMoved):
 		return "run the same command again, if this image is still to be there"
 	case errors.Is(err, convert.ErrVersionUnknown) && errors.Is(err, image.ErrUnauthorized):
@@ -143,9 +156,11 @@ func hintFor(err error) string {
 	case errors.As(err, &rollback):
 		return "raise --isv-svn, store the result under another tag, or say --allow-rollback"
 	case errors.Is(err, convert.ErrNotOurs):
-		return "only what cconvert has made can be signed by it: convert the image first, with --unsigned if the key is elsewhere"
+		return "only what cconvert has made can be signed by it: convert the image first, with --unsigned if the key " +
+			"is elsewhere"
 	case errors.Is(err, signer.ErrNoPKCS11):
-		return "\"make build-pkcs11\" in cconvert's source makes one that can, with the C library; or sign with exec:COMMAND and pkcs11-tool, see docs/signing.md"
+		return "\"make build-pkcs11\" in cconvert's source makes one that can, with the C library; or sign with " +
+			"exec:COMMAND and pkcs11-tool, see docs/signing.md"
 	case errors.Is(err, signer.ErrPlugin):
 		return "nothing was stored. docs/signing.md has the protocol, and plug-ins to start from"
 	case errors.Is(err, sgx.ErrPassphrase):
@@ -155,7 +170,8 @@ func hintFor(err error) string {
 	case errors.Is(err, batch.ErrBusy):
 		return "wait for it; or, for a queue that several can work on, use --nats"
 	case errors.Is(err, batch.ErrSigner):
-		return "an image's signer must not depend on which worker takes it: use the same key, or another queue. To change the key of all workers, start them anew, the first with --new-signer"
+		return "an image's signer must not depend on which worker takes it: use the same key, or another queue. To " +
+			"change the key of all workers, start them anew, the first with --new-signer"
 	case errors.Is(err, syscall.ENOSPC):
 		return "the disk is full: nothing was changed; make room and run the same command again"
 	case errors.Is(err, fs.ErrPermission):

@@ -85,8 +85,10 @@ here but the signature: see "cconvert verify".`,
 	}
 	registry.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&files, "files", false, "list the files that the program may read, why, and of which package they are")
-	cmd.Flags().StringVar(&html, "html", "", "write a page with everything, drawings of the memory and of the files to a file")
+	cmd.Flags().BoolVar(&files, "files", false,
+		"list the files that the program may read, why, and of which package they are")
+	cmd.Flags().StringVar(&html, "html", "",
+		"write a page with everything, drawings of the memory and of the files to a file")
 	cmd.Flags().BoolVar(&layers, "layers", false, "read all layers, to say from which of them the files are")
 	return cmd
 }
@@ -132,14 +134,17 @@ func printEnclaves(cmd *cobra.Command, list []verify.EnclaveFile, asJSON bool) e
 		fmt.Fprintf(t, "MRENCLAVE\t%s\n", e.MREnclave)
 		fmt.Fprintf(t, "MRSIGNER\t%s\n", e.MRSigner)
 		fmt.Fprintf(t, "signature\t%s\n", cmp.Or(printable(e.SignatureError), "consistent, as the CPU checks it"))
-		fmt.Fprintf(t, "measurement\t%s\n", cmp.Or(printable(e.MeasurementError), "computed from the file, and what was signed"))
+		fmt.Fprintf(t, "measurement\t%s\n",
+			cmp.Or(printable(e.MeasurementError), "computed from the file, and what was signed"))
 		if c := e.Config; c != nil {
-			fmt.Fprintf(t, "metadata\t%s\n", cmp.Or(printable(e.MetadataError), "byte for byte what the tool of SDK 2.20 writes"))
+			fmt.Fprintf(t, "metadata\t%s\n",
+				cmp.Or(printable(e.MetadataError), "byte for byte what the tool of SDK 2.20 writes"))
 			fmt.Fprintf(t, "memory\theap %s, %d threads with stacks of %s, reserved %s\n",
 				humanize.IBytes(c.HeapSize), c.Threads, humanize.IBytes(c.StackSize), humanize.IBytes(c.ReservedSize))
 		}
 		fmt.Fprintf(t, "made with\t%s\n", cmp.Or(e.Kind, "a tool that is not known here"))
-		fmt.Fprintf(t, "product\t%d, security version %d, dated %s%s\n", e.ISVProdID, e.ISVSVN, e.Date, when(e.DebugEnclave, ", DEBUG: keeps no secrets"))
+		fmt.Fprintf(t, "product\t%d, security version %d, dated %s%s\n", e.ISVProdID, e.ISVSVN, e.Date,
+			when(e.DebugEnclave, ", DEBUG: keeps no secrets"))
 		t.Flush()
 	}
 	return nil
@@ -233,7 +238,8 @@ func printAreas(w io.Writer, c *verify.Converted) {
 		if a.Count > 1 {
 			count = fmt.Sprintf(" × %d", a.Count)
 		}
-		fmt.Fprintf(t, "  %#014x\t%s%s\t%s\t%s\t%s\n", a.Offset, a.Name, count, humanize.IBytes(a.Size), a.Flags, when(!a.Measured, "not measured"))
+		fmt.Fprintf(t, "  %#014x\t%s%s\t%s\t%s\t%s\n", a.Offset, a.Name, count, humanize.IBytes(a.Size), a.Flags,
+			when(!a.Measured, "not measured"))
 	}
 	t.Flush()
 }
@@ -253,7 +259,8 @@ func printLayers(w io.Writer, c *verify.Converted) {
 	fmt.Fprintf(w, "\nFiles that the program may read, by layer:\n")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for i, d := range c.LayerDigests {
-		fmt.Fprintf(t, "  %d\t%s\t%s files\t%s\n", i+1, d, humanize.Comma(int64(files[i])), humanize.Bytes(uint64(size[i])))
+		fmt.Fprintf(t, "  %d\t%s\t%s files\t%s\n", i+1, d, humanize.Comma(int64(files[i])),
+			humanize.Bytes(uint64(size[i])))
 	}
 	t.Flush()
 }
@@ -262,7 +269,8 @@ func printLayers(w io.Writer, c *verify.Converted) {
 func printFiles(w io.Writer, files []verify.FileEntry) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range files {
-		fmt.Fprintf(t, "%s\t%s\t%s%s\n", printable(f.Reason), printable(cmp.Or(f.Package, "-")), when(f.Layer > 0, fmt.Sprintf("layer %d\t", f.Layer)), printable(strings.TrimPrefix(f.URI, "file:")))
+		fmt.Fprintf(t, "%s\t%s\t%s%s\n", printable(f.Reason), printable(cmp.Or(f.Package, "-")),
+			when(f.Layer > 0, fmt.Sprintf("layer %d\t", f.Layer)), printable(strings.TrimPrefix(f.URI, "file:")))
 	}
 	t.Flush()
 }

@@ -59,7 +59,8 @@ you signed. The key is your enclaves' identity: whoever has it can sign in your 
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&out, "out", "", "file to write (default: enclave-key.pem in the configuration directory); it must not exist")
+	cmd.Flags().StringVar(&out, "out", "",
+		"file to write (default: enclave-key.pem in the configuration directory); it must not exist")
 	cmd.Flags().BoolVar(&encrypt, "encrypt", false, "encrypt the key with a passphrase")
 	passphrase.add(cmd.Flags())
 	return cmd
@@ -102,7 +103,8 @@ conversion, or is the public half in a PEM file. Nothing is signed.`,
 				return printJSON(cmd, k)
 			}
 			if k.TestKey != "" {
-				logrus.Warnf("the repository %s publishes the private half of this key: it signs enclaves for debugging only", k.TestKey)
+				logrus.Warnf("the repository %s publishes the private half of this key: it signs enclaves for "+
+					"debugging only", k.TestKey)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), k.MRSigner)
 			return nil

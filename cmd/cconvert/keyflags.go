@@ -29,7 +29,8 @@ const maxPassphrase = 4 << 10
 type passphraseFlags struct{ file string }
 
 func (p *passphraseFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&p.file, "key-passphrase-file", "", "file with the passphrase of the key or the PIN of the token (default: the variable "+passphraseVariable+", or a question on the terminal)")
+	f.StringVar(&p.file, "key-passphrase-file", "", "file with the passphrase of the key or the PIN of the token "+
+		"(default: the variable "+passphraseVariable+", or a question on the terminal)")
 }
 
 // fromVariable is the value of passphraseVariable, which no program that is started inherits.
@@ -67,7 +68,8 @@ func (p *passphraseFlags) read(ctx context.Context, of string, again bool) ([]by
 	}
 	in := int(os.Stdin.Fd())
 	if !term.IsTerminal(in) || !term.IsTerminal(int(os.Stderr.Fd())) {
-		return nil, usagef("%s needs a %w: give it in %s or by --key-passphrase-file", of, sgx.ErrPassphrase, passphraseVariable)
+		return nil, usagef("%s needs a %w: give it in %s or by --key-passphrase-file", of, sgx.ErrPassphrase,
+			passphraseVariable)
 	}
 	ask := func(question string) ([]byte, error) {
 		fmt.Fprint(os.Stderr, question)
@@ -119,7 +121,8 @@ type keyFlags struct {
 
 func (k *keyFlags) add(f *pflag.FlagSet, usage string) {
 	f.StringVar(&k.name, "key", "", usage+": a PEM file, env:VARIABLE, exec:COMMAND or pkcs11:URI")
-	f.DurationVar(&k.timeout, "key-timeout", signer.DefaultTimeout, "how long exec:COMMAND, or a call to a token, may take")
+	f.DurationVar(&k.timeout, "key-timeout", signer.DefaultTimeout,
+		"how long exec:COMMAND, or a call to a token, may take")
 	k.passphrase.add(f)
 }
 
@@ -150,7 +153,8 @@ func (k *keyFlags) openOrMake(ctx context.Context) (sgx.Signer, error) {
 		return s, err
 	}
 	if !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stderr.Fd())) {
-		return nil, usagef("%w: a key that is made anew in every run would be a new identity in every run. Make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key", err)
+		return nil, usagef("%w: a key that is made anew in every run would be a new identity in every run. Make one "+
+			"with \"cconvert keygen --out FILE\", keep it safe, and name it with --key", err)
 	}
 	file, err := defaultKey()
 	if err != nil {

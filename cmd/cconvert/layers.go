@@ -26,14 +26,19 @@ type layerFlags struct {
 func (l *layerFlags) add(f *pflag.FlagSet) {
 	l.cache.add(f)
 	l.addShared(f)
-	f.BoolVar(&l.toc, "trust-toc", false, "take what is in layers of eStargz and zstd:chunked from their tables of contents, without reading the layers; the tables need not say the truth")
-	f.StringVar(&l.inflate, "inflate", "auto", "what inflates layers: go (this program), igzip, or auto: igzip where it is installed")
+	f.BoolVar(&l.toc, "trust-toc", false, "take what is in layers of eStargz and zstd:chunked from their tables of "+
+		"contents, without reading the layers; the tables need not say the truth")
+	f.StringVar(&l.inflate, "inflate", "auto",
+		"what inflates layers: go (this program), igzip, or auto: igzip where it is installed")
 }
 
 func (l *layerFlags) addShared(f *pflag.FlagSet) {
-	f.StringVar(&l.indexRepo, "index-repo", "", "repository where several machines keep what is in layers, so that each layer is read once")
-	f.StringVar(&l.indexVerify, "index-verify-key", "", "file with the public key by which entries of --index-repo must be signed to be used")
-	f.StringVar(&l.indexSign, "index-sign-key", "", "file with a private key, of ECDSA or Ed25519: write to --index-repo what was read here")
+	f.StringVar(&l.indexRepo, "index-repo", "",
+		"repository where several machines keep what is in layers, so that each layer is read once")
+	f.StringVar(&l.indexVerify, "index-verify-key", "",
+		"file with the public key by which entries of --index-repo must be signed to be used")
+	f.StringVar(&l.indexSign, "index-sign-key", "",
+		"file with a private key, of ECDSA or Ed25519: write to --index-repo what was read here")
 	f.BoolVar(&l.insecureIndex, "insecure-index", false, "use and write entries of --index-repo without signatures")
 }
 
@@ -41,12 +46,14 @@ func (l *layerFlags) addShared(f *pflag.FlagSet) {
 func (l *layerFlags) shared(reg registryFlags) (*indexrepo.Repo, error) {
 	if l.indexRepo == "" {
 		if l.indexVerify != "" || l.indexSign != "" || l.insecureIndex {
-			return nil, usagef("--index-verify-key, --index-sign-key and --insecure-index are about --index-repo, which is missing")
+			return nil, usagef("--index-verify-key, --index-sign-key and --insecure-index are about --index-repo, " +
+				"which is missing")
 		}
 		return nil, nil
 	}
 	if l.indexVerify == "" && l.indexSign == "" && !l.insecureIndex {
-		return nil, usagef("--index-repo %s: an entry decides what the enclave trusts, so give --index-verify-key to use those that a key has signed, --index-sign-key to write some, or both", l.indexRepo)
+		return nil, usagef("--index-repo %s: an entry decides what the enclave trusts, so give --index-verify-key to "+
+			"use those that a key has signed, --index-sign-key to write some, or both", l.indexRepo)
 	}
 	if l.indexVerify != "" && l.insecureIndex {
 		return nil, usagef("--index-verify-key and --insecure-index exclude each other")

@@ -34,7 +34,8 @@ func main() {
 	switch {
 	case err == nil:
 	case errors.As(err, &mistake):
-		fmt.Fprintf(os.Stderr, "cconvert: %v\nhint: please report it, with the command and these lines\n%s", err, mistake.Stack)
+		fmt.Fprintf(os.Stderr, "cconvert: %v\nhint: please report it, with the command and these lines\n%s", err,
+			mistake.Stack)
 	case errors.As(err, &interrupted):
 		fmt.Fprintln(os.Stderr, "cconvert:", err)
 	case ctx.Err() != nil:

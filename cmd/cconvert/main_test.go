@@ -32,7 +32,10 @@ func TestMissingRuntime(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	there := reg.Push(t, "gramine:1", fixture.Image(t, v1.Config{}, fixture.Layer(t, fixture.File("a", "1"))))
 	job := func(runtime string) batch.Job {
-		return batch.Job{Source: "registry.example/app:1", Insecure: true, Runtime: batch.Runtime{Kind: "gramine", Source: "docker://" + runtime}}
+		return batch.Job{
+			Source: "registry.example/app:1", Insecure: true,
+			Runtime: batch.Runtime{Kind: "gramine", Source: "docker://" + runtime},
+		}
 	}
 	missing := reg.Host + "/none:1"
 	jobs := []batch.Job{job(missing), job(there), job(missing)}
@@ -43,5 +46,6 @@ func TestMissingRuntime(t *testing.T) {
 	}
 	assert.Empty(t, jobs[1].Problem)
 	assert.Equal(t, reg.Digest(t, "gramine:1"), jobs[1].Runtime.Digest)
-	assert.ErrorIs(t, pinRuntimes(context.Background(), []batch.Job{job(missing)}, image.Options{}), image.ErrNotFound, "nothing is left to do")
+	assert.ErrorIs(t, pinRuntimes(context.Background(), []batch.Job{job(missing)}, image.Options{}), image.ErrNotFound,
+		"nothing is left to do")
 }

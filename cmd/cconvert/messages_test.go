@@ -32,7 +32,8 @@ func TestMessages(t *testing.T) {
 	run := func(env []string, args ...string) (string, error) {
 		cmd := exec.Command(program, append(args, "--runtime", "sim")...)
 		cmd.Dir = dir
-		cmd.Env = append(append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "PATH="+dir+":"+os.Getenv("PATH")), env...)
+		cmd.Env = append(append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "PATH="+dir+
+			":"+os.Getenv("PATH")), env...)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		err := cmd.Run()
@@ -53,7 +54,8 @@ func TestMessages(t *testing.T) {
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 	host := strings.TrimPrefix(secure.URL, "https://")
 	authority := filepath.Join(dir, "ca.pem")
-	require.NoError(t, os.WriteFile(authority, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
+	require.NoError(t, os.WriteFile(authority,
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
 
 	var packed bytes.Buffer
 	w, err := xz.NewWriter(&packed)
@@ -61,7 +63,8 @@ func TestMessages(t *testing.T) {
 	_, err = w.Write(fixture.Tar(t, fixture.File("x", "y")))
 	require.NoError(t, err)
 	require.NoError(t, w.Close())
-	foreign := reg.Push(t, "xz:1", fixture.Image(t, v1.Config{Cmd: []string{"/app"}}, app, static.NewLayer(packed.Bytes(), types.DockerLayer)))
+	foreign := reg.Push(t, "xz:1",
+		fixture.Image(t, v1.Config{Cmd: []string{"/app"}}, app, static.NewLayer(packed.Bytes(), types.DockerLayer)))
 
 	strict := fixture.NewRegistry(t) // makes no repositories
 	strict.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
@@ -69,7 +72,8 @@ func TestMessages(t *testing.T) {
 			return false
 		}
 		w.WriteHeader(http.StatusNotFound)
-		_, _ = io.WriteString(w, `{"errors":[{"code":"NAME_UNKNOWN","message":"repository name not known to registry"}]}`)
+		_, _ = io.WriteString(w,
+			`{"errors":[{"code":"NAME_UNKNOWN","message":"repository name not known to registry"}]}`)
 		return true
 	})
 	talkative := fixture.NewRegistry(t)
@@ -81,9 +85,11 @@ func TestMessages(t *testing.T) {
 		_, _ = io.WriteString(w, strings.Repeat("<p>\nno\n</p>\n", 1000))
 		return true
 	})
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker-credential-garbage"), []byte("#!/bin/sh\necho '<html>'\n"), 0o755))
+	require.NoError(t,
+		os.WriteFile(filepath.Join(dir, "docker-credential-garbage"), []byte("#!/bin/sh\necho '<html>'\n"), 0o755))
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "docker"), 0o755))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker", "config.json"), []byte(`{"credsStore":"garbage"}`), 0o600))
+	require.NoError(t,
+		os.WriteFile(filepath.Join(dir, "docker", "config.json"), []byte(`{"credsStore":"garbage"}`), 0o600))
 	text, err := os.ReadFile(key)
 	require.NoError(t, err)
 
@@ -92,15 +98,38 @@ func TestMessages(t *testing.T) {
 		env        []string
 		said, hint string
 	}{
-		"a certificate of nobody known": {args: []string{host + "/app:1", "--key", key}, said: "certificate", hint: "--ca"},
-		"a file that is no certificate": {args: []string{host + "/app:1", "--key", key, "--ca", key}, said: "no certificate in PEM"},
-		"with its authority":            {args: []string{host + "/app:1", "--key", key, "--ca", authority}, said: "image not found", hint: "check the name"},
-		"an xz layer":                   {args: []string{foreign, "--key", key}, said: "compressed in a way that images must not be: xz", hint: "--dest-compress-format gzip"},
-		"no repository":                 {args: []string{source, "--key", key, "--to", strict.Host + "/new/app:1"}, said: "repository does not exist", hint: "make the repository first"},
-		"a page for an answer":          {args: []string{talkative.Host + "/app:1", "--key", key}, said: "access denied", hint: "log in"},
-		"garbage of a helper":           {args: []string{source, "--key", key}, env: []string{"DOCKER_CONFIG=" + dir + "/docker"}, said: "finding credentials failed", hint: "docker-credential"},
-		"a key on one line":             {args: []string{source, "--key", "env:ONE_LINE"}, env: []string{"ONE_LINE=" + strings.ReplaceAll(string(text), "\n", `\n`)}, said: "where its lines must end", hint: "printf"},
-		"no image, and no key either":   {args: []string{reg.Host + "/none:1"}, said: "image not found", hint: "check the name"},
+		"a certificate of nobody known": {
+			args: []string{host + "/app:1", "--key", key}, said: "certificate", hint: "--ca",
+		},
+		"a file that is no certificate": {
+			args: []string{host + "/app:1", "--key", key, "--ca", key}, said: "no certificate in PEM",
+		},
+		"with its authority": {
+			args: []string{host + "/app:1", "--key", key, "--ca", authority}, said: "image not found",
+			hint: "check the name",
+		},
+		"an xz layer": {
+			args: []string{foreign, "--key", key}, said: "compressed in a way that images must not be: xz",
+			hint: "--dest-compress-format gzip",
+		},
+		"no repository": {
+			args: []string{source, "--key", key, "--to", strict.Host + "/new/app:1"}, said: "repository does not exist",
+			hint: "make the repository first",
+		},
+		"a page for an answer": {
+			args: []string{talkative.Host + "/app:1", "--key", key}, said: "access denied", hint: "log in",
+		},
+		"garbage of a helper": {
+			args: []string{source, "--key", key}, env: []string{"DOCKER_CONFIG=" + dir + "/docker"},
+			said: "finding credentials failed", hint: "docker-credential",
+		},
+		"a key on one line": {
+			args: []string{source, "--key", "env:ONE_LINE"}, env: []string{"ONE_LINE=" +
+				strings.ReplaceAll(string(text), "\n", `\n`)}, said: "where its lines must end", hint: "printf",
+		},
+		"no image, and no key either": {
+			args: []string{reg.Host + "/none:1"}, said: "image not found", hint: "check the name",
+		},
 	} {
 		said, err := run(c.env, c.args...)
 		assert.Error(t, err, what)

@@ -39,8 +39,10 @@ type registryFlags struct {
 func (r *registryFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&r.insecure, "insecure", false, "speak HTTP to registries, also to those on other machines")
 	f.IntVarP(&r.jobs, "jobs", "j", 0, "layers that are read or sent at a time (default: one for each processor)")
-	f.DurationVar(&r.idle, "registry-timeout", image.DefaultIdle, "how long a registry may be silent; over that time it must also send a kilobyte a second")
-	f.Var(&r.ca, "ca", "PEM file of authorities whose certificates registries may have, beside those that this machine knows")
+	f.DurationVar(&r.idle, "registry-timeout", image.DefaultIdle,
+		"how long a registry may be silent; over that time it must also send a kilobyte a second")
+	f.Var(&r.ca, "ca",
+		"PEM file of authorities whose certificates registries may have, beside those that this machine knows")
 	addLimits(f, &r.limits)
 }
 
@@ -102,11 +104,14 @@ func (s sizeFlag) Set(text string) error {
 
 // addLimits adds the flags that bound what an image may hold.
 func addLimits(f *pflag.FlagSet, l *rootfs.Limits) {
-	*l = rootfs.Limits{FileBytes: rootfs.DefaultFileBytes, LayerBytes: rootfs.DefaultLayerBytes, ImageBytes: rootfs.DefaultImageBytes}
+	*l = rootfs.Limits{
+		FileBytes: rootfs.DefaultFileBytes, LayerBytes: rootfs.DefaultLayerBytes, ImageBytes: rootfs.DefaultImageBytes,
+	}
 	f.Var(sizeFlag{&l.FileBytes}, "max-file", "size of a file up to which images are read")
 	f.Var(sizeFlag{&l.LayerBytes}, "max-layer", "size of all files of a layer up to which images are read")
 	f.Var(sizeFlag{&l.ImageBytes}, "max-image", "size of all files of all layers up to which images are read")
-	f.IntVar(&l.Files, "max-files", rootfs.DefaultFiles, "number of files, directories and links up to which images are read")
+	f.IntVar(&l.Files, "max-files", rootfs.DefaultFiles,
+		"number of files, directories and links up to which images are read")
 }
 
 // runtimeFlags choose the library OS.
@@ -115,8 +120,10 @@ type runtimeFlags struct {
 }
 
 func (r *runtimeFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&r.runtime, "runtime", "gramine", "what runs the program: gramine or sim; gramine=SOURCE takes it from docker://IMAGE, oci:DIR, dir:PREFIX or deb:FILE[,FILE...]")
-	f.StringVar(&r.libs, "runtime-libs", "", "where the runtime's loader finds its libraries, if not in its source: DIR or deb:FILE[,FILE...]")
+	f.StringVar(&r.runtime, "runtime", "gramine", "what runs the program: gramine or sim; gramine=SOURCE takes it "+
+		"from docker://IMAGE, oci:DIR, dir:PREFIX or deb:FILE[,FILE...]")
+	f.StringVar(&r.libs, "runtime-libs", "",
+		"where the runtime's loader finds its libraries, if not in its source: DIR or deb:FILE[,FILE...]")
 	f.StringVar(&r.lock, "lock", libos.LockFile, "file that pins the runtime; the default one is used if it exists")
 }
 
@@ -166,25 +173,31 @@ type launchFlags struct {
 }
 
 func (l *launchFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&l.trust, "trust", "auto", "files that the program may read: auto (what it can be expected to open), all, or list:FILE (paths, or the output of strace -f -e trace=%file)")
-	f.StringVar(&l.profile, "profile", "auto", "what kind of program it is: auto, none, a name or a file; see docs/profiles.md")
+	f.StringVar(&l.trust, "trust", "auto", "files that the program may read: auto (what it can be expected to open), "+
+		"all, or list:FILE (paths, or the output of strace -f -e trace=%file)")
+	f.StringVar(&l.profile, "profile", "auto",
+		"what kind of program it is: auto, none, a name or a file; see docs/profiles.md")
 	f.StringVar(&l.libc, "libc", "auto", "C library to use: auto, patched (the runtime's) or image (its own, slower)")
 	f.StringVar(&l.memory, "memory", "auto", "size of the enclave, for each process: auto or a power of two such as 1G")
 	f.IntVar(&l.threads, "threads", 0, "threads that can run at a time in the enclave (default: as the profile says)")
 	f.BoolVar(&l.edmm, "edmm", false, "add memory while the enclave runs (needs SGX2)")
 	f.BoolVar(&l.debug, "debug", false, "make an enclave that a debugger can read: it keeps no secrets")
 	f.StringArrayVar(&l.env, "env", nil, "set a variable, NAME=VALUE, measured (repeatable)")
-	f.StringArrayVar(&l.passEnv, "pass-env", nil, "let the host choose a variable's value at start, unmeasured (repeatable)")
+	f.StringArrayVar(&l.passEnv, "pass-env", nil,
+		"let the host choose a variable's value at start, unmeasured (repeatable)")
 	f.StringArrayVar(&l.args, "arg", nil, "argument instead of the image's CMD, measured (repeatable)")
 	f.BoolVar(&l.hostArgs, "insecure-args", false, "let the host choose the arguments at start, unmeasured")
 	f.StringArrayVar(&l.allow, "allow-file", nil, "path that the program may use without protection (repeatable)")
 	f.StringArrayVar(&l.tmpfs, "tmpfs", nil, "directory of temporary storage in the enclave (repeatable)")
-	f.StringArrayVar(&l.encrypt, "encrypt-mount", nil, "directory whose files are encrypted, PATH[=KEY]; the default key is sealed to CPU and signer (repeatable)")
+	f.StringArrayVar(&l.encrypt, "encrypt-mount", nil,
+		"directory whose files are encrypted, PATH[=KEY]; the default key is sealed to CPU and signer (repeatable)")
 	f.Uint16Var(&l.prodID, "isv-prod-id", 0, "product number in the signature")
 	f.Uint16Var(&l.svn, "isv-svn", 0, "security version number in the signature")
 	f.StringVar(&l.date, "date", "", "date in the signature, YYYY-MM-DD (default: when the image was created)")
-	f.StringVar(&l.attestation, "attestation", "none", "remote attestation: none, or dcap, which needs the AESM service at start")
-	f.StringVar(&l.logLevel, "runtime-log-level", "error", "how much the runtime logs: none, error, warning, debug, trace or all")
+	f.StringVar(&l.attestation, "attestation", "none",
+		"remote attestation: none, or dcap, which needs the AESM service at start")
+	f.StringVar(&l.logLevel, "runtime-log-level", "error",
+		"how much the runtime logs: none, error, warning, debug, trace or all")
 	f.StringVar(&l.manifest, "manifest", "", "TOML file that is merged over the generated manifest")
 }
 
@@ -229,7 +242,9 @@ func (l *launchFlags) options() (launch.Options, error) {
 }
 
 // conversion gathers what the flags say of a conversion, but for its key and target.
-func conversion(source image.Reference, reg registryFlags, layers layerFlags, lib runtimeFlags, start launchFlags) (o convert.Options, err error) {
+func conversion(
+	source image.Reference, reg registryFlags, layers layerFlags, lib runtimeFlags, start launchFlags,
+) (o convert.Options, err error) {
 	o = convert.Options{Source: source, Image: reg.options(), Jobs: reg.jobs}
 	if err := layers.choose(&o, reg); err != nil {
 		return o, err
@@ -296,7 +311,8 @@ func (l *launchFlags) choices(o *launch.Options) error {
 			for _, p := range profile.All() {
 				names = append(names, p.Name)
 			}
-			return usagef("--profile %s: there is auto, none, %s, or a file by its path", name, strings.Join(names, ", "))
+			return usagef("--profile %s: there is auto, none, %s, or a file by its path", name,
+				strings.Join(names, ", "))
 		}
 	}
 	return nil

@@ -54,7 +54,10 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 		if f.Lookup(o.Name) == nil {
 			var known []string
 			f.VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
-			return batch.Job{}, &plan.Error{File: file, Line: o.Line, Err: fmt.Errorf("there is no option %q for an image%s", o.Name, plan.Nearest(o.Name, known))}
+			return batch.Job{}, &plan.Error{
+				File: file, Line: o.Line,
+				Err: fmt.Errorf("there is no option %q for an image%s", o.Name, plan.Nearest(o.Name, known)),
+			}
 		}
 		for _, v := range o.Values {
 			if err := f.Set(o.Name, besides(file, o.Name, v)); err != nil {
@@ -79,7 +82,8 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 		o.Evidence = &convert.Evidence{Required: asked}
 	}
 	job := batch.NewJob(o, insecure)
-	job.Gate, job.Unsigned, job.Limits, job.Found, job.ResultsOnly = j.gate, j.unsigned, p.Limits, img.Found, img.ResultsOnly
+	job.Gate, job.Unsigned, job.Limits, job.Found, job.ResultsOnly = j.gate, j.unsigned, p.Limits, img.Found,
+		img.ResultsOnly
 	return job, nil
 }
 
@@ -278,7 +282,10 @@ func undated(err error) error {
 // checkOptions finds mistakes in a plan's options, whatever images there are.
 func checkOptions(file string, p *plan.Plan, insecure bool) error {
 	for _, e := range p.Convert {
-		img := plan.Image{Source: "registry.example/source:1", Target: "registry.example/target:1", Options: e.Options.Over(p.Defaults.Options), Line: e.Line}
+		img := plan.Image{
+			Source: "registry.example/source:1", Target: "registry.example/target:1",
+			Options: e.Options.Over(p.Defaults.Options), Line: e.Line,
+		}
 		if _, err := planJob(file, img, p, insecure); err != nil {
 			return err
 		}

@@ -23,19 +23,23 @@ type queueFlags struct {
 
 func (q *queueFlags) add(f *pflag.FlagSet) {
 	q.addReading(f)
-	f.IntVar(&q.replicas, "nats-replicas", 0, "on how many servers of a cluster the queue is kept (default: three, where there are as many)")
-	f.DurationVar(&q.lease, "lease", 0, "how long a worker may be silent before its image is given to another one; given, it is changed for all workers (default: 30s)")
+	f.IntVar(&q.replicas, "nats-replicas", 0,
+		"on how many servers of a cluster the queue is kept (default: three, where there are as many)")
+	f.DurationVar(&q.lease, "lease", 0, "how long a worker may be silent before its image is given to another one; "+
+		"given, it is changed for all workers (default: 30s)")
 }
 
 // addReading adds the flags of those who change nothing about how the queue is worked on.
 func (q *queueFlags) addReading(f *pflag.FlagSet) {
-	f.StringVar(&q.url, "nats", "", "URL of a NATS server with JetStream, or several with commas between, that keeps the queue (default: a queue in this process)")
+	f.StringVar(&q.url, "nats", "", "URL of a NATS server with JetStream, or several with commas between, that keeps "+
+		"the queue (default: a queue in this process)")
 	f.StringVar(&q.creds, "nats-creds", "", "file with a user's credentials for NATS")
 	f.StringVar(&q.nkey, "nats-nkey", "", "file with the seed of a user's NKey for NATS")
 	f.StringVar(&q.ca, "nats-ca", "", "file with the certificates of authorities for NATS")
 	f.StringVar(&q.cert, "nats-cert", "", "file with this client's certificate for NATS")
 	f.StringVar(&q.certKey, "nats-cert-key", "", "file with the key of --nats-cert")
-	f.StringVar(&q.dir, "state-dir", "", "where the queue in this process keeps its files (default: $XDG_STATE_HOME/cconvert)")
+	f.StringVar(&q.dir, "state-dir", "",
+		"where the queue in this process keeps its files (default: $XDG_STATE_HOME/cconvert)")
 }
 
 func (q *queueFlags) open(ctx context.Context) (*batch.Queue, error) { return q.openFor(ctx, false) }

@@ -58,7 +58,9 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 			o.Runtime = &load
 		}
 		// Nothing that was kept, here or by others, is believed.
-		o.Convert = convert.Options{Image: registry.options(), Jobs: registry.jobs, Inflate: o.Read.Inflate, Limits: registry.limits}
+		o.Convert = convert.Options{
+			Image: registry.options(), Jobs: registry.jobs, Inflate: o.Read.Inflate, Limits: registry.limits,
+		}
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Convert.Observer = progress
@@ -98,11 +100,13 @@ func statedSource(cmd *cobra.Command, img *image.Image) (string, error) {
 	}
 	for _, f := range attest.Read(cmd.Context(), artifacts, nil) {
 		var identity attest.Identity
-		if f.Statement != nil && f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &identity) == nil && identity.Source.Name != "" {
+		if f.Statement != nil && f.Statement.PredicateType == attest.IdentityType &&
+			json.Unmarshal(f.Statement.Predicate, &identity) == nil && identity.Source.Name != "" {
 			ref, err := image.ParseReference(identity.Source.Name, false)
 			if err != nil || ref.Transport != image.Registry || img.Ref.Name == nil ||
 				ref.Name.Context().RegistryStr() != img.Ref.Name.Context().RegistryStr() {
-				return "", usagef("an unsigned statement says that %s was made from %q, which is not in the same registry: if that is so, say --source", img.Ref, identity.Source.Name)
+				return "", usagef("an unsigned statement says that %s was made from %q, which is not in the same "+
+					"registry: if that is so, say --source", img.Ref, identity.Source.Name)
 			}
 			return identity.Source.Name, nil
 		}

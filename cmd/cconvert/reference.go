@@ -31,9 +31,12 @@ added are fetched; verify the image before you rely on it.`,
 		Args: exactArgs("IMAGE"),
 	}
 	registry.add(cmd.Flags())
-	cmd.Flags().StringVar(&enclave, "enclave", "", "for an image that was not converted and has several enclaves of its own: the file of one of them")
-	cmd.Flags().BoolVar(&simulated, "simulated", false, "print the values of an image of the simulated runtime, which no CPU will ever report")
-	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what corim, maa and rego go by: enclave (MRENCLAVE: this one only) or signer (MRSIGNER, product and SVN: later ones as well)")
+	cmd.Flags().StringVar(&enclave, "enclave", "",
+		"for an image that was not converted and has several enclaves of its own: the file of one of them")
+	cmd.Flags().BoolVar(&simulated, "simulated", false,
+		"print the values of an image of the simulated runtime, which no CPU will ever report")
+	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what corim, maa and rego go by: enclave (MRENCLAVE: this one "+
+		"only) or signer (MRSIGNER, product and SVN: later ones as well)")
 	cmd.Flags().StringVar(&format, "format", attest.FormatJSON, "json, toml, corim, maa or rego")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !slices.Contains(attest.Ways, by) {
@@ -62,11 +65,14 @@ added are fetched; verify the image before you rely on it.`,
 }
 
 // identityOf reads the identity of a converted image, or of an enclave that the image has of its own.
-func identityOf(cmd *cobra.Command, img *image.Image, registry registryFlags, file string, simulated bool) (e attest.Enclave, err error) {
+func identityOf(
+	cmd *cobra.Command, img *image.Image, registry registryFlags, file string, simulated bool,
+) (e attest.Enclave, err error) {
 	c, err := verify.Read(cmd.Context(), img, registry.reading())
 	if err == nil {
 		if c.Simulated() && !simulated {
-			return e, fmt.Errorf("%w: %s. --simulated prints them all the same, for tests", errRefused, verify.SimulatedNotice)
+			return e, fmt.Errorf("%w: %s. --simulated prints them all the same, for tests", errRefused,
+				verify.SimulatedNotice)
 		}
 		if c.SignatureError != "" {
 			return e, fmt.Errorf("%w: %s", errRefused, c.SignatureError)
@@ -87,7 +93,8 @@ func identityOf(cmd *cobra.Command, img *image.Image, registry registryFlags, fi
 	case len(found) == 0:
 		return e, err
 	case len(found) > 1:
-		return e, usagef("there are %d enclaves in the image, as cconvert inspect shows: choose one with --enclave", len(found))
+		return e, usagef("there are %d enclaves in the image, as cconvert inspect shows: choose one with --enclave",
+			len(found))
 	case found[0].Problem() != "":
 		return e, fmt.Errorf("%w: %s", errRefused, found[0].Problem())
 	}

@@ -33,10 +33,13 @@ func report(to io.Writer, r *convert.Result) {
 	line("layers", "%s", layersText(r.Layers))
 	line("runtime", "%s %.12s", r.Runtime.Kind, r.Runtime.Version)
 	line("profile", "%s: %s", r.Profile, printable(r.ProfileWhy))
-	line("enclave", "%s (%s), %d threads; as much for each process", humanize.IBytes(r.EnclaveSize), printable(r.SizeWhy), r.MaxThreads)
-	line("may read", "%s files, each by its digest; reading the list takes about %.1f s at start", humanize.Comma(int64(r.TrustedFiles)), r.StartSeconds)
+	line("enclave", "%s (%s), %d threads; as much for each process", humanize.IBytes(r.EnclaveSize),
+		printable(r.SizeWhy), r.MaxThreads)
+	line("may read", "%s files, each by its digest; reading the list takes about %.1f s at start",
+		humanize.Comma(int64(r.TrustedFiles)), r.StartSeconds)
 	if r.LeftOut > 0 {
-		line("", "%s other files are not expected to be opened, and cannot be; --trust all lists them", humanize.Comma(int64(r.LeftOut)))
+		line("", "%s other files are not expected to be opened, and cannot be; --trust all lists them",
+			humanize.Comma(int64(r.LeftOut)))
 	}
 	line("added", "%s in two layers", humanize.Bytes(uint64(r.Output.AddedBytes)))
 	line("MRENCLAVE", "%s", r.MREnclave)
@@ -63,7 +66,8 @@ func layersText(c convert.LayerCounts) string {
 		n    int
 		what string
 	}{
-		{c.Read, "read"}, {c.Cached, "known from earlier runs"}, {c.Shared, "known from others"}, {c.TOC, "by their tables of contents"},
+		{c.Read, "read"}, {c.Cached, "known from earlier runs"}, {c.Shared, "known from others"},
+		{c.TOC, "by their tables of contents"},
 	} {
 		if p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
@@ -103,7 +107,8 @@ func reportFindings(w io.Writer, findings []launch.Finding) {
 			}
 			fmt.Fprintf(w, "  %-7s [%s] %s%s\n", f.Severity, f.Code, where, printable(f.Message))
 		}
-		if last := i+1 == len(findings) || findings[i+1].Code != f.Code; last && f.Remedy != "" && f.Severity != launch.Info {
+		if last := i+1 == len(findings) || findings[i+1].Code != f.Code; last && f.Remedy != "" &&
+			f.Severity != launch.Info {
 			fmt.Fprintf(w, "          → %s\n", f.Remedy)
 		}
 	}

@@ -74,7 +74,9 @@ func newRoot() *cobra.Command {
 	})
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(), newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(), newKeygen(), newKey(), newVersion())
+	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(),
+		newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(),
+		newKeygen(), newKey(), newVersion())
 	return root
 }
 
@@ -94,8 +96,8 @@ func noneEmpty(flags *pflag.FlagSet) (err error) {
 	return err
 }
 
-// converts reports whether a command makes conversions. Only their flags can be set by variables: others look at what was
-// made, and what they are asked must not depend on what is set for a pipeline.
+// converts reports whether a command makes conversions. Only their flags can be set by variables: others look at what
+// was made, and what they are asked must not depend on what is set for a pipeline.
 func converts(cmd *cobra.Command) bool {
 	return slices.Contains([]string{"cconvert", "convert", "batch", "worker", "serve", "analyze"}, cmd.Name())
 }
@@ -126,11 +128,13 @@ func mistyped(root *cobra.Command, word string) error {
 		return nil
 	}
 	if meant := otherTools[word]; meant != "" {
-		return usagef("there is no command %q; what is near is %s. If it is an image, write %s:latest", word, meant, word)
+		return usagef("there is no command %q; what is near is %s. If it is an image, write %s:latest", word, meant,
+			word)
 	}
 	for _, c := range root.Commands() {
 		if levenshtein.ComputeDistance(c.Name(), word) <= 2 {
-			return usagef("there is no command %q; the nearest is %s. If it is an image, write %s:latest", word, c.Name(), word)
+			return usagef("there is no command %q; the nearest is %s. If it is an image, write %s:latest", word,
+				c.Name(), word)
 		}
 	}
 	return nil
@@ -138,10 +142,14 @@ func mistyped(root *cobra.Command, word string) error {
 
 // otherTools are commands of other tools, and the ones here that do what they do.
 var otherTools = map[string]string{
-	"show": "inspect", "info": "inspect", "describe": "inspect", "view": "inspect", "history": "inspect", "ls": "inspect", "list": "batch status",
-	"check": "verify", "validate": "verify", "test": "verify", "trust": "verify", "scan": "analyze", "lint": "analyze", "explain": "analyze",
-	"compare": "diff", "status": "batch status", "run": "deploy", "start": "deploy", "build": "convert", "push": "convert", "copy": "convert",
-	"pull": "convert", "save": "convert", "login": "convert", "gen-key": "keygen", "genkey": "keygen", "generate": "keygen", "daemon": "serve", "server": "serve",
+	"show": "inspect", "info": "inspect", "describe": "inspect", "view": "inspect", "history": "inspect",
+	"ls": "inspect", "list": "batch status",
+	"check": "verify", "validate": "verify", "test": "verify", "trust": "verify", "scan": "analyze", "lint": "analyze",
+	"explain": "analyze",
+	"compare": "diff", "status": "batch status", "run": "deploy", "start": "deploy", "build": "convert",
+	"push": "convert", "copy": "convert",
+	"pull": "convert", "save": "convert", "login": "convert", "gen-key": "keygen", "genkey": "keygen",
+	"generate": "keygen", "daemon": "serve", "server": "serve",
 }
 
 // nearestFlag suggests the flag that was probably meant.
@@ -176,7 +184,8 @@ func atLeastOne(what string) cobra.PositionalArgs {
 func atMostOne(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) > 1 {
-			return usagef("one %s expected, %d arguments given (%s): see --help", what, len(args), strings.Join(args, " "))
+			return usagef("one %s expected, %d arguments given (%s): see --help", what, len(args),
+				strings.Join(args, " "))
 		}
 		return nil
 	}
@@ -189,7 +198,8 @@ func exactArgs(what ...string) cobra.PositionalArgs {
 			if len(what) == 0 {
 				return usagef("this command takes no arguments")
 			}
-			return usagef("%s expected, %d arguments given (%s): see --help", strings.Join(what, " "), len(args), strings.Join(args, " "))
+			return usagef("%s expected, %d arguments given (%s): see --help", strings.Join(what, " "), len(args),
+				strings.Join(args, " "))
 		}
 		return nil
 	}

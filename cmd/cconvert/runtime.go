@@ -107,7 +107,8 @@ func newRuntimeInspect() *cobra.Command {
 			paths := slices.Sorted(maps.Keys(b.Files))
 			if asJSON {
 				return printJSON(cmd, runtimeFacts{
-					b.Kind, b.Version, b.Layout, b.GLIBC, b.Musl, b.Source, b.SourceDigest, b.Layer.Digest, b.Layer.Size, paths,
+					b.Kind, b.Version, b.Layout, b.GLIBC, b.Musl, b.Source, b.SourceDigest, b.Layer.Digest,
+					b.Layer.Size, paths,
 				})
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)

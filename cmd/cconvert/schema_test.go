@@ -78,7 +78,8 @@ func TestSchemas(t *testing.T) {
 	require.NoError(t, err)
 	run := func(args ...string) []byte {
 		cmd := exec.Command(program, args...)
-		cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "XDG_STATE_HOME="+dir, "HOME="+dir)
+		cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "XDG_STATE_HOME="+dir, "HOME="+
+			dir)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
@@ -92,15 +93,18 @@ func TestSchemas(t *testing.T) {
 	run(app, "--runtime", "sim", "--key", key, "--output-json", facts)
 	run(app, "--runtime", "sim", "--key", key, "--suffix", "-two", "--isv-svn", "2")
 	plan := filepath.Join(dir, "plan.yaml")
-	require.NoError(t, os.WriteFile(plan, fmt.Appendf(nil, "version: 1\ndefaults: {options: {runtime: sim}}\nconvert: [{image: %s}, {image: %s/absent:1}]\n", app, reg.Host), 0o600))
-	require.Error(t, exec.Command("env", "HOME="+dir, "XDG_STATE_HOME="+dir, "XDG_CACHE_HOME="+dir, program, "batch", plan, "--key", key).Run(), "one of them is absent")
+	require.NoError(t, os.WriteFile(plan, fmt.Appendf(nil, "version: 1\ndefaults: {options: {runtime: sim}}\nconvert: "+
+		"[{image: %s}, {image: %s/absent:1}]\n", app, reg.Host), 0o600))
+	require.Error(t, exec.Command("env", "HOME="+dir, "XDG_STATE_HOME="+dir, "XDG_CACHE_HOME="+dir, program, "batch",
+		plan, "--key", key).Run(), "one of them is absent")
 	result, err := os.ReadFile(facts)
 	require.NoError(t, err)
 	vectors := filepath.Dir(key)
 	for name, out := range map[string][]byte{
-		"convert":          result,
-		"analyze":          run("analyze", "--json", app, "--runtime", "sim"),
-		"measure":          run("measure", "--json", "--enclave", vectors+"/pal/pal-twosegments.so", "--manifest", vectors+"/cases/edmm-64g.manifest.sgx"),
+		"convert": result,
+		"analyze": run("analyze", "--json", app, "--runtime", "sim"),
+		"measure": run("measure", "--json", "--enclave", vectors+"/pal/pal-twosegments.so", "--manifest",
+			vectors+"/cases/edmm-64g.manifest.sgx"),
 		"inspect":          run("inspect", "--json", done),
 		"inspect-files":    run("inspect", "--json", "--files", "--layers", done),
 		"inspect-enclaves": run("inspect", "--json", reg.Host+"/enclave:1"),

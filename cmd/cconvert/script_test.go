@@ -92,10 +92,13 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 		reg.Push(t, name, img)
 	}
 	reg.Push(t, "packaged:1", fixture.Image(t, config, app, fixture.Layer(t,
-		fixture.File("var/lib/dpkg/status", "Package: other\nStatus: install ok installed\n"), fixture.File("var/lib/dpkg/info/other.list", "/usr/share/other\n"),
+		fixture.File("var/lib/dpkg/status", "Package: other\nStatus: install ok installed\n"),
+		fixture.File("var/lib/dpkg/info/other.list", "/usr/share/other\n"),
 		fixture.File("usr/share/other", "x"), fixture.File("opt/mine", "x"))))
-	reg.Push(t, "postgres:1", fixture.Image(t, v1.Config{Cmd: []string{"/usr/bin/postgres"}, StopSignal: "SIGINT"}, fixture.Layer(t, fixture.Program("usr/bin/postgres", fixture.ELF("")))))
-	reg.Push(t, "rpm:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("var/lib/rpm/Packages", "damaged"))))
+	reg.Push(t, "postgres:1", fixture.Image(t, v1.Config{Cmd: []string{"/usr/bin/postgres"}, StopSignal: "SIGINT"},
+		fixture.Layer(t, fixture.Program("usr/bin/postgres", fixture.ELF("")))))
+	reg.Push(t, "rpm:1",
+		fixture.Image(t, config, app, fixture.Layer(t, fixture.File("var/lib/rpm/Packages", "damaged"))))
 	for tag, names := range map[string][]string{"enclave:1": {"default"}, "enclave:2": {"kss", "one-thread"}} {
 		var files []fixture.Entry
 		for _, n := range names {
@@ -107,14 +110,17 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 	}
 	signed, err := os.ReadFile("../../testdata/vectors/sgx-sdk/default.signed.so")
 	require.NoError(t, err)
-	steered := mutate.Annotations(fixture.Image(t, config, app, fixture.Layer(t, fixture.Program("opt/e.signed.so", string(signed)))), map[string]string{"run.oci.handler": "krun"})
+	steered := mutate.Annotations(fixture.Image(t, config, app, fixture.Layer(t,
+		fixture.Program("opt/e.signed.so", string(signed)))), map[string]string{"run.oci.handler": "krun"})
 	reg.Push(t, "enclave:steered", steered.(v1.Image))
 	structure, err := os.ReadFile("../../testdata/vectors/cases/defaults.sig")
 	require.NoError(t, err)
-	reg.Push(t, "enclave:unknown", fixture.Image(t, config, app, fixture.Layer(t, fixture.Program("opt/enclave", fixture.ELF("")+string(structure)))))
+	reg.Push(t, "enclave:unknown", fixture.Image(t, config, app,
+		fixture.Layer(t, fixture.Program("opt/enclave", fixture.ELF("")+string(structure)))))
 	reg.Push(t, "noentry:1", fixture.Image(t, v1.Config{}, app))
 	reg.Push(t, "broken:1", fixture.Image(t, config, fixture.Layer(t, fixture.File("../app", "x"))))
-	reg.Push(t, "big:1", fixture.Image(t, config, app, fixture.Layer(t, fixture.File("opt/big", strings.Repeat("random", 5_000_000)))))
+	reg.Push(t, "big:1",
+		fixture.Image(t, config, app, fixture.Layer(t, fixture.File("opt/big", strings.Repeat("random", 5_000_000)))))
 }
 
 // exitcode runs a program and checks its exit code: exitcode CODE PROGRAM [ARGS…].
@@ -158,7 +164,8 @@ func TestMeasureVectors(t *testing.T) {
 		out, err := exec.Command(program, args...).Output()
 		require.NoError(t, err, c.Name)
 		assert.Equal(t, c.MREnclave+"\n", string(out))
-		out, err = exec.Command(program, append(args, "--key", dir+"test-signing-key.pem", "--date", c.Date, "--sig", sig, "--json")...).Output()
+		out, err = exec.Command(program,
+			append(args, "--key", dir+"test-signing-key.pem", "--date", c.Date, "--sig", sig, "--json")...).Output()
 		require.NoError(t, err, c.Name)
 		var got map[string]any
 		require.NoError(t, json.Unmarshal(out, &got))
@@ -185,10 +192,11 @@ func TestHelpExamplesRun(t *testing.T) {
 	var examples []string
 	var collect func(*cobra.Command)
 	collect = func(c *cobra.Command) {
-		if c.Runnable() && c.Name() != "completion" && c.Parent() != nil && c.Parent().Name() != "completion" && c.Name() != "help" && !c.HasSubCommands() {
+		if c.Runnable() && c.Name() != "completion" && c.Parent() != nil && c.Parent().Name() != "completion" &&
+			c.Name() != "help" && !c.HasSubCommands() {
 			assert.NotEmpty(t, c.Example, "%s has no example", c.CommandPath())
 		}
-		for line := range strings.Lines(c.Example) {
+		for line := range strings.Lines(strings.ReplaceAll(c.Example, "\\\n", "")) {
 			if line = strings.TrimSpace(line); strings.HasPrefix(line, "cconvert ") {
 				examples = append(examples, line)
 			}
@@ -201,8 +209,10 @@ func TestHelpExamplesRun(t *testing.T) {
 	require.Greater(t, len(examples), 8)
 	replace := strings.NewReplacer(
 		"registry.example", reg.Host, " redis:7 ", " "+reg.Host+"/redis:7 ", " app:1.4 ", " "+reg.Host+"/app:1.4 ",
-		"docker-daemon:app:latest", reg.Host+"/app:1", "gramine=dir:/usr", "sim", "nats://nats.example:4222", startNATS(t), "127.0.0.1:8080", "127.0.0.1:0",
-		"enclave.signed.so", vectors+"/sgx-sdk/default.signed.so", "libpal.so", vectors+"/pal/pal-twosegments.so", "app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
+		"docker-daemon:app:latest", reg.Host+"/app:1", "gramine=dir:/usr", "sim", "nats://nats.example:4222",
+		startNATS(t), "127.0.0.1:8080", "127.0.0.1:0",
+		"enclave.signed.so", vectors+"/sgx-sdk/default.signed.so", "libpal.so", vectors+"/pal/pal-twosegments.so",
+		"app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
 	)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "policy.toml"), []byte("any_signer = true\n"), 0o644))
@@ -210,9 +220,13 @@ func TestHelpExamplesRun(t *testing.T) {
 	require.NoError(t, err)
 	answer, err := json.Marshal(signer.Answer{Version: signer.ProtocolVersion, PublicKey: publicPEM(t, public)})
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "sign.sh"), fmt.Appendf(nil, "#!/bin/sh\ncat <<'END'\n%s\nEND\n", answer), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "sign.sh"),
+		fmt.Appendf(nil, "#!/bin/sh\ncat <<'END'\n%s\nEND\n", answer), 0o755))
 	plan := fmt.Sprintf("version: 1\nconvert:\n- {image: %s/app:1, allowUnsigned: true}\n", reg.Host)
-	for name, text := range map[string]string{"plan.yaml": plan, "secret": "the secret of the test", "images.txt": reg.Host + "/app:1\n" + reg.Host + "/app:1.4\n"} {
+	for name, text := range map[string]string{
+		"plan.yaml": plan, "secret": "the secret of the test", "images.txt": reg.Host + "/app:1\n" + reg.Host +
+			"/app:1.4\n",
+	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	selfSigned(t, filepath.Join(dir, "tls.pem"), filepath.Join(dir, "tls-key.pem"))
@@ -228,7 +242,8 @@ func TestHelpExamplesRun(t *testing.T) {
 		}
 		cmd := exec.Command(program, args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "CCONVERT_KEY_PASSPHRASE=secret", "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "HOME="+dir)
+		cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "CCONVERT_KEY_PASSPHRASE=secret", "XDG_CONFIG_HOME="+dir,
+			"XDG_CACHE_HOME="+dir, "HOME="+dir)
 		for _, name := range []string{"enclave-key.pem", "key.pem", "production.pem"} {
 			require.NoError(t, copyFile(key, filepath.Join(dir, name)))
 		}
@@ -257,7 +272,8 @@ func TestHelpExamplesRun(t *testing.T) {
 		switch {
 		case args[0] == "runtime" && args[1] == "lock":
 			assert.Contains(t, string(out), "image not found")
-		case args[0] == "inspect" && args[1] != "--html" && !strings.Contains(string(out), "MRENCLAVE") && !strings.Contains(string(out), "the runtime's") && !strings.Contains(string(out), "mr_enclave"):
+		case args[0] == "inspect" && args[1] != "--html" && !strings.Contains(string(out), "MRENCLAVE") &&
+			!strings.Contains(string(out), "the runtime's") && !strings.Contains(string(out), "mr_enclave"):
 			t.Errorf("%s: %s", e, out)
 		default:
 			assert.NoError(t, err, "%s: %s", e, out)
@@ -284,7 +300,9 @@ func until(t *testing.T, cmd *exec.Cmd, says string) {
 // startNATS starts a server with JetStream and gives its URL.
 func startNATS(t *testing.T) string {
 	t.Helper()
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+	})
 	require.NoError(t, err)
 	go s.Start()
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
@@ -297,12 +315,15 @@ func selfSigned(t *testing.T, certificate, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	require.NoError(t, err)
 	secret, err := x509.MarshalPKCS8PrivateKey(private)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	require.NoError(t,
+		os.WriteFile(certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600))
 }
 
@@ -323,12 +344,15 @@ func TestREADME(t *testing.T) {
 		}
 	}
 	require.Greater(t, strings.Count(script, "cconvert "), 4)
-	script = strings.NewReplacer("registry.example", reg.Host, "other.example", other.Host, "cconvert verify ", "cconvert verify --allow-simulated ").Replace(script)
-	reg.Push(t, "app:1.3", fixture.Image(t, v1.Config{Cmd: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
+	script = strings.NewReplacer("registry.example", reg.Host, "other.example", other.Host, "cconvert verify ",
+		"cconvert verify --allow-simulated ").Replace(script)
+	reg.Push(t, "app:1.3",
+		fixture.Image(t, v1.Config{Cmd: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
 	dir := t.TempDir()
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir)
+	cmd.Env = append(os.Environ(), "CCONVERT_RUNTIME=sim", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "HOME="+
+		dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	assert.Regexp(t, "confidential/app@sha256:[0-9a-f]{64} runs as [0-9a-f]{64}", string(out))
@@ -413,7 +437,9 @@ func TestInterrupt(t *testing.T) {
 				return true
 			})
 			clear(copied)
-			to := map[string]string{"writing oci": "oci:" + dir + "/out:1", "writing archives": "docker-archive:" + dir + "/out.tar:app:1"}[name]
+			to := map[string]string{
+				"writing oci": "oci:" + dir + "/out:1", "writing archives": "docker-archive:" + dir + "/out.tar:app:1",
+			}[name]
 			if to == "" {
 				to = reg.Host + "/out:1"
 			}
@@ -489,7 +515,8 @@ func secrets(t *testing.T, text []byte) []string {
 	require.True(t, ok)
 	var list []string
 	for _, n := range [][]byte{
-		key.D.Bytes(), key.Primes[0].Bytes(), key.Primes[1].Bytes(), key.Precomputed.Dp.Bytes(), key.Precomputed.Dq.Bytes(), key.Precomputed.Qinv.Bytes(),
+		key.D.Bytes(), key.Primes[0].Bytes(), key.Primes[1].Bytes(), key.Precomputed.Dp.Bytes(),
+		key.Precomputed.Dq.Bytes(), key.Precomputed.Qinv.Bytes(),
 	} {
 		list = append(list, hex.EncodeToString(n)[:32], fmt.Sprintf("%d", n[:8]), strings.ToLower(string(n[:24])))
 		for shift := range 3 {

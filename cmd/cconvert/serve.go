@@ -133,7 +133,8 @@ func newServe() *cobra.Command {
 			return err
 		}
 		server := &http.Server{
-			Handler: s, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 45 * time.Second, IdleTimeout: time.Minute,
+			Handler: s, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+			WriteTimeout: 45 * time.Second, IdleTimeout: time.Minute,
 			MaxHeaderBytes: 16 << 10,
 		}
 		ended := make(chan struct{})

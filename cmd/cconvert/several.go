@@ -15,8 +15,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// imageList returns the images that arguments name; "-" stands for those on standard input. Listed are the latter that no
-// argument names too.
+// imageList returns the images that arguments name; "-" stands for those on standard input. Listed are the latter that
+// no argument names too.
 func imageList(args []string, stdin io.Reader) (images []string, listed map[string]bool, err error) {
 	listed = map[string]bool{}
 	for _, a := range args {
@@ -43,7 +43,10 @@ func imageList(args []string, stdin io.Reader) (images []string, listed map[stri
 }
 
 // convertAll converts several images by a queue that is there for as long as this takes.
-func convertAll(cmd *cobra.Command, own convert.Options, signer sgx.Signer, work workFlags, jobs []batch.Job, jsonFile string, names nameFiles) error {
+func convertAll(
+	cmd *cobra.Command, own convert.Options, signer sgx.Signer, work workFlags, jobs []batch.Job, jsonFile string,
+	names nameFiles,
+) error {
 	o, err := work.options()
 	if err != nil {
 		return err
@@ -53,6 +56,8 @@ func convertAll(cmd *cobra.Command, own convert.Options, signer sgx.Signer, work
 		return err
 	}
 	defer os.RemoveAll(dir)
-	r := batchRun{queue: queueFlags{dir: dir}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true}
+	r := batchRun{
+		queue: queueFlags{dir: dir}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true,
+	}
 	return r.run(cmd, "the command line", jobs)
 }

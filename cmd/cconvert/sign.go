@@ -104,7 +104,8 @@ func (b *beforeFlags) check(cmd *cobra.Command, img *image.Image) error {
 	}
 	if !r.Consistent {
 		printChecks(cmd.ErrOrStderr(), r)
-		return fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused, strings.Join(r.FailedChecks(), ", "))
+		return fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused,
+			strings.Join(r.FailedChecks(), ", "))
 	}
 	return nil
 }
@@ -126,7 +127,8 @@ func (s *signFlags) add(f *pflag.FlagSet) {
 }
 
 func addReplace(f *pflag.FlagSet, rollback, signer *bool) {
-	f.BoolVar(rollback, "allow-rollback", false, "replace an image even if its security version number (--isv-svn) is higher")
+	f.BoolVar(rollback, "allow-rollback", false,
+		"replace an image even if its security version number (--isv-svn) is higher")
 	f.BoolVar(signer, "replace-signer", false, "replace an image even if another key has signed it; needs --key")
 }
 
@@ -157,7 +159,9 @@ func newSign() *cobra.Command {
 				return err
 			}
 			defer k.Close()
-			return flags.run(cmd, args[0], func(e *convert.Enclave) (*rsa.PublicKey, []byte, error) { return e.Sign(cmd.Context(), k) })
+			return flags.run(cmd, args[0], func(e *convert.Enclave) (*rsa.PublicKey, []byte, error) {
+				return e.Sign(cmd.Context(), k)
+			})
 		},
 	}
 	key.add(cmd.Flags(), "the signing key (default: enclave-key.pem in the configuration directory)")
@@ -167,7 +171,9 @@ func newSign() *cobra.Command {
 }
 
 // run signs an image, and stores the result.
-func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclave) (*rsa.PublicKey, []byte, error)) error {
+func (s *signFlags) run(
+	cmd *cobra.Command, of string, sign func(*convert.Enclave) (*rsa.PublicKey, []byte, error),
+) error {
 	source, err := image.ParseReference(of, s.before.registry.insecure)
 	if err != nil {
 		return err
@@ -179,9 +185,13 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 		}
 	}
 	if _, ok := target.Name.(name.Digest); ok || target.Digest != "" {
-		return usagef("%s: a target is named by a tag, its digest is what comes out: say where it goes with --to", target)
+		return usagef("%s: a target is named by a tag, its digest is what comes out: say where it goes with --to",
+			target)
 	}
-	o := convert.StoreOptions{Image: s.before.registry.options(), SourceChecked: s.before.source != "", AllowRollback: s.rollback, ReplaceSigner: s.another}
+	o := convert.StoreOptions{
+		Image: s.before.registry.options(), SourceChecked: s.before.source != "", AllowRollback: s.rollback,
+		ReplaceSigner: s.another,
+	}
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err
 	}
@@ -191,7 +201,8 @@ func (s *signFlags) run(cmd *cobra.Command, of string, sign func(*convert.Enclav
 	}
 	defer img.Close()
 	if img.Index && s.to == "" {
-		return usagef("%s is an index of several images, which one signed image would replace: say where it goes with --to", source)
+		return usagef("%s is an index of several images, which one signed image would replace: say where it goes with "+
+			"--to", source)
 	}
 	e, err := s.before.open(cmd, img)
 	if err != nil {
@@ -233,7 +244,8 @@ func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
 	line("MRENCLAVE", "%s", s.MREnclave)
 	line("product", "%d, security version %d", s.ISVProdID, s.ISVSVN)
 	line("date", "%s", s.Date)
-	line("attributes", "flags %#x, XFRM %#x; masks %#x, %#x", s.Attributes.Flags, s.Attributes.XFRM, s.AttributesMask.Flags, s.AttributesMask.XFRM)
+	line("attributes", "flags %#x, XFRM %#x; masks %#x, %#x", s.Attributes.Flags, s.Attributes.XFRM,
+		s.AttributesMask.Flags, s.AttributesMask.XFRM)
 	line("MISCSELECT", "%#x, mask %#x", s.MiscSelect, s.MiscMask)
 	if s.Debug() {
 		line("debug", "yes: a debugger can read the enclave")
@@ -295,8 +307,9 @@ func newSignAttach() *cobra.Command {
 		Short: "Complete an image with a signature that was made elsewhere",
 		Long: `Complete an image with a signature over what "sign prepare" gave. Nothing is stored unless the
 signature is one of these bytes by the key.`,
-		Example: `  cconvert sign attach registry.example/redis:7-confidential --signature signature.bin --public-key public.pem`,
-		Args:    exactArgs("IMAGE"),
+		Example: `  cconvert sign attach registry.example/redis:7-confidential \
+    --signature signature.bin --public-key public.pem`,
+		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if signature == "" || public == "" {
 				return usagef("--signature and --public-key are needed: see --help")
@@ -310,9 +323,12 @@ signature is one of these bytes by the key.`,
 				return &usageError{fmt.Errorf("--signature: %w", err)}
 			}
 			if n := key.Size(); len(raw) != n {
-				return usagef("--signature %s: it has %d bytes, a signature by this key has %d, without any encoding", signature, len(raw), n)
+				return usagef("--signature %s: it has %d bytes, a signature by this key has %d, without any encoding",
+					signature, len(raw), n)
 			}
-			return flags.run(cmd, args[0], func(*convert.Enclave) (*rsa.PublicKey, []byte, error) { return key, raw, nil })
+			return flags.run(cmd, args[0], func(*convert.Enclave) (*rsa.PublicKey, []byte, error) {
+				return key, raw, nil
+			})
 		},
 	}
 	cmd.Flags().StringVar(&signature, "signature", "", "file with the signature, 384 bytes as RSA gives them")

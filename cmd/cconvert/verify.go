@@ -43,7 +43,8 @@ const verifyExamples = `  # Is it signed by this key, and is everything in it wh
   cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem --any-runtime
 
   # And is the original image unchanged underneath?
-  cconvert verify registry.example/redis:7-confidential --signer-key enclave-key.pem --source registry.example/redis:7 --any-runtime
+  cconvert verify registry.example/redis:7-confidential \
+    --signer-key enclave-key.pem --source registry.example/redis:7 --any-runtime
 
   # For a policy that is kept in a file
   cconvert verify registry.example/redis:7-confidential --policy policy.toml
@@ -73,13 +74,19 @@ func (e *expectFlags) add(f *pflag.FlagSet) {
 	f.IntVar(&e.minSVN, "min-svn", -1, "lowest security version number")
 	f.IntVar(&e.prodID, "prod-id", -1, "expected product number")
 	f.BoolVar(&e.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
-	f.BoolVar(&e.allowSimulated, "allow-simulated", false, "accept images of the simulated runtime, which have no enclave")
-	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default), gsc, for images of Gramine Shielded Containers, or sdk, for those with enclaves of their own, of which it is not verified what starts them")
-	f.StringSliceVar(&e.runtime, "runtime-digest", nil, "expected digest of the runtime's layer (repeatable: one of them)")
+	f.BoolVar(&e.allowSimulated, "allow-simulated", false,
+		"accept images of the simulated runtime, which have no enclave")
+	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default), gsc, for images of Gramine Shielded "+
+		"Containers, or sdk, for those with enclaves of their own, of which it is not verified what starts them")
+	f.StringSliceVar(&e.runtime, "runtime-digest", nil,
+		"expected digest of the runtime's layer (repeatable: one of them)")
 	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
-	f.StringVar(&e.runtimes, "known-runtimes", "", "TOML file of runtimes, of which one is expected; see docs/verification.md")
-	f.BoolVar(&e.anyRuntime, "any-runtime", false, "accept any loader: it is not measured, and runs outside the enclave")
-	f.StringVar(&e.attestKey, "attest-verify-key", "", "file with the public key by which a statement of the enclave's identity must be signed")
+	f.StringVar(&e.runtimes, "known-runtimes", "",
+		"TOML file of runtimes, of which one is expected; see docs/verification.md")
+	f.BoolVar(&e.anyRuntime, "any-runtime", false,
+		"accept any loader: it is not measured, and runs outside the enclave")
+	f.StringVar(&e.attestKey, "attest-verify-key", "",
+		"file with the public key by which a statement of the enclave's identity must be signed")
 	f.BoolVar(&e.anySigner, "any-signer", false, "accept an image that is consistent, whoever signed it")
 }
 
@@ -190,7 +197,8 @@ func newVerify() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&source, "source", "", "the image that it was made from: its layers must be unchanged underneath")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.BoolVar(&start, "start", false, "run the image's own loader, up to the point where the CPU would start the enclave (Linux 5.14 on x86-64; needs no SGX)")
+	f.BoolVar(&start, "start", false, "run the image's own loader, up to the point where the CPU would start the "+
+		"enclave (Linux 5.14 on x86-64; needs no SGX)")
 	expect.add(f)
 	registry.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -255,21 +263,25 @@ func printReport(w io.Writer, r *verify.Report) {
 	}
 	for _, e := range r.Enclaves {
 		fmt.Fprintf(t, "enclave\t%s\n", printable(e.Path))
-		fmt.Fprintf(t, "  MRENCLAVE\t%s\n  MRSIGNER\t%s\n  product\t%d, security version %d\n", e.MREnclave, e.MRSigner, e.ISVProdID, e.ISVSVN)
+		fmt.Fprintf(t, "  MRENCLAVE\t%s\n  MRSIGNER\t%s\n  product\t%d, security version %d\n", e.MREnclave, e.MRSigner,
+			e.ISVProdID, e.ISVSVN)
 	}
 	if len(r.Enclaves) == 0 {
-		fmt.Fprintf(t, "MRENCLAVE\t%s\nMRSIGNER\t%s\nproduct\t%d, security version %d\n", r.MREnclave, r.MRSigner, r.ISVProdID, r.ISVSVN)
+		fmt.Fprintf(t, "MRENCLAVE\t%s\nMRSIGNER\t%s\nproduct\t%d, security version %d\n", r.MREnclave, r.MRSigner,
+			r.ISVProdID, r.ISVSVN)
 	}
 	t.Flush()
 	fmt.Fprintln(w)
 	printChecks(w, r)
 	switch {
 	case r.Trusted && len(r.Weaknesses) > 0:
-		fmt.Fprintf(w, "\ntrusted: it is what was expected. Weakened by its own settings: %s\n", printable(strings.Join(r.Weaknesses, ", ")))
+		fmt.Fprintf(w, "\ntrusted: it is what was expected. Weakened by its own settings: %s\n",
+			printable(strings.Join(r.Weaknesses, ", ")))
 	case r.Trusted:
 		fmt.Fprintln(w, "\ntrusted: it is what was expected")
 	case r.Consistent:
-		fmt.Fprintln(w, "\nconsistent, not trusted: nothing in it contradicts anything else, but it is not what was expected")
+		fmt.Fprintln(w,
+			"\nconsistent, not trusted: nothing in it contradicts anything else, but it is not what was expected")
 	default:
 		fmt.Fprintln(w, "\nNOT what it says that it is")
 	}

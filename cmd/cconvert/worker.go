@@ -26,8 +26,10 @@ type workFlags struct {
 }
 
 func (w *workFlags) add(f *pflag.FlagSet) {
-	f.IntVar(&w.parallel, "parallel", 4*runtime.NumCPU(), "images that are converted at a time; most of the time each waits for a registry")
-	f.IntVar(&w.attempts, "attempts", batch.DefaultAttempts, "how often an image is tried that fails for a reason that may pass")
+	f.IntVar(&w.parallel, "parallel", 4*runtime.NumCPU(),
+		"images that are converted at a time; most of the time each waits for a registry")
+	f.IntVar(&w.attempts, "attempts", batch.DefaultAttempts,
+		"how often an image is tried that fails for a reason that may pass")
 	f.DurationVar(&w.timeout, "image-timeout", batch.DefaultTimeout, "how long one attempt at an image may take")
 	f.DurationVar(&w.pause, "retry-pause", batch.DefaultFirstPause, "wait before the second attempt; it doubles")
 }
@@ -49,10 +51,12 @@ type ownFlags struct {
 
 func (o *ownFlags) add(f *pflag.FlagSet) {
 	o.key.add(f, "the signing key (default: enclave-key.pem in the configuration directory)")
-	f.StringVar(&o.evidence, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements which are attached to results")
+	f.StringVar(&o.evidence, "attest-key", "",
+		"file with a private key, of ECDSA or Ed25519, that signs the statements which are attached to results")
 	o.layers.cache.add(f)
 	o.layers.addShared(f)
-	f.StringVar(&o.layers.inflate, "inflate", "auto", "what inflates layers: go (this program), igzip, or auto: igzip where it is installed")
+	f.StringVar(&o.layers.inflate, "inflate", "auto",
+		"what inflates layers: go (this program), igzip, or auto: igzip where it is installed")
 	o.registry.add(f)
 }
 
@@ -71,11 +75,14 @@ func (o *ownFlags) options() (own convert.Options, err error) {
 }
 
 // newBatchWorker puts a worker together. Its name is the machine's and the process's.
-func newBatchWorker(own convert.Options, signer sgx.Signer, files batch.Files, insecure, defaultKey bool) *batch.Worker {
+func newBatchWorker(
+	own convert.Options, signer sgx.Signer, files batch.Files, insecure, defaultKey bool,
+) *batch.Worker {
 	host, _ := os.Hostname()
 	return &batch.Worker{
-		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own, Files: files, Insecure: insecure, DefaultKey: defaultKey,
-		Backends: []libos.Backend{gramine.Backend{}, sim.Backend{}}, Signer: signer,
+		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own, Files: files, Insecure: insecure,
+		DefaultKey: defaultKey,
+		Backends:   []libos.Backend{gramine.Backend{}, sim.Backend{}}, Signer: signer,
 	}
 }
 
@@ -104,8 +111,10 @@ it at once, and what it had begun is given to others.`,
 	own.add(f)
 	work.add(f)
 	f.BoolVar(&unsigned, "unsigned", false, "have no key: only images that are to be signed later can be converted")
-	f.BoolVar(&newSigner, "new-signer", false, "be the first of this queue's workers to sign by a new key; those that have another one are refused from then on")
-	f.StringArrayVar(&files.Dirs, "files", nil, "directory of this machine in which jobs may name runtimes, layouts and archives (repeatable; default: registries only)")
+	f.BoolVar(&newSigner, "new-signer", false, "be the first of this queue's workers to sign by a new key; those that "+
+		"have another one are refused from then on")
+	f.StringArrayVar(&files.Dirs, "files", nil, "directory of this machine in which jobs may name runtimes, layouts "+
+		"and archives (repeatable; default: registries only)")
 	f.DurationVar(&grace, "grace", 5*time.Minute, "how long images that were begun may take after SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if queue.url == "" {

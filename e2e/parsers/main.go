@@ -1,5 +1,5 @@
-// Command parsers reads the files of deploy/ by the parsers of what they are for, and ends with an error where one of them
-// would not be taken. It is a module of its own: cconvert needs none of this.
+// Command parsers reads the files of deploy/ by the parsers of what they are for, and ends with an error where one of
+// them would not be taken. It is a module of its own: cconvert needs none of this.
 package main
 
 import (
@@ -49,8 +49,12 @@ func run(dir string) error {
 // kinds are those that may stand in the files, each by a type of its own.
 var kinds = map[string]func() any{
 	"v1/Namespace": func() any { return &corev1.Namespace{} }, "v1/Service": func() any { return &corev1.Service{} },
-	"v1/ServiceAccount": func() any { return &corev1.ServiceAccount{} }, "v1/ConfigMap": func() any { return &corev1.ConfigMap{} },
-	"apps/v1/StatefulSet": func() any { return &appsv1.StatefulSet{} }, "apps/v1/Deployment": func() any { return &appsv1.Deployment{} },
+	"v1/ServiceAccount": func() any {
+		return &corev1.ServiceAccount{}
+	}, "v1/ConfigMap": func() any { return &corev1.ConfigMap{} },
+	"apps/v1/StatefulSet": func() any {
+		return &appsv1.StatefulSet{}
+	}, "apps/v1/Deployment": func() any { return &appsv1.Deployment{} },
 	"autoscaling/v2/HorizontalPodAutoscaler": func() any { return &autoscalingv2.HorizontalPodAutoscaler{} },
 	"policy/v1/PodDisruptionBudget":          func() any { return &policyv1.PodDisruptionBudget{} },
 	"networking.k8s.io/v1/NetworkPolicy":     func() any { return &networkingv1.NetworkPolicy{} },
@@ -108,7 +112,9 @@ func workflow(dir string) error {
 	}
 	defer os.RemoveAll(repository)
 	file := filepath.Join(repository, ".github/workflows/example.yml")
-	for from, to := range map[string]string{"example.yml": file, "action.yml": filepath.Join(repository, "deploy/github/action.yml")} {
+	for from, to := range map[string]string{
+		"example.yml": file, "action.yml": filepath.Join(repository, "deploy/github/action.yml"),
+	} {
 		text, err := os.ReadFile(filepath.Join(dir, from))
 		if err == nil {
 			err = os.MkdirAll(filepath.Dir(to), 0o700)

@@ -1,5 +1,5 @@
-// Package bug makes errors of panics. A panic is a mistake in this program, whatever input has shown it: it must not end
-// a process that has other work, nor look like another exit code.
+// Package bug makes errors of panics. A panic is a mistake in this program, whatever input has shown it: it must not
+// end a process that has other work, nor look like another exit code.
 package bug
 
 import (

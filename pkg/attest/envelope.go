@@ -49,7 +49,8 @@ func ParsePrivateKey(text []byte) (*PrivateKey, error) {
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
 		if key, err = x509.ParseECPrivateKey(block.Bytes); err != nil {
-			return nil, fmt.Errorf("%w: %s cannot be read as PKCS #8 or SEC 1: it must be of ECDSA or Ed25519, and not encrypted", ErrKey, block.Type)
+			return nil, fmt.Errorf("%w: %s cannot be read as PKCS #8 or SEC 1: it must be of ECDSA or Ed25519, and "+
+				"not encrypted", ErrKey, block.Type)
 		}
 	}
 	s, ok := key.(crypto.Signer)

@@ -26,13 +26,16 @@ func pair(t *testing.T, key crypto.Signer) (private, public []byte) {
 	require.NoError(t, err)
 	q, err := x509.MarshalPKIXPublicKey(key.Public())
 	require.NoError(t, err)
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p}), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: q})
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p}),
+		pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: q})
 }
 
 func TestEnvelopes(t *testing.T) {
 	ctx := context.Background()
 	keys := map[string]crypto.Signer{}
-	for name, curve := range map[string]elliptic.Curve{"P-256": elliptic.P256(), "P-384": elliptic.P384(), "P-521": elliptic.P521()} {
+	for name, curve := range map[string]elliptic.Curve{
+		"P-256": elliptic.P256(), "P-384": elliptic.P384(), "P-521": elliptic.P521(),
+	} {
 		k, err := ecdsa.GenerateKey(curve, rand.Reader)
 		require.NoError(t, err)
 		keys[name] = k
@@ -86,7 +89,9 @@ func TestKeysThatAreNone(t *testing.T) {
 	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	require.NoError(t, err)
 	small, _ := pair(t, p224)
-	for _, text := range [][]byte{nil, []byte("text"), private, small, public, pem.EncodeToMemory(&pem.Block{Type: "X", Bytes: []byte("x")})} {
+	for _, text := range [][]byte{
+		nil, []byte("text"), private, small, public, pem.EncodeToMemory(&pem.Block{Type: "X", Bytes: []byte("x")}),
+	} {
 		_, err := attest.ParsePrivateKey(text)
 		assert.ErrorIs(t, err, attest.ErrKey)
 		_, err = attest.ParsePublicKey(text)

@@ -32,12 +32,16 @@ func (s *Statement) Pack(ctx context.Context, key *PrivateKey) (image.Artifact, 
 		return image.Artifact{}, fmt.Errorf("signing a statement: %w", err)
 	}
 	return image.Artifact{
-		Type: InTotoMediaType, MediaType: DSSEMediaType, Blob: envelope, Annotations: map[string]string{annotationPredicate: s.PredicateType},
+		Type: InTotoMediaType, MediaType: DSSEMediaType, Blob: envelope,
+		Annotations: map[string]string{annotationPredicate: s.PredicateType},
 	}, nil
 }
 
 func unsigned(payload []byte) ([]byte, error) {
-	return json.Marshal(dsse.Envelope{PayloadType: InTotoMediaType, Payload: base64.StdEncoding.EncodeToString(payload), Signatures: []dsse.Signature{}})
+	return json.Marshal(dsse.Envelope{
+		PayloadType: InTotoMediaType, Payload: base64.StdEncoding.EncodeToString(payload),
+		Signatures: []dsse.Signature{},
+	})
 }
 
 // PackCoRIM makes an artifact of a CoRIM.

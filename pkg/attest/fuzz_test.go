@@ -18,7 +18,9 @@ func FuzzRead(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(a.Blob)
-	c, err := Enclave{Flags: "0x4", FlagsMask: "0x0", XFRM: "0x3", XFRMMask: "0x0", MiscSelect: "0x0", MiscSelectMask: "0x0"}.CoRIM("x")
+	c, err := Enclave{
+		Flags: "0x4", FlagsMask: "0x0", XFRM: "0x3", XFRMMask: "0x0", MiscSelect: "0x0", MiscSelectMask: "0x0",
+	}.CoRIM("x")
 	if err != nil {
 		f.Fatal(err)
 	}

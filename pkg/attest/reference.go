@@ -33,7 +33,8 @@ var Formats = []string{FormatJSON, FormatTOML, FormatCoRIM, FormatMAA, FormatReg
 // Ways to recognise an enclave.
 const (
 	ByEnclave = "enclave" // this one only: by MRENCLAVE
-	BySigner  = "signer"  // and later ones: by MRSIGNER, product and SVN. The SVN is measured, so it gives another MRENCLAVE
+	// and later ones: by MRSIGNER, product and SVN. The SVN is measured, so it gives another MRENCLAVE
+	BySigner = "signer"
 )
 
 // Ways are those that Policy knows.
@@ -161,7 +162,8 @@ func (e Enclave) coRIM(id, by string) ([]byte, error) {
 		text string
 		to   []byte
 	}{
-		{e.Flags, attributes[:8]}, {e.XFRM, attributes[8:]}, {e.FlagsMask, mask[:8]}, {e.XFRMMask, mask[8:]}, {e.MiscSelect, misc}, {e.MiscSelectMask, miscMask},
+		{e.Flags, attributes[:8]}, {e.XFRM, attributes[8:]}, {e.FlagsMask, mask[:8]}, {e.XFRMMask, mask[8:]},
+		{e.MiscSelect, misc}, {e.MiscSelectMask, miscMask},
 	} {
 		n, err := strconv.ParseUint(f.text, 0, 8*len(f.to))
 		if err != nil {
@@ -173,7 +175,9 @@ func (e Enclave) coRIM(id, by string) ([]byte, error) {
 	product := binary.LittleEndian.AppendUint16(nil, e.ISVProdID)
 	values := comid.NewMeasurements()
 	for key, set := range []func(*comid.Measurement) *comid.Measurement{
-		keyMREnclave:  func(m *comid.Measurement) *comid.Measurement { return m.AddDigest(swid.Sha256, e.MREnclave[:]) },
+		keyMREnclave: func(m *comid.Measurement) *comid.Measurement {
+			return m.AddDigest(swid.Sha256, e.MREnclave[:])
+		},
 		keyMRSigner:   func(m *comid.Measurement) *comid.Measurement { return m.AddDigest(swid.Sha256, e.MRSigner[:]) },
 		keyISVProdID:  func(m *comid.Measurement) *comid.Measurement { return m.SetRawValueBytes(product, nil) },
 		keyISVSVN:     func(m *comid.Measurement) *comid.Measurement { return m.SetMinSVN(uint64(e.ISVSVN)) },
@@ -194,7 +198,8 @@ func (e Enclave) coRIM(id, by string) ([]byte, error) {
 		return nil, fmt.Errorf("making a CoRIM: the class %s is not valid", sgxClass)
 	}
 	c := comid.NewComid().SetTagIdentity(id, 0).AddReferenceValue(comid.ReferenceValue{
-		Environment: comid.Environment{Class: class.SetVendor("Intel Corporation").SetModel("SGX")}, Measurements: *values,
+		Environment:  comid.Environment{Class: class.SetVendor("Intel Corporation").SetModel("SGX")},
+		Measurements: *values,
 	})
 	if c == nil {
 		return nil, fmt.Errorf("making a CoRIM of %s failed", id)
@@ -213,7 +218,8 @@ func (e Enclave) coRIM(id, by string) ([]byte, error) {
 	return b, nil
 }
 
-// CoRIMID is the name of a CoRIM, as CoRIM gives it. The library by which CoRIMs are made does not survive hostile ones.
+// CoRIMID is the name of a CoRIM, as CoRIM gives it. The library by which CoRIMs are made does not survive hostile
+// ones.
 func CoRIMID(b []byte) (string, error) {
 	var fields map[int]cbor.RawMessage
 	var id string

@@ -12,7 +12,10 @@ import (
 
 // A policy by the signer lets later versions pass, whose MRENCLAVE is another one; none lets debug enclaves pass.
 func TestPolicies(t *testing.T) {
-	s := &sgx.SigStruct{MREnclave: sgx.Measurement{1}, ISVProdID: 3, ISVSVN: 7, Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: 3}}
+	s := &sgx.SigStruct{
+		MREnclave: sgx.Measurement{1}, ISVProdID: 3, ISVSVN: 7,
+		Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: 3},
+	}
 	e := attest.NewEnclave(s)
 	for _, format := range []string{attest.FormatMAA, attest.FormatRego} {
 		this, err := e.Reference(format, attest.ByEnclave, "id")

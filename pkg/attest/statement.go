@@ -111,9 +111,12 @@ type Enclave struct {
 func NewEnclave(s *sgx.SigStruct) Enclave {
 	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
 	return Enclave{
-		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
-		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM), XFRMMask: hex(s.AttributesMask.XFRM),
-		MiscSelect: hex(uint64(s.MiscSelect)), MiscSelectMask: hex(uint64(s.MiscMask)), Date: s.Date.String(), Vendor: s.Vendor, SWDefined: s.SWDefined,
+		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN,
+		DebugEnclave: s.Debug(),
+		Flags:        hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM),
+		XFRMMask:   hex(s.AttributesMask.XFRM),
+		MiscSelect: hex(uint64(s.MiscSelect)), MiscSelectMask: hex(uint64(s.MiscMask)), Date: s.Date.String(),
+		Vendor: s.Vendor, SWDefined: s.SWDefined,
 	}
 }
 

@@ -50,7 +50,10 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{t: t, reg: fixture.NewRegistry(t), dir: t.TempDir(), options: batch.WorkOptions{Parallel: 3, Attempts: 3, FirstPause: 10 * time.Millisecond}}
+	b := &bench{
+		t: t, reg: fixture.NewRegistry(t), dir: t.TempDir(),
+		options: batch.WorkOptions{Parallel: 3, Attempts: 3, FirstPause: 10 * time.Millisecond},
+	}
 	b.program = filepath.Join(b.dir, "sim")
 	require.NoError(t, os.WriteFile(b.program, []byte(fixture.ELF("")), 0o755))
 	text, err := os.ReadFile("../../testdata/vectors/test-signing-key.pem")
@@ -58,8 +61,12 @@ func newBench(t *testing.T) *bench {
 	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
 	b.worker = &batch.Worker{
-		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}}, Files: batch.Files{Dirs: []string{b.dir}}, Insecure: true,
-		Own: convert.Options{Cache: cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit), Image: image.Options{FirstPause: time.Millisecond}},
+		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}}, Files: batch.Files{Dirs: []string{b.dir}},
+		Insecure: true,
+		Own: convert.Options{
+			Cache: cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit),
+			Image: image.Options{FirstPause: time.Millisecond},
+		},
 	}
 	return b
 }
@@ -68,7 +75,8 @@ func newBench(t *testing.T) *bench {
 func (b *bench) push(n int) {
 	layer := fixture.Layer(b.t, fixture.Program("app", fixture.ELF("")))
 	for i := range n {
-		b.reg.Push(b.t, fmt.Sprintf("app:%d", i), fixture.Image(b.t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
+		b.reg.Push(b.t, fmt.Sprintf("app:%d", i),
+			fixture.Image(b.t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
 	}
 }
 
@@ -78,7 +86,9 @@ func (b *bench) job(i int) batch.Job {
 	require.NoError(b.t, err)
 	target, err := image.ParseReference(fmt.Sprintf("%s/out:%d", b.reg.Host, i), true)
 	require.NoError(b.t, err)
-	o := convert.Options{Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: b.program}}
+	o := convert.Options{
+		Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: b.program},
+	}
 	o.Launch.Enclave.Attestation, o.Launch.Enclave.LogLevel = "none", "error"
 	return batch.NewJob(o, true)
 }
@@ -176,7 +186,8 @@ func TestUnchanged(t *testing.T) {
 	forced.Force = true
 	newer := b.job(1)
 	newer.Options.ISVSVN = 1
-	b.reg.Push(t, "app:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{"N=other"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
+	b.reg.Push(t, "app:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{"N=other"}},
+		fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
 	records = b.work(q, b.submit(q, []batch.Job{forced, newer, b.job(2), b.job(3)}))
 	assert.Equal(t, map[batch.Status]int{batch.Converted: 3, batch.Unchanged: 1}, statuses(records))
 	assert.Equal(t, digests[forced.Target], b.reg.Digest(t, "out:0"))
@@ -226,7 +237,8 @@ func TestChangedTarget(t *testing.T) {
 	edited := func(name string, change func(string) string) func([]v1.Layer) []v1.Layer {
 		return again(top, editedTop(layers[top], name, change))
 	}
-	// The same key has signed a weaker enclave of the same image once. Whoever can push can give it the recipe of this one.
+	// The same key has signed a weaker enclave of the same image once. Whoever can push can give it the recipe of this
+	// one.
 	weak := b.job(0)
 	weak.Target = b.reg.Host + "/weak:0"
 	weak.Options.Debug, weak.Options.PassEnv = true, []string{"SECRET_URL"}
@@ -247,24 +259,33 @@ func TestChangedTarget(t *testing.T) {
 		layers func([]v1.Layer) []v1.Layer
 	}{
 		"the plain program is started": {config: func(c *v1.Config) { c.Entrypoint = []string{"/app"} }},
-		"a health check":               {config: func(c *v1.Config) { c.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/evil"}} }},
-		"a label more":                 {config: func(c *v1.Config) { c.Labels["mine"] = "x" }},
-		"another user":                 {config: func(c *v1.Config) { c.User = "root" }},
-		"a variable":                   {config: func(c *v1.Config) { c.Env = append(c.Env, "LD_PRELOAD=/evil.so") }},
-		"another program underneath":   {layers: again(0, fixture.Layer(t, fixture.Program("app", "evil")))},
-		"another runtime":              {layers: again(top-1, fixture.Layer(t, fixture.Program("cconvert/sim/loader", "evil")))},
+		"a health check": {config: func(c *v1.Config) {
+			c.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/evil"}}
+		}},
+		"a label more":               {config: func(c *v1.Config) { c.Labels["mine"] = "x" }},
+		"another user":               {config: func(c *v1.Config) { c.User = "root" }},
+		"a variable":                 {config: func(c *v1.Config) { c.Env = append(c.Env, "LD_PRELOAD=/evil.so") }},
+		"another program underneath": {layers: again(0, fixture.Layer(t, fixture.Program("app", "evil")))},
+		"another runtime": {layers: again(top-1,
+			fixture.Layer(t, fixture.Program("cconvert/sim/loader", "evil")))},
 		"a layer in between": {layers: func(ls []v1.Layer) []v1.Layer {
 			return append(ls[:1:1], append([]v1.Layer{fixture.Layer(t, fixture.File("x", "evil"))}, ls[1:]...)...)
 		}},
 		"another manifest": {layers: edited("manifest.sgx", func(s string) string { return s + "\n" })},
-		"another recipe":   {layers: edited("recipe.json", func(s string) string { return strings.Replace(s, `"replaced": {`, `"replaced": {"Cmd": ["/evil"],`, 1) })},
-		"other reasons":    {layers: edited("files.json", func(s string) string { return strings.Replace(s, `"count":`, `"count":1`, 1) })},
+		"another recipe": {layers: edited("recipe.json", func(s string) string {
+			return strings.Replace(s, `"replaced": {`, `"replaced": {"Cmd": ["/evil"],`, 1)
+		})},
+		"other reasons": {layers: edited("files.json", func(s string) string {
+			return strings.Replace(s, `"count":`, `"count":1`, 1)
+		})},
 		"a weaker enclave of our key": {layers: again(top, weakTop), config: func(c *v1.Config) {
 			for k, v := range c.Labels {
 				c.Labels[k] = strings.ReplaceAll(v, made.MREnclave.String(), weaker.MREnclave.String())
 			}
 		}},
-		"another file for the resolver": {layers: edited("hosts", func(s string) string { return s + "10.0.0.1 db\n" })},
+		"another file for the resolver": {layers: edited("hosts", func(s string) string {
+			return s + "10.0.0.1 db\n"
+		})},
 	} {
 		ls := append([]v1.Layer(nil), layers...)
 		if c.layers != nil {
@@ -307,22 +328,38 @@ func TestJobsOfStrangers(t *testing.T) {
 		change func(*batch.Job)
 		ok     bool
 	}{
-		"an archive as the target":      {change: func(j *batch.Job) { j.Target = "docker-archive:" + outside + "/x.tar" }},
-		"a layout as the target":        {change: func(j *batch.Job) { j.Target = "oci:" + outside + "/x" }},
-		"a layout behind a link":        {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/link/x" }},
-		"a layout behind dots":          {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/../x" }},
-		"libraries like a registry":     {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source, j.Runtime.Libs = "gramine", "etc/ssl", "etc/ssl" }},
-		"dots behind a link":            {change: func(j *batch.Job) { j.Runtime.Source = b.dir + "/link/../secret" }},
-		"a daemon as the target":        {change: func(j *batch.Job) { j.Target = "docker-daemon:x:1" }},
-		"a daemon as the source":        {change: func(j *batch.Job) { j.Source = "docker-daemon:x:1" }},
-		"an archive as the source":      {change: func(j *batch.Job) { j.Source = "docker-archive:" + outside + "/secret" }},
-		"a secret as the runtime":       {change: func(j *batch.Job) { j.Runtime.Source = outside + "/secret" }},
-		"a directory as the runtime":    {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source = "gramine", "dir:"+outside }},
-		"a package as the runtime":      {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source = "gramine", "deb:"+b.dir+"/x,"+outside+"/y" }},
-		"a layout as the runtime":       {change: func(j *batch.Job) { j.Runtime.Kind, j.Runtime.Source = "gramine", "oci:"+outside }},
-		"a directory of libraries":      {change: func(j *batch.Job) { j.Runtime.Libs = outside }},
-		"a layout where layouts may be": {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/new/out:1" }, ok: true},
-		"an archive where files may be": {change: func(j *batch.Job) { j.Target = "docker-archive:" + b.dir + "/out.tar:a:1" }, ok: true},
+		"an archive as the target": {change: func(j *batch.Job) {
+			j.Target = "docker-archive:" + outside + "/x.tar"
+		}},
+		"a layout as the target": {change: func(j *batch.Job) { j.Target = "oci:" + outside + "/x" }},
+		"a layout behind a link": {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/link/x" }},
+		"a layout behind dots":   {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/../x" }},
+		"libraries like a registry": {change: func(j *batch.Job) {
+			j.Runtime.Kind, j.Runtime.Source, j.Runtime.Libs = "gramine", "etc/ssl", "etc/ssl"
+		}},
+		"dots behind a link":     {change: func(j *batch.Job) { j.Runtime.Source = b.dir + "/link/../secret" }},
+		"a daemon as the target": {change: func(j *batch.Job) { j.Target = "docker-daemon:x:1" }},
+		"a daemon as the source": {change: func(j *batch.Job) { j.Source = "docker-daemon:x:1" }},
+		"an archive as the source": {change: func(j *batch.Job) {
+			j.Source = "docker-archive:" + outside + "/secret"
+		}},
+		"a secret as the runtime": {change: func(j *batch.Job) { j.Runtime.Source = outside + "/secret" }},
+		"a directory as the runtime": {change: func(j *batch.Job) {
+			j.Runtime.Kind, j.Runtime.Source = "gramine", "dir:"+outside
+		}},
+		"a package as the runtime": {change: func(j *batch.Job) {
+			j.Runtime.Kind, j.Runtime.Source = "gramine", "deb:"+b.dir+"/x,"+outside+"/y"
+		}},
+		"a layout as the runtime": {change: func(j *batch.Job) {
+			j.Runtime.Kind, j.Runtime.Source = "gramine", "oci:"+outside
+		}},
+		"a directory of libraries": {change: func(j *batch.Job) { j.Runtime.Libs = outside }},
+		"a layout where layouts may be": {change: func(j *batch.Job) {
+			j.Target = "oci:" + b.dir + "/new/out:1"
+		}, ok: true},
+		"an archive where files may be": {change: func(j *batch.Job) {
+			j.Target = "docker-archive:" + b.dir + "/out.tar:a:1"
+		}, ok: true},
 	} {
 		j := b.job(0)
 		c.change(&j)
@@ -386,7 +423,9 @@ func TestRetriedWhileWaiting(t *testing.T) {
 	status := func(want batch.Status) {
 		require.Eventually(t, func() bool {
 			records, err := q.Records(ctx, of.ID)
-			return err == nil && slices.ContainsFunc(records, func(r *batch.Record) bool { return r.Job.Target == b.job(1).Target && r.Status == want })
+			return err == nil && slices.ContainsFunc(records, func(r *batch.Record) bool {
+				return r.Job.Target == b.job(1).Target && r.Status == want
+			})
 		}, 20*time.Second, 20*time.Millisecond)
 	}
 	status(batch.Failed)
@@ -640,7 +679,8 @@ func TestStoppedOften(t *testing.T) {
 // Images of a registry that never gets done do not keep those of others waiting, nor last for ever.
 func TestSilentRegistry(t *testing.T) {
 	b, silent := newBench(t), fixture.NewRegistry(t)
-	for lane(silent.Host) == lane(b.reg.Host) { // in which case it is noticed after five seconds, which no job takes here
+	// in which case it is noticed after five seconds, which no job takes here
+	for lane(silent.Host) == lane(b.reg.Host) {
 		silent = fixture.NewRegistry(t)
 	}
 	b.push(4)
@@ -679,7 +719,8 @@ func TestReadWhileWorking(t *testing.T) {
 	_, err := batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue")})
 	require.ErrorIs(t, err, batch.ErrBusy)
 	for range 3 {
-		reader, err := batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue"), Read: true})
+		reader, err := batch.Open(context.Background(),
+			batch.QueueOptions{Dir: filepath.Join(b.dir, "queue"), Read: true})
 		require.NoError(t, err)
 		records, err := reader.Records(context.Background(), of.ID)
 		require.NoError(t, err)
@@ -705,7 +746,9 @@ func testUnreadableRecord(t *testing.T, text string) {
 	of := b.submit(q, b.jobs(2))
 	records, err := q.Records(ctx, of.ID)
 	require.NoError(t, err)
-	for bucket, key := range map[string]string{"cconvert-records": of.ID + "." + records[0].ID, "cconvert-batches": "20990101-000000-broken"} {
+	for bucket, key := range map[string]string{
+		"cconvert-records": of.ID + "." + records[0].ID, "cconvert-batches": "20990101-000000-broken",
+	} {
 		kv, err := js.KeyValue(ctx, bucket)
 		require.NoError(t, err)
 		if bucket == "cconvert-batches" {
@@ -751,8 +794,8 @@ func TestOtherBatches(t *testing.T) {
 	assert.Equal(t, mine.ID, now.ID, "the newest is the one that was made last")
 }
 
-// What is asked for again while its message is still there is done again; what was asked for the same target since takes
-// its place.
+// What is asked for again while its message is still there is done again; what was asked for the same target since
+// takes its place.
 func TestRequests(t *testing.T) {
 	b := newBench(t)
 	b.push(2)
@@ -797,13 +840,16 @@ func TestForgedIdentity(t *testing.T) {
 	q := b.open()
 	made := b.work(q, b.submit(q, b.jobs(1)))[0]
 	require.Equal(t, batch.Converted, made.Status, made.Error)
-	forged := fixture.Image(t, v1.Config{Labels: map[string]string{convert.LabelIdentity: made.Identity, convert.LabelMREnclave: made.MREnclave.String()}},
+	forged := fixture.Image(t, v1.Config{Labels: map[string]string{
+		convert.LabelIdentity: made.Identity, convert.LabelMREnclave: made.MREnclave.String(),
+	}},
 		fixture.Layer(t, fixture.File("evil", "x")))
 	b.reg.Push(t, "out:0", forged)
 	b.worker.Own.Cache = nil
 	again := b.work(q, b.submit(q, b.jobs(1)))[0]
 	assert.Equal(t, batch.Failed, again.Status)
-	assert.ErrorContains(t, errors.New(again.Error), convert.ErrVersionUnknown.Error(), "what claims to be converted is not replaced without a word")
+	assert.ErrorContains(t, errors.New(again.Error), convert.ErrVersionUnknown.Error(),
+		"what claims to be converted is not replaced without a word")
 	over := b.job(0)
 	over.AllowRollback = true
 	again = b.work(q, b.submit(q, []batch.Job{over}))[0]
@@ -826,7 +872,9 @@ func TestStricterJob(t *testing.T) {
 
 // The queue's settings are those of whoever made it; workers sign by one key.
 func TestSharedQueue(t *testing.T) {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+	})
 	require.NoError(t, err)
 	go s.Start()
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
@@ -874,7 +922,8 @@ func TestJobID(t *testing.T) {
 	assert.NotEqual(t, a.ID(), c.ID())
 }
 
-// Of two who ask at the same time the one who has found out earlier what is to be converted does not have the last word.
+// Of two who ask at the same time the one who has found out earlier what is to be converted does not have the last
+// word.
 func TestOvertaken(t *testing.T) {
 	b := newBench(t)
 	q, ctx := b.open(), context.Background()

@@ -56,7 +56,10 @@ func (q *Queue) Submit(ctx context.Context, name string, jobs []Job) (*Batch, er
 	if err != nil {
 		return nil, err
 	}
-	if err := q.try(ctx, func(ctx context.Context) error { _, err := q.batches.Put(ctx, b.ID, text); return err }); err != nil {
+	if err := q.try(ctx, func(ctx context.Context) error {
+		_, err := q.batches.Put(ctx, b.ID, text)
+		return err
+	}); err != nil {
 		return nil, fmt.Errorf("queueing the batch: %w", err)
 	}
 	return b, q.queue(ctx, order)
@@ -80,7 +83,8 @@ func (q *Queue) queue(ctx context.Context, records []*Record) error {
 		err := q.try(ctx, func(ctx context.Context) error {
 			_, err := q.js.Publish(ctx, subject(r), message(r))
 			var api *jetstream.APIError
-			if errors.As(err, &api) && api.ErrorCode == storeFailed && api.Description == server.ErrMaxMsgsPerSubject.Error() {
+			if errors.As(err, &api) && api.ErrorCode == storeFailed &&
+				api.Description == server.ErrMaxMsgsPerSubject.Error() {
 				return nil // it is queued already
 			}
 			return err
@@ -114,7 +118,9 @@ func (q *Queue) Batches(ctx context.Context) ([]*Batch, error) {
 		}
 		list = append(list, b)
 	})
-	slices.SortFunc(list, func(a, b *Batch) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.ID, a.ID)) })
+	slices.SortFunc(list, func(a, b *Batch) int {
+		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.ID, a.ID))
+	})
 	return list, err
 }
 
@@ -139,7 +145,8 @@ func (q *Queue) Records(ctx context.Context, batch string) ([]*Record, error) {
 		list = append(list, recordOf(e.Key(), e.Value()))
 	})
 	slices.SortFunc(list, func(a, b *Record) int {
-		return cmp.Or(cmp.Compare(a.Job.Source, b.Job.Source), cmp.Compare(a.Job.Target, b.Job.Target), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(a.Job.Source, b.Job.Source), cmp.Compare(a.Job.Target, b.Job.Target),
+			cmp.Compare(a.ID, b.ID))
 	})
 	return list, err
 }

@@ -33,8 +33,10 @@ func cluster(t *testing.T) string {
 	var servers []*server.Server
 	for i := range 3 {
 		s, err := server.NewServer(&server.Options{
-			ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true,
-			NoLog: true, Cluster: server.ClusterOpts{Name: "c", Host: "127.0.0.1", Port: ports[i]}, Routes: server.RoutesFromStr(strings.Join(routes, ",")),
+			ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true,
+			StoreDir: t.TempDir(), NoSigs: true,
+			NoLog: true, Cluster: server.ClusterOpts{Name: "c", Host: "127.0.0.1", Port: ports[i]},
+			Routes: server.RoutesFromStr(strings.Join(routes, ",")),
 		})
 		require.NoError(t, err)
 		go s.Start()
@@ -58,16 +60,20 @@ func TestReadsOfACluster(t *testing.T) {
 	defer conn.Close()
 	js, err := jetstream.New(conn)
 	require.NoError(t, err)
-	for err = errors.New("not asked"); err != nil; time.Sleep(200 * time.Millisecond) { // until the cluster has a leader
+	// until the cluster has a leader
+	for err = errors.New("not asked"); err != nil; time.Sleep(200 * time.Millisecond) {
 		once, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err = js.CreateOrUpdateKeyValue(once, jetstream.KeyValueConfig{Bucket: latestBucket, History: 1, Replicas: 3})
+		_, err = js.CreateOrUpdateKeyValue(once,
+			jetstream.KeyValueConfig{Bucket: latestBucket, History: 1, Replicas: 3})
 		cancel()
 		require.NoError(t, ctx.Err(), "%v", err)
 	}
 	for range 2 { // a queue that is made, and one that is there
 		q, err := Open(ctx, QueueOptions{URL: url, Replicas: 3})
 		require.NoError(t, err)
-		for bucket, kv := range map[string]jetstream.KeyValue{recordBucket: q.records, latestBucket: q.latest, batchBucket: q.batches} {
+		for bucket, kv := range map[string]jetstream.KeyValue{
+			recordBucket: q.records, latestBucket: q.latest, batchBucket: q.batches,
+		} {
 			s, err := js.Stream(ctx, "KV_"+bucket)
 			require.NoError(t, err)
 			config := s.CachedInfo().Config

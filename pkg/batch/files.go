@@ -14,8 +14,8 @@ import (
 // ErrFiles says that a job names something of the worker's machine that it may not.
 var ErrFiles = errors.New("jobs of this queue may not name it")
 
-// Files says what of its own machine a worker lets jobs name: whoever can write to the queue could else have it read and
-// write any files. Registries are never in question.
+// Files says what of its own machine a worker lets jobs name: whoever can write to the queue could else have it read
+// and write any files. Registries are never in question.
 type Files struct {
 	// All lets jobs name everything: for queues that only this process writes to.
 	All bool
@@ -94,7 +94,8 @@ func (f Files) path(p string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: %s is a file of the worker's machine. \"cconvert worker --files DIR\" allows those in a directory", ErrFiles, p)
+	return fmt.Errorf("%w: %s is a file of the worker's machine. \"cconvert worker --files DIR\" allows those in a "+
+		"directory", ErrFiles, p)
 }
 
 func resolve(p string) (string, error) {

@@ -45,7 +45,8 @@ type Job struct {
 	ResultsOnly bool `json:"results_only,omitempty"`
 	// Force converts again what is there already.
 	Force bool `json:"force,omitempty"`
-	// Problem says why there is nothing to convert; empty: there is. The job fails by it, or is skipped if it was found.
+	// Problem says why there is nothing to convert; empty: there is. The job fails by it, or is skipped if it was
+	// found.
 	Problem string `json:"problem,omitempty"`
 	// Passing says that the problem may pass: reading the plan again may find something.
 	Passing bool `json:"passing,omitempty"`
@@ -68,7 +69,8 @@ func NewJob(o convert.Options, insecure bool) Job {
 	return Job{
 		Source: o.Source.String(), Target: o.Target.String(), Insecure: insecure,
 		Runtime: Runtime{o.Backend.Kind(), r.Source, r.Libs, r.Digest, r.Layer},
-		Options: o.Recorded(), Overlay: o.OverlayText, AllowRollback: o.AllowRollback, ReplaceSigner: o.ReplaceSigner, TrustTOC: o.TrustTOC,
+		Options: o.Recorded(), Overlay: o.OverlayText, AllowRollback: o.AllowRollback, ReplaceSigner: o.ReplaceSigner,
+		TrustTOC:   o.TrustTOC,
 		NoEvidence: o.Evidence == nil, NeedsEvidence: o.Evidence != nil && o.Evidence.Required,
 	}
 }
@@ -99,7 +101,8 @@ func (j Job) options(own convert.Options, backends []libos.Backend) (o convert.O
 		return o, fmt.Errorf("this worker knows no runtime %q", j.Runtime.Kind)
 	}
 	o.Backend = backends[i]
-	o.Runtime.Source, o.Runtime.Libs, o.Runtime.Digest, o.Runtime.Layer = j.Runtime.Source, j.Runtime.Libs, j.Runtime.Digest, j.Runtime.Layer
+	o.Runtime.Source, o.Runtime.Libs, o.Runtime.Digest, o.Runtime.Layer = j.Runtime.Source, j.Runtime.Libs,
+		j.Runtime.Digest, j.Runtime.Layer
 	o.Runtime.Insecure, o.Runtime.Image, o.Runtime.Cache = j.Insecure, o.Image, o.Cache
 	if o.Launch, err = j.Options.Launch(); err != nil {
 		return o, err

@@ -111,7 +111,9 @@ func (s *source) take() *task {
 				break
 			}
 			t := &task{msg: msg, lease: c.CachedInfo().Config.AckWait, begun: now, hosts: hostsIn(msg.Data())}
-			if !slices.ContainsFunc(t.hosts, full) && !(extra && slices.ContainsFunc(t.hosts, func(h string) bool { return busy[h] })) {
+			if !slices.ContainsFunc(t.hosts, full) && !(extra && slices.ContainsFunc(t.hosts, func(h string) bool {
+				return busy[h]
+			})) {
 				s.tasks[t] = true
 				return t
 			}

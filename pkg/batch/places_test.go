@@ -13,7 +13,8 @@ func TestAside(t *testing.T) {
 		deliveries, behind uint64
 		want               time.Duration
 	}{
-		{1, 0, 4 * time.Second}, {5, 10, time.Minute}, {100, 0, time.Minute}, {1, 300_000, 10 * time.Minute}, {1, 1 << 62, 15 * time.Minute},
+		{1, 0, 4 * time.Second}, {5, 10, time.Minute}, {100, 0, time.Minute}, {1, 300_000, 10 * time.Minute},
+		{1, 1 << 62, 15 * time.Minute},
 	} {
 		assert.Equal(t, c.want, asideFor(c.deliveries, c.behind), "%d %d", c.deliveries, c.behind)
 	}
@@ -21,7 +22,11 @@ func TestAside(t *testing.T) {
 
 // A job is held up by the registry that it waits for, under one name however it is written, and by no other one.
 func TestHeldUpBy(t *testing.T) {
-	r := &Record{Batch: "b", ID: "i", Job: Job{Source: "docker://nginx", Target: "registry.example:443/a:1", Runtime: Runtime{Source: "dir:/opt/gramine"}}}
+	r := &Record{
+		Batch: "b", ID: "i", Job: Job{
+			Source: "docker://nginx", Target: "registry.example:443/a:1", Runtime: Runtime{Source: "dir:/opt/gramine"},
+		},
+	}
 	hosts := hostsIn(message(r))
 	assert.Equal(t, []string{"index.docker.io", "registry.example:443"}, hosts)
 	m := &meter{}

@@ -66,8 +66,8 @@ type QueueOptions struct {
 	Lease time.Duration
 	// Read says that nothing will be written. While another process works on Dir, what it has written so far is read.
 	Read bool
-	// Replicas is on how many servers of a cluster everything is kept; 0: as it is, which is three at first, where there
-	// are as many.
+	// Replicas is on how many servers of a cluster everything is kept; 0: as it is, which is three at first, where
+	// there are as many.
 	Replicas int
 }
 
@@ -84,7 +84,8 @@ func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
 	}()
 	url := o.URL
 	options := append([]nats.Option{
-		nats.Name("cconvert"), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond), nats.Timeout(5 * time.Second),
+		nats.Name("cconvert"), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
+		nats.Timeout(5 * time.Second),
 		nats.ReconnectBufSize(-1), // what was sent must have been answered
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { logrus.Debugf("the queue: %v", err) }),
 	}, o.Connect...)
@@ -165,7 +166,8 @@ func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
 	}
 	stream := jetstream.StreamConfig{
 		// One message for a request of a job: the same is not queued twice (NATS, "Discard New Per Subject").
-		Name: streamName, Subjects: []string{subjects + ">"}, Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage,
+		Name: streamName, Subjects: []string{subjects + ">"}, Retention: jetstream.WorkQueuePolicy,
+		Storage: jetstream.FileStorage,
 		Discard: jetstream.DiscardNew, DiscardNewPerSubject: true, MaxMsgsPerSubject: 1, Replicas: replicas,
 	}
 	return q.try(ctx, func(ctx context.Context) error {
@@ -176,10 +178,13 @@ func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
 		if err != nil {
 			return fmt.Errorf("making the queue: %w", err)
 		}
-		for bucket, kv := range map[string]*jetstream.KeyValue{batchBucket: &q.batches, recordBucket: &q.records, latestBucket: &q.latest} {
+		for bucket, kv := range map[string]*jetstream.KeyValue{
+			batchBucket: &q.batches, recordBucket: &q.records, latestBucket: &q.latest,
+		} {
 			*kv, err = q.js.KeyValue(ctx, bucket)
 			if errors.Is(err, jetstream.ErrBucketNotFound) || err == nil && o.Replicas != 0 {
-				*kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas})
+				*kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, History: 1,
+					Storage: jetstream.FileStorage, Replicas: replicas})
 			}
 			if err == nil {
 				*kv, err = q.readLeader(ctx, *kv)
@@ -192,8 +197,8 @@ func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
 	})
 }
 
-// readLeader has a bucket of a cluster read from its leader. Every server may answer otherwise (NATS, "Direct Get"), with
-// what it knows by then: a request that was just replaced would be taken for the last one.
+// readLeader has a bucket of a cluster read from its leader. Every server may answer otherwise (NATS, "Direct Get"),
+// with what it knows by then: a request that was just replaced would be taken for the last one.
 func (q *Queue) readLeader(ctx context.Context, kv jetstream.KeyValue) (jetstream.KeyValue, error) {
 	s, err := q.js.Stream(ctx, "KV_"+kv.Bucket()) // ADR-8 of NATS
 	if err != nil {
@@ -216,15 +221,17 @@ func (q *Queue) consumers(ctx context.Context, batch string) ([]jetstream.Consum
 	list := make([]jetstream.Consumer, lanes)
 	for lane := range list {
 		config := jetstream.ConsumerConfig{
-			Durable: consumerName(lane), FilterSubject: fmt.Sprintf("%s%d.>", subjects, lane), AckPolicy: jetstream.AckExplicitPolicy,
-			AckWait: cmp.Or(q.lease, DefaultLease), MaxDeliver: -1, MaxAckPending: -1,
+			Durable: consumerName(lane), FilterSubject: fmt.Sprintf("%s%d.>", subjects, lane),
+			AckPolicy: jetstream.AckExplicitPolicy,
+			AckWait:   cmp.Or(q.lease, DefaultLease), MaxDeliver: -1, MaxAckPending: -1,
 		}
 		if batch != "" {
 			config.FilterSubject = fmt.Sprintf("%s%d.%s.>", subjects, lane, batch)
 		}
 		err := q.try(ctx, func(ctx context.Context) (err error) {
 			if q.alone { // what an earlier process had begun is free
-				if err := q.js.DeleteConsumer(ctx, streamName, config.Durable); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+				if err := q.js.DeleteConsumer(ctx, streamName, config.Durable); err != nil &&
+					!errors.Is(err, jetstream.ErrConsumerNotFound) {
 					return err
 				}
 			}
@@ -254,7 +261,8 @@ func (q *Queue) Close() {
 // lasting are answers of JetStream that stay the same.
 var lasting = []error{
 	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrKeyRevisionMismatch, jetstream.ErrInvalidKey,
-	jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner, jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
+	jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner,
+	jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
 	nats.ErrMaxPayload, nats.ErrAuthorization, nats.ErrPermissionViolation,
 }
 

@@ -73,7 +73,9 @@ func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64
 }
 
 // scan visits the present values of a bucket once. It may take as long as it likes while something comes.
-func (q *Queue) scan(ctx context.Context, kv jetstream.KeyValue, keys string, visit func(jetstream.KeyValueEntry)) error {
+func (q *Queue) scan(
+	ctx context.Context, kv jetstream.KeyValue, keys string, visit func(jetstream.KeyValueEntry),
+) error {
 	var values []jetstream.KeyValueEntry
 	err := q.try(ctx, func(context.Context) error {
 		values = nil

@@ -128,7 +128,8 @@ func (q *Queue) setLatest(ctx context.Context, r *Record, last Last) error {
 	if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return err
 	}
-	if latest, err := q.lastFor(ctx, r.Job); err == nil && latest.id == r.ID { // the answer of an earlier attempt was lost
+	// the answer of an earlier attempt was lost
+	if latest, err := q.lastFor(ctx, r.Job); err == nil && latest.id == r.ID {
 		return nil
 	}
 	r.Status, r.Error, r.Updated = Skipped, ErrOvertaken.Error(), time.Now().UTC()

@@ -42,7 +42,10 @@ import (
 // server is a queue's of its own, to which anybody can write.
 func (b *bench) server() (q *batch.Queue, js jetstream.JetStream) {
 	b.t.Helper()
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: b.t.TempDir(), NoSigs: true, NoLog: true})
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: b.t.TempDir(), NoSigs: true,
+		NoLog: true,
+	})
 	require.NoError(b.t, err)
 	go s.Start()
 	b.t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
@@ -65,7 +68,8 @@ func TestMessagesWithoutRecord(t *testing.T) {
 	q, js := b.server()
 	for i := range 40 {
 		for lane := range 8 {
-			_, err := js.Publish(context.Background(), fmt.Sprintf("cconvert.jobs.%d.x.y%d.0", lane, i), []byte(".bad. 0"))
+			_, err := js.Publish(context.Background(), fmt.Sprintf("cconvert.jobs.%d.x.y%d.0", lane, i),
+				[]byte(".bad. 0"))
 			require.NoError(t, err)
 		}
 	}
@@ -142,7 +146,8 @@ func TestSkippedForTheImageAlone(t *testing.T) {
 	b := newBench(t)
 	b.push(1)
 	b.worker.Backends = append(b.worker.Backends, gramine.Backend{})
-	arm, err := mutate.ConfigFile(fixture.Image(t, v1.Config{Cmd: []string{"/x"}}), &v1.ConfigFile{OS: "linux", Architecture: "arm64"})
+	arm, err := mutate.ConfigFile(fixture.Image(t, v1.Config{Cmd: []string{"/x"}}),
+		&v1.ConfigFile{OS: "linux", Architecture: "arm64"})
 	require.NoError(t, err)
 	runtime := b.job(0)
 	runtime.Found, runtime.Runtime = true, batch.Runtime{Kind: "gramine", Source: b.reg.Push(t, "runtime:arm", arm)}
@@ -237,7 +242,8 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			_, _ = rand.Read(content)
 			layer := fixture.Layer(t, fixture.Program("app", fixture.ELF("")), fixture.File("big", string(content)))
 			for i := range 8 {
-				slow.Push(t, fmt.Sprintf("app:%d", i), fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
+				slow.Push(t, fmt.Sprintf("app:%d", i), fixture.Image(t,
+					v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
 			}
 			digest, err := layer.Digest()
 			require.NoError(t, err)
@@ -277,7 +283,8 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 				return false
 			})
 			for i := range 8 {
-				b.reg.Push(t, fmt.Sprintf("big:%d", i), fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
+				b.reg.Push(t, fmt.Sprintf("big:%d", i), fixture.Image(t,
+					v1.Config{Entrypoint: []string{"/app"}, Env: []string{fmt.Sprint("N=", i)}}, layer))
 				j := b.job(0)
 				j.Source, j.Target = fmt.Sprintf("%s/big:%d", b.reg.Host, i), fmt.Sprintf("%s/big%d:1", slow.Host, i)
 				list = append(list, j)
@@ -289,7 +296,9 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			silent.Silence(t)
 			list := sources(b, b.reg)
 			for i := range list {
-				list[i].Runtime = batch.Runtime{Kind: "gramine", Source: "docker://" + silent.Host + "/gramine:1", Libs: b.dir}
+				list[i].Runtime = batch.Runtime{
+					Kind: "gramine", Source: "docker://" + silent.Host + "/gramine:1", Libs: b.dir,
+				}
 			}
 			return list
 		},
@@ -299,7 +308,10 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			b := newBench(t)
 			b.push(4)
 			b.worker.Backends = append(b.worker.Backends, gramine.Backend{})
-			b.options = batch.WorkOptions{Parallel: 4, Attempts: 1, FirstPause: time.Millisecond, Timeout: 50 * time.Second, Patience: 2 * time.Second}
+			b.options = batch.WorkOptions{
+				Parallel: 4, Attempts: 1, FirstPause: time.Millisecond, Timeout: 50 * time.Second,
+				Patience: 2 * time.Second,
+			}
 			q := b.open()
 			b.submit(q, jobs(t, b))
 			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
@@ -381,7 +393,9 @@ func TestNewSignerEndsOldWorkers(t *testing.T) {
 // Of two requests for a target the last one counts, however late the first one is, and whatever it may replace.
 func TestLateRequestReplacesNothing(t *testing.T) {
 	for where, held := range map[string]func(r *http.Request, config string) bool{
-		"its source answers late": func(r *http.Request, _ string) bool { return strings.HasSuffix(r.URL.Path, "/app/manifests/0") },
+		"its source answers late": func(r *http.Request, _ string) bool {
+			return strings.HasSuffix(r.URL.Path, "/app/manifests/0")
+		},
 		"its last blob is sent late": func(r *http.Request, config string) bool {
 			return r.Method == http.MethodPut && r.URL.Query().Get("digest") == config
 		},
@@ -527,10 +541,16 @@ func TestSignedSince(t *testing.T) {
 	require.NoError(t, err)
 	signed, err := remote.Image(tag)
 	require.NoError(t, err)
-	other := fixture.Image(t, v1.Config{Entrypoint: []string{"/other"}}, fixture.Layer(t, fixture.Program("other", "x")))
+	other := fixture.Image(t, v1.Config{Entrypoint: []string{"/other"}},
+		fixture.Layer(t, fixture.Program("other", "x")))
 	require.NoError(t, remote.WriteIndex(tag, mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64", Variant: "v2"}}},
-		mutate.IndexAddendum{Add: signed, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}})))
+		mutate.IndexAddendum{
+			Add:        other,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64", Variant: "v2"}},
+		},
+		mutate.IndexAddendum{
+			Add: signed, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}},
+		})))
 	out, err = b.worker.Convert(ctx, unsigned(0))
 	require.NoError(t, err)
 	assert.Equal(t, batch.Converted, out.Status)
@@ -554,7 +574,10 @@ func TestLaterRequestWhileRepeating(t *testing.T) {
 	earlier, later := b.job(0), b.job(1)
 	later.Target = earlier.Target
 	other := &batch.Worker{}
-	*other = batch.Worker{Name: "other", Signer: b.worker.Signer, Backends: b.worker.Backends, Files: b.worker.Files, Insecure: true, Own: b.worker.Own}
+	*other = batch.Worker{
+		Name: "other", Signer: b.worker.Signer, Backends: b.worker.Backends, Files: b.worker.Files, Insecure: true,
+		Own: b.worker.Own,
+	}
 	var again atomic.Bool
 	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		if r.Method != http.MethodPut || !strings.HasSuffix(r.URL.Path, "/out/manifests/0") || again.Swap(true) {
@@ -659,8 +682,8 @@ func TestStatementsThatWereRemoved(t *testing.T) {
 	assert.Equal(t, 2, statements())
 }
 
-// An earlier request whose manifest is on its way to the registry does not take the place of what is there already and was
-// asked for last.
+// An earlier request whose manifest is on its way to the registry does not take the place of what is there already and
+// was asked for last.
 func TestManifestOnItsWay(t *testing.T) {
 	b := newBench(t)
 	b.push(2)

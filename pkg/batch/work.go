@@ -189,7 +189,8 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 	r.BegunAlone = 0
 	if err == nil {
 		r.Status, r.Error, r.Transient = out.Status, "", false
-		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner, r.Findings = out.Identity, out.Ref, out.Digest, out.MREnclave, out.MRSigner, out.Findings
+		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner, r.Findings = out.Identity, out.Ref, out.Digest,
+			out.MREnclave, out.MRSigner, out.Findings
 		if err := wanted(ctx); errors.Is(err, errSuperseded) {
 			if err := q.repeatLatest(ctx, r.Job); err != nil {
 				_ = msg.NakWithDelay(o.FirstPause)
@@ -205,7 +206,8 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		return
 	}
 	logrus.Debugf("%s: %v", r.Job.Source, err)
-	r.Error, r.Transient = err.Error(), !worked && (image.Transient(err) || errors.Is(err, image.ErrMoved)) || r.Job.Passing
+	r.Error, r.Transient = err.Error(), !worked && (image.Transient(err) || errors.Is(err, image.ErrMoved)) ||
+		r.Job.Passing
 	if !r.Transient || r.Job.Passing || r.Attempts >= o.Attempts {
 		r.Status = Failed
 		if r.Job.Found && !r.Job.Passing && Unsuitable(err) {

@@ -62,8 +62,8 @@ var ErrInsecure = errors.New("the job wants HTTP, which this worker was not star
 // ErrDefaultKey says that a job is to replace what another key has signed, and that nobody has named this worker's.
 var ErrDefaultKey = errors.New("what another key has signed is replaced only with a key that is named, by --key")
 
-// notTheImage is an error of something else than the source image, whatever its kind: it does not make the image one that
-// nobody could convert.
+// notTheImage is an error of something else than the source image, whatever its kind: it does not make the image one
+// that nobody could convert.
 type notTheImage struct{ error }
 
 func (e notTheImage) Unwrap() error { return e.error }
@@ -89,8 +89,8 @@ type Outcome struct {
 }
 
 // Convert does a job. Its outcome is Unchanged if the target has, to the byte, what this worker remembers to have made,
-// or what it makes now. What is written in an image is no proof: whoever can push to the target can put an old or a weaker
-// enclave of the same key there, with the recipe and the labels of what is wanted now.
+// or what it makes now. What is written in an image is no proof: whoever can push to the target can put an old or a
+// weaker enclave of the same key there, with the recipe and the labels of what is wanted now.
 func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 	return w.convert(ctx, j, &meter{}, func(context.Context) error { return nil })
 }
@@ -152,11 +152,14 @@ func (w *Worker) convert(
 	if o.Found, err = image.Find(ctx, o.Source, o.Image); err != nil {
 		return nil, err
 	}
-	out := &Outcome{Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner}
+	out := &Outcome{
+		Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner,
+	}
 	key := w.outputKey(out.Identity, j)
 	before := ""
 	if o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
-		before, _ = image.At(ctx, *o.Target, o.Image) // there is none, or it cannot be read: writing shows what is wrong
+		// there is none, or it cannot be read: writing shows what is wrong
+		before, _ = image.At(ctx, *o.Target, o.Image)
 		if known := w.remembered(key); !j.Force && known != nil && known.Digest == before && w.stated(ctx, o, before) {
 			out.Digest, out.MREnclave = known.Digest, known.MREnclave
 			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
@@ -275,8 +278,8 @@ func (w *Worker) stated(ctx context.Context, o convert.Options, digest string) b
 	return found[attest.IdentityType] && found[attest.ProvenanceType]
 }
 
-// outputKey names what is remembered: the identity, what else a job wants of its outcome, whom was believed about what is
-// in layers, and whose statements are attached.
+// outputKey names what is remembered: the identity, what else a job wants of its outcome, whom was believed about what
+// is in layers, and whose statements are attached.
 func (w *Worker) outputKey(identity string, j Job) string {
 	believed, stated := "", ""
 	if w.Own.Shared != nil && w.Own.Shared.Reads() {
@@ -395,7 +398,8 @@ func (w *Worker) pace(limits map[string]plan.Limits) func(*http.Request) (done f
 		if err := l.pace.Wait(r.Context()); err != nil {
 			return nil, err
 		}
-		if l.few == nil || r.Method == http.MethodPut { // what is sent can come from the same registry, by another request
+		// what is sent can come from the same registry, by another request
+		if l.few == nil || r.Method == http.MethodPut {
 			return func() {}, nil
 		}
 		select {

@@ -109,9 +109,11 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	a.Findings = append(a.Findings, in.layers.findings...)
 	switch {
 	case tree.Lookup(libos.ManifestPath) != nil:
-		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath, "the image is the output of a conversion"))
+		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath,
+			"the image is the output of a conversion"))
 	case in.layers.reserved != nil:
-		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeReserved, launch.Error, libos.Root, in.layers.reserved.Error()))
+		a.Findings = append(a.Findings,
+			launch.NewFinding(launch.CodeReserved, launch.Error, libos.Root, in.layers.reserved.Error()))
 	}
 	return a, nil
 }
@@ -120,8 +122,10 @@ func describe(s *launch.Spec) *Analysis {
 	a := &Analysis{
 		Program: s.LibC.Program, Entrypoint: s.Entrypoint, Argv: s.Argv, UID: s.UID, GID: s.GID,
 		Profile: s.Profile.Name, ProfileWhy: s.ProfileWhy, LibC: string(s.LibC.Kind), NeedsGLIBC: s.LibC.NeedsGLIBC,
-		EnclaveSize: s.Enclave.Size, SizeWhy: s.SizeWhy, Pages: s.Enclave.Size / sgx.PageSize, Threads: s.Enclave.Threads,
-		Policy: string(s.Policy), Policies: map[launch.Policy]PolicyCost{}, OpenBytes: s.OpenBytes, Packages: append([]string{}, s.Packages...),
+		EnclaveSize: s.Enclave.Size, SizeWhy: s.SizeWhy, Pages: s.Enclave.Size / sgx.PageSize,
+		Threads: s.Enclave.Threads,
+		Policy:  string(s.Policy), Policies: map[launch.Policy]PolicyCost{}, OpenBytes: s.OpenBytes,
+		Packages: append([]string{}, s.Packages...),
 		Findings: s.Findings, Spec: s, Writable: []launch.Mount{},
 	}
 	for _, m := range s.Mounts {

@@ -54,14 +54,19 @@ func TestAnalyze(t *testing.T) {
 		for i := range n - 1 {
 			layers = append(layers, fixture.Layer(t, fixture.File(fmt.Sprint("f", i), "x")))
 		}
-		a, err = convert.Analyze(context.Background(), options(t, reg.Push(t, "deep:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, layers...))))
+		a, err = convert.Analyze(context.Background(),
+			options(t, reg.Push(t, "deep:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, layers...))))
 		require.NoError(t, err)
 		assert.Equal(t, want, found(a, launch.CodeManyLayers), n)
 	}
 
 	// What lies where the enclave goes would be the loader's.
-	for _, e := range []fixture.Entry{fixture.File("cconvert/gramine/lib/libprotobuf-c.so.1", "evil"), fixture.Dir("cconvert"), fixture.Symlink("cconvert", "/opt"), fixture.Symlink("x", "/cconvert/sim")} {
-		reserved := options(t, reg.Push(t, "reserved:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")), e))))
+	for _, e := range []fixture.Entry{
+		fixture.File("cconvert/gramine/lib/libprotobuf-c.so.1", "evil"), fixture.Dir("cconvert"),
+		fixture.Symlink("cconvert", "/opt"), fixture.Symlink("x", "/cconvert/sim"),
+	} {
+		reserved := options(t, reg.Push(t, "reserved:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}},
+			fixture.Layer(t, fixture.Program("app", fixture.ELF("")), e))))
 		a, err = convert.Analyze(context.Background(), reserved)
 		require.NoError(t, err)
 		assert.True(t, found(a, launch.CodeReserved))

@@ -159,7 +159,9 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 }
 
 // seal works out how the program starts, and what the enclave consists of.
-func (p *Prepared) seal(ctx context.Context, contents *launch.Contents, runtime func() (*libos.Bundle, error)) (err error) {
+func (p *Prepared) seal(
+	ctx context.Context, contents *launch.Contents, runtime func() (*libos.Bundle, error),
+) (err error) {
 	o := p.opts
 	if p.spec, err = contents.Build(ctx, p.source.Config, o.Launch); err != nil {
 		return fmt.Errorf("%s: %w", o.Source, err)
@@ -171,7 +173,9 @@ func (p *Prepared) seal(ctx context.Context, contents *launch.Contents, runtime 
 	if p.bundle, err = runtime(); err != nil {
 		return err
 	}
-	p.sealed, err = o.Backend.Seal(libos.Input{Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date})
+	p.sealed, err = o.Backend.Seal(libos.Input{
+		Spec: p.spec, Bundle: p.bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date,
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Source, err)
 	}
@@ -181,8 +185,9 @@ func (p *Prepared) seal(ctx context.Context, contents *launch.Contents, runtime 
 	p.trusted = fileRuns(p.sealed.Trusted)
 	p.sealed.Trusted, p.spec.Trusted = nil, nil
 	if !p.bundle.Pinned {
-		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
-			"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
+		p.sealed.Findings = append(p.sealed.Findings,
+			launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
+				"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
 	}
 	steering, err := p.source.Steering()
 	if err != nil {
@@ -200,7 +205,9 @@ func (p *Prepared) seal(ctx context.Context, contents *launch.Contents, runtime 
 
 // Finish completes the image with a signature over ToBeSigned by the key, and stores it. Without a key the image
 // is one to be signed later, see OpenEnclave.
-func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []byte, to image.Reference) (*Result, error) {
+func Finish(
+	ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []byte, to image.Reference,
+) (*Result, error) {
 	p.watch.lap("sign")
 	p.opts.Observer.Stage("putting the image together")
 	out, err := p.Complete(key, signature)
@@ -231,7 +238,8 @@ func Finish(ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []by
 	}
 	err = p.upload.Write(out)
 	if errors.Is(err, image.ErrEvidence) {
-		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeEvidenceRefused, launch.Warning, to.String(), err.Error()))
+		p.sealed.Findings = append(p.sealed.Findings,
+			launch.NewFinding(launch.CodeEvidenceRefused, launch.Warning, to.String(), err.Error()))
 		err = nil
 	}
 	if err != nil {
@@ -276,8 +284,8 @@ func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output
 	return out, nil
 }
 
-// checkRollback reports a RollbackError if the upload would replace an image of a higher security version: early, for it
-// needs no signature.
+// checkRollback reports a RollbackError if the upload would replace an image of a higher security version: early, for
+// it needs no signature.
 func (p *Prepared) checkRollback() error {
 	if p.opts.AllowRollback {
 		return nil

@@ -73,8 +73,10 @@ func options(t testing.TB, from string) convert.Options {
 	t.Helper()
 	return convert.Options{
 		Source: parse(t, from), Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: runtimeFile(t)},
-		Launch: launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error"}},
-		Image:  image.Options{FirstPause: time.Millisecond},
+		Launch: launch.Options{Enclave: launch.Enclave{
+			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
+		}},
+		Image: image.Options{FirstPause: time.Millisecond},
 	}
 }
 
@@ -92,11 +94,14 @@ func run(ctx context.Context, t testing.TB, o convert.Options, to string) (*conv
 
 func sample(t testing.TB) v1.Image {
 	return fixture.Image(t, v1.Config{
-		Entrypoint: []string{"/bin/app", "--serve"}, Cmd: []string{"arg"}, Env: []string{"A=1", "LD_PRELOAD=/x.so"}, User: "1000", WorkingDir: "/srv",
-		StopSignal: "SIGINT", Labels: map[string]string{"mine": "kept"}, ExposedPorts: map[string]struct{}{"80/tcp": {}}, Volumes: map[string]struct{}{"/data": {}},
+		Entrypoint: []string{"/bin/app", "--serve"}, Cmd: []string{"arg"}, Env: []string{"A=1", "LD_PRELOAD=/x.so"},
+		User: "1000", WorkingDir: "/srv",
+		StopSignal: "SIGINT", Labels: map[string]string{"mine": "kept"},
+		ExposedPorts: map[string]struct{}{"80/tcp": {}}, Volumes: map[string]struct{}{"/data": {}},
 		Healthcheck: &v1.HealthConfig{Test: []string{"CMD", "true"}},
 	},
-		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.Symlink("bin", "usr/bin"), fixture.File("etc/conf", "x")),
+		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.Symlink("bin", "usr/bin"),
+			fixture.File("etc/conf", "x")),
 		fixture.Layer(t, fixture.File("srv/a", "1"), fixture.File("srv/b", "2"), fixture.File("etc/.wh.conf", "")))
 }
 
@@ -113,7 +118,8 @@ func TestOutputImage(t *testing.T) {
 	require.NoError(t, validate.Image(img))
 	c, err := img.ConfigFile()
 	require.NoError(t, err)
-	assert.Equal(t, []string{"/cconvert/sim/loader", "/cconvert/sim/loader", "init", "/cconvert/app/entrypoint"}, c.Config.Entrypoint)
+	assert.Equal(t, []string{"/cconvert/sim/loader", "/cconvert/sim/loader", "init", "/cconvert/app/entrypoint"},
+		c.Config.Entrypoint)
 	assert.Empty(t, c.Config.Cmd)
 	assert.Equal(t, "SIGTERM", c.Config.StopSignal)
 	assert.Equal(t, "1000", c.Config.User)
@@ -205,7 +211,8 @@ func TestSameInputSameDigest(t *testing.T) {
 		return
 	}
 	require.NoError(t, err)
-	assert.Equal(t, strings.TrimSpace(string(golden)), r.Output.Digest, "another output for the same input needs another FormatEpoch")
+	assert.Equal(t, strings.TrimSpace(string(golden)), r.Output.Digest,
+		"another output for the same input needs another FormatEpoch")
 }
 
 var root = func() string {
@@ -216,10 +223,13 @@ var root = func() string {
 	return d
 }()
 
-// No clock can show in the output: the only ones there are time the steps for the report, say what in the cache was used
-// last, and how long a registry is waited for.
+// No clock can show in the output: the only ones there are time the steps for the report, say what in the cache was
+// used last, and how long a registry is waited for.
 func TestNoClock(t *testing.T) {
-	allowed := map[string]bool{"convert/options.go": true, "cache/cache.go": true, "image/download.go": true, "image/patience.go": true, "image/retry.go": true}
+	allowed := map[string]bool{
+		"convert/options.go": true, "cache/cache.go": true, "image/download.go": true, "image/patience.go": true,
+		"image/retry.go": true,
+	}
 	err := filepath.WalkDir(filepath.Join(root, ".."), func(p string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go") {
 			return err
@@ -229,7 +239,8 @@ func TestNoClock(t *testing.T) {
 		rel, err := filepath.Rel(filepath.Join(root, ".."), p)
 		require.NoError(t, err)
 		if dir := filepath.Dir(rel); dir == "batch" || dir == "plan" || dir == "service" || dir == "indexrepo" {
-			return nil // conversions do not see what gives them to workers, nor how long an index repository is left alone
+			// conversions do not see what gives them to workers, nor how long an index repository is left alone
+			return nil
 		}
 		assert.Equal(t, allowed[rel], strings.Contains(string(b), "time.Now("), rel)
 		return nil
@@ -285,7 +296,8 @@ func keyNumbers(t *testing.T) map[string]string {
 	}
 	forms := map[string]string{}
 	for name, n := range map[string]*big.Int{
-		"d": key.D, "p": key.Primes[0], "q": key.Primes[1], "dP": key.Precomputed.Dp, "dQ": key.Precomputed.Dq, "qInv": key.Precomputed.Qinv,
+		"d": key.D, "p": key.Primes[0], "q": key.Primes[1], "dP": key.Precomputed.Dp, "dQ": key.Precomputed.Dq,
+		"qInv": key.Precomputed.Qinv,
 	} {
 		raw := n.Bytes()
 		little := make([]byte, len(raw))
@@ -326,10 +338,22 @@ func TestBadImages(t *testing.T) {
 		is         error
 	}{
 		{"empty image", "was not found", fixture.Image(t, app), launch.ErrImage},
-		{"no entrypoint", "neither ENTRYPOINT nor CMD", fixture.Image(t, v1.Config{}, fixture.Layer(t, program)), launch.ErrImage},
-		{"entrypoint not in the image", `"/app" was not found, tried /app`, fixture.Image(t, app, fixture.Layer(t, fixture.File("x", ""))), launch.ErrImage},
-		{"path out of the image", `leads out of the layer`, fixture.Image(t, app, fixture.Layer(t, program, fixture.File("../x", "x"))), nil},
-		{"entrypoint in a loop of links", "too many levels", fixture.Image(t, app, fixture.Layer(t, fixture.Symlink("app", "b"), fixture.Symlink("b", "app"))), rootfs.ErrLoop},
+		{
+			"no entrypoint", "neither ENTRYPOINT nor CMD", fixture.Image(t, v1.Config{}, fixture.Layer(t, program)),
+			launch.ErrImage,
+		},
+		{
+			"entrypoint not in the image", `"/app" was not found, tried /app`,
+			fixture.Image(t, app, fixture.Layer(t, fixture.File("x", ""))), launch.ErrImage,
+		},
+		{
+			"path out of the image", `leads out of the layer`,
+			fixture.Image(t, app, fixture.Layer(t, program, fixture.File("../x", "x"))), nil,
+		},
+		{
+			"entrypoint in a loop of links", "too many levels", fixture.Image(t, app,
+				fixture.Layer(t, fixture.Symlink("app", "b"), fixture.Symlink("b", "app"))), rootfs.ErrLoop,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := convert.Prepare(context.Background(), options(t, reg.Push(t, "bad:1", c.img)))
@@ -351,7 +375,8 @@ func TestBadImages(t *testing.T) {
 		assert.NoError(t, err, "the size that the error names is enough")
 	})
 	t.Run("name that is not UTF-8", func(t *testing.T) {
-		p, err := convert.Prepare(context.Background(), options(t, reg.Push(t, "ok:1", fixture.Image(t, app, fixture.Layer(t, program, fixture.File("caf\xe9", "x"))))))
+		p, err := convert.Prepare(context.Background(), options(t,
+			reg.Push(t, "ok:1", fixture.Image(t, app, fixture.Layer(t, program, fixture.File("caf\xe9", "x"))))))
 		require.NoError(t, err)
 		assert.Contains(t, p.Findings(), launch.NewFinding(launch.CodeNameNotUTF8, launch.Warning, `"/caf\xe9"`,
 			"the name is not UTF-8, so a manifest cannot list it: the program cannot read it"))
@@ -413,10 +438,14 @@ func TestHostArguments(t *testing.T) {
 		args      []string
 		tail, cmd []string
 	}{
-		"entrypoint and cmd": {v1.Config{Entrypoint: []string{"/app", "-x"}, Cmd: []string{"a"}}, nil, []string{"-x"}, []string{"a"}},
-		"cmd only":           {v1.Config{Cmd: []string{"/app", "a"}}, nil, []string{}, []string{"a"}},
-		"neither":            {v1.Config{}, []string{"/app", "b"}, []string{}, []string{"b"}},
-		"other default":      {v1.Config{Entrypoint: []string{"/app"}, Cmd: []string{"a"}}, []string{"b"}, []string{}, []string{"b"}},
+		"entrypoint and cmd": {
+			v1.Config{Entrypoint: []string{"/app", "-x"}, Cmd: []string{"a"}}, nil, []string{"-x"}, []string{"a"},
+		},
+		"cmd only": {v1.Config{Cmd: []string{"/app", "a"}}, nil, []string{}, []string{"a"}},
+		"neither":  {v1.Config{}, []string{"/app", "b"}, []string{}, []string{"b"}},
+		"other default": {
+			v1.Config{Entrypoint: []string{"/app"}, Cmd: []string{"a"}}, []string{"b"}, []string{}, []string{"b"},
+		},
 	} {
 		o := options(t, reg.Push(t, "src:1", fixture.Image(t, c.config, program)))
 		o.Launch.HostArgs, o.Launch.Args = true, c.args
@@ -444,7 +473,8 @@ func name2digest(s string) (name.Digest, error) { return name.NewDigest(s) }
 func TestOverlay(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	o := options(t, reg.Push(t, "src:1", sample(t)))
-	text := "sgx.max_threads = 4\nsgx.enclave_size = \"0x8000000\"\nsgx.trusted_files = [\"file:/srv/\", \"file:/bin/app\"]\n"
+	text := "sgx.max_threads = 4\nsgx.enclave_size = \"0x8000000\"\nsgx.trusted_files = [\"file:/srv/\", " +
+		"\"file:/bin/app\"]\n"
 	var err error
 	o.Overlay, err = manifest.ParseOverlay("o.toml", []byte(text))
 	require.NoError(t, err)
@@ -460,7 +490,9 @@ func TestOverlay(t *testing.T) {
 	assert.Equal(t, text, c.Recipe.Overlay)
 	assert.Contains(t, string(c.Manifest), `enclave_size = "128M"`, "in decimal, as the loader reads it")
 	sum := sha256.Sum256([]byte(fixture.ELF("")))
-	assert.Contains(t, c.Trusted, verify.FileEntry{URI: "file:/bin/app", SHA256: hex.EncodeToString(sum[:]), Reason: string(manifest.ReasonOverlay)})
+	assert.Contains(t, c.Trusted, verify.FileEntry{
+		URI: "file:/bin/app", SHA256: hex.EncodeToString(sum[:]), Reason: string(manifest.ReasonOverlay),
+	})
 
 	o.Overlay, err = manifest.ParseOverlay("o.toml", []byte("sgx.trusted_files = [\"file:/none\"]\n"))
 	require.NoError(t, err)
@@ -477,7 +509,8 @@ func TestResultJSON(t *testing.T) {
 	var m map[string]any
 	require.NoError(t, json.Unmarshal(b, &m))
 	for _, key := range []string{
-		"source", "output", "runtime", "mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "debug_enclave", "enclave_size", "max_threads", "edmm",
+		"source", "output", "runtime", "mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "debug_enclave",
+		"enclave_size", "max_threads", "edmm",
 		"trusted_files", "manifest_bytes", "findings", "timings",
 	} {
 		assert.Contains(t, m, key)
@@ -491,7 +524,9 @@ func TestAmbiguousConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	_, err := run(context.Background(), t, options(t, from), "oci:"+dir+":1")
 	require.NoError(t, err)
-	config := []byte(`{"os":"linux","architecture":"amd64","config":{"Cmd":["/usr/bin/app"],"entrypoint":["/usr/bin/app"]},"rootfs":{"type":"layers","diff_ids":[]}}`)
+	config := []byte(
+		`{"os":"linux","architecture":"amd64","config":{"Cmd":["/usr/bin/app"],"entrypoint":["/usr/bin/app"]},
+		"rootfs":{"type":"layers","diff_ids":[]}}`)
 	h, size, err := v1.SHA256(bytes.NewReader(config))
 	require.NoError(t, err)
 	layers, err := sample(t).Layers()
@@ -520,7 +555,9 @@ func TestAmbiguousConfiguration(t *testing.T) {
 	raw, err := json.Marshal(m)
 	require.NoError(t, err)
 	digest, n := put(raw)
-	index, err := json.Marshal(v1.IndexManifest{SchemaVersion: 2, Manifests: []v1.Descriptor{{MediaType: m.MediaType, Digest: digest, Size: n}}})
+	index, err := json.Marshal(v1.IndexManifest{
+		SchemaVersion: 2, Manifests: []v1.Descriptor{{MediaType: m.MediaType, Digest: digest, Size: n}},
+	})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "index.json"), index, 0o600))
 	_, err = run(context.Background(), t, options(t, "oci:"+dir), "oci:"+t.TempDir()+":1")

@@ -36,14 +36,17 @@ func (p *Prepared) identity() (attest.Identity, error) {
 	e := p.sealed.Enclave
 	return attest.Identity{
 		Enclave: attest.NewEnclave(p.signed), EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
-		Source: attest.NewResource(from, p.source.Digest), Runtime: attest.Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest},
-		Epoch: FormatEpoch, Options: options, Findings: findings, Simulated: p.simulated(),
+		Source:  attest.NewResource(from, p.source.Digest),
+		Runtime: attest.Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest},
+		Epoch:   FormatEpoch, Options: options, Findings: findings, Simulated: p.simulated(),
 	}, nil
 }
 
 // about gives the evidence for an output: what it is, how it was made, and reference values. Those are left out for
 // one that is not signed yet.
-func (e *Evidence) about(ctx context.Context, identity attest.Identity, out *image.Output, name string) ([]image.Artifact, error) {
+func (e *Evidence) about(
+	ctx context.Context, identity attest.Identity, out *image.Output, name string,
+) ([]image.Artifact, error) {
 	runtime := attest.NewResource(identity.Runtime.Kind, identity.Runtime.Digest)
 	subject := attest.NewResource(name, out.Digest)
 	var artifacts []image.Artifact

@@ -10,7 +10,9 @@ import (
 
 // Recipes of images of others: what is understood is understood in full.
 func FuzzRecipe(f *testing.F) {
-	f.Add(`{"epoch":2,"source":"sha256:00","platform":"linux/amd64","options":{"enclave_size":1,"trust":"auto","libc":"auto","env":["A=1"],"encrypt_mount":["/d=k"]},"date":"2026-02-28","replaced":{"Cmd":["x"]},"diff_ids":["sha256:00"]}`,
+	f.Add(`{"epoch":2,"source":"sha256:00","platform":"linux/amd64",
+		"options":{"enclave_size":1,"trust":"auto","libc":"auto","env":["A=1"],"encrypt_mount":["/d=k"]},
+		"date":"2026-02-28","replaced":{"Cmd":["x"]},"diff_ids":["sha256:00"]}`,
 		`{"config":{"Env":["A=1"],"Entrypoint":["/x"]},"rootfs":{"diff_ids":["sha256:00"]},"history":[{},{},{}]}`)
 	f.Fuzz(func(t *testing.T, text, config string) {
 		var r Recipe

@@ -49,7 +49,8 @@ func newLayers(o Options) *layers {
 // merge reads the layers side by side, and lays them over each other.
 func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
 	if n := len(img.Layers) + added; n > maxDockerLayers {
-		ls.find(launch.CodeManyLayers, launch.Warning, "", fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
+		ls.find(launch.CodeManyLayers, launch.Warning, "",
+			fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
 	}
 	index := func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
 		defer bug.Catch(&err)
@@ -140,11 +141,13 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 			if errors.Is(err, indexrepo.ErrUntrusted) {
 				code, severity = launch.CodeIndexRejected, launch.Warning
 			}
-			ls.find(code, severity, digest, fmt.Sprintf("what %s says of this layer is not used, and the layer was read: %v", repo.Artifacts, err))
+			ls.find(code, severity, digest,
+				fmt.Sprintf("what %s says of this layer is not used, and the layer was read: %v", repo.Artifacts, err))
 			return nil
 		}
 		if index = parse(b, digest); index == nil {
-			ls.find(launch.CodeIndexRejected, launch.Warning, digest, fmt.Sprintf("what %s says of this layer is damaged, and the layer was read", repo.Artifacts))
+			ls.find(launch.CodeIndexRejected, launch.Warning, digest,
+				fmt.Sprintf("what %s says of this layer is damaged, and the layer was read", repo.Artifacts))
 			return nil
 		}
 		if ls.o.Cache != nil {
@@ -152,7 +155,8 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 		}
 	}
 	if repo.Insecure {
-		ls.find(launch.CodeIndexInsecure, launch.Warning, digest, fmt.Sprintf("what is in this layer was taken from %s unverified: whoever writes there decides what the enclave trusts", repo.Artifacts))
+		ls.find(launch.CodeIndexInsecure, launch.Warning, digest, fmt.Sprintf("what is in this layer was taken from "+
+			"%s unverified: whoever writes there decides what the enclave trusts", repo.Artifacts))
 	}
 	ls.count(&ls.counts.Shared)
 	return index
@@ -177,14 +181,16 @@ func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *roo
 		case errors.Is(err, rootfs.ErrNoTOC) || ctx.Err() != nil:
 			return nil
 		case err != nil:
-			ls.find(launch.CodeTOCRejected, launch.Warning, l.Digest, fmt.Sprintf("the layer's table of contents is not used, and the layer was read: %v", err))
+			ls.find(launch.CodeTOCRejected, launch.Warning, l.Digest,
+				fmt.Sprintf("the layer's table of contents is not used, and the layer was read: %v", err))
 			return nil
 		}
 		if b, err := index.MarshalBinary(); err == nil && ls.o.Cache != nil {
 			_ = ls.o.Cache.Put(apart, b) // a cache that cannot be written costs time, nothing else
 		}
 	}
-	ls.find(launch.CodeTOCTrusted, launch.Warning, l.Digest, "what is in this layer was taken from its table of contents, which need not say the truth")
+	ls.find(launch.CodeTOCTrusted, launch.Warning, l.Digest,
+		"what is in this layer was taken from its table of contents, which need not say the truth")
 	ls.count(&ls.counts.TOC)
 	return index
 }
@@ -224,7 +230,8 @@ func (ls *layers) publish(ctx context.Context, key string, index *rootfs.Index) 
 
 func (ls *layers) put(ctx context.Context, key string, index *rootfs.Index, b []byte) {
 	if err := ls.o.Shared.Put(ctx, key, b); err != nil && ctx.Err() == nil {
-		ls.find(launch.CodeIndexNotShared, launch.Warning, index.Digest, fmt.Sprintf("what is in this layer could not be shared: %v", err))
+		ls.find(launch.CodeIndexNotShared, launch.Warning, index.Digest,
+			fmt.Sprintf("what is in this layer could not be shared: %v", err))
 	}
 }
 

@@ -86,15 +86,16 @@ func TestLayersAreReadOnce(t *testing.T) {
 		func([]byte) []byte { return nil },
 	} {
 		damaged := 0
-		require.NoError(t, filepath.WalkDir(filepath.Join(dir, "index"), func(p string, d os.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
-				return err
-			}
-			damaged++
-			b, err := os.ReadFile(p)
-			require.NoError(t, err)
-			return os.WriteFile(p, damage(b), 0o600)
-		}))
+		require.NoError(t,
+			filepath.WalkDir(filepath.Join(dir, "index"), func(p string, d os.DirEntry, err error) error {
+				if err != nil || d.IsDir() {
+					return err
+				}
+				damaged++
+				b, err := os.ReadFile(p)
+				require.NoError(t, err)
+				return os.WriteFile(p, damage(b), 0o600)
+			}))
 		assert.Equal(t, 2, damaged)
 		again, n := runWith(open())
 		assert.Equal(t, 2, n, "what is damaged is read again")
@@ -207,7 +208,8 @@ func TestSharedIndexes(t *testing.T) {
 	require.NoError(t, err)
 	for _, tag := range tags {
 		key := strings.Replace(tag, "-sha256-", "/sha256-", 1)
-		require.NoError(t, (&indexrepo.Repo{Artifacts: artifacts, Sign: otherSign}).Put(context.Background(), key, []byte("no index")))
+		require.NoError(t,
+			(&indexrepo.Repo{Artifacts: artifacts, Sign: otherSign}).Put(context.Background(), key, []byte("no index")))
 	}
 	fifth, n = convertWith(&indexrepo.Repo{Verify: otherCheck}, nil)
 	assert.Equal(t, 2, n)
@@ -248,7 +250,8 @@ func TestSharedIndexes(t *testing.T) {
 	})
 	unreachable, err := run(context.Background(), t, gone, reg.Host+"/src:2")
 	require.NoError(t, err)
-	assert.Equal(t, []string{launch.CodeIndexUnreachable, launch.CodeIndexUnreachable}, codes(unreachable.Findings, "index-"))
+	assert.Equal(t, []string{launch.CodeIndexUnreachable, launch.CodeIndexUnreachable},
+		codes(unreachable.Findings, "index-"))
 	for _, f := range unreachable.Findings {
 		if f.Code == launch.CodeIndexUnreachable {
 			assert.Equal(t, launch.Info, f.Severity)
@@ -289,14 +292,17 @@ func TestSharedIndexes(t *testing.T) {
 func TestTableOfContents(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	content := strings.Repeat("0123456789abcdef", 1000)
-	archive := fixture.Tar(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("srv/data", content), fixture.File("etc/conf", "x"))
+	archive := fixture.Tar(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("srv/data", content),
+		fixture.File("etc/conf", "x"))
 	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(archive), 0, int64(len(archive))))
 	require.NoError(t, err)
 	blob, err := io.ReadAll(built)
 	require.NoError(t, err)
 	require.NoError(t, built.Close())
 	push := func(tag, toc string) string {
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil })
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(blob)), nil
+		})
 		require.NoError(t, err)
 		img, err := mutate.Append(fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}}), mutate.Addendum{
 			Layer: l, Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: toc},
@@ -433,10 +439,14 @@ func TestTableOfContentsOfAnother(t *testing.T) {
 	require.NoError(t, err)
 	annotated := func(toc string) v1.Image {
 		img, err := mutate.Append(mutate.MediaType(empty.Image, types.OCIManifestSchema1), mutate.Addendum{
-			Layer: layer, MediaType: types.OCILayer, Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: toc},
+			Layer: layer, MediaType: types.OCILayer,
+			Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: toc},
 		})
 		require.NoError(t, err)
-		img, err = mutate.ConfigFile(img, &v1.ConfigFile{OS: "linux", Architecture: "amd64", Config: v1.Config{Entrypoint: []string{"/bin/app"}}, RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{digest}}})
+		img, err = mutate.ConfigFile(img, &v1.ConfigFile{
+			OS: "linux", Architecture: "amd64", Config: v1.Config{Entrypoint: []string{"/bin/app"}},
+			RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{digest}},
+		})
 		require.NoError(t, err)
 		return img
 	}

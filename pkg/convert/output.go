@@ -292,15 +292,19 @@ func (p *Prepared) result(out *image.Output, to image.Reference) *Result {
 		trusted += run.Count
 	}
 	r := &Result{
-		Source:  p.source.Ref.String(),
-		Output:  Output{AddedBytes: p.added},
-		Runtime: Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest, Source: p.bundle.Source},
+		Source: p.source.Ref.String(),
+		Output: Output{AddedBytes: p.added},
+		Runtime: Runtime{
+			Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest, Source: p.bundle.Source,
+		},
 
-		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
-		Layers: p.layers,
+		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN,
+		DebugEnclave: s.Debug(),
+		Layers:       p.layers,
 
 		EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
-		TrustedFiles: trusted, Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name, ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
+		TrustedFiles: trusted, Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name,
+		ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
 		StartSeconds: launch.StartSeconds(trusted), ManifestSize: len(p.sealed.Manifest),
 		Findings: append([]launch.Finding{}, p.sealed.Findings...), Timings: p.watch.steps,
 	}

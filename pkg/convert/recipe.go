@@ -76,8 +76,9 @@ func (c Options) Recorded() RecipeOptions {
 	o := c.Launch
 	r := RecipeOptions{
 		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
-		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation, LogLevel: o.Enclave.LogLevel,
-		Args: o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
+		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation,
+		LogLevel: o.Enclave.LogLevel,
+		Args:     o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
 	}
 	r.Trust, r.List, r.LibC = string(cmp.Or(o.Trust, launch.TrustAuto)), o.List, string(cmp.Or(o.LibC, launch.LibCAuto))
 	if o.Profile != nil {
@@ -103,8 +104,8 @@ func (c Options) Recorded() RecipeOptions {
 }
 
 // Identity names a conversion by all that decides on what comes out: the source's digest, the platform, the runtime's
-// digest, the options, the format epoch, and who signs, which is nobody for the zero MRSIGNER. Each output carries it as
-// a label. It needs less of a recipe than what is known of the source before it is read.
+// digest, the options, the format epoch, and who signs, which is nobody for the zero MRSIGNER. Each output carries it
+// as a label. It needs less of a recipe than what is known of the source before it is read.
 func (r Recipe) Identity(signer sgx.Measurement) string {
 	of := struct {
 		Epoch    int           `json:"epoch"`
@@ -177,7 +178,8 @@ var ErrEpoch = errors.New("another format epoch")
 func (r Recipe) options(backend libos.Backend) (Options, error) {
 	o := Options{Backend: backend, OverlayText: r.Overlay}
 	if r.Epoch != FormatEpoch {
-		return o, fmt.Errorf("the image is of the format epoch %d, and this version makes images of %d: %w", r.Epoch, FormatEpoch, ErrEpoch)
+		return o, fmt.Errorf("the image is of the format epoch %d, and this version makes images of %d: %w", r.Epoch,
+			FormatEpoch, ErrEpoch)
 	}
 	if r.Options.Date != "" {
 		date, err := sgx.ParseDate(r.Options.Date)
@@ -253,7 +255,9 @@ func (r Recipe) Keep() []string {
 // Repeat does what Prepare did when an image was made: from what the image itself holds, its recipe, the
 // files below the added layers, its configuration and the runtime. Nothing is measured. The error is
 // ErrEpoch for an image of another version.
-func Repeat(ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, config []byte) (*Prepared, error) {
+func Repeat(
+	ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, config []byte,
+) (*Prepared, error) {
 	o, err := r.options(backend)
 	if err != nil {
 		return nil, err

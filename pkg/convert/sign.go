@@ -27,8 +27,8 @@ import (
 var (
 	// ErrTestKey says that the key is one that everybody has.
 	ErrTestKey = errors.New("this key is public")
-	// ErrVersionUnknown says that the target has, or may have, a converted image whose security version and signer cannot
-	// be read.
+	// ErrVersionUnknown says that the target has, or may have, a converted image whose security version and signer
+	// cannot be read.
 	ErrVersionUnknown = errors.New("the security version number of what the target has now is not known")
 	// ErrNotOurs says that an image is none that this program made.
 	ErrNotOurs = errors.New("the image was not made by cconvert")
@@ -63,7 +63,8 @@ func sign(ctx context.Context, what *sgx.SigStruct, simulated bool, s sgx.Signer
 // acceptable says whether a key may sign an enclave.
 func acceptable(key *rsa.PublicKey, what *sgx.SigStruct, simulated bool) error {
 	if whose, ok := sgx.TestKey(key); ok && !what.Debug() && !simulated {
-		return fmt.Errorf("%w: the repository %s publishes its private half, so everybody can sign enclaves in its name", ErrTestKey, whose)
+		return fmt.Errorf("%w: the repository %s publishes its private half, so everybody can sign enclaves in its "+
+			"name", ErrTestKey, whose)
 	}
 	return sgx.CheckPublicKey(key)
 }
@@ -98,7 +99,8 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 	}
 	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == kind })
 	if i < 0 || e.Recipe.Runtime.Kind != kind {
-		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q, and its manifest of another one", ErrNotOurs, e.Recipe.Runtime.Kind)
+		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q, and its manifest of another one", ErrNotOurs,
+			e.Recipe.Runtime.Kind)
 	}
 	s := e.SigStruct
 	want, err := backends[i].SigStruct(e.Recipe.Runtime.Layout, e.file(libos.ManifestPath), s.MREnclave, s.Date)
@@ -106,7 +108,8 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 		return nil, err
 	}
 	if !bytes.Equal(s.ToBeSigned(), want.ToBeSigned()) || s.Date.String() != e.Recipe.Date {
-		return nil, errors.New("the signature structure says something else than the manifest and the recipe: attributes, masks, product, version or date")
+		return nil, errors.New("the signature structure says something else than the manifest and the recipe: " +
+			"attributes, masks, product, version or date")
 	}
 	return e, e.checkConfig()
 }
@@ -250,8 +253,8 @@ type StoreOptions struct {
 	Image image.Options
 	// Evidence is attached to it in registries; nil: nothing is.
 	Evidence *Evidence
-	// AllowRollback lets it replace an image with a higher security version number, ReplaceSigner one that another key has
-	// signed.
+	// AllowRollback lets it replace an image with a higher security version number, ReplaceSigner one that another key
+	// has signed.
 	AllowRollback, ReplaceSigner bool
 	// SourceChecked says that the image was compared with its source. Otherwise no source is stated with a key.
 	SourceChecked bool
@@ -261,7 +264,9 @@ type StoreOptions struct {
 // configuration says of the signer, and what is attached. The result has the same digest as if the conversion had
 // been signed so at once. The error is image.ErrEvidence where it is stored and the registry refused optional
 // evidence.
-func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byte, to image.Reference, o StoreOptions) (*image.Output, error) {
+func (e *Enclave) Store(
+	ctx context.Context, key *rsa.PublicKey, signature []byte, to image.Reference, o StoreOptions,
+) (*image.Output, error) {
 	if err := acceptable(key, e.SigStruct, e.Simulated()); err != nil {
 		return nil, err
 	}
@@ -298,7 +303,9 @@ func (e *Enclave) Store(ctx context.Context, key *rsa.PublicKey, signature []byt
 
 // complete puts the image together.
 func (e *Enclave) complete() (*image.Output, error) {
-	files := slices.DeleteFunc(slices.Clone(e.files), func(f libos.File) bool { return f.Path == libos.SigPath || f.Path == libos.UnsignedPath })
+	files := slices.DeleteFunc(slices.Clone(e.files), func(f libos.File) bool {
+		return f.Path == libos.SigPath || f.Path == libos.UnsignedPath
+	})
 	packing, err := packEnclave(files)
 	if err != nil {
 		return nil, err
@@ -344,7 +351,8 @@ func (e *Enclave) complete() (*image.Output, error) {
 		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
 	}
 	if len(rootfs.DiffIDs) != len(e.source.Layers) {
-		return nil, fmt.Errorf("the configuration lists %d layers, the manifest %d", len(rootfs.DiffIDs), len(e.source.Layers))
+		return nil,
+			fmt.Errorf("the configuration lists %d layers, the manifest %d", len(rootfs.DiffIDs), len(e.source.Layers))
 	}
 	rootfs.DiffIDs = rootfs.DiffIDs[:len(below.Layers)]
 	if config["rootfs"], err = json.Marshal(rootfs); err != nil {
@@ -371,8 +379,9 @@ func (e *Enclave) identity(
 	r := e.Recipe.Runtime
 	identity := attest.Identity{
 		EnclaveSize: e.reads.EnclaveSize, MaxThreads: e.reads.MaxThreads, EDMM: e.reads.EDMM,
-		Source: attest.NewResource("", e.Recipe.Source), Runtime: attest.Runtime{Kind: r.Kind, Version: r.Version, Digest: r.Digest},
-		Epoch: e.Recipe.Epoch, Options: options, Findings: json.RawMessage("null"), Simulated: e.simulated,
+		Source:  attest.NewResource("", e.Recipe.Source),
+		Runtime: attest.Runtime{Kind: r.Kind, Version: r.Version, Digest: r.Digest},
+		Epoch:   e.Recipe.Epoch, Options: options, Findings: json.RawMessage("null"), Simulated: e.simulated,
 	}
 	var key *attest.PublicKey
 	if by.Key != nil {
@@ -388,12 +397,15 @@ func (e *Enclave) identity(
 	}
 	for _, f := range attest.Read(ctx, artifacts, key) {
 		var said attest.Identity
-		if f.Statement == nil || key != nil && !f.Verified || f.Statement.PredicateType != attest.IdentityType || json.Unmarshal(f.Statement.Predicate, &said) != nil {
+		if f.Statement == nil || key != nil && !f.Verified || f.Statement.PredicateType != attest.IdentityType ||
+			json.Unmarshal(f.Statement.Predicate, &said) != nil {
 			continue
 		}
 		of := slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(e.source.Digest) })
-		if of && said.Enclave == attest.NewEnclave(before) && said.Source.Is(e.Recipe.Source) && said.Runtime.Digest == r.Digest {
-			identity.Source, identity.Findings, identity.Runtime.Digest = said.Source, said.Findings, said.Runtime.Digest
+		if of && said.Enclave == attest.NewEnclave(before) && said.Source.Is(e.Recipe.Source) &&
+			said.Runtime.Digest == r.Digest {
+			identity.Source, identity.Findings, identity.Runtime.Digest = said.Source, said.Findings,
+				said.Runtime.Digest
 			break
 		}
 	}
@@ -413,7 +425,9 @@ func (e *RollbackError) Error() string {
 	if e.Signer == (sgx.Measurement{}) {
 		signer = "not signed yet"
 	}
-	return fmt.Sprintf("the target has an enclave with the security version number (ISV SVN) %d, %s, and this one has %d: what is sealed to the higher number cannot be read by the lower one, and relying parties refuse it", e.Now, signer, e.New)
+	return fmt.Sprintf("the target has an enclave with the security version number (ISV SVN) %d, %s, and this one has "+
+		"%d: what is sealed to the higher number cannot be read by the lower one, and relying parties refuse it", e.Now,
+		signer, e.New)
 }
 
 // present gives the enclave of the image that the upload would replace, signed or not; nil where there is none.
@@ -447,11 +461,12 @@ func (e *SignerError) Error() string {
 	if e.New == (sgx.Measurement{}) {
 		by = "one that is not signed yet"
 	}
-	return fmt.Sprintf("the target has an enclave signed by %s, and would get %s: whoever relies on that signer would refuse it, and what is sealed to it could not be read", e.Now, by)
+	return fmt.Sprintf("the target has an enclave signed by %s, and would get %s: whoever relies on that signer would "+
+		"refuse it, and what is sealed to it could not be read", e.Now, by)
 }
 
-// checkReplaced reports why an enclave must not be replaced by one of a security version and a signer: a RollbackError or a
-// SignerError, unless it is allowed to.
+// checkReplaced reports why an enclave must not be replaced by one of a security version and a signer: a RollbackError
+// or a SignerError, unless it is allowed to.
 func checkReplaced(now *sgx.SigStruct, svn uint16, signer sgx.Measurement, rollback, another bool) error {
 	if now == nil {
 		return nil

@@ -77,7 +77,8 @@ func TestSigningLater(t *testing.T) {
 	e := enclave(t, reg.Host+"/dst:1")
 	assert.Equal(t, want.MREnclave, e.SigStruct.MREnclave)
 	before := len(reg.Requests())
-	out, err := store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1", convert.StoreOptions{Evidence: o.Evidence})
+	out, err := store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
+		convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
 	assert.Equal(t, want.Output.Digest, out.Digest)
 	assert.Equal(t, want.Output.Digest, reg.Digest(t, "dst:1"))
@@ -134,7 +135,8 @@ func TestSigningRefuses(t *testing.T) {
 	unsigned(t, o, reg.Host+"/dst:other")
 	public, signature, err := enclave(t, reg.Host+"/dst:other").Sign(ctx, signer(t))
 	require.NoError(t, err)
-	_, err = enclave(t, reg.Host+"/dst:1").Store(ctx, public, signature, parse(t, reg.Host+"/dst:1"), convert.StoreOptions{})
+	_, err = enclave(t, reg.Host+"/dst:1").Store(ctx, public, signature, parse(t, reg.Host+"/dst:1"),
+		convert.StoreOptions{})
 	assert.ErrorContains(t, err, "does not belong to this enclave")
 	assert.Equal(t, before, reg.Digest(t, "dst:1"))
 
@@ -160,7 +162,12 @@ func TestTestKey(t *testing.T) {
 	require.NoError(t, err)
 	_, err = convert.OpenEnclave(context.Background(), img, backends)
 	assert.ErrorIs(t, err, convert.ErrNotOurs)
-	forge(t, reg, "dst:1", "dst:3", map[string]func(string) string{libos.ManifestPath: real, libos.RecipePath: func(s string) string { return strings.Replace(s, `"kind": "sim"`, `"kind": "gramine"`, 1) }})
+	forge(t, reg, "dst:1", "dst:3", map[string]func(string) string{
+		libos.ManifestPath: real,
+		libos.RecipePath: func(s string) string {
+			return strings.Replace(s, `"kind": "sim"`, `"kind": "gramine"`, 1)
+		},
+	})
 	_, _, err = enclave(t, reg.Host+"/dst:3").Sign(context.Background(), signer(t))
 	assert.ErrorIs(t, err, convert.ErrTestKey)
 }
@@ -190,7 +197,9 @@ func forge(t *testing.T, reg *fixture.Registry, from, to string, changes map[str
 	}
 	var again bytes.Buffer
 	require.NoError(t, libos.Pack(&again, files))
-	top, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(again.Bytes())), nil })
+	top, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(again.Bytes())), nil
+	})
 	require.NoError(t, err)
 	config, err := img.ConfigFile()
 	require.NoError(t, err)
@@ -216,7 +225,10 @@ func forge(t *testing.T, reg *fixture.Registry, from, to string, changes map[str
 func TestForgedStructure(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	unsigned(t, options(t, reg.Push(t, "src:1", sample(t))), reg.Host+"/dst:1")
-	for what, at := range map[string]int{"attribute flags": 0x3a0, "mask of the flags": 0x3b0, "mask of XFRM": 0x3b8, "MISCSELECT": 0x384, "product": 0x400, "SVN": 0x402, "date": 0x14, "SWDEFINED": 0x28} {
+	for what, at := range map[string]int{
+		"attribute flags": 0x3a0, "mask of the flags": 0x3b0, "mask of XFRM": 0x3b8, "MISCSELECT": 0x384,
+		"product": 0x400, "SVN": 0x402, "date": 0x14, "SWDEFINED": 0x28,
+	} {
 		forge(t, reg, "dst:1", "dst:2", map[string]func(string) string{libos.UnsignedPath: func(s string) string {
 			b := []byte(s)
 			b[at] ^= 0x10
@@ -243,19 +255,23 @@ func TestForgedEvidence(t *testing.T) {
 		o := options(t, from)
 		o.Evidence = &convert.Evidence{Key: key}
 		unsigned(t, o, reg.Host+"/"+name+":1")
-		_, err := store(t, enclave(t, reg.Host+"/"+name+":1"), signer(t), reg.Host+"/"+name+":2", convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}, SourceChecked: name == "checked"})
+		_, err := store(t, enclave(t, reg.Host+"/"+name+":1"), signer(t), reg.Host+"/"+name+":2",
+			convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}, SourceChecked: name == "checked"})
 		require.NoError(t, err)
 		img, err := image.Open(ctx, parse(t, reg.Host+"/"+name+":2"), image.Options{})
 		require.NoError(t, err)
 		artifacts, err := img.Referrers(ctx, attest.InTotoMediaType)
 		require.NoError(t, err)
-		require.Len(t, artifacts, map[string]int{"mine": 2, "others": 1, "checked": 1}[name], "no provenance of what nobody has looked at")
+		require.Len(t, artifacts, map[string]int{"mine": 2, "others": 1, "checked": 1}[name],
+			"no provenance of what nobody has looked at")
 		for _, f := range attest.Read(ctx, artifacts, &mine.PublicKey) {
 			assert.True(t, f.Verified)
 			var identity attest.Identity
-			if f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &identity) == nil {
+			if f.Statement.PredicateType == attest.IdentityType &&
+				json.Unmarshal(f.Statement.Predicate, &identity) == nil {
 				assert.Equal(t, name == "mine", identity.Source.Name == from)
-				assert.Equal(t, name != "others", len(identity.Source.Digest) > 0, "a source that was compared, or that the same key has stated")
+				assert.Equal(t, name != "others", len(identity.Source.Digest) > 0,
+					"a source that was compared, or that the same key has stated")
 				assert.Equal(t, name == "mine", identity.Runtime.Digest != "", "the loader is not measured")
 			}
 		}
@@ -330,7 +346,8 @@ func TestRollback(t *testing.T) {
 		"race:1": func(place string) { _, err := run(ctx, t, o, place); require.NoError(t, err) },
 		"race:2": func(string) {}, // nothing was there
 		"race:3": func(string) { // nothing that has a version
-			index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: fixture.Image(t, v1.Config{Cmd: []string{"/a"}}, fixture.Layer(t, fixture.File("a", "1")))})
+			index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: fixture.Image(t,
+				v1.Config{Cmd: []string{"/a"}}, fixture.Layer(t, fixture.File("a", "1")))})
 			tag, err := name.NewTag(reg.Host + "/race:3")
 			require.NoError(t, err)
 			require.NoError(t, remote.WriteIndex(tag, index))
@@ -351,9 +368,12 @@ func TestRollback(t *testing.T) {
 		slow.Close()
 	}
 
-	// What is labelled as converted, and cannot be read, has a version that nobody knows; what is not converted has none.
+	// What is labelled as converted, and cannot be read, has a version that nobody knows; what is not converted has
+	// none.
 	unsigned(t, o, reg.Host+"/dst:9")
-	forge(t, reg, "dst:9", "dst:10", map[string]func(string) string{libos.UnsignedPath: func(string) string { return "{" }})
+	forge(t, reg, "dst:9", "dst:10", map[string]func(string) string{
+		libos.UnsignedPath: func(string) string { return "{" },
+	})
 	_, err := run(ctx, t, o, reg.Host+"/dst:10")
 	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
 	reg.Push(t, "plain:1", sample(t))
@@ -366,7 +386,8 @@ func TestTargetThatCannotBeRead(t *testing.T) {
 	ctx, reg := context.Background(), fixture.NewRegistry(t)
 	o := options(t, reg.Push(t, "src:1", sample(t)))
 	encrypted, err := mutate.Append(mutate.MediaType(empty.Image, types.OCIManifestSchema1), mutate.Addendum{
-		Layer: fixture.Layer(t, fixture.File("a", "1")), MediaType: "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+		Layer:     fixture.Layer(t, fixture.File("a", "1")),
+		MediaType: "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
 	})
 	require.NoError(t, err)
 	var deep v1.ImageIndex = empty.Index
@@ -460,14 +481,16 @@ func TestReplacedSigner(t *testing.T) {
 	assert.Equal(t, first.Output.Digest, reg.Digest(t, "dst:1"))
 	require.NoError(t, attempt(other, true, true))
 	assert.NotEqual(t, first.Output.Digest, reg.Digest(t, "dst:1"))
-	_, err = store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1", convert.StoreOptions{ReplaceSigner: true})
+	_, err = store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
+		convert.StoreOptions{ReplaceSigner: true})
 	require.NoError(t, err)
 	// What must not be read may be anybody's; some registries deny reading to those who ask for that alone.
 	now := reg.Digest(t, "dst:1")
 	for writersRead, want := range map[bool]bool{false: false, true: true} {
 		var read atomic.Int32
 		reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-			reading := strings.HasPrefix(r.URL.Path, "/v2/dst/manifests/") && (r.Method == http.MethodGet || r.Method == http.MethodHead)
+			reading := strings.HasPrefix(r.URL.Path, "/v2/dst/manifests/") &&
+				(r.Method == http.MethodGet || r.Method == http.MethodHead)
 			if !reading || read.Add(1) > 1 && writersRead {
 				return false
 			}

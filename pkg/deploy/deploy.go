@@ -99,10 +99,12 @@ func prepare(c *verify.Converted, o Options) (*workload, error) {
 		o.Name = strings.Trim(notInNames.ReplaceAllString(strings.ToLower(name), "-"), "-")
 	}
 	if len(o.Name) > maxName {
-		return nil, fmt.Errorf("%w: the name %q has %d characters, and %d are the most: give a shorter one with --name", ErrOption, o.Name, len(o.Name), maxName)
+		return nil, fmt.Errorf("%w: the name %q has %d characters, and %d are the most: give a shorter one with --name",
+			ErrOption, o.Name, len(o.Name), maxName)
 	}
 	if !regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`).MatchString(o.Name) {
-		return nil, fmt.Errorf("%w: the name %q must be lower-case letters, digits and hyphens: give one", ErrOption, o.Name)
+		return nil,
+			fmt.Errorf("%w: the name %q must be lower-case letters, digits and hyphens: give one", ErrOption, o.Name)
 	}
 	if o.Replicas == 0 {
 		o.Replicas = 1
@@ -129,7 +131,8 @@ func prepare(c *verify.Converted, o Options) (*workload, error) {
 		return nil, err
 	}
 	if !w.root() && o.DeviceGroup == nil && !o.Direct && !c.Simulated() {
-		return nil, fmt.Errorf("%w: the image runs as %q, who must be in the group that may open %s on the nodes: name it by its number", ErrOption, c.User, enclaveDevice)
+		return nil, fmt.Errorf("%w: the image runs as %q, who must be in the group that may open %s on the nodes: "+
+			"name it by its number", ErrOption, c.User, enclaveDevice)
 	}
 	return w, nil
 }
@@ -186,7 +189,8 @@ func (w *workload) readPorts() error {
 		}
 		from, err1 := strconv.ParseUint(low, 10, 16)
 		to, err2 := strconv.ParseUint(high, 10, 16)
-		if err1 != nil || err2 != nil || from == 0 || to < from || !slices.Contains([]string{"tcp", "udp", "sctp"}, protocol) {
+		if err1 != nil || err2 != nil || from == 0 || to < from ||
+			!slices.Contains([]string{"tcp", "udp", "sctp"}, protocol) {
 			return fmt.Errorf("%w: the image exposes %q, which is no port", ErrOption, p)
 		}
 		for n := from; n <= to; n++ {
@@ -209,8 +213,8 @@ const maxName = 52
 // maxLabel is the length of a name in Kubernetes (RFC 1123, "label").
 const maxLabel = 63
 
-// checked says whether the image has a health check. Its command would run outside the enclave, where it sees nothing of
-// the program: engines are told to leave it, and Kubernetes probes the port as often instead.
+// checked says whether the image has a health check. Its command would run outside the enclave, where it sees nothing
+// of the program: engines are told to leave it, and Kubernetes probes the port as often instead.
 func (w *workload) checked() bool {
 	return w.Health != nil && len(w.Health.Test) > 0 && w.Health.Test[0] != "NONE"
 }

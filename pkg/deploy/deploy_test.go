@@ -29,16 +29,22 @@ const image = "registry.example/team/My_App@sha256:0123456789abcdef0123456789abc
 // redis is an image that needs all there is: another user, ports, a volume, quotes.
 func redis() *verify.Converted {
 	c := &verify.Converted{
-		Layout: verify.LayoutOurs, User: "redis", Ports: []string{"9000/udp", "6379/tcp"}, Enclave: manifest.SGX{EnclaveSize: 1 << 30},
-		Program: verify.Program{UID: 999, GID: 999, Mounts: []verify.Mount{{Type: "tmpfs", Path: "/tmp"}, {Type: "encrypted", Path: "/data"}}},
-		Recipe:  &convert.Recipe{Options: convert.RecipeOptions{Attestation: "dcap"}},
+		Layout: verify.LayoutOurs, User: "redis", Ports: []string{"9000/udp", "6379/tcp"},
+		Enclave: manifest.SGX{EnclaveSize: 1 << 30},
+		Program: verify.Program{
+			UID: 999, GID: 999,
+			Mounts: []verify.Mount{{Type: "tmpfs", Path: "/tmp"}, {Type: "encrypted", Path: "/data"}},
+		},
+		Recipe: &convert.Recipe{Options: convert.RecipeOptions{Attestation: "dcap"}},
 	}
 	c.Recipe.Runtime.Kind = "gramine"
 	return c
 }
 
 func root() *verify.Converted {
-	return &verify.Converted{Layout: verify.LayoutOurs, Enclave: manifest.SGX{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{}}
+	return &verify.Converted{
+		Layout: verify.LayoutOurs, Enclave: manifest.SGX{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{},
+	}
 }
 
 func write(t *testing.T, c *verify.Converted, o deploy.Options) string {
@@ -67,7 +73,9 @@ func decode(t *testing.T, text string) (d appsv1.Deployment, claims []corev1.Per
 func TestKubernetes(t *testing.T) {
 	group := int64(107)
 	for _, target := range []deploy.Target{deploy.Intel, deploy.AKS, deploy.Alibaba} {
-		d, claims := decode(t, write(t, redis(), deploy.Options{Target: target, Replicas: 2, Processes: 3, DeviceGroup: &group, Namespace: "team", Storage: "5Gi"}))
+		d, claims := decode(t, write(t, redis(), deploy.Options{
+			Target: target, Replicas: 2, Processes: 3, DeviceGroup: &group, Namespace: "team", Storage: "5Gi",
+		}))
 		assert.Equal(t, "my-app", d.Name)
 		assert.Equal(t, "team", d.Namespace)
 		assert.EqualValues(t, 2, *d.Spec.Replicas)
@@ -109,10 +117,15 @@ func TestKubernetes(t *testing.T) {
 
 func TestDocker(t *testing.T) {
 	group := int64(107)
-	assert.Equal(t, "docker run --detach --name my-app --device /dev/sgx_enclave --device /dev/sgx_provision --volume /var/run/aesmd:/var/run/aesmd --group-add 107"+
-		" --publish 6379:6379/tcp --publish 9000:9000/udp --volume my-app-data:/data "+image+"\n", write(t, redis(), deploy.Options{Target: deploy.Docker, DeviceGroup: &group}))
-	assert.Equal(t, "docker run --detach --name my-app --security-opt seccomp=unconfined --entrypoint /cconvert/gramine/direct/loader --publish 6379:6379/tcp --publish 9000:9000/udp --volume my-app-data:/data "+image+
-		" /cconvert/gramine/direct/libpal.so init /cconvert/app/entrypoint\n", write(t, redis(), deploy.Options{Target: deploy.Docker, Direct: true}))
+	assert.Equal(t, "docker run --detach --name my-app --device /dev/sgx_enclave --device /dev/sgx_provision --volume "+
+		"/var/run/aesmd:/var/run/aesmd --group-add 107"+
+		" --publish 6379:6379/tcp --publish 9000:9000/udp --volume my-app-data:/data "+image+"\n",
+		write(t, redis(), deploy.Options{Target: deploy.Docker, DeviceGroup: &group}))
+	assert.Equal(t, "docker run --detach --name my-app --security-opt seccomp=unconfined --entrypoint "+
+		"/cconvert/gramine/direct/loader --publish 6379:6379/tcp --publish 9000:9000/udp --volume my-app-data:/data "+
+		image+
+		" /cconvert/gramine/direct/libpal.so init /cconvert/app/entrypoint\n",
+		write(t, redis(), deploy.Options{Target: deploy.Docker, Direct: true}))
 }
 
 // The Compose file is one for Compose itself.
@@ -170,11 +183,15 @@ func TestNames(t *testing.T) {
 func TestHealthCheck(t *testing.T) {
 	c := root()
 	c.Ports = []string{"53/udp", "8080/tcp"}
-	c.Health = &v1.HealthConfig{Test: []string{"CMD", "/check"}, Interval: 90 * time.Second, Timeout: 1500 * time.Millisecond, StartPeriod: time.Minute, Retries: 4}
+	c.Health = &v1.HealthConfig{
+		Test: []string{"CMD", "/check"}, Interval: 90 * time.Second, Timeout: 1500 * time.Millisecond,
+		StartPeriod: time.Minute, Retries: 4,
+	}
 	d, _ := decode(t, write(t, c, deploy.Options{Target: deploy.Intel}))
 	probe := d.Spec.Template.Spec.Containers[0].ReadinessProbe
 	assert.EqualValues(t, 8080, probe.TCPSocket.Port.IntVal)
-	assert.Equal(t, []int32{60, 90, 2, 4}, []int32{probe.InitialDelaySeconds, probe.PeriodSeconds, probe.TimeoutSeconds, probe.FailureThreshold})
+	assert.Equal(t, []int32{60, 90, 2, 4},
+		[]int32{probe.InitialDelaySeconds, probe.PeriodSeconds, probe.TimeoutSeconds, probe.FailureThreshold})
 	assert.Contains(t, write(t, c, deploy.Options{Target: deploy.Docker}), " --no-healthcheck ")
 	assert.Contains(t, write(t, c, deploy.Options{Target: deploy.Compose}), "disable: true")
 	c.Health.Test = []string{"NONE"}
@@ -186,8 +203,12 @@ func TestHealthCheck(t *testing.T) {
 
 func TestRefuses(t *testing.T) {
 	for want, f := range map[string]func() (*verify.Converted, deploy.Options){
-		"in the group that may open": func() (*verify.Converted, deploy.Options) { return redis(), deploy.Options{Target: deploy.Intel} },
-		"there is no target":         func() (*verify.Converted, deploy.Options) { return root(), deploy.Options{Target: "moon"} },
+		"in the group that may open": func() (*verify.Converted, deploy.Options) {
+			return redis(), deploy.Options{Target: deploy.Intel}
+		},
+		"there is no target": func() (*verify.Converted, deploy.Options) {
+			return root(), deploy.Options{Target: "moon"}
+		},
 		"the name \"A\"": func() (*verify.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Docker, Name: "A"}
 		},
@@ -241,7 +262,10 @@ func TestSimulated(t *testing.T) {
 		c.Places.Backend, c.Recipe.Runtime.Kind = sim.Backend{}, "sim"
 		text := write(t, c, deploy.Options{Target: target})
 		assert.True(t, strings.HasPrefix(text, "# SIMULATED: "), "%s: %s", target, text)
-		for _, of := range []string{"/dev/sgx", "aesmd", "sgx.intel.com", "sgx_", "epc", "supplementalGroups", "group_add", "--group-add", "tolerations"} {
+		for _, of := range []string{
+			"/dev/sgx", "aesmd", "sgx.intel.com", "sgx_", "epc", "supplementalGroups", "group_add", "--group-add",
+			"tolerations",
+		} {
 			assert.NotContains(t, text, of, target)
 		}
 	}

@@ -104,7 +104,8 @@ func (w *workload) compose() ([]byte, error) {
 	}
 	if w.Replicas > 1 {
 		if len(s.Ports) > 0 {
-			return nil, fmt.Errorf("%w: the image's ports are published under their own numbers, which two containers on one machine cannot share", ErrOption)
+			return nil, fmt.Errorf("%w: the image's ports are published under their own numbers, which two containers "+
+				"on one machine cannot share", ErrOption)
 		}
 		s.Deploy = map[string]any{"replicas": w.Replicas}
 	}

@@ -53,7 +53,9 @@ func (w *workload) kubernetes() ([]byte, error) {
 			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: w.Namespace, Labels: labels},
 			Spec: corev1.PersistentVolumeClaimSpec{
 				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: storage}},
+				Resources: corev1.VolumeResourceRequirements{
+					Requests: corev1.ResourceList{corev1.ResourceStorage: storage},
+				},
 			},
 		})
 	}
@@ -78,7 +80,9 @@ func (w *workload) kubernetes() ([]byte, error) {
 func (w *workload) container() corev1.Container {
 	c := corev1.Container{
 		Name: w.Name, Image: w.Options.Image,
-		SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
+		SecurityContext: &corev1.SecurityContext{
+			AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		},
 	}
 	limits := corev1.ResourceList{}
 	count := func(name string, n uint64) {
@@ -102,7 +106,8 @@ func (w *workload) container() corev1.Container {
 	}
 	c.Resources = corev1.ResourceRequirements{Limits: limits}
 	for _, p := range w.ports {
-		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: p.number, Protocol: corev1.Protocol(strings.ToUpper(p.protocol))})
+		c.Ports = append(c.Ports,
+			corev1.ContainerPort{ContainerPort: p.number, Protocol: corev1.Protocol(strings.ToUpper(p.protocol))})
 		if c.ReadinessProbe == nil && p.protocol == "tcp" {
 			c.ReadinessProbe = w.probe(p.number)
 		}
@@ -116,14 +121,16 @@ func (w *workload) container() corev1.Container {
 // probe asks for a port from outside: what a probe starts in the container is not in the enclave. How often, and how
 // often in vain, is as the image's health check has it.
 func (w *workload) probe(port int32) *corev1.Probe {
-	p := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(port)}}}
+	p := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(
+		port)}}}
 	if !w.checked() {
 		return p
 	}
 	seconds := func(d time.Duration) int32 {
 		return int32(min((max(d, 0)+time.Second-1)/time.Second, time.Hour/time.Second))
 	}
-	p.InitialDelaySeconds, p.PeriodSeconds, p.TimeoutSeconds = seconds(w.Health.StartPeriod), seconds(w.Health.Interval), seconds(w.Health.Timeout)
+	p.InitialDelaySeconds, p.PeriodSeconds, p.TimeoutSeconds = seconds(w.Health.StartPeriod),
+		seconds(w.Health.Interval), seconds(w.Health.Timeout)
 	p.FailureThreshold = int32(min(max(w.Health.Retries, 0), 100))
 	return p
 }
@@ -138,15 +145,21 @@ func (w *workload) schedule(pod *corev1.PodSpec, meta *metav1.ObjectMeta) {
 	if w.LegacyEPC {
 		key = aksLegacyEPC
 	}
-	pod.Tolerations = []corev1.Toleration{{Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule}}
+	pod.Tolerations = []corev1.Toleration{{
+		Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule,
+	}}
 	switch {
 	case !w.quotes():
 	case w.Target == Intel:
 		meta.Annotations[intelQuotes] = "aesmd"
 	default:
 		directory := corev1.HostPathDirectory
-		pod.Volumes = append(pod.Volumes, corev1.Volume{Name: "aesmd", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: aesmDir, Type: &directory}}})
-		pod.Containers[0].VolumeMounts = append(pod.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "aesmd", MountPath: aesmDir})
+		pod.Volumes = append(pod.Volumes, corev1.Volume{
+			Name: "aesmd", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: aesmDir,
+				Type: &directory}},
+		})
+		pod.Containers[0].VolumeMounts = append(pod.Containers[0].VolumeMounts,
+			corev1.VolumeMount{Name: "aesmd", MountPath: aesmDir})
 	}
 }
 

@@ -101,7 +101,8 @@ func unpacked(ctx context.Context, f *os.File, limit int64) (_ *os.File, err err
 	return spool(ctx, plain, limit)
 }
 
-// maxDictionary is how much memory a dictionary of xz may take, in bytes: as much as "xz -9" makes, and room for one more.
+// maxDictionary is how much memory a dictionary of xz may take, in bytes: as much as "xz -9" makes, and room for one
+// more.
 const maxDictionary = 128 << 20
 
 const xzMagic = "\xfd7zXZ\x00"
@@ -225,7 +226,8 @@ func (s sectionFile) Read(p []byte) (int, error) {
 
 func (sectionFile) Close() error { return nil }
 
-// open finds an entry, also where it is a link to another one, as old versions of Docker write layers that are the same.
+// open finds an entry, also where it is a link to another one, as old versions of Docker write layers that are the
+// same.
 func (a *archive) open(ctx context.Context, name string) (sectionFile, error) {
 	p, err := a.find(name)
 	if err != nil {
@@ -310,10 +312,13 @@ func (a *archive) image(ctx context.Context, ref Reference) (_ *Image, err error
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	if len(chosen.Layers) != len(c.RootFS.DiffIDs) {
-		return nil, fmt.Errorf("the archive lists %d layers, the configuration %d", len(chosen.Layers), len(c.RootFS.DiffIDs))
+		return nil,
+			fmt.Errorf("the archive lists %d layers, the configuration %d", len(chosen.Layers), len(c.RootFS.DiffIDs))
 	}
 	read := map[v1.Hash]string{} // the entry of each layer
-	out := &Image{Ref: ref, Digest: digestOf(config), Config: config, mediaType: types.DockerManifestSchema2, close: a.f.Close}
+	out := &Image{
+		Ref: ref, Digest: digestOf(config), Config: config, mediaType: types.DockerManifestSchema2, close: a.f.Close,
+	}
 	for i, id := range c.RootFS.DiffIDs {
 		l := &savedLayer{ctx: ctx, a: a, name: chosen.Layers[i], id: id}
 		if before, again := read[id]; again && before != l.name { // what is read is what is sent, whatever file it is

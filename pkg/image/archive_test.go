@@ -30,12 +30,19 @@ func TestFormsOfArchives(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, z.Close())
 	config := func(env string) string {
-		return fmt.Sprintf(`{"os":"linux","architecture":"amd64","config":{"Env":["A=%s"]},"rootfs":{"type":"layers","diff_ids":[%q]}}`, env, digest([]byte(layer)))
+		return fmt.Sprintf(
+			`{"os":"linux","architecture":"amd64","config":{"Env":["A=%s"]},
+				"rootfs":{"type":"layers","diff_ids":[%q]}}`, env, digest([]byte(layer)))
 	}
 	saved := fixture.Tar(t,
-		fixture.File("manifest.json", `[{"Config":"c1.json","RepoTags":null,"Layers":["l1/layer.tar"]},{"Config":"c2.json","RepoTags":["app:2"],"Layers":["l2/layer.tar"]},{"Config":"./c3.json","Layers":["l3/layer.tar"]}]`),
-		fixture.File("c1.json", config("1")), fixture.File("c2.json", config("2")), fixture.File("c3.json", config("3")),
-		fixture.File("l1/layer.tar", layer), fixture.Symlink("l2/layer.tar", "../l1/layer.tar"), fixture.File("l3/layer.tar", packed.String()))
+		fixture.File("manifest.json",
+			`[{"Config":"c1.json","RepoTags":null,"Layers":["l1/layer.tar"]},
+				{"Config":"c2.json","RepoTags":["app:2"],"Layers":["l2/layer.tar"]},
+				{"Config":"./c3.json","Layers":["l3/layer.tar"]}]`),
+		fixture.File("c1.json", config("1")), fixture.File("c2.json", config("2")),
+		fixture.File("c3.json", config("3")),
+		fixture.File("l1/layer.tar", layer), fixture.Symlink("l2/layer.tar", "../l1/layer.tar"),
+		fixture.File("l3/layer.tar", packed.String()))
 	dir := t.TempDir()
 	pack := func(name string, writer func(io.Writer) (io.WriteCloser, error)) string {
 		file := filepath.Join(dir, name)
@@ -56,7 +63,9 @@ func TestFormsOfArchives(t *testing.T) {
 	}
 	require.NoError(t, os.WriteFile(files[0], saved, 0o600))
 	for _, file := range files {
-		for inside, env := range map[string]string{"@0": "1", "@1": "2", "@2": "3", "app:2": "2", digest([]byte(config("3"))): "3"} {
+		for inside, env := range map[string]string{
+			"@0": "1", "@1": "2", "@2": "3", "app:2": "2", digest([]byte(config("3"))): "3",
+		} {
 			img, err := image.Open(context.Background(), parse(t, "docker-archive:"+file+":"+inside), quick)
 			require.NoError(t, err, "%s %s", file, inside)
 			assert.Equal(t, config(env), string(img.Config))
@@ -86,7 +95,9 @@ func TestFormsOfArchives(t *testing.T) {
 	require.NoError(t, err)
 	saved, err = os.ReadFile(dir + "/oci.tar")
 	require.NoError(t, err)
-	for _, file := range []string{dir + "/oci.tar", pack("oci.tar.gz", func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil })} {
+	for _, file := range []string{dir + "/oci.tar", pack("oci.tar.gz", func(w io.Writer) (io.WriteCloser, error) {
+		return gzip.NewWriter(w), nil
+	})} {
 		for _, tag := range []string{"", ":v1", "@" + out.Digest} {
 			img, err := image.Open(context.Background(), parse(t, "oci-archive:"+file+tag), quick)
 			require.NoError(t, err)
@@ -114,7 +125,8 @@ func TestLayerSourcesOfAnArchive(t *testing.T) {
 	ctx, reg := context.Background(), fixture.NewRegistry(t)
 	layer := string(fixture.Tar(t, fixture.File("a", "read")))
 	id := digest([]byte(layer))
-	config := fmt.Sprintf(`{"os":"linux","architecture":"amd64","config":{"Cmd":["/a"]},"rootfs":{"type":"layers","diff_ids":[%q]}}`, id)
+	config := fmt.Sprintf(
+		`{"os":"linux","architecture":"amd64","config":{"Cmd":["/a"]},"rootfs":{"type":"layers","diff_ids":[%q]}}`, id)
 	other := fixture.Layer(t, fixture.File("a", "another"))
 	otherDigest, err := other.Digest()
 	require.NoError(t, err)
@@ -122,8 +134,12 @@ func TestLayerSourcesOfAnArchive(t *testing.T) {
 	require.NoError(t, err)
 	reg.Push(t, "dst:other", fixture.Image(t, v1.Config{Cmd: []string{"/a"}}, other))
 	file := filepath.Join(t.TempDir(), "a.tar")
-	list := fmt.Sprintf(`[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar"],"LayerSources":{%q:{"mediaType":"application/vnd.docker.image.rootfs.diff.tar.gzip","size":%d,"digest":%q}}}]`, id, size, otherDigest)
-	require.NoError(t, os.WriteFile(file, fixture.Tar(t, fixture.File("manifest.json", list), fixture.File("c.json", config), fixture.File("l.tar", layer)), 0o600))
+	list := fmt.Sprintf(
+		`[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar"],
+		"LayerSources":{%q:{"mediaType":"application/vnd.docker.image.rootfs.diff.tar.gzip","size":%d,"digest":%q}}}]`,
+		id, size, otherDigest)
+	require.NoError(t, os.WriteFile(file, fixture.Tar(t, fixture.File("manifest.json", list),
+		fixture.File("c.json", config), fixture.File("l.tar", layer)), 0o600))
 	_, err = extend(ctx, t, "docker-archive:"+file+":app:1", reg.Host+"/dst:1", quick)
 	require.NoError(t, err)
 	img, err := image.Open(ctx, parse(t, reg.Host+"/dst:1"), quick)

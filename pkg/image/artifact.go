@@ -116,11 +116,14 @@ type packedArtifact struct {
 func (a Artifact) pack(subject *v1.Descriptor) (*packedArtifact, error) {
 	p := &packedArtifact{blob: static.NewLayer(a.Blob, types.MediaType(a.MediaType))}
 	p.manifest = artifactManifest{
-		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: a.Type, Annotations: a.Annotations, Subject: subject,
-		Config: v1.Descriptor{MediaType: emptyConfigType, Size: int64(len(emptyConfig))},
-		Layers: []v1.Descriptor{{MediaType: types.MediaType(a.MediaType), Size: int64(len(a.Blob))}},
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: a.Type, Annotations: a.Annotations,
+		Subject: subject,
+		Config:  v1.Descriptor{MediaType: emptyConfigType, Size: int64(len(emptyConfig))},
+		Layers:  []v1.Descriptor{{MediaType: types.MediaType(a.MediaType), Size: int64(len(a.Blob))}},
 	}
-	for to, content := range map[*v1.Hash][]byte{&p.manifest.Config.Digest: emptyConfig, &p.manifest.Layers[0].Digest: a.Blob} {
+	for to, content := range map[*v1.Hash][]byte{
+		&p.manifest.Config.Digest: emptyConfig, &p.manifest.Layers[0].Digest: a.Blob,
+	} {
 		var err error
 		if *to, err = v1.NewHash(digestOf(content)); err != nil {
 			return nil, err

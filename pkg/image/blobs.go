@@ -96,7 +96,9 @@ func (s *registrySession) upload(ctx context.Context, digest v1.Hash, l v1.Layer
 }
 
 // sendBlob sends a blob that the repository may lack.
-func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int64, l v1.Layer, place <-chan *url.URL) error {
+func (s *registrySession) sendBlob(
+	ctx context.Context, digest v1.Hash, size int64, l v1.Layer, place <-chan *url.URL,
+) error {
 	query := url.Values{}
 	from := mountable(l)
 	if from != nil && from.Reference.Context().Registry == s.repo.Registry {
@@ -130,24 +132,27 @@ func (s *registrySession) sendBlob(ctx context.Context, digest v1.Hash, size int
 
 // refusedMount are answers of registries that mount no blobs, or not these. All of them may take an upload.
 var refusedMount = []int{
-	http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
+	http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound,
+	http.StatusMethodNotAllowed,
 }
 
 // beginBlob asks where a blob is to be uploaded to; nil where the registry has it by that already. The sequence is
 // repeated as a whole.
 func (s *registrySession) beginBlob(ctx context.Context, query url.Values) (*url.URL, error) {
 	ctx = context.WithValue(ctx, unrepeated, true)
-	said, err := s.do(ctx, http.MethodPost, s.url("blobs/uploads/", query), nil, http.StatusCreated, http.StatusAccepted)
+	said, err := s.do(ctx, http.MethodPost, s.url("blobs/uploads/", query), nil, http.StatusCreated,
+		http.StatusAccepted)
 	if err != nil || said.status == http.StatusCreated {
 		return nil, err
 	}
 	if said.location == nil {
 		return nil, errors.New("the registry does not say where to upload")
 	}
-	// What is sent there carries credentials, and is nobody else's business. Behind a proxy a registry can take itself for
-	// one without TLS.
+	// What is sent there carries credentials, and is nobody else's business. Behind a proxy a registry can take itself
+	// for one without TLS.
 	if own := s.repo.Registry; !sameHost(said.location, &url.URL{Scheme: own.Scheme(), Host: own.RegistryStr()}) {
-		return nil, fmt.Errorf("%w: the registry %s wants the upload at %s, which is another host", ErrUnsupported, own, said.location.Host)
+		return nil, fmt.Errorf("%w: the registry %s wants the upload at %s, which is another host", ErrUnsupported, own,
+			said.location.Host)
 	}
 	said.location.Scheme = s.repo.Scheme()
 	return said.location, nil
@@ -164,7 +169,8 @@ func (s *registrySession) putBlob(ctx context.Context, to *url.URL, digest v1.Ha
 		return err
 	}
 	defer content.Close()
-	_, err = s.do(ctx, http.MethodPut, to.String(), &body{content, size, "application/octet-stream"}, http.StatusCreated, http.StatusNoContent)
+	_, err = s.do(ctx, http.MethodPut, to.String(), &body{content, size, "application/octet-stream"},
+		http.StatusCreated, http.StatusNoContent)
 	return err
 }
 

@@ -30,13 +30,15 @@ func TestEndlessLists(t *testing.T) {
 			names[i] = fmt.Sprintf("%0100d", pages*len(names)+i)
 		}
 		w.Header().Set("Link", fmt.Sprintf("<%s?last=%d>; rel=\"next\"", r.URL.Path, pages))
-		assert.NoError(t, json.NewEncoder(w).Encode(map[string]any{"name": "app", "tags": names, "repositories": names}))
+		assert.NoError(t,
+			json.NewEncoder(w).Encode(map[string]any{"name": "app", "tags": names, "repositories": names}))
 		return true
 	})
 	repo, err := image.ParseRepository(reg.Host+"/app", true)
 	require.NoError(t, err)
 	for _, list := range []iter.Seq2[string, error]{
-		image.Tags(context.Background(), repo, image.Options{}), image.Repositories(context.Background(), repo.Registry, image.Options{}),
+		image.Tags(context.Background(), repo, image.Options{}),
+		image.Repositories(context.Background(), repo.Registry, image.Options{}),
 	} {
 		var last error
 		for _, err := range list {

@@ -84,8 +84,8 @@ func choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, e
 		return d.Platform == nil || normal(*d.Platform).Variant == ""
 	}))
 	chosen = candidates[best]
-	// If the chosen image has a variant, or features or a version that its system is to have, containerd may find that it
-	// does not fit, and take one for 386.
+	// If the chosen image has a variant, or features or a version that its system is to have, containerd may find that
+	// it does not fit, and take one for 386.
 	fits := true
 	if p := chosen.Platform; p != nil {
 		fits = normal(*p).Variant == "" && len(p.OSFeatures)+len(p.Features) == 0 && p.OSVersion == ""
@@ -124,7 +124,8 @@ func chooseTag(manifests []v1.Descriptor, ref Reference) (_ v1.Descriptor, rival
 	case ref.Digest != "":
 		return found[0], nil, nil
 	case len(found) > 1 && ref.Tag == "" && len(tags) > 0:
-		return v1.Descriptor{}, nil, fmt.Errorf("%w: the layout holds several images, name one of the tags %q", ErrNotFound, tags)
+		return v1.Descriptor{}, nil,
+			fmt.Errorf("%w: the layout holds several images, name one of the tags %q", ErrNotFound, tags)
 	}
 	chosen := found[0]
 	if len(found) > 1 {
@@ -158,7 +159,9 @@ func (a *archive) choose(ctx context.Context, images []savedImage, ref Reference
 		case !named:
 		case ref.Inside == "@"+strconv.Itoa(i), ref.Inside != "" && ref.Inside == a.id(ctx, *saved):
 			return saved, nil
-		case ref.Name != nil && slices.ContainsFunc(saved.RepoTags, func(s string) bool { return sameName(s, ref.Name.Name()) }):
+		case ref.Name != nil && slices.ContainsFunc(saved.RepoTags, func(s string) bool {
+			return sameName(s, ref.Name.Name())
+		}):
 			return saved, nil
 		}
 	}
@@ -202,7 +205,9 @@ type listed struct {
 // sameImage reports whether two images of an archive are one, whichever list an engine goes by.
 func (a *archive) sameImage(ctx context.Context, x, y listed) bool {
 	return !x.odd && !y.odd && x.id == y.id && x.extra == y.extra &&
-		slices.EqualFunc(x.layers, y.layers, func(x, y part) bool { return x == y || x.at >= 0 && y.at >= 0 && a.same(ctx, x, y) })
+		slices.EqualFunc(x.layers, y.layers, func(x, y part) bool {
+			return x == y || x.at >= 0 && y.at >= 0 && a.same(ctx, x, y)
+		})
 }
 
 // places returns where entries of the archive are.
@@ -218,8 +223,8 @@ func (a *archive) places(names []string) []part {
 	return list
 }
 
-// rivals are other images that an engine may find in the archive in place of one with some names. Archives have a list of
-// Docker's, a list of OCI's, or both, and readers take the one or the other. Without names every other image is one.
+// rivals are other images that an engine may find in the archive in place of one with some names. Archives have a list
+// of Docker's, a list of OCI's, or both, and readers take the one or the other. Without names every other image is one.
 func (a *archive) rivals(ctx context.Context, chosen listed, names []string) (rivals []string, err error) {
 	add := func(other listed, same bool) {
 		if same && !slices.Contains(rivals, other.id) && !a.sameImage(ctx, chosen, other) {
@@ -228,13 +233,16 @@ func (a *archive) rivals(ctx context.Context, chosen listed, names []string) (ri
 	}
 	shares := func(theirs []string) bool {
 		return len(names) == 0 || len(theirs) == 0 || slices.ContainsFunc(theirs, func(t string) bool {
-			return slices.ContainsFunc(names, func(n string) bool { return sameLocalName(n, t) || isTagged(n, t) || isTagged(t, n) })
+			return slices.ContainsFunc(names, func(n string) bool {
+				return sameLocalName(n, t) || isTagged(n, t) || isTagged(t, n)
+			})
 		})
 	}
 	_, oldest := a.parts["repositories"]
 	_, saved := a.parts["manifest.json"]
 	if oldest && !saved { // Docker would take what this list names (Docker image specification v1.0)
-		return nil, fmt.Errorf("%w: it has Docker's oldest list of images, \"repositories\", beside another one", ErrAmbiguous)
+		return nil,
+			fmt.Errorf("%w: it has Docker's oldest list of images, \"repositories\", beside another one", ErrAmbiguous)
 	}
 	if saved {
 		images, err := a.saved(ctx)

@@ -74,11 +74,15 @@ func newTwoLists(t *testing.T) twoLists {
 	t.Helper()
 	l := twoLists{layer: string(fixture.Tar(t, fixture.File("a", "1")))}
 	config := func(cmd string) string {
-		return fmt.Sprintf(`{"os":"linux","architecture":"amd64","config":{"Cmd":[%q]},"rootfs":{"type":"layers","diff_ids":[%q]}}`, cmd, digest([]byte(l.layer)))
+		return fmt.Sprintf(
+			`{"os":"linux","architecture":"amd64","config":{"Cmd":[%q]},"rootfs":{"type":"layers","diff_ids":[%q]}}`,
+			cmd, digest([]byte(l.layer)))
 	}
 	manifest := func(config string) string {
-		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
-			types.OCIManifestSchema1, types.OCIConfigJSON, digest([]byte(config)), len(config), types.OCIUncompressedLayer, digest([]byte(l.layer)), len(l.layer))
+		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},
+			"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+			types.OCIManifestSchema1, types.OCIConfigJSON, digest([]byte(config)), len(config),
+			types.OCIUncompressedLayer, digest([]byte(l.layer)), len(l.layer))
 	}
 	l.a, l.b = config("a"), config("b")
 	l.c = strings.Replace(config("c"), `"amd64"`, `"arm64"`, 1) // of another platform
@@ -110,8 +114,9 @@ func (l twoLists) archive(t *testing.T, docker, oci []string) string {
 		entries = append(entries, fixture.File("manifest.json", "["+strings.Join(docker, ",")+"]"))
 	}
 	if oci != nil {
-		entries = append(entries, fixture.File("index.json", fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`,
-			types.OCIImageIndex, strings.Join(oci, ","))))
+		entries = append(entries,
+			fixture.File("index.json", fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`,
+				types.OCIImageIndex, strings.Join(oci, ","))))
 	}
 	return archive(t, entries...)
 }
@@ -120,7 +125,8 @@ func (l twoLists) archive(t *testing.T, docker, oci []string) string {
 func TestRivalsInArchives(t *testing.T) {
 	l := newTwoLists(t)
 	docker := func(tag string) string {
-		return fmt.Sprintf(`"io.containerd.image.name":"docker.io/library/app:%s","org.opencontainers.image.ref.name":"%[1]s"`, tag)
+		return fmt.Sprintf(
+			`"io.containerd.image.name":"docker.io/library/app:%s","org.opencontainers.image.ref.name":"%[1]s"`, tag)
 	}
 	tag := `"org.opencontainers.image.ref.name":"1"`
 	arm := `,"platform":{"os":"linux","architecture":"arm64"}`
@@ -129,20 +135,53 @@ func TestRivalsInArchives(t *testing.T) {
 		ref         string
 		rivals      bool
 	}{
-		"as docker saves one":       {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), "")}, "docker-archive:%s", false},
-		"as docker saves two":       {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, docker("2"), "")}, "docker-archive:%s:app:1", false},
-		"for another platform":      {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mc, docker("1"), arm)}, "docker-archive:%s", true},
-		"another one in OCI's list": {[]string{l.saved(l.a, "app:1")}, []string{listed(l.mb, docker("1"), "")}, "docker-archive:%s", true},
-		"names exchanged":           {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")}, []string{listed(l.mb, docker("1"), ""), listed(l.ma, docker("2"), "")}, "docker-archive:%s:app:1", true},
-		"without a name":            {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, "", "")}, "docker-archive:%s:app:1", true},
-		"a name twice":              {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:1")}, nil, "docker-archive:%s:app:1", true},
-		"a name in two forms":       {[]string{l.saved(l.a, "app:1"), l.saved(l.b, "docker.io/library/app:1")}, nil, "docker-archive:%s:app:1", true},
-		"OCI's alone":               {nil, []string{listed(l.ma, tag, "")}, "oci-archive:%s:1", false},
-		"OCI's of docker":           {[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), "")}, "oci-archive:%s:1", false},
-		"another one in Docker's":   {[]string{l.saved(l.b, "app:1")}, []string{listed(l.ma, tag, "")}, "oci-archive:%s:1", true},
-		"of OCI's, without tag":     {[]string{l.saved(l.b, "app:2")}, []string{listed(l.ma, tag, "")}, "oci-archive:%s", true},
-		"containerd's name":         {nil, []string{listed(l.ma, tag, ""), listed(l.mb, `"io.containerd.image.name":"app:1"`, "")}, "oci-archive:%s:1", true},
-		"labelled for another one":  {[]string{l.saved(l.a, "app:1")}, []string{listed(l.mb, docker("1"), arm)}, "docker-archive:%s", true},
+		"as docker saves one": {
+			[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), "")}, "docker-archive:%s", false,
+		},
+		"as docker saves two": {
+			[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")}, []string{
+				listed(l.ma, docker("1"), ""), listed(l.mb, docker("2"), ""),
+			}, "docker-archive:%s:app:1", false,
+		},
+		"for another platform": {
+			[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mc, docker("1"), arm)},
+			"docker-archive:%s", true,
+		},
+		"another one in OCI's list": {
+			[]string{l.saved(l.a, "app:1")}, []string{listed(l.mb, docker("1"), "")}, "docker-archive:%s", true,
+		},
+		"names exchanged": {
+			[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:2")},
+			[]string{listed(l.mb, docker("1"), ""), listed(l.ma, docker("2"), "")}, "docker-archive:%s:app:1", true,
+		},
+		"without a name": {
+			[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), ""), listed(l.mb, "", "")},
+			"docker-archive:%s:app:1", true,
+		},
+		"a name twice": {
+			[]string{l.saved(l.a, "app:1"), l.saved(l.b, "app:1")}, nil, "docker-archive:%s:app:1", true,
+		},
+		"a name in two forms": {
+			[]string{l.saved(l.a, "app:1"), l.saved(l.b, "docker.io/library/app:1")}, nil, "docker-archive:%s:app:1",
+			true,
+		},
+		"OCI's alone": {nil, []string{listed(l.ma, tag, "")}, "oci-archive:%s:1", false},
+		"OCI's of docker": {
+			[]string{l.saved(l.a, "app:1")}, []string{listed(l.ma, docker("1"), "")}, "oci-archive:%s:1", false,
+		},
+		"another one in Docker's": {
+			[]string{l.saved(l.b, "app:1")}, []string{listed(l.ma, tag, "")}, "oci-archive:%s:1", true,
+		},
+		"of OCI's, without tag": {
+			[]string{l.saved(l.b, "app:2")}, []string{listed(l.ma, tag, "")}, "oci-archive:%s", true,
+		},
+		"containerd's name": {
+			nil, []string{listed(l.ma, tag, ""), listed(l.mb, `"io.containerd.image.name":"app:1"`, "")},
+			"oci-archive:%s:1", true,
+		},
+		"labelled for another one": {
+			[]string{l.saved(l.a, "app:1")}, []string{listed(l.mb, docker("1"), arm)}, "docker-archive:%s", true,
+		},
 	} {
 		img, err := image.Open(context.Background(), parse(t, fmt.Sprintf(c.ref, l.archive(t, c.docker, c.oci))), quick)
 		if !assert.NoError(t, err, what) {
@@ -170,19 +209,26 @@ func TestOtherListInArchive(t *testing.T) {
 	for what, c := range map[string]struct {
 		manifest, name string
 	}{
-		"other layers":       {strings.ReplaceAll(l.ma, digest([]byte(l.layer)), digest([]byte(l.c))), "app:1"},
-		"annotations":        {strings.Replace(l.ma, "{", `{"annotations":{"run.oci.handler":"krun"},`, 1), "app:1"},
-		"lazy layers":        {strings.Replace(l.ma, `"layers":[{`, `"layers":[{"annotations":{"containerd.io/snapshot/nydus-bootstrap":"true"},`, 1), "app:1"},
-		"an odd config":      {strings.Replace(l.mb, string(types.OCIConfigJSON), "application/vnd.example.config+json", 1), "app:1"},
+		"other layers": {strings.ReplaceAll(l.ma, digest([]byte(l.layer)), digest([]byte(l.c))), "app:1"},
+		"annotations":  {strings.Replace(l.ma, "{", `{"annotations":{"run.oci.handler":"krun"},`, 1), "app:1"},
+		"lazy layers": {
+			strings.Replace(l.ma, `"layers":[{`,
+				`"layers":[{"annotations":{"containerd.io/snapshot/nydus-bootstrap":"true"},`, 1), "app:1",
+		},
+		"an odd config": {
+			strings.Replace(l.mb, string(types.OCIConfigJSON), "application/vnd.example.config+json", 1), "app:1",
+		},
 		"what is not there":  {"", "app:1"},
 		"podman's own name":  {l.mb, "localhost/app:1"},
 		"another name":       {l.mb, "registry.example/x/app:1"},
 		"nothing of another": {l.ma, "app:1"},
 	} {
 		entries := []fixture.Entry{
-			fixture.File("oci-layout", `{"imageLayoutVersion":"1.0.0"}`), fixture.File("manifest.json", "["+l.saved(l.a, "app:1")+"]"),
-			fixture.File("index.json", fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, types.OCIImageIndex,
-				listed(c.manifest, fmt.Sprintf(`"io.containerd.image.name":%q`, c.name), ""))),
+			fixture.File("oci-layout", `{"imageLayoutVersion":"1.0.0"}`),
+			fixture.File("manifest.json", "["+l.saved(l.a, "app:1")+"]"),
+			fixture.File("index.json",
+				fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, types.OCIImageIndex,
+					listed(c.manifest, fmt.Sprintf(`"io.containerd.image.name":%q`, c.name), ""))),
 		}
 		for _, content := range []string{l.layer, l.a, l.b, l.c} {
 			entries = append(entries, fixture.File(blob(content), content))
@@ -205,9 +251,12 @@ func TestAmbiguousArchives(t *testing.T) {
 	l := newTwoLists(t)
 	good := fixture.File("manifest.json", "["+l.saved(l.a, "app:1")+"]")
 	evil := fixture.File("manifest.json", "["+l.saved(l.b, "app:1")+"]")
-	content := []fixture.Entry{fixture.File(blob(l.a), l.a), fixture.File(blob(l.b), l.b), fixture.File(blob(l.layer), l.layer)}
+	content := []fixture.Entry{
+		fixture.File(blob(l.a), l.a), fixture.File(blob(l.b), l.b), fixture.File(blob(l.layer), l.layer),
+	}
 	absolute, above, dotted := evil, evil, evil
-	absolute.Header.Name, above.Header.Name, dotted.Header.Name = "/manifest.json", "../manifest.json", "x/.././manifest.json"
+	absolute.Header.Name, above.Header.Name, dotted.Header.Name = "/manifest.json", "../manifest.json",
+		"x/.././manifest.json"
 	for what, more := range map[string][]fixture.Entry{
 		"twice":        {good, evil},
 		"with dots":    {good, dotted},
@@ -216,10 +265,12 @@ func TestAmbiguousArchives(t *testing.T) {
 		"below a link": {good, fixture.Symlink("x", "blobs"), fixture.File("x/sha256/y", "z")},
 		"a directory":  {good, fixture.Dir("manifest.json")},
 	} {
-		_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, append(more, content...)...)), quick)
+		_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, append(more, content...)...)),
+			quick)
 		assert.ErrorIs(t, err, image.ErrAmbiguous, what)
 	}
-	_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, append(content, fixture.Dir("blobs"), fixture.Dir("blobs"), good, fixture.File(blob(l.layer), l.layer))...)), quick)
+	_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, append(content,
+		fixture.Dir("blobs"), fixture.Dir("blobs"), good, fixture.File(blob(l.layer), l.layer))...)), quick)
 	assert.NoError(t, err)
 }
 
@@ -233,7 +284,8 @@ func TestPaddedLayerInArchive(t *testing.T) {
 	require.NoError(t, z.Close())
 	packed.Write(make([]byte, 512))
 	img, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t,
-		fixture.File("manifest.json", "["+l.saved(l.a, "app:1")+"]"), fixture.File(blob(l.a), l.a), fixture.File(blob(l.layer), packed.String()))), quick)
+		fixture.File("manifest.json", "["+l.saved(l.a, "app:1")+"]"), fixture.File(blob(l.a), l.a),
+		fixture.File(blob(l.layer), packed.String()))), quick)
 	require.NoError(t, err)
 	defer img.Close()
 	r, err := img.Layers[0].Open(context.Background())
@@ -247,7 +299,8 @@ func TestPaddedLayerInArchive(t *testing.T) {
 // If the image for amd64 has what a machine may lack, containerd takes one for 386, however that is written.
 func TestRivalsOfVariants(t *testing.T) {
 	reg := fixture.NewRegistry(t)
-	ours, other := fixture.Image(t, v1.Config{Cmd: []string{"ours"}}), fixture.Image(t, v1.Config{Cmd: []string{"other"}})
+	ours, other := fixture.Image(t, v1.Config{Cmd: []string{"ours"}}),
+		fixture.Image(t, v1.Config{Cmd: []string{"other"}})
 	reg.Push(t, "index:ours", ours)
 	reg.Push(t, "index:other", other)
 	for i, c := range []struct {
@@ -269,7 +322,9 @@ func TestRivalsOfVariants(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, remote.Put(tag, mutate.AppendManifests(empty.Index,
 			mutate.IndexAddendum{Add: ours, Descriptor: v1.Descriptor{Platform: &c.platform}},
-			mutate.IndexAddendum{Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: c.other}}})))
+			mutate.IndexAddendum{
+				Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: c.other}},
+			})))
 		img, err := image.Open(context.Background(), parse(t, tag.String()), quick)
 		require.NoError(t, err)
 		assert.Len(t, img.Rivals, c.rivals, "%v beside %s", c.platform, c.other)

@@ -41,7 +41,8 @@ type checkedDocuments struct{ inner http.RoundTripper }
 
 func (t *checkedDocuments) RoundTrip(in *http.Request) (*http.Response, error) {
 	out, err := t.inner.RoundTrip(in)
-	if err != nil || in.Method != http.MethodGet || out.StatusCode != http.StatusOK || !manifestPath.MatchString(in.URL.Path) {
+	if err != nil || in.Method != http.MethodGet || out.StatusCode != http.StatusOK ||
+		!manifestPath.MatchString(in.URL.Path) {
 		return out, err
 	}
 	raw, err := io.ReadAll(out.Body)
@@ -78,7 +79,8 @@ func documentType(contentType string, raw []byte) (types.MediaType, error) {
 		// A server that does not know what it serves: then the document says it.
 		kind = types.MediaType(cmp.Or(said, string(kind)))
 	case said != "" && said != string(kind):
-		return "", fmt.Errorf("reading the manifest: %w: it says that it is of the type %q, and came as %q", ErrAmbiguous, said, kind)
+		return "", fmt.Errorf("reading the manifest: %w: it says that it is of the type %q, and came as %q",
+			ErrAmbiguous, said, kind)
 	}
 	for _, k := range foreignKeys(kind) {
 		if _, ok := keys[k]; ok {

@@ -61,7 +61,8 @@ func TestDocumentTypes(t *testing.T) {
 	d, err := remote.Get(tag)
 	require.NoError(t, err)
 	good, docker := d.Manifest, string(types.DockerManifestSchema2)
-	index := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, types.OCIImageIndex, docker, d.Digest, d.Size)
+	index := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		types.OCIImageIndex, docker, d.Digest, d.Size)
 	withConfig := func(mt string) []byte {
 		var m struct{ Config map[string]any }
 		require.NoError(t, json.Unmarshal(good, &m))
@@ -85,8 +86,14 @@ func TestDocumentTypes(t *testing.T) {
 
 		{"a manifest with manifests", docker, with(t, good, map[string]any{"manifests": []any{}}), "ambiguous"},
 		{"a manifest with layers of schema 1", docker, with(t, good, map[string]any{"fsLayers": []any{}}), "ambiguous"},
-		{"an index with layers", string(types.OCIImageIndex), with(t, index, map[string]any{"layers": []any{}}), "ambiguous"},
-		{"an index with a configuration", string(types.OCIImageIndex), with(t, index, map[string]any{"config": map[string]any{}}), "ambiguous"},
+		{
+			"an index with layers", string(types.OCIImageIndex), with(t, index, map[string]any{"layers": []any{}}),
+			"ambiguous",
+		},
+		{
+			"an index with a configuration", string(types.OCIImageIndex),
+			with(t, index, map[string]any{"config": map[string]any{}}), "ambiguous",
+		},
 		{"an index that came as a manifest", docker, index, "ambiguous"},
 		{"a manifest that came as an index", string(types.OCIImageIndex), good, "ambiguous"},
 		{"a manifest of another kind", string(types.OCIManifestSchema1), good, "ambiguous"},
@@ -124,7 +131,8 @@ func TestDocumentTypes(t *testing.T) {
 		for _, blob := range append([][]byte{c.document, good}, blobsOf(t, good, tag)...) {
 			require.NoError(t, os.WriteFile(dir+"/blobs/sha256/"+digest(blob)[len("sha256:"):], blob, 0o600))
 		}
-		list := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, c.contentType, digest(c.document), len(c.document))
+		list := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, c.contentType,
+			digest(c.document), len(c.document))
 		require.NoError(t, os.WriteFile(dir+"/index.json", []byte(list), 0o600))
 		img, err = image.Open(context.Background(), parse(t, "oci:"+dir), quick)
 		check("a layout", err)
@@ -149,7 +157,10 @@ func TestPlatformNames(t *testing.T) {
 	for _, c := range []struct {
 		os, arch string
 		ok       bool
-	}{{"linux", "amd64", true}, {"linux", "x86_64", true}, {"Linux", "AMD64", true}, {"linux", "", true}, {"", "", true}, {"windows", "amd64", false}, {"linux", "arm64", false}, {"linux", "386", false}} {
+	}{
+		{"linux", "amd64", true}, {"linux", "x86_64", true}, {"Linux", "AMD64", true}, {"linux", "", true},
+		{"", "", true}, {"windows", "amd64", false}, {"linux", "arm64", false}, {"linux", "386", false},
+	} {
 		reg := fixture.NewRegistry(t)
 		base := sample(t)
 		raw, err := base.RawConfigFile()
@@ -157,7 +168,9 @@ func TestPlatformNames(t *testing.T) {
 		config := with(t, raw, map[string]any{"os": c.os, "architecture": c.arch})
 		manifest, err := base.RawManifest()
 		require.NoError(t, err)
-		document := with(t, manifest, map[string]any{"config": map[string]any{"mediaType": types.DockerConfigJSON, "digest": digest(config), "size": len(config)}})
+		document := with(t, manifest, map[string]any{"config": map[string]any{
+			"mediaType": types.DockerConfigJSON, "digest": digest(config), "size": len(config),
+		}})
 		reg.Push(t, "x:good", base)
 		reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			for at, body := range map[string][]byte{"/manifests/1": document, "/blobs/" + digest(config): config} {

@@ -54,9 +54,11 @@ func Transient(err error) bool {
 	if errors.As(err, &answer) {
 		// A blob that somebody else sends to the same repository at the same time can be gone for a moment after it was
 		// accepted, and so can an upload after a registry's restart (OCI distribution specification, "Error Codes").
-		return slices.Contains(transientStatus, answer.StatusCode) || slices.ContainsFunc(answer.Errors, func(d transport.Diagnostic) bool {
-			return d.Code == transport.ManifestBlobUnknownErrorCode || d.Code == transport.BlobUploadUnknownErrorCode
-		})
+		return slices.Contains(transientStatus, answer.StatusCode) ||
+			slices.ContainsFunc(answer.Errors, func(d transport.Diagnostic) bool {
+				return d.Code == transport.ManifestBlobUnknownErrorCode ||
+					d.Code == transport.BlobUploadUnknownErrorCode
+			})
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) {

@@ -37,7 +37,8 @@ func FuzzDocuments(f *testing.F) {
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		f.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`),
+		0o600); err != nil {
 		f.Fatal(err)
 	}
 	original := digest(config)
@@ -59,7 +60,8 @@ func FuzzDocuments(f *testing.F) {
 			}
 			defer os.Remove(filepath.Join(blobs, digest(b)[len("sha256:"):]))
 		}
-		index := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, kind, digest(manifest), len(manifest))
+		index := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, kind,
+			digest(manifest), len(manifest))
 		if err := os.WriteFile(filepath.Join(dir, "index.json"), []byte(index), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -81,9 +83,12 @@ func digest(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b))
 // leads a file system or a server elsewhere.
 func FuzzNames(f *testing.F) {
 	for _, s := range []string{
-		"redis", "redis:7", "ghcr.io/a/b@sha256:" + strings.Repeat("a", 64), "localhost:5000/a:1@sha256:" + strings.Repeat("0", 64),
-		"r.example/a/../b", "r.example/%2e%2e/b", "oci:dir:tag", "oci:dir@0", "oci-archive:a.tar:t", "docker-daemon:a:1",
-		"docker-archive:a.tar", "docker://r.example/a", "[::1]:5000/a", "r.example:0/a_b--c", "A/b", "sha256:" + strings.Repeat("b", 64),
+		"redis", "redis:7", "ghcr.io/a/b@sha256:" + strings.Repeat("a", 64), "localhost:5000/a:1@sha256:" +
+			strings.Repeat("0", 64),
+		"r.example/a/../b", "r.example/%2e%2e/b", "oci:dir:tag", "oci:dir@0", "oci-archive:a.tar:t",
+		"docker-daemon:a:1",
+		"docker-archive:a.tar", "docker://r.example/a", "[::1]:5000/a", "r.example:0/a_b--c", "A/b", "sha256:" +
+			strings.Repeat("b", 64),
 	} {
 		f.Add(s)
 	}

@@ -28,14 +28,14 @@ type Options struct {
 	Jobs int
 	// FirstPause is the wait before the first repetition of a request; 0: half a second. It doubles.
 	FirstPause time.Duration
-	// Idle is how long a registry may be silent while something is expected of it; 0: DefaultIdle. Over that time it must
-	// also send a kilobyte a second.
+	// Idle is how long a registry may be silent while something is expected of it; 0: DefaultIdle. Over that time it
+	// must also send a kilobyte a second.
 	Idle time.Duration
 	// MaxAnswer is how many bytes a manifest, or another answer that is read whole, may have; 0: 4 MiB, as the OCI
 	// distribution specification has it ("Pushing Manifests").
 	MaxAnswer int64
-	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched. StrictNames follows no
-	// redirect of a manifest to another repository, whatever host it is on.
+	// OnlyRegistry leaves out other places from which an image says that its layers can be fetched. StrictNames follows
+	// no redirect of a manifest to another repository, whatever host it is on.
 	OnlyRegistry, StrictNames bool
 	// Pace waits until a request may be sent, and returns what is to be called if it was answered. The registry is not
 	// blamed for that time. Nil: there is no limit.
@@ -219,7 +219,8 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	if len(c.RootFS.DiffIDs) != len(m.Layers) {
-		return nil, fmt.Errorf("the manifest lists %d layers, the configuration %d", len(m.Layers), len(c.RootFS.DiffIDs))
+		return nil,
+			fmt.Errorf("the manifest lists %d layers, the configuration %d", len(m.Layers), len(c.RootFS.DiffIDs))
 	}
 	for i, d := range m.Layers {
 		if !d.MediaType.IsLayer() {
@@ -240,7 +241,9 @@ func digestOf(b []byte) string {
 }
 
 // readBlob reads a blob of at most so many bytes and checks its digest.
-func readBlob(ctx context.Context, d v1.Descriptor, limit int64, open func(context.Context, v1.Descriptor) (io.ReadCloser, error)) ([]byte, error) {
+func readBlob(
+	ctx context.Context, d v1.Descriptor, limit int64, open func(context.Context, v1.Descriptor) (io.ReadCloser, error),
+) ([]byte, error) {
 	if d.Size > limit {
 		return nil, fmt.Errorf("it has %d bytes, more than %d", d.Size, limit)
 	}

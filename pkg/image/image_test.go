@@ -47,7 +47,8 @@ func parse(t testing.TB, s string) image.Reference {
 }
 
 func sample(t testing.TB) v1.Image {
-	return fixture.Image(t, v1.Config{Cmd: []string{"/a"}}, fixture.Layer(t, fixture.File("a", "1")), fixture.Layer(t, fixture.File("b", strings.Repeat("2", 100_000))))
+	return fixture.Image(t, v1.Config{Cmd: []string{"/a"}}, fixture.Layer(t, fixture.File("a", "1")),
+		fixture.Layer(t, fixture.File("b", strings.Repeat("2", 100_000))))
 }
 
 func added(t testing.TB) image.NewLayer {
@@ -102,7 +103,10 @@ func TestReferences(t *testing.T) {
 			assert.Equal(t, r.Transport, again.Transport)
 		}
 	}
-	for _, bad := range []string{"", "UPPER", "oci:", "docker-archive:", "docker-daemon:", "a b", "oci-archive:", "containers-storage:x", "oci:d@sha256:12", "docker://", "docker://oci:5000/app", "http:80/app"} {
+	for _, bad := range []string{
+		"", "UPPER", "oci:", "docker-archive:", "docker-daemon:", "a b", "oci-archive:", "containers-storage:x",
+		"oci:d@sha256:12", "docker://", "docker://oci:5000/app", "http:80/app",
+	} {
 		_, err := image.ParseReference(bad, false)
 		assert.ErrorIs(t, err, image.ErrReference, bad)
 	}
@@ -114,7 +118,10 @@ func TestTargets(t *testing.T) {
 		{"redis", "-c", "", "index.docker.io/library/redis:latest-c"},
 		{"redis:7", "", "reg.example/conf/", "reg.example/conf/redis:7"},
 		{"reg.example/a/b:1", "-x", "other.example", "other.example/a/b:1-x"},
-		{"a@sha256:" + strings.Repeat("0", 64), "-c", "", "index.docker.io/library/a:sha256-" + strings.Repeat("0", 64) + "-c"},
+		{
+			"a@sha256:" + strings.Repeat("0", 64), "-c", "", "index.docker.io/library/a:sha256-" +
+				strings.Repeat("0", 64) + "-c",
+		},
 		{"oci:d:v1", "-c", "", "oci:d:v1-c"},
 		{"oci:d", "-c", "", "oci:d:latest-c"},
 		{"docker-archive:d/f.tar", "-c", "", "docker-archive:d/f-c.tar"},
@@ -281,17 +288,22 @@ func TestIndex(t *testing.T) {
 		return n.String()
 	}
 	entry := func(img v1.Image, os, arch, variant string) mutate.IndexAddendum {
-		return mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: os, Architecture: arch, Variant: variant}}}
+		return mutate.IndexAddendum{
+			Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: os, Architecture: arch, Variant: variant}},
+		}
 	}
-	want, other := sample(t), fixture.Image(t, v1.Config{Cmd: []string{"/other"}}, fixture.Layer(t, fixture.File("o", "o")))
+	want, other := sample(t),
+		fixture.Image(t, v1.Config{Cmd: []string{"/other"}}, fixture.Layer(t, fixture.File("o", "o")))
 	wantDigest, err := want.Digest()
 	require.NoError(t, err)
-	ref := push("i:1", entry(other, "unknown", "unknown", ""), entry(other, "linux", "arm64", "v8"), entry(other, "linux", "amd64", "v3"), entry(want, "linux", "amd64", ""))
+	ref := push("i:1", entry(other, "unknown", "unknown", ""), entry(other, "linux", "arm64", "v8"),
+		entry(other, "linux", "amd64", "v3"), entry(want, "linux", "amd64", ""))
 	img, err := image.Open(context.Background(), parse(t, ref), quick)
 	require.NoError(t, err)
 	assert.Equal(t, wantDigest.String(), img.Digest)
 
-	ref = push("i:2", entry(other, "unknown", "unknown", ""), entry(other, "linux", "arm64", "v8"), entry(other, "windows", "amd64", ""))
+	ref = push("i:2", entry(other, "unknown", "unknown", ""), entry(other, "linux", "arm64", "v8"),
+		entry(other, "windows", "amd64", ""))
 	_, err = image.Open(context.Background(), parse(t, ref), quick)
 	assert.ErrorIs(t, err, image.ErrPlatform)
 	assert.ErrorContains(t, err, "there is linux/arm64/v8, windows/amd64")
@@ -311,7 +323,9 @@ func TestRefusedManifests(t *testing.T) {
 	}
 	for want, ref := range map[string]string{
 		"schema 1 is not supported": put("s1", string(types.DockerManifestSchema1Signed), `{"schemaVersion":1}`),
-		"not a container image":     put("chart", string(types.OCIManifestSchema1), `{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"sha256:`+strings.Repeat("0", 64)+`"},"layers":[]}`),
+		"not a container image": put("chart", string(types.OCIManifestSchema1),
+			`{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"sha256:`+
+				strings.Repeat("0", 64)+`"},"layers":[]}`),
 	} {
 		_, err := image.Open(context.Background(), parse(t, ref), quick)
 		assert.ErrorIs(t, err, image.ErrUnsupported)
@@ -335,7 +349,8 @@ func TestForeignLayerStaysAReference(t *testing.T) {
 	content := fixture.Tar(t, fixture.File("w", "windows"))
 	foreign := httptestServer(t, content)
 	l := static.NewLayer(content, types.DockerForeignLayer)
-	img, err := mutate.Append(sample(t), mutate.Addendum{Layer: l, MediaType: types.DockerForeignLayer, URLs: []string{foreign}})
+	img, err := mutate.Append(sample(t),
+		mutate.Addendum{Layer: l, MediaType: types.DockerForeignLayer, URLs: []string{foreign}})
 	require.NoError(t, err)
 	from := reg.Push(t, "f:1", img)
 	opened, err := image.Open(context.Background(), parse(t, from), quick)
@@ -386,13 +401,16 @@ func TestCredentials(t *testing.T) {
 	assert.False(t, image.Transient(err))
 
 	auth := base64.StdEncoding.EncodeToString([]byte("alice:pw"))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, reg.Host, auth), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"),
+		fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, reg.Host, auth), 0o600))
 	_, err = extend(context.Background(), t, from, reg.Host+"/dst:1", quick)
 	assert.NoError(t, err)
 
 	// A credential helper, as docker-credential-NAME on PATH.
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), fmt.Appendf(nil, `{"credHelpers":{%q:"test"}}`, reg.Host), 0o600))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte("#!/bin/sh\necho '{\"Username\":\"alice\",\"Secret\":\"pw\"}'\n"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"),
+		fmt.Appendf(nil, `{"credHelpers":{%q:"test"}}`, reg.Host), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker-credential-test"),
+		[]byte("#!/bin/sh\necho '{\"Username\":\"alice\",\"Secret\":\"pw\"}'\n"), 0o755))
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	_, err = extend(context.Background(), t, from, reg.Host+"/dst:2", quick)
 	assert.NoError(t, err)
@@ -687,11 +705,18 @@ func TestBadArchives(t *testing.T) {
 		return fixture.File("manifest.json", `[{"Config":"c.json","RepoTags":["app:1"],"Layers":[`+layers+`]}]`)
 	}
 	for want, entries := range map[string][]fixture.Entry{
-		"lists 1 layers, the configuration 2": {manifest(`"l.tar"`), fixture.File("c.json", config(id+","+id)), fixture.File("l.tar", layer)},
-		"lists 1 layers, the configuration 0": {manifest(`"l.tar"`), fixture.File("c.json", config("")), fixture.File("l.tar", layer)},
-		"more than 8388608":                   {manifest(`"l.tar"`), fixture.File("c.json", strings.Repeat(" ", 33<<20)), fixture.File("l.tar", layer)},
-		"manifest.json":                       {fixture.File("x", "")},
-		"name one of":                         {fixture.File("manifest.json", `[{"Config":"c","RepoTags":["a:1"]},{"Config":"c","RepoTags":["b:1"]}]`)},
+		"lists 1 layers, the configuration 2": {
+			manifest(`"l.tar"`), fixture.File("c.json", config(id+","+id)), fixture.File("l.tar", layer),
+		},
+		"lists 1 layers, the configuration 0": {
+			manifest(`"l.tar"`), fixture.File("c.json", config("")), fixture.File("l.tar", layer),
+		},
+		"more than 8388608": {
+			manifest(`"l.tar"`), fixture.File("c.json", strings.Repeat(" ", 33<<20)), fixture.File("l.tar", layer),
+		},
+		"manifest.json": {fixture.File("x", "")},
+		"name one of": {fixture.File("manifest.json",
+			`[{"Config":"c","RepoTags":["a:1"]},{"Config":"c","RepoTags":["b:1"]}]`)},
 	} {
 		_, err := image.Open(context.Background(), parse(t, "docker-archive:"+archive(t, entries...)), quick)
 		assert.ErrorContains(t, err, want)

@@ -114,7 +114,10 @@ func openOCIArchive(ctx context.Context, ref Reference) (_ *Image, err error) {
 }
 
 // openIndex opens an image of a layout, by a function that opens its blobs.
-func openIndex(ctx context.Context, ref Reference, index *v1.IndexManifest, blob func(context.Context, v1.Hash) (io.ReadCloser, error)) (*Image, error) {
+func openIndex(
+	ctx context.Context, ref Reference, index *v1.IndexManifest,
+	blob func(context.Context, v1.Hash) (io.ReadCloser, error),
+) (*Image, error) {
 	d, rivals, err := chooseTag(index.Manifests, ref)
 	if err != nil {
 		return nil, err
@@ -296,7 +299,9 @@ func writeOCIArchive(ctx context.Context, ref Reference, img *Output) error {
 	return writeAtomically(ctx, ref.Path, func(w io.Writer) error {
 		out := tar.NewWriter(w)
 		add := func(name string, size int64, r io.Reader) error {
-			if err := out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: time.Unix(0, 0)}); err != nil {
+			if err := out.WriteHeader(&tar.Header{
+				Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: time.Unix(0, 0),
+			}); err != nil {
 				return err
 			}
 			_, err := io.Copy(out, r)

@@ -41,8 +41,8 @@ func checkName(s string) (reference.Named, error) {
 // maxName is how many bytes a name may have: more than a repository of 255, a host, a tag and a digest take.
 const maxName = 1024
 
-// lowerHost writes the registry in lower case: hosts do not differ by it (RFC 3986, 3.2.2), and rules, bounds and limits
-// go by them.
+// lowerHost writes the registry in lower case: hosts do not differ by it (RFC 3986, 3.2.2), and rules, bounds and
+// limits go by them.
 func lowerHost(s string, n reference.Named) string {
 	if host := reference.Domain(n); strings.HasPrefix(s, host+"/") {
 		return strings.ToLower(host) + s[len(host):]

@@ -17,8 +17,10 @@ import (
 // hostileNames are none that a registry, a file system or a rule would all read alike.
 var hostileNames = []string{
 	"R/public/../prod/app:7", "R/public/./app:7", "R/public//app:7", "R/../app", "R/public/app:..", "R/public/app:.",
-	"R/public/app:.hidden", "R/public/app/", "R/.public/app", "R/public/..", "../R/app", "./app", "R/pub%2e%2e/app", "R/a\x00b",
-	"R/a/../../../../etc/passwd", "R/app@sha256:..", "R/app:7/../8", "R/app?x=1", "R/app#x", "R/app:a b", "user@R/app:1", "R/A/app",
+	"R/public/app:.hidden", "R/public/app/", "R/.public/app", "R/public/..", "../R/app", "./app", "R/pub%2e%2e/app",
+	"R/a\x00b",
+	"R/a/../../../../etc/passwd", "R/app@sha256:..", "R/app:7/../8", "R/app?x=1", "R/app#x", "R/app:a b",
+	"user@R/app:1", "R/A/app",
 }
 
 func TestHostileNames(t *testing.T) {
@@ -31,7 +33,10 @@ func TestHostileNames(t *testing.T) {
 		_, err = image.ParseReference("docker-daemon:"+s, false)
 		assert.ErrorIs(t, err, image.ErrReference, s)
 	}
-	for _, s := range []string{"registry.example/a:1", "registry.example/../a", "registry.example/a/..", "registry.example/a@sha256:" + strings.Repeat("0", 64)} {
+	for _, s := range []string{
+		"registry.example/a:1", "registry.example/../a", "registry.example/a/..", "registry.example/a@sha256:" +
+			strings.Repeat("0", 64),
+	} {
 		_, err := image.ParseRepository(s, false)
 		assert.ErrorIs(t, err, image.ErrReference, s)
 	}
@@ -101,7 +106,8 @@ func TestRedirectedManifest(t *testing.T) {
 // Hosts have one spelling, and names an end.
 func TestSpellingOfNames(t *testing.T) {
 	for given, want := range map[string]string{
-		"Registry.Example/app:1": "registry.example/app:1", "LOCALHOST:5000/a/b:T": "localhost:5000/a/b:T", "app:Tag": "index.docker.io/library/app:Tag",
+		"Registry.Example/app:1": "registry.example/app:1", "LOCALHOST:5000/a/b:T": "localhost:5000/a/b:T",
+		"app:Tag": "index.docker.io/library/app:Tag",
 	} {
 		n, err := image.ParseName(given, false)
 		require.NoError(t, err)

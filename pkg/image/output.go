@@ -186,7 +186,8 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	if err != nil {
 		return nil, err
 	}
-	manifest["config"], err = json.Marshal(v1.Descriptor{MediaType: configType, Size: int64(len(out.config)), Digest: configDigest})
+	manifest["config"],
+		err = json.Marshal(v1.Descriptor{MediaType: configType, Size: int64(len(out.config)), Digest: configDigest})
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,9 @@ import (
 )
 
 // manifestTypes are what manifests are asked for as.
-var manifestTypes = []types.MediaType{types.OCIManifestSchema1, types.DockerManifestSchema2, types.OCIImageIndex, types.DockerManifestList}
+var manifestTypes = []types.MediaType{
+	types.OCIManifestSchema1, types.DockerManifestSchema2, types.OCIImageIndex, types.DockerManifestList,
+}
 
 // maxPing is how much is kept of what a registry says when a session begins, in bytes.
 const maxPing = 64 << 10

@@ -38,7 +38,8 @@ type Reference struct {
 	Path string
 	// Tag in a layout, which may be empty, or the digest of a manifest, "sha256:…".
 	Tag, Digest string
-	// Inside is an image's ID, "sha256:…", in a daemon or archive, or its place in an archive, as "@0", if it has no Name.
+	// Inside is an image's ID, "sha256:…", in a daemon or archive, or its place in an archive, as "@0", if it has no
+	// Name.
 	Inside string
 }
 
@@ -99,7 +100,8 @@ func ParseReference(s string, insecure bool) (Reference, error) {
 		return r, nil
 	}
 	if isTransport(transport) {
-		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported, only docker, oci, oci-archive, docker-archive and docker-daemon are",
+		return Reference{}, fmt.Errorf("%q is %w: the transport %s is not supported, only docker, oci, oci-archive, "+
+			"docker-archive and docker-daemon are",
 			s, ErrReference, transport)
 	}
 	n, err := parse(s)
@@ -230,7 +232,8 @@ func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error)
 	if r.Name != nil {
 		tag := TagOf(r.Name) + suffix
 		if !IsTag(tag) {
-			return out, fmt.Errorf("%q is %w: a tag has at most 128 letters, digits, dots, dashes and underscores", tag, ErrReference)
+			return out, fmt.Errorf("%q is %w: a tag has at most 128 letters, digits, dots, dashes and underscores", tag,
+				ErrReference)
 		}
 		out.Name = r.Name.Context().Tag(tag)
 	}

@@ -59,14 +59,16 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 		if err != nil {
 			return err
 		}
-		if !listed(p) || !s.has(ctx, "manifests", p.digest.String()) { // a list under a tag can speak of what was removed
+		// a list under a tag can speak of what was removed
+		if !listed(p) || !s.has(ctx, "manifests", p.digest.String()) {
 			missing = append(missing, p)
 		}
 	}
 	if len(missing) == 0 {
 		return nil
 	}
-	if err := s.upload(ctx, missing[0].manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType), nil); err != nil {
+	if err := s.upload(ctx, missing[0].manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType),
+		nil); err != nil {
 		return err
 	}
 	known := make([]bool, len(missing)) // whether the registry lists it by itself
@@ -78,7 +80,8 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 			}
 			said, err := s.putManifestFor(gctx, p.digest.String(), p.manifest.MediaType, p.raw)
 			if err != nil && refusal(err) { // some registries take manifests by tag alone
-				said, err = s.putManifestFor(gctx, fallbackTag(p.digest.String())+".artifact", p.manifest.MediaType, p.raw)
+				said, err = s.putManifestFor(gctx, fallbackTag(p.digest.String())+".artifact", p.manifest.MediaType,
+					p.raw)
 			}
 			known[i] = err == nil && said.subject != ""
 			return err
@@ -95,7 +98,10 @@ func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add
 			continue
 		}
 		index.Manifests = append(index.Manifests, referrer{
-			v1.Descriptor{MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest, Annotations: p.manifest.Annotations}, p.manifest.ArtifactType,
+			v1.Descriptor{
+				MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest,
+				Annotations: p.manifest.Annotations,
+			}, p.manifest.ArtifactType,
 		})
 	}
 	raw, err := json.Marshal(index)
@@ -109,7 +115,8 @@ func fallbackTag(digest string) string { return strings.ReplaceAll(digest, ":", 
 
 // noReferrers are answers of registries that have no list of referrers. Proxies and old registries say so in many ways.
 var noReferrers = []int{
-	http.StatusNoContent, http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed,
+	http.StatusNoContent, http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden,
+	http.StatusMethodNotAllowed,
 	http.StatusNotAcceptable, http.StatusGone, http.StatusUnsupportedMediaType, http.StatusNotImplemented,
 }
 
@@ -171,8 +178,10 @@ func (s *registrySession) referrerPage(ctx context.Context, at string) (_ *refer
 	if err != nil {
 		return nil, "", err
 	}
-	if t := given(resp.Header.Get("Content-Type")); len(bytes.TrimSpace(b)) == 0 || t == "text/html" || bytes.HasPrefix(bytes.TrimSpace(b), []byte("<")) {
-		return nil, "", fmt.Errorf("the list of referrers is %w: the registry answers with a page, or nothing", ErrNotFound)
+	if t := given(resp.Header.Get("Content-Type")); len(bytes.TrimSpace(b)) == 0 || t == "text/html" ||
+		bytes.HasPrefix(bytes.TrimSpace(b), []byte("<")) {
+		return nil, "",
+			fmt.Errorf("the list of referrers is %w: the registry answers with a page, or nothing", ErrNotFound)
 	}
 	var index referrerIndex
 	if err := strictjson.Check(b, documentRules); err != nil {
@@ -182,7 +191,8 @@ func (s *registrySession) referrerPage(ctx context.Context, at string) (_ *refer
 		return nil, "", fmt.Errorf("reading the list of referrers: %w", err)
 	}
 	if index.MediaType != types.OCIImageIndex {
-		return nil, "", fmt.Errorf("the list of referrers is %w", ErrNotFound) // a registry without one may answer anything
+		// a registry without one may answer anything
+		return nil, "", fmt.Errorf("the list of referrers is %w", ErrNotFound)
 	}
 	if m := nextPage.FindStringSubmatch(resp.Header.Get("Link")); m != nil {
 		to, err := resp.Request.URL.Parse(m[1])

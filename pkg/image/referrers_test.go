@@ -27,10 +27,12 @@ func TestReferrersOnPages(t *testing.T) {
 	var listed []string
 	for i := range 3 {
 		tag := fmt.Sprint("artifact", i)
-		require.NoError(t, artifacts.Push(ctx, tag, image.Artifact{Type: "application/mine", MediaType: "text/plain", Blob: []byte(tag)}))
+		require.NoError(t, artifacts.Push(ctx, tag,
+			image.Artifact{Type: "application/mine", MediaType: "text/plain", Blob: []byte(tag)}))
 		listed = append(listed, reg.Digest(t, "src:"+tag))
 	}
-	foreign := reg.Push(t, "src:foreign", fixture.Image(t, v1.Config{}, fixture.Layer(t), fixture.Layer(t, fixture.File("x", ""))))
+	foreign := reg.Push(t, "src:foreign",
+		fixture.Image(t, v1.Config{}, fixture.Layer(t), fixture.Layer(t, fixture.File("x", ""))))
 	tag, err := name.NewTag(foreign)
 	require.NoError(t, err)
 	d, err := remote.Head(tag)
@@ -40,9 +42,11 @@ func TestReferrersOnPages(t *testing.T) {
 	page := func(digests []string) string {
 		var entries []string
 		for _, d := range digests {
-			entries = append(entries, fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":1}`, d))
+			entries = append(entries,
+				fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":1}`, d))
 		}
-		return `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[` + strings.Join(entries, ",") + `]}`
+		return `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[` +
+			strings.Join(entries, ",") + `]}`
 	}
 	next := "/v2/src/referrers/x?last=1"
 	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
@@ -83,7 +87,8 @@ func TestAttach(t *testing.T) {
 	require.NoError(t, err)
 	before := reg.Digest(t, "src:1")
 	for range 2 {
-		require.NoError(t, img.Attach(ctx, []image.Artifact{{Type: "application/mine", MediaType: "text/plain", Blob: []byte("said")}}, quick))
+		require.NoError(t, img.Attach(ctx,
+			[]image.Artifact{{Type: "application/mine", MediaType: "text/plain", Blob: []byte("said")}}, quick))
 	}
 	found, err := img.Referrers(ctx, "application/mine")
 	require.NoError(t, err)

@@ -51,7 +51,9 @@ func (s *registrySession) retry(ctx context.Context, do func() error) error {
 
 // connect prepares to talk to a repository. What is known from an earlier session, if there was one with
 // the same registry, is not asked again.
-func connect(ctx context.Context, repo name.Repository, scopes []string, o Options, near *registrySession) (*registrySession, error) {
+func connect(
+	ctx context.Context, repo name.Repository, scopes []string, o Options, near *registrySession,
+) (*registrySession, error) {
 	keychain := o.Keychain
 	if keychain == nil {
 		keychain = authn.DefaultKeychain
@@ -90,7 +92,8 @@ func connect(ctx context.Context, repo name.Repository, scopes []string, o Optio
 		return nil, fmt.Errorf("connecting to %s: %w", repo.RegistryStr(), explain(err))
 	}
 	return &registrySession{
-		repo: repo, rt: rt, others: told(repeated), ping: ping, first: o.firstPause(), idle: o.idle(), shared: o.Shared, watch: o.Watch,
+		repo: repo, rt: rt, others: told(repeated), ping: ping, first: o.firstPause(), idle: o.idle(), shared: o.Shared,
+		watch: o.Watch,
 	}, nil
 }
 
@@ -135,7 +138,9 @@ func (s *registrySession) open(ctx context.Context, ref Reference, o Options) (*
 }
 
 // openFrom opens what was found under the reference.
-func (s *registrySession) openFrom(ctx context.Context, ref Reference, d *remote.Descriptor, o Options) (_ *Image, err error) {
+func (s *registrySession) openFrom(
+	ctx context.Context, ref Reference, d *remote.Descriptor, o Options,
+) (_ *Image, err error) {
 	var rivals []string
 	index, tagged := d.MediaType.IsIndex(), d.Digest.String()
 	for range 2 { // an index may name an index
@@ -155,19 +160,20 @@ func (s *registrySession) openFrom(ctx context.Context, ref Reference, d *remote
 			return nil, err
 		}
 	}
-	img, err := newImage(ctx, ref, d.MediaType, d.Manifest, func(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
-		elsewhere := o.OnlyRegistry && len(desc.URLs) > 0
-		if elsewhere {
-			desc.URLs = nil
-		}
-		r, err := s.blob(ctx, desc)
-		if elsewhere && errors.Is(err, ErrNotFound) {
-			err = fmt.Errorf("%w: the image says that it is elsewhere, and only the registry is asked", err)
-		}
-		return r, err
-	}, func(l *blobLayer) v1.Layer {
-		return &remote.MountableLayer{Layer: l, Reference: ref.Name}
-	})
+	img, err := newImage(ctx, ref, d.MediaType, d.Manifest,
+		func(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
+			elsewhere := o.OnlyRegistry && len(desc.URLs) > 0
+			if elsewhere {
+				desc.URLs = nil
+			}
+			r, err := s.blob(ctx, desc)
+			if elsewhere && errors.Is(err, ErrNotFound) {
+				err = fmt.Errorf("%w: the image says that it is elsewhere, and only the registry is asked", err)
+			}
+			return r, err
+		}, func(l *blobLayer) v1.Layer {
+			return &remote.MountableLayer{Layer: l, Reference: ref.Name}
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +246,9 @@ func OpenManifest(ctx context.Context, of name.Reference, o Options) (*Manifest,
 // Blob fetches one of the layers, of at most so many bytes, from the registry and nowhere else.
 func (m *Manifest) Blob(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
 	d.URLs = nil
-	return readBlob(ctx, d, limit, func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) { return m.s.blob(ctx, d) })
+	return readBlob(ctx, d, limit, func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+		return m.s.blob(ctx, d)
+	})
 }
 
 // ResolveTag asks a registry for the digest that a reference has now.

@@ -129,7 +129,8 @@ func readWhole(out *http.Response, limit int64) (*http.Response, error) {
 		return nil, fmt.Errorf("reading the answer to %s %s: %w", out.Request.Method, out.Request.URL.Path, err)
 	}
 	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%w: that to %s %s has more than %d bytes", errTooLarge, out.Request.Method, out.Request.URL.Path, limit)
+		return nil, fmt.Errorf("%w: that to %s %s has more than %d bytes", errTooLarge, out.Request.Method,
+			out.Request.URL.Path, limit)
 	}
 	out.Body = io.NopCloser(bytes.NewReader(b))
 	return out, nil

@@ -54,8 +54,9 @@ func TestStreamResetsAreRepeated(t *testing.T) {
 		return resp, nil
 	})
 	r := &blobReader{
-		ctx: context.WithValue(context.Background(), streamed, true), s: &registrySession{first: time.Millisecond, idle: DefaultIdle},
-		rt: &retryTransport{inner, time.Millisecond, maxAnswer}, url: "http://registry.test/blob",
+		ctx: context.WithValue(context.Background(), streamed, true),
+		s:   &registrySession{first: time.Millisecond, idle: DefaultIdle},
+		rt:  &retryTransport{inner, time.Millisecond, maxAnswer}, url: "http://registry.test/blob",
 	}
 	require.NoError(t, r.open())
 	b, err := io.ReadAll(r)
@@ -84,9 +85,11 @@ func TestLastingFailuresAreNotRepeated(t *testing.T) {
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 2, 28, 12, 0, 0, 0, time.UTC)
 	for header, want := range map[string]time.Duration{
-		"": 0, "soon": 0, "7": 7 * time.Second, "-1": -time.Second, "99999999999999": 4 * time.Minute, "600": 4 * time.Minute,
-		now.Add(90 * time.Second).Format(http.TimeFormat): 90 * time.Second, now.Add(-time.Hour).Format(http.TimeFormat): -time.Hour,
-		"Saturday, 28-Feb-26 12:00:05 GMT": 5 * time.Second,
+		"": 0, "soon": 0, "7": 7 * time.Second, "-1": -time.Second, "99999999999999": 4 * time.Minute,
+		"600": 4 * time.Minute,
+		now.Add(90 * time.Second).Format(http.TimeFormat): 90 * time.Second,
+		now.Add(-time.Hour).Format(http.TimeFormat):       -time.Hour,
+		"Saturday, 28-Feb-26 12:00:05 GMT":                5 * time.Second,
 	} {
 		assert.Equal(t, want, retryAfter(header, now), header)
 	}

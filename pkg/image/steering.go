@@ -9,9 +9,11 @@ import (
 )
 
 // describing begin the names of annotations that are for people: of the OCI image specification, of Docker's official
-// images, and of Label Schema before them. Engines carry all others from an image's manifest to its containers, where some
-// change how these are run: podman, CRI-O, containerd, crun, gVisor, Kata Containers and others each have theirs.
-var describing = []string{"org.opencontainers.image.", "com.docker.official-images.", "vnd.docker.reference.", "org.label-schema."}
+// images, and of Label Schema before them. Engines carry all others from an image's manifest to its containers, where
+// some change how these are run: podman, CRI-O, containerd, crun, gVisor, Kata Containers and others each have theirs.
+var describing = []string{
+	"org.opencontainers.image.", "com.docker.official-images.", "vnd.docker.reference.", "org.label-schema.",
+}
 
 func steers(annotation string) bool {
 	return !slices.ContainsFunc(describing, func(prefix string) bool { return strings.HasPrefix(annotation, prefix) })

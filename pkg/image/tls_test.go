@@ -57,8 +57,10 @@ func TestCredentialsGoOverHTTPOnlyIfAllowed(t *testing.T) {
 	}
 	for host, local := range map[string]bool{
 		"127.0.0.1:5000": true, "[::1]:5000": true, "localhost:5000": true,
-		"10.1.2.3:5000": false, "172.16.0.9": false, "192.168.1.1:5000": false, "registry.localhost:5000": false, "registry.local": false,
-		"127.0.0.1.example.com": false, "example.com": false, "localhost.example.com:5000": false, "169.254.1.1:5000": false,
+		"10.1.2.3:5000": false, "172.16.0.9": false, "192.168.1.1:5000": false, "registry.localhost:5000": false,
+		"registry.local":        false,
+		"127.0.0.1.example.com": false, "example.com": false, "localhost.example.com:5000": false,
+		"169.254.1.1:5000": false,
 	} {
 		for _, insecure := range []bool{false, true} {
 			t.Run(fmt.Sprint(host, " ", insecure), func(t *testing.T) {

@@ -209,8 +209,8 @@ func (u *Upload) writeRegistry(img *Output) error {
 	}
 	tag, tagged := u.to.Name.(name.Tag)
 	if len(img.Evidence) > 0 || !tagged {
-		// What is attached may come before what it is attached to, so that a registry which takes manifests by tag alone
-		// will do (OCI distribution specification, "Pushing Manifests with Subject").
+		// What is attached may come before what it is attached to, so that a registry which takes manifests by tag
+		// alone will do (OCI distribution specification, "Pushing Manifests with Subject").
 		err := s.putManifest(u.ctx, img.Digest, img.mediaType, img.manifest)
 		if err != nil && (!tagged || !refusal(err)) {
 			return fmt.Errorf("writing the manifest: %w", explain(err))
@@ -293,7 +293,9 @@ func (s *registrySession) putManifest(ctx context.Context, at string, mt types.M
 }
 
 // putManifestFor is putManifest, and gives what the registry says of it.
-func (s *registrySession) putManifestFor(ctx context.Context, at string, mt types.MediaType, raw []byte) (said *answer, err error) {
+func (s *registrySession) putManifestFor(
+	ctx context.Context, at string, mt types.MediaType, raw []byte,
+) (said *answer, err error) {
 	once := context.WithValue(ctx, unrepeated, true)
 	err = s.retry(ctx, func() error {
 		said, err = s.putOnce(once, at, mt, raw)
@@ -302,8 +304,12 @@ func (s *registrySession) putManifestFor(ctx context.Context, at string, mt type
 	return said, err
 }
 
-func (s *registrySession) putOnce(ctx context.Context, at string, mt types.MediaType, raw []byte) (said *answer, err error) {
-	return s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{bytes.NewReader(raw), int64(len(raw)), string(mt)}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+func (s *registrySession) putOnce(
+	ctx context.Context, at string, mt types.MediaType, raw []byte,
+) (said *answer, err error) {
+	return s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{
+		bytes.NewReader(raw), int64(len(raw)), string(mt),
+	}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 }
 
 // has says whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.
@@ -341,7 +347,10 @@ func nothingThere(err error) error {
 }
 
 func (s *registrySession) url(what string, query url.Values) string {
-	u := url.URL{Scheme: s.repo.Scheme(), Host: s.repo.RegistryStr(), Path: "/v2/" + s.repo.RepositoryStr() + "/" + what, RawQuery: query.Encode()}
+	u := url.URL{
+		Scheme: s.repo.Scheme(), Host: s.repo.RegistryStr(), Path: "/v2/" + s.repo.RepositoryStr() + "/" + what,
+		RawQuery: query.Encode(),
+	}
 	return u.String()
 }
 
@@ -384,7 +393,10 @@ func (s *registrySession) do(ctx context.Context, method, to string, b *body, ex
 		return nil, err
 	}
 	defer resp.Body.Close()
-	a := &answer{status: resp.StatusCode, digest: resp.Header.Get("Docker-Content-Digest"), subject: resp.Header.Get("OCI-Subject")}
+	a := &answer{
+		status: resp.StatusCode, digest: resp.Header.Get("Docker-Content-Digest"),
+		subject: resp.Header.Get("OCI-Subject"),
+	}
 	if l, err := resp.Location(); err == nil {
 		a.location = l
 	}

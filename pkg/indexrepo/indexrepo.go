@@ -59,8 +59,8 @@ const DefaultPatience = time.Minute
 // leftAlone is how long a registry is not asked that did not answer: there are layers in great number.
 const leftAlone = 5 * time.Minute
 
-// within does something that takes no longer than the repository's patience. Once the registry did not answer, the error
-// is the same for a while, without asking.
+// within does something that takes no longer than the repository's patience. Once the registry did not answer, the
+// error is the same for a while, without asking.
 func (r *Repo) within(ctx context.Context, do func(context.Context) error) error {
 	r.mu.Lock()
 	failed := r.failed

@@ -28,12 +28,14 @@ func (o Options) Keep() []string {
 
 // keep is what is read whatever the options.
 var keep = sync.OnceValue(func() []string {
-	return slices.Clip(slices.Concat(accounts, reach.Keep, profile.Keep(), []string{tmpfilesDir + "/*.conf"})) // callers append to it
+	// callers append to it
+	return slices.Clip(slices.Concat(accounts, reach.Keep, profile.Keep(), []string{tmpfilesDir + "/*.conf"}))
 })
 
 // accounts are where users and groups are, in whatever distribution.
 var accounts = []string{
-	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group", "/usr/share/etc/passwd", "/usr/share/etc/group",
+	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group",
+	"/usr/share/etc/passwd", "/usr/share/etc/group",
 }
 
 // ErrImage says that an image lacks what starting it needs.
@@ -56,7 +58,8 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 		s.Allowed = append(s.Allowed, real)
 	}
 	s.WorkDir = path.Clean("/" + c.Config.WorkingDir)
-	for _, text := range slices.Concat(c.Config.Entrypoint, c.Config.Cmd, o.Args, []string{s.WorkDir}, slices.Collect(maps.Keys(c.Config.Volumes))) {
+	for _, text := range slices.Concat(c.Config.Entrypoint, c.Config.Cmd, o.Args, []string{s.WorkDir},
+		slices.Collect(maps.Keys(c.Config.Volumes))) {
 		if strings.ContainsRune(text, 0) {
 			return nil, fmt.Errorf("%w: %q holds a NUL byte", ErrImage, text)
 		}
@@ -74,7 +77,10 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 	if err := s.program(tree); err != nil {
 		return nil, err
 	}
-	f := &files{spec: s, tree: tree, writable: map[string]Mount{}, policy: cmp.Or(o.Trust, TrustAuto), allowed: map[string]bool{}}
+	f := &files{
+		spec: s, tree: tree, writable: map[string]Mount{}, policy: cmp.Or(o.Trust, TrustAuto),
+		allowed: map[string]bool{},
+	}
 	for _, p := range s.Allowed {
 		f.allowed[p] = true
 	}
@@ -146,9 +152,12 @@ func (s *Spec) Getenv(name string) (string, bool) {
 // code of its own in the program.
 var steering = []string{
 	"LD_", "GLIBC_TUNABLES", "GCONV_PATH", "LOCPATH", "NLSPATH", "RES_OPTIONS", "LOCALDOMAIN", "MALLOC_",
-	"PYTHON", "NODE_OPTIONS", "NODE_PATH", "NODE_EXTRA_CA_CERTS", "NODE_TLS_REJECT_UNAUTHORIZED", "NODE_ICU_DATA", "NODE_V8_COVERAGE", "NPM_CONFIG", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH",
+	"PYTHON", "NODE_OPTIONS", "NODE_PATH", "NODE_EXTRA_CA_CERTS", "NODE_TLS_REJECT_UNAUTHORIZED", "NODE_ICU_DATA",
+	"NODE_V8_COVERAGE", "NPM_CONFIG", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH",
 	"PERL", "RUBY", "GEM_", "BUNDLE_", "PHP_INI_SCAN_DIR", "PHPRC", "LUA_", "DOTNET_", "CORECLR_", "COMPlus_",
-	"BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PATH", "GODEBUG", "OPENSSL_", "SSL_CERT_", "GIO_EXTRA_MODULES", "GIO_MODULE_DIR", "GTK_PATH", "GTK_MODULES", "QT_PLUGIN_PATH", "R_LIBS", "R_PROFILE", "R_ENVIRON",
+	"BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PATH", "GODEBUG", "OPENSSL_", "SSL_CERT_",
+	"GIO_EXTRA_MODULES", "GIO_MODULE_DIR", "GTK_PATH", "GTK_MODULES", "QT_PLUGIN_PATH", "R_LIBS", "R_PROFILE",
+	"R_ENVIRON",
 	"TCLLIBPATH", "ERL_", "ELIXIR_", "GUILE_", "OCAML", "MONO_", "HOME", "TMPDIR",
 }
 
@@ -171,7 +180,8 @@ func (s *Spec) weaknesses(c v1.Config) {
 	if s.HostArgs {
 		s.find(CodeHostArguments, Warning, "", "the host chooses the program's arguments")
 	} else {
-		s.find(CodeArgumentsFixed, Info, "", "the arguments are measured: what follows the image's name in \"docker run\", or args in a pod, has no effect")
+		s.find(CodeArgumentsFixed, Info, "", "the arguments are measured: what follows the image's name in \"docker "+
+			"run\", or args in a pod, has no effect")
 	}
 	for _, p := range s.Allowed {
 		s.find(CodeAllowedFile, Warning, p, "the host can read and change this file")
@@ -180,7 +190,8 @@ func (s *Spec) weaknesses(c v1.Config) {
 		s.find(CodeDebug, Warning, "", "the enclave can be read with a debugger: it keeps no secrets")
 	}
 	if sig := c.StopSignal; sig != "" && sig != "SIGTERM" && sig != "15" && sig != "TERM" {
-		s.find(CodeStopSignal, Warning, "", fmt.Sprintf("the image stops on %s, which does not reach an enclave: it is sent SIGTERM instead", sig))
+		s.find(CodeStopSignal, Warning, "",
+			fmt.Sprintf("the image stops on %s, which does not reach an enclave: it is sent SIGTERM instead", sig))
 	}
 	for _, name := range []string{"LD_PRELOAD", "LD_AUDIT"} {
 		if v, ok := s.Getenv(name); ok && v != "" {

@@ -26,15 +26,16 @@ func (e *OptionError) Error() string {
 // maxValues is how often an option may be given.
 const maxValues = 1000
 
-// Check reports what is wrong with the options, as an OptionError, wherever they come from: a command line, a plan, a job
-// of a queue, or the recipe in an image.
+// Check reports what is wrong with the options, as an OptionError, wherever they come from: a command line, a plan, a
+// job of a queue, or the recipe in an image.
 func (o Options) Check() error {
 	wrong := func(option, value, format string, args ...any) error {
 		return &OptionError{option, value, fmt.Sprintf(format, args...)}
 	}
 	e := o.Enclave
 	if n := e.Size; n&(n-1) != 0 {
-		return wrong("memory", humanize.IBytes(n), "the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G")
+		return wrong("memory", humanize.IBytes(n),
+			"the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G")
 	}
 	if e.Threads < 0 || e.Threads > maxThreads {
 		return wrong("threads", "", "%d is not between 1 and %d", e.Threads, maxThreads)
@@ -49,7 +50,8 @@ func (o Options) Check() error {
 		{"trust", string(o.Trust), []string{string(TrustAuto), string(TrustAll), string(TrustList)}},
 	} {
 		if c.value != "" && !slices.Contains(c.known, c.value) {
-			return wrong(c.option, c.value, "there is %s and %s", strings.Join(c.known[:len(c.known)-1], ", "), c.known[len(c.known)-1])
+			return wrong(c.option, c.value, "there is %s and %s", strings.Join(c.known[:len(c.known)-1], ", "),
+				c.known[len(c.known)-1])
 		}
 	}
 	for option, n := range map[string]int{
@@ -64,7 +66,8 @@ func (o Options) Check() error {
 		case v.PassThrough && (v.Name == "" || strings.ContainsAny(v.Name, "=\x00")):
 			return wrong("pass-env", v.Name, "the name of a variable expected")
 		case v.PassThrough && Steers(v.Name):
-			return wrong("pass-env", v.Name, "whoever chooses this variable chooses what code runs in the enclave; set it with --env, which is measured")
+			return wrong("pass-env", v.Name, "whoever chooses this variable chooses what code runs in the enclave; "+
+				"set it with --env, which is measured")
 		case v.Name == "" || strings.ContainsAny(v.Name, "= \t\n\x00") || strings.Contains(v.Value, "\x00"):
 			return wrong("env", v.Name+"="+v.Value, "NAME=VALUE expected; to take the host's value, use --pass-env")
 		}
@@ -84,7 +87,8 @@ func (o Options) Check() error {
 		case slices.Contains(o.Tmpfs, m.Path):
 			return wrong("encrypt-mount", text, "%s is both --tmpfs and --encrypt-mount: it can be one", m.Path)
 		case strings.HasPrefix(m.Key, "_sgx_") && m.Key != SealingKey && m.Key != "_sgx_mrenclave":
-			return wrong("encrypt-mount", text, "of the keys that the CPU gives there are _sgx_mrsigner and _sgx_mrenclave")
+			return wrong("encrypt-mount", text,
+				"of the keys that the CPU gives there are _sgx_mrsigner and _sgx_mrenclave")
 		}
 	}
 	return nil

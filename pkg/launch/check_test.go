@@ -13,8 +13,10 @@ import (
 func TestCheckedOptions(t *testing.T) {
 	assert.NoError(t, launch.Options{}.Check())
 	assert.NoError(t, launch.Options{
-		Env: []launch.EnvVar{{Name: "A", Value: "b=c\nd"}, {Name: "TZ", PassThrough: true}}, AllowedFiles: []string{"/x"}, Tmpfs: []string{"/tmp"},
-		Encrypted: []launch.Mount{{Path: "/data"}, {Path: "/more", Key: launch.SealingKey}}, Trust: launch.TrustAll, LibC: launch.LibCImage,
+		Env:          []launch.EnvVar{{Name: "A", Value: "b=c\nd"}, {Name: "TZ", PassThrough: true}},
+		AllowedFiles: []string{"/x"}, Tmpfs: []string{"/tmp"},
+		Encrypted: []launch.Mount{{Path: "/data"}, {Path: "/more", Key: launch.SealingKey}}, Trust: launch.TrustAll,
+		LibC:    launch.LibCImage,
 		Enclave: launch.Enclave{Size: 1 << 30, Threads: 4, Attestation: "dcap", LogLevel: "debug"},
 	}.Check())
 	for want, o := range map[string]launch.Options{

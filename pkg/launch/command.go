@@ -43,7 +43,8 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	s.Entrypoint = n.Path
 	s.FixedArgs = max(len(c.Entrypoint), 1)
 	if s.HostArgs && s.Argv[0] != n.Path {
-		s.find(CodeArgvZero, Warning, s.Argv[0], "with arguments of the host, the program does not see this name as its first argument: one that acts by its name, as busybox does, will not work")
+		s.find(CodeArgvZero, Warning, s.Argv[0], "with arguments of the host, the program does not see this name as "+
+			"its first argument: one that acts by its name, as busybox does, will not work")
 	}
 	return nil
 }

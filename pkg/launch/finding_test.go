@@ -15,7 +15,8 @@ func TestFindingsAreDocumented(t *testing.T) {
 	docs, err := os.ReadFile("../../docs/findings.md")
 	require.NoError(t, err)
 	documented := map[string]string{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|.*\\| ([^|]*) \\|$").FindAllStringSubmatch(string(docs), -1) {
+	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|.*\\| ([^|]*) \\|$")
+	for _, row := range rows.FindAllStringSubmatch(string(docs), -1) {
 		documented[row[1]] = strings.ReplaceAll(row[2], "`", "")
 	}
 	assert.Equal(t, remedies, documented)

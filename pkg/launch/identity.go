@@ -41,7 +41,8 @@ func account(tree *rootfs.Tree, path string) (io.Reader, error) {
 		return bytes.NewReader(nil), nil //nolint:nilerr // see above
 	}
 	if n.Content == nil && n.Size > 0 {
-		return nil, fmt.Errorf("%w: %s leads to %s, which is not a short list of accounts with passwd or group in its name", ErrImage, path, n.Path)
+		return nil, fmt.Errorf("%w: %s leads to %s, which is not a short list of accounts with passwd or group in its "+
+			"name", ErrImage, path, n.Path)
 	}
 	return bytes.NewReader(n.Content), nil
 }

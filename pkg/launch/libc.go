@@ -12,7 +12,9 @@ import (
 )
 
 // shells are the programs by which an image's script or command line is run.
-var shells = map[string]bool{"sh": true, "bash": true, "dash": true, "ash": true, "busybox": true, "zsh": true, "ksh": true}
+var shells = map[string]bool{
+	"sh": true, "bash": true, "dash": true, "ash": true, "busybox": true, "zsh": true, "ksh": true,
+}
 
 // program finds the ELF file that runs in the end: the entrypoint or its interpreter.
 func (s *Spec) program(tree *rootfs.Tree) error {
@@ -87,7 +89,8 @@ func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
 	l.Localtime = existing("/etc/localtime", rootfs.Regular)
 	l.Zoneinfo = existing("/usr/share/zoneinfo", rootfs.Dir)
 	l.Locales = existing("/usr/lib/locale", rootfs.Dir)
-	dirs := append(reach.LoaderDirs(tree), "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+	dirs := append(reach.LoaderDirs(tree), "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64",
+		"/lib", "/usr/lib")
 	seen := map[string]bool{"": true}
 	for _, d := range dirs {
 		if real := existing(d, rootfs.Dir); !seen[real] {

@@ -75,7 +75,8 @@ func (t *trace) call(name, rest string) {
 		for _, dir := range dirs {
 			t.paths = append(t.paths, path.Join(dir, p))
 		}
-		if path.IsAbs(p) && (name == "chdir" || strings.Contains(rest, "O_DIRECTORY")) && !slices.Contains(t.dirs, p) && len(t.dirs) < 64 {
+		if path.IsAbs(p) && (name == "chdir" || strings.Contains(rest, "O_DIRECTORY")) && !slices.Contains(t.dirs, p) &&
+			len(t.dirs) < 64 {
 			t.dirs = append(t.dirs, path.Clean(p))
 		}
 		if name == "execve" || name == "execveat" {

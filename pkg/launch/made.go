@@ -16,9 +16,9 @@ const tmpfilesDir = "/usr/lib/tmpfiles.d"
 // makes finds the commands by which scripts make directories, with their arguments.
 var makes = regexp.MustCompile(`\b(?:mkdir|install\s[^|;&\n]*-[a-zA-Z]*d)\b[^|;&\n]*`)
 
-// madeAtStart makes the directories exist that scripts plainly make in temporary storage, and packages have made there at
-// the start of a machine. Each process has temporary storage of its own: what a script's child makes, the server that it
-// starts afterwards would not see.
+// madeAtStart makes the directories exist that scripts plainly make in temporary storage, and packages have made there
+// at the start of a machine. Each process has temporary storage of its own: what a script's child makes, the server
+// that it starts afterwards would not see.
 func (f *files) madeAtStart() {
 	for _, n := range f.set.Started {
 		if n.ELF != nil || n.Shebang == "" {
@@ -40,7 +40,8 @@ func (f *files) madeAtStart() {
 		}
 		for line := range strings.Lines(string(c.Content)) {
 			fields := strings.Fields(line)
-			if len(fields) >= 2 && strings.ContainsRune("dD", rune(fields[0][0])) && !strings.ContainsRune(fields[1], '%') {
+			if len(fields) >= 2 && strings.ContainsRune("dD", rune(fields[0][0])) &&
+				!strings.ContainsRune(fields[1], '%') {
 				f.make(fields[1])
 			}
 		}

@@ -44,7 +44,8 @@ func (f *files) notice(c v1.Config, o Options) {
 	f.noticeUser()
 	f.noticeList(o)
 	if h := c.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
-		s.find(CodeHealthcheck, Warning, "", "the health check runs outside the enclave, as a second process with the image's own files: it sees neither the enclave's memory nor its temporary files and local sockets")
+		s.find(CodeHealthcheck, Warning, "", "the health check runs outside the enclave, as a second process with the "+
+			"image's own files: it sees neither the enclave's memory nor its temporary files and local sockets")
 	}
 	f.noticeSecrets()
 	f.noticeLocale()
@@ -69,7 +70,9 @@ var writes = regexp.MustCompile(`(?m)(?:^|[^-=<>])>>?\s*["']?(?:/(?:[^d\s]|d[^e]
 	`(?:^|[\s;&|({"'\x60/])(?:sed\b[^|;&\n]*\s-[a-zA-Z]*i\b|(?:envsubst|tee|install|mktemp|cp|mv)\s)`)
 
 // builtins are commands that shells have in themselves, though there are programs of the name.
-var builtins = map[string]bool{"[": true, "test": true, "echo": true, "printf": true, "pwd": true, "kill": true, "true": true, "false": true}
+var builtins = map[string]bool{
+	"[": true, "test": true, "echo": true, "printf": true, "pwd": true, "kill": true, "true": true, "false": true,
+}
 
 // switches finds in a script that it goes on as another user by a program that Gramine v1.9 lets down: setpriv asks for
 // PR_SET_KEEPCAPS, which does not exist, and the others open a session of PAM, which is refused.
@@ -84,7 +87,8 @@ func (f *files) noticeSwitch(p, text string) {
 	if m == nil || f.spec.UID != 0 {
 		return
 	}
-	f.spec.find(CodeUserSwitch, Error, p, m[1]+" cannot change the user in an enclave: it ends, and the program is not started")
+	f.spec.find(CodeUserSwitch, Error, p, m[1]+
+		" cannot change the user in an enclave: it ends, and the program is not started")
 }
 
 func (f *files) noticeScripts() {
@@ -100,7 +104,9 @@ func (f *files) noticeScripts() {
 			script = p
 		}
 		if writes.MatchString(text) {
-			s.find(CodeTmpfsPerProcess, Warning, p, "the script writes files, and temporary storage is there for each process alone: what one of its commands writes, such as a rendered configuration, is not seen by the others")
+			s.find(CodeTmpfsPerProcess, Warning, p, "the script writes files, and temporary storage is there for each "+
+				"process alone: what one of its commands writes, such as a rendered configuration, is not seen by the "+
+				"others")
 		}
 	}
 	for _, n := range f.set.Started {
@@ -124,7 +130,8 @@ func (f *files) noticeScripts() {
 		commands[s.main] = true
 	}
 	if len(commands) > 1 {
-		s.find(CodeProcesses, Warning, script, fmt.Sprintf("the script names %d programs: each that it starts is an enclave of %d MB, made page by page", len(commands), s.Enclave.Size>>20))
+		s.find(CodeProcesses, Warning, script, fmt.Sprintf("the script names %d programs: each that it starts is an "+
+			"enclave of %d MB, made page by page", len(commands), s.Enclave.Size>>20))
 	}
 }
 
@@ -133,14 +140,16 @@ func (f *files) noticePrograms() {
 	s := f.spec
 	for i, n := range f.set.Started {
 		if n.Mode&0o4000 != 0 && n.ELF != nil {
-			s.find(CodeSetUID, Warning, n.Path, "the program has the set-uid bit, which has no effect in an enclave: it runs as the image's user")
+			s.find(CodeSetUID, Warning, n.Path,
+				"the program has the set-uid bit, which has no effect in an enclave: it runs as the image's user")
 		}
 		if i > 0 {
 			continue
 		}
 		for _, m := range f.set.Missing {
 			if m == s.LibC.Interp || m == s.main.ELF.Interp {
-				s.find(CodeInterpreterAbsent, Error, m, "the program's dynamic linker is not in the image: it cannot run")
+				s.find(CodeInterpreterAbsent, Error, m,
+					"the program's dynamic linker is not in the image: it cannot run")
 			} else {
 				s.find(CodeLibraryAbsent, Warning, s.LibC.Program, "it is linked to "+m+", which is not in the image")
 			}
@@ -161,7 +170,8 @@ func (f *files) noticePrograms() {
 			code, message := "", ""
 			switch {
 			case name == "getifaddrs" || name == "if_nameindex":
-				code, message = CodeInterfaces, "it can list the machine's network interfaces, which fails in an enclave"
+				code, message = CodeInterfaces,
+					"it can list the machine's network interfaces, which fails in an enclave"
 			case name == "flock" && main:
 				code, message = CodeFileLocks, "it can lock files with flock(2), which fails unless it is switched on"
 			case name == "shmget" && main:
@@ -181,10 +191,12 @@ func (f *files) noticeUser() {
 	if s.UID == 0 {
 		return
 	}
-	s.find(CodeDeviceUser, Info, "", fmt.Sprintf("the image's user is %d, which must be allowed to open /dev/sgx_enclave", s.UID))
+	s.find(CodeDeviceUser, Info, "",
+		fmt.Sprintf("the image's user is %d, which must be allowed to open /dev/sgx_enclave", s.UID))
 	for _, n := range slices.Concat(f.set.Started, f.set.Linked) {
 		if why, _ := f.set.Has(n); (why.Reason == reach.Program || why.Reason == reach.Library) && !f.readable(n) {
-			s.find(CodeUserCannotRead, Error, n.Path, fmt.Sprintf("the image's user %d may not read this file, and what runs it has to", s.UID))
+			s.find(CodeUserCannotRead, Error, n.Path,
+				fmt.Sprintf("the image's user %d may not read this file, and what runs it has to", s.UID))
 		}
 	}
 }
@@ -213,18 +225,22 @@ func (f *files) readable(n *rootfs.Node) bool {
 func (f *files) noticeList(o Options) {
 	s := f.spec
 	if s.Policy == TrustAuto && s.LeftOut > 0 {
-		s.find(CodeLeftOut, Info, "", fmt.Sprintf("%d files that the program is not expected to open are left out, those of %d packages among them", s.LeftOut, len(f.set.LeftOut)))
+		s.find(CodeLeftOut, Info, "", fmt.Sprintf("%d files that the program is not expected to open are left out, "+
+			"those of %d packages among them", s.LeftOut, len(f.set.LeftOut)))
 	}
 	if s.Policy == TrustAll && (o.Trust == TrustAuto || o.Trust == "") {
 		s.find(CodeNoPackages, Info, "", "the image has no database of packages, so every file is listed")
 	}
 	if t := StartSeconds(len(s.Trusted)); t > slowStart {
-		s.find(CodeLongList, Warning, "", fmt.Sprintf("%d files are listed: reading the list takes about %.1f s at each start of a process, and twice that under SGX", len(s.Trusted), t))
+		s.find(CodeLongList, Warning, "", fmt.Sprintf("%d files are listed: reading the list takes about %.1f s at "+
+			"each start of a process, and twice that under SGX", len(s.Trusted), t))
 	}
 }
 
 // secretPlaces are where orchestrators mount secrets.
-var secretPlaces = []string{"/run/secrets", "/var/run/secrets", "/etc/secrets", "/mnt/secrets", "/mnt/secrets-store", "/secrets"}
+var secretPlaces = []string{
+	"/run/secrets", "/var/run/secrets", "/etc/secrets", "/mnt/secrets", "/mnt/secrets-store", "/secrets",
+}
 
 func (f *files) noticeSecrets() {
 	texts := slices.Clone(f.spec.Argv)
@@ -241,7 +257,8 @@ func (f *files) noticeSecrets() {
 		for _, w := range reach.Words(text) {
 			if belowAny(w, secretPlaces) && !f.exists(w) && !said[w] {
 				said[w] = true
-				f.spec.find(CodeMountedSecrets, Warning, w, "the image expects a secret to be mounted here: a file that comes from outside has no digest, so the program cannot read it")
+				f.spec.find(CodeMountedSecrets, Warning, w, "the image expects a secret to be mounted here: a file "+
+					"that comes from outside has no digest, so the program cannot read it")
 			}
 		}
 	}
@@ -262,7 +279,8 @@ func (f *files) noticeLocale() {
 			language, charset, _ := strings.Cut(v, ".")
 			normal := language + "." + strings.ReplaceAll(strings.ToLower(charset), "-", "")
 			if !f.exists("/usr/lib/locale/"+v) && !f.exists("/usr/lib/locale/"+normal) {
-				f.spec.find(CodeLocale, Info, "", fmt.Sprintf("%s=%s names a locale that the image does not have: the program uses the C locale", name, v))
+				f.spec.find(CodeLocale, Info, "", fmt.Sprintf("%s=%s names a locale that the image does not have: the "+
+					"program uses the C locale", name, v))
 				return
 			}
 		}
@@ -283,13 +301,15 @@ func (f *files) noticeEnclave() {
 		}
 		name := n.Name()
 		if n.ELF != nil && len(n.ELF.SigStructs) > 0 {
-			f.spec.find(CodeContainsEnclave, Error, n.Path, "this is a signed enclave of Intel's SDK, Open Enclave or EGo: the image runs in SGX as it is, and an enclave cannot be started inside another one")
+			f.spec.find(CodeContainsEnclave, Error, n.Path, "this is a signed enclave of Intel's SDK, Open Enclave or "+
+				"EGo: the image runs in SGX as it is, and an enclave cannot be started inside another one")
 			return fs.SkipAll
 		}
 		if slices.Contains(enclaveNames, name) ||
 			slices.ContainsFunc(enclavePrefixes, func(s string) bool { return strings.HasPrefix(name, s) }) ||
 			slices.ContainsFunc(enclaveSuffixes, func(s string) bool { return strings.HasSuffix(name, s) }) {
-			f.spec.find(CodeContainsEnclave, Warning, n.Path, "the image has an enclave of its own, which cannot be started inside another one")
+			f.spec.find(CodeContainsEnclave, Warning, n.Path,
+				"the image has an enclave of its own, which cannot be started inside another one")
 			return fs.SkipAll
 		}
 		return nil

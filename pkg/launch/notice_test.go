@@ -38,7 +38,8 @@ func (i testImage) build(t *testing.T) *launch.Spec {
 	entries := append(slices.Clone(i.entries), Program("app", ELF("")), Program("bin/sh", ELF("")))
 	config, err := json.Marshal(v1.ConfigFile{Config: i.config})
 	require.NoError(t, err)
-	s, err := launch.Examine(context.Background(), Tree(t, i.options.Keep(), i.facts, entries...)).Build(context.Background(), config, i.options)
+	s, err := launch.Examine(context.Background(),
+		Tree(t, i.options.Keep(), i.facts, entries...)).Build(context.Background(), config, i.options)
 	require.NoError(t, err)
 	return s
 }
@@ -72,19 +73,23 @@ var celery = []Entry{Program("usr/bin/celery", "#!/usr/bin/python3\n"), Program(
 func TestUserSwitch(t *testing.T) {
 	for script, fails := range map[string]bool{
 		"exec runuser -u a -- /app": true, "test x && exec /usr/bin/su -c /app a": true, "exec gosu a /app": false,
-		"exec chroot --userspec=a / /app": false, "echo do not exec: su is broken; exec /app": false, "setpriv --dump": false,
+		"exec chroot --userspec=a / /app": false, "echo do not exec: su is broken; exec /app": false,
+		"setpriv --dump": false,
 	} {
-		s := build(t, v1.Config{Cmd: []string{"/start.sh"}}, launch.Options{}, withApp(Program("bin/sh", ELF("")), Program("start.sh", "#!/bin/sh\n"+script+"\n"))...)
+		s := build(t, v1.Config{Cmd: []string{"/start.sh"}}, launch.Options{},
+			withApp(Program("bin/sh", ELF("")), Program("start.sh", "#!/bin/sh\n"+script+"\n"))...)
 		assert.Equal(t, fails, strings.Contains(codes(s), launch.CodeUserSwitch), script)
 	}
-	s := build(t, v1.Config{Cmd: []string{"/bin/setpriv", "--reuid=1", "/app"}}, launch.Options{}, withApp(Program("bin/setpriv", ELF("")))...)
+	s := build(t, v1.Config{Cmd: []string{"/bin/setpriv", "--reuid=1", "/app"}}, launch.Options{},
+		withApp(Program("bin/setpriv", ELF("")))...)
 	assert.Contains(t, codes(s), launch.CodeUserSwitch)
 }
 
 // The configuration that counts is the one that the program is told to read.
 func TestNamedConfiguration(t *testing.T) {
 	for _, args := range [][]string{{"-c", "app.d/supervisord.conf"}, {"--configuration=/srv/app.d/supervisord.conf"}} {
-		s := build(t, v1.Config{Cmd: append([]string{"/usr/bin/supervisord"}, args...), WorkingDir: "/srv"}, launch.Options{},
+		s := build(t, v1.Config{Cmd: append([]string{"/usr/bin/supervisord"}, args...), WorkingDir: "/srv"},
+			launch.Options{},
 			Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[supervisord]\n"),
 			File("srv/app.d/supervisord.conf", "[unix_http_server]\n"))
 		assert.Contains(t, codes(s), launch.CodeControlSocket, "%q", args)
@@ -95,81 +100,218 @@ func TestNamedConfiguration(t *testing.T) {
 var findingImages = map[string]struct{ with, without testImage }{
 	launch.CodeSemaphores: {
 		testImage{config: v1.Config{Cmd: []string{"/usr/bin/celery", "-A", "app", "worker"}}, entries: celery},
-		testImage{config: v1.Config{Cmd: []string{"/usr/bin/celery", "-A", "app", "worker", "--pool=solo"}}, entries: celery},
+		testImage{
+			config: v1.Config{Cmd: []string{"/usr/bin/celery", "-A", "app", "worker", "--pool=solo"}}, entries: celery,
+		},
 	},
 	launch.CodeControlSocket: {
-		testImage{config: cmd("/usr/bin/supervisord"), entries: []Entry{Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[supervisord]\n[unix_http_server]\nfile=/run/s\n")}},
-		testImage{config: v1.Config{Cmd: []string{"/usr/bin/supervisord", "-c", "/app/supervisord.conf"}}, entries: []Entry{
-			Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[unix_http_server]\n"), File("app/supervisord.conf", "[supervisord]\n#[unix_http_server]\n"),
-		}},
+		testImage{
+			config: cmd("/usr/bin/supervisord"), entries: []Entry{
+				Program("usr/bin/supervisord", ELF("")),
+				File("etc/supervisord.conf", "[supervisord]\n[unix_http_server]\nfile=/run/s\n"),
+			},
+		},
+		testImage{config: v1.Config{Cmd: []string{"/usr/bin/supervisord", "-c", "/app/supervisord.conf"}},
+			entries: []Entry{
+				Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[unix_http_server]\n"),
+				File("app/supervisord.conf", "[supervisord]\n#[unix_http_server]\n"),
+			}},
 	},
 	launch.CodeUserSwitch: {
-		testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nif [ $(id -u) = 0 ]; then\n  exec setpriv --reuid=a -- \"$0\" \"$@\"\nfi\n")}},
-		testImage{config: v1.Config{Cmd: []string{"/s"}, User: "1"}, entries: []Entry{Program("s", "#!/bin/sh\n[ $(id -u) = 0 ] && exec setpriv --reuid=a -- /app\n")}},
+		testImage{
+			config: cmd("/s"), entries: []Entry{Program("s",
+				"#!/bin/sh\nif [ $(id -u) = 0 ]; then\n  exec setpriv --reuid=a -- \"$0\" \"$@\"\nfi\n")},
+		},
+		testImage{
+			config:  v1.Config{Cmd: []string{"/s"}, User: "1"},
+			entries: []Entry{Program("s", "#!/bin/sh\n[ $(id -u) = 0 ] && exec setpriv --reuid=a -- /app\n")},
+		},
 	},
 	launch.CodePluginLink: {
-		testImage{config: v1.Config{Cmd: []string{"/usr/bin/uwsgi", "--plugin", "python3"}}, entries: []Entry{Program("usr/bin/uwsgi", ELF(""))}},
-		testImage{config: v1.Config{Cmd: []string{"/usr/bin/uwsgi", "--plugin", "python311"}}, entries: []Entry{Program("usr/bin/uwsgi", ELF(""))}},
+		testImage{
+			config:  v1.Config{Cmd: []string{"/usr/bin/uwsgi", "--plugin", "python3"}},
+			entries: []Entry{Program("usr/bin/uwsgi", ELF(""))},
+		},
+		testImage{
+			config:  v1.Config{Cmd: []string{"/usr/bin/uwsgi", "--plugin", "python311"}},
+			entries: []Entry{Program("usr/bin/uwsgi", ELF(""))},
+		},
 	},
 	launch.CodeDataDirectory: {
-		testImage{config: cmd("/usr/sbin/mariadbd"), entries: []Entry{Program("usr/sbin/mariadbd", ELF("")), File("var/lib/mysql/ibdata1", "x")}},
-		testImage{config: v1.Config{Cmd: []string{"/usr/sbin/mariadbd"}, Volumes: map[string]struct{}{"/var/lib/mysql": {}}}, entries: []Entry{Program("usr/sbin/mariadbd", ELF("")), File("var/lib/mysql/ibdata1", "x")}},
+		testImage{
+			config:  cmd("/usr/sbin/mariadbd"),
+			entries: []Entry{Program("usr/sbin/mariadbd", ELF("")), File("var/lib/mysql/ibdata1", "x")},
+		},
+		testImage{
+			config:  v1.Config{Cmd: []string{"/usr/sbin/mariadbd"}, Volumes: map[string]struct{}{"/var/lib/mysql": {}}},
+			entries: []Entry{Program("usr/sbin/mariadbd", ELF("")), File("var/lib/mysql/ibdata1", "x")},
+		},
 	},
-	launch.CodeNameNotUTF8:     {testImage{entries: []Entry{File("caf\xe9", "x")}}, testImage{entries: []Entry{File("café", "x")}}},
-	launch.CodeLinkIntoTmpfs:   {testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/run")}}, testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/app")}}},
-	launch.CodeLinkOutside:     {testImage{entries: []Entry{Symlink("mounts", "/proc/mounts")}}, testImage{entries: []Entry{Symlink("mounts", "/app")}}},
-	launch.CodeLinkToConsole:   {testImage{entries: []Entry{Symlink("var/log/app/access.log", "/dev/stdout")}}, testImage{entries: []Entry{Symlink("logs", "/dev/stdout")}}},
+	launch.CodeNameNotUTF8: {
+		testImage{entries: []Entry{File("caf\xe9", "x")}}, testImage{entries: []Entry{File("café", "x")}},
+	},
+	launch.CodeLinkIntoTmpfs: {
+		testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/run")}},
+		testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/app")}},
+	},
+	launch.CodeLinkOutside: {
+		testImage{entries: []Entry{Symlink("mounts", "/proc/mounts")}},
+		testImage{entries: []Entry{Symlink("mounts", "/app")}},
+	},
+	launch.CodeLinkToConsole: {
+		testImage{entries: []Entry{Symlink("var/log/app/access.log", "/dev/stdout")}},
+		testImage{entries: []Entry{Symlink("logs", "/dev/stdout")}},
+	},
 	launch.CodeVolumeTemporary: {testImage{config: volume("/tmp/x")}, testImage{config: volume("/data")}},
-	launch.CodeVolumeSealed:    {testImage{config: volume("/data")}, testImage{config: volume("/data"), options: launch.Options{Tmpfs: []string{"/data"}}}},
-	launch.CodeVolumeHides:     {testImage{config: volume("/data"), entries: []Entry{File("data/x", "x")}}, testImage{config: volume("/data"), entries: []Entry{File("data/x", "")}}},
-	launch.CodeVolumeSkipped:   {testImage{config: v1.Config{Cmd: []string{"/opt/app"}, Volumes: map[string]struct{}{"/opt": {}}}, entries: []Entry{Program("opt/app", ELF(""))}}, testImage{config: volume("/data")}},
-	launch.CodeLinkIntoVolume:  {testImage{config: volume("/data"), entries: []Entry{File("data/x", "x"), Symlink("l", "data/x")}}, testImage{config: volume("/data"), entries: []Entry{File("datas/x", "x"), Symlink("l", "datas/x")}}},
-	launch.CodeHiddenDirs:      {testImage{entries: manyFiles(300, "run/%d/x")}, testImage{entries: manyFiles(100, "run/%d/x")}},
-	launch.CodeHiddenFiles:     {testImage{entries: []Entry{File("tmp/x", "x")}}, testImage{entries: []Entry{File("tmp/x", "")}}},
-	launch.CodeTmpfsSkipped:    {testImage{config: cmd("/run/app"), entries: []Entry{Program("run/app", ELF(""))}}, testImage{}},
-	launch.CodeDeviceNode:      {testImage{entries: []Entry{Special("pipe", '6')}}, testImage{entries: []Entry{File("pipe", "x")}}},
-	launch.CodeLinkLoop:        {testImage{entries: []Entry{Symlink("a", "b"), Symlink("b", "a")}}, testImage{entries: []Entry{Symlink("a", "b")}}},
-	launch.CodeTooManyMounts:   {testImage{entries: linkMaze(14)}, testImage{entries: linkMaze(3)}},
-	launch.CodeArgvZero:        {testImage{config: cmd("/link"), options: launch.Options{HostArgs: true}, entries: []Entry{Symlink("link", "app")}}, testImage{options: launch.Options{HostArgs: true}}},
-	launch.CodeTmpfsPerProcess: {testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nsed s/a/b/ /t >/tmp/c\n")}}, testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app 2>/dev/null\n")}}},
-	launch.CodeProcesses:       {testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nother\nexec /app\n"), Program("usr/bin/other", ELF(""))}}, testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app\n")}}},
-	launch.CodeStopSignal:      {testImage{config: v1.Config{StopSignal: "SIGQUIT"}}, testImage{config: v1.Config{StopSignal: "SIGTERM"}}},
-	launch.CodeArgumentsFixed:  {testImage{}, testImage{options: launch.Options{HostArgs: true}}},
-	launch.CodeHostArguments:   {testImage{options: launch.Options{HostArgs: true}}, testImage{}},
-	launch.CodePassThrough:     {testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", PassThrough: true}}}}, testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", Value: "1"}}}}},
-	launch.CodeAllowedFile:     {testImage{options: launch.Options{AllowedFiles: []string{"/x"}}}, testImage{}},
-	launch.CodeDebug:           {testImage{options: launch.Options{Enclave: launch.Enclave{Debug: true}}}, testImage{}},
-	launch.CodeLoaderEnv:       {testImage{config: env("LD_PRELOAD=/x.so")}, testImage{config: env("LD_PRELOAD=")}},
-	launch.CodePackageDatabase: {testImage{entries: []Entry{File("var/lib/rpm/Packages", "damaged")}}, testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}}},
-	launch.CodeNoPackages:      {testImage{}, testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}}},
+	launch.CodeVolumeSealed: {
+		testImage{config: volume("/data")},
+		testImage{config: volume("/data"), options: launch.Options{Tmpfs: []string{"/data"}}},
+	},
+	launch.CodeVolumeHides: {
+		testImage{config: volume("/data"), entries: []Entry{File("data/x", "x")}},
+		testImage{config: volume("/data"), entries: []Entry{File("data/x", "")}},
+	},
+	launch.CodeVolumeSkipped: {
+		testImage{
+			config:  v1.Config{Cmd: []string{"/opt/app"}, Volumes: map[string]struct{}{"/opt": {}}},
+			entries: []Entry{Program("opt/app", ELF(""))},
+		}, testImage{config: volume("/data")},
+	},
+	launch.CodeLinkIntoVolume: {
+		testImage{config: volume("/data"), entries: []Entry{File("data/x", "x"), Symlink("l", "data/x")}},
+		testImage{config: volume("/data"), entries: []Entry{File("datas/x", "x"), Symlink("l", "datas/x")}},
+	},
+	launch.CodeHiddenDirs: {
+		testImage{entries: manyFiles(300, "run/%d/x")}, testImage{entries: manyFiles(100, "run/%d/x")},
+	},
+	launch.CodeHiddenFiles: {
+		testImage{entries: []Entry{File("tmp/x", "x")}}, testImage{entries: []Entry{File("tmp/x", "")}},
+	},
+	launch.CodeTmpfsSkipped: {
+		testImage{config: cmd("/run/app"), entries: []Entry{Program("run/app", ELF(""))}}, testImage{},
+	},
+	launch.CodeDeviceNode: {
+		testImage{entries: []Entry{Special("pipe", '6')}}, testImage{entries: []Entry{File("pipe", "x")}},
+	},
+	launch.CodeLinkLoop: {
+		testImage{entries: []Entry{Symlink("a", "b"), Symlink("b", "a")}},
+		testImage{entries: []Entry{Symlink("a", "b")}},
+	},
+	launch.CodeTooManyMounts: {testImage{entries: linkMaze(14)}, testImage{entries: linkMaze(3)}},
+	launch.CodeArgvZero: {
+		testImage{
+			config: cmd("/link"), options: launch.Options{HostArgs: true}, entries: []Entry{Symlink("link", "app")},
+		}, testImage{options: launch.Options{HostArgs: true}},
+	},
+	launch.CodeTmpfsPerProcess: {
+		testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nsed s/a/b/ /t >/tmp/c\n")}},
+		testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app 2>/dev/null\n")}},
+	},
+	launch.CodeProcesses: {
+		testImage{
+			config:  cmd("/s"),
+			entries: []Entry{Program("s", "#!/bin/sh\nother\nexec /app\n"), Program("usr/bin/other", ELF(""))},
+		}, testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app\n")}},
+	},
+	launch.CodeStopSignal: {
+		testImage{config: v1.Config{StopSignal: "SIGQUIT"}}, testImage{config: v1.Config{StopSignal: "SIGTERM"}},
+	},
+	launch.CodeArgumentsFixed: {testImage{}, testImage{options: launch.Options{HostArgs: true}}},
+	launch.CodeHostArguments:  {testImage{options: launch.Options{HostArgs: true}}, testImage{}},
+	launch.CodePassThrough: {
+		testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", PassThrough: true}}}},
+		testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", Value: "1"}}}},
+	},
+	launch.CodeAllowedFile: {testImage{options: launch.Options{AllowedFiles: []string{"/x"}}}, testImage{}},
+	launch.CodeDebug:       {testImage{options: launch.Options{Enclave: launch.Enclave{Debug: true}}}, testImage{}},
+	launch.CodeLoaderEnv:   {testImage{config: env("LD_PRELOAD=/x.so")}, testImage{config: env("LD_PRELOAD=")}},
+	launch.CodePackageDatabase: {
+		testImage{entries: []Entry{File("var/lib/rpm/Packages", "damaged")}},
+		testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}},
+	},
+	launch.CodeNoPackages: {testImage{}, testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}}},
 	launch.CodeLeftOut: {
-		testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/x\n"), File("usr/x", "x")}},
-		testImage{options: launch.Options{Trust: launch.TrustAll}, entries: []Entry{File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/x\n"), File("usr/x", "x")}},
+		testImage{entries: []Entry{
+			File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/x\n"),
+			File("usr/x", "x"),
+		}},
+		testImage{
+			options: launch.Options{Trust: launch.TrustAll}, entries: []Entry{
+				File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/x\n"),
+				File("usr/x", "x"),
+			},
+		},
 	},
 	launch.CodeLongList: {testImage{entries: manyFiles(11000, "d/%d")}, testImage{entries: manyFiles(5000, "d/%d")}},
 	launch.CodeThreads: {
-		testImage{config: cmd("/memcached", "-t", "64"), options: launch.Options{Enclave: launch.Enclave{Threads: 16}}, entries: []Entry{Program("memcached", ELF(""))}},
+		testImage{
+			config: cmd("/memcached", "-t", "64"), options: launch.Options{Enclave: launch.Enclave{Threads: 16}},
+			entries: []Entry{Program("memcached", ELF(""))},
+		},
 		testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}},
 	},
-	launch.CodeSharedMemory: {testImage{config: cmd("/postgres"), entries: []Entry{Program("postgres", ELF(""))}}, testImage{config: cmd("/postgrest"), entries: []Entry{Program("postgrest", ELF(""))}}},
-	launch.CodeFileLocks:    {testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock"}}}}, testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"setlocale"}}}}},
-	launch.CodeRenameDir:    {testImage{config: cmd("/etcd"), entries: []Entry{Program("etcd", ELF(""))}}, testImage{config: cmd("/etcdctl"), entries: []Entry{Program("etcdctl", ELF(""))}}},
+	launch.CodeSharedMemory: {
+		testImage{config: cmd("/postgres"), entries: []Entry{Program("postgres", ELF(""))}},
+		testImage{config: cmd("/postgrest"), entries: []Entry{Program("postgrest", ELF(""))}},
+	},
+	launch.CodeFileLocks: {
+		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock"}}}},
+		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"setlocale"}}}},
+	},
+	launch.CodeRenameDir: {
+		testImage{config: cmd("/etcd"), entries: []Entry{Program("etcd", ELF(""))}},
+		testImage{config: cmd("/etcdctl"), entries: []Entry{Program("etcdctl", ELF(""))}},
+	},
 	launch.CodeInterfaces: {
 		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"getifaddrs"}}}},
-		testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"libc.so.6"}}, "/lib64/libc.so.6": {Imports: []string{"getifaddrs"}, DefinesGLIBC: "2.36"}}, entries: []Entry{Program("lib64/libc.so.6", ELF(""))}},
+		testImage{
+			facts: map[string]rootfs.ELF{
+				"/app":             {Needed: []string{"libc.so.6"}},
+				"/lib64/libc.so.6": {Imports: []string{"getifaddrs"}, DefinesGLIBC: "2.36"},
+			}, entries: []Entry{Program("lib64/libc.so.6", ELF(""))},
+		},
 	},
-	launch.CodeSetUID: {testImage{config: cmd("/su", "/app"), entries: []Entry{setuid("su")}}, testImage{entries: []Entry{setuid("su")}}},
+	launch.CodeSetUID: {
+		testImage{config: cmd("/su", "/app"), entries: []Entry{setuid("su")}},
+		testImage{entries: []Entry{setuid("su")}},
+	},
 	launch.CodeUserCannotRead: {
-		testImage{config: v1.Config{Cmd: []string{"/mine"}, User: "1000"}, entries: []Entry{withMode(Program("mine", ELF("")), 0o711)}},
-		testImage{config: v1.Config{Cmd: []string{"/mine"}, User: "0"}, entries: []Entry{withMode(Program("mine", ELF("")), 0o711)}},
+		testImage{
+			config:  v1.Config{Cmd: []string{"/mine"}, User: "1000"},
+			entries: []Entry{withMode(Program("mine", ELF("")), 0o711)},
+		},
+		testImage{
+			config:  v1.Config{Cmd: []string{"/mine"}, User: "0"},
+			entries: []Entry{withMode(Program("mine", ELF("")), 0o711)},
+		},
 	},
-	launch.CodeDeviceUser:        {testImage{config: v1.Config{User: "1000"}}, testImage{config: v1.Config{User: "0"}}},
-	launch.CodeHealthcheck:       {testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"CMD", "true"}}}}, testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"NONE"}}}}},
-	launch.CodeMountedSecrets:    {testImage{config: env("PASSWORD_FILE=/run/secrets/password")}, testImage{config: env("PASSWORD_FILE=/run/secret")}},
-	launch.CodeLocale:            {testImage{config: env("LANG=de_DE.UTF-8"), facts: glibcApp, entries: glibcFiles}, testImage{config: env("LANG=de_DE.UTF-8"), facts: glibcApp, entries: append(slices.Clone(glibcFiles), File("usr/lib/locale/de_DE.utf8/x", "x"))}},
-	launch.CodeContainsEnclave:   {testImage{entries: []Entry{File("opt/x.signed.so", "x")}}, testImage{entries: []Entry{File("opt/x.so", "x")}}},
+	launch.CodeDeviceUser: {testImage{config: v1.Config{User: "1000"}}, testImage{config: v1.Config{User: "0"}}},
+	launch.CodeHealthcheck: {
+		testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"CMD", "true"}}}},
+		testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"NONE"}}}},
+	},
+	launch.CodeMountedSecrets: {
+		testImage{config: env("PASSWORD_FILE=/run/secrets/password")},
+		testImage{config: env("PASSWORD_FILE=/run/secret")},
+	},
+	launch.CodeLocale: {
+		testImage{config: env("LANG=de_DE.UTF-8"), facts: glibcApp, entries: glibcFiles},
+		testImage{
+			config: env("LANG=de_DE.UTF-8"), facts: glibcApp,
+			entries: append(slices.Clone(glibcFiles), File("usr/lib/locale/de_DE.utf8/x", "x")),
+		},
+	},
+	launch.CodeContainsEnclave: {
+		testImage{entries: []Entry{File("opt/x.signed.so", "x")}}, testImage{entries: []Entry{File("opt/x.so", "x")}},
+	},
 	launch.CodeInterpreterAbsent: {testImage{facts: glibcApp}, testImage{facts: glibcApp, entries: glibcFiles}},
-	launch.CodeLibraryAbsent:     {testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}}}, testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}}, entries: []Entry{Program("usr/lib/liba.so", ELF(""))}}},
+	launch.CodeLibraryAbsent: {
+		testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}}},
+		testImage{
+			facts:   map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}},
+			entries: []Entry{Program("usr/lib/liba.so", ELF(""))},
+		},
+	},
 }
 
 var (
@@ -226,7 +368,9 @@ func TestMain(m *testing.M) {
 
 func TestEveryFinding(t *testing.T) {
 	has := func(s *launch.Spec, code string) bool {
-		return slices.ContainsFunc(s.Findings, func(f launch.Finding) bool { return f.Code == code && f.Remedy != "" && f.Message != "" })
+		return slices.ContainsFunc(s.Findings, func(f launch.Finding) bool {
+			return f.Code == code && f.Remedy != "" && f.Message != ""
+		})
 	}
 	for _, code := range slices.Sorted(maps.Keys(findingImages)) {
 		t.Run(code, func(t *testing.T) {
@@ -260,9 +404,13 @@ func TestSize(t *testing.T) {
 	assert.Equal(t, "-Xmx3g", s.SizeWhy)
 	s = testImage{config: v1.Config{Cmd: []string{"java"}, Env: []string{"JAVA_OPTS=-Xmx3g"}}, entries: java}.build(t)
 	assert.EqualValues(t, 8*gb, s.Enclave.Size)
-	s = testImage{config: cmd("/s"), entries: append(slices.Clone(java), Program("s", "#!/bin/sh\nexec java -Xmx3g\n"))}.build(t)
+	s = testImage{
+		config: cmd("/s"), entries: append(slices.Clone(java), Program("s", "#!/bin/sh\nexec java -Xmx3g\n")),
+	}.build(t)
 	assert.EqualValues(t, 8*gb, s.Enclave.Size, "a script's flags")
-	s = testImage{config: cmd("java", "-Xmx3g"), entries: java, options: launch.Options{Enclave: launch.Enclave{Size: gb}}}.build(t)
+	s = testImage{
+		config: cmd("java", "-Xmx3g"), entries: java, options: launch.Options{Enclave: launch.Enclave{Size: gb}},
+	}.build(t)
 	assert.EqualValues(t, gb, s.Enclave.Size, "as asked for")
 	s = testImage{facts: map[string]rootfs.ELF{"/app": {MemSize: 3 * gb}}}.build(t)
 	assert.EqualValues(t, 8*gb, s.Enclave.Size)
@@ -272,10 +420,12 @@ func TestSize(t *testing.T) {
 	s = testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}}.build(t)
 	assert.Equal(t, 76, s.Enclave.Threads)
 
-	mine, err := profile.Parse("mine", []byte("[enclave]\nsize = \"2G\"\nthreads = 7\n[env]\nA = \"1\"\nB = \"2\"\n[paths]\ntmpfs = [\"/run/mine\", \"/usr/empty\", \"/usr/share\"]\nread = [\"/usr/share/mine/*\"]\n"))
+	mine, err := profile.Parse("mine", []byte("[enclave]\nsize = \"2G\"\nthreads = 7\n[env]\nA = \"1\"\nB = \"2\"\n"+
+		"[paths]\ntmpfs = [\"/run/mine\", \"/usr/empty\", \"/usr/share\"]\nread = [\"/usr/share/mine/*\"]\n"))
 	require.NoError(t, err)
 	s = testImage{config: env("A=0"), options: launch.Options{Profile: mine}, entries: []Entry{
-		File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/share/mine/x\n"), File("usr/share/mine/x", "x"), Dir("usr/empty"),
+		File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/share/mine/x\n"),
+		File("usr/share/mine/x", "x"), Dir("usr/empty"),
 	}}.build(t)
 	assert.EqualValues(t, 2*gb, s.Enclave.Size)
 	assert.Equal(t, 7, s.Enclave.Threads)
@@ -290,8 +440,12 @@ func TestSize(t *testing.T) {
 }
 
 func TestTrustList(t *testing.T) {
-	entries := []Entry{File("data/a", "x"), File("data/b", "x"), Symlink("link", "data/b"), Dir("dir"), File("dir/c", "x")}
-	s := testImage{options: launch.Options{Trust: launch.TrustList, List: []string{"/link", "/dir", "/none"}}, entries: entries}.build(t)
+	entries := []Entry{
+		File("data/a", "x"), File("data/b", "x"), Symlink("link", "data/b"), Dir("dir"), File("dir/c", "x"),
+	}
+	s := testImage{
+		options: launch.Options{Trust: launch.TrustList, List: []string{"/link", "/dir", "/none"}}, entries: entries,
+	}.build(t)
 	assert.Equal(t, "/app /data/b /link", trusted(s), "the program, and what is listed by each of its names")
 	assert.Equal(t, launch.TrustList, s.Policy)
 	assert.Equal(t, 3, s.LeftOut)
@@ -302,7 +456,8 @@ func TestTrustList(t *testing.T) {
 }
 
 func TestParseList(t *testing.T) {
-	paths, err := launch.ParseList(strings.NewReader(`1234 execve("/usr/bin/app", ["app", "/not/this"], 0x7ffd /* 5 vars */) = 0
+	paths, err := launch.ParseList(strings.NewReader(`
+1234 execve("/usr/bin/app", ["app", "/not/this"], 0x7ffd /* 5 vars */) = 0
 1234 openat(AT_FDCWD, "/etc/ld.so.cache", O_RDONLY|O_CLOEXEC) = 3
 1234 openat(AT_FDCWD, "/missing", O_RDONLY) = -1 ENOENT (No such file or directory)
 1234 open("/etc/shadow", O_RDONLY)        = -1 EACCES (Permission denied)
@@ -319,7 +474,10 @@ func TestParseList(t *testing.T) {
 --- SIGCHLD {si_signo=SIGCHLD} ---
 `))
 	require.NoError(t, err)
-	for _, want := range []string{"/usr/bin/app", "/etc/ld.so.cache", "/café \"x\"\n", "/srv", "/srv/rel", "/rel", "/opt/app/inner", "/job/there", "/unfinished", "/timed"} {
+	for _, want := range []string{
+		"/usr/bin/app", "/etc/ld.so.cache", "/café \"x\"\n", "/srv", "/srv/rel", "/rel", "/opt/app/inner", "/job/there",
+		"/unfinished", "/timed",
+	} {
 		assert.Contains(t, paths, want)
 	}
 	for _, not := range []string{"/missing", "/etc/shadow", "/not/this", "/app"} {
@@ -338,10 +496,14 @@ func TestParseList(t *testing.T) {
 func TestSupervisor(t *testing.T) {
 	list := func(name, files string) Entry { return File("var/lib/dpkg/info/"+name+".list", files) }
 	s := testImage{config: cmd("supervisord", "-n"), entries: []Entry{
-		Program("usr/bin/supervisord", "#!/usr/bin/python3\n"), Program("usr/bin/python3", ELF("")), Program("usr/sbin/nginx", ELF("")), Program("usr/bin/other", ELF("")), File("usr/share/other/data", "x"),
-		File("etc/supervisor/conf.d/web.conf", "[program:web]\ncommand=/usr/sbin/nginx -g 'daemon off;'\n"), File("usr/share/nginx/page", "x"),
-		File("var/lib/dpkg/status", "Package: nginx\nStatus: install ok installed\n\nPackage: other\nStatus: install ok installed\n"),
-		list("nginx", "/usr/sbin/nginx\n/usr/share/nginx/page\n"), list("other", "/usr/bin/other\n/usr/share/other/data\n"),
+		Program("usr/bin/supervisord", "#!/usr/bin/python3\n"), Program("usr/bin/python3", ELF("")),
+		Program("usr/sbin/nginx", ELF("")), Program("usr/bin/other", ELF("")), File("usr/share/other/data", "x"),
+		File("etc/supervisor/conf.d/web.conf", "[program:web]\ncommand=/usr/sbin/nginx -g 'daemon off;'\n"),
+		File("usr/share/nginx/page", "x"),
+		File("var/lib/dpkg/status",
+			"Package: nginx\nStatus: install ok installed\n\nPackage: other\nStatus: install ok installed\n"),
+		list("nginx", "/usr/sbin/nginx\n/usr/share/nginx/page\n"),
+		list("other", "/usr/bin/other\n/usr/share/other/data\n"),
 	}}.build(t)
 	assert.Equal(t, "supervisor", s.Profile.Name)
 	assert.Contains(t, trusted(s), "/usr/sbin/nginx")
@@ -353,16 +515,24 @@ func TestSupervisor(t *testing.T) {
 // Behind an init program or a script, the program that runs in the end is looked at as if it were started itself.
 func TestProgramBehindOthers(t *testing.T) {
 	real := map[string]rootfs.ELF{
-		"/real":     {Interp: "/lib64/ld-linux-x86-64.so.2", Imports: []string{"flock", "getifaddrs", "shmget"}, Needed: []string{"libnone.so"}, MemSize: 3 << 30},
+		"/real": {
+			Interp: "/lib64/ld-linux-x86-64.so.2", Imports: []string{"flock", "getifaddrs", "shmget"},
+			Needed: []string{"libnone.so"}, MemSize: 3 << 30,
+		},
 		"/usr/tini": {},
 	}
 	for name, i := range map[string]testImage{
 		"itself": {config: cmd("/real"), facts: real},
 		"tini":   {config: cmd("/usr/tini", "--", "/real"), facts: real},
-		"script": {config: cmd("/s", "/real"), facts: real, entries: []Entry{Program("s", "#!/bin/sh\nset -e\nexec \"$@\"\n")}},
+		"script": {
+			config: cmd("/s", "/real"), facts: real, entries: []Entry{Program("s", "#!/bin/sh\nset -e\nexec \"$@\"\n")},
+		},
 	} {
 		s := i.build(t)
-		for _, code := range []string{launch.CodeFileLocks, launch.CodeInterfaces, launch.CodeSharedMemory, launch.CodeLibraryAbsent, launch.CodeInterpreterAbsent} {
+		for _, code := range []string{
+			launch.CodeFileLocks, launch.CodeInterfaces, launch.CodeSharedMemory, launch.CodeLibraryAbsent,
+			launch.CodeInterpreterAbsent,
+		} {
 			assert.Contains(t, codes(s), code, name)
 		}
 		assert.EqualValues(t, 8<<30, s.Enclave.Size, name)
@@ -387,15 +557,20 @@ func TestPreload(t *testing.T) {
 	s := testImage{
 		config: env("LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2 libother.so", "LD_AUDIT=libaudit.so"),
 		facts: map[string]rootfs.ELF{
-			"/usr/lib/x86_64-linux-gnu/libjemalloc.so.2": {Needed: []string{"libdep.so"}}, "/usr/lib/x86_64-linux-gnu/libdep.so": {},
-			"/usr/lib/libother.so": {}, "/usr/lib/libaudit.so": {},
+			"/usr/lib/x86_64-linux-gnu/libjemalloc.so.2": {Needed: []string{"libdep.so"}},
+			"/usr/lib/x86_64-linux-gnu/libdep.so":        {},
+			"/usr/lib/libother.so":                       {}, "/usr/lib/libaudit.so": {},
 		},
 		entries: []Entry{
 			File("var/lib/dpkg/status", "Package: jemalloc\nStatus: install ok installed\n"),
-			list("jemalloc", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2\n/usr/lib/x86_64-linux-gnu/libdep.so\n/usr/lib/libother.so\n/usr/lib/libaudit.so\n"),
+			list("jemalloc", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2\n/usr/lib/x86_64-linux-gnu/libdep.so\n"+
+				"/usr/lib/libother.so\n/usr/lib/libaudit.so\n"),
 		},
 	}.build(t)
-	for _, p := range []string{"/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "/usr/lib/x86_64-linux-gnu/libdep.so", "/usr/lib/libother.so", "/usr/lib/libaudit.so"} {
+	for _, p := range []string{
+		"/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "/usr/lib/x86_64-linux-gnu/libdep.so", "/usr/lib/libother.so",
+		"/usr/lib/libaudit.so",
+	} {
 		assert.Contains(t, trusted(s), p)
 	}
 }
@@ -406,9 +581,17 @@ func TestThreadsAndComments(t *testing.T) {
 	s := testImage{config: cmd("/memcached", "-t", "1700"), entries: memcached}.build(t)
 	assert.Equal(t, 1712, s.Enclave.Threads)
 	assert.EqualValues(t, 2<<30, s.Enclave.Size)
-	s = testImage{config: cmd("/memcached", "-t", "1700"), entries: memcached, options: launch.Options{Enclave: launch.Enclave{Size: 256 << 20}}}.build(t)
+	s = testImage{
+		config: cmd("/memcached", "-t", "1700"), entries: memcached,
+		options: launch.Options{Enclave: launch.Enclave{Size: 256 << 20}},
+	}.build(t)
 	assert.LessOrEqual(t, s.Enclave.Threads*360<<10, 256<<20/2)
-	s = testImage{config: cmd("/s"), entries: []Entry{Program("usr/bin/java", ELF("")), Program("s", "#!/bin/sh\n# set -Xmx30g on large machines\nexec java -Xmx256m\n")}}.build(t)
+	s = testImage{
+		config: cmd("/s"), entries: []Entry{
+			Program("usr/bin/java", ELF("")),
+			Program("s", "#!/bin/sh\n# set -Xmx30g on large machines\nexec java -Xmx256m\n"),
+		},
+	}.build(t)
 	assert.EqualValues(t, 4<<30, s.Enclave.Size)
 }
 
@@ -433,8 +616,10 @@ func TestSupplementaryGroups(t *testing.T) {
 // Every script that is started is looked at, not only the first.
 func TestScriptsOfScripts(t *testing.T) {
 	s := testImage{config: cmd("/entry.sh", "/app"), entries: []Entry{
-		Program("entry.sh", "#!/bin/sh\nfor f in /docker-entrypoint.d/*; do \"$f\"; done\nrun-parts /docker-entrypoint.d\nexec \"$@\"\n"),
-		Program("docker-entrypoint.d/20-envsubst.sh", "#!/bin/sh\n# cp a b\nenvsubst </t >/etc/conf\ncat /run/secrets/mine\n"),
+		Program("entry.sh", "#!/bin/sh\nfor f in /docker-entrypoint.d/*; do \"$f\"; done\nrun-parts "+
+			"/docker-entrypoint.d\nexec \"$@\"\n"),
+		Program("docker-entrypoint.d/20-envsubst.sh",
+			"#!/bin/sh\n# cp a b\nenvsubst </t >/etc/conf\ncat /run/secrets/mine\n"),
 	}}.build(t)
 	at := map[string]string{}
 	for _, f := range s.Findings {
@@ -450,7 +635,8 @@ func TestCommandsOfOwnProfile(t *testing.T) {
 	require.NoError(t, err)
 	s := testImage{options: launch.Options{Profile: mine}, entries: []Entry{
 		File("etc/mine.conf", "run /usr/bin/other\n"), Program("usr/bin/other", ELF("")),
-		File("var/lib/dpkg/status", "Package: other\nStatus: install ok installed\n"), File("var/lib/dpkg/info/other.list", "/usr/bin/other\n"),
+		File("var/lib/dpkg/status", "Package: other\nStatus: install ok installed\n"),
+		File("var/lib/dpkg/info/other.list", "/usr/bin/other\n"),
 	}}.build(t)
 	assert.Contains(t, trusted(s), "/usr/bin/other")
 	_, err = profile.Parse("mine", []byte("[[finding]]\ncode = \"x\"\nseverity = \"fatal\"\n"))

@@ -65,9 +65,11 @@ func (f *files) chooseTrusted(list []string) error {
 	for _, p := range slices.Sorted(maps.Keys(hiddenFiles)) {
 		switch f.writable[p].Type {
 		case Encrypted:
-			f.spec.find(CodeVolumeHides, Warning, p, named(hiddenFiles[p])+" of the image cannot be read: this directory holds encrypted files only, and starts empty")
+			f.spec.find(CodeVolumeHides, Warning, p, named(hiddenFiles[p])+
+				" of the image cannot be read: this directory holds encrypted files only, and starts empty")
 		default:
-			f.spec.find(CodeHiddenFiles, Warning, p, named(hiddenFiles[p])+" of the image cannot be seen: this directory is temporary storage and starts empty")
+			f.spec.find(CodeHiddenFiles, Warning, p, named(hiddenFiles[p])+
+				" of the image cannot be seen: this directory is temporary storage and starts empty")
 		}
 	}
 	slices.SortFunc(f.spec.Trusted, func(a, b TrustedFile) int {
@@ -124,7 +126,8 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]st
 	if over != nil {
 		switch {
 		case f.toConsole(n):
-			f.spec.find(CodeLinkToConsole, Warning, n.Path, "what is written here does not reach the console: it stays in temporary storage, in the enclave's memory")
+			f.spec.find(CodeLinkToConsole, Warning, n.Path, "what is written here does not reach the console: it "+
+				"stays in temporary storage, in the enclave's memory")
 		case n.Type == rootfs.Regular && n.Size > 0, n.Type == rootfs.Symlink:
 			hiddenFiles[over.Path] = append(hiddenFiles[over.Path], n.Path)
 		}
@@ -132,7 +135,8 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]st
 	}
 	if !utf8.ValidString(n.Path) {
 		if n.Type != rootfs.Dir {
-			f.spec.find(CodeNameNotUTF8, Warning, fmt.Sprintf("%q", n.Path), "the name is not UTF-8, so a manifest cannot list it: the program cannot read it")
+			f.spec.find(CodeNameNotUTF8, Warning, fmt.Sprintf("%q", n.Path),
+				"the name is not UTF-8, so a manifest cannot list it: the program cannot read it")
 		}
 		return false
 	}
@@ -174,15 +178,18 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	case real == "" || slices.Contains(f.hostFile, real):
 		return Mount{}, false
 	case !utf8.ValidString(real):
-		f.spec.find(CodeNameNotUTF8, Warning, n.Path, fmt.Sprintf("the link leads to %q, whose name is not UTF-8: the program cannot read it", real))
+		f.spec.find(CodeNameNotUTF8, Warning, n.Path,
+			fmt.Sprintf("the link leads to %q, whose name is not UTF-8: the program cannot read it", real))
 		return Mount{}, false
 	case target != nil && target.Type != rootfs.Dir && f.mayChange(real):
-		f.spec.Allowed, f.allowed[n.Path] = append(f.spec.Allowed, n.Path), true // another name of what the host may change
+		// another name of what the host may change
+		f.spec.Allowed, f.allowed[n.Path] = append(f.spec.Allowed, n.Path), true
 		return Mount{}, false
 	case belowAny(real, hostTrees) && belowAny(n.Path, unitDirs): // systemd's way to switch a unit off
 		return Mount{}, false
 	case belowAny(real, hostTrees):
-		f.spec.find(CodeLinkOutside, Info, n.Path, "the link leads to "+real+", which is the library OS's own: it works only by that name")
+		f.spec.find(CodeLinkOutside, Info, n.Path, "the link leads to "+real+
+			", which is the library OS's own: it works only by that name")
 		return Mount{}, false
 	}
 	m, covered := f.cover(real)
@@ -208,16 +215,19 @@ func (f *files) linkIntoMount(n, target *rootfs.Node, real string, m Mount) (Mou
 	isDir := real == m.Path || target != nil && target.Type == rootfs.Dir
 	if m.Type == Encrypted {
 		if !isDir {
-			f.spec.find(CodeLinkIntoVolume, Warning, n.Path, "the link leads to "+real+" among encrypted files: the program must use that name")
+			f.spec.find(CodeLinkIntoVolume, Warning, n.Path, "the link leads to "+real+
+				" among encrypted files: the program must use that name")
 			return Mount{}, false
 		}
 		return Mount{Type: Encrypted, Path: n.Path, Target: real, Key: m.Key}, true
 	}
 	if !isDir {
-		f.spec.find(CodeLinkIntoTmpfs, Warning, n.Path, "the link leads to "+real+" in temporary storage: the program must use that name")
+		f.spec.find(CodeLinkIntoTmpfs, Warning, n.Path, "the link leads to "+real+
+			" in temporary storage: the program must use that name")
 		return Mount{}, false
 	}
-	f.spec.find(CodeLinkIntoTmpfs, Info, n.Path, "the link leads to "+real+": both are temporary storage, but files written under one name do not appear under the other")
+	f.spec.find(CodeLinkIntoTmpfs, Info, n.Path, "the link leads to "+real+
+		": both are temporary storage, but files written under one name do not appear under the other")
 	return Mount{Type: Tmpfs, Path: n.Path, Target: real}, true // the target's subdirectories are wanted here too
 }
 
@@ -246,7 +256,8 @@ func (f *files) allMounts(links []Mount) []Mount {
 				continue
 			}
 			if left--; left < 0 {
-				f.spec.find(CodeTooManyMounts, Warning, m.Path, fmt.Sprintf("symbolic links to directories give more than %d names: this one and others are left out", maxMounts))
+				f.spec.find(CodeTooManyMounts, Warning, m.Path, fmt.Sprintf("symbolic links to directories give more "+
+					"than %d names: this one and others are left out", maxMounts))
 				next = nil
 				break
 			}
@@ -257,7 +268,9 @@ func (f *files) allMounts(links []Mount) []Mount {
 				continue
 			}
 			prefix := strings.TrimSuffix(m.Target, "/") + "/"
-			for i := sort.Search(len(points), func(i int) bool { return points[i].Path >= prefix }); i < len(points) && strings.HasPrefix(points[i].Path, prefix) && len(next) <= left; i++ {
+			for i := sort.Search(len(points), func(i int) bool {
+				return points[i].Path >= prefix
+			}); i < len(points) && strings.HasPrefix(points[i].Path, prefix) && len(next) <= left; i++ {
 				p := points[i]
 				p.Path = m.Path + "/" + points[i].Path[len(prefix):]
 				next = append(next, spelled{p, append(slices.Clone(m.chain), path.Dir(points[i].Path))})
@@ -272,6 +285,8 @@ func (f *files) allMounts(links []Mount) []Mount {
 		}
 		sorted = append(sorted, m)
 	}
-	slices.SortFunc(sorted, func(a, b Mount) int { return slices.Compare(strings.Split(a.Path, "/"), strings.Split(b.Path, "/")) })
+	slices.SortFunc(sorted, func(a, b Mount) int {
+		return slices.Compare(strings.Split(a.Path, "/"), strings.Split(b.Path, "/"))
+	})
 	return sorted
 }

@@ -61,7 +61,8 @@ func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) (list []profile.Progr
 	}
 	entry := tree.Lookup(s.Entrypoint)
 	add(entry, entry.ELF != nil, s.Argv[0])
-	if s.LibC.Program != s.Entrypoint && len(profile.Matching(list)) == 0 { // a script with a profile is more than its interpreter
+	// a script with a profile is more than its interpreter
+	if s.LibC.Program != s.Entrypoint && len(profile.Matching(list)) == 0 {
 		add(tree.Lookup(s.LibC.Program), true)
 	}
 	for _, a := range s.Argv[1:] {
@@ -124,7 +125,8 @@ func (s *Spec) size(set *reach.Set, asked Enclave) {
 	case s.Enclave.Threads == 0:
 		s.Enclave.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
 	case int(threads) > s.Enclave.Threads:
-		s.find(CodeThreads, Warning, "", fmt.Sprintf("%s asks for some %d threads, and the enclave has %d: what is more than that fails to start", said, threads, s.Enclave.Threads))
+		s.find(CodeThreads, Warning, "", fmt.Sprintf("%s asks for some %d threads, and the enclave has %d: what is "+
+			"more than that fails to start", said, threads, s.Enclave.Threads))
 	}
 	if asked.Size != 0 {
 		s.SizeWhy = "as asked for"

@@ -29,8 +29,8 @@ const StarterPath = enclaveDir + "/app/start-"
 // maxStarters is how many programs may need one.
 const maxStarters = 1000
 
-// starter returns a mount of a script in the place of a link to a program that would lose its libraries there; false: the
-// link will do, or nothing could be done.
+// starter returns a mount of a script in the place of a link to a program that would lose its libraries there; false:
+// the link will do, or nothing could be done.
 func (f *files) starter(link, program *rootfs.Node) (Mount, bool) {
 	if path.Dir(link.Path) == path.Dir(program.Path) || !f.set.LosesLibraries(program, path.Dir(link.Path)) {
 		return Mount{}, false

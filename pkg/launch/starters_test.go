@@ -15,11 +15,14 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-// A program that would not find its libraries behind a link is started by its own path; all others are left as they are,
-// above all those that go by the name under which they are started.
+// A program that would not find its libraries behind a link is started by its own path; all others are left as they
+// are, above all those that go by the name under which they are started.
 func TestStarters(t *testing.T) {
 	program := func(runPath string, needed ...string) rootfs.ELF {
-		return rootfs.ELF{Type: elf.ET_DYN, Machine: elf.EM_X86_64, Interp: "/lib64/ld-linux-x86-64.so.2", RunPath: runPath, Needed: needed}
+		return rootfs.ELF{
+			Type: elf.ET_DYN, Machine: elf.EM_X86_64, Interp: "/lib64/ld-linux-x86-64.so.2", RunPath: runPath,
+			Needed: needed,
+		}
 	}
 	programs := map[string]rootfs.ELF{
 		"/opt/java/bin/java":      program("$ORIGIN/../lib", "libjli.so"),
@@ -31,15 +34,22 @@ func TestStarters(t *testing.T) {
 	}
 	entries := []Entry{
 		Program("app", ELF("")), Program("bin/sh", ELF("")),
-		Symlink("usr/bin/java", "/etc/alternatives/java"), Symlink("etc/alternatives/java", "/opt/java/bin/java"), Symlink("usr/bin/odd", "/opt/java/bin/it's"),
-		Symlink("opt/java/bin/java17", "java"), Symlink("usr/sbin/ls", "/usr/bin/busybox"), Symlink("usr/sbin/beside", "/usr/bin/beside"), Symlink("b", "usr/bin"),
+		Symlink("usr/bin/java", "/etc/alternatives/java"), Symlink("etc/alternatives/java", "/opt/java/bin/java"),
+		Symlink("usr/bin/odd", "/opt/java/bin/it's"),
+		Symlink("opt/java/bin/java17", "java"), Symlink("usr/sbin/ls", "/usr/bin/busybox"),
+		Symlink("usr/sbin/beside", "/usr/bin/beside"), Symlink("b", "usr/bin"),
 	}
 	config, err := json.Marshal(v1.ConfigFile{Config: app})
 	require.NoError(t, err)
 	tree := Tree(t, launch.Options{}.Keep(), programs, entries...)
 	s, err := launch.Examine(context.Background(), tree).Build(context.Background(), config, launch.Options{})
 	require.NoError(t, err)
-	assert.Equal(t, "/b=/usr/bin /b/java=/cconvert/app/start-0 /b/odd=/cconvert/app/start-1 /etc/alternatives/java=/cconvert/app/start-0 /usr/bin/java=/cconvert/app/start-0 /usr/bin/odd=/cconvert/app/start-1", mounts(s))
-	assert.Equal(t, []launch.Starter{{Path: "/cconvert/app/start-0", Program: "/opt/java/bin/java"}, {Path: "/cconvert/app/start-1", Program: "/opt/java/bin/it's"}}, s.Starters)
+	assert.Equal(t, "/b=/usr/bin /b/java=/cconvert/app/start-0 /b/odd=/cconvert/app/start-1 "+
+		"/etc/alternatives/java=/cconvert/app/start-0 /usr/bin/java=/cconvert/app/start-0 "+
+		"/usr/bin/odd=/cconvert/app/start-1", mounts(s))
+	assert.Equal(t, []launch.Starter{
+		{Path: "/cconvert/app/start-0", Program: "/opt/java/bin/java"},
+		{Path: "/cconvert/app/start-1", Program: "/opt/java/bin/it's"},
+	}, s.Starters)
 	assert.Equal(t, "#!/bin/sh\nexec '/opt/java/bin/it'\\''s' \"$@\"\n", s.Starters[1].Text())
 }

@@ -48,7 +48,9 @@ func (f *files) follow(ctx context.Context, contents *Contents, o Options) error
 	start.LibraryPath, _ = s.Getenv("LD_LIBRARY_PATH")
 	for _, name := range []string{"LD_PRELOAD", "LD_AUDIT"} { // ld.so(8): LD_AUDIT has colons only
 		v, _ := s.Getenv(name)
-		start.Preload = append(start.Preload, strings.FieldsFunc(v, func(c rune) bool { return c == ':' || c == ' ' })...)
+		start.Preload = append(start.Preload, strings.FieldsFunc(v, func(c rune) bool {
+			return c == ':' || c == ' '
+		})...)
 	}
 	for _, name := range []string{"LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LANGUAGE"} {
 		if v, ok := s.Getenv(name); ok && v != "" {

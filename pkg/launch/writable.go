@@ -22,8 +22,10 @@ var (
 	stateDirs = []string{"/var/log", "/var/cache", "/var/lib", "/var/run"}
 	// managed directories belong to package managers, which do not run in an enclave.
 	managed = []string{
-		"/var/lib/dpkg", "/var/lib/apt", "/var/cache/apt", "/var/cache/debconf", "/var/log/apt", "/var/lib/rpm", "/var/lib/dnf",
-		"/var/cache/dnf", "/var/cache/yum", "/var/lib/yum", "/var/cache/apk", "/var/lib/pam", "/var/lib/systemd", "/var/cache/ldconfig",
+		"/var/lib/dpkg", "/var/lib/apt", "/var/cache/apt", "/var/cache/debconf", "/var/log/apt", "/var/lib/rpm",
+		"/var/lib/dnf",
+		"/var/cache/dnf", "/var/cache/yum", "/var/lib/yum", "/var/cache/apk", "/var/lib/pam", "/var/lib/systemd",
+		"/var/cache/ldconfig",
 	}
 	// hostFiles are mounted over by every container engine: no measurement of them could hold.
 	hostFiles = []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname"}
@@ -49,7 +51,8 @@ type files struct {
 	hostFile []string         // hostFiles and where they lead to
 	set      *reach.Set       // what the program reaches
 	policy   Policy
-	allowed  map[string]bool                       // what of Spec.Allowed is, for look-ups: an image can have very many names of such files
+	// what of Spec.Allowed is, for look-ups: an image can have very many names of such files
+	allowed  map[string]bool
 	choose   func(*rootfs.Node) (reach.File, bool) // whether a file is trusted
 	starters map[*rootfs.Node]string               // by the program
 }
@@ -69,7 +72,8 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 	}
 	for _, p := range f.spec.Profile.Paths.Tmpfs {
 		n, real, err := f.tree.Resolve(p)
-		if real != "" && (err != nil || n.Type == rootfs.Dir && len(n.Children()) == 0) { // to be made at start, or filled
+		// to be made at start, or filled
+		if real != "" && (err != nil || n.Type == rootfs.Dir && len(n.Children()) == 0) {
 			f.mount(Mount{Type: Tmpfs, Path: real})
 		}
 	}
@@ -169,22 +173,26 @@ func (f *files) volume(v string) error {
 	}
 	if belowAny(real, temporary) {
 		f.mount(Mount{Type: Tmpfs, Path: real})
-		f.spec.find(CodeVolumeTemporary, Info, v, "this volume is in a directory for temporary files: it is temporary storage in the enclave")
+		f.spec.find(CodeVolumeTemporary, Info, v,
+			"this volume is in a directory for temporary files: it is temporary storage in the enclave")
 		return nil
 	}
 	if belowAny(real, hostTrees) {
-		f.spec.find(CodeVolumeSkipped, Warning, v, "this volume is in a directory of the library OS's own: nothing is mounted there")
+		f.spec.find(CodeVolumeSkipped, Warning, v,
+			"this volume is in a directory of the library OS's own: nothing is mounted there")
 		return nil
 	}
 	if _, ok := f.writable[real]; ok {
 		return nil
 	}
 	if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
-		f.spec.find(CodeVolumeSkipped, Warning, v, "the program lies in this volume: it stays readable as it is in the image, and nothing can be written to it")
+		f.spec.find(CodeVolumeSkipped, Warning, v, "the program lies in this volume: it stays readable as it is in "+
+			"the image, and nothing can be written to it")
 		return nil
 	}
 	f.mount(Mount{Type: Encrypted, Path: real})
-	f.spec.find(CodeVolumeSealed, Warning, v, "what is written to this volume is sealed to one CPU and one signer: no other machine can read it, unless --encrypt-mount names a key that is provisioned")
+	f.spec.find(CodeVolumeSealed, Warning, v, "what is written to this volume is sealed to one CPU and one signer: no "+
+		"other machine can read it, unless --encrypt-mount names a key that is provisioned")
 	return nil
 }
 
@@ -199,7 +207,8 @@ func (f *files) subdirectories(dir *rootfs.Node, root string) {
 			continue
 		}
 		if f.made++; f.made > maxSubdirectories {
-			f.spec.find(CodeHiddenDirs, Warning, c.Path, "the image has more directories in "+root+" than are made again: this one does not exist for the program")
+			f.spec.find(CodeHiddenDirs, Warning, c.Path, "the image has more directories in "+root+
+				" than are made again: this one does not exist for the program")
 			return
 		}
 		f.mount(Mount{Type: Tmpfs, Path: c.Path})
@@ -230,7 +239,8 @@ func (f *files) emptyDirs(dir *rootfs.Node) {
 
 // console are the names of standard output, to which images link their log files.
 var console = []string{
-	"/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/console", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2",
+	"/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/console", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1",
+	"/proc/self/fd/2",
 }
 
 func (f *files) toConsole(n *rootfs.Node) bool {

@@ -130,7 +130,9 @@ func (p *Packer) Add(f File) error {
 	if err := p.dirs(path.Dir(f.Path)); err != nil {
 		return err
 	}
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: f.Path[1:], Mode: f.Mode, Size: int64(len(f.Content)), ModTime: time.Unix(0, 0)}
+	h := &tar.Header{
+		Typeflag: tar.TypeReg, Name: f.Path[1:], Mode: f.Mode, Size: int64(len(f.Content)), ModTime: time.Unix(0, 0),
+	}
 	if f.Link != "" {
 		h.Typeflag, h.Linkname, h.Size, h.Mode = tar.TypeSymlink, f.Link, 0, 0o777
 	}
@@ -151,7 +153,9 @@ func (p *Packer) dirs(dir string) error {
 	if err := p.dirs(path.Dir(dir)); err != nil {
 		return err
 	}
-	return p.out.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir[1:] + "/", Mode: 0o755, ModTime: time.Unix(0, 0)})
+	return p.out.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeDir, Name: dir[1:] + "/", Mode: 0o755, ModTime: time.Unix(0, 0),
+	})
 }
 
 // Close ends the layer.
@@ -266,7 +270,10 @@ func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bun
 	if err := json.Unmarshal(entry, &kept); err != nil || kept.Meta.Kind == "" {
 		return nil // of another version of this program
 	}
-	b := &Bundle{Meta: kept.Meta, Layer: image.NewLayer{Digest: kept.Digest, DiffID: kept.DiffID, Size: kept.Layer}, Files: map[string]RuntimeFile{}}
+	b := &Bundle{
+		Meta: kept.Meta, Layer: image.NewLayer{Digest: kept.Digest, DiffID: kept.DiffID, Size: kept.Layer},
+		Files: map[string]RuntimeFile{},
+	}
 	var mu sync.Mutex
 	var packed *Bundle
 	again := func() (*Bundle, error) {
@@ -284,7 +291,8 @@ func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bun
 			return nil, err
 		}
 		if now.Layer.Digest != b.Layer.Digest {
-			return nil, fmt.Errorf("the runtime was changed while it was used: its layer is %s now, and was %s", now.Layer.Digest, b.Layer.Digest)
+			return nil, fmt.Errorf("the runtime was changed while it was used: its layer is %s now, and was %s",
+				now.Layer.Digest, b.Layer.Digest)
 		}
 		packed = now
 		return packed, nil
@@ -331,9 +339,9 @@ func NewBundle(archive []byte) (*Bundle, error) {
 	return b, nil
 }
 
-// ReadBundle reads a runtime from its layer in a converted image: what Load gave when it was converted. The layer may have
-// been compressed anew since, or be plain: it is the one that was packed if its archive is, and has the digest of that.
-// Digest is what the image says of it, which spares compressing it again if that is the blob's own.
+// ReadBundle reads a runtime from its layer in a converted image: what Load gave when it was converted. The layer may
+// have been compressed anew since, or be plain: it is the one that was packed if its archive is, and has the digest of
+// that. Digest is what the image says of it, which spares compressing it again if that is the blob's own.
 func ReadBundle(ctx context.Context, blob []byte, digest string) (*Bundle, error) {
 	z, err := rootfs.Decompress(ctx, bytes.NewReader(blob))
 	if err != nil {

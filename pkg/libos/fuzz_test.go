@@ -13,7 +13,11 @@ import (
 // The layers that a conversion adds come back from registries, where others can write. What Unpack takes, Pack gives
 // again.
 func FuzzUnpack(f *testing.F) {
-	archive, err := libos.PackRuntime(libos.Meta{Kind: "sim", Version: "1", Layout: 1}, []libos.File{{Path: "/cconvert/sim/loader", Mode: 0o755, Content: []byte("x")}, {Path: "/cconvert/sim/link", Link: "loader"}})
+	archive, err := libos.PackRuntime(libos.Meta{Kind: "sim", Version: "1", Layout: 1},
+		[]libos.File{
+			{Path: "/cconvert/sim/loader", Mode: 0o755, Content: []byte("x")},
+			{Path: "/cconvert/sim/link", Link: "loader"},
+		})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -322,7 +322,9 @@ func debContents(file string) ([]byte, error) {
 
 // ReadLibrary finds a shared library for x86-64 by its name and reads it: in a directory where it is
 // there, otherwise anywhere but below notBelow. The path is empty where there is none.
-func ReadLibrary(ctx context.Context, s Source, name, preferred, notBelow string) (at string, content []byte, err error) {
+func ReadLibrary(
+	ctx context.Context, s Source, name, preferred, notBelow string,
+) (at string, content []byte, err error) {
 	candidates := s.Find("/" + name)
 	slices.SortStableFunc(candidates, func(a, b string) int {
 		return boolToInt(path.Dir(a) != preferred) - boolToInt(path.Dir(b) != preferred)

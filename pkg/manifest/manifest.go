@@ -46,8 +46,9 @@ type Manifest struct {
 	Trusted []TrustedFile
 }
 
-// The first thread's stack is as large as in a container, where Linux lets it grow to 8 MB (getrlimit(2), RLIMIT_STACK),
-// in enclaves of which that is a small part. Gramine's own default is 256 KB, which R and other interpreters exceed.
+// The first thread's stack is as large as in a container, where Linux lets it grow to 8 MB (getrlimit(2),
+// RLIMIT_STACK), in enclaves of which that is a small part. Gramine's own default is 256 KB, which R and other
+// interpreters exceed.
 const (
 	stackSize       = 8 << 20
 	stackEnclaveMin = 16 * stackSize
@@ -233,8 +234,8 @@ func (m *Manifest) DropRepeated() {
 	m.Trusted = kept
 }
 
-// sealKeyMasks are the defaults of sgx.seal_key (Gramine, "Manifest syntax"). With a bit less, an enclave that differs in
-// it gets the same key: one that a debugger can read, if it is that of DEBUG.
+// sealKeyMasks are the defaults of sgx.seal_key (Gramine, "Manifest syntax"). With a bit less, an enclave that differs
+// in it gets the same key: one that a debugger can read, if it is that of DEBUG.
 var sealKeyMasks = map[string]string{
 	"flags_mask": "0xffffffffffffffff", "xfrm_mask": "0xfffffffffff9ff1b", "misc_mask": "0xffffffff",
 }

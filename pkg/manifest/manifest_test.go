@@ -43,13 +43,17 @@ func TestCheckAgreesWithGramine(t *testing.T) {
 
 func TestOverlayErrorsNamePlaceAndNearestKey(t *testing.T) {
 	for text, want := range map[string]string{
-		"[sgx]\nmax_thread = 4\n":        `o.toml:2: sgx.max_thread: this key does not exist; the nearest is "max_threads"`,
+		"[sgx]\nmax_thread = 4\n":        `sgx.max_thread: this key does not exist; the nearest is "max_threads"`,
 		"[sgx]\n\nmax_threads = \"4\"\n": "o.toml:3: sgx.max_threads: it must be an integer, not a string",
-		"[[fs.mounts]]\ntype = \"tmpfs\"\npath = \"/a\"\n[[fs.mounts]]\ntyp = \"tmpfs\"\npath = \"/b\"\n": "o.toml:5: fs.mounts[1].typ: this key does not exist",
-		"sgx.trusted_files = [\n \"file:/a\",\n { uri = 1 },\n]\n":                                        "o.toml:3: sgx.trusted_files[1].uri: it must be a string",
-		"sgx.trusted_files = [\n {uri = \"file:/a\", sha256 = \"ff\"}]\n":                                 "o.toml:2: sgx.trusted_files[0].sha256: it must be 64 hexadecimal digits",
-		"a = \n":                            "o.toml:1: syntax",
-		"loader.log_level = \"loud\"\n":     `o.toml:1: loader.log_level: "loud" is not allowed: it must be one of none, error`,
+		"[[fs.mounts]]\ntype = \"tmpfs\"\npath = \"/a\"\n" +
+			"[[fs.mounts]]\ntyp = \"tmpfs\"\npath = \"/b\"\n": "o.toml:5: fs.mounts[1].typ: this key does not exist",
+		"sgx.trusted_files = [\n" +
+			" \"file:/a\",\n { uri = 1 },\n]\n": "o.toml:3: sgx.trusted_files[1].uri: it must be a string",
+		"sgx.trusted_files = [\n {uri = \"file:/a\", sha256 = \"ff\"}" +
+			"]\n": "o.toml:2: sgx.trusted_files[0].sha256: it must be 64 hexadecimal digits",
+		"a = \n": "o.toml:1: syntax",
+		"loader.log_level = \"loud\"" +
+			"\n": `o.toml:1: loader.log_level: "loud" is not allowed: it must be one of none, error`,
 		"lodaer.argv = []\n":                `the nearest is "loader"`,
 		"fs.mounts = [{ path = \"/a\" }]\n": "fs.mounts[0].uri: this key is missing",
 	} {
@@ -62,15 +66,22 @@ func TestOverlayErrorsNamePlaceAndNearestKey(t *testing.T) {
 
 func spec() *launch.Spec {
 	return &launch.Spec{
-		Entrypoint: "/usr/bin/app", Argv: []string{"app", "two words", "quote\" back\\slash\nnew\tline \x01\x7f é"}, WorkDir: "/srv",
-		UID: 33, GID: 34, Env: []launch.EnvVar{{Name: "A.b c", Value: "1"}, {Name: "TZ", PassThrough: true}, {Name: "", Value: "odd"}},
+		Entrypoint: "/usr/bin/app", Argv: []string{"app", "two words", "quote\" back\\slash\nnew\tline \x01\x7f é"},
+		WorkDir: "/srv",
+		UID:     33, GID: 34, Env: []launch.EnvVar{
+			{Name: "A.b c", Value: "1"}, {Name: "TZ", PassThrough: true}, {Name: "", Value: "odd"},
+		},
 		Mounts: []launch.Mount{
 			{Type: launch.Bind, Path: "/lib", Target: "/usr/lib"}, {Type: launch.Tmpfs, Path: "/tmp"},
 			{Type: launch.Encrypted, Path: "/data", Target: "/data", Key: launch.SealingKey},
 		},
-		Trusted: []launch.TrustedFile{{Path: "/usr/bin/app", SHA256: [32]byte{1}}, {Path: "/etc/na\nme", SHA256: [32]byte{2}}},
+		Trusted: []launch.TrustedFile{
+			{Path: "/usr/bin/app", SHA256: [32]byte{1}}, {Path: "/etc/na\nme", SHA256: [32]byte{2}},
+		},
 		Allowed: []string{"/host"},
-		Enclave: launch.Enclave{Size: 1 << 30, Threads: 8, Debug: true, ISVProdID: 1, ISVSVN: 2, Attestation: "dcap", LogLevel: "error"},
+		Enclave: launch.Enclave{
+			Size: 1 << 30, Threads: 8, Debug: true, ISVProdID: 1, ISVSVN: 2, Attestation: "dcap", LogLevel: "error",
+		},
 	}
 }
 
@@ -106,7 +117,8 @@ func TestRenderGolden(t *testing.T) {
 
 // A program asks how large its stack may grow: as in a container, if the enclave has room for it.
 func TestStack(t *testing.T) {
-	for size, want := range map[uint64]any{64 << 20: nil, 128 << 20: Table{"size": "8M"}, 4 << 30: Table{"size": "8M"}} {
+	enough := Table{"size": "8M"}
+	for size, want := range map[uint64]any{64 << 20: nil, 128 << 20: enough, 4 << 30: enough} {
 		s := spec()
 		s.Enclave.Size = size
 		m, err := New(s)
@@ -115,7 +127,8 @@ func TestStack(t *testing.T) {
 	}
 	s := spec()
 	s.Enclave.Size = 1 << 30
-	s.Profile = &profile.Profile{Manifest: map[string]any{"sys": map[string]any{"stack": map[string]any{"size": "16M"}}}}
+	stack := map[string]any{"stack": map[string]any{"size": "16M"}}
+	s.Profile = &profile.Profile{Manifest: map[string]any{"sys": stack}}
 	m, err := New(s)
 	require.NoError(t, err)
 	assert.Equal(t, Table{"size": "16M"}, m.Section("sys")["stack"], "the profile's is the one that counts")
@@ -129,23 +142,31 @@ loader.argv = ["other"]
 loader.env.NEW = "1"
 sgx.enclave_size = "2G"
 sgx.allowed_files = ["file:/more"]
-sgx.trusted_files = [{ uri = "file:/usr/bin/app", sha256 = "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF" }, "file:/needs-digest"]
+sgx.trusted_files = [
+  { uri = "file:/usr/bin/app", sha256 = "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF" },
+  "file:/needs-digest",
+]
 fs.mounts = [{ type = "tmpfs", path = "/lib" }, { path = "/a", uri = "file:/b" }]
 sys.stack.size = "1M"
 `))
 	require.NoError(t, err)
-	assert.Equal(t, []TrustedFile{{"file:/usr/bin/app", [32]byte(bytes.Repeat([]byte{0xff}, 32)), true, byOverlay}, {URI: "file:/needs-digest", Why: byOverlay}}, o.Trusted)
+	assert.Equal(t, []TrustedFile{
+		{"file:/usr/bin/app", [32]byte(bytes.Repeat([]byte{0xff}, 32)), true, byOverlay},
+		{URI: "file:/needs-digest", Why: byOverlay},
+	}, o.Trusted)
 	m.Merge(o)
 	got := render(t, m)
 	for _, want := range []string{
 		`argv = ["other"]`, `env.NEW = "1"`, `env."A.b c" = "1"`, `enclave_size = "2G"`, `stack.size = "1M"`,
-		"allowed_files = [\n  \"file:/host\",\n  \"file:/more\",\n]", `{ path = "/lib", type = "tmpfs" }`, `{ path = "/a", uri = "file:/b" }`,
+		"allowed_files = [\n  \"file:/host\",\n  \"file:/more\",\n]", `{ path = "/lib", type = "tmpfs" }`,
+		`{ path = "/a", uri = "file:/b" }`,
 		`{ uri = "file:/usr/bin/app", sha256 = "` + strings.Repeat("ff", 32) + `" }`,
 	} {
 		assert.Contains(t, got, want)
 	}
 	assert.NotContains(t, got, `uri = "file:/usr/lib"`, "the user's mount replaces the one at its path")
-	assert.Less(t, strings.Index(got, `path = "/a"`), strings.Index(got, `path = "/data"`), "parents first, after the user's were added")
+	assert.Less(t, strings.Index(got, `path = "/a"`), strings.Index(got, `path = "/data"`),
+		"parents first, after the user's were added")
 }
 
 func TestWeaknesses(t *testing.T) {
@@ -164,8 +185,10 @@ fs.mounts = [{ type = "untrusted_shm", path = "/shm", uri = "dev:/shm" }]
 	require.NoError(t, err)
 	m.Merge(o)
 	assert.Equal(t, []string{
-		"fs.insecure__keys.k", "fs.mounts (untrusted_shm)", "loader.env.TZ", "loader.insecure__use_host_env", "loader.log_level",
-		"sgx.allowed_files", "sgx.debug", "sgx.file_check_policy", "sgx.seal_key.flags_mask", "sys.insecure__allow_eventfd",
+		"fs.insecure__keys.k", "fs.mounts (untrusted_shm)", "loader.env.TZ", "loader.insecure__use_host_env",
+		"loader.log_level",
+		"sgx.allowed_files", "sgx.debug", "sgx.file_check_policy", "sgx.seal_key.flags_mask",
+		"sys.insecure__allow_eventfd",
 	}, m.Weaknesses())
 }
 
@@ -187,7 +210,8 @@ func TestSizes(t *testing.T) {
 func BenchmarkRender(b *testing.B) {
 	s := spec()
 	for i := range 10_000 {
-		s.Trusted = append(s.Trusted, launch.TrustedFile{Path: fmt.Sprintf("/usr/share/app/%d/file-%d", i/50, i), SHA256: [32]byte{byte(i)}})
+		s.Trusted = append(s.Trusted,
+			launch.TrustedFile{Path: fmt.Sprintf("/usr/share/app/%d/file-%d", i/50, i), SHA256: [32]byte{byte(i)}})
 	}
 	for b.Loop() {
 		m, err := New(s)
@@ -242,7 +266,8 @@ func TestManyKeys(t *testing.T) {
 		assert.ErrorContains(t, err, "less text than such lists must have", what)
 	}
 	literal, escaped := strings.Repeat(",.[{=", 100_000), strings.Repeat("\\\",", 100_000)
-	_, err := Parse([]byte("[loader]\nargv = ['" + literal + "', \"" + escaped + "\"] # " + strings.Repeat(",", 500_000) + "\n"))
+	_, err := Parse([]byte("[loader]\nargv = ['" + literal + "', \"" + escaped + "\"] # " +
+		strings.Repeat(",", 500_000) + "\n"))
 	assert.NoError(t, err, "what is quoted is text")
 	_, err = ParseOverlay("x", []byte("[loader.env]\n"+repeat(5_000, "K%d = '1'\n")))
 	assert.NoError(t, err)

@@ -52,7 +52,9 @@ func (e *KeyError) Error() string {
 // which are *KeyError, joined.
 func ParseOverlay(file string, text []byte) (*Overlay, error) {
 	if len(text) > maxOverlay {
-		return nil, &KeyError{File: file, Key: "syntax", Problem: fmt.Sprintf("it has %d bytes, more than %d", len(text), maxOverlay)}
+		return nil, &KeyError{
+			File: file, Key: "syntax", Problem: fmt.Sprintf("it has %d bytes, more than %d", len(text), maxOverlay),
+		}
 	}
 	t, err := decode(file, text)
 	if err != nil {

@@ -55,8 +55,8 @@ func Parse(text []byte) (*Manifest, error) {
 // maxFewTokens is how many punctuation marks a manifest may have outside of strings, whatever its size.
 const maxFewTokens = 200_000
 
-// boundTokens refuses a text of little else than punctuation: "{}," becomes hundreds of bytes in memory. In an entry for
-// a file five marks come with 90 bytes at least.
+// boundTokens refuses a text of little else than punctuation: "{}," becomes hundreds of bytes in memory. In an entry
+// for a file five marks come with 90 bytes at least.
 func boundTokens(text []byte) error {
 	tokens := 0
 	for i := 0; i < len(text); {
@@ -112,7 +112,8 @@ func boundKeys(text []byte) error {
 	count := func(table string, it unstable.Iterator) (string, error) {
 		for parts := 1; it.Next(); parts++ {
 			if parts > maxDepth {
-				return "", fmt.Errorf("a key of the table %.100q has more than %d parts", strings.TrimSuffix(table, "."), maxDepth)
+				return "", fmt.Errorf("a key of the table %.100q has more than %d parts",
+					strings.TrimSuffix(table, "."), maxDepth)
 			}
 			if keys[table]++; keys[table] > maxKeys {
 				return "", fmt.Errorf("the table %.100q has more than %d keys", strings.TrimSuffix(table, "."), maxKeys)

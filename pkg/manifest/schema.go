@@ -25,10 +25,12 @@ var schema = table{
 		"check_invalid_pointers": optional(boolean),
 	}),
 	"loader": required(table{
-		"entrypoint":                 required(table{"uri": required(str), "sha256": optional(str)}),
-		"argv":                       optional(arrayOf(str)),
-		"argv_src_file":              optional(str),
-		"env":                        optional(mapOf(oneOf{str, table{"value": optional(str)}, table{"passthrough": optional(yes{})}})),
+		"entrypoint":    required(table{"uri": required(str), "sha256": optional(str)}),
+		"argv":          optional(arrayOf(str)),
+		"argv_src_file": optional(str),
+		"env": optional(mapOf(oneOf{
+			str, table{"value": optional(str)}, table{"passthrough": optional(yes{})},
+		})),
 		"env_src_file":               optional(str),
 		"gid":                        optional(integer),
 		"insecure__use_cmdline_argv": optional(boolean),
@@ -65,13 +67,17 @@ var schema = table{
 			"frequency":  optional(integer),
 		}),
 		"remote_attestation": optional(enum{"none", "dcap"}),
-		"seal_key":           optional(table{"flags_mask": optional(str), "xfrm_mask": optional(str), "misc_mask": optional(str)}),
-		"trusted_files":      optional(arrayOf(oneOf{str, table{"uri": optional(str), "sha256": optional(str)}})),
-		"use_exinfo":         optional(boolean),
-		"vtune_profile":      optional(boolean),
+		"seal_key": optional(table{
+			"flags_mask": optional(str), "xfrm_mask": optional(str), "misc_mask": optional(str),
+		}),
+		"trusted_files": optional(arrayOf(oneOf{str, table{"uri": optional(str), "sha256": optional(str)}})),
+		"use_exinfo":    optional(boolean),
+		"vtune_profile": optional(boolean),
 	}),
 	"sys": optional(table{
-		"allowed_ioctls":                         optional(arrayOf(table{"request_code": required(integer), "struct": optional(str)})),
+		"allowed_ioctls": optional(arrayOf(table{
+			"request_code": required(integer), "struct": optional(str),
+		})),
 		"brk":                                    optional(table{"max_size": optional(str)}),
 		"disallow_subprocesses":                  optional(boolean),
 		"enable_extra_runtime_domain_names_conf": optional(boolean),
@@ -79,9 +85,11 @@ var schema = table{
 		"experimental__enable_flock":             optional(boolean),
 		"insecure__allow_eventfd":                optional(boolean),
 		"ioctl_structs":                          optional(mapOf(anything{})),
-		"debug__mock_syscalls":                   optional(arrayOf(table{"name": required(str), "return": optional(integer)})),
-		"stack":                                  optional(table{"size": optional(str)}),
-		"fds":                                    optional(table{"limit": optional(integer)}),
+		"debug__mock_syscalls": optional(arrayOf(table{
+			"name": required(str), "return": optional(integer),
+		})),
+		"stack": optional(table{"size": optional(str)}),
+		"fds":   optional(table{"limit": optional(integer)}),
 	}),
 }
 
@@ -90,7 +98,10 @@ func filesystem(more table) oneOf {
 	var types oneOf
 	for _, t := range []table{
 		{"type": optional(enum{"chroot"}), "uri": required(str)},
-		{"type": required(enum{"encrypted"}), "uri": required(str), "key_name": optional(str), "enable_recovery": optional(boolean)},
+		{
+			"type": required(enum{"encrypted"}), "uri": required(str), "key_name": optional(str),
+			"enable_recovery": optional(boolean),
+		},
 		{"type": required(enum{"tmpfs"}), "uri": optional(str)},
 		{"type": required(enum{"untrusted_shm"}), "uri": required(str)},
 	} {
@@ -317,7 +328,9 @@ func keyLines(text []byte) map[string]int {
 	return lines
 }
 
-func notePath(p *unstable.Parser, lines map[string]int, prefix string, it unstable.Iterator, tables map[string]int) string {
+func notePath(
+	p *unstable.Parser, lines map[string]int, prefix string, it unstable.Iterator, tables map[string]int,
+) string {
 	path := strings.TrimSuffix(prefix, ".")
 	for it.Next() {
 		n := it.Node()

@@ -16,7 +16,8 @@ const apkWorld = "/etc/apk/world"
 
 // apkEssential are the packages of every Alpine image, of which apk has no mark.
 var apkEssential = map[string]bool{
-	"alpine-baselayout": true, "alpine-baselayout-data": true, "busybox": true, "busybox-binsh": true, "musl": true, "musl-utils": true,
+	"alpine-baselayout": true, "alpine-baselayout-data": true, "busybox": true, "busybox-binsh": true, "musl": true,
+	"musl-utils":       true,
 	"wolfi-baselayout": true, "glibc": true, "glibc-locale-posix": true, "ld-linux": true,
 }
 

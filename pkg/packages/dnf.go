@@ -38,7 +38,8 @@ func readDNF(file string, list []*Package) error {
 		return err
 	}
 	defer db.Close()
-	rows, err := db.Query("SELECT rpm.name, trans_item.reason FROM trans_item JOIN rpm ON rpm.item_id = trans_item.item_id ORDER BY trans_item.id")
+	rows, err := db.Query("SELECT rpm.name, trans_item.reason FROM trans_item JOIN rpm ON rpm.item_id = " +
+		"trans_item.item_id ORDER BY trans_item.id")
 	if err != nil {
 		return fmt.Errorf("the history of DNF: %w", err)
 	}

@@ -15,7 +15,8 @@ import (
 )
 
 // Keep lists the files whose content Read needs, as patterns for rootfs.Scan.
-var Keep = slices.Concat(dpkgFiles, apkInstalled, []string{apkWorld}, rpmFiles, sqliteLogs(), []string{dnfHistory, dnfHistory + sqliteLog, dnf5State})
+var Keep = slices.Concat(dpkgFiles, apkInstalled, []string{apkWorld}, rpmFiles, sqliteLogs(),
+	[]string{dnfHistory, dnfHistory + sqliteLog, dnf5State})
 
 func sqliteLogs() (list []string) {
 	for _, file := range rpmFiles {
@@ -59,8 +60,8 @@ type DB struct {
 // ErrDamaged says that a database is not what it should be. It is the image's fault, and the same every time.
 var ErrDamaged = errors.New("the database of packages is damaged")
 
-// Read reads all databases of a tree. A damaged one gives ErrDamaged; other errors are this machine's. A database of rpm is read by a child
-// process, for which the program's main must begin with reexec.Init of github.com/moby/sys.
+// Read reads all databases of a tree. A damaged one gives ErrDamaged; other errors are this machine's. A database of
+// rpm is read by a child process, for which the program's main must begin with reexec.Init of github.com/moby/sys.
 func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 	db := &DB{tree: tree, dirs: map[*rootfs.Node][]*Package{}, byName: map[string][]*Package{}}
 	for _, m := range []struct {
@@ -76,7 +77,9 @@ func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 		}
 		db.Packages = append(db.Packages, list...)
 	}
-	slices.SortFunc(db.Packages, func(a, b *Package) int { return strings.Compare(a.Name+"\x00"+a.Manager, b.Name+"\x00"+b.Manager) })
+	slices.SortFunc(db.Packages, func(a, b *Package) int {
+		return strings.Compare(a.Name+"\x00"+a.Manager, b.Name+"\x00"+b.Manager)
+	})
 	if len(db.Packages) == 0 {
 		return db, nil
 	}

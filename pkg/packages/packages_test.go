@@ -101,8 +101,11 @@ func TestDPKG(t *testing.T) {
 	app := db.Provider("/usr/bin/app")[0]
 	assert.Equal(t, "dpkg", app.Manager)
 	assert.Equal(t, "1.0-1", app.Version)
-	assert.Equal(t, "app dpkg libc6 postfix", names(db.Closure([]*packages.Package{app}, none)), "a virtual package, of two alternatives the one there is")
-	assert.Equal(t, "app libc6 postfix", names(db.Closure([]*packages.Package{app}, func(p *packages.Package) bool { return p.Name == "dpkg" })))
+	assert.Equal(t, "app dpkg libc6 postfix", names(db.Closure([]*packages.Package{app}, none)),
+		"a virtual package, of two alternatives the one there is")
+	assert.Equal(t, "app libc6 postfix", names(db.Closure([]*packages.Package{app}, func(p *packages.Package) bool {
+		return p.Name == "dpkg"
+	})))
 	assert.True(t, db.Provider("dpkg")[0].Essential)
 	assert.False(t, db.Provider("libc6")[0].Essential)
 }
@@ -227,7 +230,8 @@ func TestAskedOfDNF(t *testing.T) {
 	installed := File("var/lib/rpm/rpmdb.sqlite", plain("rpmdb.sqlite"))
 	history := File("var/lib/dnf/history.sqlite", plain("history.sqlite"))
 	log := File("var/lib/dnf/history.sqlite-wal", plain("history.sqlite-wal"))
-	state := File("usr/lib/sysimage/libdnf5/packages.toml", "version = \"1.0\"\n[packages]\n\"t-tool.noarch\" = {reason = \"User\"}\n\"t-lib.noarch\" = {reason = \"Dependency\"}\n\"dnf5.x86_64\" = {reason = \"User\"}\n")
+	state := File("usr/lib/sysimage/libdnf5/packages.toml", "version = \"1.0\"\n[packages]\n\"t-tool.noarch\" = "+
+		"{reason = \"User\"}\n\"t-lib.noarch\" = {reason = \"Dependency\"}\n\"dnf5.x86_64\" = {reason = \"User\"}\n")
 	for want, entries := range map[string][]Entry{
 		"":             {installed},
 		"t-app t-base": {installed, history},
@@ -244,7 +248,10 @@ func TestAskedOfDNF(t *testing.T) {
 		}
 		assert.Equal(t, want, strings.Join(asked, " "))
 	}
-	for _, e := range []Entry{File("var/lib/dnf/history.sqlite", "SQLite format 3\x00"+strings.Repeat("\xff", 9000)), File("usr/lib/sysimage/libdnf5/packages.toml", "[packages")} {
+	for _, e := range []Entry{
+		File("var/lib/dnf/history.sqlite", "SQLite format 3\x00"+strings.Repeat("\xff", 9000)),
+		File("usr/lib/sysimage/libdnf5/packages.toml", "[packages"),
+	} {
 		_, err := packages.Read(context.Background(), tree(t, installed, e))
 		assert.ErrorIs(t, err, packages.ErrDamaged)
 	}

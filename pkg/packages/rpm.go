@@ -31,8 +31,10 @@ const sqliteLog = "-wal"
 
 // rpmEssential are the packages of every installation, of which rpm has no mark.
 var rpmEssential = map[string]bool{
-	"bash": true, "coreutils": true, "coreutils-single": true, "coreutils-common": true, "filesystem": true, "findutils": true, "gawk": true,
-	"glibc": true, "glibc-common": true, "grep": true, "sed": true, "setup": true, "util-linux-core": true, "system-release": true,
+	"bash": true, "coreutils": true, "coreutils-single": true, "coreutils-common": true, "filesystem": true,
+	"findutils": true, "gawk": true,
+	"glibc": true, "glibc-common": true, "grep": true, "sed": true, "setup": true, "util-linux-core": true,
+	"system-release": true,
 }
 
 // Bounds on the child that reads a database.
@@ -89,7 +91,9 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 		switch {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("%s: it took more than %s: %w", file, rpmTimeout, ctx.Err())
-		case errors.As(err, &ended) && (ended.Exited() || ended.UserTime()+ended.SystemTime() >= rpmSeconds*time.Second): // the library found it wrong, or did not survive it
+		// the library found it wrong, or did not survive it
+		case errors.As(err, &ended) &&
+			(ended.Exited() || ended.UserTime()+ended.SystemTime() >= rpmSeconds*time.Second):
 			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", file, err)
@@ -163,7 +167,10 @@ func listRPM(file string) ([]*Package, error) {
 		if info.Name == "gpg-pubkey" {
 			continue // a key, not a package
 		}
-		p := &Package{Name: info.Name, Version: info.Version + "-" + info.Release, Essential: rpmEssential[info.Name], Provides: info.Provides}
+		p := &Package{
+			Name: info.Name, Version: info.Version + "-" + info.Release, Essential: rpmEssential[info.Name],
+			Provides: info.Provides,
+		}
 		for _, name := range info.Requires {
 			p.Depends = append(p.Depends, []string{name})
 		}

@@ -74,7 +74,10 @@ type layer struct {
 
 // Write draws an image of which all layers were read.
 func Write(w io.Writer, c *verify.Converted) error {
-	v := view{Converted: c, MapW: mapWidth, MapH: mapHeight, MapsW: 2*mapWidth + zoomGap, TreeW: treeWidth, TreeH: treeHeight, ZoomX: mapWidth + zoomGap}
+	v := view{
+		Converted: c, MapW: mapWidth, MapH: mapHeight, MapsW: 2*mapWidth + zoomGap, TreeW: treeWidth, TreeH: treeHeight,
+		ZoomX: mapWidth + zoomGap,
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Program.Env)) {
 		value, fixed := c.Program.Env[name].(string)
 		if !fixed {
@@ -109,7 +112,10 @@ func (v *view) drawMemory() {
 		b.Title = fmt.Sprintf("%s: %s at %#x, %s", a.Name, humanize.IBytes(a.Size), a.Offset, a.Flags)
 		if a.Measured {
 			b.Class = "measured"
-			z := box{X: v.ZoomX, W: mapWidth, Y: top / span * mapHeight, H: float64(a.Size) / span * mapHeight, Class: "area-" + a.Name, Title: b.Title}
+			z := box{
+				X: v.ZoomX, W: mapWidth, Y: top / span * mapHeight, H: float64(a.Size) / span * mapHeight,
+				Class: "area-" + a.Name, Title: b.Title,
+			}
 			if z.H > 11 {
 				z.Label = fmt.Sprintf("%s, %s", a.Name, humanize.IBytes(a.Size))
 			}

@@ -85,8 +85,8 @@ type Entry struct {
 	Tags         Tags    `yaml:"tags"`         // of each repository
 	Target       string  `yaml:"target"`
 	Options      Options `yaml:"options"`
-	// AllowUnsigned and Keys are rules of a service: whose signature, made by cosign, an image must have to be converted
-	// because somebody asked. Keys are files with public keys.
+	// AllowUnsigned and Keys are rules of a service: whose signature, made by cosign, an image must have to be
+	// converted because somebody asked. Keys are files with public keys.
 	AllowUnsigned bool     `yaml:"allowUnsigned"`
 	Keys          []string `yaml:"keys"`
 
@@ -105,11 +105,12 @@ type Pattern struct {
 
 // Tags choose tags: those that are allowed and not denied, in a range of semantic versions, and new enough.
 type Tags struct {
-	Allow        []Expression `yaml:"allow"`
-	Deny         []Expression `yaml:"deny"`
-	SemVer       Range        `yaml:"semver"`
-	Newest       int          `yaml:"newest"`        // the newest so many: by version where there is a range, else by creation
-	UpdatedSince Since        `yaml:"updated-since"` // a date, or how long ago
+	Allow  []Expression `yaml:"allow"`
+	Deny   []Expression `yaml:"deny"`
+	SemVer Range        `yaml:"semver"`
+	// the newest so many: by version where there is a range, else by creation
+	Newest       int   `yaml:"newest"`
+	UpdatedSince Since `yaml:"updated-since"` // a date, or how long ago
 }
 
 // Expression is a regular expression for a whole name.
@@ -293,7 +294,10 @@ func mistake(file string, err error) error {
 	var unknown *yaml.UnknownFieldError
 	if errors.As(err, &unknown) && unknown.Token != nil {
 		key := unknown.Token.Value
-		return &Error{file, unknown.Token.Position.Line, fmt.Errorf("there is no key %q%s", key, Nearest(key, keys(reflect.TypeFor[Plan]())))}
+		return &Error{
+			file, unknown.Token.Position.Line,
+			fmt.Errorf("there is no key %q%s", key, Nearest(key, keys(reflect.TypeFor[Plan]()))),
+		}
 	}
 	var positioned yaml.Error
 	if errors.As(err, &positioned) && positioned.GetToken() != nil {
@@ -433,7 +437,8 @@ func (e *Entry) check(defaults Defaults) error {
 	if e.target, err = template.New("target").Option("missingkey=error").Parse(text); err != nil {
 		return err
 	}
-	if _, err = e.targetOf("registry.example", "repository", "tag"); err != nil { // a template that fails does so for all
+	// a template that fails does so for all
+	if _, err = e.targetOf("registry.example", "repository", "tag"); err != nil {
 		return err
 	}
 	var hosts []string

@@ -25,7 +25,8 @@ func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
 		}
 		target, err := e.targetFor(ref)
 		return e, Image{
-			Source: image.InRegistry(ref).String(), Target: target, Options: e.Options.Over(p.Defaults.Options), Line: e.Line,
+			Source: image.InRegistry(ref).String(), Target: target, Options: e.Options.Over(p.Defaults.Options),
+			Line:  e.Line,
 			Found: e.Image == "",
 		}, err
 	}
@@ -39,7 +40,10 @@ func (p *Plan) CheckRules(file string) error {
 		e := &p.Convert[i]
 		differs := func(o Entry) bool { return o.AllowUnsigned != e.AllowUnsigned || !slices.Equal(o.Keys, e.Keys) }
 		if _, plain := e.parts(); !plain && slices.ContainsFunc(p.Convert, differs) {
-			return &Error{file, e.Line, errors.New("beside entries that want other signatures, a target has {{.Registry}}, {{.Repository}} and {{.Tag}}, and nothing else in braces")}
+			return &Error{
+				file, e.Line, errors.New("beside entries that want other signatures, a target has {{.Registry}}, " +
+					"{{.Repository}} and {{.Tag}}, and nothing else in braces"),
+			}
 		}
 	}
 	return nil
@@ -220,7 +224,9 @@ func (p *Plan) pattern(parts []part, known, marks map[string]string) (pattern []
 }
 
 // assign calls visit with all values of the fields that make a pattern a text, until it returns false.
-func assign(pattern []part, text string, found map[string]string, visit func(map[string]string) (more bool)) (more bool) {
+func assign(
+	pattern []part, text string, found map[string]string, visit func(map[string]string) (more bool),
+) (more bool) {
 	if len(pattern) == 0 {
 		return text != "" || visit(found)
 	}

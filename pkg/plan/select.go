@@ -26,7 +26,8 @@ type Image struct {
 	Line           int     // of the entry that chose it
 	// Found says that it was found in a repository or registry, and not named.
 	Found bool
-	// ResultsOnly says that the target may be replaced only if it is a result itself: the plan converts what it names, too.
+	// ResultsOnly says that the target may be replaced only if it is a result itself: the plan converts what it names,
+	// too.
 	ResultsOnly bool
 	// Err says why there is nothing to convert under the name of Source, which may be a repository's; nil: there is. It
 	// is ErrNone for what a registry lists and nobody could convert.
@@ -47,9 +48,9 @@ type Catalog interface {
 }
 
 // Select finds the images of a plan. Their order goes around the registries that they are in, so that no registry is
-// asked for all of its images at once while others wait. An entry that cannot be had, or a repository among others, does
-// not keep the rest from being found: it is an Image with an error. What is returned are mistakes in the plan, and that
-// ctx has ended.
+// asked for all of its images at once while others wait. An entry that cannot be had, or a repository among others,
+// does not keep the rest from being found: it is an Image with an error. What is returned are mistakes in the plan, and
+// that ctx has ended.
 func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, error) {
 	var images []Image
 	owner := map[string]int{}    // of a target's place: the image whose result it is
@@ -97,8 +98,8 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 				if before.from == img.from {
 					continue // the first entry that chooses an image decides
 				}
-				// What registries list takes nothing from what is named, and of two that are listed neither is more to be
-				// trusted: anybody may have pushed it.
+				// What registries list takes nothing from what is named, and of two that are listed neither is more to
+				// be trusted: anybody may have pushed it.
 				both := fmt.Errorf("%s and %s would both become %s", before.Source, img.Source, target)
 				switch {
 				case !img.Found && !before.Found:
@@ -174,9 +175,9 @@ func (m *missing) has(ref name.Reference) bool {
 	return m.all || m.names[place(ref)] || m.names[repositoryPlace(ref.Context())]
 }
 
-// decides returns the entry that decides on an image that entry i has found: the first one that is about it. Of one that
-// chooses the newest, or what was updated since, that is known only if it found all, else unknown is true. Missed is what
-// entries could not find.
+// decides returns the entry that decides on an image that entry i has found: the first one that is about it. Of one
+// that chooses the newest, or what was updated since, that is known only if it found all, else unknown is true. Missed
+// is what entries could not find.
 func (p *Plan) decides(i int, missed []missing, ref name.Reference) (entry int, unknown bool) {
 	for k := range p.Convert[:i] {
 		e := &p.Convert[k]
@@ -221,8 +222,8 @@ func turns(images []Image) []Image {
 	return sorted
 }
 
-// chosen is what an entry chooses of a repository, or the name of what cannot be had, and why. There may be very many tags:
-// references to them are made when they are needed.
+// chosen is what an entry chooses of a repository, or the name of what cannot be had, and why. There may be very many
+// tags: references to them are made when they are needed.
 type chosen struct {
 	ref  name.Reference // of an image
 	repo name.Repository
@@ -268,7 +269,8 @@ func (p *Plan) find(ctx context.Context, file string, c Catalog) ([][]chosen, er
 		}
 		own := search{c, few[host], dates[host], p.maxImages() * 3 / 10, limit / 4, p.Insecure}
 		g.Go(func() (err error) {
-			ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("finding the images took longer than %s", limit))
+			ctx, cancel := context.WithTimeoutCause(ctx, limit,
+				fmt.Errorf("finding the images took longer than %s", limit))
 			defer cancel()
 			if lists[i], err = e.find(ctx, own); err != nil {
 				return &Error{file, e.Line, err}
@@ -298,7 +300,10 @@ func (p *Plan) bound(lists [][]chosen) {
 	for _, i := range order {
 		if counts[i] > left {
 			e := &p.Convert[i]
-			lists[i] = []chosen{{name: cmp.Or(e.Repository, e.Registry, e.Image), err: fmt.Errorf("%w: %d, and with others more than %d", ErrTooMany, counts[i], most)}}
+			lists[i] = []chosen{{
+				name: cmp.Or(e.Repository, e.Registry, e.Image),
+				err:  fmt.Errorf("%w: %d, and with others more than %d", ErrTooMany, counts[i], most),
+			}}
 		}
 		left -= min(left, counts[i])
 	}
@@ -352,7 +357,8 @@ func (s *share) tooMany(repository int) error {
 	if s.counts[repository] >= 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: the entry's repositories have more than %d together, and this one has most", ErrTooMany, s.most)
+	return fmt.Errorf("%w: the entry's repositories have more than %d together, and this one has most", ErrTooMany,
+		s.most)
 }
 
 // errAll says that all of an entry's repositories together have too many images.
@@ -407,7 +413,8 @@ func (e *Entry) find(ctx context.Context, s search) ([]chosen, error) {
 			}
 			own := inner
 			if e.Registry != "" { // none takes the time of the others
-				limited, cancel := context.WithTimeoutCause(inner, s.limit, fmt.Errorf("finding its images took longer than %s", s.limit))
+				limited, cancel := context.WithTimeoutCause(inner, s.limit,
+					fmt.Errorf("finding its images took longer than %s", s.limit))
 				defer cancel()
 				own = limited
 			}

@@ -138,32 +138,41 @@ func TestPushedTags(t *testing.T) {
 		bad  map[string]string
 	}{
 		"a tag whose target is itself": {
-			"convert: [{repository: a.example/app, target: 'a.example/app:{{if eq .Tag `odd`}}odd{{else}}{{.Tag}}-c{{end}}'}]",
-			map[string][]string{"app": {"1", "odd"}}, []string{"a.example/app:1"}, map[string]string{"a.example/app:odd": "would replace a.example/app:odd"},
+			"convert: [{repository: a.example/app, target: 'a.example/app:{{if eq .Tag " +
+				"`odd`}}odd{{else}}{{.Tag}}-c{{end}}'}]",
+			map[string][]string{"app": {"1", "odd"}}, []string{"a.example/app:1"},
+			map[string]string{"a.example/app:odd": "would replace a.example/app:odd"},
 		},
 		"a tag for which the target cannot be made": {
 			"convert: [{repository: a.example/app, target: 'a.example/app:{{slice .Tag 2}}-c'}]",
-			map[string][]string{"app": {"v1.2", "x"}}, []string{"a.example/app:v1.2"}, map[string]string{"a.example/app:x": "slice"},
+			map[string][]string{"app": {"v1.2", "x"}}, []string{"a.example/app:v1.2"},
+			map[string]string{"a.example/app:x": "slice"},
 		},
 		"a tag that takes the target of what is named": {
-			"convert: [{repository: a.example/app, target: 'x.example/app:{{.Tag}}'}, {image: 'b.example/app:1', target: 'x.example/app:1'}]",
-			map[string][]string{"app": {"1", "2"}}, []string{"b.example/app:1", "a.example/app:2"}, map[string]string{"a.example/app:1": "would both become"},
+			"convert: [{repository: a.example/app, target: 'x.example/app:{{.Tag}}'}, {image: 'b.example/app:1', " +
+				"target: 'x.example/app:1'}]",
+			map[string][]string{"app": {"1", "2"}}, []string{"b.example/app:1", "a.example/app:2"},
+			map[string]string{"a.example/app:1": "would both become"},
 		},
 		"one of two that are listed": {
 			"convert: [{registry: a.example, target: 'x.example/all:{{.Tag}}'}]",
-			map[string][]string{"app": {"1", "2"}, "evil": {"1"}}, []string{"a.example/app:2"}, map[string]string{"a.example/app:1": "would both become", "a.example/evil:1": "would both become"},
+			map[string][]string{"app": {"1", "2"}, "evil": {"1"}}, []string{"a.example/app:2"},
+			map[string]string{"a.example/app:1": "would both become", "a.example/evil:1": "would both become"},
 		},
 		"a repository without tags": {
 			"convert: [{repository: a.example/app}, {repository: a.example/empty}]",
-			map[string][]string{"app": {"1"}, "empty": {}}, []string{"a.example/app:1"}, map[string]string{"a.example/empty": "no tags"},
+			map[string][]string{"app": {"1"}, "empty": {}}, []string{"a.example/app:1"},
+			map[string]string{"a.example/empty": "no tags"},
 		},
 		"one that is damaged, among the newest": {
 			"convert: [{repository: a.example/app, tags: {newest: 3}}]",
-			map[string][]string{"app": {"1", "2", "damaged"}}, []string{"a.example/app:1", "a.example/app:2"}, map[string]string{"a.example/app:damaged": "damaged"},
+			map[string][]string{"app": {"1", "2", "damaged"}}, []string{"a.example/app:1", "a.example/app:2"},
+			map[string]string{"a.example/app:damaged": "damaged"},
 		},
 		"a repository that is listed and not there": {
 			"convert: [{registry: a.example}]",
-			map[string][]string{"app": {"1"}, "gone": nil}, []string{"a.example/app:1"}, map[string]string{"a.example/gone": "404"},
+			map[string][]string{"app": {"1"}, "gone": nil}, []string{"a.example/app:1"},
+			map[string]string{"a.example/gone": "404"},
 		},
 		"a repository that is named and not there": {
 			"convert: [{repository: a.example/app}, {repository: a.example/gone}]",
@@ -171,7 +180,8 @@ func TestPushedTags(t *testing.T) {
 		},
 		"a repository with more than can be converted": {
 			"convert: [{repository: a.example/many}, {repository: a.example/app}]",
-			map[string][]string{"app": {"1"}, "many": many}, []string{"a.example/app:1"}, map[string]string{"a.example/many": "too many images"},
+			map[string][]string{"app": {"1"}, "many": many}, []string{"a.example/app:1"},
+			map[string]string{"a.example/many": "too many images"},
 		},
 		"many repositories with many": {
 			"convert: [{registry: a.example, repositories: {deny: [app]}}, {repository: a.example/app}]",
@@ -179,24 +189,30 @@ func TestPushedTags(t *testing.T) {
 		},
 		"one of many repositories with most": {
 			"convert: [{registry: a.example}]",
-			map[string][]string{"app": {"1"}, "a": many[:2_000], "b": many[:1_500]}, nil, map[string]string{"a.example/a": "this one has most"},
+			map[string][]string{"app": {"1"}, "a": many[:2_000], "b": many[:1_500]}, nil,
+			map[string]string{"a.example/a": "this one has most"},
 		},
 		"two entries with one image": {
-			"convert: [{repository: a.example/app, target: 'x.example/app:{{.Tag}}'}, {registry: a.example, target: 'y.example/{{.Repository}}:{{.Tag}}'}]",
-			map[string][]string{"app": {"1"}, "b": {"2"}}, []string{"a.example/app:1", "a.example/b:2"}, map[string]string{},
+			"convert: [{repository: a.example/app, target: 'x.example/app:{{.Tag}}'}, {registry: a.example, target: " +
+				"'y.example/{{.Repository}}:{{.Tag}}'}]",
+			map[string][]string{"app": {"1"}, "b": {"2"}}, []string{"a.example/app:1", "a.example/b:2"},
+			map[string]string{},
 		},
 		"many that are damaged, among the newest": {
 			"convert: [{repository: a.example/app, tags: {newest: 3}}]",
 			map[string][]string{"app": append(damaged, "1")}, []string{"a.example/app:1"}, allDamaged,
 		},
 		"an entry that would have chosen what a later one finds": {
-			"convert: [{repository: a.example/many, keys: [a.pem]}, {registry: a.example}, {image: 'a.example/many:v1'}, {image: 'a.example/many:damaged'}]",
-			map[string][]string{"app": {"1"}, "many": many}, []string{"a.example/app:1", "a.example/many:v1", "a.example/many:damaged"},
+			"convert: [{repository: a.example/many, keys: [a.pem]}, {registry: a.example}, {image: " +
+				"'a.example/many:v1'}, {image: 'a.example/many:damaged'}]",
+			map[string][]string{"app": {"1"}, "many": many},
+			[]string{"a.example/app:1", "a.example/many:v1", "a.example/many:damaged"},
 			map[string]string{"a.example/many": "too many"},
 		},
 		"one that could not be dated, and a later entry": {
 			"convert: [{repository: a.example/app, tags: {newest: 3}}, {registry: a.example}]",
-			map[string][]string{"app": {"1", "damaged"}, "b": {"damaged"}}, []string{"a.example/app:1", "a.example/b:damaged"},
+			map[string][]string{"app": {"1", "damaged"}, "b": {"damaged"}},
+			[]string{"a.example/app:1", "a.example/b:damaged"},
 			map[string]string{"a.example/app:damaged": "damaged"},
 		},
 		"one that could not be dated, and is named later": {
@@ -205,11 +221,15 @@ func TestPushedTags(t *testing.T) {
 			map[string]string{"a.example/app:damaged": "the entry in line 2 decides on it"},
 		},
 		"a registry that lists nothing": {
-			"convert: [{registry: b.example}]", map[string][]string{}, []string{}, map[string]string{"b.example": "lists no repository"},
+			"convert: [{registry: b.example}]", map[string][]string{}, []string{},
+			map[string]string{"b.example": "lists no repository"},
 		},
 		"many entries with many": {
-			"convert: [{repository: a.example/a}, {repository: a.example/b}, {repository: a.example/c}, {repository: a.example/d}, {repository: a.example/app}]",
-			map[string][]string{"app": {"1"}, "a": many[:3_000], "b": many[:2_999], "c": many[:2_998], "d": many[:2_997]}, nil,
+			"convert: [{repository: a.example/a}, {repository: a.example/b}, {repository: a.example/c}, {repository: " +
+				"a.example/d}, {repository: a.example/app}]",
+			map[string][]string{
+				"app": {"1"}, "a": many[:3_000], "b": many[:2_999], "c": many[:2_998], "d": many[:2_997],
+			}, nil,
 			map[string]string{"a.example/a": "too many images"},
 		},
 	} {
@@ -217,12 +237,13 @@ func TestPushedTags(t *testing.T) {
 			p, err := plan.Parse("plan.yaml", []byte("version: 1\n"+c.text))
 			require.NoError(t, err)
 			p.MaxImages = 10_000
-			images, err := p.Select(context.Background(), "plan.yaml", pushed{tags: c.tags, created: func(ref name.Reference) error {
-				if strings.HasPrefix(ref.Identifier(), "damaged") {
-					return broken
-				}
-				return nil
-			}})
+			images, err := p.Select(context.Background(), "plan.yaml",
+				pushed{tags: c.tags, created: func(ref name.Reference) error {
+					if strings.HasPrefix(ref.Identifier(), "damaged") {
+						return broken
+					}
+					return nil
+				}})
 			require.NoError(t, err)
 			var good []string
 			bad := map[string]string{}
@@ -233,9 +254,11 @@ func TestPushedTags(t *testing.T) {
 				}
 				bad[img.Source] = img.Err.Error()
 				if img.Source == "a.example/gone" {
-					assert.Equal(t, strings.Contains(c.text, "registry:"), img.Found, "what is named and cannot be had has failed")
+					assert.Equal(t, strings.Contains(c.text, "registry:"), img.Found,
+						"what is named and cannot be had has failed")
 				}
-				assert.Equal(t, img.Source == "a.example/gone" || img.Source == "a.example/empty", errors.Is(img.Err, plan.ErrNone), img.Source)
+				assert.Equal(t, img.Source == "a.example/gone" || img.Source == "a.example/empty",
+					errors.Is(img.Err, plan.ErrNone), img.Source)
 			}
 			if c.good != nil {
 				assert.ElementsMatch(t, c.good, good)
@@ -256,14 +279,24 @@ func TestFirstEntryDecides(t *testing.T) {
 		text string
 		tags map[string][]string
 	}{
-		"tags that are gone":       {"- {registry: a.example, options: {isv-svn: 9}}", map[string][]string{"app": nil}},
-		"a tag that is left out":   {"- {repository: a.example/app, options: {isv-svn: 9}}", map[string][]string{"app": {"2"}}},
-		"another spelling":         {"- {repository: 'A.example:443/app', options: {isv-svn: 9}}", map[string][]string{"app": {"2"}}},
-		"a repository not in list": {"- {registry: a.example, options: {isv-svn: 9}}", map[string][]string{"other": {"1"}}},
+		"tags that are gone": {"- {registry: a.example, options: {isv-svn: 9}}", map[string][]string{"app": nil}},
+		"a tag that is left out": {
+			"- {repository: a.example/app, options: {isv-svn: 9}}", map[string][]string{"app": {"2"}},
+		},
+		"another spelling": {
+			"- {repository: 'A.example:443/app', options: {isv-svn: 9}}", map[string][]string{"app": {"2"}},
+		},
+		"a repository not in list": {
+			"- {registry: a.example, options: {isv-svn: 9}}", map[string][]string{"other": {"1"}},
+		},
 	} {
-		p, err := plan.Parse("plan.yaml", []byte("version: 1\nconvert:\n"+c.text+"\n- {image: 'a.example/app:1', options: {debug: true}}\n"))
+		p, err := plan.Parse("plan.yaml",
+			[]byte("version: 1\nconvert:\n"+c.text+"\n- {image: 'a.example/app:1', options: {debug: true}}\n"))
 		require.NoError(t, err)
-		images, err := p.Select(context.Background(), "plan.yaml", pushed{tags: c.tags, created: func(name.Reference) error { return nil }})
+		images, err := p.Select(context.Background(), "plan.yaml",
+			pushed{tags: c.tags, created: func(name.Reference) error {
+				return nil
+			}})
 		require.NoError(t, err)
 		found := false
 		for _, img := range images {

@@ -197,7 +197,8 @@ func Parse(name string, text []byte) (*Profile, error) {
 	}
 	for _, o := range slices.Concat(p.Memory, p.Threads) {
 		if o.Option == "" || o.Base != 0 && o.Base != 16 && o.Base != 10 {
-			return nil, fmt.Errorf("%s: %w: the option %q has no text, or its base is neither 10 nor 16", name, ErrProfile, o.Option)
+			return nil, fmt.Errorf("%s: %w: the option %q has no text, or its base is neither 10 nor 16", name,
+				ErrProfile, o.Option)
 		}
 	}
 	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Kept(), p.Config.Options)
@@ -277,7 +278,8 @@ func Recognise(programs []Program) (p *Profile, why string, program int) {
 	for i, program := range programs {
 		p, reason, embedded := recogniseOne(program)
 		if embedded && p.Language {
-			// A program that has an interpreter in it reads what that does, and does what it does by itself: unbound, uwsgi.
+			// A program that has an interpreter in it reads what that does, and does what it does by itself: unbound,
+			// uwsgi.
 			program := *p
 			program.Language = false
 			p = &program
@@ -348,7 +350,8 @@ func Need(options []Option, texts []string) (need uint64, said string) {
 		if name != o.Option {
 			between = `(?:\s*=\s*|\s+)`
 		}
-		re := regexp.MustCompile(`(?:^|[^\w-])(` + regexp.QuoteMeta(name) + between + `(` + digits + `(?:[kKmMgGtT](?:i?[bB])?)?))(?:\W|$)`)
+		re := regexp.MustCompile(`(?:^|[^\w-])(` + regexp.QuoteMeta(name) + between + `(` + digits +
+			`(?:[kKmMgGtT](?:i?[bB])?)?))(?:\W|$)`)
 		for _, text := range texts {
 			for _, m := range re.FindAllStringSubmatch(text, -1) {
 				n, err := parse(m[2], max(o.Base, 10))

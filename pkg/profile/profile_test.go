@@ -32,7 +32,8 @@ func TestProfilesThatComeAlong(t *testing.T) {
 				explained = false
 			case strings.HasPrefix(line, "#"):
 				explained = true
-			case strings.Contains(line, "=") && !strings.HasPrefix(line, "description") && !strings.HasPrefix(line, "code") && !strings.HasPrefix(line, "severity") && !strings.HasPrefix(line, "message"):
+			case strings.Contains(line, "=") && !strings.HasPrefix(line, "description") && !strings.HasPrefix(line,
+				"code") && !strings.HasPrefix(line, "severity") && !strings.HasPrefix(line, "message"):
 				assert.True(t, explained, "%s: %s has no comment", p.Name, line)
 				inList = strings.HasSuffix(line, "[")
 				explained = false
@@ -124,7 +125,8 @@ func TestNeed(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	p, err := profile.Parse("mine", []byte("description = \"x\"\n[enclave]\nsize = \"2G\"\nthreads = 3\n[manifest.sys]\nx = 1\n"))
+	p, err := profile.Parse("mine",
+		[]byte("description = \"x\"\n[enclave]\nsize = \"2G\"\nthreads = 3\n[manifest.sys]\nx = 1\n"))
 	require.NoError(t, err)
 	assert.EqualValues(t, 2<<30, p.Enclave.Size)
 	for text, want := range map[string]string{
@@ -143,8 +145,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// Only an interpreter runs other people's programs: one that has an interpreter in it, as unbound has Python, does itself
-// what it can do.
+// Only an interpreter runs other people's programs: one that has an interpreter in it, as unbound has Python, does
+// itself what it can do.
 func TestEmbeddedInterpreter(t *testing.T) {
 	for name, want := range map[string]bool{"python3.11": true, "resolver": false} {
 		p, _, _ := profile.Recognise([]profile.Program{program(name, "libpython3.11.so.1.0")})

@@ -26,7 +26,8 @@ func Classify(tree *rootfs.Tree) *Kinds {
 	k := &Kinds{list: make([]kind, tree.Len()), known: make(chan struct{})}
 	go func() {
 		defer close(k.known)
-		never, secrets, certificates, zones, others := neverRead.Matcher(), secrets.Matcher(), certificates.Matcher(), timezones.Matcher(), otherZones.Matcher()
+		never, secrets, certificates, zones, others := neverRead.Matcher(), secrets.Matcher(), certificates.Matcher(),
+			timezones.Matcher(), otherZones.Matcher()
 		var unreads unreadFiles
 		_ = tree.Walk(func(n *rootfs.Node) error {
 			if n.Type != rootfs.Regular {

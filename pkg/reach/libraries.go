@@ -12,14 +12,20 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-var loaderFiles = []string{"/etc/ld.so.conf", "/etc/ld.so.conf.d/*.conf", "/etc/ld.so.cache", "/etc/ld-musl-x86_64.path"}
+var loaderFiles = []string{
+	"/etc/ld.so.conf", "/etc/ld.so.conf.d/*.conf", "/etc/ld.so.cache", "/etc/ld-musl-x86_64.path",
+}
 
 // defaultDirs are the directories that dynamic linkers know without being told: glibc's as Debian and as
 // Fedora builds it, and musl's.
-var defaultDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/local/lib", "/usr/lib"}
+var defaultDirs = []string{
+	"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/local/lib", "/usr/lib",
+}
 
 // hwcaps are the subdirectories for newer processors, which glibc prefers (ld.so(8)).
-var hwcaps = []string{"", "glibc-hwcaps/x86-64-v4/", "glibc-hwcaps/x86-64-v3/", "glibc-hwcaps/x86-64-v2/", "haswell/", "tls/", "x86_64/"}
+var hwcaps = []string{
+	"", "glibc-hwcaps/x86-64-v4/", "glibc-hwcaps/x86-64-v3/", "glibc-hwcaps/x86-64-v2/", "haswell/", "tls/", "x86_64/",
+}
 
 // libraries finds shared libraries as dynamic linkers do (ld.so(8)).
 type libraries struct {
@@ -43,7 +49,8 @@ func newLibraries(tree *rootfs.Tree, libraryPath string) *libraries {
 	l := &libraries{
 		tree: tree, cache: map[string][]string{}, dirs: append(LoaderDirs(tree), defaultDirs...),
 		known: map[*rootfs.Node][]*rootfs.Node{}, lost: map[*rootfs.Node][]string{},
-		byLibrary: map[*rootfs.Node][]*rootfs.Node{}, byName: map[string][]*rootfs.Node{}, places: map[string][]*rootfs.Node{}, left: maxLookUps,
+		byLibrary: map[*rootfs.Node][]*rootfs.Node{}, byName: map[string][]*rootfs.Node{},
+		places: map[string][]*rootfs.Node{}, left: maxLookUps,
 	}
 	for d := range strings.SplitSeq(libraryPath, ":") {
 		if path.IsAbs(d) {
@@ -54,7 +61,9 @@ func newLibraries(tree *rootfs.Tree, libraryPath string) *libraries {
 		l.cache = readCache(n.Content)
 	}
 	if n, _, err := tree.Resolve("/etc/ld-musl-x86_64.path"); err == nil {
-		l.dirs = append(strings.FieldsFunc(string(n.Content), func(c rune) bool { return c == ':' || c == '\n' }), l.dirs...)
+		l.dirs = append(strings.FieldsFunc(string(n.Content), func(c rune) bool {
+			return c == ':' || c == '\n'
+		}), l.dirs...)
 	}
 	return l
 }
@@ -100,7 +109,8 @@ func readCache(b []byte) map[string][]string {
 	}
 	count := binary.LittleEndian.Uint32(b[20:])
 	names := len(b) // entries can share their names; all that are read are no longer than the file
-	for rest := b[headerSize:]; count > 0 && len(rest) >= entrySize && names > 0; count, rest = count-1, rest[entrySize:] {
+	for rest := b[headerSize:]; count > 0 && len(rest) >= entrySize && names > 0; count, rest = count-1,
+		rest[entrySize:] {
 		key, value := str(binary.LittleEndian.Uint32(rest[4:])), str(binary.LittleEndian.Uint32(rest[8:]))
 		found[key] = append(found[key], value)
 		names -= len(key) + len(value)
@@ -243,8 +253,8 @@ func (l *libraries) library(file string) []*rootfs.Node {
 	return nil
 }
 
-// losesLibraries reports whether a program that is started by a path in another directory than its own, as behind a link,
-// does not find a library that it has beside itself.
+// losesLibraries reports whether a program that is started by a path in another directory than its own, as behind a
+// link, does not find a library that it has beside itself.
 func (l *libraries) losesLibraries(program *rootfs.Node, dir string) bool {
 	e := program.ELF
 	if e == nil || !strings.Contains(e.RPath+e.RunPath, "ORIGIN") {
@@ -262,8 +272,8 @@ func (l *libraries) losesLibraries(program *rootfs.Node, dir string) bool {
 	})
 }
 
-// expand returns the directories of a RPATH or RUNPATH of a program or library in a directory (ld.so(8), "Dynamic string
-// tokens").
+// expand returns the directories of a RPATH or RUNPATH of a program or library in a directory (ld.so(8), "Dynamic
+// string tokens").
 func expand(list, origin string) []string {
 	if list == "" {
 		return nil

@@ -177,8 +177,9 @@ type Finder struct {
 func Programs(tree *rootfs.Tree, db *packages.DB, kinds *Kinds, start Start) (*Finder, *Set) {
 	f := &Finder{
 		tree: tree, db: db, kinds: kinds, start: start, libs: newLibraries(tree, start.LibraryPath),
-		set: &Set{files: make([]File, tree.Len())}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{}, tried: map[string]bool{},
-		kept: map[*rootfs.Node][]*packages.Package{}, mine: authors.Matcher(),
+		set: &Set{files: make([]File, tree.Len())}, seen: map[*rootfs.Node]bool{}, roots: map[string]bool{},
+		tried: map[string]bool{},
+		kept:  map[*rootfs.Node][]*packages.Package{}, mine: authors.Matcher(),
 	}
 	f.set.libs = f.libs
 	for _, n := range start.Programs {
@@ -208,7 +209,10 @@ func (f *Finder) Commands(files []string) {
 		return
 	}
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type == rootfs.Regular && slices.ContainsFunc(files, func(pattern string) bool { ok, _ := path.Match(pattern, n.Path); return ok }) {
+		if n.Type == rootfs.Regular && slices.ContainsFunc(files, func(pattern string) bool {
+			ok, _ := path.Match(pattern, n.Path)
+			return ok
+		}) {
 			f.add(n, Named)
 			f.words(Words(string(n.Content)), path.Dir(n.Path))
 			f.set.Commands = append(f.set.Commands, n)
@@ -259,8 +263,10 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 	never, renamed := neverRead.Matcher(), names.Matcher()
 	zones := f.namedZones()
 	_ = f.tree.Walk(func(n *rootfs.Node) error {
-		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !renamed.Match(n.Path) && !never.Match(n.Path) {
-			if to, _, err := f.tree.Follow(n); err == nil && to.Type == rootfs.Regular && kinds[to.Number()] != certificate && !timezones.Match(to.Path) && kinds[to.Number()] != secret {
+		if n.Type == rootfs.Symlink && strings.HasPrefix(n.Path, "/etc/") && !renamed.Match(n.Path) &&
+			!never.Match(n.Path) {
+			if to, _, err := f.tree.Follow(n); err == nil && to.Type == rootfs.Regular &&
+				kinds[to.Number()] != certificate && !timezones.Match(to.Path) && kinds[to.Number()] != secret {
 				f.add(to, Config)
 				f.roots[to.Path] = true
 			}
@@ -328,7 +334,10 @@ func (f *Finder) keepers(n *rootfs.Node) []*packages.Package {
 
 // maintainerOnly says whether a package is needed by the scripts that install others only.
 func maintainerOnly(p *packages.Package) bool {
-	return slices.ContainsFunc(data.MaintainerOnly, func(pattern string) bool { ok, _ := path.Match(pattern, p.Name); return ok })
+	return slices.ContainsFunc(data.MaintainerOnly, func(pattern string) bool {
+		ok, _ := path.Match(pattern, p.Name)
+		return ok
+	})
 }
 
 // packages adds the files of the packages that own something in the set, and of those that they need.
@@ -371,7 +380,8 @@ func (f *Finder) packages() {
 	// A script that the program itself, or what was asked for, may start needs the modules of its language.
 	for _, n := range slices.Concat(f.set.nodes, f.rest) {
 		own := f.db.Owner(n)
-		meant := own != nil && (reasons[own] == Package || reasons[own] == Asked) || own == nil && f.set.files[n.Number()].Reason != ""
+		meant := own != nil && (reasons[own] == Package || reasons[own] == Asked) || own == nil &&
+			f.set.files[n.Number()].Reason != ""
 		if n.Shebang == "" || n.Mode&0o111 == 0 || !meant {
 			continue
 		}
@@ -406,9 +416,9 @@ func (f *Finder) packages() {
 	f.needed = reasons
 }
 
-// code adds every other program and shared library, whoever owns it: which of them a program starts or loads by a name that
-// it makes up while it runs, nobody can tell before. Their packages' data stay out, and so does what neither is executable
-// nor code.
+// code adds every other program and shared library, whoever owns it: which of them a program starts or loads by a name
+// that it makes up while it runs, nobody can tell before. Their packages' data stay out, and so does what neither is
+// executable nor code.
 func (f *Finder) code() {
 	for _, n := range f.rest {
 		if f.set.files[n.Number()].Reason != "" {

@@ -118,7 +118,8 @@ func Words(text string) []string {
 			continue
 		}
 		for _, w := range strings.FieldsFunc(line, func(c rune) bool {
-			return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("_./+-%@[", c)
+			return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') &&
+				!strings.ContainsRune("_./+-%@[", c)
 		}) {
 			if w = strings.Trim(w, "%"); w != "" && w[0] != '-' && len(w) < 4096 {
 				words = append(words, w)

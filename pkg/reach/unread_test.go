@@ -20,17 +20,18 @@ func TestUnreadFilesOfLibraries(t *testing.T) {
 		"usr/lib/python3/dist-packages/numpy/testing/utils.py":                true,
 		"usr/lib/python3/dist-packages/numpy/core/include/ndarray.h":          false,
 		"usr/lib/python3/dist-packages/numpy/core/fast.cpython-311-x86_64.so": true,
-		"usr/lib/python3/dist-packages/numpy/core.pyi":                        true, // some read them when they are loaded
-		"usr/lib/python3/dist-packages/tests/x.py":                            true, // a library of this name
-		"usr/lib/python3/dist-packages/astropy/tests/runner.py":               true,
-		"usr/lib/python3/dist-packages/astropy/io/tests/x.py":                 false,
-		"usr/lib/python3.11/test/test_os.py":                                  false,
-		"usr/lib/python3.11/unittest/test/x.py":                               false,
-		"usr/lib/python3.11/unittest/case.py":                                 true,
-		"usr/local/lib/python3.13/site-packages/pkg/tests/x.py":               false,
-		"usr/lib/python3.11/json/__pycache__/decoder.cpython-311.pyc":         false,
-		"usr/lib/python3.11/json/decoder.py":                                  true,
-		"srv/app/__pycache__/main.cpython-311.pyc":                            false, // main.py is there
+		// some read them when they are loaded
+		"usr/lib/python3/dist-packages/numpy/core.pyi":                true,
+		"usr/lib/python3/dist-packages/tests/x.py":                    true, // a library of this name
+		"usr/lib/python3/dist-packages/astropy/tests/runner.py":       true,
+		"usr/lib/python3/dist-packages/astropy/io/tests/x.py":         false,
+		"usr/lib/python3.11/test/test_os.py":                          false,
+		"usr/lib/python3.11/unittest/test/x.py":                       false,
+		"usr/lib/python3.11/unittest/case.py":                         true,
+		"usr/local/lib/python3.13/site-packages/pkg/tests/x.py":       false,
+		"usr/lib/python3.11/json/__pycache__/decoder.cpython-311.pyc": false,
+		"usr/lib/python3.11/json/decoder.py":                          true,
+		"srv/app/__pycache__/main.cpython-311.pyc":                    false, // main.py is there
 		"srv/app/main.py": true,
 		"srv/app/__pycache__/hidden.cpython-311.pyc":            true, // all that there is
 		"srv/app/hidden2.pyc":                                   true,

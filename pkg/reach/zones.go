@@ -10,9 +10,9 @@ import (
 // zoneinfo is where C libraries look for time zones by their names (tzset(3)).
 const zoneinfo = "/usr/share/zoneinfo"
 
-// namedZones are the time zones that the program can be expected to read: that of /etc/localtime, UTC, the one in TZ, and
-// those that arguments and scripts name. There are over a thousand, which most programs never open: that they have a
-// choice is for profiles to say.
+// namedZones are the time zones that the program can be expected to read: that of /etc/localtime, UTC, the one in TZ,
+// and those that arguments and scripts name. There are over a thousand, which most programs never open: that they have
+// a choice is for profiles to say.
 func (f *Finder) namedZones() map[*rootfs.Node]bool {
 	zones := map[*rootfs.Node]bool{}
 	add := func(p string) {

@@ -31,10 +31,12 @@ func Disputed(layers []*Index, paths []string) (problems []string) {
 			e := &l.Entries[k]
 			switch {
 			case e.Type == Opaque && e.Path == "/" && i > 0:
-				problems = append(problems, fmt.Sprintf("layer %d removes all that is in lower layers, which overlay file systems do not do", i+1))
+				problems = append(problems, fmt.Sprintf("layer %d removes all that is in lower layers, which overlay "+
+					"file systems do not do", i+1))
 			case e.Type != Dir && names[path.Base(e.Path)]:
 				if at := above(e.Path, links); at != "" {
-					problems = append(problems, fmt.Sprintf("layer %d: %q goes through %q, which is a link in one of the layers: engines differ in where it leads to", i+1, e.Path, at))
+					problems = append(problems, fmt.Sprintf("layer %d: %q goes through %q, which is a link in one of "+
+						"the layers: engines differ in where it leads to", i+1, e.Path, at))
 				}
 			}
 			if i > 0 && len(gone) > 0 && e.Type != Whiteout {
@@ -43,7 +45,8 @@ func Disputed(layers []*Index, paths []string) (problems []string) {
 					at = e.Path
 				}
 				if at != "" {
-					problems = append(problems, fmt.Sprintf("layer %d removes %q and makes it anew: overlay file systems keep what lower layers have in it", i+1, at))
+					problems = append(problems, fmt.Sprintf("layer %d removes %q and makes it anew: overlay file "+
+						"systems keep what lower layers have in it", i+1, at))
 					delete(gone, at)
 				}
 			}
@@ -59,8 +62,8 @@ const maxHidden = 100
 // are not replaced or removed in a way that all engines take for the same.
 func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []string) {
 	links := symlinks(layers)
-	// What later entries have put in the place of something, or removed, and the directories that they have emptied. The
-	// removals of a layer are about lower ones.
+	// What later entries have put in the place of something, or removed, and the directories that they have emptied.
+	// The removals of a layer are about lower ones.
 	gone, emptied := map[string]bool{}, map[string]bool{}
 	for i, l := range slices.Backward(layers) {
 		var removed, opaque []string
@@ -69,9 +72,11 @@ func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []str
 			if e.Type == Regular && kind(e) {
 				n := tree.Lookup(e.Path)
 				shown := n != nil && n.Type == Regular && n.SHA256 == e.SHA256
-				replaced := above(e.Path, links) == "" && (gone[e.Path] || above(e.Path, gone) != "" || above(e.Path, emptied) != "")
+				replaced := above(e.Path, links) == "" &&
+					(gone[e.Path] || above(e.Path, gone) != "" || above(e.Path, emptied) != "")
 				if !shown && !replaced {
-					problems = append(problems, fmt.Sprintf("layer %d has %q, which is hidden in a way that engines differ in", i+1, e.Path))
+					problems = append(problems,
+						fmt.Sprintf("layer %d has %q, which is hidden in a way that engines differ in", i+1, e.Path))
 					if len(problems) >= maxHidden {
 						return problems
 					}

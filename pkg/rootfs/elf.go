@@ -195,7 +195,9 @@ func ParseELF(r io.ReaderAt) (*ELF, error) {
 	for _, off := range d.needed {
 		f.Needed = append(f.Needed, d.str(off, maxELFName))
 	}
-	for tag, field := range map[elf.DynTag]*string{elf.DT_SONAME: &f.SOName, elf.DT_RPATH: &f.RPath, elf.DT_RUNPATH: &f.RunPath} {
+	for tag, field := range map[elf.DynTag]*string{
+		elf.DT_SONAME: &f.SOName, elf.DT_RPATH: &f.RPath, elf.DT_RUNPATH: &f.RunPath,
+	} {
 		if off, ok := d.values[tag]; ok {
 			*field = d.str(off, maxELFString)
 		}

@@ -27,7 +27,8 @@ func IndexKey(digest string, o Options) string {
 	for _, pattern := range slices.Sorted(slices.Values(o.Keep)) {
 		fmt.Fprintf(h, "%s\x00", pattern)
 	}
-	return fmt.Sprintf("v%d-%s/%s", ExtractorVersion, hex.EncodeToString(h.Sum(nil)[:8]), strings.ReplaceAll(digest, ":", "-"))
+	return fmt.Sprintf("v%d-%s/%s", ExtractorVersion, hex.EncodeToString(h.Sum(nil)[:8]),
+		strings.ReplaceAll(digest, ":", "-"))
 }
 
 // What an encoded entry has besides its path, mode and owner.

@@ -11,10 +11,12 @@ import (
 
 // Whatever a layer holds, reading it gives a tree whose paths are clean, or an error.
 func FuzzScan(f *testing.F) {
-	f.Add(Tar(f, File("a/b", "x"), Symlink("l", "a"), Hardlink("h", "a/b"), File("a/.wh.c", ""), Program("p", ELF("/lib/ld.so"))))
+	f.Add(Tar(f, File("a/b", "x"), Symlink("l", "a"), Hardlink("h", "a/b"), File("a/.wh.c", ""),
+		Program("p", ELF("/lib/ld.so"))))
 	f.Add([]byte{0x1f, 0x8b, 8, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		index, err := rootfs.Scan(context.Background(), bytes.NewReader(b), digest(b), rootfs.Options{Keep: []string{"/etc/**"}, DiffID: true})
+		index, err := rootfs.Scan(context.Background(), bytes.NewReader(b), digest(b),
+			rootfs.Options{Keep: []string{"/etc/**"}, DiffID: true})
 		if err != nil {
 			return
 		}

@@ -28,8 +28,8 @@ var (
 	zstdSkippable = []byte{0x2a, 0x4d, 0x18}
 )
 
-// ErrCompression says that a layer is compressed in a way that no container engine reads (OCI image specification, "Image
-// Layer Filesystem Changeset").
+// ErrCompression says that a layer is compressed in a way that no container engine reads (OCI image specification,
+// "Image Layer Filesystem Changeset").
 var ErrCompression = errors.New("the layer is compressed in a way that images must not be")
 
 // maxMagic is how many bytes the longest of foreignMagic has.
@@ -37,7 +37,8 @@ const maxMagic = 8
 
 var foreignMagic = map[string]string{
 	"xz": "\xfd7zXZ\x00", "bzip2": "BZh", "LZMA": "\x5d\x00\x00", "lzip": "LZIP", "lzop": "\x89LZO", "lrzip": "LRZI",
-	"LZ4": "\x04\x22\x4d\x18", "LZ4 (legacy)": "\x02\x21\x4c\x18", "Snappy": "\xff\x06\x00\x00sNaP", "Brotli": "\xce\xb2\xcf\x81",
+	"LZ4": "\x04\x22\x4d\x18", "LZ4 (legacy)": "\x02\x21\x4c\x18", "Snappy": "\xff\x06\x00\x00sNaP",
+	"Brotli":   "\xce\xb2\xcf\x81",
 	"compress": "\x1f\x9d", "compress (LZH)": "\x1f\xa0", "pack": "\x1f\x1e",
 	"zip": "PK\x03\x04", "7-Zip": "7z\xbc\xaf\x27\x1c", "RAR": "Rar!", "xar": "xar!",
 }

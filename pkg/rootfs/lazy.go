@@ -16,7 +16,10 @@ import (
 // (nydus, overlaybd and others) have files and indexes of their own.
 func Lazy(annotations map[string]string) string {
 	for _, k := range slices.Sorted(maps.Keys(annotations)) {
-		if k == tocDigest || strings.HasPrefix(k, snapshotters) || slices.ContainsFunc(chunkedPrefixes, func(p string) bool { return strings.HasPrefix(k, p) }) {
+		if k == tocDigest || strings.HasPrefix(k, snapshotters) ||
+			slices.ContainsFunc(chunkedPrefixes, func(p string) bool {
+				return strings.HasPrefix(k, p)
+			}) {
 			return k
 		}
 	}
@@ -32,7 +35,9 @@ const maxDifferences = 10
 // CheckTOC compares a layer's table of contents, from which engines that load lazily take the files, with what Scan has
 // found in the archive: each entry, and each file's content as the table has it put together. The differences are for
 // people. A table that cannot be read is one. The error is of reading the blob.
-func CheckTOC(ctx context.Context, blob io.ReaderAt, size int64, annotations map[string]string, index *Index, limits Limits) (differences []string, err error) {
+func CheckTOC(
+	ctx context.Context, blob io.ReaderAt, size int64, annotations map[string]string, index *Index, limits Limits,
+) (differences []string, err error) {
 	r := &noted{ReaderAt: blob}
 	differences, err = checkTOC(ctx, r, size, annotations, index, limits)
 	switch {
@@ -60,7 +65,9 @@ func (r *noted) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func checkTOC(ctx context.Context, blob io.ReaderAt, size int64, annotations map[string]string, index *Index, limits Limits) (differences []string, err error) {
+func checkTOC(
+	ctx context.Context, blob io.ReaderAt, size int64, annotations map[string]string, index *Index, limits Limits,
+) (differences []string, err error) {
 	tables, err := readTOCs(blob, size, annotations)
 	if err != nil {
 		return nil, err
@@ -93,13 +100,15 @@ func (t *toc) compare(ctx context.Context, index *Index, limits Limits) (differe
 	for i := range index.Entries { // engines keep files by their names
 		e := &index.Entries[i]
 		if e.Type == Regular && seen[e.Path] {
-			differences = append(differences, fmt.Sprintf("the archive has %q twice, of which an engine may take either", e.Path))
+			differences = append(differences,
+				fmt.Sprintf("the archive has %q twice, of which an engine may take either", e.Path))
 			break
 		}
 		seen[e.Path] = true
 	}
 	if len(t.entries) != len(index.Entries) {
-		differences = append(differences, fmt.Sprintf("it has %d entries, the archive %d", len(t.entries), len(index.Entries)))
+		differences = append(differences,
+			fmt.Sprintf("it has %d entries, the archive %d", len(t.entries), len(index.Entries)))
 	}
 	stream := &chunkStream{toc: t, left: 2 * t.room.limits.LayerBytes}
 	defer stream.close()
@@ -111,9 +120,12 @@ func (t *toc) compare(ctx context.Context, index *Index, limits Limits) (differe
 			return nil, ctx.Err()
 		}
 		got, want := &t.entries[i], &index.Entries[i]
-		if got.Path != want.Path || got.Type != want.Type || got.Mode != want.Mode || got.UID != want.UID || got.GID != want.GID ||
-			got.Size != want.Size || got.SHA256 != want.SHA256 || got.Link != want.Link || got.Attributes != want.Attributes {
-			differences = append(differences, fmt.Sprintf("%q is another entry than the archive's %q", got.Path, want.Path))
+		if got.Path != want.Path || got.Type != want.Type || got.Mode != want.Mode || got.UID != want.UID ||
+			got.GID != want.GID ||
+			got.Size != want.Size || got.SHA256 != want.SHA256 || got.Link != want.Link ||
+			got.Attributes != want.Attributes {
+			differences = append(differences,
+				fmt.Sprintf("%q is another entry than the archive's %q", got.Path, want.Path))
 			continue
 		}
 		if in[i] == nil {
@@ -151,7 +163,8 @@ func (s *chunkStream) sum(f *tocFile) (sum [sha256.Size]byte, err error) {
 	for i, c := range f.chunks {
 		from, to := f.extent(i)
 		// Engines go by the chunk's own size, which only the last one may leave out.
-		if from != done || to <= from || to > f.size || to-from > maxChunk || c.ChunkSize != to-from && (c.ChunkSize != 0 || i+1 < len(f.chunks)) {
+		if from != done || to <= from || to > f.size || to-from > maxChunk || c.ChunkSize != to-from &&
+			(c.ChunkSize != 0 || i+1 < len(f.chunks)) {
 			if f.size == 0 && len(f.chunks) == 1 && c.ChunkSize == 0 {
 				break
 			}

@@ -24,7 +24,9 @@ import (
 
 // relist puts another table of contents into a zstd:chunked blob, and has the annotations vouch for it. The archive
 // stays: a decoder skips the frame with the table.
-func relist(t *testing.T, blob []byte, annotations map[string]string, change func([]estargz.TOCEntry) []estargz.TOCEntry) ([]byte, map[string]string) {
+func relist(
+	t *testing.T, blob []byte, annotations map[string]string, change func([]estargz.TOCEntry) []estargz.TOCEntry,
+) ([]byte, map[string]string) {
 	t.Helper()
 	return rewrite(t, blob, annotations, func(raw []byte) []byte {
 		var table estargz.JTOC
@@ -79,10 +81,14 @@ func find(entries []estargz.TOCEntry, name string) *estargz.TOCEntry {
 // An engine that loads lazily sees what the table of contents says.
 func TestCheckTOC(t *testing.T) {
 	ctx := context.Background()
-	archive := Tar(t, Dir("etc"), File("etc/passwd", strings.Repeat("root\n", 100)), File("etc/evil__", strings.Repeat("evil\n", 100)), Symlink("l", "etc/passwd"),
-		Program("bin/app", strings.Repeat("app", 50_000)), File("empty", ""), Hardlink("bin/app2", "bin/app"), File("etc/.wh.gone", ""), Special("dev", '3'))
+	archive := Tar(t, Dir("etc"), File("etc/passwd", strings.Repeat("root\n", 100)),
+		File("etc/evil__", strings.Repeat("evil\n", 100)), Symlink("l", "etc/passwd"),
+		Program("bin/app", strings.Repeat("app", 50_000)), File("empty", ""), Hardlink("bin/app2", "bin/app"),
+		File("etc/.wh.gone", ""), Special("dev", '3'))
 	metadata := map[string]string{}
-	pack := estargz.WithCompression(chunked{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: metadata}, &zstdchunked.Decompressor{}})
+	pack := estargz.WithCompression(chunked{
+		&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: metadata}, &zstdchunked.Decompressor{},
+	})
 	for name, o := range map[string][]estargz.Option{
 		"eStargz":                {estargz.WithChunkSize(20_000)},
 		"eStargz, shared chunks": {estargz.WithMinChunkSize(100_000)},
@@ -95,7 +101,8 @@ func TestCheckTOC(t *testing.T) {
 		}
 		index, err := rootfs.Scan(ctx, bytes.NewReader(blob), digest(blob), rootfs.Options{})
 		require.NoError(t, err)
-		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(blob), int64(len(blob)), annotations, index, rootfs.Limits{})
+		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(blob), int64(len(blob)), annotations, index,
+			rootfs.Limits{})
 		require.NoError(t, err)
 		assert.Empty(t, differences, name)
 		assert.NotEmpty(t, rootfs.Lazy(annotations))
@@ -110,9 +117,13 @@ func TestCheckTOC(t *testing.T) {
 
 	blob, _ := lazyLayer(t, archive, estargz.WithChunkSize(20_000), pack)
 	for what, change := range map[string]func([]estargz.TOCEntry) []estargz.TOCEntry{
-		"":                func(l []estargz.TOCEntry) []estargz.TOCEntry { return l },
-		"\"/etc/evil__\"": func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "etc/passwd").Name = "etc/evil__"; return l },
-		"a chunk of 0 bytes from 0 to 20000": func(l []estargz.TOCEntry) []estargz.TOCEntry { // all but the last say their size
+		"": func(l []estargz.TOCEntry) []estargz.TOCEntry { return l },
+		"\"/etc/evil__\"": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			find(l, "etc/passwd").Name = "etc/evil__"
+			return l
+		},
+		// all but the last say their size
+		"a chunk of 0 bytes from 0 to 20000": func(l []estargz.TOCEntry) []estargz.TOCEntry {
 			find(l, "bin/app").ChunkSize = 0
 			return l
 		},
@@ -128,7 +139,10 @@ func TestCheckTOC(t *testing.T) {
 		"11 entries": func(l []estargz.TOCEntry) []estargz.TOCEntry {
 			return append(l, estargz.TOCEntry{Name: "cconvert", Type: "dir"})
 		},
-		"\"/l\"":       func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "l").LinkName = "etc/evil__"; return l },
+		"\"/l\"": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+			find(l, "l").LinkName = "etc/evil__"
+			return l
+		},
 		"\"/bin/app\"": func(l []estargz.TOCEntry) []estargz.TOCEntry { find(l, "bin/app").Mode = 0o644; return l },
 		"\"/etc/passwd\"": func(l []estargz.TOCEntry) []estargz.TOCEntry {
 			find(l, "etc/passwd").Digest = find(l, "etc/evil__").Digest
@@ -167,7 +181,8 @@ func TestCheckTOC(t *testing.T) {
 		lie, annotations := relist(t, blob, metadata, change)
 		index, err := rootfs.Scan(ctx, bytes.NewReader(lie), digest(lie), rootfs.Options{})
 		require.NoError(t, err)
-		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(lie), int64(len(lie)), annotations, index, rootfs.Limits{})
+		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(lie), int64(len(lie)), annotations, index,
+			rootfs.Limits{})
 		require.NoError(t, err)
 		if what == "" {
 			assert.Empty(t, differences)
@@ -191,7 +206,8 @@ func TestCheckTOC(t *testing.T) {
 		})
 		index, err := rootfs.Scan(ctx, bytes.NewReader(lie), digest(lie), rootfs.Options{})
 		require.NoError(t, err)
-		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(lie), int64(len(lie)), annotations, index, rootfs.Limits{})
+		differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(lie), int64(len(lie)), annotations, index,
+			rootfs.Limits{})
 		require.NoError(t, err)
 		require.Len(t, differences, 1, changed)
 		assert.Contains(t, differences[0], "reading the table of contents", changed)
@@ -205,12 +221,14 @@ func TestCheckTOC(t *testing.T) {
 	require.NoError(t, err)
 	index, err := rootfs.Scan(ctx, bytes.NewReader(twice.Bytes()), digest(twice.Bytes()), rootfs.Options{})
 	require.NoError(t, err)
-	differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(twice.Bytes()), int64(twice.Len()), map[string]string{estargz.TOCJSONDigestAnnotation: toc.String()}, index, rootfs.Limits{})
+	differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(twice.Bytes()), int64(twice.Len()),
+		map[string]string{estargz.TOCJSONDigestAnnotation: toc.String()}, index, rootfs.Limits{})
 	require.NoError(t, err)
 	assert.Contains(t, strings.Join(differences, "\n"), "\"/etc/passwd\"")
 
 	for annotation, lazy := range map[string]bool{
-		"containerd.io/snapshot/nydus-bootstrap": true, "containerd.io/snapshot/overlaybd/blob-digest": true, "org.opencontainers.image.title": false,
+		"containerd.io/snapshot/nydus-bootstrap": true, "containerd.io/snapshot/overlaybd/blob-digest": true,
+		"org.opencontainers.image.title": false,
 	} {
 		assert.Equal(t, lazy, rootfs.Lazy(map[string]string{annotation: "x"}) != "", annotation)
 	}

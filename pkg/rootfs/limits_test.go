@@ -19,12 +19,14 @@ import (
 // What a layer claims is bounded before it is read: a few bytes can claim anything.
 func TestLimits(t *testing.T) {
 	scan := func(l rootfs.Limits, archive []byte) error {
-		_, err := rootfs.Scan(context.Background(), bytes.NewReader(archive), digest(archive), rootfs.Options{Limits: l})
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(archive), digest(archive),
+			rootfs.Options{Limits: l})
 		return err
 	}
 	sparse := func(size int64) []byte {
 		// A file of holes alone, in the form of GNU tar's version 0.1 (its manual, "Storing Sparse Files").
-		return rawPAX(pax("GNU.sparse.major", "0") + pax("GNU.sparse.minor", "1") + pax("GNU.sparse.size", fmt.Sprint(size)) +
+		return rawPAX(pax("GNU.sparse.major", "0") + pax("GNU.sparse.minor", "1") + pax("GNU.sparse.size",
+			fmt.Sprint(size)) +
 			pax("GNU.sparse.numblocks", "1") + pax("GNU.sparse.map", fmt.Sprintf("%d,0", size)))
 	}
 	err := scan(rootfs.Limits{}, sparse(1<<40))
@@ -102,7 +104,8 @@ func rawPAX(records string) []byte {
 func TestImpliedDirectories(t *testing.T) {
 	index := &rootfs.Index{}
 	for i := range 2000 {
-		index.Entries = append(index.Entries, rootfs.Entry{Path: fmt.Sprintf("/%d%s/f", i, strings.Repeat("/d", 2000)), Type: rootfs.Regular})
+		index.Entries = append(index.Entries,
+			rootfs.Entry{Path: fmt.Sprintf("/%d%s/f", i, strings.Repeat("/d", 2000)), Type: rootfs.Regular})
 	}
 	_, err := rootfs.Merge([]*rootfs.Index{index})
 	assert.ErrorContains(t, err, "that are no entries")

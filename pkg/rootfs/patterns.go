@@ -75,8 +75,10 @@ func literal(pattern string) (longest string) {
 func (p Patterns) Check() error {
 	for _, globs := range p.globs {
 		for _, g := range globs {
-			if strings.Count(g.pattern, "{") > maxBraces || strings.Contains(g.pattern, "{") && strings.Count(g.pattern, ",") > maxChoices {
-				return fmt.Errorf("the pattern %.80q: it has more than %d braces or %d choices, which multiply", g.pattern, maxBraces, maxChoices)
+			if strings.Count(g.pattern, "{") > maxBraces || strings.Contains(g.pattern, "{") &&
+				strings.Count(g.pattern, ",") > maxChoices {
+				return fmt.Errorf("the pattern %.80q: it has more than %d braces or %d choices, which multiply",
+					g.pattern, maxBraces, maxChoices)
 			}
 			if !doublestar.ValidatePattern(g.pattern) {
 				return fmt.Errorf("the pattern %q: %w", g.pattern, doublestar.ErrBadPattern)

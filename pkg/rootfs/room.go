@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// Limits bound what an image may hold, whoever has made it: a few bytes can claim terabytes, which would be hashed. Zero
-// values stand for the defaults.
+// Limits bound what an image may hold, whoever has made it: a few bytes can claim terabytes, which would be hashed.
+// Zero values stand for the defaults.
 type Limits struct {
 	// FileBytes, LayerBytes and ImageBytes are sizes of files as they appear, of one, of a layer's and of all layers'.
 	FileBytes, LayerBytes, ImageBytes int64
@@ -29,7 +29,8 @@ var ErrLimit = errors.New("larger than the limit")
 
 func (l Limits) defaults() Limits {
 	return Limits{
-		cmp.Or(l.FileBytes, DefaultFileBytes), cmp.Or(l.LayerBytes, DefaultLayerBytes), cmp.Or(l.ImageBytes, DefaultImageBytes), cmp.Or(l.Files, DefaultFiles),
+		cmp.Or(l.FileBytes, DefaultFileBytes), cmp.Or(l.LayerBytes, DefaultLayerBytes),
+		cmp.Or(l.ImageBytes, DefaultImageBytes), cmp.Or(l.Files, DefaultFiles),
 	}
 }
 
@@ -51,8 +52,8 @@ type Room struct {
 	bytes   int64
 }
 
-// Take notes another layer, however it is known. It fails if it, or the image as a whole, is too large, whatever the order
-// of its layers.
+// Take notes another layer, however it is known. It fails if it, or the image as a whole, is too large, whatever the
+// order of its layers.
 func (r *Room) Take(i *Index) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -115,7 +116,8 @@ type implied struct{ dirs, bytes int }
 func (i *implied) take(path string) error {
 	i.dirs, i.bytes = i.dirs+1, i.bytes+len(path)
 	if i.dirs > maxImplied || i.bytes > maxImpliedBytes {
-		return fmt.Errorf("the paths speak of more than %d directories, or %d bytes of their names, that are no entries", maxImplied, maxImpliedBytes)
+		return fmt.Errorf("the paths speak of more than %d directories, or %d bytes of their names, that are no "+
+			"entries", maxImplied, maxImpliedBytes)
 	}
 	return nil
 }

@@ -38,7 +38,8 @@ func digest(b []byte) string {
 func scan(t *testing.T, entries ...Entry) *rootfs.Index {
 	t.Helper()
 	b := Tar(t, entries...)
-	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), digest(b), rootfs.Options{Keep: []string{"/etc/passwd", "/keep/*"}})
+	i, err := rootfs.Scan(context.Background(), bytes.NewReader(b), digest(b),
+		rootfs.Options{Keep: []string{"/etc/passwd", "/keep/*"}})
 	require.NoError(t, err)
 	return i
 }
@@ -82,23 +83,60 @@ func TestMerge(t *testing.T) {
 		{"later layers win", [][]Entry{{File("a", "1"), File("b", "1")}, {File("a", "2")}}, "/a 2\n/b 1"},
 		{"whiteout", [][]Entry{{File("d/a", "1"), File("d/b", "1")}, {File("d/.wh.a", "")}}, "/d/\n/d/b 1"},
 		{"whiteout of a directory", [][]Entry{{File("d/x/a", "1")}, {File("d/.wh.x", "")}}, "/d/"},
-		{"whiteout in its own layer hides nothing of it", [][]Entry{{File("a", "1")}, {File("a", "2"), File(".wh.a", "")}}, "/a 2"},
-		{"opaque", [][]Entry{{File("d/a", "1"), File("d/s/b", "1")}, {File("d/c", "2"), File("d/.wh..wh..opq", "")}}, "/d/\n/d/c 2"},
+		{
+			"whiteout in its own layer hides nothing of it",
+			[][]Entry{{File("a", "1")}, {File("a", "2"), File(".wh.a", "")}}, "/a 2",
+		},
+		{
+			"opaque", [][]Entry{{File("d/a", "1"), File("d/s/b", "1")}, {File("d/c", "2"), File("d/.wh..wh..opq", "")}},
+			"/d/\n/d/c 2",
+		},
 		{"opaque root", [][]Entry{{File("a", "1")}, {File(".wh..wh..opq", ""), File("b", "2")}}, "/b 2"},
-		{"bookkeeping of AUFS", [][]Entry{{File("a", "1"), Dir(".wh..wh.plnk"), File(".wh..wh.aufs", ""), Dir(".wh..wh.orph")}}, "/a 1"},
+		{
+			"bookkeeping of AUFS",
+			[][]Entry{{File("a", "1"), Dir(".wh..wh.plnk"), File(".wh..wh.aufs", ""), Dir(".wh..wh.orph")}}, "/a 1",
+		},
 		{"file becomes directory", [][]Entry{{File("a", "1")}, {File("a/b", "2")}}, "/a/\n/a/b 2"},
 		{"directory becomes file", [][]Entry{{File("a/b", "1")}, {File("a", "2")}}, "/a 2"},
 		{"directory becomes link", [][]Entry{{File("a/b", "1")}, {Symlink("a", "/c")}}, "/a -> /c"},
-		{"link becomes directory, as overlays do", [][]Entry{{Symlink("lib", "usr/lib"), File("usr/lib/a", "1")}, {File("lib/b", "2")}}, "/lib/\n/lib/b 2\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
-		{"links of the same layer are followed", [][]Entry{{Dir("usr/lib"), Symlink("lib", "usr/lib"), File("lib/a", "1")}}, "/lib -> usr/lib\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
+		{
+			"link becomes directory, as overlays do", [][]Entry{
+				{Symlink("lib", "usr/lib"), File("usr/lib/a", "1")}, {File("lib/b", "2")},
+			}, "/lib/\n/lib/b 2\n/usr/\n/usr/lib/\n/usr/lib/a 1",
+		},
+		{
+			"links of the same layer are followed", [][]Entry{{
+				Dir("usr/lib"), Symlink("lib", "usr/lib"), File("lib/a", "1"),
+			}}, "/lib -> usr/lib\n/usr/\n/usr/lib/\n/usr/lib/a 1",
+		},
 		{"hard link", [][]Entry{{File("a", "1"), Hardlink("b", "a")}}, "/a 1\n/b 1"},
-		{"hard link through a link", [][]Entry{{Dir("usr/lib"), Symlink("lib", "usr/lib"), File("usr/lib/a", "1"), Hardlink("b", "lib/a")}}, "/b 1\n/lib -> usr/lib\n/usr/\n/usr/lib/\n/usr/lib/a 1"},
-		{"hard link keeps its content when the other name changes", [][]Entry{{File("a", "1"), Hardlink("b", "a")}, {File("a", "2")}}, "/a 2\n/b 1"},
+		{
+			"hard link through a link", [][]Entry{{
+				Dir("usr/lib"), Symlink("lib", "usr/lib"), File("usr/lib/a", "1"), Hardlink("b", "lib/a"),
+			}}, "/b 1\n/lib -> usr/lib\n/usr/\n/usr/lib/\n/usr/lib/a 1",
+		},
+		{
+			"hard link keeps its content when the other name changes",
+			[][]Entry{{File("a", "1"), Hardlink("b", "a")}, {File("a", "2")}}, "/a 2\n/b 1",
+		},
 		{"hard link to a lower layer", [][]Entry{{File("a", "1")}, {Hardlink("b", "a"), File(".wh.a", "")}}, "/b 1"},
-		{"duplicates in one layer", [][]Entry{{File("a", "1"), File("a", "2"), Dir("d"), File("d/x", "1"), Dir("d")}}, "/a 2\n/d/\n/d/x 1"},
-		{"absolute names", [][]Entry{{File("/a", "1"), File("./b", "1"), File("//c//d", "1")}}, "/a 1\n/b 1\n/c/\n/c/d 1"},
-		{"devices and pipes", [][]Entry{{Special("null", tar.TypeChar), Special("sda", tar.TypeBlock), Special("pipe", tar.TypeFifo)}}, "/null special\n/pipe special\n/sda special"},
-		{"a replaced directory's whiteouts are spent", [][]Entry{{File("a", "1")}, {File("a/.wh.x", ""), File("a/y", "2")}}, "/a/\n/a/y 2"},
+		{
+			"duplicates in one layer",
+			[][]Entry{{File("a", "1"), File("a", "2"), Dir("d"), File("d/x", "1"), Dir("d")}}, "/a 2\n/d/\n/d/x 1",
+		},
+		{
+			"absolute names", [][]Entry{{File("/a", "1"), File("./b", "1"), File("//c//d", "1")}},
+			"/a 1\n/b 1\n/c/\n/c/d 1",
+		},
+		{
+			"devices and pipes", [][]Entry{{
+				Special("null", tar.TypeChar), Special("sda", tar.TypeBlock), Special("pipe", tar.TypeFifo),
+			}}, "/null special\n/pipe special\n/sda special",
+		},
+		{
+			"a replaced directory's whiteouts are spent",
+			[][]Entry{{File("a", "1")}, {File("a/.wh.x", ""), File("a/y", "2")}}, "/a/\n/a/y 2",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var layers []*rootfs.Index
@@ -117,7 +155,8 @@ func TestMergeInAnyOrder(t *testing.T) {
 	for i := range 300 {
 		lower = append(lower, File(fmt.Sprintf("d%d/e%d/f%d", i%5, i%7, i), "1"))
 		if i%3 == 0 {
-			upper = append(upper, File(fmt.Sprintf("d%d/e%d/g-%d", i%5, i%11, i), "2"), Symlink(fmt.Sprintf("l%d", i), fmt.Sprintf("d%d/../d%d/e%d", i%5, i%5, i%13)))
+			upper = append(upper, File(fmt.Sprintf("d%d/e%d/g-%d", i%5, i%11, i), "2"),
+				Symlink(fmt.Sprintf("l%d", i), fmt.Sprintf("d%d/../d%d/e%d", i%5, i%5, i%13)))
 		}
 		if i%10 == 0 {
 			upper = append(upper, File(fmt.Sprintf("d%d/e%d/.wh.f%d", i%5, i%7, i), ""))
@@ -166,7 +205,8 @@ func TestEndlessPaths(t *testing.T) {
 	deep := strings.Repeat("d/", 1500)
 	entries := []Entry{Symlink("l0", deep)}
 	for i := range 50 {
-		entries = append(entries, File(fmt.Sprintf("l%d/%sf", i, deep), "x"), Symlink(fmt.Sprintf("l%d", i+1), fmt.Sprintf("l%d/%s", i, deep)))
+		entries = append(entries, File(fmt.Sprintf("l%d/%sf", i, deep), "x"),
+			Symlink(fmt.Sprintf("l%d", i+1), fmt.Sprintf("l%d/%s", i, deep)))
 	}
 	_, err := rootfs.Merge([]*rootfs.Index{scan(t, entries...)})
 	assert.ErrorContains(t, err, "more than 4096 bytes")
@@ -180,12 +220,17 @@ func TestScanRefuses(t *testing.T) {
 	require.NoError(t, z.Close())
 	corrupt := bytes.Clone(zipped.Bytes())
 	corrupt[len(corrupt)/2] ^= 0xff
-	long := Entry{Header: tar.Header{Name: strings.Repeat("d/", 2100) + "f", Typeflag: tar.TypeReg, Format: tar.FormatPAX}}
+	long := Entry{Header: tar.Header{
+		Name: strings.Repeat("d/", 2100) + "f", Typeflag: tar.TypeReg, Format: tar.FormatPAX,
+	}}
 	for _, c := range []struct {
 		name, want string
 		blob       []byte
 	}{
-		{"path out of the image", `the path "../etc/passwd" leads out of the layer`, Tar(t, File("../etc/passwd", "x"))},
+		{
+			"path out of the image", `the path "../etc/passwd" leads out of the layer`,
+			Tar(t, File("../etc/passwd", "x")),
+		},
 		{"path through the image and out", `leads out of the layer`, Tar(t, File("a/../../x", "x"))},
 		{"hard link out of the image", `hard link "/a"`, Tar(t, Hardlink("a", "../../etc/shadow"))},
 		{"whiteout of nothing", "names nothing", Tar(t, File("d/.wh.", ""))},
@@ -213,7 +258,8 @@ func TestScanRefuses(t *testing.T) {
 		assert.ErrorIs(t, err, rootfs.ErrDigest)
 	})
 	t.Run("bytes after the archive count", func(t *testing.T) {
-		_, err := rootfs.Scan(context.Background(), bytes.NewReader(append(bytes.Clone(good), "more"...)), digest(good), rootfs.Options{})
+		_, err := rootfs.Scan(context.Background(), bytes.NewReader(append(bytes.Clone(good), "more"...)), digest(good),
+			rootfs.Options{})
 		assert.ErrorIs(t, err, rootfs.ErrDigest)
 	})
 	t.Run("interrupted", func(t *testing.T) {
@@ -224,7 +270,8 @@ func TestScanRefuses(t *testing.T) {
 	})
 	t.Run("read error", func(t *testing.T) {
 		broken := errors.New("line cut")
-		_, err := rootfs.Scan(context.Background(), io.MultiReader(bytes.NewReader(good[:700]), &failing{broken}), digest(good), rootfs.Options{})
+		_, err := rootfs.Scan(context.Background(), io.MultiReader(bytes.NewReader(good[:700]), &failing{broken}),
+			digest(good), rootfs.Options{})
 		assert.ErrorIs(t, err, broken)
 	})
 }
@@ -254,7 +301,9 @@ func TestScanFormats(t *testing.T) {
 	_, _ = s.Write(plain)
 	_ = s.Close()
 
-	for name, blob := range map[string][]byte{"plain": plain, "gzip with two members": zipped.Bytes(), "zstd": zst.Bytes()} {
+	for name, blob := range map[string][]byte{
+		"plain": plain, "gzip with two members": zipped.Bytes(), "zstd": zst.Bytes(),
+	} {
 		t.Run(name, func(t *testing.T) {
 			i, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
 			require.NoError(t, err)
@@ -272,18 +321,25 @@ func TestScanSparse(t *testing.T) {
 	// A sparse file in PAX format 1.0: a map of one data region "0..3" in a file of 1000 bytes.
 	const sparse = "1\n997\n3\n"
 	body := sparse + strings.Repeat("\x00", 512-len(sparse)) + "end"
-	h := tar.Header{Name: "GNUSparseFile.0/s", Typeflag: tar.TypeReg, Size: int64(len(body)), Mode: 0o644, Format: tar.FormatPAX}
+	h := tar.Header{
+		Name: "GNUSparseFile.0/s", Typeflag: tar.TypeReg, Size: int64(len(body)), Mode: 0o644, Format: tar.FormatPAX,
+	}
 	b := Tar(t, Entry{Header: h, Body: body})
 	// archive/tar refuses to write the records, so they are put in by hand as an extended header.
 	records := ""
-	for _, r := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=s", "GNU.sparse.realsize=1000"} {
+	for _, r := range []string{
+		"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=s", "GNU.sparse.realsize=1000",
+	} {
 		n := len(r) + 4
 		if n >= 100 {
 			n++
 		}
 		records += fmt.Sprintf("%d %s\n", n, r)
 	}
-	x := Tar(t, Entry{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Size: int64(len(records)), Format: tar.FormatUSTAR}, Body: records})
+	x := Tar(t, Entry{
+		Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Size: int64(len(records)), Format: tar.FormatUSTAR},
+		Body:   records,
+	})
 	x = x[:1024]
 	x[156] = tar.TypeXHeader
 	copy(x[148:156], "        ")
@@ -321,10 +377,13 @@ func TestScanKeepsAndReads(t *testing.T) {
 
 func TestResolve(t *testing.T) {
 	tree := merge(t, scan(t,
-		File("usr/lib/libc.so", "1"), Symlink("lib", "usr/lib"), Symlink("usr/lib/up", "../.."), Symlink("abs", "/usr/lib/libc.so"),
-		Symlink("out", "../../../../usr"), Symlink("a", "b"), Symlink("b", "a"), Symlink("self", "."), Symlink("dangling", "run/x"), Symlink("through", "usr/lib/libc.so/x")))
+		File("usr/lib/libc.so", "1"), Symlink("lib", "usr/lib"), Symlink("usr/lib/up", "../.."),
+		Symlink("abs", "/usr/lib/libc.so"),
+		Symlink("out", "../../../../usr"), Symlink("a", "b"), Symlink("b", "a"), Symlink("self", "."),
+		Symlink("dangling", "run/x"), Symlink("through", "usr/lib/libc.so/x")))
 	for p, want := range map[string]string{
-		"/lib/libc.so": "/usr/lib/libc.so", "/abs": "/usr/lib/libc.so", "/out/lib": "/usr/lib", "/lib/up/lib": "/usr/lib",
+		"/lib/libc.so": "/usr/lib/libc.so", "/abs": "/usr/lib/libc.so", "/out/lib": "/usr/lib",
+		"/lib/up/lib":     "/usr/lib",
 		"/self/self/self": "/", "/lib/../lib/libc.so": "/usr/lib/libc.so", "/": "/",
 	} {
 		n, real, err := tree.Resolve(p)
@@ -371,7 +430,10 @@ func TestParseELF(t *testing.T) {
 // it are at hand.
 func hostileELF(segments ...elf.Prog64) Entry {
 	var b bytes.Buffer
-	h := elf.Header64{Type: uint16(elf.ET_DYN), Machine: uint16(elf.EM_X86_64), Phoff: 64, Phentsize: 56, Phnum: uint16(len(segments))}
+	h := elf.Header64{
+		Type: uint16(elf.ET_DYN), Machine: uint16(elf.EM_X86_64), Phoff: 64, Phentsize: 56,
+		Phnum: uint16(len(segments)),
+	}
 	copy(h.Ident[:], elf.ELFMAG+"\x02\x01\x01")
 	_ = binary.Write(&b, binary.LittleEndian, h)
 	_ = binary.Write(&b, binary.LittleEndian, segments)
@@ -382,15 +444,20 @@ func TestHostileELF(t *testing.T) {
 	for _, off := range []uint64{0, 1, 1 << 20, 1 << 40, 1<<63 - 1, 1 << 63, ^uint64(0)} {
 		for _, size := range []uint64{0, 16, 1 << 20, 1 << 62, ^uint64(0)} {
 			scan(t, hostileELF(
-				elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: off, Filesz: size}, elf.Prog64{Type: uint32(elf.PT_INTERP), Off: 1 << 40, Filesz: size},
-				elf.Prog64{Type: uint32(elf.PT_NOTE), Off: off}, elf.Prog64{Type: uint32(elf.PT_LOAD), Vaddr: off, Filesz: size, Off: size}))
+				elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: off, Filesz: size},
+				elf.Prog64{Type: uint32(elf.PT_INTERP), Off: 1 << 40, Filesz: size},
+				elf.Prog64{Type: uint32(elf.PT_NOTE), Off: off},
+				elf.Prog64{Type: uint32(elf.PT_LOAD), Vaddr: off, Filesz: size, Off: size}))
 		}
 	}
 	// Version records that overlap, each naming a long string: no more work than the file is large.
-	tags := []uint64{uint64(elf.DT_STRTAB), 0, uint64(elf.DT_STRSZ), 1 << 18, 0x6ffffffe, 4096, 0x6fffffff, 1 << 30, 0, 0}
+	tags := []uint64{
+		uint64(elf.DT_STRTAB), 0, uint64(elf.DT_STRSZ), 1 << 18, 0x6ffffffe, 4096, 0x6fffffff, 1 << 30, 0, 0,
+	}
 	var dyn bytes.Buffer
 	_ = binary.Write(&dyn, binary.LittleEndian, tags)
-	e := hostileELF(elf.Prog64{Type: uint32(elf.PT_LOAD), Filesz: 1 << 30}, elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: 176, Filesz: uint64(dyn.Len())})
+	e := hostileELF(elf.Prog64{Type: uint32(elf.PT_LOAD), Filesz: 1 << 30},
+		elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: 176, Filesz: uint64(dyn.Len())})
 	e.Body = e.Body[:176] + dyn.String() + e.Body[176+dyn.Len():]
 	start := time.Now()
 	scan(t, e)
@@ -399,7 +466,8 @@ func TestHostileELF(t *testing.T) {
 
 func TestExtract(t *testing.T) {
 	b := Tar(t, File("a", "1"), File("b", "22"))
-	found, err := rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b), map[string]bool{"/b": true, "/c": true}, 10)
+	found, err := rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b),
+		map[string]bool{"/b": true, "/c": true}, 10)
 	require.NoError(t, err)
 	assert.Equal(t, map[string][]byte{"/b": []byte("22")}, found)
 	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(nil), map[string]bool{"/b": true}, 10)
@@ -409,8 +477,10 @@ func TestExtract(t *testing.T) {
 }
 
 func TestIndexIsKept(t *testing.T) {
-	full := scan(t, File("plain", "p"), File("etc/passwd", "root\n"), File("keep/empty", ""), Dir("d"), Symlink("l", "plain"),
-		Hardlink("h", "plain"), Program("sh", "#!/bin/sh -e\ntrue\n"), Program("prog", ELF("/lib64/ld-linux-x86-64.so.2")),
+	full := scan(t, File("plain", "p"), File("etc/passwd", "root\n"), File("keep/empty", ""), Dir("d"),
+		Symlink("l", "plain"),
+		Hardlink("h", "plain"), Program("sh", "#!/bin/sh -e\ntrue\n"),
+		Program("prog", ELF("/lib64/ld-linux-x86-64.so.2")),
 		Special("fifo", tar.TypeFifo), File("d/.wh.gone", ""), File("d/.wh..wh..opq", ""))
 	full.Entries[0].UID, full.Entries[0].GID = -1, 1<<31
 	for k := range full.Entries {
@@ -453,7 +523,9 @@ func FuzzIndex(f *testing.F) {
 func TestIndexKey(t *testing.T) {
 	key := func(digest string, keep ...string) string { return rootfs.IndexKey(digest, rootfs.Options{Keep: keep}) }
 	assert.Equal(t, key("sha256:1", "/a", "/b"), key("sha256:1", "/b", "/a"))
-	for _, other := range []string{key("sha256:2", "/a", "/b"), key("sha256:1", "/a"), key("sha256:1", "/a/b"), key("sha256:1")} {
+	for _, other := range []string{
+		key("sha256:2", "/a", "/b"), key("sha256:1", "/a"), key("sha256:1", "/a/b"), key("sha256:1"),
+	} {
 		assert.NotEqual(t, key("sha256:1", "/a", "/b"), other)
 	}
 }
@@ -501,7 +573,8 @@ func TestInflaters(t *testing.T) {
 			require.NoError(t, err)
 			assert.False(t, inflate.InProcess())
 			for _, blob := range [][]byte{one, two} {
-				got, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: inflate})
+				got, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
+					rootfs.Options{Inflate: inflate})
 				require.NoError(t, err)
 				assert.Equal(t, want.Entries, got.Entries)
 			}
@@ -514,7 +587,8 @@ func TestInflaters(t *testing.T) {
 			require.NoError(t, err)
 			// Without the archive's end, so that it is read until the program's.
 			blob := member(plain[:len(plain)-1024])
-			_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: inflate})
+			_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
+				rootfs.Options{Inflate: inflate})
 			assert.ErrorIs(t, err, rootfs.ErrInflater)
 		})
 	}
@@ -539,18 +613,24 @@ func TestPatterns(t *testing.T) {
 	// A matcher that knows a directory says the same as one that comes there anew.
 	m := p.Matcher()
 	for range 2 {
-		for _, file := range []string{"/a", "/b", "/dir/b", "/dire/b", "/x/a.conf", "/x/a.con", "/y/z", "/y/1/2/z", "/p/q/any", "/p/q/a", "/usr/lib/l1", "/usr/lib/k"} {
+		for _, file := range []string{
+			"/a", "/b", "/dir/b", "/dire/b", "/x/a.conf", "/x/a.con", "/y/z", "/y/1/2/z", "/p/q/any", "/p/q/a",
+			"/usr/lib/l1", "/usr/lib/k",
+		} {
 			assert.Equal(t, p.Match(file), m.Match(file), file)
 		}
 	}
-	for _, yes := range []string{"/a", "/dir/b", "/dir/b/c", "/x/a.conf", "/y/z", "/y/1/2/z", "/usr/lib/l1", "/usr/lib64/l1", "/p/q/any"} {
+	for _, yes := range []string{
+		"/a", "/dir/b", "/dir/b/c", "/x/a.conf", "/y/z", "/y/1/2/z", "/usr/lib/l1", "/usr/lib64/l1", "/p/q/any",
+	} {
 		assert.True(t, p.Match(yes), yes)
 	}
 	for _, no := range []string{"/b", "/dire/b", "/x/y/a.conf", "/x/a.con", "/y/1/2/zz", "/usr/lib/k", "/anyone"} {
 		assert.False(t, p.Match(no), no)
 	}
 	assert.Error(t, rootfs.CompilePatterns([]string{"/a/[b"}).Check())
-	assert.ErrorContains(t, rootfs.CompilePatterns([]string{"/a/" + strings.Repeat("{a*,a*}", 18)}).Check(), "which multiply")
+	assert.ErrorContains(t, rootfs.CompilePatterns([]string{"/a/" + strings.Repeat("{a*,a*}", 18)}).Check(),
+		"which multiply")
 }
 
 func BenchmarkScan(b *testing.B) {
@@ -561,7 +641,8 @@ func BenchmarkScan(b *testing.B) {
 	blob := Tar(b, entries...)
 	b.SetBytes(int64(len(blob)))
 	for b.Loop() {
-		if _, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{}); err != nil {
+		if _, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
+			rootfs.Options{}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -597,7 +678,8 @@ func TestDiffID(t *testing.T) {
 		inflate, err := rootfs.FindInflater(name)
 		require.NoError(t, err)
 		for _, blob := range [][]byte{archive, packed.Bytes()} {
-			index, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{DiffID: true, Inflate: inflate})
+			index, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
+				rootfs.Options{DiffID: true, Inflate: inflate})
 			require.NoError(t, err)
 			assert.Equal(t, digest(archive), index.DiffID)
 			assert.Len(t, index.Entries, 2)
@@ -620,7 +702,8 @@ func TestInflatingMustEndWell(t *testing.T) {
 
 	dir := t.TempDir()
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "igzip"), []byte("#!/bin/sh\nexport PATH=/usr/bin:/bin\ngzip -dc\nexit 3\n"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "igzip"),
+		[]byte("#!/bin/sh\nexport PATH=/usr/bin:/bin\ngzip -dc\nexit 3\n"), 0o755))
 	inflate, err := rootfs.FindInflater("igzip")
 	require.NoError(t, err)
 	packed.Reset()
@@ -641,7 +724,10 @@ func TestSigStructsInPrograms(t *testing.T) {
 	other, err := os.ReadFile("../../testdata/vectors/cases/edmm-64g.sig")
 	require.NoError(t, err)
 	const piece = 128 << 10
-	for _, at := range []int{1024, 26273, piece - 1808, piece - 1807, piece - 1804, piece - 1, piece, piece + 1, 2*piece - 900, 2*piece - 901} {
+	for _, at := range []int{
+		1024, 26273, piece - 1808, piece - 1807, piece - 1804, piece - 1, piece, piece + 1, 2*piece - 900,
+		2*piece - 901,
+	} {
 		body := []byte(ELF(""))
 		body = append(body, make([]byte, 3*piece-len(body))...)
 		copy(body[at:], sig)
@@ -701,14 +787,16 @@ func TestPaddedGzip(t *testing.T) {
 		}
 	}
 	for what, blob := range map[string][]byte{
-		"nothing":                 member(archive),
-		"padding":                 append(member(archive), make([]byte, 1000)...),
-		"two members and padding": append(append(member(archive[:5000]), member(archive[5000:])...), make([]byte, 3)...),
-		"something else":          append(member(archive), "garbage"...),
-		"zlib":                    append(member(archive), zlibOf(t, archive)...),
+		"nothing": member(archive),
+		"padding": append(member(archive), make([]byte, 1000)...),
+		"two members and padding": append(append(member(archive[:5000]), member(archive[5000:])...),
+			make([]byte, 3)...),
+		"something else": append(member(archive), "garbage"...),
+		"zlib":           append(member(archive), zlibOf(t, archive)...),
 	} {
 		for name, inflate := range inflaters {
-			index, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: inflate, DiffID: true})
+			index, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
+				rootfs.Options{Inflate: inflate, DiffID: true})
 			if what == "something else" || what == "zlib" {
 				want := rootfs.ErrCompression
 				if name != "go" { // in which case it is read again

@@ -46,7 +46,10 @@ type Options struct {
 // Scan reads a layer from front to back: a tar stream, plain or compressed with gzip or zstd. The blob
 // must have the given digest ("sha256:…"), else the error is ErrDigest.
 func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
-	s := &scanner{ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New(), room: room{limits: o.Limits.defaults()}}
+	s := &scanner{
+		ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10),
+		sum: sha256.New(), room: room{limits: o.Limits.defaults()},
+	}
 	if err := s.keep.Check(); err != nil {
 		return nil, err
 	}
@@ -130,7 +133,10 @@ func (s *scanner) layer(blob io.Reader) error {
 
 // eachEntry visits the entries of a layer in their order, with the content of regular files. The whole
 // archive goes into the sum, unless that is nil.
-func eachEntry(ctx context.Context, blob io.Reader, inflate Inflater, limits Limits, sum hash.Hash, visit func(e *Entry, content io.Reader) error) error {
+func eachEntry(
+	ctx context.Context, blob io.Reader, inflate Inflater, limits Limits, sum hash.Hash,
+	visit func(e *Entry, content io.Reader) error,
+) error {
 	r, err := inflate.decompress(ctx, blob)
 	if err != nil {
 		return err
@@ -225,14 +231,15 @@ func cleanPath(name string) (string, error) {
 // ErrOverlay says that a layer has attributes or headers by which engines show other files than those in it.
 var ErrOverlay = errors.New("the layer would steer overlay file systems")
 
-// checkGlobal refuses a global header (pax, "g") with a name that could be a file's: containerd removes what has it. Those
-// that programs write have names of their own, which are in no standard.
+// checkGlobal refuses a global header (pax, "g") with a name that could be a file's: containerd removes what has it.
+// Those that programs write have names of their own, which are in no standard.
 func checkGlobal(name string) error {
 	base := path.Base(name)
 	if name == "" || base == "pax_global_header" || base == "@PaxHeader" || strings.HasPrefix(base, "GlobalHead.") {
 		return nil
 	}
-	return fmt.Errorf("%w: a global header has the name %q, which some engines take for a file to remove", ErrOverlay, name)
+	return fmt.Errorf("%w: a global header has the name %q, which some engines take for a file to remove", ErrOverlay,
+		name)
 }
 
 // xattrRecord begins the pax records of extended attributes.
@@ -279,7 +286,9 @@ func entryOf(h *tar.Header) (*Entry, error) {
 	}
 	for record := range h.PAXRecords {
 		name, ok := strings.CutPrefix(record, xattrRecord)
-		if ok && slices.ContainsFunc(overlayAttributes, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
+		if ok && slices.ContainsFunc(overlayAttributes, func(prefix string) bool {
+			return strings.HasPrefix(name, prefix)
+		}) {
 			return nil, fmt.Errorf("%w: %q has the attribute %q", ErrOverlay, p, name)
 		}
 	}
@@ -433,21 +442,24 @@ func shebang(head []byte) string {
 
 // Extract reads the contents of the wanted regular files from a layer, by the path of their entry. Files
 // of more than limit bytes are an error, and so is a blob that is not the one that its digest names.
-func Extract(ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64) (map[string][]byte, error) {
+func Extract(
+	ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64,
+) (map[string][]byte, error) {
 	found := map[string][]byte{}
 	err := checked(ctx, blob, digest, func(blob io.Reader) error {
-		return eachEntry(ctx, blob, Inflater{}, Limits{}.defaults(), nil, func(e *Entry, content io.Reader) (err error) {
-			if e.Type != Regular || !want[e.Path] {
+		return eachEntry(ctx, blob, Inflater{}, Limits{}.defaults(), nil,
+			func(e *Entry, content io.Reader) (err error) {
+				if e.Type != Regular || !want[e.Path] {
+					return nil
+				}
+				if e.Size > limit {
+					return fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
+				}
+				if found[e.Path], err = io.ReadAll(content); err != nil {
+					return fmt.Errorf("reading %q: %w", e.Path, err)
+				}
 				return nil
-			}
-			if e.Size > limit {
-				return fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
-			}
-			if found[e.Path], err = io.ReadAll(content); err != nil {
-				return fmt.Errorf("reading %q: %w", e.Path, err)
-			}
-			return nil
-		})
+			})
 	})
 	return found, err
 }

@@ -14,9 +14,9 @@ const (
 	maxSigs      = 4 // in a file
 )
 
-// sigFinder finds the SIGSTRUCTs in a file that passes by: enclaves of Intel's SDK, Open Enclave and EGo are ELF files with
-// one of them in a section, wherever that is, and at any offset in it. Whoever wants to know more of an enclave reads the
-// file by its sections.
+// sigFinder finds the SIGSTRUCTs in a file that passes by: enclaves of Intel's SDK, Open Enclave and EGo are ELF files
+// with one of them in a section, wherever that is, and at any offset in it. Whoever wants to know more of an enclave
+// reads the file by its sections.
 type sigFinder struct {
 	tail  []byte // the end of what passed
 	found []string

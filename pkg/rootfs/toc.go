@@ -43,12 +43,17 @@ var chunkedPrefixes = []string{"io.github.containers.zstd-chunked.", "io.contain
 // (eStargz, zstd:chunked), without reading all of it: only the files that later steps look into are read,
 // which are programs, libraries, scripts and those to be kept. It believes the table, which need not say
 // what is in the layer. The annotations are those of the layer in the image's manifest.
-func ScanTOC(ctx context.Context, blob io.ReaderAt, size int64, digest string, annotations map[string]string, o Options) (*Index, error) {
+func ScanTOC(
+	ctx context.Context, blob io.ReaderAt, size int64, digest string, annotations map[string]string, o Options,
+) (*Index, error) {
 	t, err := readTOC(&blocks{blob: blob, size: size}, size, annotations)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", digest, err)
 	}
-	t.scanner = scanner{ctx: ctx, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New(), room: room{limits: o.Limits.defaults()}}
+	t.scanner = scanner{
+		ctx: ctx, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New(),
+		room: room{limits: o.Limits.defaults()},
+	}
 	t.each = t.addEntry
 	if err := t.index(); err != nil {
 		if ctx.Err() != nil {
@@ -146,7 +151,9 @@ func readChunkedTOC(blob io.ReaderAt, size int64, position, sum string) (*toc, e
 
 // readEStargzTOC finds the table by the footer, which is in one of two forms.
 func readEStargzTOC(blob io.ReaderAt, size int64, want string) (*toc, error) {
-	for _, format := range []tocFormat{new(estargz.GzipDecompressor), new(zstdchunked.Decompressor), new(estargz.LegacyGzipDecompressor)} {
+	for _, format := range []tocFormat{
+		new(estargz.GzipDecompressor), new(zstdchunked.Decompressor), new(estargz.LegacyGzipDecompressor),
+	} {
 		footer, err := part(blob, size-format.FooterSize(), format.FooterSize(), size)
 		if err != nil {
 			return nil, err
@@ -280,7 +287,8 @@ func (t *toc) index() error {
 			return fmt.Errorf("%q has the unknown entry type %q", in.Name, in.Type)
 		}
 		h := &tar.Header{
-			Typeflag: kind, Name: in.Name, Linkname: in.LinkName, Size: in.Size, Mode: in.Mode, Uid: in.UID, Gid: in.GID,
+			Typeflag: kind, Name: in.Name, Linkname: in.LinkName, Size: in.Size, Mode: in.Mode, Uid: in.UID,
+			Gid:      in.GID,
 			Devmajor: int64(in.DevMajor), Devminor: int64(in.DevMinor), PAXRecords: map[string]string{},
 		}
 		for attribute, value := range in.Xattrs {
@@ -318,7 +326,8 @@ func (t *toc) index() error {
 
 func sumOf(in *estargz.TOCEntry, e *Entry) error {
 	hexSum, ok := strings.CutPrefix(in.Digest, "sha256:")
-	if n, err := hex.Decode(e.SHA256[:], []byte(hexSum[:min(len(hexSum), 2*sha256.Size)])); ok && err == nil && n == sha256.Size && len(hexSum) == 2*sha256.Size {
+	if n, err := hex.Decode(e.SHA256[:], []byte(hexSum[:min(len(hexSum), 2*sha256.Size)])); ok && err == nil &&
+		n == sha256.Size && len(hexSum) == 2*sha256.Size {
 		return nil
 	}
 	if e.Size == 0 {
@@ -331,8 +340,10 @@ func sumOf(in *estargz.TOCEntry, e *Entry) error {
 // looksInto says whether later steps want to know more of a file than its digest.
 func (t *toc) looksInto(e *Entry) bool {
 	name := path.Base(e.Path)
-	return e.Mode&0o111 != 0 || strings.HasSuffix(name, ".so") || strings.Contains(name, ".so.") || strings.HasSuffix(name, ".node") ||
-		strings.HasSuffix(name, ".sh") || strings.Contains(name, "passwd") || strings.Contains(name, "group") || t.keep.Match(e.Path)
+	return e.Mode&0o111 != 0 || strings.HasSuffix(name, ".so") || strings.Contains(name, ".so.") ||
+		strings.HasSuffix(name, ".node") ||
+		strings.HasSuffix(name, ".sh") || strings.Contains(name, "passwd") || strings.Contains(name, "group") ||
+		t.keep.Match(e.Path)
 }
 
 // addEntry notes an entry, and what its content shows.

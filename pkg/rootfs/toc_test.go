@@ -54,8 +54,10 @@ func TestScanTOC(t *testing.T) {
 		x = x*1664525 + 1013904223
 		data[i] = byte(x >> 24)
 	}
-	archive := Tar(t, Dir("etc"), File("etc/passwd", "root\n"), File("keep/long", long), File("keep/empty", ""), Symlink("l", "etc/passwd"),
-		Program("bin/app", ELF("/lib64/ld-linux-x86-64.so.2")+long), File("lib/libx.so.1", ELF("")), Program("run.sh", "#!/bin/sh\ntrue\n"), Program("tool", "#!/usr/bin/env python3\n"+long),
+	archive := Tar(t, Dir("etc"), File("etc/passwd", "root\n"), File("keep/long", long), File("keep/empty", ""),
+		Symlink("l", "etc/passwd"),
+		Program("bin/app", ELF("/lib64/ld-linux-x86-64.so.2")+long), File("lib/libx.so.1", ELF("")),
+		Program("run.sh", "#!/bin/sh\ntrue\n"), Program("tool", "#!/usr/bin/env python3\n"+long),
 		Hardlink("bin/app2", "bin/app"), File("etc/.wh.gone", ""), File("data", string(data)))
 	o := rootfs.Options{Keep: []string{"/etc/passwd", "/keep/*"}}
 	metadata := map[string]string{}
@@ -63,10 +65,20 @@ func TestScanTOC(t *testing.T) {
 		options []estargz.Option
 		vouch   func(toc string) map[string]string
 	}{
-		"eStargz":                {[]estargz.Option{estargz.WithChunkSize(20_000)}, func(toc string) map[string]string { return map[string]string{estargz.TOCJSONDigestAnnotation: toc} }},
-		"eStargz, shared chunks": {[]estargz.Option{estargz.WithMinChunkSize(100_000)}, func(toc string) map[string]string { return map[string]string{estargz.TOCJSONDigestAnnotation: toc} }},
+		"eStargz": {[]estargz.Option{estargz.WithChunkSize(20_000)}, func(toc string) map[string]string {
+			return map[string]string{estargz.TOCJSONDigestAnnotation: toc}
+		}},
+		"eStargz, shared chunks": {[]estargz.Option{estargz.WithMinChunkSize(100_000)},
+			func(toc string) map[string]string {
+				return map[string]string{estargz.TOCJSONDigestAnnotation: toc}
+			}},
 		"zstd:chunked": {
-			[]estargz.Option{estargz.WithChunkSize(20_000), estargz.WithCompression(chunked{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: metadata}, &zstdchunked.Decompressor{}})},
+			[]estargz.Option{
+				estargz.WithChunkSize(20_000), estargz.WithCompression(chunked{
+					&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: metadata},
+					&zstdchunked.Decompressor{},
+				}),
+			},
 			func(string) map[string]string { return metadata },
 		},
 	} {
@@ -106,7 +118,8 @@ func TestScanTOC(t *testing.T) {
 			for i := 1; i < len(blob); i += len(blob)/50 + 1 { // damage anywhere is an error, or was not read
 				damaged := bytes.Clone(blob)
 				damaged[i] ^= 0x40
-				again, err := rootfs.ScanTOC(context.Background(), bytes.NewReader(damaged), int64(len(blob)), digest(blob), vouched, o)
+				again, err := rootfs.ScanTOC(context.Background(), bytes.NewReader(damaged), int64(len(blob)),
+					digest(blob), vouched, o)
 				if err == nil {
 					assert.Len(t, again.Entries, len(got.Entries))
 				}
@@ -118,7 +131,9 @@ func TestScanTOC(t *testing.T) {
 }
 
 func FuzzTOC(f *testing.F) {
-	f.Add([]byte(`{"version":1,"entries":[{"name":"a","type":"reg","size":1,"digest":"sha256:0","offset":5,"mode":493},{"name":"a","type":"chunk","chunkOffset":-1}]}`))
+	f.Add([]byte(
+		`{"version":1,"entries":[{"name":"a","type":"reg","size":1,"digest":"sha256:0","offset":5,"mode":493},
+		{"name":"a","type":"chunk","chunkOffset":-1}]}`))
 	f.Fuzz(func(t *testing.T, table []byte) {
 		z, err := zstd.NewWriter(nil)
 		require.NoError(t, err)
@@ -127,7 +142,10 @@ func FuzzTOC(f *testing.F) {
 			"io.github.containers.zstd-chunked.manifest-position": "0:" + strconv.Itoa(len(packed)) + ":0:1",
 			"io.github.containers.zstd-chunked.manifest-checksum": digest(packed),
 		}
-		_, _ = rootfs.ScanTOC(context.Background(), bytes.NewReader(packed), int64(len(packed)), "sha256:0", vouched, rootfs.Options{}) // must not panic
-		_, _ = rootfs.CheckTOC(context.Background(), bytes.NewReader(packed), int64(len(packed)), vouched, &rootfs.Index{Entries: []rootfs.Entry{{Path: "/a"}}}, rootfs.Limits{})
+		// must not panic
+		_, _ = rootfs.ScanTOC(context.Background(), bytes.NewReader(packed), int64(len(packed)), "sha256:0", vouched,
+			rootfs.Options{})
+		_, _ = rootfs.CheckTOC(context.Background(), bytes.NewReader(packed), int64(len(packed)), vouched,
+			&rootfs.Index{Entries: []rootfs.Entry{{Path: "/a"}}}, rootfs.Limits{})
 	})
 }

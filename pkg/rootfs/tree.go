@@ -103,7 +103,9 @@ func (n *Node) search(name string) (int, bool) {
 	if len(list) == 0 || list[len(list)-1].Path[above:] < name {
 		return len(list), false // the next one, where they come in their order
 	}
-	return slices.BinarySearchFunc(list, name, func(c *Node, name string) int { return strings.Compare(c.Path[above:], name) })
+	return slices.BinarySearchFunc(list, name, func(c *Node, name string) int {
+		return strings.Compare(c.Path[above:], name)
+	})
 }
 
 // put makes a node a directory's entry, in the place of one of the same name.
@@ -440,7 +442,9 @@ func (t *Tree) resolve(n *Node, p string, last bool, links int) (*Node, string, 
 			continue
 		}
 		if n.Type != Dir {
-			return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: fmt.Errorf("%q is not a directory: %w", n.Path, fs.ErrNotExist)}
+			return nil, "", &fs.PathError{
+				Op: "resolve", Path: p, Err: fmt.Errorf("%q is not a directory: %w", n.Path, fs.ErrNotExist),
+			}
 		}
 		c := n.Child(name)
 		if c == nil {

@@ -61,7 +61,8 @@ type walker struct {
 	deep    int
 }
 
-// learn notes the links, until those that were found lead to no further ones. A hard link to a symbolic link is one, too.
+// learn notes the links, until those that were found lead to no further ones. A hard link to a symbolic link is one,
+// too.
 func (w *walker) learn(layers []*Index) {
 	for again := true; again && w.steps <= maxSteps; {
 		again = false

@@ -22,27 +22,45 @@ func TestWithin(t *testing.T) {
 		layers []layer
 		entry  string
 	}{
-		"nothing":                     {[]layer{{File("etc/passwd", "x"), Symlink("bin", "usr/bin")}}, ""},
-		"a program of the name":       {[]layer{{Dir("usr/bin"), Symlink("bin", "usr/bin")}, {Program("bin/cconvert", "x")}}, ""},
-		"a longer name":               {[]layer{{File("cconvert2", "x"), Symlink("x", "/cconvert2")}}, ""},
-		"a link inside":               {[]layer{{Dir("usr/lib/cconvert"), Symlink("usr/bin/x", "../lib/cconvert/x")}}, ""},
-		"the directory":               {[]layer{{Dir("cconvert")}}, "/cconvert"},
-		"a file in it":                {[]layer{{File("cconvert/gramine/x", "x")}}, "/cconvert/gramine/x"},
-		"removed":                     {[]layer{{File("cconvert/x", "x")}, {File(".wh.cconvert", "")}}, "/cconvert/x"},
-		"emptied root":                {[]layer{{File("cconvert/x", "x")}, {File(".wh..wh..opq", "")}}, "/cconvert/x"},
-		"a whiteout":                  {[]layer{{File(".wh.cconvert", "")}}, "/cconvert"},
-		"emptied":                     {[]layer{{File("cconvert/.wh..wh..opq", "")}}, "/cconvert"},
-		"a link to it":                {[]layer{{Symlink("x", "/cconvert/gramine/lib")}, {File("x/evil", "x")}}, "/x"},
-		"a relative link":             {[]layer{{Symlink("a/x", "../cconvert")}}, "/a/x"},
-		"above the root":              {[]layer{{Symlink("a/x", "../../../cconvert/y")}}, "/a/x"},
-		"a hard link":                 {[]layer{{Hardlink("x", "cconvert/y")}}, "/x"},
-		"through a link to the root":  {[]layer{{Symlink("r", "/")}, {File("r/cconvert/x", "x")}}, "/r/cconvert/x"},
-		"through one that is removed": {[]layer{{Symlink("r", "/")}, {File(".wh.r", "")}, {File("r/cconvert/x", "x")}}, "/r/cconvert/x"},
-		"through links to links":      {[]layer{{Dir("b"), Symlink("a", "b"), Symlink("a/y", "/")}, {File("b/y/cconvert/x", "x")}}, "/b/y/cconvert/x"},
-		"a link through a link":       {[]layer{{Symlink("y", "."), Symlink("z", "y/cconvert")}, {File("z/evil", "x")}}, "/z"},
-		"a hard link to a link":       {[]layer{{Symlink("opt/r", "/"), Hardlink("opt/h", "opt/r"), File("opt/h/cconvert/x", "x")}}, "/opt/h/cconvert/x"},
-		"a hard link to a near link":  {[]layer{{Symlink("r", "."), Hardlink("h", "r"), File("h/cconvert/x", "x")}}, "/h/cconvert/x"},
-		"exchanged links":             {[]layer{{Symlink("r", "/usr")}, {Symlink("r", "..")}, {File("r/cconvert", "x")}}, "/r/cconvert"},
+		"nothing": {[]layer{{File("etc/passwd", "x"), Symlink("bin", "usr/bin")}}, ""},
+		"a program of the name": {
+			[]layer{{Dir("usr/bin"), Symlink("bin", "usr/bin")}, {Program("bin/cconvert", "x")}}, "",
+		},
+		"a longer name": {[]layer{{File("cconvert2", "x"), Symlink("x", "/cconvert2")}}, ""},
+		"a link inside": {
+			[]layer{{Dir("usr/lib/cconvert"), Symlink("usr/bin/x", "../lib/cconvert/x")}}, "",
+		},
+		"the directory":              {[]layer{{Dir("cconvert")}}, "/cconvert"},
+		"a file in it":               {[]layer{{File("cconvert/gramine/x", "x")}}, "/cconvert/gramine/x"},
+		"removed":                    {[]layer{{File("cconvert/x", "x")}, {File(".wh.cconvert", "")}}, "/cconvert/x"},
+		"emptied root":               {[]layer{{File("cconvert/x", "x")}, {File(".wh..wh..opq", "")}}, "/cconvert/x"},
+		"a whiteout":                 {[]layer{{File(".wh.cconvert", "")}}, "/cconvert"},
+		"emptied":                    {[]layer{{File("cconvert/.wh..wh..opq", "")}}, "/cconvert"},
+		"a link to it":               {[]layer{{Symlink("x", "/cconvert/gramine/lib")}, {File("x/evil", "x")}}, "/x"},
+		"a relative link":            {[]layer{{Symlink("a/x", "../cconvert")}}, "/a/x"},
+		"above the root":             {[]layer{{Symlink("a/x", "../../../cconvert/y")}}, "/a/x"},
+		"a hard link":                {[]layer{{Hardlink("x", "cconvert/y")}}, "/x"},
+		"through a link to the root": {[]layer{{Symlink("r", "/")}, {File("r/cconvert/x", "x")}}, "/r/cconvert/x"},
+		"through one that is removed": {
+			[]layer{{Symlink("r", "/")}, {File(".wh.r", "")}, {File("r/cconvert/x", "x")}}, "/r/cconvert/x",
+		},
+		"through links to links": {
+			[]layer{{Dir("b"), Symlink("a", "b"), Symlink("a/y", "/")}, {File("b/y/cconvert/x", "x")}},
+			"/b/y/cconvert/x",
+		},
+		"a link through a link": {
+			[]layer{{Symlink("y", "."), Symlink("z", "y/cconvert")}, {File("z/evil", "x")}}, "/z",
+		},
+		"a hard link to a link": {
+			[]layer{{Symlink("opt/r", "/"), Hardlink("opt/h", "opt/r"), File("opt/h/cconvert/x", "x")}},
+			"/opt/h/cconvert/x",
+		},
+		"a hard link to a near link": {
+			[]layer{{Symlink("r", "."), Hardlink("h", "r"), File("h/cconvert/x", "x")}}, "/h/cconvert/x",
+		},
+		"exchanged links": {
+			[]layer{{Symlink("r", "/usr")}, {Symlink("r", "..")}, {File("r/cconvert", "x")}}, "/r/cconvert",
+		},
 	} {
 		var indexes []*rootfs.Index
 		for _, l := range c.layers {
@@ -110,7 +128,8 @@ func TestWithinManyHardLinks(t *testing.T) {
 // Names that only some engines pass over would hide entries from who reads the layer.
 func TestAUFSNames(t *testing.T) {
 	for _, e := range []Entry{
-		Symlink(".wh..wh.x", "/"), File("srv/.wh..wh.x", ""), Symlink("srv/.wh..wh.x/root", "/"), File(".wh..wh.plnk/a/b", "x"), Hardlink(".wh..wh.plnk/5.6", "a"),
+		Symlink(".wh..wh.x", "/"), File("srv/.wh..wh.x", ""), Symlink("srv/.wh..wh.x/root", "/"),
+		File(".wh..wh.plnk/a/b", "x"), Hardlink(".wh..wh.plnk/5.6", "a"),
 		File("/.wh..wh.x/evil", "x"), File(".wh..wh.orph/x", "y"), File(".wh..wh.aufs", "x"),
 	} {
 		blob := Tar(t, File("a", "1"), e)
@@ -122,8 +141,9 @@ func TestAUFSNames(t *testing.T) {
 // Attributes by which file systems of engines hide files are refused, and no others.
 func TestOverlayAttributes(t *testing.T) {
 	for attribute, refused := range map[string]bool{
-		"trusted.overlay.opaque": true, "user.overlay.redirect": true, "user.fuseoverlayfs.opaque": true, "user.containers.override_stat": true,
-		"security.capability": false, "user.mime_type": false,
+		"trusted.overlay.opaque": true, "user.overlay.redirect": true, "user.fuseoverlayfs.opaque": true,
+		"user.containers.override_stat": true,
+		"security.capability":           false, "user.mime_type": false,
 	} {
 		e := Dir("d")
 		e.Header.PAXRecords = map[string]string{"SCHILY.xattr." + attribute: "y"}

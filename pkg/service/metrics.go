@@ -18,9 +18,13 @@ type metrics struct {
 func newMetrics(s *Service) *metrics {
 	m := &metrics{
 		s: s, registry: prometheus.NewRegistry(),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "cconvert_requests_refused_total", Help: "Requests that were refused, by HTTP's code."}, []string{"code"}),
-		images:  prometheus.NewDesc("cconvert_conversions", "Conversions that were asked for, by their status.", []string{"status"}, nil),
-		seconds: prometheus.NewDesc("cconvert_conversion_seconds", "How long the conversions took that are done.", nil, nil),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cconvert_requests_refused_total", Help: "Requests that were refused, by HTTP's code.",
+		}, []string{"code"}),
+		images: prometheus.NewDesc("cconvert_conversions", "Conversions that were asked for, by their status.",
+			[]string{"status"}, nil),
+		seconds: prometheus.NewDesc("cconvert_conversion_seconds", "How long the conversions took that are done.", nil,
+			nil),
 	}
 	m.registry.MustRegister(m, m.refused)
 	return m
@@ -46,7 +50,9 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 			}
 		}
 	}
-	for _, status := range []batch.Status{batch.Queued, batch.Running, batch.Retrying, batch.Converted, batch.Unchanged, batch.Skipped, batch.Failed} {
+	for _, status := range []batch.Status{
+		batch.Queued, batch.Running, batch.Retrying, batch.Converted, batch.Unchanged, batch.Skipped, batch.Failed,
+	} {
 		c <- prometheus.MustNewConstMetric(m.images, prometheus.GaugeValue, float64(count[status]), string(status))
 	}
 	c <- prometheus.MustNewConstHistogram(m.seconds, n, sum, buckets)

@@ -173,7 +173,10 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 			// The same may be said of another push: it is asked for each time, however long it takes.
 			key, wait = fmt.Sprintf("%s %d", key, s.pushes.Add(1)), askFor
 		}
-		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(), func(ctx context.Context) ([]*batch.Record, error) { return s.askEach(ctx, same) })
+		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(),
+			func(ctx context.Context) ([]*batch.Record, error) {
+				return s.askEach(ctx, same)
+			})
 		if n == nil {
 			return 0, nil, refuse(http.StatusServiceUnavailable, "too many images are being looked at")
 		}

@@ -10,8 +10,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/batch"
 )
 
-// What a notification has asked for is what the same one asks for when it is sent again, unless something else was asked
-// for the target since, or it has failed.
+// What a notification has asked for is what the same one asks for when it is sent again, unless something else was
+// asked for the target since, or it has failed.
 func TestNotices(t *testing.T) {
 	var n notices
 	asked, made := 0, []*batch.Record{{}}

@@ -12,8 +12,8 @@ const (
 	inLine      = 64 // that wait for one of these
 )
 
-// places bound what is asked of each registry at a time, so that one that does not answer keeps nobody from the others; or
-// what is done about each target, one request after the other in the order in which they came.
+// places bound what is asked of each registry at a time, so that one that does not answer keeps nobody from the others;
+// or what is done about each target, one request after the other in the order in which they came.
 type places struct {
 	most int // at a time
 

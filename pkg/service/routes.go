@@ -193,7 +193,8 @@ func (s *Service) distribution(r *http.Request) (int, any, error) {
 	}
 	var images []push
 	for _, e := range in.Events {
-		if e.Action == "push" && e.Target.Tag != "" && (strings.Contains(e.Target.MediaType, "manifest") || strings.Contains(e.Target.MediaType, "index")) {
+		if e.Action == "push" && e.Target.Tag != "" &&
+			(strings.Contains(e.Target.MediaType, "manifest") || strings.Contains(e.Target.MediaType, "index")) {
 			images = append(images, newPush(e.Request.Host+"/"+e.Target.Repository+":"+e.Target.Tag, e.Target.Digest))
 		}
 	}

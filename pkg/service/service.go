@@ -71,7 +71,8 @@ const (
 	atOnce     = 64      // requests
 	askFor     = 30 * time.Second
 
-	// maxManifest is how many bytes a manifest may have: what is asked for is in anybody's hands, and many ask at a time.
+	// maxManifest is how many bytes a manifest may have: what is asked for is in anybody's hands, and many ask at a
+	// time.
 	maxManifest = 2 << 20
 )
 
@@ -96,7 +97,10 @@ type Service struct {
 
 // New makes a service. Run keeps it up to date.
 func New(o Options) *Service {
-	s := &Service{o: o, few: make(chan struct{}, atOnce), sources: places{most: perRegistry}, targets: places{most: 1}, records: map[string]*batch.Record{}, mux: http.NewServeMux()}
+	s := &Service{
+		o: o, few: make(chan struct{}, atOnce), sources: places{most: perRegistry}, targets: places{most: 1},
+		records: map[string]*batch.Record{}, mux: http.NewServeMux(),
+	}
 	s.o.Image.OnlyRegistry, s.o.Image.StrictNames, s.o.Image.MaxAnswer = true, true, maxManifest
 	s.metrics = newMetrics(s)
 	s.routes()
@@ -257,7 +261,8 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 		return nil, refuse(http.StatusForbidden, "the rule would replace %s by what comes of it", ref)
 	}
 	if other, line := s.o.Plan.Rival(rule, target); other != nil {
-		return nil, refuse(http.StatusForbidden, "the result would be %s, as that of %s, of which the rule in line %d wants other signatures", target, other, line)
+		return nil, refuse(http.StatusForbidden, "the result would be %s, as that of %s, of which the rule in line %d "+
+			"wants other signatures", target, other, line)
 	}
 	registry := ref.Context().RegistryStr()
 	switch ofRegistry, ofRepository := s.waiting(ref.Context()); {
@@ -267,7 +272,8 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxWaiting, registry)
 	}
 	place := targetPlace(target)
-	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has last.
+	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has
+	// last.
 	next, err := s.targets.enter(ctx, place)
 	if err != nil {
 		return nil, err
@@ -323,7 +329,8 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 	}
 	s.later.drop(place, before)
 	s.mu.Lock()
-	if known := s.records[r.ID]; known == nil || known.Request < r.Request { // else what the queue has told of it is newer
+	// else what the queue has told of it is newer
+	if known := s.records[r.ID]; known == nil || known.Request < r.Request {
 		s.records[r.ID] = r
 	}
 	s.mu.Unlock()

@@ -79,7 +79,11 @@ func newPlace(t *testing.T, changes ...func(*service.Options)) *place {
 	require.NoError(t, err)
 	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
-	p.worker = &batch.Worker{Name: "test", Files: batch.Files{Dirs: []string{dir}}, Insecure: true, Signer: key, Backends: []libos.Backend{sim.Backend{}}, Own: convert.Options{Image: image.Options{FirstPause: time.Millisecond}}}
+	p.worker = &batch.Worker{
+		Name: "test", Files: batch.Files{Dirs: []string{dir}}, Insecure: true, Signer: key,
+		Backends: []libos.Backend{sim.Backend{}},
+		Own:      convert.Options{Image: image.Options{FirstPause: time.Millisecond}},
+	}
 
 	rules, err := plan.Parse("plan.yaml", fmt.Appendf(nil, `version: 1
 defaults: {target: '%[1]s/out/{{.Repository}}:{{.Tag}}'}
@@ -92,7 +96,10 @@ convert:
 - {repository: %[1]s/swap, allowUnsigned: true, target: '%[1]s/free:{{.Tag}}'}
 `, p.reg.Host, p.silent.Host))
 	require.NoError(t, err)
-	o := service.Options{Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond}, Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{}}
+	o := service.Options{
+		Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond},
+		Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{},
+	}
 	for _, k := range p.keys {
 		der, err := x509.MarshalPKIXPublicKey(k.Public())
 		require.NoError(t, err)
@@ -109,7 +116,9 @@ convert:
 		if err != nil {
 			return batch.Job{}, err
 		}
-		c := convert.Options{Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: program}}
+		c := convert.Options{
+			Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: program},
+		}
 		c.Launch.Enclave.Attestation, c.Launch.Enclave.LogLevel = "none", "error"
 		return batch.NewJob(c, true), nil
 	}
@@ -135,7 +144,8 @@ func (p *place) work() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var working sync.WaitGroup
 	working.Go(func() {
-		_ = p.queue.Work(ctx, ctx, p.worker, batch.WorkOptions{Parallel: 2, Attempts: 2, FirstPause: 10 * time.Millisecond})
+		_ = p.queue.Work(ctx, ctx, p.worker,
+			batch.WorkOptions{Parallel: 2, Attempts: 2, FirstPause: 10 * time.Millisecond})
 	})
 	p.t.Cleanup(func() { cancel(); working.Wait() })
 }
@@ -159,7 +169,8 @@ func checked(t *testing.T, h http.Handler) http.Handler {
 		h.ServeHTTP(rec, r)
 		in := &openapi3filter.RequestValidationInput{Request: r, PathParams: params, Route: route}
 		out := &openapi3filter.ResponseValidationInput{
-			RequestValidationInput: in, Status: rec.Code, Header: rec.Header(), Body: io.NopCloser(bytes.NewReader(rec.Body.Bytes())),
+			RequestValidationInput: in, Status: rec.Code, Header: rec.Header(),
+			Body:    io.NopCloser(bytes.NewReader(rec.Body.Bytes())),
 			Options: &openapi3filter.Options{IncludeResponseStatus: true},
 		}
 		if r.URL.Path != "/metrics" {
@@ -175,7 +186,9 @@ func checked(t *testing.T, h http.Handler) http.Handler {
 
 func (p *place) push(repoTag, what string) string {
 	p.t.Helper()
-	return p.reg.Push(p.t, repoTag, fixture.Image(p.t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{"A=" + what}}, fixture.Layer(p.t, fixture.Program("app", fixture.ELF("")))))
+	return p.reg.Push(p.t, repoTag, fixture.Image(p.t, v1.Config{
+		Entrypoint: []string{"/app"}, Env: []string{"A=" + what},
+	}, fixture.Layer(p.t, fixture.Program("app", fixture.ELF("")))))
 }
 
 // sign stores a signature of an image as cosign does, about a digest, which is the image's where it is empty.
@@ -187,7 +200,9 @@ func (p *place) sign(repoTag string, key crypto.Signer, about string, change fun
 	if about == "" {
 		about = own
 	}
-	payload := fmt.Appendf(nil, `{"critical":{"identity":{"docker-reference":""},"image":{"docker-manifest-digest":%q},"type":"cosign container image signature"},"optional":null}`, about)
+	payload := fmt.Appendf(nil,
+		`{"critical":{"identity":{"docker-reference":""},"image":{"docker-manifest-digest":%q},
+		"type":"cosign container image signature"},"optional":null}`, about)
 	signed, hash := payload, crypto.Hash(0)
 	if _, ok := key.(*ecdsa.PrivateKey); ok {
 		sum := sha256.Sum256(payload)
@@ -199,8 +214,9 @@ func (p *place) sign(repoTag string, key crypto.Signer, about string, change fun
 		payload = []byte(change(string(payload)))
 	}
 	img, err := mutate.Append(empty.Image, mutate.Addendum{
-		Layer:       static.NewLayer(payload, "application/vnd.dev.cosign.simplesigning.v1+json"),
-		Annotations: map[string]string{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(signature)},
+		Layer: static.NewLayer(payload, "application/vnd.dev.cosign.simplesigning.v1+json"),
+		Annotations: map[string]string{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(
+			signature)},
 	})
 	require.NoError(p.t, err)
 	require.NoError(p.t, remote.Write(tag.Context().Tag(strings.Replace(own, ":", "-", 1)+".sig"), img))
@@ -237,7 +253,8 @@ func (p *place) convert(image string) (int, map[string]any) {
 func (p *place) done(id any) map[string]any {
 	p.t.Helper()
 	for range 300 {
-		if _, c := p.ask("GET", fmt.Sprint("/api/v1/conversions/", id), ""); c["status"] == "converted" || c["status"] == "failed" || c["status"] == "unchanged" {
+		if _, c := p.ask("GET", fmt.Sprint("/api/v1/conversions/", id), ""); c["status"] == "converted" ||
+			c["status"] == "failed" || c["status"] == "unchanged" {
 			return c
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -308,8 +325,10 @@ func TestNoOracle(t *testing.T) {
 	p.push("signed:trap", "trap")
 	layer := static.NewLayer([]byte("{}"), "application/vnd.dev.cosign.simplesigning.v1+json")
 	trapped, err := mutate.Append(empty.Image, mutate.Addendum{
-		Layer: &foreign{layer, v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("1", 64)}}, URLs: []string{"http://" + trap.Host + "/x"},
-		Annotations: map[string]string{"dev.cosignproject.cosign/signature": "AAAA"}, MediaType: "application/vnd.dev.cosign.simplesigning.v1+json",
+		Layer:       &foreign{layer, v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("1", 64)}},
+		URLs:        []string{"http://" + trap.Host + "/x"},
+		Annotations: map[string]string{"dev.cosignproject.cosign/signature": "AAAA"},
+		MediaType:   "application/vnd.dev.cosign.simplesigning.v1+json",
 	})
 	require.NoError(t, err)
 	raw, err := trapped.RawManifest()
@@ -368,7 +387,8 @@ func (p *place) store(repo, tag string, manifest, config []byte) {
 	p.t.Helper()
 	r, err := name.NewRepository(p.reg.Host + "/" + repo)
 	require.NoError(p.t, err)
-	require.NoError(p.t, remote.WriteLayer(r, static.NewLayer(config, "application/vnd.docker.container.image.v1+json")))
+	require.NoError(p.t,
+		remote.WriteLayer(r, static.NewLayer(config, "application/vnd.docker.container.image.v1+json")))
 	req, err := http.NewRequest("PUT", "http://"+p.reg.Host+"/v2/"+repo+"/manifests/"+tag, bytes.NewReader(manifest))
 	require.NoError(p.t, err)
 	req.Header.Set("Content-Type", "application/vnd.docker.distribution.manifest.v2+json")
@@ -391,7 +411,10 @@ func TestBadRequests(t *testing.T) {
 	require.NoError(t, err)
 	resp.Body.Close()
 	assert.Equal(t, http.StatusForbidden, resp.StatusCode)
-	for _, authorization := range []string{"", "Bearer", "Bearer wrong", "Bearer " + secret + "x", "Basic " + base64.StdEncoding.EncodeToString([]byte(secret+":wrong")), secret} {
+	for _, authorization := range []string{
+		"", "Bearer", "Bearer wrong", "Bearer " + secret + "x", "Basic " +
+			base64.StdEncoding.EncodeToString([]byte(secret+":wrong")), secret,
+	} {
 		for _, path := range []string{"/api/v1/conversions", "/api/v1/notifications/harbor", "/", "/metrics"} {
 			code, _ := p.askAs(authorization, "POST", path, good)
 			assert.Equal(t, http.StatusUnauthorized, code, "%q %s", authorization, path)
@@ -424,11 +447,15 @@ func TestNamesAroundTheRules(t *testing.T) {
 	p := newPlace(t)
 	p.push("free:1", "1")
 	p.push("signed:1", "2")
-	for _, s := range []string{"free/../signed:1", "free/./../signed:1", "free//../signed:1", "./signed:1", "x/../free:1", "free:..", "free:1/../../signed/manifests/1", "free@sha256:../1",
+	for _, s := range []string{"free/../signed:1", "free/./../signed:1", "free//../signed:1", "./signed:1",
+		"x/../free:1", "free:..", "free:1/../../signed/manifests/1", "free@sha256:../1",
 		"signed:1@sha256:" + strings.Repeat("0", 64)} {
 		code, answer := p.convert(p.reg.Host + "/" + s)
 		assert.Equal(t, http.StatusBadRequest, code, "%s: %v", s, answer)
-		event := fmt.Sprintf(`{"events":[{"id":"1","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":%q,"tag":"1","digest":"sha256:0"},"request":{"host":%q}}]}`, strings.TrimSuffix(s, ":1"), p.reg.Host)
+		event := fmt.Sprintf(
+			`{"events":[{"id":"1","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json",
+			"repository":%q,"tag":"1","digest":"sha256:0"},"request":{"host":%q}}]}`,
+			strings.TrimSuffix(s, ":1"), p.reg.Host)
 		code, answer = p.ask("POST", "/api/v1/notifications/distribution", event)
 		assert.Equal(t, http.StatusAccepted, code)
 		assert.Empty(t, answer["conversions"], s)
@@ -546,25 +573,33 @@ func TestNotifications(t *testing.T) {
 	resource := func(name string) string {
 		return fmt.Sprintf(`{"digest":"sha256:0","tag":"x","resource_url":"%s/%s"}`, p.reg.Host, name)
 	}
-	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","occur_at":1,"operator":"admin","event_data":{"resources":[`+
-		resource("free:1")+","+resource("signed:1")+","+resource("free:1")+","+resource("free:absent")+","+resource("free:sha256-00.sig")+`],"repository":{"name":"free"}}}`)
+	code, answer := p.ask("POST", "/api/v1/notifications/harbor",
+		`{"type":"PUSH_ARTIFACT","occur_at":1,"operator":"admin","event_data":{"resources":[`+
+			resource("free:1")+","+resource("signed:1")+","+resource("free:1")+","+resource("free:absent")+","+
+			resource("free:sha256-00.sig")+`],"repository":{"name":"free"}}}`)
 	assert.Equal(t, http.StatusAccepted, code)
 	assert.Equal(t, []string{"/out/free:1"}, asked(answer))
-	code, answer = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"DELETE_ARTIFACT","event_data":{"resources":[`+resource("free:1")+`]}}`)
+	code, answer = p.ask("POST", "/api/v1/notifications/harbor",
+		`{"type":"DELETE_ARTIFACT","event_data":{"resources":[`+resource("free:1")+`]}}`)
 	assert.Equal(t, http.StatusOK, code)
 	assert.Empty(t, asked(answer))
 
 	event := func(action, host, repo, tag, kind string) string {
-		return fmt.Sprintf(`{"id":"1","action":%q,"target":{"mediaType":%q,"repository":%q,"tag":%q,"digest":"sha256:0"},"request":{"host":%q}}`, action, kind, repo, tag, host)
+		return fmt.Sprintf(
+			`{"id":"1","action":%q,"target":{"mediaType":%q,"repository":%q,"tag":%q,"digest":"sha256:0"},
+		"request":{"host":%q}}`, action, kind, repo, tag, host)
 	}
 	manifest := "application/vnd.docker.distribution.manifest.v2+json"
 	code, answer = p.ask("POST", "/api/v1/notifications/distribution", `{"events":[`+strings.Join([]string{
-		event("push", p.reg.Host, "free", "2", manifest), event("pull", p.reg.Host, "free", "1", manifest), event("push", p.reg.Host, "free", "", manifest),
-		event("push", p.reg.Host, "free", "1", "application/octet-stream"), event("push", "evil.example", "free", "1", manifest), event("push", p.reg.Host, "signed", "1", manifest),
+		event("push", p.reg.Host, "free", "2", manifest), event("pull", p.reg.Host, "free", "1", manifest),
+		event("push", p.reg.Host, "free", "", manifest),
+		event("push", p.reg.Host, "free", "1", "application/octet-stream"),
+		event("push", "evil.example", "free", "1", manifest), event("push", p.reg.Host, "signed", "1", manifest),
 	}, ",")+`]}`)
 	assert.Equal(t, http.StatusAccepted, code)
 	assert.Equal(t, []string{"/out/free:2"}, asked(answer))
-	code, _ = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+strings.Repeat(resource("free:1")+",", 200)+resource("free:1")+`]}}`)
+	code, _ = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+
+		strings.Repeat(resource("free:1")+",", 200)+resource("free:1")+`]}}`)
 	assert.Equal(t, http.StatusBadRequest, code)
 
 	// A registry that does not answer makes the notification fail, so that it is sent again.
@@ -572,15 +607,19 @@ func TestNotifications(t *testing.T) {
 		w.WriteHeader(http.StatusBadGateway)
 		return true
 	})
-	code, _ = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+resource("free:1")+`]}}`)
+	code, _ = p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+
+		resource("free:1")+`]}}`)
 	assert.Equal(t, http.StatusBadGateway, code)
 }
 
 func FuzzRequests(f *testing.F) {
-	s := service.New(service.Options{Plan: &plan.Plan{}, Secret: secret, AnswerIn: time.Minute}) // a machine that is busy is no crash
+	// a machine that is busy is no crash
+	s := service.New(service.Options{Plan: &plan.Plan{}, Secret: secret, AnswerIn: time.Minute})
 	f.Add("conversions", `{"image":"a/b:1"}`)
 	f.Add("notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"resource_url":"a/b:1"}]}}`)
-	f.Add("notifications/distribution", `{"events":[{"action":"push","target":{"mediaType":"manifest","repository":"a","tag":"b"},"request":{"host":"c"}}]}`)
+	f.Add("notifications/distribution",
+		`{"events":[{"action":"push","target":{"mediaType":"manifest","repository":"a","tag":"b"},
+		"request":{"host":"c"}}]}`)
 	f.Fuzz(func(t *testing.T, path, body string) {
 		r := httptest.NewRequest("POST", "/", strings.NewReader(body))
 		r.URL.Path = "/api/v1/" + path
@@ -593,10 +632,12 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// Any number of requests about a registry that does not answer keep nobody from the others, nor from what is known here.
+// Any number of requests about a registry that does not answer keep nobody from the others, nor from what is known
+// here.
 func TestSilentRegistry(t *testing.T) {
 	p := newPlace(t)
-	p.reg.Push(t, "free:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
+	p.reg.Push(t, "free:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}},
+		fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	send := func(method, path, body string) int {
@@ -615,7 +656,8 @@ func TestSilentRegistry(t *testing.T) {
 	codes := make(chan int, 200)
 	for i := range 200 {
 		go func() {
-			codes <- send(http.MethodPost, "/api/v1/conversions", fmt.Sprintf(`{"image":"%s/app:%d"}`, p.silent.Host, i))
+			codes <- send(http.MethodPost, "/api/v1/conversions",
+				fmt.Sprintf(`{"image":"%s/app:%d"}`, p.silent.Host, i))
 		}()
 	}
 	for range 200 - 16 - 64 {
@@ -624,7 +666,8 @@ func TestSilentRegistry(t *testing.T) {
 	for _, path := range []string{"/metrics", "/api/v1/conversions", "/"} {
 		assert.Equal(t, http.StatusOK, send(http.MethodGet, path, ""), path)
 	}
-	assert.Equal(t, http.StatusAccepted, send(http.MethodPost, "/api/v1/conversions", `{"image":"`+p.reg.Host+`/free:1"}`))
+	assert.Equal(t, http.StatusAccepted,
+		send(http.MethodPost, "/api/v1/conversions", `{"image":"`+p.reg.Host+`/free:1"}`))
 }
 
 // Of the images of one notification that would become the same, the last one counts.
@@ -637,7 +680,8 @@ func TestOrderInNotification(t *testing.T) {
 		resources = append(resources, fmt.Sprintf(`{"resource_url":"%s/last:%s"}`, p.reg.Host, tags[i]))
 	}
 	resources = append(resources[8:], resources...) // and is named twice
-	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+strings.Join(resources, ",")+`]}}`)
+	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+
+		strings.Join(resources, ",")+`]}}`)
 	require.Equal(t, http.StatusAccepted, code, "%v", answer)
 	require.Len(t, answer["conversions"], 9)
 	p.work()
@@ -657,11 +701,12 @@ func TestOrderInNotification(t *testing.T) {
 	}
 }
 
-// A registry sends a notification again until it is taken, and all later ones wait: what is wrong with one image for good
-// must not be answered as what may pass, nor keep the others from being asked for.
+// A registry sends a notification again until it is taken, and all later ones wait: what is wrong with one image for
+// good must not be answered as what may pass, nor keep the others from being asked for.
 func TestPoisonedNotification(t *testing.T) {
 	p := newPlace(t)
-	app := fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, fixture.Program("app", fixture.ELF(""))))
+	app := fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}},
+		fixture.Layer(t, fixture.Program("app", fixture.ELF(""))))
 	p.reg.Push(t, "free:1", app)
 	p.reg.Push(t, "signed:1", app)
 	digest := p.reg.Digest(t, "signed:1")
@@ -669,14 +714,17 @@ func TestPoisonedNotification(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, remote.WriteIndex(tag, empty.Index)) // no manifest with signatures
 	resource := func(name string) string { return fmt.Sprintf(`{"resource_url":"%s/%s"}`, p.reg.Host, name) }
-	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+resource("signed:1")+","+resource("free:1")+`]}}`)
+	code, answer := p.ask("POST", "/api/v1/notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[`+
+		resource("signed:1")+","+resource("free:1")+`]}}`)
 	assert.Equal(t, http.StatusAccepted, code, "%v", answer)
 	assert.Len(t, answer["conversions"], 1)
 }
 
 // pushedEvent is what Distribution sends when a tag is pushed.
 func pushedEvent(host, repo, tag, digest, agent string) string {
-	return fmt.Sprintf(`{"events":[{"action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":%q,"tag":%q,"digest":%q},"request":{"host":%q,"useragent":%q}}]}`,
+	return fmt.Sprintf(`{"events":[{"action":"push",
+		"target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":%q,"tag":%q,"digest":%q},
+		"request":{"host":%q,"useragent":%q}}]}`,
 		repo, tag, digest, host, agent)
 }
 
@@ -687,7 +735,8 @@ func TestToldBeforeTheTagMoves(t *testing.T) {
 	p.push("free:2", "after")
 	digest := p.reg.Digest(t, "free:2")
 	time.AfterFunc(300*time.Millisecond, func() { p.push("free:1", "after") })
-	code, answer := p.ask("POST", "/api/v1/notifications/distribution", pushedEvent(p.reg.Host, "free", "1", digest, ""))
+	code, answer := p.ask("POST", "/api/v1/notifications/distribution",
+		pushedEvent(p.reg.Host, "free", "1", digest, ""))
 	require.Equal(t, http.StatusAccepted, code, "%v", answer)
 	assert.Contains(t, fmt.Sprint(answer["conversions"]), "/free@"+digest)
 	// What was pushed and moved on since is another event's.
@@ -768,7 +817,10 @@ type crowded struct {
 func (q crowded) Watch(ctx context.Context, id string, tell func(*batch.Record)) error {
 	for _, status := range []batch.Status{batch.Queued, batch.Converted} {
 		for i := range 1000 {
-			tell(&batch.Record{ID: fmt.Sprint(i), Status: status, Job: batch.Job{Source: fmt.Sprintf("%s@sha256:%064d", q.repository, i)}})
+			tell(&batch.Record{
+				ID: fmt.Sprint(i), Status: status,
+				Job: batch.Job{Source: fmt.Sprintf("%s@sha256:%064d", q.repository, i)},
+			})
 		}
 		if status == batch.Queued {
 			<-q.done
@@ -812,7 +864,8 @@ func TestToldWhileManyWait(t *testing.T) {
 	assert.Equal(t, []string{"/free@" + p.reg.Digest(t, "free:1")}, sources())
 	close(done)
 	require.Eventually(t, func() bool { return len(sources()) == 2 }, 20*time.Second, 50*time.Millisecond)
-	assert.Contains(t, sources(), "/last@"+p.reg.Digest(t, "last:2"), "both become the same, of which the last one counts")
+	assert.Contains(t, sources(), "/last@"+p.reg.Digest(t, "last:2"),
+		"both become the same, of which the last one counts")
 }
 
 // Of two services on one queue, as during an update, the slower one does not have the last word.
@@ -865,8 +918,8 @@ func TestTwoServices(t *testing.T) {
 	}, 20*time.Second, 50*time.Millisecond)
 }
 
-// What is refused takes the place of nothing that was postponed, and a registry that is silent keeps no other one's images
-// from being asked for.
+// What is refused takes the place of nothing that was postponed, and a registry that is silent keeps no other one's
+// images from being asked for.
 func TestPostponedBesideOthers(t *testing.T) {
 	done := make(chan struct{})
 	p := newPlace(t, func(o *service.Options) { o.Queue = crowded{o.Queue, o.Plan.Convert[4].Repository, done} })

@@ -114,7 +114,8 @@ func ParseKey(text []byte, passphrase func() ([]byte, error)) (*Key, error) {
 		case "PRIVATE KEY":
 			return parsePKCS8(block.Bytes)
 		case "EC PRIVATE KEY":
-			return nil, fmt.Errorf("key is an elliptic-curve key: SGX demands RSA-%d with exponent %d", keyBits, publicExponent)
+			return nil,
+				fmt.Errorf("key is an elliptic-curve key: SGX demands RSA-%d with exponent %d", keyBits, publicExponent)
 		case "ENCRYPTED PRIVATE KEY":
 			der, err := decrypt(passphrase, func(secret []byte) ([]byte, error) {
 				k, _, err := pkcs8.ParsePrivateKey(block.Bytes, secret)
@@ -149,7 +150,8 @@ func decrypt(passphrase func() ([]byte, error), use func([]byte) ([]byte, error)
 	}
 	der, err := use(secret)
 	if err != nil { // the cause may quote the key
-		return nil, fmt.Errorf("key does not open with this %w, or is encrypted in a way that is not known: PBES2 and openssl's older format are", ErrPassphrase)
+		return nil, fmt.Errorf("key does not open with this %w, or is encrypted in a way that is not known: PBES2 and "+
+			"openssl's older format are", ErrPassphrase)
 	}
 	return der, nil
 }
@@ -191,7 +193,8 @@ func ParsePublicKey(text []byte) (*rsa.PublicKey, error) {
 	}
 	public, ok := key.(*rsa.PublicKey)
 	if !ok {
-		return nil, fmt.Errorf("key is of the type %T: SGX demands RSA-%d with exponent %d", key, keyBits, publicExponent)
+		return nil,
+			fmt.Errorf("key is of the type %T: SGX demands RSA-%d with exponent %d", key, keyBits, publicExponent)
 	}
 	return public, CheckPublicKey(public)
 }
@@ -251,7 +254,8 @@ func primeFor(random io.Reader, e *big.Int) (*big.Int, error) {
 	}
 }
 
-// PEM is the key as PKCS#8 PEM: encrypted (PBES2: scrypt and AES-256-CBC, as openssl makes and reads it), if there is a passphrase.
+// PEM is the key as PKCS#8 PEM: encrypted (PBES2: scrypt and AES-256-CBC, as openssl makes and reads it), if there is a
+// passphrase.
 func (k *Key) PEM(passphrase []byte) ([]byte, error) {
 	kind, options := "PRIVATE KEY", (*pkcs8.Opts)(nil)
 	if len(passphrase) > 0 {

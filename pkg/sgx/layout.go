@@ -69,7 +69,8 @@ func (l Layout) Check() error {
 		case a.Offset%PageSize != 0 || a.Size%PageSize != 0:
 			return fmt.Errorf("area %s at %#x+%#x is not page aligned", a.Name, a.Offset, a.Size)
 		case a.Offset >= l.Size || a.Size > l.Size-a.Offset:
-			return fmt.Errorf("area %s at %#x+%#x is outside of the enclave of size %#x", a.Name, a.Offset, a.Size, l.Size)
+			return fmt.Errorf("area %s at %#x+%#x is outside of the enclave of size %#x", a.Name, a.Offset, a.Size,
+				l.Size)
 		case uint64(len(a.Data)) > a.Size:
 			return fmt.Errorf("area %s holds %d bytes but has room for %d", a.Name, len(a.Data), a.Size)
 		}

@@ -233,7 +233,10 @@ func TestMeasurementText(t *testing.T) {
 }
 
 func BenchmarkMeasure(b *testing.B) {
-	l := Layout{Size: 4 << 30, SSAFrameSize: 4, Areas: []Area{{Name: "heap", Size: 4 << 30, Flags: R | W | X | REG, Unmeasured: true}}}
+	l := Layout{
+		Size: 4 << 30, SSAFrameSize: 4,
+		Areas: []Area{{Name: "heap", Size: 4 << 30, Flags: R | W | X | REG, Unmeasured: true}},
+	}
 	b.SetBytes(4 << 30 / PageSize * recordSize)
 	for b.Loop() {
 		if _, err := Measure(context.Background(), l); err != nil {

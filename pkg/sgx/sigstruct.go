@@ -181,7 +181,9 @@ func ParseToBeSigned(b []byte) (*SigStruct, error) {
 	copy(whole[offMiscSelect:], b[offModulus:])
 	s := parseFields(whole)
 	if !bytes.Equal(s.ToBeSigned(), b) {
-		return nil, errors.New("these are not the bytes that a SIGSTRUCT's signature covers: they have other headers, or reserved bytes are not zero")
+		return nil,
+			errors.New("these are not the bytes that a SIGSTRUCT's signature covers: they have other headers, " +
+				"or reserved bytes are not zero")
 	}
 	return s, nil
 }
@@ -276,7 +278,9 @@ func ParseSigStruct(b []byte) (*SigStruct, error) {
 		return nil, &CheckError{[]string{fmt.Sprintf("size is %d bytes, not %d", len(b), SigStructSize)}}
 	}
 	s := parseFields(b)
-	s.key = &rsa.PublicKey{N: fromLittleEndian(b[offModulus:offExponent]), E: int(binary.LittleEndian.Uint32(b[offExponent:]))}
+	s.key = &rsa.PublicKey{
+		N: fromLittleEndian(b[offModulus:offExponent]), E: int(binary.LittleEndian.Uint32(b[offExponent:])),
+	}
 	sig := fromLittleEndian(b[offSignature:offMiscSelect])
 	s.signature = sig.FillBytes(make([]byte, keyBytes))
 
@@ -291,7 +295,8 @@ func ParseSigStruct(b []byte) (*SigStruct, error) {
 	check("vendor", s.Vendor == 0 || s.Vendor == 0x8086)
 	// Whatever the fields above do not give back is reserved and must be zero.
 	check("reserved bytes", reservedZero(b))
-	check("family and extended product without KSS", s.Attributes.Flags&FlagKSS != 0 || s.FamilyID == [16]byte{} && s.ExtProdID == [16]byte{})
+	check("family and extended product without KSS", s.Attributes.Flags&FlagKSS != 0 || s.FamilyID == [16]byte{} &&
+		s.ExtProdID == [16]byte{})
 	if err := CheckPublicKey(s.key); err != nil {
 		check(err.Error(), false)
 		return s, &CheckError{failed}

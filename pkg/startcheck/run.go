@@ -79,7 +79,8 @@ func Run(ctx context.Context, c Command) (*Result, error) {
 		uid, gid = nobody, nobody
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID |
+			unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: 1}},
 		Credential:  &syscall.Credential{NoSetGroups: os.Geteuid() != 0},
@@ -164,7 +165,8 @@ func (s setup) enter() error {
 	for _, f := range s.Files {
 		size += len(f.Content) + os.Getpagesize()
 	}
-	if err := unix.Mount("tmpfs", s.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=755,size=%d,nr_inodes=10000", size)); err != nil {
+	if err := unix.Mount("tmpfs", s.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV,
+		fmt.Sprintf("mode=755,size=%d,nr_inodes=10000", size)); err != nil {
 		return fmt.Errorf("mounting a file system in memory: %w", err)
 	}
 	for p, f := range s.Files { // in the new, empty file system: there are no links that a path could follow
@@ -184,7 +186,8 @@ func (s setup) enter() error {
 			return err
 		}
 	}
-	for _, dev := range []string{"/dev/null", "/dev/urandom"} { // what is mapped of /dev/zero and shared is counted nowhere
+	// what is mapped of /dev/zero and shared is counted nowhere
+	for _, dev := range []string{"/dev/null", "/dev/urandom"} {
 		if err := os.WriteFile(s.Root+dev, nil, 0o644); err != nil {
 			return err
 		}
@@ -199,7 +202,8 @@ func (s setup) enter() error {
 	if err := unix.MountSetattr(unix.AT_FDCWD, s.Root+processors, 0, readOnly); err != nil {
 		return fmt.Errorf("making %s read-only: %w", processors, err)
 	}
-	if err := unix.Mount("proc", s.Root+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
+	if err := unix.Mount("proc", s.Root+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY,
+		""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)
 	}
 	if err := unix.PivotRoot(s.Root, s.Root+"/old"); err != nil {

@@ -53,8 +53,9 @@ const socketFD = 3 // of the child
 
 // limits of the loader (getrlimit(2)). It needs little: the enclave's pages are in the watcher's file.
 var limits = map[int]uint64{
-	unix.RLIMIT_DATA: maxMemory, unix.RLIMIT_NPROC: 64, unix.RLIMIT_NOFILE: 256, unix.RLIMIT_FSIZE: 1 << 20, unix.RLIMIT_CORE: 0,
-	unix.RLIMIT_CPU: 600, unix.RLIMIT_MEMLOCK: 0, unix.RLIMIT_MSGQUEUE: 0,
+	unix.RLIMIT_DATA: maxMemory, unix.RLIMIT_NPROC: 64, unix.RLIMIT_NOFILE: 256, unix.RLIMIT_FSIZE: 1 << 20,
+	unix.RLIMIT_CORE: 0,
+	unix.RLIMIT_CPU:  600, unix.RLIMIT_MEMLOCK: 0, unix.RLIMIT_MSGQUEUE: 0,
 }
 
 // maxMemory is how much a loader may take, in bytes.
@@ -69,7 +70,8 @@ func (s setup) execute() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil &&
+		!errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("leaving the keys of the session: %w", err)
 	}
 	for what, most := range limits {
@@ -83,7 +85,8 @@ func (s setup) execute() error {
 	}
 	rules := filter()
 	program := unix.SockFprog{Len: uint16(len(rules)), Filter: &rules[0]}
-	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&program)))
+	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&program)))
 	if errno != 0 {
 		return fmt.Errorf("watching system calls: %w", errno)
 	}
@@ -142,8 +145,8 @@ func watch(ctx context.Context, socket *os.File, pid int, kill func()) (*Result,
 // errMemory says that the loader was ended because of what it takes.
 var errMemory = errors.New("the loader takes more memory than building an enclave needs")
 
-// weigh ends a loader that takes too much memory where no limit of the kernel's counts: in mappings that are shared, and in
-// the file that stands for the device.
+// weigh ends a loader that takes too much memory where no limit of the kernel's counts: in mappings that are shared,
+// and in the file that stands for the device.
 func weigh(ctx context.Context, pid, device int, end func(error)) {
 	for t := time.NewTicker(20 * time.Millisecond); ctx.Err() == nil; {
 		select {
@@ -161,8 +164,8 @@ func weigh(ctx context.Context, pid, device int, end func(error)) {
 	}
 }
 
-// statusOf returns the status of a process that tells of its memory: that of the first thread does not once this has ended,
-// while others go on. That the process has ended is seen elsewhere.
+// statusOf returns the status of a process that tells of its memory: that of the first thread does not once this has
+// ended, while others go on. That the process has ended is seen elsewhere.
 func statusOf(pid int) []byte {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if bytes.Contains(status, []byte("\nVmRSS:")) {
@@ -177,8 +180,8 @@ func statusOf(pid int) []byte {
 	return status
 }
 
-// taken is what a process takes, in bytes, by its status (proc_pid_status(5)). Page tables count too: a page of them for
-// each two megabytes of addresses, of which little need be used.
+// taken is what a process takes, in bytes, by its status (proc_pid_status(5)). Page tables count too: a page of them
+// for each two megabytes of addresses, of which little need be used.
 func taken(status []byte) (bytes uint64) {
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
@@ -223,7 +226,8 @@ func answerCall(ctx context.Context, listener, device int, d *driver, n notifica
 			return done, err
 		}
 	}
-	if err := ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&r)); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&r)); err != nil &&
+		!errors.Is(err, unix.ENOENT) {
 		return false, fmt.Errorf("watching the loader: %w", err)
 	}
 	return false, nil

@@ -1,7 +1,8 @@
 // Package startcheck finds out, on a machine without SGX, whether a CPU would start an enclave. It runs the
 // loader that builds the enclave, and only that, as the image's configuration starts it, in namespaces of its
 // own over the given files. It stands in for the kernel's SGX driver: it hashes each page that the loader adds, and
-// when the loader asks for EINIT it does what the CPU would do with the SIGSTRUCT. Nothing is ever executed in an enclave.
+// when the loader asks for EINIT it does what the CPU would do with the SIGSTRUCT. Nothing is ever executed in an
+// enclave.
 //
 // The loader is untrusted code. It has no network, no capabilities, no files but the given ones and, to read, the
 // kernel's in /proc and of the processors in /sys. It inherits no descriptor and no key, can make no process and no
@@ -26,8 +27,8 @@ import (
 var ErrUnsupported = errors.New("checking a start is not possible here")
 
 // Lacks returns what the SGX loader of Gramine needs of a processor and this machine has not, by the name that
-// /proc/cpuinfo has for it; empty if nothing is known to be missing. The kernel leaves out what it does not let programs
-// use.
+// /proc/cpuinfo has for it; empty if nothing is known to be missing. The kernel leaves out what it does not let
+// programs use.
 func Lacks() string {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {

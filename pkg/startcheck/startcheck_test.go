@@ -58,7 +58,10 @@ func main() {
 		os.Exit(3)
 	}
 	if how == "write" {
-		for _, file := range []string{"/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/sys/kernel/mm/transparent_hugepage/enabled", "/sys/power/state", "/sys/kernel/profiling"} {
+		for _, file := range []string{
+			"/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/sys/kernel/mm/transparent_hugepage/enabled",
+			"/sys/power/state", "/sys/kernel/profiling",
+		} {
 			if f, err := os.OpenFile(file, os.O_WRONLY, 0); err == nil {
 				fmt.Println("WRITES", f.Name())
 			}
@@ -122,7 +125,8 @@ func main() {
 		os.Exit(1)
 	}
 	ioctl := func(number, size uintptr, arg unsafe.Pointer) {
-		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), 3<<30|size<<16|0xa4<<8|number, uintptr(arg)); errno != 0 {
+		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), 3<<30|size<<16|0xa4<<8|number, uintptr(arg))
+		if errno != 0 {
 			fmt.Println(number, errno)
 			os.Exit(1)
 		}
@@ -152,7 +156,8 @@ func main() {
 		info := make([]uint64, 8)
 		info[0] = uint64(flags)
 		data := append(page, make([]byte, int(length)-len(page))...)
-		args := []uintptr{uintptr(unsafe.Pointer(&data[0])), offset, length, uintptr(unsafe.Pointer(&info[0])), measure, 0}
+		from, about := uintptr(unsafe.Pointer(&data[0])), uintptr(unsafe.Pointer(&info[0]))
+		args := []uintptr{from, offset, length, about, measure, 0}
 		ioctl(1, 48, unsafe.Pointer(&args[0]))
 		if args[5] != length {
 			fmt.Println("added", args[5])
@@ -186,7 +191,8 @@ func main() {
 func probe() {
 	entries, _ := os.ReadDir("/proc/self/fd")
 	for _, e := range entries {
-		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && len(to) > 0 && to[0] == '/' && to != "/proc/1/fd" && to != "/dev/null" {
+		to, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && len(to) > 0 && to[0] == '/' && to != "/proc/1/fd" && to != "/dev/null" {
 			fmt.Println("HAS OPEN", e.Name(), to)
 		}
 	}
@@ -199,16 +205,24 @@ func probe() {
 		name string
 		call []uintptr
 	}{
-		{"unshare", []uintptr{272, 0x10000000}}, {"setns", []uintptr{308, 0, 0}}, {"clone a process", []uintptr{56, 17}},
-		{"clone with namespaces", []uintptr{56, 0x10000000 | 0x10000}}, {"clone3", []uintptr{435, 0, 0}}, {"fork", []uintptr{57}}, {"vfork", []uintptr{58}},
-		{"AF_VSOCK", []uintptr{41, 40, 1, 0}}, {"AF_UNIX", []uintptr{41, 1, 1, 0}}, {"AF_INET", []uintptr{41, 2, 1, 0}}, {"socketpair", []uintptr{53, 1, 1, 0}},
-		{"io_uring", []uintptr{425, 8, 0}}, {"keyctl", []uintptr{250, 0, 0xfffffffd, 0}}, {"add_key", []uintptr{248}}, {"request_key", []uintptr{249}},
-		{"bpf", []uintptr{321, 0}}, {"perf", []uintptr{298, 0}}, {"userfaultfd", []uintptr{323, 0}}, {"ptrace", []uintptr{101, 0}}, {"mount", []uintptr{165}},
-		{"memfd", []uintptr{319}}, {"shmget", []uintptr{29, 0, 4096, 0x3ff}}, {"msgget", []uintptr{68, 0, 0x3ff}}, {"kill", []uintptr{62, 1, 0}},
-		{"process_vm_readv", []uintptr{310, 1}}, {"pidfd_open", []uintptr{434, 1, 0}}, {"openat2", []uintptr{437, 0, 0, 0, 0}}, {"name_to_handle_at", []uintptr{303}},
+		{"unshare", []uintptr{272, 0x10000000}}, {"setns", []uintptr{308, 0, 0}},
+		{"clone a process", []uintptr{56, 17}},
+		{"clone with namespaces", []uintptr{56, 0x10000000 | 0x10000}}, {"clone3", []uintptr{435, 0, 0}},
+		{"fork", []uintptr{57}}, {"vfork", []uintptr{58}},
+		{"AF_VSOCK", []uintptr{41, 40, 1, 0}}, {"AF_UNIX", []uintptr{41, 1, 1, 0}},
+		{"AF_INET", []uintptr{41, 2, 1, 0}}, {"socketpair", []uintptr{53, 1, 1, 0}},
+		{"io_uring", []uintptr{425, 8, 0}}, {"keyctl", []uintptr{250, 0, 0xfffffffd, 0}}, {"add_key", []uintptr{248}},
+		{"request_key", []uintptr{249}},
+		{"bpf", []uintptr{321, 0}}, {"perf", []uintptr{298, 0}}, {"userfaultfd", []uintptr{323, 0}},
+		{"ptrace", []uintptr{101, 0}}, {"mount", []uintptr{165}},
+		{"memfd", []uintptr{319}}, {"shmget", []uintptr{29, 0, 4096, 0x3ff}}, {"msgget", []uintptr{68, 0, 0x3ff}},
+		{"kill", []uintptr{62, 1, 0}},
+		{"process_vm_readv", []uintptr{310, 1}}, {"pidfd_open", []uintptr{434, 1, 0}},
+		{"openat2", []uintptr{437, 0, 0, 0, 0}}, {"name_to_handle_at", []uintptr{303}},
 	} {
 		args := append(c.call, 0, 0, 0, 0, 0, 0)
-		if _, _, errno := syscall.RawSyscall6(args[0], args[1], args[2], args[3], args[4], args[5], args[6]); errno != syscall.ENOSYS {
+		_, _, errno := syscall.RawSyscall6(args[0], args[1], args[2], args[3], args[4], args[5], args[6])
+		if errno != syscall.ENOSYS {
 			fmt.Println("MAY", c.name, errno)
 		}
 	}
@@ -246,7 +260,8 @@ func signed(t *testing.T) []byte {
 	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
 	s := &sgx.SigStruct{
-		MREnclave: m, MiscMask: sgx.MiscMaskAll, Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: sgx.XFRMLegacy},
+		MREnclave: m, MiscMask: sgx.MiscMaskAll,
+		Attributes:     sgx.Attributes{Flags: sgx.FlagMode64, XFRM: sgx.XFRMLegacy},
 		AttributesMask: sgx.Attributes{Flags: sgx.FlagsMaskAll, XFRM: 0xfffffffffff9ff1b},
 	}
 	public, err := key.Public(context.Background())
@@ -261,8 +276,10 @@ func TestRun(t *testing.T) {
 	loader, sig := build(t), signed(t)
 	start := func(how string) (*startcheck.Result, error) {
 		c := startcheck.Command{
-			Files: map[string]startcheck.File{"/cconvert/loader": {Content: loader, Executable: true}, "/app.sig": {Content: sig}},
-			Argv:  []string{"/cconvert/loader"}, Timeout: 20 * time.Second,
+			Files: map[string]startcheck.File{
+				"/cconvert/loader": {Content: loader, Executable: true}, "/app.sig": {Content: sig},
+			},
+			Argv: []string{"/cconvert/loader"}, Timeout: 20 * time.Second,
 		}
 		if how != "" {
 			c.Argv = append(c.Argv, how)
@@ -297,7 +314,8 @@ func TestRun(t *testing.T) {
 	assert.Contains(t, r.Output, "stand-in leave")
 	r, err = start("write")
 	require.NoError(t, err)
-	assert.Equal(t, "stand-in write", strings.TrimSpace(r.Output), "the kernel's files cannot be written, whoever starts the loader")
+	assert.Equal(t, "stand-in write", strings.TrimSpace(r.Output),
+		"the kernel's files cannot be written, whoever starts the loader")
 	open, err := syscall.Open("/", syscall.O_RDONLY, 0) // not closed on exec, as of a careless shell
 	require.NoError(t, err)
 	r, err = start("probe")
@@ -313,11 +331,16 @@ func TestRun(t *testing.T) {
 	r, err = start("shared") // it would stay when the loader lets go of it
 	require.NoError(t, err)
 	assert.Contains(t, r.Output, "mmap: cannot allocate memory")
-	for how, says := range map[string]string{"tables": "more memory than", "hang": "did not ask for EINIT within 1s", "size": "0x300000", "outside": "pages at 0x100000", "twice": "pages at 0x0 are there already", "nothing created": "added to no enclave"} {
+	for how, says := range map[string]string{
+		"tables": "more memory than", "hang": "did not ask for EINIT within 1s", "size": "0x300000",
+		"outside": "pages at 0x100000", "twice": "pages at 0x0 are there already",
+		"nothing created": "added to no enclave",
+	} {
 		_, err := start(how)
 		assert.ErrorContains(t, err, says, how)
 	}
-	_, err = startcheck.Run(context.Background(), startcheck.Command{Files: map[string]startcheck.File{"/a/../b": {}}, Argv: []string{"/a"}})
+	_, err = startcheck.Run(context.Background(),
+		startcheck.Command{Files: map[string]startcheck.File{"/a/../b": {}}, Argv: []string{"/a"}})
 	assert.ErrorContains(t, err, "not a clean path")
 	r, err = startcheck.Run(context.Background(), startcheck.Command{Argv: []string{"/none"}})
 	require.NoError(t, err)
@@ -327,7 +350,9 @@ func TestRun(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(200*time.Millisecond, cancel)
 	begin := time.Now()
-	_, err = startcheck.Run(ctx, startcheck.Command{Files: map[string]startcheck.File{"/l": {Content: loader, Executable: true}}, Argv: []string{"/l", "hang"}})
+	_, err = startcheck.Run(ctx, startcheck.Command{
+		Files: map[string]startcheck.File{"/l": {Content: loader, Executable: true}}, Argv: []string{"/l", "hang"},
+	})
 	assert.ErrorIs(t, err, context.Canceled)
 	assert.Less(t, time.Since(begin), 2*time.Second)
 }

@@ -16,7 +16,9 @@ import (
 
 // checkArchives compares the archive of each layer with the diff ID in the configuration, which it returns, and with
 // the table of contents that a snapshotter may take the files from instead.
-func checkArchives(ctx context.Context, img *image.Image, indexes []*rootfs.Index, limits rootfs.Limits) (diffIDs, problems []string, err error) {
+func checkArchives(
+	ctx context.Context, img *image.Image, indexes []*rootfs.Index, limits rootfs.Limits,
+) (diffIDs, problems []string, err error) {
 	var config struct {
 		RootFS struct {
 			DiffIDs []string `json:"diff_ids"`
@@ -28,7 +30,8 @@ func checkArchives(ctx context.Context, img *image.Image, indexes []*rootfs.Inde
 	diffIDs = config.RootFS.DiffIDs
 	for i, index := range indexes {
 		if i >= len(diffIDs) || diffIDs[i] != index.DiffID {
-			problems = append(problems, fmt.Sprintf("layer %d, %s: its archive is %s, which the configuration does not say", i+1, index.Digest, index.DiffID))
+			problems = append(problems, fmt.Sprintf("layer %d, %s: its archive is %s, which the configuration does "+
+				"not say", i+1, index.Digest, index.DiffID))
 		}
 	}
 	checked := map[string]bool{}
@@ -43,15 +46,16 @@ func checkArchives(ctx context.Context, img *image.Image, indexes []*rootfs.Inde
 			return nil, nil, fmt.Errorf("layer %s: %w", l.Digest, err)
 		}
 		if len(differences) > 0 {
-			problems = append(problems, fmt.Sprintf("layer %d, %s: by its annotation %q an engine may take other files than its archive's: %s",
-				i+1, l.Digest, annotation, strings.Join(differences, "; ")))
+			problems = append(problems,
+				fmt.Sprintf("layer %d, %s: by its annotation %q an engine may take other files than its archive's: %s",
+					i+1, l.Digest, annotation, strings.Join(differences, "; ")))
 		}
 	}
 	return diffIDs, problems, nil
 }
 
-// checkTOC reads a layer once more, into a file that has no name: its table of contents is at the end, and says in which
-// order to read.
+// checkTOC reads a layer once more, into a file that has no name: its table of contents is at the end, and says in
+// which order to read.
 func checkTOC(ctx context.Context, l *image.Layer, index *rootfs.Index, limits rootfs.Limits) ([]string, error) {
 	blob, err := l.Open(ctx)
 	if err != nil {

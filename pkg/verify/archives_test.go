@@ -68,7 +68,8 @@ func (a *victim) plain(layer int) []byte {
 func TestSameConfigurationOtherLayers(t *testing.T) {
 	a := newVictim(t, nil)
 	rebuilt := func(ref string) *verify.Rebuilt {
-		r, err := verify.Rebuild(context.Background(), open(t, ref), verify.RebuildOptions{Source: parse(t, a.from), Convert: convert.Options{}})
+		r, err := verify.Rebuild(context.Background(), open(t, ref),
+			verify.RebuildOptions{Source: parse(t, a.from), Convert: convert.Options{}})
 		require.NoError(t, err)
 		return r
 	}
@@ -104,7 +105,8 @@ func TestLazyLayers(t *testing.T) {
 	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil })
 	require.NoError(t, err)
 	reg := fixture.NewRegistry(t)
-	src := reg.Push(t, "src:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/usr/bin/app"}}, annotated{l, map[string]string{estargz.TOCJSONDigestAnnotation: toc}}))
+	src := reg.Push(t, "src:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/usr/bin/app"}},
+		annotated{l, map[string]string{estargz.TOCJSONDigestAnnotation: toc}}))
 	lazy := &victim{t: t, reg: reg, from: src, expect: verify.Expectations{AllowSimulated: true, AnySigner: true}}
 	run(t, options(t, src), signer(t), reg.Host+"/dst:1")
 	assert.Empty(t, lazy.failed(reg.Host+"/dst:1", true))
@@ -143,8 +145,10 @@ func TestRebuildAndDiffOfOthers(t *testing.T) {
 	tag, err := name.NewTag(a.reg.Host + "/dst:index")
 	require.NoError(t, err)
 	require.NoError(t, remote.WriteIndex(tag, mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: good, Descriptor: v1.Descriptor{Platform: amd64}}, mutate.IndexAddendum{Add: evil, Descriptor: v1.Descriptor{Platform: amd64}})))
-	r, err := verify.Rebuild(context.Background(), open(t, tag.String()), verify.RebuildOptions{Source: parse(t, a.from), Convert: convert.Options{}})
+		mutate.IndexAddendum{Add: good, Descriptor: v1.Descriptor{Platform: amd64}},
+		mutate.IndexAddendum{Add: evil, Descriptor: v1.Descriptor{Platform: amd64}})))
+	r, err := verify.Rebuild(context.Background(), open(t, tag.String()),
+		verify.RebuildOptions{Source: parse(t, a.from), Convert: convert.Options{}})
 	require.NoError(t, err)
 	assert.False(t, r.Same)
 	assert.Contains(t, r.Why[0], "another image by the same name")

@@ -143,23 +143,32 @@ func TestAttacks(t *testing.T) {
 		}},
 		"an attribute of overlay file systems": {verify.CheckLayers, false, func(x *tampered) {
 			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry {
-				l[0].Header.Format, l[0].Header.PAXRecords = tar.FormatPAX, map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/srv"}
+				l[0].Header.Format, l[0].Header.PAXRecords = tar.FormatPAX,
+					map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/srv"}
 				return l
 			})
 		}},
 		"another owner in the enclave's layer": {verify.CheckPolicy, false, func(x *tampered) {
 			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry { l[0].Header.Uid = 4711; return l })
 		}},
-		"a directory more in the enclave's layer": {verify.CheckPolicy, false, func(x *tampered) { x.add(enclaveLayer, fixture.Dir("cconvert/app/dir")) }},
+		"a directory more in the enclave's layer": {verify.CheckPolicy, false, func(x *tampered) {
+			x.add(enclaveLayer, fixture.Dir("cconvert/app/dir"))
+		}},
 		"an owner in the runtime's layer": {verify.CheckOnTop, false, func(x *tampered) {
 			x.edit(runtimeLayer, func(l []fixture.Entry) []fixture.Entry { l[0].Header.Uid = 4711; return l })
 		}},
-		"a file of the program in the runtime's layer": {verify.CheckOnTop, false, func(x *tampered) { x.add(runtimeLayer, fixture.File("cconvert/app/x", "x")) }},
-		"a whiteout behind the manifest":               {verify.CheckPolicy, false, func(x *tampered) { x.add(enclaveLayer, fixture.File("cconvert/app/.wh.entrypoint.manifest.sgx", "")) }},
+		"a file of the program in the runtime's layer": {verify.CheckOnTop, false, func(x *tampered) {
+			x.add(runtimeLayer, fixture.File("cconvert/app/x", "x"))
+		}},
+		"a whiteout behind the manifest": {verify.CheckPolicy, false, func(x *tampered) {
+			x.add(enclaveLayer, fixture.File("cconvert/app/.wh.entrypoint.manifest.sgx", ""))
+		}},
 		"a library where the loader looks": {verify.CheckOnTop, false, func(x *tampered) {
 			x.below(fixture.Program("cconvert/gramine/lib/glibc-hwcaps/x86-64-v2/libprotobuf-c.so.1", fixture.ELF("")))
 		}},
-		"a link in the place of the enclave's directory": {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Symlink("cconvert", "/opt")) }},
+		"a link in the place of the enclave's directory": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.Symlink("cconvert", "/opt"))
+		}},
 		"a library that a later layer removes": {verify.CheckOnTop, false, func(x *tampered) {
 			x.below(fixture.File("cconvert/gramine/lib/libc.so.6", "evil"))
 			x.insert(fixture.Layer(t, fixture.File(".wh.cconvert", "")))
@@ -168,7 +177,9 @@ func TestAttacks(t *testing.T) {
 			x.below(fixture.File("cconvert/gramine/lib/libc.so.6", "evil"))
 			x.insert(fixture.Layer(t, fixture.File(".wh..wh..opq", "")))
 		}},
-		"a link to the enclave's directory": {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Symlink("srv/x", "../cconvert/gramine/lib")) }},
+		"a link to the enclave's directory": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.Symlink("srv/x", "../cconvert/gramine/lib"))
+		}},
 		"a path through a link to the root": {verify.CheckOnTop, false, func(x *tampered) {
 			x.below(fixture.Symlink("srv/root", "/"))
 			x.insert(fixture.Layer(t, fixture.File("srv/root/cconvert/gramine/lib/libc.so.6", "evil")))
@@ -182,10 +193,16 @@ func TestAttacks(t *testing.T) {
 			x.insert(fixture.Layer(t, fixture.File("opt/h/cconvert/gramine/lib/tls/libc.so.6", "evil")))
 		}},
 		"a global header with a file's name": {verify.CheckLayers, false, func(x *tampered) {
-			x.below(fixture.Entry{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "usr/bin/app", PAXRecords: map[string]string{"comment": "x"}}})
+			x.below(fixture.Entry{Header: tar.Header{
+				Typeflag: tar.TypeXGlobalHeader, Name: "usr/bin/app", PAXRecords: map[string]string{"comment": "x"},
+			}})
 		}},
-		"an empty directory of the loader's": {verify.CheckOnTop, false, func(x *tampered) { x.below(fixture.Dir("cconvert/gramine")) }},
-		"a layer in between":                 {verify.CheckSource, true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil"))) }},
+		"an empty directory of the loader's": {verify.CheckOnTop, false, func(x *tampered) {
+			x.below(fixture.Dir("cconvert/gramine"))
+		}},
+		"a layer in between": {verify.CheckSource, true, func(x *tampered) {
+			x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil")))
+		}},
 		"another variable outside": {verify.CheckSource, true, func(x *tampered) {
 			x.recipe(func(r *convert.Recipe) {
 				r.Options.Env = []string{"A=1"}
@@ -193,8 +210,10 @@ func TestAttacks(t *testing.T) {
 			})
 			x.config.Config.Env[0] = "A=evil"
 		}},
-		"a health check": {verify.CheckSource, true, func(x *tampered) { x.config.Config.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/evil"}} }},
-		"labels":         {verify.CheckSource, true, func(x *tampered) { x.config.Config.Labels["mine"] = "changed" }},
+		"a health check": {verify.CheckSource, true, func(x *tampered) {
+			x.config.Config.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/evil"}}
+		}},
+		"labels": {verify.CheckSource, true, func(x *tampered) { x.config.Config.Labels["mine"] = "changed" }},
 		"the clothes of another program": {verify.CheckLayout, false, func(x *tampered) {
 			var files []fixture.Entry
 			for _, e := range append(entries(t, x.layers[runtimeLayer]), entries(t, x.layers[enclaveLayer])...) {
@@ -213,14 +232,24 @@ func TestAttacks(t *testing.T) {
 				}
 				return l
 			})
-			x.layers = append(x.layers, fixture.Layer(t, append(files, fixture.Program("gramine/app_files/apploader.sh", "#!/bin/bash\nexec /evil\n"), fixture.Program("bin/bash", "evil"))...))
-			x.config.Config.Entrypoint, x.config.Config.Env = []string{"/bin/bash", "/gramine/app_files/apploader.sh"}, nil
+			x.layers = append(x.layers, fixture.Layer(t, append(files, fixture.Program("gramine/app_files/apploader.sh",
+				"#!/bin/bash\nexec /evil\n"), fixture.Program("bin/bash", "evil"))...))
+			x.config.Config.Entrypoint, x.config.Config.Env = []string{"/bin/bash", "/gramine/app_files/apploader.sh"},
+				nil
 		}},
-		"a table more in the manifest": {verify.CheckMeasurement, false, manifest(func(s string) string { return s + "[zz]\na = 1\n" })},
-		"an endless enclave":           {verify.CheckMeasurement, false, manifest(func(s string) string { return strings.Replace(s, `"64M"`, `"4294967296G"`, 1) })},
-		"endless tables":               {verify.CheckMeasurement, false, manifest(func(s string) string { return s + "\n[sys." + strings.Repeat("a.", 30_000) + "a]\nb = 1\n" })},
-		"a key in capitals":            {verify.CheckMeasurement, false, manifest(func(s string) string { return s + "\n[SGX]\ndebug = false\n" })},
-		"no TOML":                      {verify.CheckMeasurement, false, manifest(func(string) string { return "[[[" })},
+		"a table more in the manifest": {verify.CheckMeasurement, false, manifest(func(s string) string {
+			return s + "[zz]\na = 1\n"
+		})},
+		"an endless enclave": {verify.CheckMeasurement, false, manifest(func(s string) string {
+			return strings.Replace(s, `"64M"`, `"4294967296G"`, 1)
+		})},
+		"endless tables": {verify.CheckMeasurement, false, manifest(func(s string) string {
+			return s + "\n[sys." + strings.Repeat("a.", 30_000) + "a]\nb = 1\n"
+		})},
+		"a key in capitals": {verify.CheckMeasurement, false, manifest(func(s string) string {
+			return s + "\n[SGX]\ndebug = false\n"
+		})},
+		"no TOML": {verify.CheckMeasurement, false, manifest(func(string) string { return "[[[" })},
 		"no recipe": {verify.CheckPolicy, false, func(x *tampered) {
 			x.file(enclaveLayer, "cconvert/app/recipe.json", func([]byte) []byte { return []byte("{") })
 		}},
@@ -233,7 +262,9 @@ func TestAttacks(t *testing.T) {
 		"a recipe that is removed": {verify.CheckOnTop, false, func(x *tampered) {
 			x.layers = append(x.layers, fixture.Layer(t, fixture.File("cconvert/app/.wh.recipe.json", "")))
 		}},
-		"no runtime": {verify.CheckOnTop, false, func(x *tampered) { x.layers = append(x.layers[:runtimeLayer:runtimeLayer], x.layers[enclaveLayer]) }},
+		"no runtime": {verify.CheckOnTop, false, func(x *tampered) {
+			x.layers = append(x.layers[:runtimeLayer:runtimeLayer], x.layers[enclaveLayer])
+		}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			a.t = t
@@ -248,7 +279,9 @@ func TestAttacks(t *testing.T) {
 // A list does not protect what it leaves out from layers in between: the comparison with the source does.
 func TestLayerInBetweenUnderAList(t *testing.T) {
 	a := newVictim(t, func(o *convert.Options) { o.Launch.Trust, o.Launch.List = launch.TrustList, []string{"/srv/a"} })
-	assert.Equal(t, []string{verify.CheckSource}, a.attack(true, func(x *tampered) { x.insert(fixture.Layer(t, fixture.File("srv/b", "evil"))) }))
+	assert.Equal(t, []string{verify.CheckSource}, a.attack(true, func(x *tampered) {
+		x.insert(fixture.Layer(t, fixture.File("srv/b", "evil")))
+	}))
 }
 
 // A converter who claims another source is found out with that source at hand.
@@ -261,7 +294,8 @@ func TestDishonestConverter(t *testing.T) {
 	require.NoError(t, err)
 	for what, evil := range map[string]v1.Image{
 		"another command": fixture.Image(t, config, layers...),
-		"another layer":   fixture.Image(t, config, append(layers, fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")+"evil")))...),
+		"another layer": fixture.Image(t, config,
+			append(layers, fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")+"evil")))...),
 	} {
 		a := newVictim(t, nil)
 		claimed := open(t, a.from).Digest
@@ -303,7 +337,8 @@ func TestAmbiguousConfiguration(t *testing.T) {
 		require.NoError(t, remote.WriteLayer(tag.Context(), static.NewLayer(config, m.Config.MediaType)))
 		body, err := json.Marshal(m)
 		require.NoError(t, err)
-		req, err := http.NewRequest(http.MethodPut, "http://"+a.reg.Host+"/v2/dst/manifests/"+tag.TagStr(), bytes.NewReader(body))
+		req, err := http.NewRequest(http.MethodPut, "http://"+a.reg.Host+"/v2/dst/manifests/"+tag.TagStr(),
+			bytes.NewReader(body))
 		require.NoError(t, err)
 		req.Header.Set("Content-Type", string(m.MediaType))
 		resp, err := http.DefaultClient.Do(req)
@@ -320,9 +355,14 @@ func TestRivals(t *testing.T) {
 	a := newVictim(t, nil)
 	good, _ := a.image()
 	evil := fixture.Image(t, v1.Config{Entrypoint: []string{"/evil"}}, fixture.Layer(t, fixture.Program("evil", "x")))
-	for i, p := range []v1.Platform{{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "amd64", Variant: "v1"}, {OS: "linux", Architecture: "x86_64"}, {OS: "Linux", Architecture: "x86-64"}} {
+	for i, p := range []v1.Platform{
+		{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "amd64", Variant: "v1"},
+		{OS: "linux", Architecture: "x86_64"}, {OS: "Linux", Architecture: "x86-64"},
+	} {
 		index := mutate.AppendManifests(empty.Index,
-			mutate.IndexAddendum{Add: good, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}},
+			mutate.IndexAddendum{
+				Add: good, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}},
+			},
 			mutate.IndexAddendum{Add: evil, Descriptor: v1.Descriptor{Platform: &p}})
 		tag, err := name.NewTag(fmt.Sprintf("%s/dst:index%d", a.reg.Host, i))
 		require.NoError(t, err)
@@ -365,12 +405,18 @@ func TestLoaderThatNobodyVouchedFor(t *testing.T) {
 		change func(*verify.Expectations)
 		unmet  []string
 	}{
-		"accepted":                        {func(e *verify.Expectations) { e.AnyRuntime = true }, nil},
-		"expected":                        {func(e *verify.Expectations) { e.RuntimeDigest = []string{layer} }, nil},
-		"known":                           {func(e *verify.Expectations) { e.Known = table }, nil},
-		"another":                         {func(e *verify.Expectations) { e.RuntimeDigest = []string{"sha256:other"} }, []string{verify.CheckRuntimeIs}},
-		"another, though any is accepted": {func(e *verify.Expectations) { e.RuntimeDigest, e.AnyRuntime = []string{"sha256:other"}, true }, []string{verify.CheckRuntimeIs}},
-		"others are known":                {func(e *verify.Expectations) { e.Known = []verify.KnownRuntime{{Name: "x", Layer: "sha256:other"}} }, []string{verify.CheckRuntimeIs}},
+		"accepted": {func(e *verify.Expectations) { e.AnyRuntime = true }, nil},
+		"expected": {func(e *verify.Expectations) { e.RuntimeDigest = []string{layer} }, nil},
+		"known":    {func(e *verify.Expectations) { e.Known = table }, nil},
+		"another": {func(e *verify.Expectations) {
+			e.RuntimeDigest = []string{"sha256:other"}
+		}, []string{verify.CheckRuntimeIs}},
+		"another, though any is accepted": {func(e *verify.Expectations) {
+			e.RuntimeDigest, e.AnyRuntime = []string{"sha256:other"}, true
+		}, []string{verify.CheckRuntimeIs}},
+		"others are known": {func(e *verify.Expectations) {
+			e.Known = []verify.KnownRuntime{{Name: "x", Layer: "sha256:other"}}
+		}, []string{verify.CheckRuntimeIs}},
 	} {
 		e := a.expect
 		c.change(&e)

@@ -20,17 +20,22 @@ func TestNamesWithoutValues(t *testing.T) {
 		ExposedPorts: map[string]struct{}{"443/tcp": {}}, Labels: map[string]string{"a": ""},
 	}
 	a.from = a.reg.Push(t, "src:names", fixture.Image(t, config,
-		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.File("x", "x")), fixture.Layer(t, fixture.File("y", "y"))))
+		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.File("x", "x")),
+		fixture.Layer(t, fixture.File("y", "y"))))
 	run(t, options(t, a.from), signer(t), a.reg.Host+"/dst:1")
 	assert.Empty(t, a.attack(true, func(*tampered) {}))
 	for what, change := range map[string]func(*v1.Config){
-		"a volume over the program": func(c *v1.Config) { c.Volumes = map[string]struct{}{"/data": {}, "/usr/bin": {}} },
-		"a port more":               func(c *v1.Config) { c.ExposedPorts = map[string]struct{}{"443/tcp": {}, "22/tcp": {}} },
-		"another port":              func(c *v1.Config) { c.ExposedPorts = map[string]struct{}{"23/tcp": {}} },
-		"a label less":              func(c *v1.Config) { delete(c.Labels, "a") },
-		"a label more":              func(c *v1.Config) { c.Labels["b"] = "" },
+		"a volume over the program": func(c *v1.Config) {
+			c.Volumes = map[string]struct{}{"/data": {}, "/usr/bin": {}}
+		},
+		"a port more":  func(c *v1.Config) { c.ExposedPorts = map[string]struct{}{"443/tcp": {}, "22/tcp": {}} },
+		"another port": func(c *v1.Config) { c.ExposedPorts = map[string]struct{}{"23/tcp": {}} },
+		"a label less": func(c *v1.Config) { delete(c.Labels, "a") },
+		"a label more": func(c *v1.Config) { c.Labels["b"] = "" },
 	} {
-		assert.Equal(t, []string{verify.CheckSource}, a.attack(true, func(x *tampered) { change(&x.config.Config) }), what)
+		assert.Equal(t, []string{verify.CheckSource}, a.attack(true, func(x *tampered) {
+			change(&x.config.Config)
+		}), what)
 	}
 }
 
@@ -38,7 +43,9 @@ func TestNamesWithoutValues(t *testing.T) {
 func TestDifferencesThatAreNotMeasured(t *testing.T) {
 	a := newVictim(t, nil)
 	original, x := a.image()
-	x.edit(runtimeLayer, func(l []fixture.Entry) []fixture.Entry { return append(l, fixture.Program("usr/bin/app", "other")) })
+	x.edit(runtimeLayer, func(l []fixture.Entry) []fixture.Entry {
+		return append(l, fixture.Program("usr/bin/app", "other"))
+	})
 	x.config.Config.Entrypoint, x.config.Config.User = []string{"/usr/bin/app"}, "0"
 	to := a.reg.Host + "/dst:other"
 	x.push(to, original)

@@ -45,8 +45,8 @@ func (d Difference) String() string {
 	return fmt.Sprintf("~ %s %s: %s → %s%s", d.Part, d.Name, d.A, d.B, where)
 }
 
-// Compare returns why the measurements, the identity or the start of two images differ: nothing if they are the same, as
-// far as was read of them. Of layers below the runtime's that is what the configuration says.
+// Compare returns why the measurements, the identity or the start of two images differ: nothing if they are the same,
+// as far as was read of them. Of layers below the runtime's that is what the configuration says.
 func Compare(a, b *Converted) ([]Difference, error) {
 	var list []Difference
 	differ := func(part, name string, x, y any) {
@@ -81,7 +81,8 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	files := compareFiles(a.Trusted, b.Trusted)
 	list = append(append(list, settings...), files...)
 	if len(settings)+len(files) == 0 && !bytes.Equal(a.Manifest, b.Manifest) {
-		list = append(list, Difference{Part: "manifest", Name: "text", A: digestOf(a.Manifest), B: digestOf(b.Manifest)})
+		list = append(list,
+			Difference{Part: "manifest", Name: "text", A: digestOf(a.Manifest), B: digestOf(b.Manifest)})
 	}
 	compareTables("", a.config, b.config, "config", &list)
 	return list, nil
@@ -194,7 +195,9 @@ func compareFiles(a, b []FileEntry) []Difference {
 		if other, ok := y[f.URI]; !ok {
 			list = append(list, Difference{Part: "files", Name: f.URI, A: f.SHA256, Layer: f.Layer, Package: f.Package})
 		} else if other.SHA256 != f.SHA256 {
-			list = append(list, Difference{Part: "files", Name: f.URI, A: f.SHA256, B: other.SHA256, Layer: other.Layer, Package: other.Package})
+			list = append(list, Difference{
+				Part: "files", Name: f.URI, A: f.SHA256, B: other.SHA256, Layer: other.Layer, Package: other.Package,
+			})
 		}
 	}
 	for _, f := range b {
@@ -202,8 +205,12 @@ func compareFiles(a, b []FileEntry) []Difference {
 			list = append(list, Difference{Part: "files", Name: f.URI, B: f.SHA256, Layer: f.Layer, Package: f.Package})
 		}
 	}
-	if len(list) == 0 && !slices.EqualFunc(a, b, func(f, g FileEntry) bool { return f.URI == g.URI && f.SHA256 == g.SHA256 }) {
-		list = append(list, Difference{Part: "files", Name: "order", A: fmt.Sprintf("%d files", len(a)), B: fmt.Sprintf("%d files", len(b))})
+	if len(list) == 0 && !slices.EqualFunc(a, b, func(f, g FileEntry) bool {
+		return f.URI == g.URI && f.SHA256 == g.SHA256
+	}) {
+		list = append(list, Difference{
+			Part: "files", Name: "order", A: fmt.Sprintf("%d files", len(a)), B: fmt.Sprintf("%d files", len(b)),
+		})
 	}
 	return list
 }

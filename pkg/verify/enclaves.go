@@ -29,8 +29,9 @@ type EnclaveFile struct {
 	// MeasurementError says why.
 	Measured         bool   `json:"measured"`
 	MeasurementError string `json:"measurement_error,omitempty"`
-	// Config is how the SDK's tool laid the enclave out; nil for other kinds. MetadataError says in what the metadata are
-	// not those that the tool of SDK 2.20 writes, as other versions of it write others. Both are measured all the same.
+	// Config is how the SDK's tool laid the enclave out; nil for other kinds. MetadataError says in what the metadata
+	// are not those that the tool of SDK 2.20 writes, as other versions of it write others. Both are measured all the
+	// same.
 	Config        *sdk.Config `json:"config,omitempty"`
 	MetadataError string      `json:"metadata_error,omitempty"`
 
@@ -164,7 +165,8 @@ func (m *measuring) read(ctx context.Context, img *image.Image, n *rootfs.Node) 
 			kind = KindOpenEnclave
 		}
 		if f := newEnclaveFile(n.Path, kind, []byte(b)); f != nil {
-			f.MeasurementError = "how files of this kind are measured is not known here: MRENCLAVE is what the SIGSTRUCT says"
+			f.MeasurementError = "how files of this kind are measured is not known here: MRENCLAVE is what the " +
+				"SIGSTRUCT says"
 			list = append(list, *f)
 		}
 	}
@@ -184,7 +186,9 @@ func sdkEnclave(ctx context.Context, path string, content []byte, left *uint64) 
 		return nil, nil
 	}
 	if err != nil {
-		return &EnclaveFile{Path: path, Kind: KindSDK, SignatureError: "it could not be read", MeasurementError: err.Error()}, nil
+		return &EnclaveFile{
+			Path: path, Kind: KindSDK, SignatureError: "it could not be read", MeasurementError: err.Error(),
+		}, nil
 	}
 	f := newEnclaveFile(path, KindSDK, e.SigStruct)
 	c := e.Config()
@@ -193,7 +197,8 @@ func sdkEnclave(ctx context.Context, path string, content []byte, left *uint64) 
 		f.MetadataError = err.Error()
 	}
 	if e.Hashed() > *left {
-		f.MeasurementError = fmt.Sprintf("it was not measured: that of all enclaves together takes more than %d bytes to be hashed", uint64(sdk.MaxMeasured))
+		f.MeasurementError = fmt.Sprintf("it was not measured: that of all enclaves together takes more than %d bytes "+
+			"to be hashed", uint64(sdk.MaxMeasured))
 		return f, nil
 	}
 	*left -= e.Hashed()
@@ -205,7 +210,8 @@ func sdkEnclave(ctx context.Context, path string, content []byte, left *uint64) 
 	case err != nil:
 		f.MeasurementError = err.Error()
 	case m != f.MREnclave:
-		f.Measured, f.MeasurementError = true, fmt.Sprintf("the enclave would be %s, signed is %s: the file was changed", m, f.MREnclave)
+		f.Measured, f.MeasurementError = true,
+			fmt.Sprintf("the enclave would be %s, signed is %s: the file was changed", m, f.MREnclave)
 	default:
 		f.Measured = true
 		if err := f.structure.CheckEnclave(m, e.Attributes, e.MiscSelect); err != nil {
@@ -242,13 +248,16 @@ func sectionOf(file []byte, name string) []byte {
 }
 
 // OwnEnclaves checks the enclaves of an image that was not converted: each against its own SIGSTRUCT, and against what
-// is expected of MRENCLAVE, MRSIGNER, product and SVN. What starts them, and what else the image holds, is not verified.
+// is expected of MRENCLAVE, MRSIGNER, product and SVN. What starts them, and what else the image holds, is not
+// verified.
 func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, o Options) (*Report, error) {
 	indexes, err := o.scanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, DiffID: true, Limits: o.Limits})
 	if err != nil {
 		return nil, err
 	}
-	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest, Layout: LayoutSDK, Weaknesses: []string{}}}
+	r := &Report{Converted: &Converted{
+		Image: img.Ref.String(), Digest: img.Digest, Layout: LayoutSDK, Weaknesses: []string{},
+	}}
 	v := &verification{report: r, c: r.Converted}
 	tree, err := rootfs.Merge(indexes)
 	if err != nil {
@@ -276,9 +285,11 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 	foreign = append(foreign, rootfs.Disputed(indexes, paths)...)
 	signed := func(e *rootfs.Entry) bool { return e.ELF != nil && len(e.ELF.SigStructs) > 0 }
 	foreign = append(foreign, rootfs.Hidden(indexes, tree, signed)...)
-	v.add(CheckLayers, "each layer is the archive that manifest and configuration say, and engines agree on where the enclaves are", foreign)
+	v.add(CheckLayers, "each layer is the archive that manifest and configuration say, and engines agree on where the "+
+		"enclaves are", foreign)
 	if source != nil {
-		v.add(CheckSource, "the image was made from the given one", []string{"an image that was not converted was made from no other: verify it without --source"})
+		v.add(CheckSource, "the image was made from the given one",
+			[]string{"an image that was not converted was made from no other: verify it without --source"})
 	}
 	for _, f := range list {
 		problems := func(s string) []string {
@@ -287,12 +298,14 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 			}
 			return []string{s}
 		}
-		v.add(CheckSigStruct, f.Path+": header, vendor, reserved bytes, exponent, signature, Q1 and Q2, as the CPU checks them", problems(f.SignatureError))
+		v.add(CheckSigStruct, f.Path+": header, vendor, reserved bytes, exponent, signature, Q1 and Q2, as the CPU "+
+			"checks them", problems(f.SignatureError))
 		if !f.Measured && f.Kind != KindSDK {
 			v.undecided(CheckMeasurement, f.Path+": "+f.MeasurementError)
 			continue
 		}
-		v.add(CheckMeasurement, f.Path+": MRENCLAVE computed from segments, metadata and patches, page by page", problems(f.MeasurementError))
+		v.add(CheckMeasurement, f.Path+": MRENCLAVE computed from segments, metadata and patches, page by page",
+			problems(f.MeasurementError))
 	}
 	r.Consistent = len(r.FailedChecks()) == 0
 	for _, f := range list {
@@ -301,7 +314,8 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 	v.expectKind(e)
 	if e.Attested != nil {
 		v.add(CheckAttestedBy, "the enclaves' identity is stated by the holder of the expected key",
-			[]string{"statements about enclaves that were not converted are not checked: expect --mrsigner or --mrenclave"})
+			[]string{"statements about enclaves that were not converted are not checked: expect --mrsigner or " +
+				"--mrenclave"})
 	}
 	if len(e.RuntimeDigest) > 0 || len(e.Known) > 0 {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"such an image has none"})

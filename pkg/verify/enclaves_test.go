@@ -38,7 +38,8 @@ func TestSDKEnclaves(t *testing.T) {
 	}
 	reg := fixture.NewRegistry(t)
 	push := func(files ...fixture.Entry) string {
-		return reg.Push(t, "sdk:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/opt/app"}}, fixture.Layer(t, files...)))
+		return reg.Push(t, "sdk:1",
+			fixture.Image(t, v1.Config{Entrypoint: []string{"/opt/app"}}, fixture.Layer(t, files...)))
 	}
 	img := open(t, push(files...))
 	list, err := verify.Enclaves(context.Background(), img, verify.Options{})
@@ -85,10 +86,14 @@ func TestSDKEnclaves(t *testing.T) {
 		unmet  string
 	}{
 		"another kind of image is expected": {func(e *verify.Expectations) { e.Layout = "" }, verify.CheckLayout},
-		"one is not expected":               {func(e *verify.Expectations) { e.MREnclave = e.MREnclave[:1] }, verify.CheckMREnclave},
-		"nothing is expected":               {func(e *verify.Expectations) { e.MREnclave, e.MRSigner = nil, nil }, verify.CheckAnyIdentity},
-		"no debug enclave":                  {func(e *verify.Expectations) { e.AllowDebug = false }, verify.CheckDebug},
-		"a higher version":                  {func(e *verify.Expectations) { n := uint16(1); e.MinSVN = &n }, verify.CheckSVN},
+		"one is not expected": {func(e *verify.Expectations) {
+			e.MREnclave = e.MREnclave[:1]
+		}, verify.CheckMREnclave},
+		"nothing is expected": {func(e *verify.Expectations) {
+			e.MREnclave, e.MRSigner = nil, nil
+		}, verify.CheckAnyIdentity},
+		"no debug enclave": {func(e *verify.Expectations) { e.AllowDebug = false }, verify.CheckDebug},
+		"a higher version": {func(e *verify.Expectations) { n := uint16(1); e.MinSVN = &n }, verify.CheckSVN},
 	} {
 		e := expect
 		c.change(&e)
@@ -104,7 +109,8 @@ func TestSDKEnclaves(t *testing.T) {
 	r, err = verify.OwnEnclaves(context.Background(), open(t, push(changed)), nil, expect, verify.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, []string{verify.CheckMeasurement}, r.FailedChecks())
-	_, err = verify.OwnEnclaves(context.Background(), open(t, push(fixture.Program("opt/app", fixture.ELF("")))), nil, expect, verify.Options{})
+	_, err = verify.OwnEnclaves(context.Background(), open(t, push(fixture.Program("opt/app", fixture.ELF("")))), nil,
+		expect, verify.Options{})
 	assert.ErrorIs(t, err, verify.ErrNotConverted)
 }
 
@@ -123,34 +129,68 @@ func TestWhereEnclavesAre(t *testing.T) {
 		layers  [][]fixture.Entry
 		problem string
 	}{
-		"as it is": {[][]fixture.Entry{{fixture.Program("opt/x", good), fixture.Hardlink("opt/enclave.so", "opt/x")}}, ""},
-		"updated":  {[][]fixture.Entry{{fixture.Program("opt/enclave.so", evil), fixture.Program("srv/old.so", evil)}, {fixture.Program("opt/enclave.so", good), fixture.File("srv/.wh.old.so", "")}}, ""},
+		"as it is": {
+			[][]fixture.Entry{{fixture.Program("opt/x", good), fixture.Hardlink("opt/enclave.so", "opt/x")}}, "",
+		},
+		"updated": {
+			[][]fixture.Entry{
+				{fixture.Program("opt/enclave.so", evil), fixture.Program("srv/old.so", evil)},
+				{fixture.Program("opt/enclave.so", good), fixture.File("srv/.wh.old.so", "")},
+			}, "",
+		},
 		"a hard link to what is replaced": {
-			[][]fixture.Entry{{fixture.Program("opt/x", evil), fixture.Hardlink("opt/enclave.so", "opt/x"), fixture.Program("/opt/x", good)}}, "several entries",
+			[][]fixture.Entry{{
+				fixture.Program("opt/x", evil), fixture.Hardlink("opt/enclave.so", "opt/x"),
+				fixture.Program("/opt/x", good),
+			}}, "several entries",
 		},
 		"a link that is replaced": {
-			[][]fixture.Entry{{fixture.Dir("opt"), fixture.Symlink("d", "opt"), fixture.Program("d/enclave.so", evil), fixture.Dir("/d"), fixture.Program("/d/enclave.so", good)}}, "several entries",
+			[][]fixture.Entry{{
+				fixture.Dir("opt"), fixture.Symlink("d", "opt"), fixture.Program("d/enclave.so", evil),
+				fixture.Dir("/d"), fixture.Program("/d/enclave.so", good),
+			}}, "several entries",
 		},
 		"through the link of a lower layer": {
-			[][]fixture.Entry{{fixture.Program("opt/enclave.so", good), fixture.Symlink("d", "opt")}, {fixture.Program("d/enclave.so", evil)}, {fixture.File(".wh.d", "")}}, "goes through",
+			[][]fixture.Entry{
+				{fixture.Program("opt/enclave.so", good), fixture.Symlink("d", "opt")},
+				{fixture.Program("d/enclave.so", evil)}, {fixture.File(".wh.d", "")},
+			}, "goes through",
 		},
 		"removed and made anew": {
-			[][]fixture.Entry{{fixture.Program("opt/enclave.so", good), fixture.Program("srv/evil.so", evil)}, {fixture.File(".wh.srv", ""), fixture.Dir("srv")}}, "makes it anew",
+			[][]fixture.Entry{
+				{fixture.Program("opt/enclave.so", good), fixture.Program("srv/evil.so", evil)},
+				{fixture.File(".wh.srv", ""), fixture.Dir("srv")},
+			}, "makes it anew",
 		},
 		"removed, and something in it": {
-			[][]fixture.Entry{{fixture.Program("opt/enclave.so", good), fixture.Program("srv/evil.so", evil)}, {fixture.File("srv/x", ""), fixture.File(".wh.srv", "")}}, "makes it anew",
+			[][]fixture.Entry{
+				{fixture.Program("opt/enclave.so", good), fixture.Program("srv/evil.so", evil)},
+				{fixture.File("srv/x", ""), fixture.File(".wh.srv", "")},
+			}, "makes it anew",
 		},
 		"through a link, under another name": {
-			[][]fixture.Entry{{fixture.Program("opt/enclave.so", good), fixture.Symlink("d", "opt")}, {fixture.Program("d/evil.so", evil)}, {fixture.File(".wh.d", "")}}, "hidden",
+			[][]fixture.Entry{
+				{fixture.Program("opt/enclave.so", good), fixture.Symlink("d", "opt")},
+				{fixture.Program("d/evil.so", evil)}, {fixture.File(".wh.d", "")},
+			}, "hidden",
 		},
 		"an opaque marker below a file": {
-			[][]fixture.Entry{{fixture.Program("opt/enclave.so", good), fixture.Program("opt/evil.so", evil)}, {fixture.File("opt/evil.so/.wh..wh..opq", "")}}, "hidden",
+			[][]fixture.Entry{
+				{fixture.Program("opt/enclave.so", good), fixture.Program("opt/evil.so", evil)},
+				{fixture.File("opt/evil.so/.wh..wh..opq", "")},
+			}, "hidden",
 		},
 		"a device over it": {
-			[][]fixture.Entry{{fixture.Program("opt/enclave.so", good), fixture.Program("opt/evil.so", evil)}, {fixture.Special("opt/evil.so", '3')}}, "hidden",
+			[][]fixture.Entry{
+				{fixture.Program("opt/enclave.so", good), fixture.Program("opt/evil.so", evil)},
+				{fixture.Special("opt/evil.so", '3')},
+			}, "hidden",
 		},
 		"an opaque root": {
-			[][]fixture.Entry{{fixture.Program("opt/evil.so", evil)}, {fixture.File(".wh..wh..opq", ""), fixture.Program("opt/enclave.so", good)}}, "removes all",
+			[][]fixture.Entry{
+				{fixture.Program("opt/evil.so", evil)},
+				{fixture.File(".wh..wh..opq", ""), fixture.Program("opt/enclave.so", good)},
+			}, "removes all",
 		},
 	} {
 		var layers []v1.Layer
@@ -185,8 +225,11 @@ func TestHiddenEnclaves(t *testing.T) {
 	section := bytes.Replace(unknown, []byte(".comment"), []byte(".oeinfo\x00"), 1)
 	require.NotEqual(t, unknown, section)
 	reg := fixture.NewRegistry(t)
-	for what, file := range map[string][]byte{"program headers": headers, "another kind": unknown, "a section of Open Enclave without it": section} {
-		img := open(t, reg.Push(t, "sdk:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/opt/app"}}, fixture.Layer(t, fixture.Program("opt/e.so", string(file))))))
+	for what, file := range map[string][]byte{
+		"program headers": headers, "another kind": unknown, "a section of Open Enclave without it": section,
+	} {
+		img := open(t, reg.Push(t, "sdk:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/opt/app"}},
+			fixture.Layer(t, fixture.Program("opt/e.so", string(file))))))
 		list, err := verify.Enclaves(context.Background(), img, verify.Options{})
 		require.NoError(t, err)
 		assert.Len(t, list, 1, what)

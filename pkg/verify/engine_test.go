@@ -22,8 +22,9 @@ import (
 // A volume at or over the enclave's directory would keep the old enclave after an upgrade.
 func TestVolumesOverTheEnclave(t *testing.T) {
 	for volume, refused := range map[string]bool{
-		"/cconvert": true, "/cconvert/gramine": true, "/cconvert/app": true, "/x/../cconvert/app": true, "cconvert": true,
-		"/": true, "/.": true, "/data": false, "/cconverted": false, "/data/cconvert": false,
+		"/cconvert": true, "/cconvert/gramine": true, "/cconvert/app": true, "/x/../cconvert/app": true,
+		"cconvert": true,
+		"/":        true, "/.": true, "/data": false, "/cconverted": false, "/data/cconvert": false,
 	} {
 		a := newVictim(t, nil)
 		config := v1.Config{Entrypoint: []string{"/usr/bin/app"}, Volumes: map[string]struct{}{volume: {}}}
@@ -75,17 +76,22 @@ func TestSteeringAnnotations(t *testing.T) {
 	}
 	for annotation, refused := range map[string]bool{
 		"run.oci.handler": true, "run.oci.seccomp_bpf_data": true, "io.podman.annotations.seccomp": true,
-		"io.kubernetes.cri-o.Devices": true, "org.systemd.property.CPUQuota": true, "org.opencontainers.image.title": false,
-		"seccomp-profile.kubernetes.cri-o.io": true, "dev.gvisor.spec.mount": true, "com.amazon.soci.index-digest": true, "mine": true,
+		"io.kubernetes.cri-o.Devices": true, "org.systemd.property.CPUQuota": true,
+		"org.opencontainers.image.title":      false,
+		"seccomp-profile.kubernetes.cri-o.io": true, "dev.gvisor.spec.mount": true,
+		"com.amazon.soci.index-digest": true, "mine": true,
 	} {
 		a := newVictim(t, nil)
-		ref := annotated(a, a.reg.Host+"/dst:1", "dst:annotated", map[string]string{annotation: "x", "org.opencontainers.image.vendor": "y"})
+		ref := annotated(a, a.reg.Host+"/dst:1", "dst:annotated",
+			map[string]string{annotation: "x", "org.opencontainers.image.vendor": "y"})
 		assert.Equal(t, refused, len(a.failed(ref, true)) > 0, annotation)
-		rebuilt, err := verify.Rebuild(context.Background(), open(t, ref), verify.RebuildOptions{Source: parse(t, a.from), Convert: convert.Options{}})
+		rebuilt, err := verify.Rebuild(context.Background(), open(t, ref),
+			verify.RebuildOptions{Source: parse(t, a.from), Convert: convert.Options{}})
 		require.NoError(t, err)
 		assert.Equal(t, refused, !rebuilt.Same, annotation)
 
-		a.from = annotated(a, a.from, "src:annotated", map[string]string{annotation: "x", "org.opencontainers.image.vendor": "y"})
+		a.from = annotated(a, a.from, "src:annotated",
+			map[string]string{annotation: "x", "org.opencontainers.image.vendor": "y"})
 		r := run(t, enclaved(t, a.from), signer(t), a.reg.Host+"/dst:1")
 		kept := map[string]string{"org.opencontainers.image.vendor": "y", annotation: "x"}
 		found := false

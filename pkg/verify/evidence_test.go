@@ -82,12 +82,15 @@ func TestEvidence(t *testing.T) {
 				public = &key.PublicKey
 			}
 			found := attest.Read(context.Background(), artifacts, public)
-			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowDebug: true, AnyRuntime: true, Attested: public, AnySigner: key == nil}, found, verify.Options{})
+			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowDebug: true,
+				AnyRuntime: true, Attested: public, AnySigner: key == nil}, found, verify.Options{})
 			require.NoError(t, err)
 			assert.True(t, r.Trusted, "%v", r.Checks)
 
 			other := keys(t)["ECDSA"].PublicKey
-			r, err = verify.Verify(context.Background(), img, nil, verify.Expectations{AllowDebug: true, AnyRuntime: true, Attested: &other}, attest.Read(context.Background(), artifacts, &other), verify.Options{})
+			r, err = verify.Verify(context.Background(), img, nil,
+				verify.Expectations{AllowDebug: true, AnyRuntime: true, Attested: &other},
+				attest.Read(context.Background(), artifacts, &other), verify.Options{})
 			require.NoError(t, err)
 			assert.Equal(t, []string{verify.CheckAttestedBy}, r.FailedChecks())
 		}
@@ -129,7 +132,9 @@ func TestEvidenceRefused(t *testing.T) {
 	})
 	r := run(t, o, signer(t), reg.Host+"/dst:1")
 	assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"))
-	assert.True(t, slices.ContainsFunc(r.Findings, func(f launch.Finding) bool { return f.Code == launch.CodeEvidenceRefused && f.Remedy != "" }))
+	assert.True(t, slices.ContainsFunc(r.Findings, func(f launch.Finding) bool {
+		return f.Code == launch.CodeEvidenceRefused && f.Remedy != ""
+	}))
 
 	o.Evidence.Required = true
 	o.Launch.Enclave.ISVSVN = 1
@@ -163,7 +168,8 @@ func TestContradictions(t *testing.T) {
 		}
 	}
 	verified := func(a image.Artifact) verify.Check {
-		r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true, AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), verify.Options{})
+		r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true,
+			AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), verify.Options{})
 		require.NoError(t, err)
 		for _, c := range r.Checks {
 			if c.Name == verify.CheckEvidence {
@@ -186,8 +192,10 @@ func TestContradictions(t *testing.T) {
 		return s
 	}
 	for old, with := range map[string]string{
-		`"isv_svn":0`: `"isv_svn":7`, `"debug_enclave":false`: `"debug_enclave":true`, `"mr_enclave":"`: `"mr_enclave":"00`, `"max_threads":2`: `"max_threads":3`,
-		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`, `"format_epoch":`: `"format_epoch":1`, `,"simulated":true`: ``, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
+		`"isv_svn":0`: `"isv_svn":7`, `"debug_enclave":false`: `"debug_enclave":true`,
+		`"mr_enclave":"`: `"mr_enclave":"00`, `"max_threads":2`: `"max_threads":3`,
+		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`,
+		`"format_epoch":`: `"format_epoch":1`, `,"simulated":true`: ``, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
 		`"sha256":"`: `"sha256":"00`, `"digest":"sha256:`: `"digest":"sha256:00`,
 	} {
 		assert.Equal(t, verify.Failed, verified(pack(change(*identity, old, with))).Status, old)
@@ -217,12 +225,14 @@ func TestContradictions(t *testing.T) {
 // A statement that was changed is not believed, though its envelope has the key's name.
 func TestChangedStatementIsNotVerified(t *testing.T) {
 	key := keys(t)["ECDSA"]
-	s, err := attest.NewStatement(attest.NewResource("x", "sha256:00"), attest.IdentityType, map[string]int{"isv_svn": 1})
+	s, err := attest.NewStatement(attest.NewResource("x", "sha256:00"), attest.IdentityType,
+		map[string]int{"isv_svn": 1})
 	require.NoError(t, err)
 	a, err := s.Pack(context.Background(), key)
 	require.NoError(t, err)
 	read := func(blob []byte) attest.Found {
-		return attest.Read(context.Background(), []image.Artifact{{Type: attest.InTotoMediaType, Blob: blob}}, &key.PublicKey)[0]
+		return attest.Read(context.Background(), []image.Artifact{{Type: attest.InTotoMediaType, Blob: blob}},
+			&key.PublicKey)[0]
 	}
 	assert.True(t, read(a.Blob).Verified)
 	var e map[string]any
@@ -255,19 +265,47 @@ func TestExpectations(t *testing.T) {
 		expect verify.Expectations
 		failed []string
 	}{
-		"nothing":          {"dst:1", verify.Expectations{AllowSimulated: true}, []string{verify.CheckAnyIdentity}},
-		"any signer":       {"dst:1", verify.Expectations{AllowSimulated: true, AnySigner: true}, nil},
-		"signer":           {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed}, nil},
-		"measurement":      {"dst:1", verify.Expectations{AllowSimulated: true, MREnclave: []sgx.Measurement{{1}, r.MREnclave}}, nil},
-		"other signer":     {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: []sgx.Measurement{{1}}}, []string{verify.CheckMRSigner}},
-		"other enclave":    {"dst:1", verify.Expectations{AllowSimulated: true, MREnclave: []sgx.Measurement{{1}}, MRSigner: signed}, []string{verify.CheckMREnclave}},
-		"SVN":              {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, MinSVN: number(5), ProdID: number(3)}, nil},
-		"SVN too low":      {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, MinSVN: number(6)}, []string{verify.CheckSVN}},
-		"other product":    {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, ProdID: number(0)}, []string{verify.CheckProduct}},
-		"runtime":          {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, RuntimeDigest: []string{r.Runtime.Digest}}, nil},
-		"other runtime":    {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, RuntimeDigest: []string{"sha256:00"}}, []string{verify.CheckRuntimeIs}},
-		"debug":            {"debug:1", verify.Expectations{AllowSimulated: true, MRSigner: signed}, []string{verify.CheckDebug}},
-		"debug is allowed": {"debug:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, AllowDebug: true}, nil},
+		"nothing":    {"dst:1", verify.Expectations{AllowSimulated: true}, []string{verify.CheckAnyIdentity}},
+		"any signer": {"dst:1", verify.Expectations{AllowSimulated: true, AnySigner: true}, nil},
+		"signer":     {"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed}, nil},
+		"measurement": {
+			"dst:1", verify.Expectations{AllowSimulated: true, MREnclave: []sgx.Measurement{{1}, r.MREnclave}}, nil,
+		},
+		"other signer": {
+			"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: []sgx.Measurement{{1}}},
+			[]string{verify.CheckMRSigner},
+		},
+		"other enclave": {
+			"dst:1", verify.Expectations{AllowSimulated: true, MREnclave: []sgx.Measurement{{1}}, MRSigner: signed},
+			[]string{verify.CheckMREnclave},
+		},
+		"SVN": {
+			"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, MinSVN: number(5), ProdID: number(3)},
+			nil,
+		},
+		"SVN too low": {
+			"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, MinSVN: number(6)},
+			[]string{verify.CheckSVN},
+		},
+		"other product": {
+			"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, ProdID: number(0)},
+			[]string{verify.CheckProduct},
+		},
+		"runtime": {
+			"dst:1", verify.Expectations{
+				AllowSimulated: true, MRSigner: signed, RuntimeDigest: []string{r.Runtime.Digest},
+			}, nil,
+		},
+		"other runtime": {
+			"dst:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, RuntimeDigest: []string{"sha256:00"}},
+			[]string{verify.CheckRuntimeIs},
+		},
+		"debug": {
+			"debug:1", verify.Expectations{AllowSimulated: true, MRSigner: signed}, []string{verify.CheckDebug},
+		},
+		"debug is allowed": {
+			"debug:1", verify.Expectations{AllowSimulated: true, MRSigner: signed, AllowDebug: true}, nil,
+		},
 	} {
 		report := check(t, reg.Host+"/"+c.image, c.expect, nil)
 		assert.Equal(t, c.failed, report.FailedChecks(), what)

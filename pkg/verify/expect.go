@@ -69,7 +69,8 @@ func ReadPolicy(file string) (Expectations, error) {
 		switch {
 		case errors.As(err, &strict) && len(strict.Errors) > 0:
 			line, _ := strict.Errors[0].Position()
-			return e, fmt.Errorf("%s:%d: %w: the key %s is not known", file, line, ErrPolicy, strings.Join(strict.Errors[0].Key(), "."))
+			return e, fmt.Errorf("%s:%d: %w: the key %s is not known", file, line, ErrPolicy,
+				strings.Join(strict.Errors[0].Key(), "."))
 		case errors.As(err, &at):
 			line, _ := at.Position()
 			return e, fmt.Errorf("%s:%d: %w: %w", file, line, ErrPolicy, err)
@@ -96,9 +97,15 @@ func (e Expectations) identity() bool {
 // expected compares the image with the expectations.
 func (v *verification) expected(e Expectations, found Evidence) {
 	c := v.c
-	v.expectEnclave(e, EnclaveFile{structure: c.SigStruct, Enclave: attest.Enclave{MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN, DebugEnclave: c.Debug}})
+	v.expectEnclave(e, EnclaveFile{
+		structure: c.SigStruct, Enclave: attest.Enclave{
+			MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN,
+			DebugEnclave: c.Debug,
+		},
+	})
 	simulated := c.Simulated()
-	v.compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated, "there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
+	v.compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated,
+		"there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
 	v.expectKind(e)
 	if c.Layout == LayoutOurs && (!simulated || len(e.RuntimeDigest)+len(e.Known) > 0) {
 		v.vouched(e, found)
@@ -109,7 +116,8 @@ func (v *verification) expected(e Expectations, found Evidence) {
 		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
 			return f.Verified && f.Statement.PredicateType == attest.IdentityType
 		})
-		v.compare(CheckAttestedBy, true, "the enclave's identity is stated by the holder of the expected key", signed, "no statement of it is signed by this key")
+		v.compare(CheckAttestedBy, true, "the enclave's identity is stated by the holder of the expected key", signed,
+			"no statement of it is signed by this key")
 	}
 	v.expectIdentity(e)
 }
@@ -131,15 +139,19 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 	if f.Path != "" {
 		of = f.Path + ": "
 	}
-	v.compare(CheckMREnclave, len(e.MREnclave) > 0, of+"MRENCLAVE is an expected one", slices.Contains(e.MREnclave, f.MREnclave),
+	v.compare(CheckMREnclave, len(e.MREnclave) > 0, of+"MRENCLAVE is an expected one",
+		slices.Contains(e.MREnclave, f.MREnclave),
 		fmt.Sprintf("it is %s, expected is %s", f.MREnclave, list(e.MREnclave)))
-	v.compare(CheckMRSigner, len(e.MRSigner) > 0, of+"MRSIGNER is an expected one", slices.Contains(e.MRSigner, f.MRSigner),
+	v.compare(CheckMRSigner, len(e.MRSigner) > 0, of+"MRSIGNER is an expected one",
+		slices.Contains(e.MRSigner, f.MRSigner),
 		fmt.Sprintf("it is %s, expected is %s", f.MRSigner, list(e.MRSigner)))
 	if e.MinSVN != nil {
-		v.compare(CheckSVN, true, fmt.Sprintf("%sthe SVN is %d or higher", of, *e.MinSVN), f.ISVSVN >= *e.MinSVN, fmt.Sprintf("it is %d", f.ISVSVN))
+		v.compare(CheckSVN, true, fmt.Sprintf("%sthe SVN is %d or higher", of, *e.MinSVN), f.ISVSVN >= *e.MinSVN,
+			fmt.Sprintf("it is %d", f.ISVSVN))
 	}
 	if e.ProdID != nil {
-		v.compare(CheckProduct, true, fmt.Sprintf("%sthe product number is %d", of, *e.ProdID), f.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", f.ISVProdID))
+		v.compare(CheckProduct, true, fmt.Sprintf("%sthe product number is %d", of, *e.ProdID),
+			f.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", f.ISVProdID))
 	}
 	debug := of + "the enclave cannot be read by a debugger"
 	if f.DebugEnclave && e.AllowDebug {
@@ -150,7 +162,8 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 		if f.mayDebug() && e.AllowDebug {
 			debug = of + "the host may start it as a debug enclave, which its quotes tell, and that was accepted"
 		}
-		problem = "the signature leaves DEBUG to the host (DisableDebug is 0): a debugger can read it then, and its quotes tell that. If they are looked at, --allow-debug accepts it"
+		problem = "the signature leaves DEBUG to the host (DisableDebug is 0): a debugger can read it then, and its " +
+			"quotes tell that. If they are looked at, --allow-debug accepts it"
 	}
 	v.compare(CheckDebug, true, debug, !f.DebugEnclave && !f.mayDebug() || e.AllowDebug, problem)
 }
@@ -158,14 +171,17 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 // expectKind compares the kind of image with the one that is expected.
 func (v *verification) expectKind(e Expectations) {
 	c, expected := v.c, cmp.Or(e.Layout, LayoutOurs)
-	v.compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected, "the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
-		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
+	v.compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected,
+		"the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
+		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and "+
+			"what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
 }
 
 // expectIdentity wants something to be expected of who signed or what runs.
 func (v *verification) expectIdentity(e Expectations) {
 	v.compare(CheckAnyIdentity, !e.AnySigner, "it was said who must have signed, or what must run", e.identity(),
-		"consistent, not trusted: anyone could have signed this. Expect --mrsigner, --signer-key, --mrenclave or --attest-verify-key, or accept --any-signer")
+		"consistent, not trusted: anyone could have signed this. Expect --mrsigner, --signer-key, --mrenclave or "+
+			"--attest-verify-key, or accept --any-signer")
 }
 
 // vouched checks that somebody vouches for the runtime's layer. The loader in it is not measured: it runs outside the
@@ -175,7 +191,8 @@ func (v *verification) vouched(e Expectations, found Evidence) {
 	known := slices.IndexFunc(e.Known, func(k KnownRuntime) bool { return k.Layer == have })
 	stated := slices.ContainsFunc(found, func(f attest.Found) bool {
 		var said attest.Identity
-		return f.Verified && f.Statement.PredicateType == attest.IdentityType && json.Unmarshal(f.Statement.Predicate, &said) == nil && said.Runtime.Digest == have
+		return f.Verified && f.Statement.PredicateType == attest.IdentityType &&
+			json.Unmarshal(f.Statement.Predicate, &said) == nil && said.Runtime.Digest == have
 	})
 	switch {
 	case slices.Contains(e.RuntimeDigest, have):
@@ -183,15 +200,18 @@ func (v *verification) vouched(e Expectations, found Evidence) {
 	case known >= 0:
 		v.add(CheckRuntimeIs, "the runtime's layer is known: "+e.Known[known].Name, nil)
 	case len(e.Known) > 0:
-		v.add(CheckRuntimeIs, "the runtime's layer is a known one", []string{fmt.Sprintf("it is %s, which is not one of the %d known ones", have, len(e.Known))})
+		v.add(CheckRuntimeIs, "the runtime's layer is a known one",
+			[]string{fmt.Sprintf("it is %s, which is not one of the %d known ones", have, len(e.Known))})
 	case len(e.RuntimeDigest) > 0:
-		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{fmt.Sprintf("it is %s, expected is %s", have, list(e.RuntimeDigest))})
+		v.add(CheckRuntimeIs, "the runtime's layer is an expected one",
+			[]string{fmt.Sprintf("it is %s, expected is %s", have, list(e.RuntimeDigest))})
 	case stated:
 		v.add(CheckRuntimeIs, "the holder of the expected key states this runtime", nil)
 	case e.AnyRuntime:
 		v.skip(CheckRuntimeIs, "nobody vouched for the loader, "+have+", which is not measured, and that was accepted")
 	default:
-		v.undecided(CheckRuntimeIs, "nobody vouched for the loader, which is not measured: expect its layer with --runtime-digest "+have+", or accept --any-runtime")
+		v.undecided(CheckRuntimeIs, "nobody vouched for the loader, which is not measured: expect its layer with "+
+			"--runtime-digest "+have+", or accept --any-runtime")
 	}
 }
 
@@ -221,7 +241,8 @@ func (v *verification) evidence(found Evidence) {
 			problems = append(problems, fmt.Sprintf("%s: %s", f.Digest, p))
 		}
 	}
-	v.add(CheckEvidence, fmt.Sprintf("%d statements and reference values are attached, %d of them signed by an expected key; none of those that are known contradicts the image", len(found), signed), problems)
+	v.add(CheckEvidence, fmt.Sprintf("%d statements and reference values are attached, %d of them signed by an "+
+		"expected key; none of those that are known contradicts the image", len(found), signed), problems)
 }
 
 // contradictions says in what a piece of evidence differs from the image.
@@ -254,11 +275,13 @@ func (v *verification) contradictions(f attest.Found) []string {
 		if said.Simulated != c.Simulated() {
 			problems = append(problems, "it states that there is an enclave, or none, and the image says otherwise")
 		}
-		if said.EnclaveSize != c.Enclave.EnclaveSize || said.MaxThreads != c.Enclave.MaxThreads || said.EDMM != c.Enclave.EDMM {
+		if said.EnclaveSize != c.Enclave.EnclaveSize || said.MaxThreads != c.Enclave.MaxThreads ||
+			said.EDMM != c.Enclave.EDMM {
 			problems = append(problems, "it states another enclave size, number of threads or way to add memory")
 		}
 		if r := c.Recipe; r != nil {
-			if len(said.Source.Digest) > 0 && !said.Source.Is(r.Source) { // one without is of somebody who did not look at it
+			// one without is of somebody who did not look at it
+			if len(said.Source.Digest) > 0 && !said.Source.Is(r.Source) {
 				problems = append(problems, "it states another source, "+text(said.Source.Digest))
 			}
 			if said.Runtime.Digest != "" && said.Runtime.Digest != r.Runtime.Digest {
@@ -281,7 +304,9 @@ func (v *verification) contradictions(f attest.Found) []string {
 		}
 		if r := c.Recipe; r != nil {
 			for _, part := range [][2]string{{"source", r.Source}, {"runtime", r.Runtime.Digest}} {
-				if !slices.ContainsFunc(said.BuildDefinition.ResolvedDependencies, func(d attest.Resource) bool { return d.Is(part[1]) }) {
+				if !slices.ContainsFunc(said.BuildDefinition.ResolvedDependencies, func(d attest.Resource) bool {
+					return d.Is(part[1])
+				}) {
 					problems = append(problems, fmt.Sprintf("it does not name the %s %s", part[0], part[1]))
 				}
 			}

@@ -60,7 +60,8 @@ func recompress(t *testing.T, from, to string, kind types.MediaType, pack func(i
 	}
 	body, err := json.Marshal(m)
 	require.NoError(t, err)
-	req, err := http.NewRequest(http.MethodPut, "http://"+target.RegistryStr()+"/v2/"+target.RepositoryStr()+"/manifests/"+target.TagStr(), bytes.NewReader(body))
+	req, err := http.NewRequest(http.MethodPut, "http://"+target.RegistryStr()+"/v2/"+target.RepositoryStr()+
+		"/manifests/"+target.TagStr(), bytes.NewReader(body))
 	require.NoError(t, err)
 	req.Header.Set("Content-Type", string(m.MediaType))
 	resp, err := http.DefaultClient.Do(req)
@@ -102,14 +103,17 @@ func TestOtherForms(t *testing.T) {
 	for name, f := range forms {
 		recompress(t, first, a.reg.Host+"/dst:"+name, f.kind, f.pack)
 	}
-	archive, layout, ociArchive := "docker-archive:"+filepath.Join(dir, "a.tar")+":app:1", "oci:"+filepath.Join(dir, "layout")+":1", "oci-archive:"+filepath.Join(dir, "oci.tar")+":1"
+	archive, layout, ociArchive := "docker-archive:"+filepath.Join(dir, "a.tar")+":app:1", "oci:"+
+		filepath.Join(dir, "layout")+":1", "oci-archive:"+filepath.Join(dir, "oci.tar")+":1"
 	for _, to := range []string{archive, layout, ociArchive} {
 		o := options(t, a.from)
 		run(t, o, signer(t), to)
 	}
 	original, err := verify.ReadLayers(ctx, open(t, first), verify.Options{})
 	require.NoError(t, err)
-	for _, ref := range []string{archive, layout, ociArchive, a.reg.Host + "/dst:zstd", a.reg.Host + "/dst:fast", a.reg.Host + "/dst:plain"} {
+	for _, ref := range []string{
+		archive, layout, ociArchive, a.reg.Host + "/dst:zstd", a.reg.Host + "/dst:fast", a.reg.Host + "/dst:plain",
+	} {
 		img := open(t, ref)
 		c, err := verify.Read(ctx, img, verify.Options{})
 		require.NoError(t, err, ref)

@@ -46,7 +46,10 @@ type ours struct{}
 var backends = []libos.Backend{gramine.Backend{}, sim.Backend{}}
 
 func (ours) keep() []string {
-	return []string{libos.ManifestPath, libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath, libos.HostsPath, launch.StarterPath + "*"}
+	return []string{
+		libos.ManifestPath, libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath, libos.HostsPath,
+		launch.StarterPath + "*",
+	}
 }
 
 func (ours) find(tree *rootfs.Tree) (Places, bool) {
@@ -84,7 +87,10 @@ func (gsc) keep() []string {
 
 func (gsc) find(tree *rootfs.Tree) (Places, bool) {
 	found := 0
-	p := Places{Layout: LayoutGSC, Manifest: gscApp + "entrypoint.manifest.sgx", SigStruct: gscApp + "entrypoint.sig", Start: []string{"/bin/bash", gscStart}}
+	p := Places{
+		Layout: LayoutGSC, Manifest: gscApp + "entrypoint.manifest.sgx", SigStruct: gscApp + "entrypoint.sig",
+		Start: []string{"/bin/bash", gscStart},
+	}
 	root := tree.Lookup(gscRoot)
 	if tree.Lookup(p.Manifest) == nil || root == nil {
 		return p, false

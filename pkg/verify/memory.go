@@ -22,8 +22,11 @@ type Area struct {
 func areas(l sgx.Layout) []Area {
 	var list []Area
 	for _, a := range l.Areas {
-		n := Area{Name: a.Name, Count: 1, Offset: a.Offset, Size: a.Size, Flags: a.Flags.String(), Measured: !a.Unmeasured}
-		if k := len(list) - 1; k >= 0 && list[k].Name == n.Name && list[k].Flags == n.Flags && n.Offset+n.Size == list[k].Offset {
+		n := Area{
+			Name: a.Name, Count: 1, Offset: a.Offset, Size: a.Size, Flags: a.Flags.String(), Measured: !a.Unmeasured,
+		}
+		if k := len(list) - 1; k >= 0 && list[k].Name == n.Name && list[k].Flags == n.Flags &&
+			n.Offset+n.Size == list[k].Offset {
 			list[k].Count++
 			list[k].Offset, list[k].Size = n.Offset, list[k].Size+n.Size
 			continue
@@ -63,7 +66,8 @@ var xfrmBits = []struct {
 func decode(s *sgx.SigStruct) Attributes {
 	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
 	a := Attributes{
-		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM), XFRMMask: hex(s.AttributesMask.XFRM),
+		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM),
+		XFRMMask:   hex(s.AttributesMask.XFRM),
 		MiscSelect: hex(uint64(s.MiscSelect)), MiscSelectMask: hex(uint64(s.MiscMask)), Decoded: []string{},
 	}
 	if s.Debug() {

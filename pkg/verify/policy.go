@@ -33,7 +33,8 @@ func (v *verification) policy(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, convert.ErrEpoch):
-		v.add(CheckPolicy, "the conversion can be repeated", []string{err.Error() + ": verify it with a version of that epoch"})
+		v.add(CheckPolicy, "the conversion can be repeated",
+			[]string{err.Error() + ": verify it with a version of that epoch"})
 		v.foreignConfig()
 		return nil
 	case err != nil:
@@ -53,10 +54,12 @@ func (v *verification) policy(ctx context.Context) error {
 			return err
 		}
 		if id := "sha256:" + hex.EncodeToString(again.Sum(nil)); id != v.s.indexes[len(v.s.indexes)-1].DiffID {
-			problems = []string{"the files are the same and the archive is not: it has attributes, repetitions or an order that a conversion does not give"}
+			problems = []string{"the files are the same and the archive is not: it has attributes, repetitions or an " +
+				"order that a conversion does not give"}
 		}
 	}
-	v.add(CheckPolicy, fmt.Sprintf("the enclave's layer made again from the recipe, byte for byte, with the policy %q", v.c.Recipe.Options.Trust), problems)
+	v.add(CheckPolicy, fmt.Sprintf("the enclave's layer made again from the recipe, byte for byte, with the policy %q",
+		v.c.Recipe.Options.Trust), problems)
 	v.config(p)
 	return nil
 }
@@ -198,8 +201,10 @@ func (v *verification) foreignConfig() {
 	var problems []string
 	start := v.s.places.Start
 	ours := v.c.Recipe != nil && !v.c.Recipe.Options.HostArgs
-	if len(v.c.Entrypoint) < len(start) || !slices.Equal(v.c.Entrypoint[:len(start)], start) || ours && len(v.c.Entrypoint) > len(start) {
-		problems = append(problems, fmt.Sprintf("the image starts %q, the enclave is started by %q", v.c.Entrypoint, start))
+	if len(v.c.Entrypoint) < len(start) || !slices.Equal(v.c.Entrypoint[:len(start)], start) || ours &&
+		len(v.c.Entrypoint) > len(start) {
+		problems = append(problems,
+			fmt.Sprintf("the image starts %q, the enclave is started by %q", v.c.Entrypoint, start))
 	}
 	var config struct {
 		Config struct {
@@ -215,7 +220,8 @@ func (v *verification) foreignConfig() {
 		switch name = strings.TrimSpace(name); {
 		case convert.SteersLoader(kv), name == "LD_LIBRARY_PATH":
 			problems = append(problems, fmt.Sprintf("%q acts on the loader", kv))
-		case name == "BASH_ENV", name == "ENV", name == "SHELLOPTS", name == "BASHOPTS", strings.HasPrefix(name, "BASH_FUNC_"):
+		case name == "BASH_ENV", name == "ENV", name == "SHELLOPTS", name == "BASHOPTS",
+			strings.HasPrefix(name, "BASH_FUNC_"):
 			problems = append(problems, fmt.Sprintf("%q acts on the shell that starts the loader", kv))
 		}
 	}
@@ -237,12 +243,14 @@ func (v *verification) foreignConfig() {
 // source compares the layers and the configuration with the image that was converted.
 func (v *verification) source(source *image.Image) {
 	if source == nil {
-		v.skip(CheckSource, "not compared with the image that it was made from, which --source names: what is not measured, such as a health check, labels and volumes, can be anything")
+		v.skip(CheckSource, "not compared with the image that it was made from, which --source names: what is not "+
+			"measured, such as a health check, labels and volumes, can be anything")
 		return
 	}
 	var problems []string
 	if v.c.Recipe != nil && v.c.Recipe.Source != source.Digest {
-		problems = append(problems, fmt.Sprintf("%s is %s, the recipe says %s", source.Ref, source.Digest, v.c.Recipe.Source))
+		problems = append(problems,
+			fmt.Sprintf("%s is %s, the recipe says %s", source.Ref, source.Digest, v.c.Recipe.Source))
 	}
 	var config struct {
 		RootFS struct {
@@ -254,14 +262,17 @@ func (v *verification) source(source *image.Image) {
 	}
 	for i, id := range config.RootFS.DiffIDs {
 		if i >= len(v.s.indexes) || v.s.indexes[i].DiffID != id {
-			problems = append(problems, fmt.Sprintf("layer %d of the source, %s, is not layer %d of the image", i+1, id, i+1))
+			problems = append(problems,
+				fmt.Sprintf("layer %d of the source, %s, is not layer %d of the image", i+1, id, i+1))
 		}
 	}
 	detail := "the layers of " + source.Ref.String() + " are unchanged underneath"
 	if v.c.Recipe != nil {
-		detail = "the layers and the configuration of " + source.Ref.String() + " are unchanged underneath, and nothing is in between"
+		detail = "the layers and the configuration of " + source.Ref.String() +
+			" are unchanged underneath, and nothing is in between"
 		if n := len(v.s.indexes) - added; n != len(config.RootFS.DiffIDs) {
-			problems = append(problems, fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(config.RootFS.DiffIDs)))
+			problems = append(problems,
+				fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(config.RootFS.DiffIDs)))
 		}
 		was, err := v.c.Recipe.SourceConfig(v.s.img.Config, source.Config)
 		if err != nil {

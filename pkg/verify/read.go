@@ -97,7 +97,8 @@ func (c *Converted) Simulated() bool {
 }
 
 // SimulatedNotice is what is said of such an image wherever its values are shown.
-const SimulatedNotice = "SIMULATED: there is no enclave. Nothing is confidential, and no CPU will ever report these values"
+const SimulatedNotice = "SIMULATED: there is no enclave. Nothing is confidential, and no CPU will ever report these " +
+	"values"
 
 // Program is what runs in the enclave.
 type Program struct {
@@ -238,7 +239,10 @@ func contentOf(ctx context.Context, img *image.Image, n *rootfs.Node) ([]byte, e
 	}
 	content := files[n.Origin()]
 	if sha256.Sum256(content) != n.SHA256 {
-		return nil, &damage{CheckLayers, fmt.Errorf("%s: the layer has several entries of the path %s, and engines unpack another one here than the last", n.Path, n.Origin())}
+		return nil, &damage{
+			CheckLayers, fmt.Errorf("%s: the layer has several entries of the path %s, and engines unpack another one "+
+				"here than the last", n.Path, n.Origin()),
+		}
 	}
 	return content, nil
 }
@@ -307,7 +311,8 @@ func (c *Converted) readConfig(img *image.Image) error {
 	}
 	delete(c.config, "history")
 	c.Entrypoint = slices.Concat(config.Config.Entrypoint, config.Config.Cmd)
-	c.User, c.Ports, c.Health = config.Config.User, slices.Sorted(maps.Keys(config.Config.ExposedPorts)), config.Config.Healthcheck
+	c.User, c.Ports, c.Health = config.Config.User, slices.Sorted(maps.Keys(config.Config.ExposedPorts)),
+		config.Config.Healthcheck
 	return nil
 }
 
@@ -395,9 +400,11 @@ func (c *Converted) readManifest() error {
 		c.libOS.SHA256, _ = e["sha256"].(string)
 	}
 	c.Program = Program{
-		Entrypoint: m.LibOS.Entrypoint, Argv: m.Loader.Argv, HostArgs: m.Loader.Host, Env: m.Loader.Env, WorkDir: m.FS.StartDir,
-		UID: m.Loader.UID, GID: m.Loader.GID, Mounts: m.FS.Mounts,
+		Entrypoint: m.LibOS.Entrypoint, Argv: m.Loader.Argv, HostArgs: m.Loader.Host, Env: m.Loader.Env,
+		WorkDir: m.FS.StartDir,
+		UID:     m.Loader.UID, GID: m.Loader.GID, Mounts: m.FS.Mounts,
 	}
-	c.ManifestBytes, c.Trusted, c.TrustedFiles, c.AllowedFiles = len(c.Manifest), m.SGX.Trusted, len(m.SGX.Trusted), m.SGX.Allowed
+	c.ManifestBytes, c.Trusted, c.TrustedFiles, c.AllowedFiles = len(c.Manifest), m.SGX.Trusted, len(m.SGX.Trusted),
+		m.SGX.Allowed
 	return nil
 }

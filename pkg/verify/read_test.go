@@ -52,7 +52,9 @@ trusted_files = [ { uri = "file:/usr/bin/app", sha256 = "%x" } ]
 	return fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/bash", "/gramine/app_files/apploader.sh"}},
 		fixture.Layer(t, fixture.Program("usr/bin/app", "program"), fixture.Program("bin/bash", "x")),
 		fixture.Layer(t, fixture.Program(lib+"sgx/libpal.so", string(pal)), fixture.File(lib+"libsysdb.so", "libos")),
-		fixture.Layer(t, fixture.File("gramine/app_files/entrypoint.manifest.sgx", text), fixture.File("gramine/app_files/entrypoint.sig", string(s.Bytes())), fixture.Program("gramine/app_files/apploader.sh", "#!/bin/sh\n")))
+		fixture.Layer(t, fixture.File("gramine/app_files/entrypoint.manifest.sgx", text),
+			fixture.File("gramine/app_files/entrypoint.sig", string(s.Bytes())),
+			fixture.Program("gramine/app_files/apploader.sh", "#!/bin/sh\n")))
 }
 
 func TestGSC(t *testing.T) {
@@ -65,7 +67,9 @@ func TestGSC(t *testing.T) {
 	assert.Equal(t, 1, c.Trusted[0].Layer)
 	assert.NotEmpty(t, c.Areas)
 
-	assert.Equal(t, []string{verify.CheckLayout}, check(t, ref, verify.Expectations{MRSigner: []sgx.Measurement{c.MRSigner}}, nil).FailedChecks(), "what starts it is not verified")
+	assert.Equal(t, []string{verify.CheckLayout},
+		check(t, ref, verify.Expectations{MRSigner: []sgx.Measurement{c.MRSigner}}, nil).FailedChecks(),
+		"what starts it is not verified")
 	r := check(t, ref, verify.Expectations{Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}}, nil)
 	assert.True(t, r.Trusted, "%v", r.Checks)
 	for _, k := range r.Checks {
@@ -75,7 +79,9 @@ func TestGSC(t *testing.T) {
 		}
 	}
 
-	r = check(t, ref, verify.Expectations{Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}, RuntimeDigest: []string{"sha256:00"}}, nil)
+	r = check(t, ref, verify.Expectations{
+		Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}, RuntimeDigest: []string{"sha256:00"},
+	}, nil)
 	assert.Contains(t, r.FailedChecks(), verify.CheckRuntimeIs, "no expectation is passed over")
 
 	x := &tampered{t: t}
@@ -85,7 +91,8 @@ func TestGSC(t *testing.T) {
 	x.config, err = gscImage(t).ConfigFile()
 	require.NoError(t, err)
 	x.push(reg.Host+"/gsc:2", gscImage(t))
-	assert.Equal(t, []string{verify.CheckFiles, verify.CheckAnyIdentity}, check(t, reg.Host+"/gsc:2", verify.Expectations{Layout: verify.LayoutGSC}, nil).FailedChecks())
+	assert.Equal(t, []string{verify.CheckFiles, verify.CheckAnyIdentity},
+		check(t, reg.Host+"/gsc:2", verify.Expectations{Layout: verify.LayoutGSC}, nil).FailedChecks())
 }
 
 // The entrypoint of GSC finds the loader by a search: of several, another one may be started than was measured.
@@ -107,7 +114,8 @@ func TestReadRefuses(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	_, err := verify.Read(context.Background(), open(t, reg.Push(t, "src:1", sample(t))), verify.Options{})
 	assert.ErrorIs(t, err, verify.ErrNotConverted)
-	_, err = verify.Verify(context.Background(), open(t, reg.Host+"/src:1"), nil, verify.Expectations{AllowSimulated: true}, nil, verify.Options{})
+	_, err = verify.Verify(context.Background(), open(t, reg.Host+"/src:1"), nil,
+		verify.Expectations{AllowSimulated: true}, nil, verify.Options{})
 	assert.ErrorIs(t, err, verify.ErrNotConverted)
 }
 
@@ -128,12 +136,20 @@ func TestCompare(t *testing.T) {
 	o.Launch.Args, o.Launch.Enclave.Size, o.Launch.Enclave.ISVSVN = []string{"else"}, 128<<20, 2
 	run(t, o, otherKey(t), reg.Host+"/b:1")
 	other := reg.Push(t, "src:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},
-		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("srv/a", "other"), fixture.File("srv/c", "3"))))
+		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("srv/a", "other"),
+			fixture.File("srv/c", "3"))))
 	o2 := options(t, other)
 	run(t, o2, signer(t), reg.Host+"/c:1")
 	for name, want := range map[string][]string{
-		"b:1": {"~ options Args: null → [\"else\"]", "~ enclave size: 67108864 → 134217728", "~ enclave SVN: 0 → 2", "~ signer MRSIGNER", "~ manifest loader.argv: [\"/bin/app\",\"--serve\",\"arg\"] → [\"/bin/app\",\"--serve\",\"else\"]", "~ manifest sgx.enclave_size"},
-		"c:1": {"~ source digest", "~ files file:/srv/a:", "layer 1", "+ files file:/srv/c", "- files file:/srv/b", "- manifest loader.env.A = \"1\""},
+		"b:1": {
+			"~ options Args: null → [\"else\"]", "~ enclave size: 67108864 → 134217728", "~ enclave SVN: 0 → 2",
+			"~ signer MRSIGNER", "~ manifest loader.argv: [\"/bin/app\",\"--serve\",\"arg\"] → " +
+				"[\"/bin/app\",\"--serve\",\"else\"]", "~ manifest sgx.enclave_size",
+		},
+		"c:1": {
+			"~ source digest", "~ files file:/srv/a:", "layer 1", "+ files file:/srv/c", "- files file:/srv/b",
+			"- manifest loader.env.A = \"1\"",
+		},
 	} {
 		list, err := verify.Compare(a, read(name))
 		require.NoError(t, err)
@@ -151,7 +167,8 @@ func TestCompare(t *testing.T) {
 func TestRebuild(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	from := reg.Push(t, "src:1", sample(t))
-	other := reg.Push(t, "src:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}}, fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")))))
+	other := reg.Push(t, "src:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},
+		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")))))
 	for what, change := range allOptions(t) {
 		o := options(t, from)
 		change(&o)
@@ -167,7 +184,8 @@ func TestRebuild(t *testing.T) {
 		require.NoError(t, err, what)
 		assert.True(t, r.Same, "%s with its runtime: %v", what, r.Why)
 
-		report := check(t, reg.Host+"/dst:1", verify.Expectations{AllowSimulated: true, AnySigner: true, AllowDebug: true}, open(t, from))
+		report := check(t, reg.Host+"/dst:1",
+			verify.Expectations{AllowSimulated: true, AnySigner: true, AllowDebug: true}, open(t, from))
 		assert.True(t, report.Trusted, "%s: %v", what, report.Checks)
 
 		again.Source = parse(t, other)
@@ -210,7 +228,10 @@ func allOptions(t *testing.T) map[string]func(*convert.Options) {
 			o.Launch.Profile, o.Launch.Enclave.Size, o.Launch.Enclave.Threads = own, 0, 0
 		},
 		"enclave": func(o *convert.Options) {
-			o.Launch.Enclave = launch.Enclave{Size: 128 << 20, Threads: 3, EDMM: true, Debug: true, ISVProdID: 4, ISVSVN: 5, Attestation: "dcap", LogLevel: "all"}
+			o.Launch.Enclave = launch.Enclave{
+				Size: 128 << 20, Threads: 3, EDMM: true, Debug: true, ISVProdID: 4, ISVSVN: 5, Attestation: "dcap",
+				LogLevel: "all",
+			}
 		},
 		"date":    func(o *convert.Options) { o.Date = &sgx.Date{Year: 2020, Month: 1, Day: 2} },
 		"overlay": overlay("[sgx]\nuse_exinfo = true\ntrusted_files = [\"file:/srv/b\"]\n[loader.env]\nZ = \"1\"\n"),

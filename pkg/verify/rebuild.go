@@ -15,8 +15,8 @@ import (
 // Rebuilt is the outcome of repeating a conversion.
 type Rebuilt struct {
 	Source string `json:"source"`
-	// Digest is that of the image, Again what came out: of the manifest or, if the image is not stored as it was written,
-	// of the configuration, which names each layer's content.
+	// Digest is that of the image, Again what came out: of the manifest or, if the image is not stored as it was
+	// written, of the configuration, which names each layer's content.
 	Digest string `json:"digest"`
 	Again  string `json:"again,omitempty"`
 	Same   bool   `json:"same"`
@@ -55,7 +55,8 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		return nil, err
 	}
 	given := o.Convert
-	given.Source, given.Launch, given.Overlay, given.OverlayText, given.Date = again.Source, again.Launch, again.Overlay, again.OverlayText, again.Date
+	given.Source, given.Launch, given.Overlay, given.OverlayText, given.Date = again.Source, again.Launch,
+		again.Overlay, again.OverlayText, again.Date
 	given.Backend, given.Target = again.Backend, nil
 	if o.Runtime != nil {
 		given.Runtime = *o.Runtime
@@ -72,7 +73,8 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	}
 	defer p.Close()
 	if len(img.Rivals) > 0 {
-		out.Why = append(out.Why, fmt.Sprintf("an engine may choose another image by the same name: %s", strings.Join(img.Rivals, ", ")))
+		out.Why = append(out.Why,
+			fmt.Sprintf("an engine may choose another image by the same name: %s", strings.Join(img.Rivals, ", ")))
 	}
 	if got := p.SourceDigest(); got != c.Recipe.Source {
 		out.Why = append(out.Why, fmt.Sprintf("the source is %s, the image was made from %s", got, c.Recipe.Source))

@@ -37,7 +37,8 @@ func ReadRuntimes(file string) ([]KnownRuntime, error) {
 	}
 	for _, k := range known.Runtimes {
 		if _, err := v1.NewHash(k.Layer); err != nil || k.Name == "" {
-			return nil, fmt.Errorf("%s: %w: a known runtime has a name, and the digest of its layer as \"sha256:…\"", file, ErrPolicy)
+			return nil, fmt.Errorf("%s: %w: a known runtime has a name, and the digest of its layer as \"sha256:…\"",
+				file, ErrPolicy)
 		}
 	}
 	return known.Runtimes, nil

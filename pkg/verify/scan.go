@@ -80,7 +80,10 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 // notConverted says that there is no enclave; of an image whose labels speak of one, that it is gone.
 func notConverted(img *image.Image) error {
 	if convert.IsResult(img) {
-		return &damage{CheckOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no longer", ErrNotConverted)}
+		return &damage{
+			CheckOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no "+
+				"longer", ErrNotConverted),
+		}
 	}
 	return ErrNotConverted
 }

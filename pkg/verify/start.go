@@ -21,7 +21,8 @@ const CheckStart = "start"
 
 // engineFiles are those that every container engine puts into a container, and without which a loader does not start.
 var engineFiles = map[string]string{
-	"/etc/hostname": "enclave\n", "/etc/hosts": "127.0.0.1 localhost enclave\n", "/etc/resolv.conf": "nameserver 127.0.0.1\n",
+	"/etc/hostname": "enclave\n", "/etc/hosts": "127.0.0.1 localhost enclave\n",
+	"/etc/resolv.conf": "nameserver 127.0.0.1\n",
 }
 
 // ErrNoStart says that the start of an image cannot be tried.
@@ -62,7 +63,10 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
-	c := startcheck.Command{Files: map[string]startcheck.File{}, Argv: append(config.Config.Entrypoint, config.Config.Cmd...), Env: config.Config.Env}
+	c := startcheck.Command{
+		Files: map[string]startcheck.File{}, Argv: append(config.Config.Entrypoint, config.Config.Cmd...),
+		Env: config.Config.Env,
+	}
 	for p, content := range engineFiles {
 		c.Files[p] = startcheck.File{Content: []byte(content)}
 	}
@@ -90,7 +94,8 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 	case !started.Reached:
 		problems = []string{"the loader ended before it asked for EINIT: " + started.Output}
 	default:
-		detail = fmt.Sprintf("the image's loader added %d pages, %d of them measured, and a CPU would start the enclave", started.Pages, started.MeasuredPages)
+		detail = fmt.Sprintf("the image's loader added %d pages, %d of them measured, and a CPU would start the "+
+			"enclave", started.Pages, started.MeasuredPages)
 		problems = slices.Concat(started.Refused, foreign(started, r.MREnclave, enclave[libos.SigPath]))
 	}
 	r.Started = started
@@ -104,5 +109,6 @@ func foreign(started *startcheck.Result, m sgx.Measurement, sigStruct []byte) []
 	if started.MREnclave == m && bytes.Equal(started.SigStruct, sigStruct) {
 		return nil
 	}
-	return []string{fmt.Sprintf("the loader built another enclave, %s, or gave the CPU another SIGSTRUCT", started.MREnclave)}
+	return []string{fmt.Sprintf("the loader built another enclave, %s, or gave the CPU another SIGSTRUCT",
+		started.MREnclave)}
 }

@@ -145,7 +145,9 @@ func (v *verification) undecided(name, why string) {
 // that was kept of earlier runs is used. The source is the image that it was made from, nil where that is
 // not known. An image that is not what it says is no error but failed checks; an error means that it could not
 // be read.
-func Verify(ctx context.Context, img, source *image.Image, e Expectations, evidence Evidence, o Options) (*Report, error) {
+func Verify(
+	ctx context.Context, img, source *image.Image, e Expectations, evidence Evidence, o Options,
+) (*Report, error) {
 	v := &verification{}
 	r, err := v.consistency(ctx, img, source, evidence, o)
 	if err != nil || !v.readable {
@@ -156,16 +158,18 @@ func Verify(ctx context.Context, img, source *image.Image, e Expectations, evide
 	return r, nil
 }
 
-// BeforeSigning is Verify for an image that is to be signed, for the first time or again: all that the signature will be
-// taken to vouch for is checked. The source is the image that it was made from, nil if that is not known. The report's
-// Consistent decides; nothing is expected of who has signed before.
+// BeforeSigning is Verify for an image that is to be signed, for the first time or again: all that the signature will
+// be taken to vouch for is checked. The source is the image that it was made from, nil if that is not known. The
+// report's Consistent decides; nothing is expected of who has signed before.
 func BeforeSigning(ctx context.Context, img, source *image.Image, o Options) (*Report, error) {
 	v := &verification{signing: true}
 	return v.consistency(ctx, img, source, nil, o)
 }
 
 // consistency makes the checks of an image against itself.
-func (v *verification) consistency(ctx context.Context, img, source *image.Image, evidence Evidence, o Options) (*Report, error) {
+func (v *verification) consistency(
+	ctx context.Context, img, source *image.Image, evidence Evidence, o Options,
+) (*Report, error) {
 	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest}}
 	v.report, v.c, v.limits = r, r.Converted, o.Limits
 	var err error
@@ -230,7 +234,8 @@ func (v *verification) unreadable(err error) (*Report, error) {
 func (v *verification) platform(img *image.Image) error {
 	if rivals := img.Rivals; len(rivals) > 0 {
 		v.add(CheckPlatform, "the name leads everybody to this image",
-			[]string{fmt.Sprintf("the index names other images for linux/amd64, which an engine may run instead of %s: %s", img.Digest, strings.Join(rivals, ", "))})
+			[]string{fmt.Sprintf("the index names other images for linux/amd64, which an engine may run instead of "+
+				"%s: %s", img.Digest, strings.Join(rivals, ", "))})
 	}
 	problems, err := steeringProblems(img)
 	if len(problems) > 0 {
@@ -245,7 +250,8 @@ func steeringProblems(img *image.Image) ([]string, error) {
 	if len(steering) == 0 {
 		return nil, err
 	}
-	return []string{"the manifest has annotations by which engines run it otherwise: " + strings.Join(steering, ", ")}, nil
+	return []string{"the manifest has annotations by which engines run it otherwise: " + strings.Join(steering, ", ")},
+		nil
 }
 
 // layers compares what the engine goes by that runs the image: the archives with the configuration and the recipe, and
@@ -258,7 +264,8 @@ func (v *verification) layers(ctx context.Context) error {
 	if r := v.c.Recipe; r != nil {
 		below := said[:max(0, len(said)-added)]
 		if !slices.Equal(r.DiffIDs, below) {
-			problems = append(problems, fmt.Sprintf("the layers below the enclave are not those that were converted, or in another order: the recipe has %d", len(r.DiffIDs)))
+			problems = append(problems, fmt.Sprintf("the layers below the enclave are not those that were converted, "+
+				"or in another order: the recipe has %d", len(r.DiffIDs)))
 		}
 	}
 	if p := v.s.places; p.Backend == nil { // of ours, nothing but the two layers on top decides
@@ -267,7 +274,8 @@ func (v *verification) layers(ctx context.Context) error {
 			return e.Path == p.Manifest || e.Path == p.SigStruct || path.Base(e.Path) == path.Base(p.PAL)
 		})...)
 	}
-	v.add(CheckLayers, fmt.Sprintf("%d layers, each by the digests of its blob and its archive", len(v.s.indexes)), problems)
+	v.add(CheckLayers, fmt.Sprintf("%d layers, each by the digests of its blob and its archive", len(v.s.indexes)),
+		problems)
 	return nil
 }
 
@@ -295,7 +303,8 @@ func (v *verification) onTop() {
 	if n >= added {
 		for _, e := range v.s.indexes[n-added].Entries {
 			if e.Path != "/" && !strings.HasPrefix(e.Path+"/", libos.Root+"/") || strings.HasPrefix(e.Path+"/", app) {
-				problems = append(problems, fmt.Sprintf("layer %d, which is for the runtime, %s", n-added+1, whatItDoes(e)))
+				problems = append(problems,
+					fmt.Sprintf("layer %d, which is for the runtime, %s", n-added+1, whatItDoes(e)))
 			}
 		}
 	}
@@ -305,7 +314,8 @@ func (v *verification) onTop() {
 		}
 	}
 	if i, entry := rootfs.Within(v.s.indexes[:max(0, n-added)], libos.Root); entry != "" {
-		problems = append(problems, fmt.Sprintf("layer %d, below the runtime's, has %q, which leads to %s: what the loader loads would be the image's to decide", i+1, entry, libos.Root))
+		problems = append(problems, fmt.Sprintf("layer %d, below the runtime's, has %q, which leads to %s: what the "+
+			"loader loads would be the image's to decide", i+1, entry, libos.Root))
 	}
 	if v.s.bundle.Foreign != nil {
 		problems = append(problems, fmt.Sprintf("layer %d, the runtime's: %v", n-added+1, v.s.bundle.Foreign))
@@ -346,7 +356,8 @@ func (v *verification) sigStruct() {
 			problems = check.Failed
 		}
 	}
-	v.add(CheckSigStruct, "header, vendor, reserved bytes, exponent, signature, Q1 and Q2, as the CPU checks them", problems)
+	v.add(CheckSigStruct, "header, vendor, reserved bytes, exponent, signature, Q1 and Q2, as the CPU checks them",
+		problems)
 }
 
 // measurement says whether the enclave could be laid out.
@@ -366,7 +377,8 @@ func (v *verification) measurement(ctx context.Context) (bool, error) {
 	}
 	var problems []string
 	if v.c.SigStruct == nil || v.c.SigStruct.MREnclave != m {
-		problems = []string{fmt.Sprintf("the enclave would be %s, signed is %s: the enclave image or the manifest was changed", m, v.c.MREnclave)}
+		problems = []string{fmt.Sprintf("the enclave would be %s, signed is %s: the enclave image or the manifest was "+
+			"changed", m, v.c.MREnclave)}
 	}
 	v.add(CheckMeasurement, detail, problems)
 	return true, nil
@@ -419,7 +431,8 @@ func (v *verification) runtime() {
 			}
 		}
 		if r := v.c.Recipe.Runtime; r.Digest != b.Layer.Digest || r.Meta != b.Meta {
-			problems = append(problems, fmt.Sprintf("the recipe has the runtime %s %s, layer %s", r.Kind, r.Version, r.Digest))
+			problems = append(problems,
+				fmt.Sprintf("the recipe has the runtime %s %s, layer %s", r.Kind, r.Version, r.Digest))
 		}
 	}
 	v.add(CheckRuntime, detail, problems)

@@ -66,8 +66,10 @@ func options(t testing.TB, from string) convert.Options {
 	require.NoError(t, os.WriteFile(file, []byte(fixture.ELF("")), 0o755))
 	return convert.Options{
 		Source: parse(t, from), Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: file},
-		Launch: launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error"}},
-		Image:  image.Options{FirstPause: time.Millisecond},
+		Launch: launch.Options{Enclave: launch.Enclave{
+			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
+		}},
+		Image: image.Options{FirstPause: time.Millisecond},
 
 		AllowRollback: true, ReplaceSigner: true,
 	}
@@ -79,7 +81,10 @@ func enclaved(t testing.TB, from string) convert.Options {
 	o, prefix := options(t, from), t.TempDir()
 	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
 	require.NoError(t, err)
-	for name, content := range map[string]string{"sgx/loader": fixture.ELF(""), "sgx/libpal.so": string(pal), "direct/libpal.so": fixture.ELF(""), "libsysdb.so": "x"} {
+	for name, content := range map[string]string{
+		"sgx/loader": fixture.ELF(""), "sgx/libpal.so": string(pal), "direct/libpal.so": fixture.ELF(""),
+		"libsysdb.so": "x",
+	} {
 		file := filepath.Join(prefix, "lib/gramine", name)
 		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
 		require.NoError(t, os.WriteFile(file, []byte(content), 0o755))
@@ -102,10 +107,13 @@ func run(t testing.TB, o convert.Options, key *sgx.Key, to string) *convert.Resu
 
 func sample(t testing.TB) v1.Image {
 	return fixture.Image(t, v1.Config{
-		Entrypoint: []string{"/bin/app", "--serve"}, Cmd: []string{"arg"}, Env: []string{"A=1", "LD_PRELOAD=/x.so", "B=2"}, User: "1000", WorkingDir: "/srv",
+		Entrypoint: []string{"/bin/app", "--serve"}, Cmd: []string{"arg"},
+		Env: []string{"A=1", "LD_PRELOAD=/x.so", "B=2"}, User: "1000", WorkingDir: "/srv",
 		StopSignal: "SIGINT", Labels: map[string]string{"mine": "kept"}, Volumes: map[string]struct{}{"/data": {}},
 	},
-		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.Symlink("bin", "usr/bin"), fixture.File("etc/conf", "x"), fixture.File("opt/a", "a"), fixture.File("opt/b", "b"), fixture.Symlink("opt/current", "a")),
+		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.Symlink("bin", "usr/bin"),
+			fixture.File("etc/conf", "x"), fixture.File("opt/a", "a"), fixture.File("opt/b", "b"),
+			fixture.Symlink("opt/current", "a")),
 		fixture.Layer(t, fixture.File("srv/a", "1"), fixture.File("srv/b", "2"), fixture.File("etc/.wh.conf", "")))
 }
 
@@ -228,50 +236,100 @@ func TestTampering(t *testing.T) {
 		want   string
 		says   string
 	}{
-		"a byte of a base file":             {func(x *tampered) { x.file(second, "srv/a", flip(0)) }, verify.CheckFiles, `"/srv/a" in layer 2`},
-		"a file over a measured one":        {add(fixture.File("srv/a", "evil")), verify.CheckOnTop, `has "/srv/a"`},
-		"a file over a measured one, found": {add(fixture.File("srv/a", "evil")), verify.CheckFiles, `"/srv/a" in layer 5`},
+		"a byte of a base file": {func(x *tampered) {
+			x.file(second, "srv/a", flip(0))
+		}, verify.CheckFiles, `"/srv/a" in layer 2`},
+		"a file over a measured one": {add(fixture.File("srv/a", "evil")), verify.CheckOnTop, `has "/srv/a"`},
+		"a file over a measured one, found": {
+			add(fixture.File("srv/a", "evil")), verify.CheckFiles, `"/srv/a" in layer 5`,
+		},
 		"a file that was not there, on top": {add(fixture.File("srv/new", "x")), verify.CheckOnTop, `has "/srv/new"`},
 		"a file that was not there, below": {func(x *tampered) {
 			x.edit(base, func(l []fixture.Entry) []fixture.Entry { return append(l, fixture.File("opt/new", "x")) })
 		}, verify.CheckPolicy, "file:/opt/new"},
-		"a whiteout":          {add(fixture.File("srv/.wh.a", "")), verify.CheckOnTop, `removes "/srv/a"`},
-		"an opaque directory": {add(fixture.File("srv/.wh..wh..opq", "")), verify.CheckFiles, `"/srv/a" is not in the image`},
+		"a whiteout": {add(fixture.File("srv/.wh.a", "")), verify.CheckOnTop, `removes "/srv/a"`},
+		"an opaque directory": {
+			add(fixture.File("srv/.wh..wh..opq", "")), verify.CheckFiles, `"/srv/a" is not in the image`,
+		},
 		"a file beside the enclave": {func(x *tampered) {
-			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry { return append(l, fixture.File("etc/ld.so.preload", "x")) })
+			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry {
+				return append(l, fixture.File("etc/ld.so.preload", "x"))
+			})
 		}, verify.CheckOnTop, "/etc/ld.so.preload"},
 		"a file in the enclave's directory": {func(x *tampered) {
-			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry { return append(l, fixture.File("cconvert/app/more", "x")) })
+			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry {
+				return append(l, fixture.File("cconvert/app/more", "x"))
+			})
 		}, verify.CheckPolicy, "/cconvert/app/more"},
 		"the loader": {func(x *tampered) {
 			x.file(runtimeLayer, "cconvert/sim/loader", func(b []byte) []byte { return append(b, 0) })
 		}, verify.CheckRuntime, "the recipe has the runtime"},
-		"the enclave image": {func(x *tampered) { x.file(runtimeLayer, "cconvert/sim/loader", flip(9)) }, verify.CheckMeasurement, "the enclave would be"},
-		"the library OS":    {func(x *tampered) { x.file(runtimeLayer, "cconvert/sim/loader", flip(9)) }, verify.CheckRuntime, "has the digest"},
+		"the enclave image": {func(x *tampered) {
+			x.file(runtimeLayer, "cconvert/sim/loader", flip(9))
+		}, verify.CheckMeasurement, "the enclave would be"},
+		"the library OS": {func(x *tampered) {
+			x.file(runtimeLayer, "cconvert/sim/loader", flip(9))
+		}, verify.CheckRuntime, "has the digest"},
 		"a file in the runtime's layer": {func(x *tampered) {
-			x.edit(runtimeLayer, func(l []fixture.Entry) []fixture.Entry { return append(l, fixture.File("lib/evil.so", "x")) })
+			x.edit(runtimeLayer, func(l []fixture.Entry) []fixture.Entry {
+				return append(l, fixture.File("lib/evil.so", "x"))
+			})
 		}, verify.CheckOnTop, "/lib/evil.so"},
 		"the manifest": {func(x *tampered) {
-			x.file(enclaveLayer, manifestFile, func(b []byte) []byte { return bytes.Replace(b, []byte(`"--serve"`), []byte(`"--leak"`), 1) })
+			x.file(enclaveLayer, manifestFile, func(b []byte) []byte {
+				return bytes.Replace(b, []byte(`"--serve"`), []byte(`"--leak"`), 1)
+			})
 		}, verify.CheckMeasurement, "the enclave would be"},
 		"the manifest, explained": {func(x *tampered) {
-			x.file(enclaveLayer, manifestFile, func(b []byte) []byte { return bytes.Replace(b, []byte(`"--serve"`), []byte(`"--leak"`), 1) })
+			x.file(enclaveLayer, manifestFile, func(b []byte) []byte {
+				return bytes.Replace(b, []byte(`"--serve"`), []byte(`"--leak"`), 1)
+			})
 		}, verify.CheckPolicy, "loader.argv"},
-		"hosts":                          {func(x *tampered) { x.file(enclaveLayer, "cconvert/app/hosts", flip(0)) }, verify.CheckFiles, "/cconvert/app/hosts"},
-		"the reasons":                    {func(x *tampered) { x.file(enclaveLayer, "cconvert/app/files.json", flip(2)) }, verify.CheckPolicy, "files.json"},
-		"the entrypoint":                 {config(func(c *v1.Config) { c.Entrypoint = []string{"/bin/app"} }), verify.CheckConfig, "config.Entrypoint"},
-		"the arguments":                  {config(func(c *v1.Config) { c.Cmd = []string{"more"} }), verify.CheckConfig, "config.Cmd"},
-		"a variable":                     {config(func(c *v1.Config) { c.Env[0] = "A=2" }), verify.CheckConfig, "config.Env"},
-		"a variable for the loader":      {config(func(c *v1.Config) { c.Env = append(c.Env, "LD_AUDIT=/srv/a") }), verify.CheckConfig, "config.Env"},
-		"the user":                       {config(func(c *v1.Config) { c.User = "0" }), verify.CheckPolicy, "loader.uid"},
-		"the working directory":          {config(func(c *v1.Config) { c.WorkingDir = "/" }), verify.CheckPolicy, "fs.start_dir"},
-		"a volume":                       {config(func(c *v1.Config) { c.Volumes = nil }), verify.CheckPolicy, "fs.mounts"},
-		"the stop signal":                {config(func(c *v1.Config) { c.StopSignal = "SIGKILL" }), verify.CheckConfig, "config.StopSignal"},
-		"a health check":                 {config(func(c *v1.Config) { c.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/bin/app"}} }), verify.CheckSource, "config.Healthcheck"},
-		"the label with the measurement": {config(func(c *v1.Config) { c.Labels["cconvert.mrenclave"] = "00" }), verify.CheckConfig, "cconvert.mrenclave"},
-		"the label with the source":      {config(func(c *v1.Config) { c.Labels["org.opencontainers.image.base.digest"] = "sha256:00" }), verify.CheckConfig, "base.digest"},
-		"the order of layers":            {func(x *tampered) { x.layers[base], x.layers[second] = x.layers[second], x.layers[base] }, verify.CheckLayers, "another order"},
-		"a layer less":                   {func(x *tampered) { x.layers = slices.Delete(x.layers, second, second+1) }, verify.CheckLayers, "not those that were converted"},
+		"hosts": {func(x *tampered) {
+			x.file(enclaveLayer, "cconvert/app/hosts", flip(0))
+		}, verify.CheckFiles, "/cconvert/app/hosts"},
+		"the reasons": {func(x *tampered) {
+			x.file(enclaveLayer, "cconvert/app/files.json", flip(2))
+		}, verify.CheckPolicy, "files.json"},
+		"the entrypoint": {config(func(c *v1.Config) {
+			c.Entrypoint = []string{"/bin/app"}
+		}), verify.CheckConfig, "config.Entrypoint"},
+		"the arguments": {config(func(c *v1.Config) {
+			c.Cmd = []string{"more"}
+		}), verify.CheckConfig, "config.Cmd"},
+		"a variable": {config(func(c *v1.Config) {
+			c.Env[0] = "A=2"
+		}), verify.CheckConfig, "config.Env"},
+		"a variable for the loader": {config(func(c *v1.Config) {
+			c.Env = append(c.Env, "LD_AUDIT=/srv/a")
+		}), verify.CheckConfig, "config.Env"},
+		"the user": {config(func(c *v1.Config) {
+			c.User = "0"
+		}), verify.CheckPolicy, "loader.uid"},
+		"the working directory": {config(func(c *v1.Config) {
+			c.WorkingDir = "/"
+		}), verify.CheckPolicy, "fs.start_dir"},
+		"a volume": {config(func(c *v1.Config) {
+			c.Volumes = nil
+		}), verify.CheckPolicy, "fs.mounts"},
+		"the stop signal": {config(func(c *v1.Config) {
+			c.StopSignal = "SIGKILL"
+		}), verify.CheckConfig, "config.StopSignal"},
+		"a health check": {config(func(c *v1.Config) {
+			c.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/bin/app"}}
+		}), verify.CheckSource, "config.Healthcheck"},
+		"the label with the measurement": {config(func(c *v1.Config) {
+			c.Labels["cconvert.mrenclave"] = "00"
+		}), verify.CheckConfig, "cconvert.mrenclave"},
+		"the label with the source": {config(func(c *v1.Config) {
+			c.Labels["org.opencontainers.image.base.digest"] = "sha256:00"
+		}), verify.CheckConfig, "base.digest"},
+		"the order of layers": {func(x *tampered) {
+			x.layers[base], x.layers[second] = x.layers[second], x.layers[base]
+		}, verify.CheckLayers, "another order"},
+		"a layer less": {func(x *tampered) {
+			x.layers = slices.Delete(x.layers, second, second+1)
+		}, verify.CheckLayers, "not those that were converted"},
 		"a symlink's target": {func(x *tampered) {
 			x.edit(base, func(l []fixture.Entry) []fixture.Entry { l[len(l)-1].Header.Linkname = "b"; return l })
 		}, verify.CheckFiles, `"/opt/current" in layer 1`},
@@ -281,31 +339,56 @@ func TestTampering(t *testing.T) {
 		"the recipe's source": {func(x *tampered) {
 			x.recipe(func(r *convert.Recipe) { r.Source = "sha256:" + strings.Repeat("0", 64) })
 		}, verify.CheckConfig, "base.digest"},
-		"the recipe's runtime": {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Runtime.Digest = "sha256:00" }) }, verify.CheckRuntime, "the recipe has"},
-		"the recipe's options": {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Options.Args = []string{"y"} }) }, verify.CheckPolicy, "loader.argv"},
+		"the recipe's runtime": {func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) { r.Runtime.Digest = "sha256:00" })
+		}, verify.CheckRuntime, "the recipe has"},
+		"the recipe's options": {func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) { r.Options.Args = []string{"y"} })
+		}, verify.CheckPolicy, "loader.argv"},
 		"the recipe's policy": {func(x *tampered) {
 			x.recipe(func(r *convert.Recipe) { r.Options.Trust, r.Options.List = "list", []string{"/srv/a"} })
 		}, verify.CheckPolicy, ""},
-		"the recipe's date":                  {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Date = "2020-01-01" }) }, verify.CheckAttributes, "2020-01-01"},
-		"the recipe's overlay":               {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Overlay = "[loader]\nlog_level = \"all\"\n" }) }, verify.CheckPolicy, "loader.log_level"},
-		"the recipe's layers":                {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.DiffIDs = r.DiffIDs[1:] }) }, verify.CheckLayers, "not those that were converted"},
-		"the recipe's epoch":                 {func(x *tampered) { x.recipe(func(r *convert.Recipe) { r.Epoch = 1 }) }, verify.CheckConfig, fmt.Sprintf("cconvert.epoch is \"%d\"", convert.FormatEpoch)},
-		"everything signed with another key": {func(x *tampered) { x.resign(func(*sgx.SigStruct) {}) }, verify.CheckMRSigner, "expected is"},
-		"another SVN, signed again":          {func(x *tampered) { x.resign(func(s *sgx.SigStruct) { s.ISVSVN = 9 }) }, verify.CheckAttributes, "the SVN"},
-		"debug, signed again":                {func(x *tampered) { x.resign(func(s *sgx.SigStruct) { s.Attributes.Flags |= sgx.FlagDebug }) }, verify.CheckDebug, "keeps no secrets"},
-		"another mask, signed again":         {func(x *tampered) { x.resign(func(s *sgx.SigStruct) { s.AttributesMask.Flags &^= sgx.FlagDebug }) }, verify.CheckAttributes, "the mask of the flags"},
+		"the recipe's date": {func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) { r.Date = "2020-01-01" })
+		}, verify.CheckAttributes, "2020-01-01"},
+		"the recipe's overlay": {func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) { r.Overlay = "[loader]\nlog_level = \"all\"\n" })
+		}, verify.CheckPolicy, "loader.log_level"},
+		"the recipe's layers": {func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) { r.DiffIDs = r.DiffIDs[1:] })
+		}, verify.CheckLayers, "not those that were converted"},
+		"the recipe's epoch": {func(x *tampered) {
+			x.recipe(func(r *convert.Recipe) { r.Epoch = 1 })
+		}, verify.CheckConfig, fmt.Sprintf("cconvert.epoch is \"%d\"", convert.FormatEpoch)},
+		"everything signed with another key": {func(x *tampered) {
+			x.resign(func(*sgx.SigStruct) {})
+		}, verify.CheckMRSigner, "expected is"},
+		"another SVN, signed again": {func(x *tampered) {
+			x.resign(func(s *sgx.SigStruct) { s.ISVSVN = 9 })
+		}, verify.CheckAttributes, "the SVN"},
+		"debug, signed again": {func(x *tampered) {
+			x.resign(func(s *sgx.SigStruct) { s.Attributes.Flags |= sgx.FlagDebug })
+		}, verify.CheckDebug, "keeps no secrets"},
+		"another mask, signed again": {func(x *tampered) {
+			x.resign(func(s *sgx.SigStruct) { s.AttributesMask.Flags &^= sgx.FlagDebug })
+		}, verify.CheckAttributes, "the mask of the flags"},
 		"no signature": {func(x *tampered) {
 			x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry {
 				return slices.DeleteFunc(l, func(e fixture.Entry) bool { return e.Header.Name == sigFile })
 			})
 		}, verify.CheckSigStruct, "there is none"},
-		"a link in the place of the manifest": {func(x *tampered) { x.edit(enclaveLayer, linkInstead(manifestFile)) }, verify.CheckMeasurement, ""},
+		"a link in the place of the manifest": {func(x *tampered) {
+			x.edit(enclaveLayer, linkInstead(manifestFile))
+		}, verify.CheckMeasurement, ""},
 	}
 	// Every field of the SIGSTRUCT, and reserved bytes of each kind.
 	for what, at := range map[string]int{
-		"header": 0, "vendor": 0x10, "date": 0x14, "header2": 0x18, "swdefined": 0x28, "reserved1": 0x2c, "reserved1 end": 0x7f, "modulus": 0x80, "exponent": 0x200,
-		"signature": 0x204, "miscselect": 0x384, "miscmask": 0x388, "reserved2": 0x38c, "family": 0x390, "attributes": 0x3a0, "xfrm": 0x3a8, "mask": 0x3b0, "xfrm mask": 0x3b8,
-		"mrenclave": 0x3c0, "reserved3": 0x3e0, "product": 0x400, "svn": 0x402, "reserved4": 0x404, "reserved4 end": 0x40f, "q1": 0x410, "q2": 0x590, "end": 1807,
+		"header": 0, "vendor": 0x10, "date": 0x14, "header2": 0x18, "swdefined": 0x28, "reserved1": 0x2c,
+		"reserved1 end": 0x7f, "modulus": 0x80, "exponent": 0x200,
+		"signature": 0x204, "miscselect": 0x384, "miscmask": 0x388, "reserved2": 0x38c, "family": 0x390,
+		"attributes": 0x3a0, "xfrm": 0x3a8, "mask": 0x3b0, "xfrm mask": 0x3b8,
+		"mrenclave": 0x3c0, "reserved3": 0x3e0, "product": 0x400, "svn": 0x402, "reserved4": 0x404,
+		"reserved4 end": 0x40f, "q1": 0x410, "q2": 0x590, "end": 1807,
 	} {
 		cases["SIGSTRUCT: "+what] = struct {
 			change func(*tampered)
@@ -332,7 +415,8 @@ func TestTampering(t *testing.T) {
 			// It is seen in whatever form somebody has stored the image since.
 			recompress(t, ref, ref+form, forms[form].kind, forms[form].pack)
 			for _, ref := range []string{ref, ref + form} {
-				r, err := verify.Verify(context.Background(), open(t, ref), open(t, from), expect, nil, verify.Options{})
+				r, err := verify.Verify(context.Background(), open(t, ref), open(t, from), expect, nil,
+					verify.Options{})
 				if err != nil { // not even to be read
 					assert.Contains(t, err.Error(), c.says)
 					assert.Equal(t, "a link in the place of the manifest", what)

@@ -144,7 +144,8 @@ func (l *loading) pack(s libos.Source) ([]byte, error) {
 	}
 	// Every library once, under the name by which programs ask for it.
 	for _, name := range s.List(path.Join(dir, "runtime/glibc")) {
-		if sharedLibrary.MatchString(name) && !strings.Contains(name, "gramine") && !strings.HasPrefix(name, "libthread_db") {
+		if sharedLibrary.MatchString(name) && !strings.Contains(name, "gramine") &&
+			!strings.HasPrefix(name, "libthread_db") {
 			paths[path.Join(dir, "runtime/glibc", name)] = path.Join(glibcDir, name)
 		}
 	}
@@ -186,7 +187,8 @@ func patchedVersion(files map[string]libos.File) string {
 		if path.Dir(p) != glibcDir {
 			continue
 		}
-		if facts, err := rootfs.ParseELF(bytes.NewReader(f.Content)); err == nil && rootfs.CompareVersions(facts.DefinesGLIBC, best) > 0 {
+		if facts, err := rootfs.ParseELF(bytes.NewReader(f.Content)); err == nil &&
+			rootfs.CompareVersions(facts.DefinesGLIBC, best) > 0 {
 			best = facts.DefinesGLIBC
 		}
 	}
@@ -238,7 +240,8 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 			return err
 		}
 		if from == "" {
-			return fmt.Errorf("the loader needs %s, which is not there: name a directory or package that has it with --runtime-libs", name)
+			return fmt.Errorf("the loader needs %s, which is not there: name a directory or package that has it with "+
+				"--runtime-libs", name)
 		}
 		if to == loaderInterp {
 			dirOfInterp, content = path.Dir(from), patchLinker(content)
@@ -312,7 +315,8 @@ func (g geometry) constants() map[string]uint64 {
 		"SGX_ENCLAVE_SIZE": uint64(g.tls.enclaveSize), "SGX_TCS_OFFSET": uint64(g.tls.tcs),
 		"SGX_INITIAL_STACK_ADDR": uint64(g.tls.stack), "SGX_SIG_STACK_LOW": uint64(g.tls.sigStackLow),
 		"SGX_SIG_STACK_HIGH": uint64(g.tls.sigStackHigh), "SGX_SSA": uint64(g.tls.ssa), "SGX_GPR": uint64(g.tls.gpr),
-		"SGX_MANIFEST_SIZE": uint64(g.tls.manifestSize), "SGX_HEAP_MIN": uint64(g.tls.heapMin), "SGX_HEAP_MAX": uint64(g.tls.heapMax),
+		"SGX_MANIFEST_SIZE": uint64(g.tls.manifestSize), "SGX_HEAP_MIN": uint64(g.tls.heapMin),
+		"SGX_HEAP_MAX": uint64(g.tls.heapMax),
 	}
 	for _, f := range g.features {
 		c["SGX_XFRM_"+strings.ToUpper(f.name)] = f.xfrm
@@ -332,11 +336,13 @@ func (g geometry) compare(text string) error {
 		}
 		delete(known, name)
 		if got, err := strconv.ParseUint(strings.TrimSpace(value), 0, 64); err != nil || got != want {
-			return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is %s, not %#x", name, strings.TrimSpace(value), want)
+			return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is %s, not %#x", name,
+				strings.TrimSpace(value), want)
 		}
 	}
 	if len(known) > 0 {
-		return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is not among its constants", slices.Sorted(maps.Keys(known))[0])
+		return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is not among its constants",
+			slices.Sorted(maps.Keys(known))[0])
 	}
 	return nil
 }

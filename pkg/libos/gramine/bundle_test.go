@@ -38,7 +38,8 @@ func offsets(g geometry) string {
 func TestOffsetsOfAnInstallation(t *testing.T) {
 	g := layouts[LayoutVersion]
 	assert.NoError(t, g.compare(offsets(g)))
-	assert.ErrorContains(t, g.compare(strings.Replace(offsets(g), "ENCLAVE_STACK_SIZE = 0x40000", "ENCLAVE_STACK_SIZE = 0x80000", 1)), "ENCLAVE_STACK_SIZE is 0x80000, not 0x40000")
+	assert.ErrorContains(t, g.compare(strings.Replace(offsets(g), "ENCLAVE_STACK_SIZE = 0x40000",
+		"ENCLAVE_STACK_SIZE = 0x80000", 1)), "ENCLAVE_STACK_SIZE is 0x80000, not 0x40000")
 	assert.ErrorContains(t, g.compare("SSA_FRAME_NUM = 0x2\n"), "is not among its constants")
 }
 
@@ -87,7 +88,8 @@ func TestLoadDirectory(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, b.Layer.Digest, again.Layer.Digest, "the same files, the same layer")
 
-	_, err = Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, ""), Layer: "sha256:other"})
+	_, err = Backend{}.Load(context.Background(),
+		libos.LoadOptions{Source: "dir:" + install(t, ""), Layer: "sha256:other"})
 	assert.ErrorContains(t, err, "not the pinned sha256:other")
 	for _, name := range wanted {
 		_, err := Backend{}.Load(context.Background(), libos.LoadOptions{Source: "dir:" + install(t, name)})
@@ -113,13 +115,17 @@ func TestLoadFromRegistryOnce(t *testing.T) {
 		dir := "opt/g/lib/gramine/"
 		return fixture.Image(t, v1.Config{}, fixture.Layer(t,
 			fixture.Program(dir+"sgx/loader", fixture.ELF("")), fixture.Program(dir+"sgx/libpal.so", fixture.ELF("")),
-			fixture.Program(dir+"direct/libpal.so", fixture.ELF("")), fixture.File(dir+"libsysdb.so", "\x00"+strings.Repeat(commit, 20)+"\x00")))
+			fixture.Program(dir+"direct/libpal.so", fixture.ELF("")),
+			fixture.File(dir+"libsysdb.so", "\x00"+strings.Repeat(commit, 20)+"\x00")))
 	}
 	load := func(digest string) (*libos.Bundle, string) {
 		reg.Intercept(nil)
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel() // who loads it can be done before others are
-		b, err := Backend{}.Load(ctx, libos.LoadOptions{Source: "docker://" + reg.Host + "/gramine:stable", Cache: cache.Open(dir, cache.DefaultLimit), Digest: digest})
+		b, err := Backend{}.Load(ctx, libos.LoadOptions{
+			Source: "docker://" + reg.Host + "/gramine:stable", Cache: cache.Open(dir, cache.DefaultLimit),
+			Digest: digest,
+		})
 		require.NoError(t, err)
 		return b, strings.Join(reg.Requests(), "\n")
 	}
@@ -179,7 +185,9 @@ func TestLoadFromRegistryOnce(t *testing.T) {
 func TestReadLibrary(t *testing.T) {
 	dir := t.TempDir()
 	other := strings.Replace(fixture.ELF(""), "\x3e\x00", "\xb7\x00", 1)
-	for name, content := range map[string]string{"aarch64/libx.so.1": other, "b/libx.so.1": fixture.ELF(""), "c/libx.so.1": fixture.ELF("")} {
+	for name, content := range map[string]string{
+		"aarch64/libx.so.1": other, "b/libx.so.1": fixture.ELF(""), "c/libx.so.1": fixture.ELF(""),
+	} {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755))
 	}
@@ -204,17 +212,25 @@ func TestPatchLinker(t *testing.T) {
 	}
 	assert.Len(t, noVariants, len(variants))
 	linker := "\x7fELF\x00/etc/ld.so.cache\x00/etc/ld.so.preload\x00\x48\xb8glibc-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf"
-	assert.Equal(t, "\x7fELF\x00/dev/null/.cache\x00/dev/null/.preload\x00\x48\xb8cconv-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf", string(patchLinker([]byte(linker))))
+	assert.Equal(t,
+		"\x7fELF\x00/dev/null/.cache\x00/dev/null/.preload\x00\x48\xb8cconv-hw\x48\xb8-hwcaps/\x00/etc/ld.so.conf",
+		string(patchLinker([]byte(linker))))
 }
 
 // The runtime's glibc loads no converters of the image's: they only make the list longer.
 func TestConvertersAreNotListed(t *testing.T) {
-	list := []manifest.TrustedFile{{URI: "file:/usr/lib64/gconv/UTF-16.so"}, {URI: "file:/usr/lib64/gconv-other"}, {URI: "file:/app"}}
+	list := []manifest.TrustedFile{
+		{URI: "file:/usr/lib64/gconv/UTF-16.so"}, {URI: "file:/usr/lib64/gconv-other"}, {URI: "file:/app"},
+	}
 	for policy, want := range map[launch.Policy]int{launch.TrustAuto: 2, launch.TrustAll: 3, launch.TrustList: 3} {
-		spec := &launch.Spec{Policy: policy, LibC: launch.LibC{Gconv: "/usr/lib64/gconv", Kinds: []launch.LibCKind{launch.GLIBC}}}
+		spec := &launch.Spec{
+			Policy: policy, LibC: launch.LibC{Gconv: "/usr/lib64/gconv", Kinds: []launch.LibCKind{launch.GLIBC}},
+		}
 		for choice, want := range map[launch.LibCChoice]int{launch.LibCAuto: want, launch.LibCImage: 3} {
 			spec.LibC.Choice = choice
-			m := &manifest.Manifest{Table: manifest.Table{"loader": manifest.Table{"env": manifest.Table{}}}, Trusted: slices.Clone(list)}
+			m := &manifest.Manifest{
+				Table: manifest.Table{"loader": manifest.Table{"env": manifest.Table{}}}, Trusted: slices.Clone(list),
+			}
 			in := libos.Input{Spec: spec, Bundle: &libos.Bundle{Meta: libos.Meta{GLIBC: "2.40"}}}
 			libC{in, m, &libos.Sealed{}}.choose()
 			assert.Len(t, m.Trusted, want, "%s %s", policy, choice)

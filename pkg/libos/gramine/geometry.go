@@ -48,8 +48,9 @@ var layouts = map[int]geometry{
 		xfrmMask: 0xfffffffffff9ff1b,
 		features: []feature{{"avx", 0x4}, {"avx512", 0xe4}, {"amx", 0x60000}, {"mpx", 0x18}, {"pkru", 0x200}},
 		tls: tlsOffsets{
-			self: 0x0, canary: 0x8, enclaveSize: 0x110, tcs: 0x118, stack: 0x120, sigStackLow: 0x130, sigStackHigh: 0x138,
-			ssa: 0x148, gpr: 0x150, manifestSize: 0x1a0, heapMin: 0x1a8, heapMax: 0x1b0,
+			self: 0x0, canary: 0x8, enclaveSize: 0x110, tcs: 0x118, stack: 0x120, sigStackLow: 0x130,
+			sigStackHigh: 0x138,
+			ssa:          0x148, gpr: 0x150, manifestSize: 0x1a0, heapMin: 0x1a8, heapMax: 0x1b0,
 		},
 	},
 }
@@ -184,7 +185,8 @@ func readPAL(file []byte) (*palImage, error) {
 		if p.Type != elf.PT_LOAD || p.Memsz == 0 {
 			continue
 		}
-		if p.Vaddr+p.Memsz < p.Vaddr || p.Vaddr+p.Memsz > 1<<47 || p.Filesz > p.Memsz || p.Off+p.Filesz > uint64(len(file)) || p.Off > p.Off+p.Filesz {
+		if p.Vaddr+p.Memsz < p.Vaddr || p.Vaddr+p.Memsz > 1<<47 || p.Filesz > p.Memsz ||
+			p.Off+p.Filesz > uint64(len(file)) || p.Off > p.Off+p.Filesz {
 			return nil, fmt.Errorf("segment at %#x does not fit", p.Vaddr)
 		}
 		low = min(low, p.Vaddr&^pageMask)
@@ -230,11 +232,14 @@ func (g geometry) layout(pal *palImage, manifestText []byte, m manifest.SGX) (sg
 
 	needed := manifestArea + threads*(ssaPerThread+2*sgx.PageSize+g.stackSize+g.sigStackSize) + pal.size + g.heapMin
 	if l.Size&(l.Size-1) != 0 || l.Size == 0 {
-		return l, fmt.Errorf("enclave size %s is not a power of two: the nearest are %s and %s", manifest.FormatSize(l.Size),
-			manifest.FormatSize(1<<max(bits.Len64(l.Size)-1, 12)), manifest.FormatSize(1<<max(bits.Len64(l.Size), 13)))
+		return l,
+			fmt.Errorf("enclave size %s is not a power of two: the nearest are %s and %s", manifest.FormatSize(l.Size),
+				manifest.FormatSize(1<<max(bits.Len64(l.Size)-1, 12)),
+				manifest.FormatSize(1<<max(bits.Len64(l.Size), 13)))
 	}
 	if l.Size > maxEnclave {
-		return l, fmt.Errorf("enclave size %s is more than any CPU has memory for: at most %s is laid out", manifest.FormatSize(l.Size), manifest.FormatSize(maxEnclave))
+		return l, fmt.Errorf("enclave size %s is more than any CPU has memory for: at most %s is laid out",
+			manifest.FormatSize(l.Size), manifest.FormatSize(maxEnclave))
 	}
 	if needed > l.Size {
 		return l, &TooSmallError{l.Size, 1 << bits.Len64(needed-1)}

@@ -44,15 +44,18 @@ func (l libC) choose() {
 				dirs = append(dirs, c.Dirs...)
 			}
 			if c.Gconv != "" && c.UsesIconv {
-				l.find(launch.CodeGconv, launch.Info, "the runtime's C library does not load the converters in "+c.Gconv+": iconv knows only the built-in character sets")
+				l.find(launch.CodeGconv, launch.Info, "the runtime's C library does not load the converters in "+
+					c.Gconv+": iconv knows only the built-in character sets")
 			}
 		case kind == launch.Musl && l.in.Bundle.Musl && c.Choice != launch.LibCImage:
 			dirs, trusted = append(dirs, muslDir), append(trusted, muslDir)
 		case kind == launch.GLIBC && l.tooNew() && c.Choice != launch.LibCImage:
 			l.find(launch.CodeGLIBCTooNew, launch.Warning, fmt.Sprintf(
-				"the image needs glibc %s, the runtime has %s: the image's own is used, and every system call is trapped, which is slower", c.NeedsGLIBC, l.in.Bundle.GLIBC))
+				"the image needs glibc %s, the runtime has %s: the image's own is used, and every system call is "+
+					"trapped, which is slower", c.NeedsGLIBC, l.in.Bundle.GLIBC))
 		case kind == c.Kind:
-			l.find(launch.CodeSyscallTraps, launch.Info, "every system call of it is trapped, which is slower: "+l.why(kind))
+			l.find(launch.CodeSyscallTraps, launch.Info, "every system call of it is trapped, which is slower: "+
+				l.why(kind))
 		}
 	}
 	if slices.Contains(dirs, glibcDir) { // then all programs with glibc load the runtime's
@@ -88,14 +91,16 @@ func (l libC) patchedGLIBC() bool {
 	return l.in.Bundle.GLIBC != "" && (choice == launch.LibCPatched || choice != launch.LibCImage && !l.tooNew())
 }
 
-// dropConverters takes the image's converters of character sets out of the list: the runtime's glibc does not load them,
-// and a list of Debian's has 254.
+// dropConverters takes the image's converters of character sets out of the list: the runtime's glibc does not load
+// them, and a list of Debian's has 254.
 func (l libC) dropConverters() {
 	dir := l.in.Spec.LibC.Gconv
 	if dir == "" || l.in.Spec.Policy != launch.TrustAuto {
 		return
 	}
-	l.m.Trusted = slices.DeleteFunc(l.m.Trusted, func(f manifest.TrustedFile) bool { return strings.HasPrefix(f.URI, "file:"+dir+"/") })
+	l.m.Trusted = slices.DeleteFunc(l.m.Trusted, func(f manifest.TrustedFile) bool {
+		return strings.HasPrefix(f.URI, "file:"+dir+"/")
+	})
 }
 
 // tooNew says whether the image's programs need more than the runtime's glibc provides.

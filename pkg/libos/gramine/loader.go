@@ -18,10 +18,10 @@ const (
 	loaderRPath = "$ORIGIN/lib"
 )
 
-// steering are the paths by which a dynamic linker has others decide what it loads (ld.so(8)): a file of libraries to be
-// loaded first, a cache of where libraries are, and directories of variants for newer processors. In the linker that comes
-// with the runtime they lead below /dev/null, which is no directory in any container, and so to nothing. Each has the
-// length of what it replaces.
+// steering are the paths by which a dynamic linker has others decide what it loads (ld.so(8)): a file of libraries to
+// be loaded first, a cache of where libraries are, and directories of variants for newer processors. In the linker that
+// comes with the runtime they lead below /dev/null, which is no directory in any container, and so to nothing. Each has
+// the length of what it replaces.
 var steering = map[string]string{
 	"/etc/ld.so.preload": "/dev/null/.preload",
 	"/etc/ld.so.cache":   "/dev/null/.cache",
@@ -34,8 +34,8 @@ const variants, noVariants = "glibc-hw", "cconv-hw"
 // loaderLibs is where the loader's libraries are, by loaderRPath.
 const loaderLibs = Prefix + "/lib"
 
-// variantDirs are the directories of variants below each of libraries (ld.so(8), "Hardware capabilities"), of old versions
-// of glibc and, as patchLinker renames it, of new ones.
+// variantDirs are the directories of variants below each of libraries (ld.so(8), "Hardware capabilities"), of old
+// versions of glibc and, as patchLinker renames it, of new ones.
 var variantDirs = []string{"tls", "x86_64", "haswell", "avx512_1", "xeon_phi", noVariants + "caps"}
 
 // patchLinker has the runtime's dynamic linker ask nothing of the image what to load.
@@ -78,7 +78,8 @@ func patchLoader(file []byte) ([]byte, error) {
 	}
 	text := loaderInterp + "\x00" + loaderRPath + "\x00"
 	if uint64(len(text)) > interp.Filesz {
-		return nil, fmt.Errorf("the loader's interpreter path has room for %d bytes, %d are needed", interp.Filesz, len(text))
+		return nil,
+			fmt.Errorf("the loader's interpreter path has room for %d bytes, %d are needed", interp.Filesz, len(text))
 	}
 	out := bytes.Clone(file)
 	room := out[interp.Off : interp.Off+interp.Filesz]

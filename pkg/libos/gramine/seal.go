@@ -48,7 +48,9 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Section("loader")["entrypoint"] = manifest.Table{"uri": "file:" + r.LibOS, "sha256": hexSum(in.Bundle.Files[r.LibOS].SHA256)}
+	m.Section("loader")["entrypoint"] = manifest.Table{
+		"uri": "file:" + r.LibOS, "sha256": hexSum(in.Bundle.Files[r.LibOS].SHA256),
+	}
 	m.AddMounts(manifest.Table{"path": "/etc/hosts", "uri": "file:" + libos.HostsPath})
 	own := []libos.File{{Path: libos.HostsPath, Mode: 0o644, Content: []byte(hosts)}}
 	for _, s := range in.Spec.Starters {
@@ -84,7 +86,8 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		if slices.Contains(asked, setting) {
 			continue
 		}
-		out.Findings = append(out.Findings, launch.NewFinding(launch.CodeInsecureSetting, launch.Warning, setting, "this setting weakens the enclave"))
+		out.Findings = append(out.Findings,
+			launch.NewFinding(launch.CodeInsecureSetting, launch.Warning, setting, "this setting weakens the enclave"))
 	}
 	if out.Manifest, err = m.Render(); err != nil {
 		return nil, err
@@ -118,7 +121,9 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 
 // trusted is the entry of a file that the runtime brings.
 func trusted(p string, sum [sha256.Size]byte) manifest.TrustedFile {
-	return manifest.TrustedFile{URI: "file:" + p, SHA256: sum, Known: true, Why: reach.File{Reason: manifest.ReasonRuntime}}
+	return manifest.TrustedFile{
+		URI: "file:" + p, SHA256: sum, Known: true, Why: reach.File{Reason: manifest.ReasonRuntime},
+	}
 }
 
 func hexSum(sum [sha256.Size]byte) string { return hex.EncodeToString(sum[:]) }
@@ -135,7 +140,9 @@ func normalise(m *manifest.Manifest) error {
 	}
 	// What the host may change cannot have a digest as well.
 	if allowed, _ := enclave["allowed_files"].([]any); len(allowed) > 0 {
-		m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool { return slices.Contains(allowed, any(f.URI)) })
+		m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool {
+			return slices.Contains(allowed, any(f.URI))
+		})
 	}
 	return nil
 }
@@ -165,7 +172,8 @@ func completeTrusted(m *manifest.Manifest, tree *rootfs.Tree) error {
 		case n.Type == rootfs.Dir && strings.HasSuffix(p, "/"):
 			complete = append(complete, below(n, strings.TrimSuffix(f.URI, "/"), f.Why)...)
 		default:
-			return fmt.Errorf("trusted file %q: it is not a regular file; a directory is written with a slash at its end", f.URI)
+			return fmt.Errorf("trusted file %q: it is not a regular file; a directory is written with a slash at its "+
+				"end", f.URI)
 		}
 	}
 	m.Trusted = complete
@@ -178,7 +186,8 @@ func below(dir *rootfs.Node, uri string, why reach.File) []manifest.TrustedFile 
 	for _, c := range dir.Children() {
 		switch c.Type {
 		case rootfs.Regular:
-			files = append(files, manifest.TrustedFile{URI: uri + "/" + c.Name(), SHA256: c.SHA256, Known: true, Why: why})
+			files = append(files,
+				manifest.TrustedFile{URI: uri + "/" + c.Name(), SHA256: c.SHA256, Known: true, Why: why})
 		case rootfs.Dir:
 			files = append(files, below(c, uri+"/"+c.Name(), why)...)
 		}

@@ -22,7 +22,9 @@ const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86
 var libcChoice launch.LibCChoice
 
 // seal makes the manifest of an image whose program needs a version of glibc and, after a blank, iconv.
-func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay string, entries ...Entry) (*libos.Sealed, string) {
+func seal(
+	t *testing.T, needs string, env []string, b *libos.Bundle, overlay string, entries ...Entry,
+) (*libos.Sealed, string) {
 	t.Helper()
 	tree := Tree(t, launch.Options{}.Keep(), nil, entries...)
 	version, imports, _ := strings.Cut(needs, " ")
@@ -33,7 +35,8 @@ func seal(t *testing.T, needs string, env []string, b *libos.Bundle, overlay str
 	}
 	config, err := json.Marshal(v1.ConfigFile{Config: v1.Config{Cmd: []string{"/app"}, Env: env}})
 	require.NoError(t, err)
-	spec, err := launch.Examine(context.Background(), tree).Build(context.Background(), config, launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
+	spec, err := launch.Examine(context.Background(), tree).Build(context.Background(), config,
+		launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
 	require.NoError(t, err)
 	in := libos.Input{Spec: spec, Bundle: b, Tree: tree}
 	if overlay != "" {
@@ -49,12 +52,14 @@ func bundle() *libos.Bundle {
 	b := &libos.Bundle{
 		Files: map[string]libos.RuntimeFile{},
 		Meta: libos.Meta{Kind: "gramine", Layout: LayoutVersion, GLIBC: "2.39", Musl: true, GLIBCData: libos.DataPaths{
-			Cache: "/opt/g/etc/ld.so.cache", Localtime: "/opt/g/etc/localtime", Zoneinfo: "/opt/g/share/zoneinfo", Locales: "/opt/g/locale",
+			Cache: "/opt/g/etc/ld.so.cache", Localtime: "/opt/g/etc/localtime", Zoneinfo: "/opt/g/share/zoneinfo",
+			Locales: "/opt/g/locale",
 		}},
 	}
 	for p, content := range map[string]string{
 		palPath: ELF(""), libosPath: "libos", loaderPath: "loader",
-		glibcDir + "/libc.so.6": "c", glibcDir + "/ld-linux-x86-64.so.2": "ld", muslDir + "/ld-musl-x86_64.so.1": "musl",
+		glibcDir + "/libc.so.6": "c", glibcDir + "/ld-linux-x86-64.so.2": "ld", muslDir +
+			"/ld-musl-x86_64.so.1": "musl",
 	} {
 		b.Files[p] = libos.NewRuntimeFile([]byte(content))
 	}
@@ -83,7 +88,11 @@ func libraryPath(text string) string {
 
 func TestCLibrary(t *testing.T) {
 	ld := func(p string) Entry { return Program(strings.TrimPrefix(p, "/"), ELF("")) }
-	glibc := []Entry{Program("app", ELF(glibcInterp)), ld(glibcInterp), File("etc/ld.so.cache", "cache"), File("usr/share/zoneinfo/UTC", "z"), Symlink("etc/localtime", "/usr/share/zoneinfo/UTC"), File("usr/lib/locale/C.utf8/x", "l")}
+	glibc := []Entry{
+		Program("app", ELF(glibcInterp)), ld(glibcInterp), File("etc/ld.so.cache", "cache"),
+		File("usr/share/zoneinfo/UTC", "z"), Symlink("etc/localtime", "/usr/share/zoneinfo/UTC"),
+		File("usr/lib/locale/C.utf8/x", "l"),
+	}
 	for _, c := range []struct {
 		name, needs string
 		env         []string
@@ -93,13 +102,34 @@ func TestCLibrary(t *testing.T) {
 	}{
 		{"glibc that is old enough", "2.36", nil, glibc, glibcDir + ":" + interpDir, "", glibcDir},
 		{"glibc as new as the runtime's", "2.39", nil, glibc, glibcDir + ":" + interpDir, "", glibcDir},
-		{"the image's own path is kept", "2.36", []string{"LD_LIBRARY_PATH=/opt/a:/opt/b"}, glibc, glibcDir + ":" + interpDir + ":/opt/a:/opt/b", "", glibcDir},
-		{"no cache: the directories", "2.36", nil, []Entry{Program("app", ELF(glibcInterp)), ld("usr" + glibcInterp), Symlink("lib64", "usr/lib64")}, glibcDir + ":/usr/lib64:" + interpDir, "", glibcDir},
+		{
+			"the image's own path is kept", "2.36", []string{"LD_LIBRARY_PATH=/opt/a:/opt/b"}, glibc, glibcDir + ":" +
+				interpDir + ":/opt/a:/opt/b", "", glibcDir,
+		},
+		{
+			"no cache: the directories", "2.36", nil, []Entry{
+				Program("app", ELF(glibcInterp)), ld("usr" + glibcInterp), Symlink("lib64", "usr/lib64"),
+			}, glibcDir + ":/usr/lib64:" + interpDir, "", glibcDir,
+		},
 		{"glibc that is too new", "2.40", nil, glibc, interpDir, "glibc-too-new", ""},
-		{"too new, with a path of the image", "2.40", []string{"LD_LIBRARY_PATH=/opt/a"}, glibc, interpDir + ":/opt/a", "glibc-too-new", ""},
-		{"too new, in a place of its own", "2.40", nil, []Entry{Program("app", ELF("/nix/store/g/lib/ld-linux-x86-64.so.2")), ld("/nix/store/g/lib/ld-linux-x86-64.so.2")}, interpDir, "glibc-too-new", ""},
-		{"musl", "", nil, []Entry{Program("app", ELF(muslInterp)), ld(muslInterp)}, muslDir + ":" + interpDir, "", muslDir},
-		{"static, with a path of the image", "", []string{"LD_LIBRARY_PATH=/cuda"}, []Entry{Program("app", ELF(""))}, "/cuda", "syscall-traps", ""},
+		{
+			"too new, with a path of the image", "2.40", []string{"LD_LIBRARY_PATH=/opt/a"}, glibc, interpDir +
+				":/opt/a", "glibc-too-new", "",
+		},
+		{
+			"too new, in a place of its own", "2.40", nil, []Entry{
+				Program("app", ELF("/nix/store/g/lib/ld-linux-x86-64.so.2")),
+				ld("/nix/store/g/lib/ld-linux-x86-64.so.2"),
+			}, interpDir, "glibc-too-new", "",
+		},
+		{
+			"musl", "", nil, []Entry{Program("app", ELF(muslInterp)), ld(muslInterp)}, muslDir + ":" + interpDir, "",
+			muslDir,
+		},
+		{
+			"static, with a path of the image", "", []string{"LD_LIBRARY_PATH=/cuda"}, []Entry{Program("app", ELF(""))},
+			"/cuda", "syscall-traps", "",
+		},
 		{"an empty path", "2.40", []string{"LD_LIBRARY_PATH="}, glibc, interpDir, "glibc-too-new", ""},
 		{"static", "", nil, []Entry{Program("app", ELF(""))}, "-", "syscall-traps", ""},
 	} {
@@ -114,8 +144,10 @@ func TestCLibrary(t *testing.T) {
 	}
 	_, text := seal(t, "2.36", nil, bundle(), "", glibc...)
 	for _, mount := range []string{
-		`{ path = "/opt/g/etc/ld.so.cache", uri = "file:/etc/ld.so.cache" }`, `{ path = "/opt/g/etc/localtime", uri = "file:/usr/share/zoneinfo/UTC" }`,
-		`{ path = "/opt/g/share/zoneinfo", uri = "file:/usr/share/zoneinfo" }`, `{ path = "/opt/g/locale", uri = "file:/usr/lib/locale" }`,
+		`{ path = "/opt/g/etc/ld.so.cache", uri = "file:/etc/ld.so.cache" }`,
+		`{ path = "/opt/g/etc/localtime", uri = "file:/usr/share/zoneinfo/UTC" }`,
+		`{ path = "/opt/g/share/zoneinfo", uri = "file:/usr/share/zoneinfo" }`,
+		`{ path = "/opt/g/locale", uri = "file:/usr/lib/locale" }`,
 		`{ path = "/etc/hosts", uri = "file:/cconvert/app/hosts" }`,
 	} {
 		assert.Contains(t, text, mount)
@@ -133,7 +165,9 @@ func TestCLibrary(t *testing.T) {
 	s, _ = seal(t, "2.36 iconv", nil, bundle(), "", converters...)
 	assert.Contains(t, codesOf(s), launch.CodeGconv)
 
-	for choice, want := range map[launch.LibCChoice]string{launch.LibCImage: interpDir, launch.LibCPatched: glibcDir + ":" + interpDir, launch.LibCAuto: interpDir} {
+	for choice, want := range map[launch.LibCChoice]string{
+		launch.LibCImage: interpDir, launch.LibCPatched: glibcDir + ":" + interpDir, launch.LibCAuto: interpDir,
+	} {
 		libcChoice = choice
 		_, text := seal(t, "2.41", nil, bundle(), "", glibc...)
 		assert.Equal(t, want, libraryPath(text), choice)
@@ -157,7 +191,8 @@ loader.log_level = "debug"
 	assert.Contains(t, codesOf(s), launch.CodeAVX512)
 	assert.Contains(t, codesOf(s), launch.CodeInsecureSetting)
 
-	s, _ = seal(t, "", nil, bundle(), "sgx.cpu_features = { avx = \"required\" }\nsgx.use_exinfo = true\n", Program("app", ELF("")))
+	s, _ = seal(t, "", nil, bundle(), "sgx.cpu_features = { avx = \"required\" }\nsgx.use_exinfo = true\n",
+		Program("app", ELF("")))
 	assert.NotContains(t, codesOf(s), launch.CodeAVX512)
 	assert.NotContains(t, codesOf(s), launch.CodeInsecureSetting)
 }

@@ -23,7 +23,9 @@ func (p *program) run(argv, env, readable []string, sig string) error {
 	// nothing at all. So it counts as none.
 	if abi, err := landlocksys.LandlockGetABIVersion(); err != nil || abi < 2 {
 		if _, err := os.Lstat(unconfined); err != nil {
-			return fmt.Errorf("this kernel or the container's seccomp profile has no Landlock of version 2 (Linux 5.19), so the program cannot be confined to its files: to run it all the same, mount a file, as with docker run -v /dev/null:%s", unconfined)
+			return fmt.Errorf("this kernel or the container's seccomp profile has no Landlock of version 2 (Linux "+
+				"5.19), so the program cannot be confined to its files: to run it all the same, mount a file, as with "+
+				"docker run -v /dev/null:%s", unconfined)
 		}
 		fmt.Fprintln(os.Stderr, "cconvert sim: the program is NOT CONFINED to the files of its manifest")
 	} else if err := p.confine(readable); err != nil {

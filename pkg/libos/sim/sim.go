@@ -44,7 +44,8 @@ func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, er
 	file := o.Source
 	if file == "" {
 		if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-			return nil, fmt.Errorf("this build of cconvert is for %s/%s and cannot run in the image: name one for linux/amd64 with --runtime sim=FILE",
+			return nil, fmt.Errorf("this build of cconvert is for %s/%s and cannot run in the image: name one for "+
+				"linux/amd64 with --runtime sim=FILE",
 				runtime.GOOS, runtime.GOARCH)
 		}
 		var err error

@@ -108,7 +108,8 @@ func start(args []string) error {
 	if len(argv) == 0 {
 		argv = []string{p.LibOS.Entrypoint}
 	}
-	fmt.Fprintln(os.Stderr, "cconvert sim: SIMULATION, nothing is confidential: there is no enclave around this program")
+	fmt.Fprintln(os.Stderr,
+		"cconvert sim: SIMULATION, nothing is confidential: there is no enclave around this program")
 	return p.run(argv, p.environment(), readable, app+".sig")
 }
 

@@ -41,7 +41,9 @@ func signed(t *testing.T, manifest string) (pal, app string) {
 	require.NoError(t, err)
 	public, _ := key.Public(context.Background())
 	require.NoError(t, s.Attach(public, sig))
-	for name, content := range map[string][]byte{pal: image, app + ".manifest.sgx": []byte(manifest), app + ".sig": s.Bytes()} {
+	for name, content := range map[string][]byte{
+		pal: image, app + ".manifest.sgx": []byte(manifest), app + ".sig": s.Bytes(),
+	} {
 		require.NoError(t, os.WriteFile(name, content, 0o600))
 	}
 	return pal, app
@@ -89,7 +91,8 @@ func TestFilesAreChecked(t *testing.T) {
 	parse := func(uri, sha string) *program {
 		var p program
 		require.NoError(t, toml.Unmarshal(fmt.Appendf(nil,
-			"loader.entrypoint = { uri = %q, sha256 = %q }\nsgx.trusted_files = [{ uri = %q, sha256 = %q }, { uri = %q, sha256 = %q }]\n",
+			"loader.entrypoint = { uri = %q, sha256 = %q }\nsgx.trusted_files = [{ uri = %q, sha256 = %q }, { uri = "+
+				"%q, sha256 = %q }]\n",
 			"file:"+good, digest, uri, sha, "file:"+missing, digest), &p))
 		return &p
 	}
@@ -111,7 +114,8 @@ func TestEnvironmentIsTheManifests(t *testing.T) {
 	t.Setenv("HOST", "h")
 	t.Setenv("SECRET", "s")
 	var p program
-	require.NoError(t, toml.Unmarshal([]byte("loader.env = { A = \"1\", B = { value = \"2\" }, HOST = { passthrough = true }, UNSET = { passthrough = true } }\n"), &p))
+	require.NoError(t, toml.Unmarshal([]byte("loader.env = { A = \"1\", B = { value = \"2\" }, HOST = { passthrough = "+
+		"true }, UNSET = { passthrough = true } }\n"), &p))
 	assert.Equal(t, []string{"A=1", "B=2", "HOST=h"}, p.environment())
 }
 
@@ -120,7 +124,8 @@ func TestWritableDirectoriesLeadToEachOther(t *testing.T) {
 	tmp, link, secret := filepath.Join(dir, "tmp"), filepath.Join(dir, "link"), filepath.Join(dir, "secret")
 	require.NoError(t, os.Mkdir(secret, 0o700))
 	var p program
-	require.NoError(t, toml.Unmarshal(fmt.Appendf(nil, "fs.mounts = [{ type = \"tmpfs\", path = %q }, { type = \"tmpfs\", path = %q }]\n", tmp, link), &p))
+	require.NoError(t, toml.Unmarshal(fmt.Appendf(nil,
+		"fs.mounts = [{ type = \"tmpfs\", path = %q }, { type = \"tmpfs\", path = %q }]\n", tmp, link), &p))
 	require.NoError(t, os.Symlink("tmp", link))
 	dirs, err := p.writable()
 	require.NoError(t, err)
@@ -134,7 +139,8 @@ func TestWritableDirectoriesLeadToEachOther(t *testing.T) {
 func TestHostEnvironmentDoesNotOverrule(t *testing.T) {
 	t.Setenv("PATH", "/evil")
 	var p program
-	require.NoError(t, toml.Unmarshal([]byte("loader.insecure__use_host_env = true\nloader.env.PATH = \"/usr/bin\"\n"), &p))
+	require.NoError(t,
+		toml.Unmarshal([]byte("loader.insecure__use_host_env = true\nloader.env.PATH = \"/usr/bin\"\n"), &p))
 	assert.Contains(t, p.environment(), "PATH=/usr/bin")
 	assert.NotContains(t, p.environment(), "PATH=/evil")
 }

@@ -80,7 +80,8 @@ func TestPatchesAreFew(t *testing.T) {
 	binary.LittleEndian.PutUint64(signed[32:], at)
 	binary.LittleEndian.PutUint16(signed[56:], 60)
 	for range 60 {
-		signed, err = binary.Append(signed, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_LOAD), Filesz: at, Memsz: at, Align: 4096})
+		signed, err = binary.Append(signed, binary.LittleEndian,
+			elf.Prog64{Type: uint32(elf.PT_LOAD), Filesz: at, Memsz: at, Align: 4096})
 		require.NoError(t, err)
 	}
 	_, err = Open(signed)

@@ -11,8 +11,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// Config is what the signing tool was told of an enclave (linux-sgx, "Enclave Configuration File"), as its metadata shows
-// it. Sizes are in bytes.
+// Config is what the signing tool was told of an enclave (linux-sgx, "Enclave Configuration File"), as its metadata
+// shows it. Sizes are in bytes.
 type Config struct {
 	HeapSize           uint64 `json:"heap_size"`
 	StackSize          uint64 `json:"stack_size"` // of each thread
@@ -180,13 +180,17 @@ func newLayout(f *elf.File, c Config) (*layout, error) {
 	thread := func() []item {
 		const rw = sgx.REG | sgx.R | sgx.W
 		return []item{
-			place(guard), place(item{id: idStack, attr: attrAdd | attrExtend, pages: pages(c.StackSize), size: stackPattern, flags: rw}),
-			place(guard), place(item{id: idTCS, attr: attrAdd | attrExtend, pages: 1, size: tcsSize, at: tcsAt, flags: sgx.TCS}),
+			place(guard), place(item{
+				id: idStack, attr: attrAdd | attrExtend, pages: pages(c.StackSize), size: stackPattern, flags: rw,
+			}),
+			place(guard),
+			place(item{id: idTCS, attr: attrAdd | attrExtend, pages: 1, size: tcsSize, at: tcsAt, flags: sgx.TCS}),
 			place(item{id: idSSA, attr: attrAdd | attrExtend, pages: 2 * l.frame, flags: rw}),
 			place(guard), place(item{id: idTD, attr: attrAdd | attrExtend, pages: 1 + pages(l.tls), flags: rw}),
 		}
 	}
-	l.first = append(l.first, place(item{id: idHeap, attr: attrAdd, pages: pages(c.HeapSize), flags: sgx.REG | sgx.R | sgx.W}))
+	l.first = append(l.first,
+		place(item{id: idHeap, attr: attrAdd, pages: pages(c.HeapSize), flags: sgx.REG | sgx.R | sgx.W}))
 	l.first = append(l.first, thread()...)
 	if c.Threads > 1 {
 		begin := at
@@ -333,7 +337,8 @@ func (l *layout) globalData(f *elf.File, size int) (uint64, error) {
 			continue
 		}
 		for _, p := range f.Progs {
-			if p.Type == elf.PT_LOAD && s.Value >= p.Vaddr && s.Value-p.Vaddr <= p.Filesz && p.Filesz-(s.Value-p.Vaddr) >= global {
+			if p.Type == elf.PT_LOAD && s.Value >= p.Vaddr && s.Value-p.Vaddr <= p.Filesz &&
+				p.Filesz-(s.Value-p.Vaddr) >= global {
 				if at := s.Value - p.Vaddr + p.Off; at <= uint64(size) {
 					return at, nil
 				}
@@ -360,7 +365,8 @@ func xsaveSize(xfrm uint64) uint32 {
 func (e *Enclave) Config() Config {
 	le := binary.LittleEndian
 	c := Config{
-		Threads: 1, Policy: le.Uint32(e.meta[20:]), MinPool: le.Uint32(e.meta[36:]), Attributes: e.Attributes, MiscSelect: e.MiscSelect,
+		Threads: 1, Policy: le.Uint32(e.meta[20:]), MinPool: le.Uint32(e.meta[36:]), Attributes: e.Attributes,
+		MiscSelect: e.MiscSelect,
 	}
 	entries, _ := table(e.meta, offLayout) // Open has read it
 	for _, entry := range entries {
@@ -380,8 +386,8 @@ func (e *Enclave) Config() Config {
 }
 
 // CheckMetadata compares the metadata with what the tool of SDK 2.20 would have written for the program, byte for byte,
-// by the configuration that it shows. Other versions of the tool write other metadata, so that an error is no proof of a
-// change: what is loaded is measured in any case.
+// by the configuration that it shows. Other versions of the tool write other metadata, so that an error is no proof of
+// a change: what is loaded is measured in any case.
 func (e *Enclave) CheckMetadata() error {
 	want, err := Metadata(e.file, e.Config())
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package sdk reads enclaves that were signed with Intel's SGX SDK: shared objects with a note in which its tool, sgx_sign,
-// has put a SIGSTRUCT and how the enclave is laid out. [Open] finds them, and [Enclave.Measure] computes the MRENCLAVE that
-// a CPU would, so that it is known whether an enclave is what its SIGSTRUCT says.
+// Package sdk reads enclaves that were signed with Intel's SGX SDK: shared objects with a note in which its tool,
+// sgx_sign, has put a SIGSTRUCT and how the enclave is laid out. [Open] finds them, and [Enclave.Measure] computes the
+// MRENCLAVE that a CPU would, so that it is known whether an enclave is what its SIGSTRUCT says.
 //
-// The format is that of psw/urts and common/inc/metadata.h in Intel's linux-sgx, metadata of major version 2; what comes
-// for SGX2 alone, memory that is added while the enclave runs, is no part of the measurement.
+// The format is that of psw/urts and common/inc/metadata.h in Intel's linux-sgx, metadata of major version 2; what
+// comes for SGX2 alone, memory that is added while the enclave runs, is no part of the measurement.
 package sdk
 
 import (
@@ -94,8 +94,9 @@ func Open(file []byte) (*Enclave, error) {
 	e := &Enclave{
 		file: file, meta: meta,
 		SigStruct: meta[offSigStruct : offSigStruct+sgx.SigStructSize], Version: le.Uint64(meta[offVersion:]),
-		Attributes: sgx.Attributes{Flags: le.Uint64(meta[offFlags:]), XFRM: le.Uint64(meta[offXFRM:])}, MiscSelect: le.Uint32(meta[offMiscSelect:]),
-		Layout: sgx.Layout{Size: le.Uint64(meta[offEnclaveSize:]), SSAFrameSize: le.Uint32(meta[offSSAFrame:])},
+		Attributes: sgx.Attributes{Flags: le.Uint64(meta[offFlags:]), XFRM: le.Uint64(meta[offXFRM:])},
+		MiscSelect: le.Uint32(meta[offMiscSelect:]),
+		Layout:     sgx.Layout{Size: le.Uint64(meta[offEnclaveSize:]), SSAFrameSize: le.Uint32(meta[offSSAFrame:])},
 	}
 	if e.Layout.Size > maxEnclave {
 		return nil, fmt.Errorf("%w: the enclave has %d bytes", ErrMetadata, e.Layout.Size)
@@ -132,7 +133,8 @@ func (e *Enclave) Hashed() uint64 {
 // Measure computes the MRENCLAVE. The error is ErrMetadata if more than MaxMeasured bytes would be hashed.
 func (e *Enclave) Measure(ctx context.Context) (sgx.Measurement, error) {
 	if e.Hashed() > MaxMeasured {
-		return sgx.Measurement{}, fmt.Errorf("%w: measuring it means hashing more than %d bytes", ErrMetadata, uint64(MaxMeasured))
+		return sgx.Measurement{},
+			fmt.Errorf("%w: measuring it means hashing more than %d bytes", ErrMetadata, uint64(MaxMeasured))
 	}
 	return sgx.Measure(ctx, e.Layout)
 }
@@ -170,7 +172,8 @@ func metadata(file []byte) ([]byte, error) {
 	}
 	note := file[s.Offset : s.Offset+s.FileSize]
 	const at = 12 + len(noteName)
-	if len(note) < at+headerSize || binary.LittleEndian.Uint32(note) != uint32(len(noteName)) || string(note[12:at]) != noteName {
+	if len(note) < at+headerSize || binary.LittleEndian.Uint32(note) != uint32(len(noteName)) ||
+		string(note[12:at]) != noteName {
 		return nil, fmt.Errorf("%w: its note is another one", ErrNone)
 	}
 	meta := note[at:]
@@ -193,7 +196,8 @@ func metadata(file []byte) ([]byte, error) {
 
 // table returns the entries of a directory of the metadata.
 func table(meta []byte, directory int) ([][]byte, error) {
-	at, size := uint64(binary.LittleEndian.Uint32(meta[directory:])), uint64(binary.LittleEndian.Uint32(meta[directory+4:]))
+	at, size := uint64(binary.LittleEndian.Uint32(meta[directory:])),
+		uint64(binary.LittleEndian.Uint32(meta[directory+4:]))
 	if at > uint64(len(meta)) || size > uint64(len(meta))-at || size%entrySize != 0 || size/entrySize > maxEntries {
 		return nil, fmt.Errorf("it has a table of %d bytes at %d", size, at)
 	}
@@ -213,8 +217,10 @@ func patched(file, meta []byte) ([]byte, error) {
 	out := bytes.Clone(file)
 	sum := uint64(0)
 	for _, p := range patches {
-		to, from, size := binary.LittleEndian.Uint64(p), uint64(binary.LittleEndian.Uint32(p[8:])), uint64(binary.LittleEndian.Uint32(p[12:]))
-		if from > uint64(len(meta)) || size > uint64(len(meta))-from || to > uint64(len(out)) || size > uint64(len(out))-to {
+		to, from, size := binary.LittleEndian.Uint64(p), uint64(binary.LittleEndian.Uint32(p[8:])),
+			uint64(binary.LittleEndian.Uint32(p[12:]))
+		if from > uint64(len(meta)) || size > uint64(len(meta))-from || to > uint64(len(out)) ||
+			size > uint64(len(out))-to {
 			return nil, fmt.Errorf("it patches %d bytes at %#x, from %#x", size, to, from)
 		}
 		if sum += size; sum > uint64(len(file)) {
@@ -234,7 +240,8 @@ func (e *Enclave) program(image []byte) error {
 	}
 	sum := uint64(0)
 	for _, p := range progs {
-		if p.Filesz > p.Memsz || p.Off > uint64(len(image)) || p.Filesz > uint64(len(image))-p.Off || p.Memsz > e.Layout.Size || p.Vaddr > e.Layout.Size {
+		if p.Filesz > p.Memsz || p.Off > uint64(len(image)) || p.Filesz > uint64(len(image))-p.Off ||
+			p.Memsz > e.Layout.Size || p.Vaddr > e.Layout.Size {
 			return fmt.Errorf("a segment of %d bytes at %#x does not fit", p.Memsz, p.Vaddr)
 		}
 		if sum += p.Filesz; sum > uint64(len(image))+maxSegments*sgx.PageSize { // they can share pages

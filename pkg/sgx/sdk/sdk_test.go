@@ -82,8 +82,10 @@ func TestWholeMetadata(t *testing.T) {
 		}
 		mask := ^s.AttributesMask.XFRM
 		config := sdk.Config{
-			HeapSize: v.Config.HeapInitSize, StackSize: v.Config.StackMaxSize, ReservedSize: v.Config.ReservedMemInitSize,
-			ReservedExecutable: v.Config.ReservedMemExecutable == 1, Threads: v.Config.TCSNum, Policy: v.Config.TCSPolicy, MinPool: v.Config.TCSMinPool,
+			HeapSize: v.Config.HeapInitSize, StackSize: v.Config.StackMaxSize,
+			ReservedSize:       v.Config.ReservedMemInitSize,
+			ReservedExecutable: v.Config.ReservedMemExecutable == 1, Threads: v.Config.TCSNum,
+			Policy: v.Config.TCSPolicy, MinPool: v.Config.TCSMinPool,
 			Attributes: sgx.Attributes{Flags: flags, XFRM: mask | s.Attributes.XFRM},
 		}
 		assert.Equal(t, config, e.Config(), v.Name)
@@ -92,7 +94,8 @@ func TestWholeMetadata(t *testing.T) {
 		copy(block[64:], s.Bytes())
 		signed := read(t, v.Name+".signed.so")
 		const note = 0x5000 // bytes of the metadata's room, which is zero behind it
-		assert.True(t, bytes.Equal(append(block, make([]byte, note-len(block))...), signed[v.At-64:v.At-64+note]), v.Name)
+		assert.True(t, bytes.Equal(append(block, make([]byte, note-len(block))...), signed[v.At-64:v.At-64+note]),
+			v.Name)
 	}
 }
 
@@ -134,12 +137,16 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// Files are anybody's: none of them ends in a panic, or takes more than its enclave may have. Changes are of two bytes that
-// say where, in the headers or the metadata, and eight to be put there: a change anywhere in a file seldom meets either.
+// Files are anybody's: none of them ends in a panic, or takes more than its enclave may have. Changes are of two bytes
+// that say where, in the headers or the metadata, and eight to be put there: a change anywhere in a file seldom meets
+// either.
 func FuzzMetadata(f *testing.F) {
 	file := read(f, "default.signed.so")
 	metadata := load(f)[0].At - 64
-	for _, change := range []string{"\x28\x80\x00\x00\x00\x40\x00\x00\x00\x00", "\x58\x87\x00\x00\x00\x00\x00\x00\x00\x00", "\x38\x00\x01\x00\x01\x00\x01\x00\x01\x00"} {
+	for _, change := range []string{
+		"\x28\x80\x00\x00\x00\x40\x00\x00\x00\x00", "\x58\x87\x00\x00\x00\x00\x00\x00\x00\x00",
+		"\x38\x00\x01\x00\x01\x00\x01\x00\x01\x00",
+	} {
 		f.Add([]byte(change))
 	}
 	f.Fuzz(func(t *testing.T, changes []byte) {

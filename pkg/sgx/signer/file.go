@@ -29,7 +29,8 @@ func ReadFile(file string, o Options) (*sgx.Key, error) {
 	n, err := io.ReadFull(f, buffer)
 	switch {
 	case err == nil:
-		return nil, fmt.Errorf("reading the signing key %s: it has more than %d bytes, which no key has", file, maxKeyFile)
+		return nil,
+			fmt.Errorf("reading the signing key %s: it has more than %d bytes, which no key has", file, maxKeyFile)
 	case !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF):
 		return nil, fmt.Errorf("reading the signing key: %w", err)
 	}

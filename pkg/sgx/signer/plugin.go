@@ -120,7 +120,9 @@ func (p *plugin) Sign(ctx context.Context, message []byte) ([]byte, error) {
 		return nil, p.failed("its signature has %d bytes, one by this key has %d", len(signature), n)
 	}
 	if rsa.VerifyPKCS1v15(p.key, crypto.SHA256, digest[:], signature) != nil {
-		return nil, p.failed("its signature is not one of these bytes by the key that it names: it must be RSA PKCS#1 v1.5 over the SHA-256 of to_be_signed, by the private key that belongs to public_key")
+		return nil,
+			p.failed("its signature is not one of these bytes by the key that it names: it must be RSA PKCS#1 " +
+				"v1.5 over the SHA-256 of to_be_signed, by the private key that belongs to public_key")
 	}
 	return signature, nil
 }
@@ -128,8 +130,10 @@ func (p *plugin) Sign(ctx context.Context, message []byte) ([]byte, error) {
 func describe(s *sgx.SigStruct) *Enclave {
 	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
 	return &Enclave{
-		MREnclave: s.MREnclave, ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(), Date: s.Date.String(),
-		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM), XFRMMask: hex(s.AttributesMask.XFRM),
+		MREnclave: s.MREnclave, ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
+		Date:  s.Date.String(),
+		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM),
+		XFRMMask:   hex(s.AttributesMask.XFRM),
 		MiscSelect: hex(uint64(s.MiscSelect)), MiscMask: hex(uint64(s.MiscMask)),
 	}
 }
@@ -147,17 +151,21 @@ func (p *plugin) ask(ctx context.Context, r Request) ([]byte, error) {
 		return nil, err
 	}
 	if bytes.Contains(out, []byte("PRIVATE KEY")) {
-		return nil, p.failed("it wrote a private key to standard output. What it wrote was thrown away; mend the plug-in, and see to it that nothing else has kept its output")
+		return nil, p.failed("it wrote a private key to standard output. What it wrote was thrown away; mend the " +
+			"plug-in, and see to it that nothing else has kept its output")
 	}
 	var a Answer
 	if err := json.Unmarshal(out, &a); err != nil { // the cause quotes what was written
-		return nil, p.failed("it wrote %d bytes that are not one JSON object of version, signature and public_key", len(out))
+		return nil,
+			p.failed("it wrote %d bytes that are not one JSON object of version, signature and public_key", len(out))
 	}
 	if a.Version != ProtocolVersion {
-		return nil, p.failed("it answers with version %d of the protocol, this program knows %d", a.Version, ProtocolVersion)
+		return nil,
+			p.failed("it answers with version %d of the protocol, this program knows %d", a.Version, ProtocolVersion)
 	}
 	if strings.Contains(a.PublicKey, "PRIVATE KEY") {
-		return nil, p.failed("its public_key is a private key. What it wrote was thrown away; mend the plug-in, and see to it that nothing else has kept its output")
+		return nil, p.failed("its public_key is a private key. What it wrote was thrown away; mend the plug-in, and " +
+			"see to it that nothing else has kept its output")
 	}
 	if p.key, err = sgx.ParsePublicKey([]byte(a.PublicKey)); err != nil {
 		return nil, p.failed("its public_key is not usable: %w", err)
@@ -176,7 +184,8 @@ func (p *plugin) run(ctx context.Context, in []byte) ([]byte, error) {
 	asGroup(cmd)
 	cmd.WaitDelay = grace
 	err := cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) { // a program that it started still has its output open; what it said is checked
+	// a program that it started still has its output open; what it said is checked
+	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
 	}
 	switch {

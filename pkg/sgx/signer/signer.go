@@ -36,7 +36,8 @@ var (
 // must be closed.
 func Open(ctx context.Context, name string, o Options) (sgx.Signer, error) {
 	if isKey(name) {
-		return nil, fmt.Errorf("%w: this is a key itself, which is not repeated here. Put it in a file, or in a variable and say env:VARIABLE", ErrName)
+		return nil, fmt.Errorf("%w: this is a key itself, which is not repeated here. Put it in a file, or in a "+
+			"variable and say env:VARIABLE", ErrName)
 	}
 	scheme, rest, _ := strings.Cut(name, ":")
 	var s sgx.Signer
@@ -61,7 +62,8 @@ const maxName = 4 << 10
 
 // isKey says whether a name is a key that was given in the place of one: in PEM, or in base64.
 func isKey(name string) bool {
-	return len(name) > maxName || strings.Contains(name, "-----BEGIN") || strings.ContainsAny(name, "\r\n") || keyLike.MatchString(name)
+	return len(name) > maxName || strings.Contains(name, "-----BEGIN") || strings.ContainsAny(name, "\r\n") ||
+		keyLike.MatchString(name)
 }
 
 // keyLike is PEM in base64.

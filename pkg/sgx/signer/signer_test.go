@@ -30,7 +30,8 @@ import (
 
 const keyFile = "../../../testdata/vectors/test-signing-key.pem"
 
-var message = (&sgx.SigStruct{ISVSVN: 7, Attributes: sgx.Attributes{Flags: sgx.FlagMode64 | sgx.FlagDebug, XFRM: 3}}).ToBeSigned()
+var message = (&sgx.SigStruct{ISVSVN: 7,
+	Attributes: sgx.Attributes{Flags: sgx.FlagMode64 | sgx.FlagDebug, XFRM: 3}}).ToBeSigned()
 
 // TestMain makes this program a plug-in, where it is told to be one: what it does is in its argument.
 func TestMain(m *testing.M) {
@@ -224,7 +225,10 @@ func TestForms(t *testing.T) {
 
 	var asked string
 	o := signer.Options{Passphrase: func(of string) ([]byte, error) { asked = of; return []byte("secret"), nil }}
-	for _, name := range []string{keyFile, made("pkcs8"), made("pbes2-pbkdf2"), made("pbes2-scrypt"), made("legacy"), written, "env:THE_KEY", "env:THE_KEY_BASE64"} {
+	for _, name := range []string{
+		keyFile, made("pkcs8"), made("pbes2-pbkdf2"), made("pbes2-scrypt"), made("legacy"), written, "env:THE_KEY",
+		"env:THE_KEY_BASE64",
+	} {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			s, err := signer.Open(context.Background(), name, o)
 			require.NoError(t, err)
@@ -245,7 +249,9 @@ func TestForms(t *testing.T) {
 		assert.ErrorContains(t, err, name)
 		_, err = signer.Open(context.Background(), name, signer.Options{})
 		assert.ErrorIs(t, err, sgx.ErrPassphrase, name)
-		_, err = signer.Open(context.Background(), name, signer.Options{Passphrase: func(string) ([]byte, error) { return nil, none }})
+		_, err = signer.Open(context.Background(), name, signer.Options{Passphrase: func(string) ([]byte, error) {
+			return nil, none
+		}})
 		assert.ErrorIs(t, err, none, name)
 	}
 	_, err = signer.Open(context.Background(), "env:NO_SUCH_VARIABLE", signer.Options{})
@@ -257,7 +263,10 @@ func TestKeyAsName(t *testing.T) {
 	text, err := os.ReadFile(keyFile)
 	require.NoError(t, err)
 	encoded := base64.StdEncoding.EncodeToString(text)
-	for _, name := range []string{string(text), encoded, "env:" + string(text), "env:" + encoded, "exec:" + string(text), strings.ReplaceAll(string(text), "\n", " ")} {
+	for _, name := range []string{
+		string(text), encoded, "env:" + string(text), "env:" + encoded, "exec:" + string(text),
+		strings.ReplaceAll(string(text), "\n", " "),
+	} {
 		_, err := signer.Open(context.Background(), name, signer.Options{})
 		require.ErrorIs(t, err, signer.ErrName)
 		assert.NotContains(t, err.Error(), "MII")
@@ -307,7 +316,9 @@ func TestKeyFiles(t *testing.T) {
 	assert.ErrorIs(t, err, os.ErrExist, "a key is never written over")
 
 	var exposed string
-	o := signer.Options{Passphrase: func(string) ([]byte, error) { return []byte("secret"), nil }, Exposed: func(f string) { exposed = f }}
+	o := signer.Options{Passphrase: func(string) ([]byte, error) {
+		return []byte("secret"), nil
+	}, Exposed: func(f string) { exposed = f }}
 	read, err := signer.ReadFile(file, o)
 	require.NoError(t, err)
 	assert.Empty(t, exposed)

@@ -24,7 +24,8 @@ import (
 
 // moduleDirs are where a module is looked for that is given by its name.
 var moduleDirs = []string{
-	"/usr/lib/x86_64-linux-gnu/pkcs11", "/usr/lib/pkcs11", "/usr/lib64/pkcs11", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/softhsm", "/usr/local/lib",
+	"/usr/lib/x86_64-linux-gnu/pkcs11", "/usr/lib/pkcs11", "/usr/lib64/pkcs11", "/usr/lib/x86_64-linux-gnu",
+	"/usr/lib64", "/usr/lib", "/usr/lib/softhsm", "/usr/local/lib",
 }
 
 // token signs in a hardware module.
@@ -74,7 +75,8 @@ func (t *token) find(object objectName) error {
 		return err
 	}
 	if len(keys) != 1 {
-		return fmt.Errorf("it has %d key pairs of this name: one is needed, private and public object with the same id; pkcs11-tool --list-objects shows them", len(keys))
+		return fmt.Errorf("it has %d key pairs of this name: one is needed, private and public object with the same "+
+			"id; pkcs11-tool --list-objects shows them", len(keys))
 	}
 	var ok bool
 	t.key = keys[0]
@@ -126,12 +128,14 @@ func parseURI(text string) (name string, c *tokenConfig, object objectName, err 
 	}
 	if strings.Contains(text, "pin-value=") {
 		name = "pkcs11:…"
-		return bad("pin-value: other users can read the arguments of a program; give the PIN in CCONVERT_KEY_PASSPHRASE, by --key-passphrase-file, or in a file that pin-source names")
+		return bad("pin-value: other users can read the arguments of a program; give the PIN in " +
+			"CCONVERT_KEY_PASSPHRASE, by --key-passphrase-file, or in a file that pin-source names")
 	}
 	c.uri.SetAllowAnyModule(true)
 	c.uri.SetModuleDirectories(moduleDirs)
 	if c.Path, err = c.uri.GetModule(); err != nil {
-		return bad("the module that speaks to the token is named by module-path=FILE or module-name=NAME behind a question mark, and there must be such a file: %w", err)
+		return bad("the module that speaks to the token is named by module-path=FILE or module-name=NAME behind a "+
+			"question mark, and there must be such a file: %w", err)
 	}
 	get := func(attribute string) string {
 		v, _ := c.uri.GetPathAttribute(attribute, false)
@@ -145,7 +149,8 @@ func parseURI(text string) (name string, c *tokenConfig, object objectName, err 
 			selectors++
 		case "object", "id", "type", "":
 		default:
-			return bad("the attribute %q is not understood here: there is token, serial or slot-id, and object or id", attribute)
+			return bad("the attribute %q is not understood here: there is token, serial or slot-id, and object or id",
+				attribute)
 		}
 	}
 	if selectors > 1 {
@@ -189,11 +194,14 @@ func explain(err error) error {
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE:
 		return fmt.Errorf("the PIN is wrong; most tokens lock after a few tries: %w: %w", sgx.ErrPassphrase, err)
 	case pkcs11.CKR_PIN_LOCKED:
-		return fmt.Errorf("the token is locked after too many wrong PINs: its security officer can set a new one (pkcs11-tool --init-pin --so-pin …): %w", err)
+		return fmt.Errorf("the token is locked after too many wrong PINs: its security officer can set a new one "+
+			"(pkcs11-tool --init-pin --so-pin …): %w", err)
 	case pkcs11.CKR_PIN_EXPIRED:
 		return fmt.Errorf("the PIN has expired: set a new one (pkcs11-tool --change-pin): %w", err)
-	case pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_SLOT_ID_INVALID:
-		return fmt.Errorf("there is no such token: is it plugged in? pkcs11-tool --list-slots shows those that are: %w", err)
+	case pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+		pkcs11.CKR_SLOT_ID_INVALID:
+		return fmt.Errorf("there is no such token: is it plugged in? pkcs11-tool --list-slots shows those that are: %w",
+			err)
 	case pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT:
 		return fmt.Errorf("the token does not sign with this key by RSA PKCS#1 v1.5: %w", err)
 	}
@@ -210,12 +218,15 @@ func (t *token) Public(context.Context) (*rsa.PublicKey, error) { return t.publi
 
 func (t *token) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	digest := sha256.Sum256(message)
-	signature, err := patient(ctx, t.timeout, func() ([]byte, error) { return t.key.Sign(rand.Reader, digest[:], crypto.SHA256) })
+	signature, err := patient(ctx, t.timeout, func() ([]byte, error) {
+		return t.key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.name, explain(err))
 	}
 	if rsa.VerifyPKCS1v15(t.public, crypto.SHA256, digest[:], signature) != nil {
-		return nil, fmt.Errorf("%s: the token's signature does not fit its public key: do both objects of this name belong together?", t.name)
+		return nil, fmt.Errorf("%s: the token's signature does not fit its public key: do both objects of this name "+
+			"belong together?", t.name)
 	}
 	return signature, nil
 }
