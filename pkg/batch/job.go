@@ -165,6 +165,8 @@ type Record struct {
 	Begun int `json:"begun"`
 	// BegunAlone counts those that were begun with nothing else beside them, since the last that was made.
 	BegunAlone int `json:"begun_alone,omitempty"`
+	// Moving says that an attempt may have moved the tag, whatever became of it.
+	Moving bool `json:"moving,omitempty"`
 	// Identity is that of the conversion, as on the output.
 	Identity  string          `json:"identity,omitempty"`
 	Ref       string          `json:"ref,omitempty"` // the output by its digest
@@ -175,6 +177,13 @@ type Record struct {
 	Worker    string          `json:"worker,omitempty"`
 	Seconds   float64         `json:"seconds,omitempty"` // of the last attempt
 	Updated   time.Time       `json:"updated"`
+}
+
+// repeat makes the record one of a job that is asked for again. Nothing is left in it of what came out before.
+func (r *Record) repeat() {
+	*r = Record{
+		Batch: r.Batch, ID: r.ID, Job: r.Job, Request: r.Request + 1, Status: Queued, Updated: time.Now().UTC(),
+	}
 }
 
 // key is that of the record in the queue.

@@ -50,6 +50,9 @@ type Last struct {
 	revision uint64
 }
 
+// Is reports whether a record is that of the request.
+func (l Last) Is(r *Record) bool { return l.id == r.ID }
+
 // Last returns the last request for a target so far.
 func (q *Queue) Last(ctx context.Context, target string, insecure bool) (last Last, err error) {
 	return q.lastFor(ctx, Job{Target: target, Insecure: insecure})
@@ -76,67 +79,69 @@ var ErrOvertaken = errors.New("something was requested for the same target meanw
 // Request queues one conversion in the batch of Requests. If the same is the last that was asked for its target, and is
 // not done yet, it is that one; another one with the same target takes the place of those before. Last is what was the
 // last request when it was found out what is to be converted: if there is another one by now, which may have found
-// something newer, the error is ErrOvertaken.
-func (q *Queue) Request(ctx context.Context, j Job, last Last) (*Record, error) {
+// something newer, the error is ErrOvertaken. Now is the last request after this one.
+func (q *Queue) Request(ctx context.Context, j Job, last Last) (_ *Record, now Last, err error) {
 	r := &Record{Batch: Requests, ID: j.ID(), Job: j}
 	for {
 		before, revision, err := q.get(ctx, r.key())
 		if err != nil {
-			return nil, err
+			return nil, last, err
 		}
 		if latest, err := q.lastFor(ctx, j); err != nil {
-			return nil, err
+			return nil, last, err
 		} else if latest != last {
-			return nil, ErrOvertaken
+			return nil, last, ErrOvertaken
 		}
 		if before != nil && !before.Status.Final() && last.id == r.ID {
-			return before, q.queue(ctx, []*Record{before})
+			return before, last, q.queue(ctx, []*Record{before})
 		}
 		// A worker that still has the earlier request in hand cannot end this one: its number is another.
 		r.Request, r.Status, r.Updated = 0, Queued, time.Now().UTC()
 		if before != nil {
 			r.Request = before.Request + 1
 		}
-		if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		if revision, err = q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 			continue // somebody else has changed it
 		} else if err != nil {
-			return nil, err
+			return nil, last, err
 		}
-		if err := q.setLatest(ctx, r, last); err != nil {
-			return nil, err
+		if last, err = q.setLatest(ctx, r, revision, last); err != nil {
+			return nil, last, err
 		}
 		// Whoever resumed requests between the two may have skipped it.
-		now, _, err := q.get(ctx, r.key())
+		kept, _, err := q.get(ctx, r.key())
 		if err != nil {
-			return nil, err
+			return nil, last, err
 		}
-		if now == nil || now.Request != r.Request || now.Status != Skipped {
-			return r, q.queue(ctx, []*Record{r})
+		if kept == nil || kept.Request != r.Request || kept.Status != Skipped {
+			return r, last, q.queue(ctx, []*Record{r})
 		}
 		if latest, err := q.lastFor(ctx, j); err != nil || latest.id != r.ID { // it was replaced since
-			return now, err
+			return kept, last, err
 		}
 	}
 }
 
-// setLatest makes a request the last one for its target. If another one became that meanwhile, it is skipped.
-func (q *Queue) setLatest(ctx context.Context, r *Record, last Last) error {
-	err := q.try(ctx, func(ctx context.Context) error {
-		_, err := q.latest.Update(ctx, targetKey(r.Job), []byte(r.ID), last.revision)
+// setLatest makes a request, whose record has a revision, the last one for its target. If another one became that
+// meanwhile, it is skipped.
+func (q *Queue) setLatest(ctx context.Context, r *Record, revision uint64, last Last) (now Last, err error) {
+	err = q.try(ctx, func(ctx context.Context) error {
+		at, err := q.latest.Update(ctx, targetKey(r.Job), []byte(r.ID), last.revision)
+		now = Last{r.ID, at}
 		return err
 	})
 	if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
-		return err
+		return now, err
 	}
 	// the answer of an earlier attempt was lost
 	if latest, err := q.lastFor(ctx, r.Job); err == nil && latest.id == r.ID {
-		return nil
+		return latest, nil
 	}
 	r.Status, r.Error, r.Updated = Skipped, ErrOvertaken.Error(), time.Now().UTC()
-	if err := q.put(ctx, r); err != nil {
-		return err
+	if _, err := q.update(ctx, r, revision); err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		return last, err
 	}
-	return ErrOvertaken
+	return last, ErrOvertaken // if the record is another one's by now, that one goes on
 }
 
 func targetKey(j Job) string {
@@ -157,19 +162,23 @@ func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
 	return latest.id != "" && latest.id != r.ID, err
 }
 
-// repeatLatest has the last request for a job's target done again, if it is done: an earlier one may have moved the tag
-// after the last one has found there what it wanted.
+// repeatLatest has the last request for a job's target done again, if it is done or somebody is at it: an earlier one
+// may have moved the tag after the last one has found there what it wanted.
 func (q *Queue) repeatLatest(ctx context.Context, j Job) error {
 	latest, err := q.lastFor(ctx, j)
 	if err != nil || latest.id == "" {
 		return err
 	}
-	r, revision, err := q.get(ctx, Requests+"."+latest.id)
-	if err != nil || r == nil || !r.Status.Final() {
+	return q.repeat(ctx, Requests+"."+latest.id)
+}
+
+// repeat has a job done again, if it is done or somebody is at it, who cannot end it then.
+func (q *Queue) repeat(ctx context.Context, key string) error {
+	r, revision, err := q.get(ctx, key)
+	if err != nil || r == nil || !r.Status.Final() && r.Status != Running {
 		return err
 	}
-	r.Request, r.Status, r.Updated = r.Request+1, Queued, time.Now().UTC()
-	r.Attempts, r.Begun, r.BegunAlone = 0, 0, 0
+	r.repeat()
 	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return nil // somebody else has asked for it
 	} else if err != nil {

@@ -68,6 +68,7 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(drain, func() { cancel(nil) })()
+	defer context.AfterFunc(q.closed, func() { cancel(context.Cause(q.closed)) })()
 	var all sync.WaitGroup
 	for range slots(o.Parallel) {
 		all.Go(func() {
@@ -77,7 +78,7 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 		})
 	}
 	all.Wait()
-	if err := context.Cause(stop); errors.Is(err, ErrSigner) {
+	if err := context.Cause(stop); errors.Is(err, ErrSigner) || errors.Is(err, ErrClosed) {
 		return err
 	}
 	return ctx.Err()
@@ -144,8 +145,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 	}
 	switch err := wanted(ctx); {
 	case errors.Is(err, errSuperseded):
-		r.Status, r.Error = Skipped, err.Error()
-		q.finish(ctx, r, revision, msg)
+		q.supersede(ctx, r, revision, msg, o)
 		return
 	case err != nil:
 		_ = msg.NakWithDelay(o.FirstPause)
@@ -171,8 +171,23 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		return
 	}
 	begin := time.Now()
+	// The tag is moved by whoever has the job in hand, and it is known then that it may be: the answer can be lost.
+	moving := func(ctx context.Context) error {
+		if err := wanted(ctx); err != nil {
+			return err
+		}
+		r.Moving, r.Updated = true, time.Now().UTC()
+		next, err := q.update(ctx, r, revision)
+		if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+			return errTaken
+		}
+		if err == nil {
+			revision = next
+		}
+		return err
+	}
 	attempt, end := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("it took longer than %s", o.Timeout))
-	out, err := w.convert(attempt, r.Job, &t.meter, wanted)
+	out, err := w.convert(attempt, r.Job, &t.meter, wanted, moving)
 	worked := false // all the time, so that it takes as long next time
 	if err != nil && attempt.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w: %w", context.Cause(attempt), err)
@@ -201,14 +216,20 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		return
 	}
 	if errors.Is(err, errSuperseded) {
-		r.Status, r.Error, r.Transient = Skipped, errSuperseded.Error(), false
-		q.finish(ctx, r, revision, msg)
+		q.supersede(ctx, r, revision, msg, o)
 		return
+	}
+	if errors.Is(err, errTaken) {
+		return // whoever has it now ends it
 	}
 	logrus.Debugf("%s: %v", r.Job.Source, err)
 	r.Error, r.Transient = err.Error(), !worked && (image.Transient(err) || errors.Is(err, image.ErrMoved)) ||
 		r.Job.Passing
 	if !r.Transient || r.Job.Passing || r.Attempts >= o.Attempts {
+		if r.Moving && errors.Is(wanted(ctx), errSuperseded) {
+			q.supersede(ctx, r, revision, msg, o)
+			return
+		}
 		r.Status = Failed
 		if r.Job.Found && !r.Job.Passing && Unsuitable(err) {
 			r.Status = Skipped
@@ -230,6 +251,21 @@ func (q *Queue) giveBack(r *Record, revision uint64) {
 	r.Status, r.Updated = Queued, time.Now().UTC()
 	_, _ = q.update(ctx, r, revision) // otherwise it counts as one that was left
 }
+
+// supersede ends a request in whose place another one is. If it may have moved the tag, the other one is done again.
+func (q *Queue) supersede(ctx context.Context, r *Record, revision uint64, msg jetstream.Msg, o WorkOptions) {
+	if r.Moving {
+		if err := q.repeatLatest(ctx, r.Job); err != nil {
+			_ = msg.NakWithDelay(o.FirstPause)
+			return
+		}
+	}
+	r.Status, r.Error, r.Transient = Skipped, errSuperseded.Error(), false
+	q.finish(ctx, r, revision, msg)
+}
+
+// errTaken says that a job was given to another worker, because this one was silent.
+var errTaken = errors.New("the job was given to another worker meanwhile")
 
 // errSuperseded says that of two requests for a target this one is the earlier.
 var errSuperseded = errors.New("another image was requested for the same target since")
@@ -259,8 +295,9 @@ func heartbeat(ctx context.Context, msg jetstream.Msg, every time.Duration) {
 	}
 }
 
-// finish notes what is final. Where another worker was quicker, its record stays, for the outcome is the same; but what
-// has succeeded takes the place of a failure, which can be of a worker that was cut off.
+// finish notes what is final. Where another worker was quicker, its record stays; but what has succeeded takes the
+// place of a failure, which can be of a worker that was cut off. If this one may have moved the tag since, and the
+// outcome is another one, for the source may have changed, the job is done again.
 func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jetstream.Msg) {
 	r.Updated = time.Now().UTC()
 	for {
@@ -277,6 +314,9 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 			q.ack(ctx, msg)
 			return
 		case now.Status.Final() && (now.Status != Failed || r.Status == Failed || r.Status == Skipped):
+			if r.Moving && now.Digest != r.Digest && q.repeat(ctx, r.key()) != nil {
+				return
+			}
 			q.ack(ctx, msg)
 			return
 		case at == revision:

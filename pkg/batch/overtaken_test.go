@@ -1,0 +1,88 @@
+package batch
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// hooked calls a function after a value was read.
+type hooked struct {
+	jetstream.KeyValue
+	after func()
+}
+
+func (h *hooked) Get(ctx context.Context, key string) (jetstream.KeyValueEntry, error) {
+	e, err := h.KeyValue.Get(ctx, key)
+	if h.after != nil {
+		h.after()
+	}
+	return e, err
+}
+
+// Of three requests for a target the last one is skipped, because the first one, which was overtaken by the second,
+// says so of a record that is the last one's by then.
+func TestSkippedRecordOfAnother(t *testing.T) {
+	ctx := context.Background()
+	q, err := Open(ctx, QueueOptions{Dir: filepath.Join(t.TempDir(), "queue")})
+	require.NoError(t, err)
+	defer q.Close()
+	other := *q // another service
+	j, k := Job{Source: "registry.example/a:1", Target: "registry.example/out:1"},
+		Job{Source: "registry.example/b:1", Target: "registry.example/out:1"}
+	ask := func(q *Queue, j Job) *Record {
+		last, err := q.lastFor(ctx, j)
+		require.NoError(t, err)
+		r, _, err := q.Request(ctx, j, last)
+		require.NoError(t, err)
+		return r
+	}
+	h := &hooked{KeyValue: q.latest}
+	q.latest = h
+	n := 0
+	var last *Record
+	h.after = func() {
+		n++
+		switch n {
+		case 2: // in Request: the last one is as it was; the record is written, and then somebody asks for another one
+			h.after = nil
+			recs := &hookedUpdate{KeyValue: q.records, before: func() {
+				ask(&other, k)
+				m := 0
+				h.after = func() {
+					if m++; m == 1 { // in setLatest: it was overtaken, and before that is noted it is asked for again
+						h.after = nil
+						last = ask(&other, j)
+					}
+				}
+			}}
+			q.records = recs
+		}
+	}
+	l, err := q.lastFor(ctx, j)
+	require.NoError(t, err)
+	_, _, err = q.Request(ctx, j, l)
+	require.NotNil(t, last)
+	now, _, err := other.get(ctx, last.key())
+	require.NoError(t, err)
+	assert.Equal(t, Queued, now.Status)
+}
+
+type hookedUpdate struct {
+	jetstream.KeyValue
+	once   sync.Once
+	before func()
+}
+
+func (h *hookedUpdate) Update(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	n, err := h.KeyValue.Update(ctx, key, value, revision)
+	if err == nil {
+		h.once.Do(h.before)
+	}
+	return n, err
+}
