@@ -99,7 +99,6 @@ func newBatch() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var jobs []batch.Job
 		var p *plan.Plan
 		name := ""
 		if len(args) == 1 {
@@ -111,20 +110,20 @@ func newBatch() *cobra.Command {
 		if listTime <= 0 {
 			return usagef("--list-timeout is positive")
 		}
-		if resume == "" {
+		find := func(ctx context.Context) ([]batch.Job, error) {
 			p.ListTime = listTime
-			if jobs, err = planJobs(cmd.Context(), name, p, options.Image, own.registry.insecure); err != nil {
-				return err
-			}
+			jobs, err := planJobs(ctx, name, p, options.Image, own.registry.insecure)
 			for i := range jobs {
 				jobs[i].Force = force
 			}
-			if dry {
-				return printJobs(cmd.OutOrStdout(), jobs)
-			}
-			if err := pinRuntimes(cmd.Context(), jobs, options.Image); err != nil {
+			return jobs, err
+		}
+		if dry {
+			jobs, err := find(cmd.Context())
+			if err != nil {
 				return err
 			}
+			return printJobs(cmd.OutOrStdout(), jobs)
 		}
 		r := batchRun{
 			queue: queue, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == "",
@@ -136,9 +135,15 @@ func newBatch() *cobra.Command {
 			defer r.signer.Close()
 		}
 		if resume != "" {
-			return r.resume(cmd, resume, name)
+			return r.resume(cmd, resume, name, p)
 		}
-		return r.run(cmd, name, jobs)
+		return r.run(cmd, &batch.Batch{Name: name, Plan: p.Digest}, func(ctx context.Context) ([]batch.Job, error) {
+			jobs, err := find(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return jobs, pinRuntimes(ctx, jobs, options.Image)
+		})
 	}
 	cmd.AddCommand(newBatchStatus(), newBatchResults(), newBatchRetry())
 	return cmd
@@ -177,15 +182,32 @@ const patience = 10 * time.Second
 // newest stands for the newest batch.
 const newest = "newest"
 
-// run queues jobs as a batch, and waits for it.
-func (r *batchRun) run(cmd *cobra.Command, name string, jobs []batch.Job) error {
-	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) {
-		return q.Submit(ctx, name, jobs)
+// run queues what is found as a batch, and waits for it.
+func (r *batchRun) run(
+	cmd *cobra.Command, b *batch.Batch, find func(context.Context) ([]batch.Job, error),
+) error {
+	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (_ *batch.Batch, err error) {
+		if b.MRSigner, err = r.mrsigner(ctx); err != nil {
+			return nil, err
+		}
+		return b, q.SubmitFound(ctx, b, find)
 	})
 }
 
-// resume goes on with a batch, which has to be one of the plan if there is one.
-func (r *batchRun) resume(cmd *cobra.Command, id, plan string) error {
+// mrsigner is by which key this process signs; zero: others do.
+func (r *batchRun) mrsigner(ctx context.Context) (m sgx.Measurement, err error) {
+	if r.signer == nil {
+		return m, nil
+	}
+	key, err := r.signer.Public(ctx)
+	if err != nil {
+		return m, fmt.Errorf("reading the signing key: %w", err)
+	}
+	return sgx.MRSigner(key), nil
+}
+
+// resume goes on with a batch, which has to be one of the plan, as it is, if there is one, and of the same key.
+func (r *batchRun) resume(cmd *cobra.Command, id, name string, p *plan.Plan) error {
 	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) {
 		if id == newest {
 			id = ""
@@ -194,10 +216,22 @@ func (r *batchRun) resume(cmd *cobra.Command, id, plan string) error {
 		if err != nil {
 			return nil, err
 		}
-		if plan != "" && b.Name != plan {
-			return nil, usagef("the batch %s is of %s: say --resume=BATCH, or leave %s out", b.ID, b.Name, plan)
+		if p != nil && b.Plan != p.Digest {
+			return nil, usagef("the batch %s is of %s as it was then, and not of %s as it is: say --resume=BATCH, or "+
+				"leave %s out", b.ID, b.Name, name, name)
 		}
-		_, err = q.Resume(ctx, b)
+		mrsigner, err := r.mrsigner(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if b.MRSigner != mrsigner && b.MRSigner != (sgx.Measurement{}) && mrsigner != (sgx.Measurement{}) {
+			return nil, usagef("the batch %s was begun with another key, of MRSIGNER %s: name it with --key", b.ID,
+				b.MRSigner)
+		}
+		left, err := q.Resume(ctx, b)
+		if err == nil && left == 0 {
+			logrus.Warnf("the batch %s, of %s ago, was done before: nothing was left to do", b.ID, age(b.Created))
+		}
 		return b, err
 	})
 }
@@ -328,6 +362,10 @@ func newBatchStatus() *cobra.Command {
 				records, err := q.Records(cmd.Context(), b.ID)
 				if err != nil {
 					return err
+				}
+				if b.Finding {
+					fmt.Fprintf(t, "%s\t%s\t%s ago\t%v\n", b.ID, printable(b.Name), age(b.Created), batch.ErrFinding)
+					continue
 				}
 				fmt.Fprintf(t, "%s\t%s\t%s ago\t%d images: %s\n", b.ID, printable(b.Name), age(b.Created), b.Total,
 					counts(records))

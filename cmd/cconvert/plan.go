@@ -267,8 +267,11 @@ func (c catalog) Created(ctx context.Context, n name.Reference) (time.Time, erro
 		return time.Time{}, undated(err)
 	}
 	defer opened.Close()
-	c.created.Store(opened.Digest, opened.Created())
-	return opened.Created(), nil
+	at, err := opened.Created()
+	if err == nil {
+		c.created.Store(opened.Digest, at)
+	}
+	return at, err
 }
 
 // undated is none for an image that a registry lists: what is gone of it may be the newest of all.

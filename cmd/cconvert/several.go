@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -59,5 +60,7 @@ func convertAll(
 	r := batchRun{
 		queue: queueFlags{dir: dir}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true,
 	}
-	return r.run(cmd, "the command line", jobs)
+	return r.run(cmd, &batch.Batch{Name: "the command line"}, func(context.Context) ([]batch.Job, error) {
+		return jobs, nil
+	})
 }

@@ -136,7 +136,8 @@ func request(ctx context.Context, q *batch.Queue, j batch.Job) (*batch.Record, e
 	if err != nil {
 		return nil, err
 	}
-	return q.Request(ctx, j, last)
+	r, _, err := q.Request(ctx, j, last)
+	return r, err
 }
 
 func statuses(records []*batch.Record) map[batch.Status]int {
@@ -931,9 +932,9 @@ func TestOvertaken(t *testing.T) {
 	newer.Target = older.Target
 	last, err := q.Last(ctx, older.Target, older.Insecure)
 	require.NoError(t, err)
-	_, err = q.Request(ctx, newer, last)
+	_, _, err = q.Request(ctx, newer, last)
 	require.NoError(t, err)
-	_, err = q.Request(ctx, older, last)
+	_, _, err = q.Request(ctx, older, last)
 	assert.ErrorIs(t, err, batch.ErrOvertaken)
 	records, err := q.Records(ctx, batch.Requests)
 	require.NoError(t, err)

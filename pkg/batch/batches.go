@@ -16,6 +16,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Batch is a list of jobs that were given to the queue together.
@@ -24,10 +26,18 @@ type Batch struct {
 	Name    string    `json:"name"` // of the plan, for people
 	Created time.Time `json:"created"`
 	Total   int       `json:"total"`
+	// Plan is the digest of the plan's text, and MRSigner by which key the images are signed, if one process does all.
+	Plan     string          `json:"plan,omitempty"`
+	MRSigner sgx.Measurement `json:"mr_signer,omitzero"`
+	// Finding says that its images are being found, or that whoever did was interrupted.
+	Finding bool `json:"finding,omitempty"`
 }
 
 // ErrNoBatch says that there is no such batch.
 var ErrNoBatch = errors.New("no such batch")
+
+// ErrFinding says that a batch has no images yet: they are being found, or that was interrupted.
+var ErrFinding = errors.New("its images are still being found, or that was interrupted")
 
 // newID is one that people can tell the time by.
 func newID(now time.Time) string {
@@ -36,7 +46,25 @@ func newID(now time.Time) string {
 
 // Submit queues jobs as a batch. The same job twice is one.
 func (q *Queue) Submit(ctx context.Context, name string, jobs []Job) (*Batch, error) {
-	b := &Batch{ID: newID(time.Now()), Name: name, Created: time.Now().UTC()}
+	b := &Batch{Name: name}
+	return b, q.SubmitFound(ctx, b, func(context.Context) ([]Job, error) { return jobs, nil })
+}
+
+// SubmitFound is Submit of jobs that are yet to be found, with what B says besides. It is noted first that there is
+// such a batch: if finding them is interrupted, an earlier one must not be taken for it. B has its ID and its Total
+// then.
+func (q *Queue) SubmitFound(ctx context.Context, b *Batch, find func(context.Context) ([]Job, error)) error {
+	b.ID, b.Created, b.Finding = newID(time.Now()), time.Now().UTC(), true
+	if err := q.putBatch(ctx, b); err != nil {
+		return err
+	}
+	jobs, err := find(ctx)
+	if err != nil {
+		if ctx.Err() == nil { // what is wrong is told, and there is nothing to go on with
+			_ = q.try(ctx, func(ctx context.Context) error { return q.batches.Delete(ctx, b.ID) })
+		}
+		return err
+	}
 	records := map[string]*Record{}
 	var order []*Record
 	for _, j := range jobs {
@@ -50,19 +78,27 @@ func (q *Queue) Submit(ctx context.Context, name string, jobs []Job) (*Batch, er
 	// Records come first, then the batch, then the work: a batch that is there is complete, and Resume can queue what
 	// is missing.
 	if err := each(ctx, order, func(ctx context.Context, r *Record) error { return q.put(ctx, r) }); err != nil {
-		return nil, fmt.Errorf("queueing the batch: %w", err)
+		return fmt.Errorf("queueing the batch: %w", err)
 	}
+	b.Finding = false
+	if err := q.putBatch(ctx, b); err != nil {
+		return err
+	}
+	return q.queue(ctx, order)
+}
+
+func (q *Queue) putBatch(ctx context.Context, b *Batch) error {
 	text, err := json.Marshal(b)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := q.try(ctx, func(ctx context.Context) error {
 		_, err := q.batches.Put(ctx, b.ID, text)
 		return err
 	}); err != nil {
-		return nil, fmt.Errorf("queueing the batch: %w", err)
+		return fmt.Errorf("queueing the batch: %w", err)
 	}
-	return b, q.queue(ctx, order)
+	return nil
 }
 
 // atOnce is how many requests are made to the queue side by side.
@@ -151,8 +187,12 @@ func (q *Queue) Records(ctx context.Context, batch string) ([]*Record, error) {
 	return list, err
 }
 
-// Resume queues again what a batch has left to do, as far as it is not queued.
+// Resume queues again what a batch has left to do, as far as it is not queued. The error is ErrFinding if that is not
+// known.
 func (q *Queue) Resume(ctx context.Context, b *Batch) (left int, err error) {
+	if b.Finding {
+		return 0, fmt.Errorf("the batch %s of %s: %w", b.ID, b.Name, ErrFinding)
+	}
 	records, err := q.Records(ctx, b.ID)
 	if err != nil {
 		return 0, err
@@ -169,9 +209,7 @@ func (q *Queue) Retry(ctx context.Context, b *Batch) (failed int, err error) {
 	}
 	records = slices.DeleteFunc(records, func(r *Record) bool { return r.Status != Failed || r.Job.Source == "" })
 	for _, r := range records {
-		r.Status, r.Error, r.Transient, r.Updated = Queued, "", false, time.Now().UTC()
-		r.Attempts, r.Begun, r.BegunAlone = 0, 0, 0
-		r.Request++
+		r.repeat()
 	}
 	if err := each(ctx, records, func(ctx context.Context, r *Record) error { return q.put(ctx, r) }); err != nil {
 		return 0, err

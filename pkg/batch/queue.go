@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -51,6 +52,7 @@ type Queue struct {
 	lease   time.Duration   // 0: as it is
 	alone   bool            // the server is in this process, and so are all workers
 	signer  sgx.Measurement // that was claimed; zero: none
+	closed  context.Context // ends when there is no connection any more
 	close   []func()
 }
 
@@ -74,9 +76,13 @@ type QueueOptions struct {
 // ErrBusy says that another process uses the queue's directory.
 var ErrBusy = errors.New("another process is working on the batches in this directory")
 
+// ErrClosed says that the connection to the queue was given up: its server refuses this client by now.
+var ErrClosed = errors.New("the connection to the queue has ended")
+
 // Open reaches the queue, and makes what is missing.
 func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
-	q := &Queue{lease: o.Lease, alone: o.URL == ""}
+	closed, end := context.WithCancelCause(context.Background())
+	q := &Queue{lease: o.Lease, alone: o.URL == "", closed: closed}
 	defer func() {
 		if err != nil {
 			q.Close()
@@ -87,6 +93,7 @@ func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
 		nats.Name("cconvert"), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
 		nats.Timeout(5 * time.Second),
 		nats.ReconnectBufSize(-1), // what was sent must have been answered
+		nats.ClosedHandler(func(c *nats.Conn) { end(fmt.Errorf("%w: %w", ErrClosed, cmp.Or(c.LastError(), io.EOF))) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { logrus.Debugf("the queue: %v", err) }),
 	}, o.Connect...)
 	if url == "" {

@@ -92,12 +92,14 @@ type Outcome struct {
 // or what it makes now. What is written in an image is no proof: whoever can push to the target can put an old or a
 // weaker enclave of the same key there, with the recipe and the labels of what is wanted now.
 func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
-	return w.convert(ctx, j, &meter{}, func(context.Context) error { return nil })
+	always := func(context.Context) error { return nil }
+	return w.convert(ctx, j, &meter{}, always, always)
 }
 
-// convert is Convert that asks, before it signs and again before it moves the tag, whether the image is still wanted.
+// convert is Convert that asks before it signs whether the image is still wanted, and before it moves the tag whether
+// it may.
 func (w *Worker) convert(
-	ctx context.Context, j Job, m *meter, wanted func(context.Context) error,
+	ctx context.Context, j Job, m *meter, wanted, moving func(context.Context) error,
 ) (_ *Outcome, err error) {
 	defer bug.Catch(&err)
 	if j.Problem != "" {
@@ -116,7 +118,7 @@ func (w *Worker) convert(
 		own.Observer = w.Observe(j)
 	}
 	// Other places of layers are whatever a stranger writes: a worker is sent nowhere.
-	own.Image.OnlyRegistry, own.Image.StrictNames, own.Image.Watch, own.Image.BeforeTag = true, j.StrictNames, m, wanted
+	own.Image.OnlyRegistry, own.Image.StrictNames, own.Image.Watch, own.Image.BeforeTag = true, j.StrictNames, m, moving
 	o, err := j.options(own, w.Backends)
 	if err != nil {
 		return nil, err
@@ -155,13 +157,13 @@ func (w *Worker) convert(
 	out := &Outcome{
 		Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner,
 	}
-	key := w.outputKey(out.Identity, j)
+	key := w.outputKey(out.Identity, j, bundle.Pinned)
 	before := ""
 	if o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
 		// there is none, or it cannot be read: writing shows what is wrong
 		before, _ = image.At(ctx, *o.Target, o.Image)
 		if known := w.remembered(key); !j.Force && known != nil && known.Digest == before && w.stated(ctx, o, before) {
-			out.Digest, out.MREnclave = known.Digest, known.MREnclave
+			out.Digest, out.MREnclave, out.Findings = known.Digest, known.MREnclave, known.Findings
 			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
 			return out, nil
 		}
@@ -245,6 +247,7 @@ func (w *Worker) mayReplace(ctx context.Context, j Job, o convert.Options) error
 type output struct {
 	Digest    string          `json:"digest"`
 	MREnclave sgx.Measurement `json:"mr_enclave"`
+	Findings  int             `json:"findings"`
 }
 
 // stated reports whether the statements that a conversion needs are attached to what its target has. A copy of an image
@@ -278,9 +281,9 @@ func (w *Worker) stated(ctx context.Context, o convert.Options, digest string) b
 	return found[attest.IdentityType] && found[attest.ProvenanceType]
 }
 
-// outputKey names what is remembered: the identity, what else a job wants of its outcome, whom was believed about what
-// is in layers, and whose statements are attached.
-func (w *Worker) outputKey(identity string, j Job) string {
+// outputKey names what is remembered: the identity, what else a job wants of its outcome, whether the runtime was
+// pinned, whom was believed about what is in layers, and whose statements are attached.
+func (w *Worker) outputKey(identity string, j Job, pinned bool) string {
 	believed, stated := "", ""
 	if w.Own.Shared != nil && w.Own.Shared.Reads() {
 		believed = w.Own.Shared.Trust()
@@ -288,7 +291,7 @@ func (w *Worker) outputKey(identity string, j Job) string {
 	if e := w.Own.Evidence; e != nil && e.Key != nil && !j.NoEvidence {
 		stated, _ = e.Key.KeyID()
 	}
-	b, err := json.Marshal([]any{identity, j.Gate, j.NoEvidence, j.NeedsEvidence, j.TrustTOC, believed, stated})
+	b, err := json.Marshal([]any{identity, pinned, j.Gate, j.NoEvidence, j.NeedsEvidence, j.TrustTOC, believed, stated})
 	if err != nil {
 		panic(err) // strings and booleans
 	}
@@ -300,7 +303,7 @@ func (w *Worker) remember(key string, out *Outcome) {
 	if w.Own.Cache == nil {
 		return
 	}
-	if b, err := json.Marshal(output{out.Digest, out.MREnclave}); err == nil {
+	if b, err := json.Marshal(output{out.Digest, out.MREnclave, out.Findings}); err == nil {
 		_ = w.Own.Cache.Put(key, b) // a cache that cannot be written costs time, nothing else
 	}
 }

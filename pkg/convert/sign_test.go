@@ -418,6 +418,9 @@ func TestTargetThatCannotBeRead(t *testing.T) {
 		w.WriteHeader(http.StatusNotFound)
 		return true
 	})
+	_, err = run(ctx, t, o, reg.Host+"/dst:gone") // it may be there again in a moment
+	require.ErrorIs(t, err, convert.ErrVersionUnknown)
+	o.AllowRollback = true
 	_, err = run(ctx, t, o, reg.Host+"/dst:gone")
 	require.NoError(t, err)
 }

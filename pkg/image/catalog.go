@@ -191,13 +191,16 @@ func At(ctx context.Context, ref Reference, o Options) (string, error) {
 	return s.at(ctx, ref.Name)
 }
 
-// Created is when an image was made, as its configuration says; zero where it does not.
-func (img *Image) Created() time.Time {
+// Created returns when an image was made, as its configuration says. That it does not say so is an error.
+func (img *Image) Created() (time.Time, error) {
 	var c struct {
-		Created time.Time `json:"created"`
+		Created *time.Time `json:"created"`
 	}
-	if json.Unmarshal(img.Config, &c) != nil {
-		return time.Time{}
+	if err := json.Unmarshal(img.Config, &c); err != nil {
+		return time.Time{}, fmt.Errorf("reading when the image was made: %w", err)
 	}
-	return c.Created
+	if c.Created == nil {
+		return time.Time{}, errors.New("the image does not say when it was made")
+	}
+	return *c.Created, nil
 }

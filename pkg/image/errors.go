@@ -19,6 +19,9 @@ import (
 var (
 	// ErrNotFound says that the reference names nothing.
 	ErrNotFound = errors.New("image not found")
+	// ErrIncomplete says that the reference names an image of which a part is missing. It is not ErrNotFound: the image
+	// is there.
+	ErrIncomplete = errors.New("a part of the image is missing")
 	// ErrUnauthorized says that the registry wants other credentials, or any.
 	ErrUnauthorized = errors.New("access denied")
 	// ErrUnsupported says that what the reference names cannot be converted by anybody.
@@ -95,6 +98,14 @@ func explain(err error) error {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
+	}
+	return err
+}
+
+// partOf makes an error about a part of an image one about the image.
+func partOf(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w: %v", ErrIncomplete, err) //nolint:errorlint // the image itself was found
 	}
 	return err
 }

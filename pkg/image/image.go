@@ -209,7 +209,7 @@ func newImage(ctx context.Context, ref Reference, mt types.MediaType, raw []byte
 		manifest: func() ([]byte, error) { return raw, nil },
 	}
 	if img.Config, err = readBlob(ctx, m.Config, maxConfig, open); err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
+		return nil, fmt.Errorf("reading the configuration: %w", partOf(err))
 	}
 	c, err := parseConfig(img.Config)
 	if err != nil {

@@ -134,7 +134,7 @@ func openIndex(
 	}
 	document := func() (raw []byte, err error) {
 		if raw, err = readBlob(ctx, d, maxConfig, open); err != nil {
-			return nil, fmt.Errorf("reading the manifest: %w", err)
+			return nil, fmt.Errorf("reading the manifest: %w", partOf(err))
 		}
 		d.MediaType, err = documentType(string(d.MediaType), raw)
 		return raw, err

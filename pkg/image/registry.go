@@ -157,7 +157,7 @@ func (s *registrySession) openFrom(
 		}
 		rivals = append(rivals, others...)
 		if d, err = s.get(ctx, s.repo.Digest(chosen.Digest.String()), o); err != nil {
-			return nil, err
+			return nil, partOf(err)
 		}
 	}
 	img, err := newImage(ctx, ref, d.MediaType, d.Manifest,

@@ -4,6 +4,8 @@ package plan
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"reflect"
@@ -40,6 +42,8 @@ type Plan struct {
 	Insecure bool `yaml:"-"`
 	// ListTime is how long finding the images of one entry may take; 0: DefaultListTime.
 	ListTime time.Duration `yaml:"-"`
+	// Digest is that of the plan's text, "sha256:…".
+	Digest string `yaml:"-"`
 	// MaxImages is how many images may be found; 0: DefaultMaxImages. An entry may have three tenths of them.
 	MaxImages int `yaml:"-"`
 }
@@ -277,6 +281,8 @@ func Parse(file string, text []byte) (*Plan, error) {
 	if err := d.Decode(&p); err != nil {
 		return nil, mistake(file, err)
 	}
+	sum := sha256.Sum256(text)
+	p.Digest = "sha256:" + hex.EncodeToString(sum[:])
 	lines := entryLines(text)
 	for i := range p.Convert {
 		if i < len(lines) {

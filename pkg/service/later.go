@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/cconvert/cconvert/internal/bug"
+	"github.com/cconvert/cconvert/pkg/batch"
 )
 
 // later holds images that registries told of while too many conversions of their repository, or registry, were waiting.
@@ -24,30 +25,36 @@ type later struct {
 }
 
 type postponed struct {
-	image string
-	repo  name.Repository
-	since time.Time
+	image  string
+	repo   name.Repository
+	order  uint64     // by Service.arrived
+	last   batch.Last // the last request for its target, of those that came before it
+	failed time.Time  // for the first time; zero: it has not
 }
 
 const (
 	maxLater      = 100_000
-	maxLaterOfOne = 1000 // of a repository
+	maxLaterOfOne = 10_000 // of a repository
 	laterEvery    = 2 * time.Second
 )
 
-// put keeps an image. It reports false if too many of its repository are kept, or of all.
-func (l *later) put(target, image string, repo name.Repository) bool {
+// put keeps an image, unless a later one of the same target is kept. It reports false if too many of its repository are
+// kept, or of all.
+func (l *later) put(target string, p *postponed) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.of == nil {
 		l.of, l.counts, l.working = map[string]*postponed{}, map[name.Repository]int{}, map[string]bool{}
 	}
-	if l.of[target] == nil && (l.counts[repo] >= maxLaterOfOne || len(l.of) >= maxLater) {
+	switch known := l.of[target]; {
+	case known != nil && known.order > p.order:
+		return true
+	case known == nil && (l.counts[p.repo] >= maxLaterOfOne || len(l.of) >= maxLater):
 		return false
 	}
 	l.remove(target)
-	l.of[target] = &postponed{image, repo, time.Now()}
-	l.counts[repo]++
+	l.of[target] = p
+	l.counts[p.repo]++
 	return true
 }
 
@@ -67,6 +74,20 @@ func (l *later) at(target string) *postponed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.of[target]
+}
+
+// requested notes that an image was requested for a target, which was asked for at some time: what is kept from before
+// is forgotten, and what came after it will follow this request.
+func (l *later) requested(target string, order uint64, before, now batch.Last) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch p := l.of[target]; {
+	case p == nil:
+	case p.order <= order:
+		l.remove(target)
+	case p.last == before:
+		p.last = now
+	}
 }
 
 // drop forgets what is kept for a target, unless something else is by now.
@@ -142,13 +163,18 @@ func (s *Service) askLaterOf(ctx context.Context, of map[string]*postponed) (err
 		}
 		room[p.repo]--
 		once, cancel := context.WithTimeout(ctx, askFor)
-		_, err := s.ask(once, p.image, "", p)
+		_, err := s.ask(once, p.image, "", p.order, p)
 		cancel()
 		switch {
 		case errors.Is(err, errMany):
 			continue
-		case passes(err) && time.Since(p.since) < giveUp:
-			return nil
+		case passes(err):
+			if p.failed.IsZero() {
+				p.failed = time.Now()
+			}
+			if time.Since(p.failed) < giveUp {
+				return nil
+			}
 		}
 		if s.later.drop(target, p) && err != nil {
 			logrus.Infof("left out: %v", err)

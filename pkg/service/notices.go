@@ -24,8 +24,10 @@ import (
 type push struct {
 	image, digest string
 
-	target string // the place of what it would become
-	repo   name.Repository
+	target  string // the place of what it would become
+	becomes string // by its name
+	repo    name.Repository
+	order   uint64 // by Service.arrived
 }
 
 var digestPattern = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
@@ -61,6 +63,7 @@ type failing struct{ first, last time.Time }
 const (
 	maxNotices = 1000             // of a registry, at a time
 	keptNotice = time.Minute      // what came of one
+	keptNone   = 5 * time.Second  // what came of one if that is nothing: a tag may lead there again
 	sentAgain  = 5 * time.Minute  // later than that is another notification
 	giveUp     = 10 * time.Minute // after which what still fails is left out, so that others are not held up for ever
 )
@@ -108,6 +111,23 @@ func (n *notices) begin(key, target, host string, ask func(context.Context) ([]*
 		close(begun.done)
 	}()
 	return begun
+}
+
+// keptOf returns what is kept of one; nil: nothing, or it is under way.
+func (n *notices) keptOf(key string) *notice {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if known := n.of[key]; known != nil && !known.ended.IsZero() {
+		return known
+	}
+	return nil
+}
+
+// drop forgets what is kept of one.
+func (n *notices) drop(key string, kept *notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.forget(key, kept)
 }
 
 // taken returns the error of what came of images if it is worth being sent again.
@@ -173,6 +193,15 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 			// The same may be said of another push: it is asked for each time, however long it takes.
 			key, wait = fmt.Sprintf("%s %d", key, s.pushes.Add(1)), askFor
 		}
+		if kept := s.notices.keptOf(key); kept != nil {
+			holds, err := s.holds(ctx, kept, same[0].becomes)
+			if err != nil {
+				return 0, nil, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
+			}
+			if !holds {
+				s.notices.drop(key, kept)
+			}
+		}
 		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(),
 			func(ctx context.Context) ([]*batch.Record, error) {
 				return s.askEach(ctx, same)
@@ -210,16 +239,44 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 	return http.StatusAccepted, map[string]any{"conversions": asked}, nil
 }
 
+// holds reports whether what came of a notification is what would come of it now: nothing was requested for the target
+// since, here or elsewhere.
+func (s *Service) holds(ctx context.Context, kept *notice, target string) (bool, error) {
+	if len(kept.records) == 0 {
+		return kept.err != nil || time.Since(kept.ended) < keptNone, nil
+	}
+	last, err := s.o.Queue.Last(ctx, target, s.o.Plan.Insecure)
+	return last.Is(kept.records[len(kept.records)-1]), err
+}
+
+// postpone keeps an image until there is room. It reports false if there are too many.
+func (s *Service) postpone(ctx context.Context, p push) (bool, error) {
+	last, err := s.o.Queue.Last(ctx, p.becomes, s.o.Plan.Insecure)
+	if err != nil {
+		return false, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
+	}
+	return s.later.put(p.target, &postponed{image: p.image, repo: p.repo, order: p.order, last: last}), nil
+}
+
 // askEach asks for images one after the other. One that fails keeps none of the others from being asked for.
 func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.Record, failed error) {
 	for _, p := range images {
-		r, err := s.ask(ctx, p.image, p.digest, nil)
+		r, err := s.ask(ctx, p.image, p.digest, p.order, nil)
+		kept := false
+		if many := err; errors.Is(many, errMany) {
+			if kept, err = s.postpone(ctx, p); err == nil {
+				err = many
+			}
+		}
 		var refused *refusal
 		switch {
 		case err == nil:
 			records = append(records, r)
-		case errors.Is(err, errMany) && s.later.put(p.target, p.image, p.repo):
+		case kept:
 			logrus.Infof("asked for later: %v", err)
+		case errors.Is(err, errMany):
+			logrus.Errorf("lost, since more than %d pushes wait for room: %.200q", maxLaterOfOne, p.image)
+			s.metrics.refused.WithLabelValues(strconv.Itoa(http.StatusTooManyRequests)).Inc()
 		case errors.As(err, &refused) && !passes(err):
 			logrus.Infof("left out: %v", err)
 			s.metrics.refused.WithLabelValues(strconv.Itoa(refused.code)).Inc()
@@ -238,7 +295,9 @@ func (s *Service) ruled(images []push) (list []push) {
 			var rule *plan.Entry
 			var becomes plan.Image
 			if rule, becomes, err = s.o.Plan.Rule(ref); err == nil && rule != nil {
-				p.repo, p.target = ref.Context(), p.image // asking tells what is wrong with a target that is no name
+				p.order = s.arrived.Add(1)
+				p.repo, p.becomes = ref.Context(), becomes.Target
+				p.target = p.image // asking tells what is wrong with a target that is no name
 				if target, err := image.ParseName(becomes.Target, s.o.Plan.Insecure); err == nil {
 					p.target = targetPlace(target)
 				}

@@ -5,11 +5,13 @@ import (
 	_ "embed"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/batch"
 )
 
@@ -141,36 +143,55 @@ func (s *Service) convert(r *http.Request) (int, any, error) {
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	record, err := s.ask(r.Context(), in.Image, "", nil)
+	record, err := s.ask(r.Context(), in.Image, "", s.arrived.Add(1), nil)
 	if err != nil {
 		return 0, nil, err
 	}
 	return http.StatusAccepted, told(record), nil
 }
 
-// harbor takes what Harbor sends when an artifact was pushed (Harbor, "Configure Webhook Notifications").
+// harbor takes what Harbor sends when an artifact was pushed, in its own format or as a CloudEvent (Harbor, "Configure
+// Webhook Notifications").
 func (s *Service) harbor(r *http.Request) (int, any, error) {
+	type event struct {
+		Resources []struct {
+			URL    string `json:"resource_url"`
+			Digest string `json:"digest"`
+		} `json:"resources"`
+	}
 	var in struct {
 		Type  string `json:"type"`
-		Event struct {
-			Resources []struct {
-				URL    string `json:"resource_url"`
-				Digest string `json:"digest"`
-			} `json:"resources"`
-		} `json:"event_data"`
+		Event event  `json:"event_data"`
+		Data  event  `json:"data"` // of a CloudEvent
 	}
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	if in.Type != "PUSH_ARTIFACT" {
-		return http.StatusOK, map[string]any{"conversions": []conversion{}}, nil
+	switch in.Type {
+	case "PUSH_ARTIFACT":
+	case "harbor.artifact.pushed":
+		in.Event = in.Data
+	case "":
+		return 0, nil, refuse(http.StatusBadRequest, "this is not a notification of Harbor: it has no type")
+	default:
+		logrus.Debugf("left out: a notification of the type %.100q", in.Type)
+		return http.StatusOK, nothing(), nil
 	}
 	var images []push
 	for _, resource := range in.Event.Resources {
 		images = append(images, newPush(resource.URL, resource.Digest))
 	}
+	if len(images) == 0 {
+		return 0, nil, refuse(http.StatusBadRequest, "the notification names nothing that was pushed")
+	}
 	return s.askAll(r.Context(), images)
 }
+
+// nothing is the answer to a notification that asks for nothing.
+func nothing() any { return map[string]any{"conversions": []conversion{}} }
+
+// eventRules are those of a notification of Distribution. An event can have all that a manifest refers to.
+var eventRules = strictjson.Rules{MaxList: 100_000, MaxKeys: 1_000_000, Named: []string{"annotations"}}
 
 // distribution takes the events of the Distribution registry (its documentation, "Notifications").
 func (s *Service) distribution(r *http.Request) (int, any, error) {
@@ -188,8 +209,14 @@ func (s *Service) distribution(r *http.Request) (int, any, error) {
 			} `json:"request"`
 		} `json:"events"`
 	}
-	if err := body(r, &in); err != nil {
-		return 0, nil, err
+	if err := bodyBy(r, &in, eventRules); err != nil {
+		// What is refused is sent for ever, and all later notifications wait for it. What a manifest says is in it.
+		logrus.Errorf("lost: a notification that cannot be read: %v", err)
+		s.metrics.refused.WithLabelValues(strconv.Itoa(http.StatusBadRequest)).Inc()
+		return http.StatusAccepted, nothing(), nil
+	}
+	if in.Events == nil {
+		return 0, nil, refuse(http.StatusBadRequest, "this is not a notification of Distribution: it has no events")
 	}
 	var images []push
 	for _, e := range in.Events {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -33,7 +34,7 @@ import (
 // Queue is where conversions are asked for.
 type Queue interface {
 	Last(ctx context.Context, target string, insecure bool) (batch.Last, error)
-	Request(ctx context.Context, j batch.Job, last batch.Last) (*batch.Record, error)
+	Request(ctx context.Context, j batch.Job, last batch.Last) (r *batch.Record, now batch.Last, err error)
 	Watch(ctx context.Context, batch string, tell func(*batch.Record)) error
 	Ready(ctx context.Context) error
 }
@@ -93,6 +94,7 @@ type Service struct {
 	notices notices
 	later   later
 	pushes  atomic.Uint64 // that were told of without a digest
+	arrived atomic.Uint64 // images that were asked for or told of
 }
 
 // New makes a service. Run keeps it up to date.
@@ -119,6 +121,9 @@ func (s *Service) Run(ctx context.Context) error {
 	return s.o.Queue.Watch(ctx, batch.Requests, func(r *batch.Record) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if known := s.records[r.ID]; known != nil && known.Request > r.Request {
+			return // it was asked for again, and this is news of before
+		}
 		s.records[r.ID] = r // in the queue's order: clocks differ
 		if !r.Status.Final() {
 			return
@@ -229,10 +234,13 @@ func refuse(code int, format string, args ...any) error {
 var errMany = errors.New("too many conversions are waiting")
 
 // ask queues the conversion of an image, if a rule allows it. Digest is what its tag has been moved to; empty: whatever
-// it has. What was postponed is asked for if nothing else was since for its target; if something was, nil is returned.
-func (s *Service) ask(ctx context.Context, named, digest string, was *postponed) (r *batch.Record, err error) {
+// it has. Order is when it was asked for, by Service.arrived. What was postponed is asked for if nothing else was since
+// for its target; if something was, nil is returned.
+func (s *Service) ask(
+	ctx context.Context, named, digest string, order uint64, was *postponed,
+) (r *batch.Record, err error) {
 	for range 5 {
-		if r, err = s.askOnce(ctx, named, digest, was); !errors.Is(err, batch.ErrOvertaken) {
+		if r, err = s.askOnce(ctx, named, digest, order, was); !errors.Is(err, batch.ErrOvertaken) {
 			break
 		}
 	}
@@ -240,7 +248,9 @@ func (s *Service) ask(ctx context.Context, named, digest string, was *postponed)
 }
 
 // askOnce is ask, with ErrOvertaken if another service was asked about the same target meanwhile.
-func (s *Service) askOnce(ctx context.Context, named, digest string, was *postponed) (*batch.Record, error) {
+func (s *Service) askOnce(
+	ctx context.Context, named, digest string, order uint64, was *postponed,
+) (*batch.Record, error) {
 	ref, err := image.ParseName(named, s.o.Plan.Insecure)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
@@ -279,8 +289,7 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 		return nil, err
 	}
 	defer next()
-	before := s.later.at(place) // what this one takes the place of, once it is queued
-	if was != nil && before != was {
+	if was != nil && s.later.at(place) != was {
 		return nil, nil
 	}
 	leave, err := s.sources.enter(ctx, registry)
@@ -292,6 +301,9 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 	last, err := s.o.Queue.Last(ctx, img.Target, s.o.Plan.Insecure)
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
+	}
+	if was != nil && last != was.last { // another service was told of something newer
+		return nil, nil
 	}
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
 	digest, err = s.resolve(ctx, ref, digest)
@@ -323,11 +335,11 @@ func (s *Service) askOnce(ctx context.Context, named, digest string, was *postpo
 	if source, _, err := s.o.Plan.Rule(target); err != nil || source != nil { // what comes of it would be a source, too
 		job.ResultsOnly = true
 	}
-	r, err := s.o.Queue.Request(ctx, job, last)
+	r, now, err := s.o.Queue.Request(ctx, job, last)
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
-	s.later.drop(place, before)
+	s.later.requested(place, order, last, now)
 	s.mu.Lock()
 	// else what the queue has told of it is newer
 	if known := s.records[r.ID]; known == nil || known.Request < r.Request {
@@ -362,19 +374,22 @@ func (s *Service) resolve(ctx context.Context, ref name.Reference, pushed string
 }
 
 // codeOf is the code for what went wrong at a registry. A registry sends a notification again, and holds back all later
-// ones, until it is taken: only for what may pass, which nothing that is wrong with an image is.
+// ones, until it is taken: only for what may pass, as what is wrong with this service's surroundings may. Nothing that
+// is wrong with an image does.
 func codeOf(err error) int {
 	var answer *transport.Error
 	if errors.As(err, &answer) {
 		switch answer.StatusCode {
 		case http.StatusNotFound:
 			return http.StatusNotFound
-		case http.StatusUnauthorized, http.StatusForbidden:
+		case http.StatusForbidden:
 			return http.StatusForbidden
 		}
 	}
 	var certificate *tls.CertificateVerificationError
-	if image.Transient(err) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &certificate) {
+	var lookup *net.DNSError
+	if image.Transient(err) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &certificate) ||
+		errors.Is(err, image.ErrUnauthorized) || errors.Is(err, image.ErrCredentials) || errors.As(err, &lookup) {
 		return http.StatusBadGateway
 	}
 	return http.StatusBadRequest
@@ -397,6 +412,11 @@ func answer(w http.ResponseWriter, code int, v any) {
 
 // body reads JSON that is all of a request.
 func body(r *http.Request, to any) error {
+	return bodyBy(r, to, strictjson.Rules{MaxList: maxListed})
+}
+
+// bodyBy is body with other rules.
+func bodyBy(r *http.Request, to any, rules strictjson.Rules) error {
 	if read, ok := r.Context().Value(hasBeenRead{}).(func()); ok {
 		defer read()
 	}
@@ -409,7 +429,7 @@ func body(r *http.Request, to any) error {
 		return refuse(http.StatusBadRequest, "reading the request: %w", err)
 	}
 	// A list of little else than brackets takes a hundred times its size in memory.
-	if err := strictjson.Check(b, strictjson.Rules{MaxList: maxListed}); err != nil {
+	if err := strictjson.Check(b, rules); err != nil {
 		return refuse(http.StatusBadRequest, "reading the request: %w", err)
 	}
 	if err := json.Unmarshal(b, to); err != nil {

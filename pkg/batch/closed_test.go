@@ -1,0 +1,49 @@
+package batch_test
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+)
+
+// A worker whose credentials the queue does not take any more stays, and takes nothing, for ever: no supervisor starts
+// it again.
+func TestRefusedByTheQueue(t *testing.T) {
+	b := newBench(t)
+	b.push(1)
+	o := &server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+		Username: "a", Password: "old",
+	}
+	s, err := server.NewServer(o.Clone())
+	require.NoError(t, err)
+	go s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	require.True(t, s.ReadyForConnections(10*time.Second))
+	url := s.ClientURL()
+	q, err := batch.Open(context.Background(),
+		batch.QueueOptions{URL: url, Connect: []nats.Option{nats.UserInfo("a", "old")}})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- q.Work(ctx, ctx, b.worker, b.options) }()
+	time.Sleep(time.Second)
+	changed := o.Clone()
+	changed.Port, changed.Password = s.Addr().(*net.TCPAddr).Port, "new"
+	require.NoError(t, s.ReloadOptions(changed))
+	select {
+	case err := <-ended:
+		assert.ErrorIs(t, err, batch.ErrClosed)
+	case <-time.After(20 * time.Second):
+		assert.Fail(t, "the worker goes on without a queue")
+	}
+}

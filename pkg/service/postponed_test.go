@@ -1,0 +1,60 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/plan"
+)
+
+type noQueue struct{ Queue }
+
+func (noQueue) Last(context.Context, string, bool) (batch.Last, error) { return batch.Last{}, nil }
+
+// A push that was postponed for longer than ten minutes, as by a thousand conversions that wait, is left out by the
+// first failure.
+func TestPostponedForLong(t *testing.T) {
+	busy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2/" {
+			return
+		}
+		w.WriteHeader(http.StatusServiceUnavailable) // for a moment
+	}))
+	defer busy.Close()
+	host := strings.TrimPrefix(busy.URL, "http://")
+	rules, err := plan.Parse("plan.yaml",
+		fmt.Appendf(nil, "version: 1\nconvert:\n- {repository: %s/app, allowUnsigned: true}\n", host))
+	require.NoError(t, err)
+	s := New(Options{Plan: rules, Queue: noQueue{}, Image: image.Options{FirstPause: time.Millisecond}})
+	ref, err := image.ParseRepository(host+"/app", true)
+	require.NoError(t, err)
+	_, img, err := rules.Rule(ref.Tag("1"))
+	require.NoError(t, err)
+	to, err := image.ParseName(img.Target, false)
+	require.NoError(t, err)
+	place := targetPlace(to)
+	require.True(t, s.later.put(place, &postponed{image: host + "/app:1", repo: ref, order: 1}))
+	for _, long := range []time.Duration{0, giveUp - time.Minute} {
+		for registry, of := range s.later.begin() {
+			of[place].failed = of[place].failed.Add(-long)
+			require.NoError(t, s.askLaterOf(context.Background(), of))
+			s.later.end(registry)
+		}
+		require.NotNil(t, s.later.at(place), "it has not failed for long")
+	}
+	for _, of := range s.later.begin() {
+		of[place].failed = time.Now().Add(-giveUp - time.Second)
+		require.NoError(t, s.askLaterOf(context.Background(), of))
+	}
+	assert.Nil(t, s.later.at(place), "it is left out")
+}
