@@ -363,7 +363,8 @@ func TestREADME(t *testing.T) {
 // signApart signs what is to be signed of an image, as somebody elsewhere would.
 func signApart(t *testing.T, dir, ref, keyFile string) {
 	t.Helper()
-	out, err := exec.Command(program, "sign", "prepare", ref, "-o", filepath.Join(dir, "tbs.bin")).CombinedOutput()
+	out, err := exec.Command(program, "sign", "prepare", ref, "--any-runtime", "-o",
+		filepath.Join(dir, "tbs.bin")).CombinedOutput()
 	require.NoError(t, err, string(out))
 	key, err := signer.ReadFile(keyFile, signer.Options{})
 	require.NoError(t, err)

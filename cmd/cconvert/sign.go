@@ -38,11 +38,14 @@ digest is the one that signing at conversion gives.
 Before anybody signs, the image is checked as "cconvert verify" does: every layer, what lies on top,
 the measurement, the list of files, the configuration. What it was made from is compared if
 --source names it: without that, what is not measured, such as a health check, can be anything.
-Say what you expect with --mrenclave and --signed-by.`
+The enclave's own code comes from the runtime in the image, and a signature makes it yours: say
+which one you expect (--runtime-digest, --lock, --known-runtimes), or accept --any-runtime.
+Say what else you expect with --mrenclave and --signed-by.`
 
 // beforeFlags say what is expected of an image before it is signed.
 type beforeFlags struct {
 	mrEnclave, signedBy, source string
+	expect                      expectFlags
 	registry                    registryFlags
 }
 
@@ -50,6 +53,7 @@ func (b *beforeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&b.mrEnclave, "mrenclave", "", "the MRENCLAVE that is expected")
 	f.StringVar(&b.signedBy, "signed-by", "", "the MRSIGNER of the signature that is expected to be there now")
 	f.StringVar(&b.source, "source", "", "the image that it was made from, to be compared with it before it is signed")
+	b.expect.addRuntime(f)
 	b.registry.add(f)
 }
 
@@ -82,9 +86,15 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Encla
 
 // check verifies an image, and shows what is wrong with it.
 func (b *beforeFlags) check(cmd *cobra.Command, img *image.Image) error {
+	if b.mrEnclave != "" {
+		b.expect.mrEnclave = []string{b.mrEnclave}
+	}
+	x, err := b.expect.expectations()
+	if err != nil {
+		return err
+	}
 	var source *image.Image
 	if b.source != "" {
-		var err error
 		if source, err = b.registry.open(cmd, b.source); err != nil {
 			return err
 		}
@@ -94,7 +104,7 @@ func (b *beforeFlags) check(cmd *cobra.Command, img *image.Image) error {
 	defer progress.finish()
 	o := b.registry.reading()
 	o.Observe = progress.Layer
-	r, err := verify.BeforeSigning(cmd.Context(), img, source, o)
+	r, err := verify.BeforeSigning(cmd.Context(), img, source, x, o)
 	progress.finish()
 	if errors.Is(err, verify.ErrNotConverted) {
 		err = convert.ErrNotOurs
@@ -102,10 +112,14 @@ func (b *beforeFlags) check(cmd *cobra.Command, img *image.Image) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", img.Ref, err)
 	}
-	if !r.Consistent {
+	if !r.Trusted {
 		printChecks(cmd.ErrOrStderr(), r)
-		return fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused,
-			strings.Join(r.FailedChecks(), ", "))
+		return fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused, strings.Join(r.Unmet(), ", "))
+	}
+	for _, c := range r.Checks { // what is accepted is seen by whoever signs
+		if c.Status == verify.Skipped && len(c.Problems) > 0 {
+			printChecks(cmd.ErrOrStderr(), &verify.Report{Checks: []verify.Check{c}})
+		}
 	}
 	return nil
 }
@@ -147,8 +161,12 @@ func newSign() *cobra.Command {
 		Use:   "sign IMAGE",
 		Short: "Sign a converted image, again or for the first time",
 		Long:  signLong,
-		Example: `  cconvert sign registry.example/redis:7-confidential --key production.pem --replace-signer
-  cconvert sign registry.example/redis:7-confidential --key production.pem --to registry.example/production/redis:7`,
+		Example: `  # In place, with a runtime that is not looked at
+  cconvert sign registry.example/redis:7-confidential --key production.pem --replace-signer --any-runtime
+
+  # To another repository, if it is this source's
+  cconvert sign registry.example/redis:7-confidential --key production.pem --any-runtime \
+    --source registry.example/redis:7 --to registry.example/production/redis:7`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkReplace(flags.another, key); err != nil {
@@ -272,7 +290,7 @@ func newSignPrepare() *cobra.Command {
 		Short: "Write the bytes that are to be signed",
 		Long: `Write the 256 bytes that the signature of an enclave covers, and say what they mean. Sign them by
 RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "sign attach".`,
-		Example: `  cconvert sign prepare registry.example/redis:7-confidential -o tbs.bin
+		Example: `  cconvert sign prepare registry.example/redis:7-confidential --any-runtime -o tbs.bin
   openssl dgst -sha256 -sign enclave-key.pem -out signature.bin tbs.bin`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -307,7 +325,7 @@ func newSignAttach() *cobra.Command {
 		Short: "Complete an image with a signature that was made elsewhere",
 		Long: `Complete an image with a signature over what "sign prepare" gave. Nothing is stored unless the
 signature is one of these bytes by the key.`,
-		Example: `  cconvert sign attach registry.example/redis:7-confidential \
+		Example: `  cconvert sign attach registry.example/redis:7-confidential --any-runtime \
     --signature signature.bin --public-key public.pem`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

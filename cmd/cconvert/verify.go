@@ -64,6 +64,20 @@ type expectFlags struct {
 	anyRuntime            bool
 	runtimes, lock        string
 	layout                string
+	allowChanges          bool
+}
+
+// addRuntime adds the flags about who vouches for the runtime, and for what options have changed.
+func (e *expectFlags) addRuntime(f *pflag.FlagSet) {
+	f.StringSliceVar(&e.runtime, "runtime-digest", nil,
+		"expected digest of the runtime's layer (repeatable: one of them)")
+	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
+	f.StringVar(&e.runtimes, "known-runtimes", "",
+		"TOML file of runtimes, of which one is expected; see docs/verification.md")
+	f.BoolVar(&e.anyRuntime, "any-runtime", false,
+		"accept any loader: it is not measured, and runs outside the enclave")
+	f.BoolVar(&e.allowChanges, "allow-changes", false,
+		"accept that options of the conversion change what the source would run")
 }
 
 func (e *expectFlags) add(f *pflag.FlagSet) {
@@ -78,13 +92,7 @@ func (e *expectFlags) add(f *pflag.FlagSet) {
 		"accept images of the simulated runtime, which have no enclave")
 	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default), gsc, for images of Gramine Shielded "+
 		"Containers, or sdk, for those with enclaves of their own, of which it is not verified what starts them")
-	f.StringSliceVar(&e.runtime, "runtime-digest", nil,
-		"expected digest of the runtime's layer (repeatable: one of them)")
-	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
-	f.StringVar(&e.runtimes, "known-runtimes", "",
-		"TOML file of runtimes, of which one is expected; see docs/verification.md")
-	f.BoolVar(&e.anyRuntime, "any-runtime", false,
-		"accept any loader: it is not measured, and runs outside the enclave")
+	e.addRuntime(f)
 	f.StringVar(&e.attestKey, "attest-verify-key", "",
 		"file with the public key by which a statement of the enclave's identity must be signed")
 	f.BoolVar(&e.anySigner, "any-signer", false, "accept an image that is consistent, whoever signed it")
@@ -129,7 +137,7 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		}
 	}
 	x.RuntimeDigest = append(x.RuntimeDigest, e.runtime...)
-	x.AnyRuntime = x.AnyRuntime || e.anyRuntime
+	x.AnyRuntime, x.AllowChanges = x.AnyRuntime || e.anyRuntime, x.AllowChanges || e.allowChanges
 	if e.lock != "" {
 		l, err := libos.ReadLock(e.lock)
 		if err == nil && l == nil {

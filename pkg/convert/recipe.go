@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -241,6 +242,48 @@ func (r RecipeOptions) Launch() (launch.Options, error) {
 		o.Encrypted = append(o.Encrypted, launch.Mount{Path: m[:at], Key: m[at+1:]})
 	}
 	return o, nil
+}
+
+// Bounds of a recipe, which anybody may have written.
+const (
+	maxRecipe      = 32 << 20 // bytes
+	maxRecipeList  = 1_000_000
+	maxReasons     = 64 << 20 // bytes
+	maxReasonsKeys = 4_000_000
+)
+
+// ParseRecipe reads what an image says of how it was made.
+func ParseRecipe(text []byte) (r Recipe, err error) {
+	if len(text) > maxRecipe {
+		return r, fmt.Errorf("it has %d bytes, more than %d", len(text), maxRecipe)
+	}
+	if err := strictjson.Check(text, strictjson.Rules{MaxList: maxRecipeList}); err != nil {
+		return r, err
+	}
+	err = json.Unmarshal(text, &r)
+	return r, err
+}
+
+// ParseReasons reads why an image's files are trusted, in the order of its manifest.
+func ParseReasons(text []byte) (runs []FileRun, err error) {
+	if len(text) > maxReasons {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", len(text), maxReasons)
+	}
+	rules := strictjson.Rules{MaxList: maxRecipeList, MaxKeys: maxReasonsKeys}
+	if err := strictjson.Check(text, rules); err != nil {
+		return nil, err
+	}
+	err = json.Unmarshal(text, &runs)
+	return runs, err
+}
+
+// Plain is the recipe without the options that change what is run: by it, what runs is what the image says.
+func (r Recipe) Plain() Recipe {
+	o := r.Options
+	o.Args, o.HostArgs, o.Env, o.PassEnv, o.Allowed, o.Tmpfs, o.Encrypted = nil, false, nil, nil, nil, nil, nil
+	o.Profile, o.ProfileText = "", ""
+	r.Options, r.Overlay = o, ""
+	return r
 }
 
 // Keep lists the files whose content repeating the conversion needs, as patterns for rootfs.Scan.

@@ -132,8 +132,11 @@ func readEnclave(ctx context.Context, img *image.Image) (*Enclave, error) {
 	if recipe == nil || text == nil {
 		return nil, fmt.Errorf("%w: its layer on top has no recipe and manifest", ErrNotOurs)
 	}
-	if err := json.Unmarshal(recipe, &e.Recipe); err != nil {
+	if e.Recipe, err = ParseRecipe(recipe); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
+	}
+	if _, err := manifest.Parse(text); err != nil {
+		return nil, err
 	}
 	if e.reads, err = manifest.ReadSGX(text); err != nil {
 		return nil, err
@@ -386,8 +389,9 @@ func (e *Enclave) identity(
 	var key *attest.PublicKey
 	if by.Key != nil {
 		key = &by.Key.PublicKey
-		// The recipe's source is a word, and the runtime's loader is not measured: who signs vouches for neither.
-		if identity.Runtime.Digest = ""; !sourceChecked {
+		// The recipe's source is a word, as is the runtime's version, and the loader is not measured: who signs vouches
+		// for none of them.
+		if identity.Runtime.Digest, identity.Runtime.Version = "", ""; !sourceChecked {
 			identity.Source = attest.Resource{}
 		}
 	}
@@ -404,8 +408,7 @@ func (e *Enclave) identity(
 		of := slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(e.source.Digest) })
 		if of && said.Enclave == attest.NewEnclave(before) && said.Source.Is(e.Recipe.Source) &&
 			said.Runtime.Digest == r.Digest {
-			identity.Source, identity.Findings, identity.Runtime.Digest = said.Source, said.Findings,
-				said.Runtime.Digest
+			identity.Source, identity.Findings, identity.Runtime = said.Source, said.Findings, said.Runtime
 			break
 		}
 	}

@@ -22,6 +22,16 @@ func steers(annotation string) bool {
 // Steering returns the annotations of the image's manifest by which engines would run it otherwise, sorted. Append
 // leaves them out.
 func (img *Image) Steering() ([]string, error) {
+	annotations, err := img.Annotations()
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(annotations, func(name, _ string) bool { return !steers(name) })
+	return slices.Sorted(maps.Keys(annotations)), nil
+}
+
+// Annotations returns those of the image's manifest.
+func (img *Image) Annotations() (map[string]string, error) {
 	if img.manifest == nil { // it is one of nothing but a configuration
 		return nil, nil
 	}
@@ -35,8 +45,7 @@ func (img *Image) Steering() ([]string, error) {
 	if err := json.Unmarshal(raw, &manifest); err != nil {
 		return nil, fmt.Errorf("reading the manifest's annotations: %w", err)
 	}
-	maps.DeleteFunc(manifest.Annotations, func(name, _ string) bool { return !steers(name) })
-	return slices.Sorted(maps.Keys(manifest.Annotations)), nil
+	return manifest.Annotations, nil
 }
 
 // withoutSteering returns annotations as they are but for those of Steering.

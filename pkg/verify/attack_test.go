@@ -91,7 +91,7 @@ func (a *victim) failed(ref string, withSource bool) []string {
 	r, err := verify.Verify(ctx, open(a.t, ref), source, a.expect, nil, verify.Options{})
 	require.NoError(a.t, err)
 	assert.Equal(a.t, len(r.FailedChecks()) == 0, r.Trusted)
-	before, err := verify.BeforeSigning(ctx, open(a.t, ref), source, verify.Options{})
+	before, err := verify.BeforeSigning(ctx, open(a.t, ref), source, a.expect, verify.Options{})
 	require.NoError(a.t, err)
 	assert.Equal(a.t, r.Consistent, before.Consistent, "what is not consistent is not signed")
 	return r.FailedChecks()

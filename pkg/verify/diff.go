@@ -15,7 +15,8 @@ import (
 
 // Difference is a reason why two measurements differ.
 type Difference struct {
-	// Part is what differs: "source", "runtime", "options", "enclave", "manifest", "files", "config" or "signer".
+	// Part is what differs: "source", "runtime", "options", "enclave", "manifest", "files", "config", "image" or
+	// "signer".
 	Part string `json:"part"`
 	// Name is a key of the part, or a file.
 	Name string `json:"name"`
@@ -85,6 +86,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 			Difference{Part: "manifest", Name: "text", A: digestOf(a.Manifest), B: digestOf(b.Manifest)})
 	}
 	compareTables("", a.config, b.config, "config", &list)
+	compareTables("", a.notes, b.notes, "image", &list)
 	return list, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -100,16 +101,71 @@ func enclavesOf(ctx context.Context, img *image.Image, tree *rootfs.Tree) ([]Enc
 	if len(nodes) > maxEnclaves {
 		return nil, fmt.Errorf("the image has more than %d files with enclaves", maxEnclaves)
 	}
-	var list []EnclaveFile
 	m := &measuring{left: sdk.MaxMeasured, known: map[[sha256.Size]byte][]EnclaveFile{}}
+	if err := m.readAll(ctx, img, nodes); err != nil {
+		return nil, err
+	}
+	var list []EnclaveFile
 	for _, n := range nodes {
-		found, err := m.enclavesIn(ctx, img, n)
-		if err != nil {
-			return nil, err
+		for _, f := range m.known[n.SHA256] {
+			f.Path = n.Path
+			list = append(list, f)
 		}
-		list = append(list, found...)
 	}
 	return list, nil
+}
+
+// Bounds of reading files again of which a scan has told that they have enclaves.
+const (
+	maxAtOnce  = 512 << 20 // bytes in memory
+	maxReadTwo = 4 << 30   // bytes of all of them
+)
+
+// readAll reads the enclaves of files, each content once, in as few passes over a layer as memory allows.
+func (m *measuring) readAll(ctx context.Context, img *image.Image, nodes []*rootfs.Node) error {
+	byLayer := map[int][]*rootfs.Node{}
+	seen := map[[sha256.Size]byte]bool{}
+	all := int64(0)
+	for _, n := range nodes {
+		if !seen[n.SHA256] {
+			seen[n.SHA256] = true
+			byLayer[n.Layer] = append(byLayer[n.Layer], n)
+			all += n.Size
+		}
+	}
+	if all > maxReadTwo {
+		return fmt.Errorf("the image's files with enclaves have more than %d bytes", int64(maxReadTwo))
+	}
+	for _, layer := range slices.Sorted(maps.Keys(byLayer)) {
+		for rest := byLayer[layer]; len(rest) > 0; {
+			n, bytes := 0, int64(0)
+			for n < len(rest) && (n == 0 || bytes+rest[n].Size <= maxAtOnce) {
+				bytes += rest[n].Size
+				n++
+			}
+			if err := m.readSome(ctx, img, rest[:n]); err != nil {
+				return err
+			}
+			rest = rest[n:]
+		}
+	}
+	return nil
+}
+
+// readSome reads the enclaves of files of one layer.
+func (m *measuring) readSome(ctx context.Context, img *image.Image, nodes []*rootfs.Node) error {
+	contents, err := contentsOf(ctx, img, slices.DeleteFunc(slices.Clone(nodes), func(n *rootfs.Node) bool {
+		return n.Size > sdk.MaxFile
+	}))
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if m.known[n.SHA256], err = m.read(ctx, n, contents[n]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // measuring is what measuring the enclaves of one image may take.
@@ -121,32 +177,9 @@ type measuring struct {
 // maxEnclaves is how many files of an image are looked into.
 const maxEnclaves = 100
 
-// enclavesIn returns the enclaves of a file.
-func (m *measuring) enclavesIn(ctx context.Context, img *image.Image, n *rootfs.Node) ([]EnclaveFile, error) {
-	known, ok := m.known[n.SHA256]
-	if !ok {
-		var err error
-		if known, err = m.read(ctx, img, n); err != nil {
-			return nil, err
-		}
-		m.known[n.SHA256] = known
-	}
-	list := slices.Clone(known)
-	for i := range list {
-		list[i].Path = n.Path
-	}
-	return list, nil
-}
-
-// read reads the enclaves of a file, by its sections if it is of a kind that is known.
-func (m *measuring) read(ctx context.Context, img *image.Image, n *rootfs.Node) ([]EnclaveFile, error) {
-	var content []byte
-	if n.Size <= sdk.MaxFile {
-		var err error
-		if content, err = contentOf(ctx, img, n); err != nil {
-			return nil, err
-		}
-	}
+// read reads the enclaves of a file, by its sections if it is of a kind that is known. Of a file that is too large
+// there is no content.
+func (m *measuring) read(ctx context.Context, n *rootfs.Node, content []byte) ([]EnclaveFile, error) {
 	var list []EnclaveFile
 	f, err := sdkEnclave(ctx, n.Path, content, &m.left)
 	if err != nil {

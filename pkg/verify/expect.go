@@ -36,6 +36,8 @@ type Expectations struct {
 	Layout string `toml:"layout"`
 	// RuntimeDigest are digests of the runtime's layer, of which one must be there; empty: any.
 	RuntimeDigest []string `toml:"runtime_digest"`
+	// AllowChanges accepts that options of the conversion change what the source would run.
+	AllowChanges bool `toml:"allow_changes"`
 	// AnyRuntime goes without an expectation of the loader, which is not measured.
 	AnyRuntime bool `toml:"any_runtime"`
 	// Runtimes is a file of known runtimes, see ReadRuntimes.
@@ -95,7 +97,7 @@ func (e Expectations) identity() bool {
 }
 
 // expected compares the image with the expectations.
-func (v *verification) expected(e Expectations, found Evidence) {
+func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 	c := v.c
 	v.expectEnclave(e, EnclaveFile{
 		structure: c.SigStruct, Enclave: attest.Enclave{
@@ -112,6 +114,7 @@ func (v *verification) expected(e Expectations, found Evidence) {
 	} else if c.Layout != LayoutOurs && (len(e.RuntimeDigest) > 0 || len(e.Known) > 0) {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"an image of this kind has none"})
 	}
+	v.expectPlain(e, compared)
 	if e.Attested != nil {
 		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
 			return f.Verified && f.Statement.PredicateType == attest.IdentityType
@@ -177,6 +180,31 @@ func (v *verification) expectKind(e Expectations) {
 			"what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
 }
 
+// expectPlain wants what runs to be what the source says. Options can have replaced the program, its arguments, its
+// environment and its files, and the recipe that says so is whatever the image holds: whoever expects a source, or
+// signs for one, does not expect another program.
+func (v *verification) expectPlain(e Expectations, compared bool) {
+	const plain = "what runs is what the image that was converted says"
+	switch {
+	case v.c.Recipe == nil:
+	case len(v.changes) == 0:
+		v.add(CheckChanges, plain+": no option of the conversion changes it", nil)
+	case slices.Contains(e.MREnclave, v.c.MREnclave):
+		v.skip(CheckChanges, "options of the conversion change what runs, and this MRENCLAVE is an expected one")
+	case e.AllowChanges:
+		v.skip(CheckChanges, "options of the conversion change what runs, and that was accepted")
+	case compared:
+		v.undecided(CheckChanges, "options of the conversion change what the source would run: expect what it is with "+
+			"--mrenclave, or accept --allow-changes")
+	default:
+		v.skip(CheckChanges, "options of the conversion change what the source would run")
+	}
+	if len(v.changes) > 0 {
+		last := &v.report.Checks[len(v.report.Checks)-1]
+		last.Problems = atMost(v.changes)
+	}
+}
+
 // expectIdentity wants something to be expected of who signed or what runs.
 func (v *verification) expectIdentity(e Expectations) {
 	v.compare(CheckAnyIdentity, !e.AnySigner, "it was said who must have signed, or what must run", e.identity(),
@@ -209,6 +237,10 @@ func (v *verification) vouched(e Expectations, found Evidence) {
 		v.add(CheckRuntimeIs, "the holder of the expected key states this runtime", nil)
 	case e.AnyRuntime:
 		v.skip(CheckRuntimeIs, "nobody vouched for the loader, "+have+", which is not measured, and that was accepted")
+	case v.signing:
+		v.undecided(CheckRuntimeIs,
+			"nobody vouched for the runtime, whose code runs in the enclave that is signed: expect "+
+				"its layer with --runtime-digest "+have+", or accept --any-runtime")
 	default:
 		v.undecided(CheckRuntimeIs, "nobody vouched for the loader, which is not measured: expect its layer with "+
 			"--runtime-digest "+have+", or accept --any-runtime")

@@ -61,8 +61,37 @@ func (v *verification) policy(ctx context.Context) error {
 	v.add(CheckPolicy, fmt.Sprintf("the enclave's layer made again from the recipe, byte for byte, with the policy %q",
 		v.c.Recipe.Options.Trust), problems)
 	v.config(p)
+	return v.compareWithPlain(ctx)
+}
+
+// compareWithPlain finds what the conversion's options change of what runs.
+func (v *verification) compareWithPlain(ctx context.Context) error {
+	plain := v.c.Recipe.Plain()
+	if plain.Overlay == v.c.Recipe.Overlay && reflect.DeepEqual(plain.Options, v.c.Recipe.Options) {
+		return nil
+	}
+	p, err := convert.Repeat(ctx, plain, v.s.places.Backend, v.s.bundle, v.below, v.s.img.Config)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		v.changes = []string{"without them it could not be converted: " + err.Error()}
+		return nil
+	}
+	changes, err := compareSettings(p.Manifest(), v.c.Manifest)
+	if err != nil {
+		return err
+	}
+	for _, c := range changes {
+		if !slices.Contains(sizes, c.Name) {
+			v.changes = append(v.changes, c.String())
+		}
+	}
 	return nil
 }
+
+// sizes are keys that change how much room there is, and not what runs.
+var sizes = []string{"sgx.enclave_size", "sgx.max_threads", "sys.stack.size", "sys.fds.limit"}
 
 // layerProblems compares the enclave's layer with what it must hold.
 func (v *verification) layerProblems(want []libos.File) []string {

@@ -86,6 +86,7 @@ type Converted struct {
 	LayerDigests []string `json:"layers,omitempty"`
 
 	config  map[string]any // of the image, but for its history
+	notes   map[string]any // annotations of the manifest and its layers, and other images of the name
 	runtime string         // digest of the archive that has the runtime; empty: it was not read as such
 	enclave *gramine.Enclave
 	libOS   FileEntry // what the enclave image loads first
@@ -179,8 +180,8 @@ func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 	if files[libos.ManifestPath] == nil || files[libos.RecipePath] == nil {
 		return nil, nil
 	}
-	var recipe convert.Recipe
-	if err := json.Unmarshal(files[libos.RecipePath], &recipe); err != nil {
+	recipe, err := convert.ParseRecipe(files[libos.RecipePath])
+	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
 	}
 	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == recipe.Runtime.Kind })
@@ -217,7 +218,7 @@ func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err erro
 	if err != nil {
 		return r, err
 	}
-	_ = json.Unmarshal(files[libos.RecipePath], &r) // what is wrong with it is told by those who need it
+	r, _ = convert.ParseRecipe(files[libos.RecipePath]) // what is wrong with it is told by those who need it
 	return r, nil
 }
 
@@ -233,18 +234,35 @@ func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[str
 // contentOf reads a file of an image, and makes sure that it is what the tree says: an archive can have several entries
 // of one path, and a hard link that stands between them names another one than the last.
 func contentOf(ctx context.Context, img *image.Image, n *rootfs.Node) ([]byte, error) {
-	files, err := extract(ctx, img.Layers[n.Layer], map[string]bool{n.Origin(): true})
+	contents, err := contentsOf(ctx, img, []*rootfs.Node{n})
+	return contents[n], err
+}
+
+// contentsOf is contentOf of several files of one layer, which is read once.
+func contentsOf(ctx context.Context, img *image.Image, nodes []*rootfs.Node) (map[*rootfs.Node][]byte, error) {
+	if len(nodes) == 0 {
+		return nil, nil
+	}
+	want := map[string]bool{}
+	for _, n := range nodes {
+		want[n.Origin()] = true
+	}
+	files, err := extract(ctx, img.Layers[nodes[0].Layer], want)
 	if err != nil {
 		return nil, err
 	}
-	content := files[n.Origin()]
-	if sha256.Sum256(content) != n.SHA256 {
-		return nil, &damage{
-			CheckLayers, fmt.Errorf("%s: the layer has several entries of the path %s, and engines unpack another one "+
-				"here than the last", n.Path, n.Origin()),
+	contents := map[*rootfs.Node][]byte{}
+	for _, n := range nodes {
+		content := files[n.Origin()]
+		if sha256.Sum256(content) != n.SHA256 {
+			return nil, &damage{
+				CheckLayers, fmt.Errorf("%s: the layer has several entries of the path %s, and engines unpack another "+
+					"one here than the last", n.Path, n.Origin()),
+			}
 		}
+		contents[n] = content
 	}
-	return content, nil
+	return contents, nil
 }
 
 // runtimeOf reads the layer that holds a runtime, of which the image says that it has a digest; empty: nothing.
@@ -275,8 +293,8 @@ func newConverted(img *image.Image, p Places, version int, files map[string][]by
 		return nil, &damage{CheckMeasurement, err}
 	}
 	if p.Backend != nil {
-		c.Recipe = &convert.Recipe{}
-		if err := json.Unmarshal(files[libos.RecipePath], c.Recipe); err != nil {
+		recipe, err := convert.ParseRecipe(files[libos.RecipePath])
+		if c.Recipe = &recipe; err != nil {
 			return nil, &damage{CheckPolicy, fmt.Errorf("reading %s: %w", libos.RecipePath, err)}
 		}
 		c.readReasons(files[libos.ReasonsPath])
@@ -290,7 +308,31 @@ func newConverted(img *image.Image, p Places, version int, files map[string][]by
 	} else {
 		c.enclave, c.Areas = enclave, areas(enclave.Layout)
 	}
+	if err := c.readNotes(img); err != nil {
+		return nil, err
+	}
 	return c, c.readConfig(img)
+}
+
+// readNotes takes over what engines may go by beside the configuration.
+func (c *Converted) readNotes(img *image.Image) error {
+	annotations, err := img.Annotations()
+	if err != nil {
+		return err
+	}
+	c.notes = map[string]any{}
+	for name, value := range annotations {
+		c.notes["annotation "+name] = value
+	}
+	for i, l := range img.Layers {
+		for name, value := range l.Annotations {
+			c.notes[fmt.Sprintf("annotation of layer %d %s", i+1, name)] = value
+		}
+	}
+	for _, r := range img.Rivals {
+		c.notes["rival "+r] = "an engine may choose it by the same name"
+	}
+	return nil
 }
 
 // readConfig takes over what the image's configuration says of the start.
@@ -318,9 +360,9 @@ func (c *Converted) readConfig(img *image.Image) error {
 
 // readReasons gives each trusted file its reason, where there are any.
 func (c *Converted) readReasons(b []byte) {
-	var runs []convert.FileRun
-	if json.Unmarshal(b, &runs) != nil {
-		return
+	runs, err := convert.ParseReasons(b)
+	if err != nil {
+		return // nothing that was measured
 	}
 	rest := c.Trusted
 	for _, r := range runs {

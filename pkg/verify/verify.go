@@ -33,7 +33,7 @@ type Check struct {
 	Status Status `json:"status"`
 	// Detail says what was compared, or why the check was skipped.
 	Detail string `json:"detail"`
-	// Problems are what is wrong.
+	// Problems are what is wrong, or has to be decided on.
 	Problems []string `json:"problems,omitempty"`
 	// Undecided says that the check was skipped because nobody said what is expected, and that the image is not trusted
 	// until somebody does.
@@ -64,6 +64,7 @@ const (
 	CheckLayout      = "layout"       // the image is of a kind whose start can be verified
 	CheckSimulated   = "simulated"    // there is an enclave
 	CheckPlatform    = "platform"     // everybody who runs the name runs this image
+	CheckChanges     = "changes"      // no option of the conversion changes what runs
 )
 
 // Report is the outcome of a verification.
@@ -117,6 +118,8 @@ type verification struct {
 	limits rootfs.Limits
 	// signing says that the image is looked at in order to sign it: it need not be signed yet.
 	signing bool
+	// changes are in what the manifest differs from one by a recipe without options that change what runs.
+	changes []string
 	// readable says that all parts of the image could be read.
 	readable bool
 }
@@ -126,10 +129,16 @@ func (v *verification) add(name, detail string, problems []string) {
 	if len(problems) > 0 {
 		status = Failed
 	}
+	v.report.Checks = append(v.report.Checks,
+		Check{Name: name, Status: status, Detail: detail, Problems: atMost(problems)})
+}
+
+// atMost returns as many problems as are told.
+func atMost(problems []string) []string {
 	if more := len(problems) - maxProblems; more > 0 {
-		problems = append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
+		return append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
 	}
-	v.report.Checks = append(v.report.Checks, Check{Name: name, Status: status, Detail: detail, Problems: problems})
+	return problems
 }
 
 func (v *verification) skip(name, why string) {
@@ -153,17 +162,27 @@ func Verify(
 	if err != nil || !v.readable {
 		return r, err
 	}
-	v.expected(e, evidence)
+	v.expected(e, evidence, source != nil)
 	r.Trusted = len(r.Unmet()) == 0
 	return r, nil
 }
 
 // BeforeSigning is Verify for an image that is to be signed, for the first time or again: all that the signature will
-// be taken to vouch for is checked. The source is the image that it was made from, nil if that is not known. The
-// report's Consistent decides; nothing is expected of who has signed before.
-func BeforeSigning(ctx context.Context, img, source *image.Image, o Options) (*Report, error) {
+// be taken to vouch for is checked, the enclave image and the library OS in the runtime's layer among it, which become
+// the signer's. The source is the image that it was made from, nil if that is not known. Nothing is expected of who has
+// signed before.
+func BeforeSigning(ctx context.Context, img, source *image.Image, e Expectations, o Options) (*Report, error) {
 	v := &verification{signing: true}
-	return v.consistency(ctx, img, source, nil, o)
+	r, err := v.consistency(ctx, img, source, nil, o)
+	if err != nil || !v.readable {
+		return r, err
+	}
+	if v.c.Layout == LayoutOurs {
+		v.vouched(e, nil)
+	}
+	v.expectPlain(e, source != nil)
+	r.Trusted = len(r.Unmet()) == 0
+	return r, nil
 }
 
 // consistency makes the checks of an image against itself.
