@@ -376,12 +376,24 @@ func TestRollback(t *testing.T) {
 	})
 	_, err := run(ctx, t, o, reg.Host+"/dst:10")
 	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
+	forge(t, reg, "dst:9", "dst:11", map[string]func(string) string{ // which took time with the square of its keys
+		libos.ManifestPath: func(text string) string {
+			var keys strings.Builder
+			for k := range 80_000 {
+				fmt.Fprintf(&keys, "k%d=1\n", k)
+			}
+			return text + "[sgx.x]\n" + keys.String()
+		},
+	})
+	_, err = run(ctx, t, o, reg.Host+"/dst:11")
+	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
+	assert.ErrorContains(t, err, "more than 10000 keys")
 	reg.Push(t, "plain:1", sample(t))
 	_, err = run(ctx, t, o, reg.Host+"/plain:1")
 	assert.NoError(t, err)
 }
 
-// An image that this program cannot read may be anybody's; one whose configuration is gone is nobody's.
+// An image that this program cannot read may be anybody's, and so may one whose configuration is gone.
 func TestTargetThatCannotBeRead(t *testing.T) {
 	ctx, reg := context.Background(), fixture.NewRegistry(t)
 	o := options(t, reg.Push(t, "src:1", sample(t)))

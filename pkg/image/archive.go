@@ -37,6 +37,7 @@ type archive struct {
 	parts map[string]part   // by clean path
 	ids   map[string]string // of configurations, by the names that lists have for them
 	list  []savedImage      // of manifest.json, once it was read
+	sums  map[part]string   // of contents that were hashed
 }
 
 // part is where the content of an entry lies, or the path that it is a link to.
@@ -202,9 +203,18 @@ func (a *archive) same(ctx context.Context, x, y part) bool {
 		return x.link != "" && x.link == y.link
 	}
 	sum := func(p part) (string, error) {
+		if known, ok := a.sums[p]; ok {
+			return known, nil
+		}
 		h := sha256.New()
-		_, err := io.Copy(h, sectionFile{ctx, io.NewSectionReader(a.f, p.at, p.size)})
-		return string(h.Sum(nil)), err
+		if _, err := io.Copy(h, sectionFile{ctx, io.NewSectionReader(a.f, p.at, p.size)}); err != nil {
+			return "", err
+		}
+		if a.sums == nil {
+			a.sums = map[part]string{}
+		}
+		a.sums[p] = string(h.Sum(nil))
+		return a.sums[p], nil
 	}
 	first, errX := sum(x)
 	second, errY := sum(y)

@@ -357,7 +357,7 @@ func (a *archive) ofManifest(mt types.MediaType, raw []byte) (one listed, ok boo
 	for i, l := range m.Layers {
 		names = append(names, blobPath("", l.Digest))
 		if lazy := rootfs.Lazy(l.Annotations); lazy != "" {
-			extra = append(extra, fmt.Sprintf("layer %d is of %s", i, lazy))
+			extra = append(extra, fmt.Sprintf("layer %d is of %s: %q", i, lazy, l.Annotations))
 		}
 	}
 	slices.Sort(extra)

@@ -17,8 +17,11 @@ import (
 // maxInterpreters is how many scripts may interpret each other, as in Linux (execve(2)).
 const maxInterpreters = 4
 
-// maxPathDirs is how many directories of PATH are looked into.
-const maxPathDirs = 256
+// maxPathDirs is how many directories of PATH are looked into, which are spelled in at most maxPathBytes.
+const (
+	maxPathDirs  = 256
+	maxPathBytes = 8 << 10
+)
 
 // command finds the program that the image starts.
 func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
@@ -57,6 +60,9 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 		tried = []string{s.abs(program)}
 	} else {
 		list, _ := s.Getenv("PATH")
+		if len(list) > maxPathBytes {
+			list = list[:strings.LastIndexByte(list[:maxPathBytes], ':')+1]
+		}
 		for dir := range strings.SplitSeq(list, ":") {
 			if len(tried) == maxPathDirs {
 				break

@@ -68,11 +68,15 @@ func (r *noted) ReadAt(p []byte, off int64) (int, error) {
 func checkTOC(
 	ctx context.Context, blob io.ReaderAt, size int64, annotations map[string]string, index *Index, limits Limits,
 ) (differences []string, err error) {
-	tables, err := readTOCs(blob, size, annotations)
+	tables, err := tocsOf(blob, size, annotations)
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range tables {
+	for _, read := range tables {
+		t, err := read()
+		if err != nil {
+			return nil, err
+		}
 		more, err := t.compare(ctx, index, limits)
 		if err != nil {
 			return nil, err

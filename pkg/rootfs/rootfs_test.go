@@ -202,7 +202,7 @@ func TestMergeRefuses(t *testing.T) {
 
 // Links that prolong paths again and again are refused before the paths are.
 func TestEndlessPaths(t *testing.T) {
-	deep := strings.Repeat("d/", 1500)
+	deep := strings.Repeat(strings.Repeat("d", 29)+"/", 100)
 	entries := []Entry{Symlink("l0", deep)}
 	for i := range 50 {
 		entries = append(entries, File(fmt.Sprintf("l%d/%sf", i, deep), "x"),
@@ -227,6 +227,7 @@ func TestScanRefuses(t *testing.T) {
 		name, want string
 		blob       []byte
 	}{
+		{"deep path", "has more than 256 parts", Tar(t, File(strings.Repeat("d/", 256)+"f", "x"))},
 		{
 			"path out of the image", `the path "../etc/passwd" leads out of the layer`,
 			Tar(t, File("../etc/passwd", "x")),

@@ -19,6 +19,7 @@ import (
 // Bounds on what one layer may hold.
 const (
 	maxPath      = 4096
+	maxParts     = 256     // of a path: work goes with the directories above each file
 	maxFileBytes = 1 << 40 // that any entry may claim, whatever the Limits
 	maxKeepFile  = 64 << 20
 	maxKeepLayer = 256 << 20
@@ -219,7 +220,9 @@ func cleanPath(name string) (string, error) {
 				return "", fmt.Errorf("the path %q leads out of the layer", name)
 			}
 		default:
-			depth++
+			if depth++; depth > maxParts {
+				return "", fmt.Errorf("the path %.60q… has more than %d parts", name, maxParts)
+			}
 		}
 	}
 	if strings.ContainsRune(name, 0) {

@@ -82,15 +82,18 @@ type tocFormat interface {
 }
 
 func readTOC(blob io.ReaderAt, size int64, annotations map[string]string) (*toc, error) {
-	tables, err := readTOCs(blob, size, annotations)
+	tables, err := tocsOf(blob, size, annotations)
 	if err != nil {
 		return nil, err
 	}
-	return tables[0], nil
+	return tables[0]()
 }
 
-// readTOCs reads every table that an annotation names: each engine takes the one that it knows.
-func readTOCs(blob io.ReaderAt, size int64, annotations map[string]string) (tables []*toc, err error) {
+// tocsOf returns how to read each table that an annotation names, one at a time: each engine takes the one that it
+// knows.
+func tocsOf(
+	blob io.ReaderAt, size int64, annotations map[string]string,
+) (tables []func() (*toc, error), err error) {
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		if name != tocDigest && strings.HasPrefix(name, snapshotters) {
 			return nil, fmt.Errorf("the annotation %q is of a snapshotter that is not known", name)
@@ -101,18 +104,10 @@ func readTOCs(blob io.ReaderAt, size int64, annotations map[string]string) (tabl
 		if at == "" && sum == "" {
 			continue
 		}
-		t, err := readChunkedTOC(blob, size, at, sum)
-		if err != nil {
-			return nil, err
-		}
-		tables = append(tables, t)
+		tables = append(tables, func() (*toc, error) { return readChunkedTOC(blob, size, at, sum) })
 	}
 	if want := annotations[tocDigest]; want != "" {
-		t, err := readEStargzTOC(blob, size, want)
-		if err != nil {
-			return nil, err
-		}
-		tables = append(tables, t)
+		tables = append(tables, func() (*toc, error) { return readEStargzTOC(blob, size, want) })
 	}
 	if len(tables) == 0 {
 		return nil, ErrNoTOC

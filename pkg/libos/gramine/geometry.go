@@ -71,6 +71,7 @@ const (
 const (
 	pageMask    = sgx.PageSize - 1
 	maxPALBytes = 1 << 30 // of memory that a loader image may ask for
+	maxSegments = 64
 	maxEnclave  = 1 << 40 // bytes: every page is hashed
 )
 
@@ -181,16 +182,30 @@ func readPAL(file []byte) (*palImage, error) {
 		return nil, fmt.Errorf("it is %v for %v, not a 64-bit program for x86-64", f.Class, f.Machine)
 	}
 	low, high := ^uint64(0), uint64(0)
+	var segments int
+	var inFile, inMemory uint64
 	for _, p := range f.Progs {
 		if p.Type != elf.PT_LOAD || p.Memsz == 0 {
 			continue
+		}
+		if segments++; segments > maxSegments {
+			return nil, fmt.Errorf("it has more than %d segments to load", maxSegments)
 		}
 		if p.Vaddr+p.Memsz < p.Vaddr || p.Vaddr+p.Memsz > 1<<47 || p.Filesz > p.Memsz ||
 			p.Off+p.Filesz > uint64(len(file)) || p.Off > p.Off+p.Filesz {
 			return nil, fmt.Errorf("segment at %#x does not fit", p.Vaddr)
 		}
+		if segments > 1 && p.Vaddr&^pageMask < high {
+			return nil, fmt.Errorf("segment at %#x is not behind the one before: no page can be added twice", p.Vaddr)
+		}
 		low = min(low, p.Vaddr&^pageMask)
 		high = max(high, roundUp(p.Vaddr+p.Memsz))
+		inFile += p.Filesz
+		inMemory += roundUp(p.Vaddr+p.Memsz) - p.Vaddr&^pageMask
+	}
+	if inFile > uint64(len(file)) || inMemory > maxPALBytes {
+		return nil,
+			fmt.Errorf("its segments take %d bytes of a file of %d, and %d of memory", inFile, len(file), inMemory)
 	}
 	if low >= high {
 		return nil, fmt.Errorf("it has nothing to load")

@@ -140,9 +140,13 @@ func normalise(m *manifest.Manifest) error {
 	}
 	// What the host may change cannot have a digest as well.
 	if allowed, _ := enclave["allowed_files"].([]any); len(allowed) > 0 {
-		m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool {
-			return slices.Contains(allowed, any(f.URI))
-		})
+		changeable := map[any]bool{}
+		for _, uri := range allowed {
+			if s, ok := uri.(string); ok {
+				changeable[s] = true
+			}
+		}
+		m.Trusted = slices.DeleteFunc(m.Trusted, func(f manifest.TrustedFile) bool { return changeable[f.URI] })
 	}
 	return nil
 }
