@@ -188,7 +188,7 @@ func command(ctx context.Context, name string, args ...string) (finished, error)
 	return f, nil
 }
 
-// timeOf gives how long a command takes, without anything that comes before.
+// timeOf returns how long a command takes, without anything that comes before.
 func timeOf(ctx context.Context, before func() error, name string, args ...string) func() (time.Duration, error) {
 	return func() (time.Duration, error) {
 		if before != nil {
@@ -201,7 +201,7 @@ func timeOf(ctx context.Context, before func() error, name string, args ...strin
 	}
 }
 
-// read gives a file's size, after reading all of it: what is measured afterwards finds it in memory.
+// read returns a file's size, after reading all of it: what is measured afterwards finds it in memory.
 func read(file string) (int64, error) {
 	f, err := os.Open(file)
 	if err != nil {

@@ -133,7 +133,7 @@ type step struct {
 	run  func() (time.Duration, error)
 }
 
-// median runs something and gives the median of the seconds that it takes.
+// median runs something and returns the median of the seconds that it takes.
 func (b *bench) median(name string, run func() (time.Duration, error)) (float64, error) {
 	m, err := b.medians(step{name, run})
 	if err != nil {

@@ -39,7 +39,7 @@ func (b *bench) print() error {
 	return os.WriteFile(filepath.Join(b.dir, "results.md"), t.Bytes(), 0o644)
 }
 
-// field gives what follows a name and a colon in one of the files of /proc.
+// field returns what follows a name and a colon in one of the files of /proc.
 func field(file, name string) string {
 	text, _ := os.ReadFile(file)
 	for line := range strings.Lines(string(text)) {

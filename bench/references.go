@@ -86,7 +86,7 @@ func plainHash(n uint64) time.Duration {
 	return time.Since(begin)
 }
 
-// seconds gives what was measured under a name.
+// seconds returns what was measured under a name.
 func (b *bench) seconds(name string) float64 {
 	for _, t := range b.times {
 		if t.name == name {

@@ -184,7 +184,7 @@ func pushImage(ref, address string) error {
 	return remote.Write(tag, img)
 }
 
-// cconvert runs the program that was built and gives its standard output.
+// cconvert runs the program that was built and returns its standard output.
 func cconvert(args ...string) (string, error) {
 	fmt.Println("$ cconvert", strings.Join(args, " "))
 	cmd := exec.Command("bin/cconvert", args...)

@@ -82,7 +82,7 @@ func TestBatchIsResumed(t *testing.T) {
 	t.Logf("%d deaths, %d of %d images finished before the last", deaths, len(finished), images)
 }
 
-// serve starts the service and gives its address.
+// serve starts the service and returns its address.
 func serve(t *testing.T, f *fleet, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(program, append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...)

@@ -48,7 +48,7 @@ func newHosts(t *testing.T) *hosts {
 	return h
 }
 
-// start runs a container and gives its address.
+// start runs a container and returns its address.
 func (h *hosts) start(host string, options []string, args ...string) string {
 	h.t.Helper()
 	all := append([]string{

@@ -277,7 +277,7 @@ func (s *sample) image(t *testing.T) v1.Image {
 	return fixture.Image(t, s.config, layers...)
 }
 
-// push stores the sample's image in a registry and gives its name.
+// push stores the sample's image in a registry and returns its name.
 func (s *sample) push(t *testing.T, registry string) string {
 	t.Helper()
 	tag, err := name.NewTag(registry + "/corpus/" + s.name + ":1")

@@ -104,7 +104,7 @@ func (f *fleet) environment(of string) []string {
 		filepath.Join(f.dir, of, "state"))
 }
 
-// batch runs "cconvert batch" to its end and gives its records by tag.
+// batch runs "cconvert batch" to its end and returns its records by tag.
 func (f *fleet) batch(of string, args ...string) map[string]record {
 	f.t.Helper()
 	facts := filepath.Join(f.dir, of+".json")

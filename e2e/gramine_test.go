@@ -35,7 +35,7 @@ const gramineDir = "CCONVERT_GRAMINE_DIR"
 const hostLibs = "/usr/lib/x86_64-linux-gnu"
 
 // runReal converts with a real Gramine, runs the result without SGX, and takes the SGX loader up to the
-// point where a CPU would accept the enclave. It gives the seconds until the answer and the added bytes.
+// point where a CPU would accept the enclave. It returns the seconds until the answer and the added bytes.
 func (s *sample) runReal(t *testing.T, source string, runtimes map[string]bool) (string, int) {
 	t.Helper()
 	target := strings.Replace(source, "/corpus/", "/gramine/", 1)
@@ -75,7 +75,7 @@ var (
 	directArgs    = []string{"/cconvert/gramine/direct/libpal.so", "init", "/cconvert/app/entrypoint"}
 )
 
-// layerSize gives the compressed size of one of an image's layers.
+// layerSize returns the compressed size of one of an image's layers.
 func layerSize(t *testing.T, image, digest string) int {
 	t.Helper()
 	var m struct {
@@ -120,7 +120,7 @@ func startCheck(t *testing.T, image string) {
 }
 
 // standIn compiles an installation of Gramine's shape: a loader that is linked to a library, an enclave
-// image, the library OS. It gives the prefix and the directory of the libraries.
+// image, the library OS. It returns the prefix and the directory of the libraries.
 func standIn(t *testing.T) (prefix, libs string) {
 	t.Helper()
 	dir := t.TempDir()

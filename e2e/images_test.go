@@ -180,7 +180,7 @@ func added(t *testing.T, facts string) int {
 	return r.Output.AddedBytes
 }
 
-// run starts an image, waits for its answer and stops it; it gives the seconds until the answer.
+// run starts an image, waits for its answer and stops it; it returns the seconds until the answer.
 func (s *sample) run(t *testing.T, image string, options, args []string) float64 {
 	t.Helper()
 	c := start(t, image, options, args)
@@ -367,7 +367,7 @@ func TestOtherTools(t *testing.T) {
 	assert.Equal(t, id, command(t, "docker", "image", "inspect", "--format", "{{.Id}}", image))
 }
 
-// planted builds an image that says what it finds in /planted, with Docker, and gives its name.
+// planted builds an image that says what it finds in /planted, with Docker, and returns its name.
 func planted(t *testing.T, registry string) string {
 	t.Helper()
 	source := registry + "/src/python:1"

@@ -34,7 +34,7 @@ var (
 	key     string // made for each run: published test keys are refused
 )
 
-// command runs a program and gives its standard output; its standard error is in the failure.
+// command runs a program and returns its standard output; its standard error is in the failure.
 func command(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := try(name, args...)
@@ -55,7 +55,7 @@ func try(name string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// cconvert converts with the run's key and gives the line that it prints.
+// cconvert converts with the run's key and returns the line that it prints.
 func cconvert(t testing.TB, args ...string) string {
 	t.Helper()
 	return command(t, program, append(args, "--key", key)...)
@@ -69,7 +69,7 @@ func freePort(t testing.TB) string {
 	return port
 }
 
-// startRegistry runs Debian's docker-registry on loopback and gives its port.
+// startRegistry runs Debian's docker-registry on loopback and returns its port.
 func startRegistry(t testing.TB) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(startRegistryAt(t, "127.0.0.1"))
@@ -77,7 +77,7 @@ func startRegistry(t testing.TB) string {
 	return port
 }
 
-// startRegistryAt runs it on an address of this machine, and gives that with the port.
+// startRegistryAt runs it on an address of this machine, and returns that with the port.
 func startRegistryAt(t testing.TB, address string) string {
 	t.Helper()
 	dir, host := t.TempDir(), net.JoinHostPort(address, freePort(t))
@@ -188,7 +188,7 @@ func (c *container) logs() string {
 	return string(out)
 }
 
-// wait gives the exit code.
+// wait returns the exit code.
 func (c *container) wait() string {
 	c.t.Helper()
 	return command(c.t, "docker", "wait", c.name)

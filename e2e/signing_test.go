@@ -70,7 +70,7 @@ func newSigningPlace(t *testing.T, repository string) *signingPlace {
 
 func (b *signingPlace) file(name string) string { return filepath.Join(b.dir, name) }
 
-// shell runs a script, and gives what it prints.
+// shell runs a script, and returns what it prints.
 func (b *signingPlace) shell(script string, env ...string) (stdout, stderr string, err error) {
 	cmd := exec.Command("bash", "-euc", script)
 	cmd.Dir, cmd.Env = b.dir, append(slices.Clone(b.env), env...)
@@ -80,7 +80,7 @@ func (b *signingPlace) shell(script string, env ...string) (stdout, stderr strin
 	return out.String(), messages.String(), err
 }
 
-// service signs over HTTPS as docs/signing.md says. It gives its address and the file of its certificate.
+// service signs over HTTPS as docs/signing.md says. It returns its address and the file of its certificate.
 func (b *signingPlace) service(t *testing.T) (url, certificate string) {
 	t.Helper()
 	der, err := x509.MarshalPKIXPublicKey(&b.key.PublicKey)

@@ -212,7 +212,7 @@ func sourceOf(compiled string) string {
 	return path.Join(path.Dir(path.Dir(compiled)), module+".py")
 }
 
-// throughMounts gives the path that the host is asked for, and whether it is in a writable place.
+// throughMounts returns the path that the host is asked for, and whether it is in a writable place.
 func throughMounts(p string, mounts []verify.Mount) (string, bool) {
 	for i := len(mounts) - 1; i >= 0; i-- { // a later mount is further down
 		m := mounts[i]

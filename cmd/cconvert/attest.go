@@ -88,7 +88,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 	return cmd
 }
 
-// aboutEnclave states the identity of an enclave in an image, and gives its reference values.
+// aboutEnclave states the identity of an enclave in an image, and returns its reference values.
 func aboutEnclave(
 	cmd *cobra.Command, f verify.EnclaveFile, subject attest.Resource, key *attest.PrivateKey,
 ) ([]image.Artifact, error) {

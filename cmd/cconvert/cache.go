@@ -24,7 +24,7 @@ func (c *cacheFlags) add(f *pflag.FlagSet) {
 		"how much is kept; what was used last stays")
 }
 
-// store gives the user's cache; nil where there is none or none is wanted.
+// store returns the user's cache; nil if there is none or none is wanted.
 func (c *cacheFlags) store() (cache.Store, error) {
 	if c.off {
 		return nil, nil

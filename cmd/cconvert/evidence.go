@@ -22,7 +22,7 @@ func (e *evidenceFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&e.key, "attest-key", "", "file with a private key, of ECDSA or Ed25519, that signs the statements")
 }
 
-// choose gives what is to be attached, nil for nothing. Asked says that the user wants it, and not only the default.
+// choose returns what is to be attached, nil for nothing. Asked says that the user wants it, and not only the default.
 func (e *evidenceFlags) choose(asked bool) (*convert.Evidence, error) {
 	if !e.attest {
 		if e.key != "" {

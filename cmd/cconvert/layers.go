@@ -42,7 +42,7 @@ func (l *layerFlags) addShared(f *pflag.FlagSet) {
 	f.BoolVar(&l.insecureIndex, "insecure-index", false, "use and write entries of --index-repo without signatures")
 }
 
-// shared gives the repository of indexes, nil where none is wanted.
+// shared returns the repository of indexes, nil if none is wanted.
 func (l *layerFlags) shared(reg registryFlags) (*indexrepo.Repo, error) {
 	if l.indexRepo == "" {
 		if l.indexVerify != "" || l.indexSign != "" || l.insecureIndex {

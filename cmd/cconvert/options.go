@@ -127,7 +127,7 @@ func (r *runtimeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&r.lock, "lock", libos.LockFile, "file that pins the runtime; the default one is used if it exists")
 }
 
-// choose gives the backend and where its runtime comes from, kept to the lock file where there is one.
+// choose returns the backend and where its runtime comes from, kept to the lock file if there is one.
 func (r *runtimeFlags) choose(reg registryFlags, kept cacheFlags) (libos.Backend, libos.LoadOptions, error) {
 	kind, source, _ := strings.Cut(r.runtime, "=")
 	o := libos.LoadOptions{Source: source, Libs: r.libs, Image: reg.options(), Insecure: reg.insecure}

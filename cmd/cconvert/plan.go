@@ -87,7 +87,7 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 	return job, nil
 }
 
-// besides gives the value of an option that names a file, which is beside the plan where its path is not absolute.
+// besides returns the value of an option that names a file, which is beside the plan where its path is not absolute.
 func besides(planFile, option, value string) string {
 	beside := func(p string) string {
 		if p == "" || filepath.IsAbs(p) {
@@ -242,7 +242,7 @@ func (c catalog) Tags(ctx context.Context, repo name.Repository) iter.Seq2[strin
 	}
 }
 
-// none gives what cannot be converted the error by which a plan leaves it out.
+// none makes an error about what cannot be converted the one by which a plan leaves it out.
 func none(err error) error {
 	if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrPlatform) || errors.Is(err, image.ErrUnsupported) {
 		return fmt.Errorf("%w: %w", plan.ErrNone, err)

@@ -297,7 +297,7 @@ func until(t *testing.T, cmd *exec.Cmd, says string) {
 	require.Contains(t, said, says)
 }
 
-// startNATS starts a server with JetStream and gives its URL.
+// startNATS starts a server with JetStream and returns its URL.
 func startNATS(t *testing.T) string {
 	t.Helper()
 	s, err := server.NewServer(&server.Options{

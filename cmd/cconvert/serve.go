@@ -189,7 +189,7 @@ func readRules(file string, p *plan.Plan, insecure bool, keys map[*plan.Entry][]
 	return checkOptions(file, p, insecure)
 }
 
-// tls is how the service proves who it is, and who its clients are; nil where it does not.
+// tls is how the service proves who it is, and who its clients are; nil if it does not.
 func (d *serveFlags) tls() (*tls.Config, error) {
 	if (d.cert == "") != (d.key == "") || d.cert == "" && d.clientCA != "" {
 		return nil, usagef("--tls-cert and --tls-key belong together, and --client-ca needs them")

@@ -148,7 +148,7 @@ func (k *PrivateKey) Envelope(ctx context.Context, payloadType string, payload [
 	return json.Marshal(e)
 }
 
-// Open gives the payload of an envelope that the key signed. Everything else is ErrSignature.
+// Open returns the payload of an envelope that the key signed. Everything else is ErrSignature.
 func (k *PublicKey) Open(ctx context.Context, payloadType string, envelope []byte) ([]byte, error) {
 	var e dsse.Envelope
 	if err := json.Unmarshal(envelope, &e); err != nil {

@@ -48,7 +48,7 @@ func NewResource(name, digest string) Resource {
 	return Resource{Name: name, Digest: map[string]string{algorithm: sum}}
 }
 
-// Is says whether the resource has a digest "sha256:…".
+// Is reports whether the resource has a digest "sha256:…".
 func (r Resource) Is(digest string) bool {
 	algorithm, sum, _ := strings.Cut(digest, ":")
 	return sum != "" && r.Digest[algorithm] == sum

@@ -160,7 +160,7 @@ func (q *Queue) Batches(ctx context.Context) ([]*Batch, error) {
 	return list, err
 }
 
-// Find gives the batch of an ID; empty: the newest.
+// Find returns the batch of an ID; empty: the newest.
 func (q *Queue) Find(ctx context.Context, id string) (*Batch, error) {
 	list, err := q.Batches(ctx)
 	if err != nil {
@@ -174,7 +174,7 @@ func (q *Queue) Find(ctx context.Context, id string) (*Batch, error) {
 	return nil, fmt.Errorf("%w: %s", ErrNoBatch, cmp.Or(id, "there is none"))
 }
 
-// Records gives what is known of a batch's jobs, in the order of their sources.
+// Records returns what is known of a batch's jobs, in the order of their sources.
 func (q *Queue) Records(ctx context.Context, batch string) ([]*Record, error) {
 	var list []*Record
 	err := q.scan(ctx, q.records, batch+".*", func(e jetstream.KeyValueEntry) {

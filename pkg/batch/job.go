@@ -146,7 +146,7 @@ const (
 	Failed    Status = "failed"
 )
 
-// Final says whether nothing more will be done.
+// Final reports whether nothing more will be done.
 func (s Status) Final() bool { return s == Converted || s == Unchanged || s == Skipped || s == Failed }
 
 // Record is what is known of a job.

@@ -296,7 +296,7 @@ func (q *Queue) try(ctx context.Context, ask func(context.Context) error) error 
 	return err
 }
 
-// Ready says whether the queue answers.
+// Ready reports whether the queue answers.
 func (q *Queue) Ready(ctx context.Context) error {
 	_, err := q.js.Stream(ctx, streamName)
 	return err

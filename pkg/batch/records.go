@@ -55,7 +55,7 @@ func recordOf(key string, value []byte) *Record {
 	return r
 }
 
-// get gives a record by its key, nil where there is none.
+// get returns a record by its key, nil if there is none.
 func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
 	err = q.try(ctx, func(ctx context.Context) error {
 		e, err := q.records.Get(ctx, key)

@@ -39,7 +39,7 @@ type Worker struct {
 	Signer sgx.Signer
 	// DefaultKey says that the signer's key is one that nobody has named: it takes no tag from another one.
 	DefaultKey bool
-	// Observe gives the observer of a conversion; nil: nobody is told.
+	// Observe returns the observer of a conversion; nil: nobody is told.
 	Observe func(Job) convert.Observer
 
 	once     sync.Once

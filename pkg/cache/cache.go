@@ -50,7 +50,7 @@ type Entry struct {
 	Used time.Time `json:"used"`
 }
 
-// Open gives the cache in a directory, which need not exist. It keeps so many bytes.
+// Open returns the cache in a directory, which need not exist. It keeps so many bytes.
 func Open(dir string, limit int64) *Cache { return &Cache{dir: dir, limit: limit} }
 
 // DefaultDir is the user's cache directory, $XDG_CACHE_HOME/cconvert.
@@ -73,7 +73,7 @@ func checksum(key string, blob []byte) (sum [sha256.Size]byte) {
 	return sum
 }
 
-// Get gives the blob of a key. One that was damaged is as good as none.
+// Get returns the blob of a key. One that was damaged is as good as none.
 func (c *Cache) Get(key string) ([]byte, bool) {
 	b, err := os.ReadFile(c.path(key))
 	if err != nil || len(b) < sha256.Size {
@@ -142,7 +142,7 @@ func (c *Cache) write(key string, blob []byte) error {
 	return err
 }
 
-// List gives what is in the cache, the last used first.
+// List returns what is in the cache, the last used first.
 func (c *Cache) List() ([]Entry, error) {
 	var entries []Entry
 	err := c.walk(func(name string, info fs.FileInfo) {
@@ -176,7 +176,7 @@ func (c *Cache) walk(visit func(name string, info fs.FileInfo)) error {
 }
 
 // Prune removes what was not used for the longest time until no more than so many bytes are left, and what
-// processes left behind that were stopped. It gives what it removed, and how many bytes are left.
+// processes left behind that were stopped. It returns what it removed, and how many bytes are left.
 func (c *Cache) Prune(keep int64) (removed []Entry, left int64, err error) {
 	entries, err := c.List()
 	if err != nil {

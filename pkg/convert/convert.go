@@ -49,7 +49,7 @@ type Prepared struct {
 	opts    Options
 }
 
-// ToBeSigned gives the 256 bytes that the signature covers.
+// ToBeSigned returns the 256 bytes that the signature covers.
 func (p *Prepared) ToBeSigned() []byte { return p.sealed.SigStruct.ToBeSigned() }
 
 // ConversionIdentity is Options.Identity of what was read: a source that has no digest can have changed since it was

@@ -280,7 +280,7 @@ func inflate(b []byte) []byte {
 	return plain
 }
 
-// keyNumbers gives the parts of the private key in the forms in which they could leak.
+// keyNumbers returns the parts of the private key in the forms in which they could leak.
 func keyNumbers(t *testing.T) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile(keyFile)

@@ -42,7 +42,7 @@ func (p *Prepared) identity() (attest.Identity, error) {
 	}, nil
 }
 
-// about gives the evidence for an output: what it is, how it was made, and reference values. Those are left out for
+// about returns the evidence for an output: what it is, how it was made, and reference values. Those are left out for
 // one that is not signed yet.
 func (e *Evidence) about(
 	ctx context.Context, identity attest.Identity, out *image.Output, name string,

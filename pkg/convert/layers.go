@@ -66,7 +66,7 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 	return rootfs.Merge(indexes)
 }
 
-// index gives a layer's index: that which is known, or what reading the layer shows.
+// index returns a layer's index: that which is known, or what reading the layer shows.
 func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, error) {
 	key := rootfs.IndexKey(l.Digest, ls.scan)
 	// A table of contents says less than the layer: what it is used for must not depend on what is cached.
@@ -102,7 +102,7 @@ func (ls *layers) read(ctx context.Context, l *image.Layer, o rootfs.Options) (*
 	return rootfs.Scan(ctx, r, l.Digest, o)
 }
 
-// kept gives a layer's index from the cache, nil where there is none that is sound.
+// kept returns a layer's index from the cache, nil if there is none that is sound.
 func (ls *layers) kept(key, digest string) *rootfs.Index {
 	if ls.o.Cache == nil {
 		return nil
@@ -122,7 +122,7 @@ func parse(b []byte, digest string) *rootfs.Index {
 	return &index
 }
 
-// shared gives a layer's index as somebody else has read it, nil where there is none to be trusted. It is
+// shared returns a layer's index as somebody else has read it, nil if there is none to be trusted. It is
 // kept apart from what was read here: another conversion may trust in others.
 func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index {
 	repo := ls.o.Shared
@@ -162,7 +162,7 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 	return index
 }
 
-// contents gives a layer's index by its own table of contents, nil where there is none to be used.
+// contents returns a layer's index by its own table of contents, nil if there is none to be used.
 func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *rootfs.Index {
 	if !ls.o.TrustTOC || l.At == nil {
 		return nil

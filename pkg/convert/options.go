@@ -72,7 +72,7 @@ func (o Options) jobs() int {
 type Observer interface {
 	// Stage begins a step, named for people.
 	Stage(name string)
-	// Layer gives a reader that counts what is read of a layer; size is -1 where it is not known.
+	// Layer returns a reader that counts what is read of a layer; size is -1 where it is not known.
 	Layer(digest string, size int64, r io.ReadCloser) io.ReadCloser
 }
 

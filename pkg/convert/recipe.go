@@ -72,7 +72,7 @@ type RecipeOptions struct {
 	Date        string `json:"date,omitempty"` // empty: that of the source's creation
 }
 
-// Recorded gives the decisions as an output records them.
+// Recorded returns the decisions as an output records them.
 func (c Options) Recorded() RecipeOptions {
 	o := c.Launch
 	r := RecipeOptions{
@@ -313,14 +313,14 @@ func Repeat(
 	return p, p.seal(ctx, launch.Examine(ctx, tree), func() (*libos.Bundle, error) { return bundle, nil })
 }
 
-// Again gives the options with which Prepare makes the image of a recipe again, from a source and a runtime.
+// Again returns the options with which Prepare makes the image of a recipe again, from a source and a runtime.
 func (r Recipe) Again(source image.Reference, backend libos.Backend) (Options, error) {
 	o, err := r.options(backend)
 	o.Source = source
 	return o, err
 }
 
-// SourceConfig gives the configuration that a source must have had, as far as the output tells: what a label of
+// SourceConfig returns the configuration that a source must have had, as far as the output tells: what a label of
 // the output has replaced is taken from the source.
 func (r Recipe) SourceConfig(output, source []byte) ([]byte, error) {
 	was, err := r.sourceConfig(output)

@@ -60,7 +60,7 @@ func sign(ctx context.Context, what *sgx.SigStruct, simulated bool, s sgx.Signer
 	return key, signature, nil
 }
 
-// acceptable says whether a key may sign an enclave.
+// acceptable reports whether a key may sign an enclave.
 func acceptable(key *rsa.PublicKey, what *sgx.SigStruct, simulated bool) error {
 	if whose, ok := sgx.TestKey(key); ok && !what.Debug() && !simulated {
 		return fmt.Errorf("%w: the repository %s publishes its private half, so everybody can sign enclaves in its "+
@@ -433,7 +433,7 @@ func (e *RollbackError) Error() string {
 		signer, e.New)
 }
 
-// present gives the enclave of the image that the upload would replace, signed or not; nil where there is none.
+// present returns the enclave of the image that the upload would replace, signed or not; nil if there is none.
 func present(upload *image.Upload) (*sgx.SigStruct, error) {
 	now, err := upload.Current()
 	if err != nil && !image.Transient(err) && upload.Context().Err() == nil {

@@ -71,7 +71,7 @@ type workload struct {
 	ports  []port   // that the image exposes
 }
 
-// Write gives the text of a deployment.
+// Write returns the text of a deployment.
 func Write(c *verify.Converted, o Options) ([]byte, error) {
 	w, err := prepare(c, o)
 	if err != nil {
@@ -137,10 +137,10 @@ func prepare(c *verify.Converted, o Options) (*workload, error) {
 	return w, nil
 }
 
-// root says whether the image's user is.
+// root reports whether the image's user is.
 func (w *workload) root() bool { return w.Program.UID == 0 }
 
-// quotes says whether the program can ask for quotes.
+// quotes reports whether the program can ask for quotes.
 func (w *workload) quotes() bool {
 	return !w.Simulated() && w.Recipe != nil && w.Recipe.Options.Attestation == "dcap"
 }
@@ -213,8 +213,8 @@ const maxName = 52
 // maxLabel is the length of a name in Kubernetes (RFC 1123, "label").
 const maxLabel = 63
 
-// checked says whether the image has a health check. Its command would run outside the enclave, where it sees nothing
-// of the program: engines are told to leave it, and Kubernetes probes the port as often instead.
+// checked reports whether the image has a health check. Its command would run outside the enclave, where it sees
+// nothing of the program: engines are told to leave it, and Kubernetes probes the port as often instead.
 func (w *workload) checked() bool {
 	return w.Health != nil && len(w.Health.Test) > 0 && w.Health.Test[0] != "NONE"
 }

@@ -48,7 +48,7 @@ type Artifacts struct {
 	sessions map[string]*registrySession // by what they may do
 }
 
-// NewArtifacts gives the artifacts of a repository, named as in "registry.example/cconvert/index".
+// NewArtifacts returns the artifacts of a repository, named as in "registry.example/cconvert/index".
 func NewArtifacts(repository string, insecure bool, o Options) (*Artifacts, error) {
 	repo, err := ParseRepository(repository, insecure)
 	if err != nil {
@@ -137,7 +137,7 @@ func (a Artifact) pack(subject *v1.Descriptor) (*packedArtifact, error) {
 	return p, err
 }
 
-// Has says whether there is something of a tag. An error is a no.
+// Has reports whether there is something of a tag. An error is a no.
 func (as *Artifacts) Has(ctx context.Context, tag string) bool {
 	s, err := as.session(ctx, transport.PushScope)
 	return err == nil && s.has(ctx, "manifests", tag)

@@ -136,7 +136,7 @@ var refusedMount = []int{
 	http.StatusMethodNotAllowed,
 }
 
-// beginBlob asks where a blob is to be uploaded to; nil where the registry has it by that already. The sequence is
+// beginBlob asks where a blob is to be uploaded to; nil if the registry has it by that already. The sequence is
 // repeated as a whole.
 func (s *registrySession) beginBlob(ctx context.Context, query url.Values) (*url.URL, error) {
 	ctx = context.WithValue(ctx, unrepeated, true)
@@ -191,7 +191,7 @@ func (u *Upload) reserve(blobs int) {
 	}
 }
 
-// take gives an upload that was begun, nil where there is none.
+// take returns an upload that was begun, nil if there is none.
 func (u *Upload) take() (place chan *url.URL) {
 	if len(u.begun) > 0 {
 		place, u.begun = u.begun[0], u.begun[1:]

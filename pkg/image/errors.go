@@ -48,7 +48,7 @@ var transientStatus = []int{
 	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-// Transient says whether doing the same again may succeed.
+// Transient reports whether doing the same again may succeed.
 func Transient(err error) bool {
 	if errors.Is(err, context.Canceled) {
 		return false
@@ -85,7 +85,7 @@ func Transient(err error) bool {
 // errBroken marks a transfer that ended before its end.
 var errBroken = errors.New("connection broken")
 
-// explain gives an answer of a registry the error that callers know.
+// explain makes an answer of a registry the error that callers know.
 func explain(err error) error {
 	err = withoutQueries(err)
 	var answer *transport.Error

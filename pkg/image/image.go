@@ -127,7 +127,7 @@ type Layer struct {
 	Open func(context.Context) (io.ReadCloser, error)
 	// From names the repository that it is read from; empty: it is in a file or daemon.
 	From string
-	// At reads parts of the layer; nil where that is not possible.
+	// At reads parts of the layer; nil if that is not possible.
 	At func(context.Context) io.ReaderAt
 	// Annotations are those of the layer in the manifest.
 	Annotations map[string]string

@@ -248,7 +248,7 @@ func writeLayoutBlob(ctx context.Context, dir string, l v1.Layer) error {
 	})
 }
 
-// holds says whether a file's content is what the digest names.
+// holds reports whether a file's content is what the digest names.
 func holds(ctx context.Context, file string, digest v1.Hash) bool {
 	f, err := os.Open(file)
 	if err != nil {

@@ -22,7 +22,7 @@ type NewLayer struct {
 	Digest string // of the blob
 	DiffID string // of the archive
 	Size   int    // of the blob, in bytes
-	// Blob gives the blob, to be sent to a place that does not have it.
+	// Blob returns the blob, to be sent to a place that does not have it.
 	Blob func() ([]byte, error)
 }
 
@@ -91,7 +91,7 @@ type Output struct {
 	layers    []v1.Layer
 }
 
-// Below gives an image without its topmost layers, for others to be put in their place.
+// Below returns an image without its topmost layers, for others to be put in their place.
 func (img *Image) Below(layers int) (*Image, error) {
 	left := len(img.Layers) - layers
 	if left < 0 {
@@ -203,7 +203,7 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	return out, nil
 }
 
-// newLayers gives new layers of an image, with the media type that suits the manifest's.
+// newLayers returns new layers of an image, with the media type that suits the manifest's.
 func newLayers(manifest types.MediaType, add []NewLayer) ([]v1.Layer, []v1.Descriptor, error) {
 	mt := types.OCILayer
 	if manifest == types.DockerManifestSchema2 {
@@ -295,7 +295,7 @@ func configLayer(img *Output) v1.Layer {
 	return static.NewLayer(img.config, mt)
 }
 
-// Name gives the name by which a stored image is found for certain, and the digest in it: in a registry
+// Name returns the name by which a stored image is found for certain, and the digest in it: in a registry
 // or layout that of the manifest, in an archive or daemon, which know no manifests, the image's ID.
 func (out *Output) Name(at Reference) (ref, digest string) {
 	switch at.Transport {

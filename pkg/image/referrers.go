@@ -120,7 +120,7 @@ var noReferrers = []int{
 	http.StatusNotAcceptable, http.StatusGone, http.StatusUnsupportedMediaType, http.StatusNotImplemented,
 }
 
-// referrers fetches the list of what refers to a manifest: an empty one where there is none.
+// referrers fetches the list of what refers to a manifest: an empty one if there is none.
 func (s *registrySession) referrers(ctx context.Context, digest string) (*referrerIndex, error) {
 	index, err := s.referrerIndex(ctx, "referrers/"+digest)
 	if errors.Is(err, ErrNotFound) || isStatus(err, noReferrers...) {

@@ -109,7 +109,7 @@ func retryAfter(header string, now time.Time) time.Duration {
 	return 0
 }
 
-// lasting says whether a request failed for a reason that stays: no such host, or no trust in it. Every
+// lasting reports whether a request failed for a reason that stays: no such host, or no trust in it. Every
 // other failure below HTTP is the network's, in more forms than could be listed.
 func lasting(err error) bool {
 	var dns *net.DNSError

@@ -19,7 +19,7 @@ type Shared struct {
 // maxPings is how many registries are remembered. Strangers name them.
 const maxPings = 1000
 
-// ping gives what is known of a registry.
+// ping returns what is known of a registry.
 func (s *Shared) ping(registry name.Registry) *rememberPing {
 	if s == nil {
 		return &rememberPing{}

@@ -92,7 +92,7 @@ func (u *Upload) ask() (*Image, error) {
 	return img, err
 }
 
-// possibly says whether the place may have an image: whether it is worth asking again.
+// possibly reports whether the place may have an image: whether it is worth asking again.
 func (u *Upload) possibly(digest string) bool {
 	if !u.asked.Load() {
 		return true
@@ -280,7 +280,7 @@ func (s *registrySession) evidence(ctx context.Context, img *Output) error {
 	return fmt.Errorf("attaching evidence: %w", explain(err))
 }
 
-// refusal says whether a registry answered that it will not, rather than that it cannot now.
+// refusal reports whether a registry answered that it will not, rather than that it cannot now.
 func refusal(err error) bool {
 	var answer *transport.Error
 	return errors.As(err, &answer) && answer.StatusCode >= 400 && answer.StatusCode < 500 && !Transient(err)
@@ -292,7 +292,7 @@ func (s *registrySession) putManifest(ctx context.Context, at string, mt types.M
 	return err
 }
 
-// putManifestFor is putManifest, and gives what the registry says of it.
+// putManifestFor is putManifest, and returns what the registry says of it.
 func (s *registrySession) putManifestFor(
 	ctx context.Context, at string, mt types.MediaType, raw []byte,
 ) (said *answer, err error) {
@@ -312,7 +312,7 @@ func (s *registrySession) putOnce(
 	}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 }
 
-// has says whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.
+// has reports whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.
 func (s *registrySession) has(ctx context.Context, kind, at string) bool {
 	_, err := s.do(ctx, http.MethodHead, s.url(kind+"/"+at, nil), nil, http.StatusOK)
 	return err == nil

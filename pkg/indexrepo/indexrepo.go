@@ -89,10 +89,10 @@ func (r *Repo) within(ctx context.Context, do func(context.Context) error) error
 	return err
 }
 
-// Reads says whether entries can be used.
+// Reads reports whether entries can be used.
 func (r *Repo) Reads() bool { return r.Verify != nil || r.Insecure }
 
-// Writes says whether entries are written.
+// Writes reports whether entries are written.
 func (r *Repo) Writes() bool { return r.Sign != nil || r.Insecure }
 
 // Trust names in whom somebody trusts who uses an entry: not all do in everybody.
@@ -164,7 +164,7 @@ func (r *Repo) Get(ctx context.Context, key string) ([]byte, error) {
 	return b, nil
 }
 
-// Has says whether there is an entry of a key, whoever signed it. An error is a no: writing shows what is wrong.
+// Has reports whether there is an entry of a key, whoever signed it. An error is a no: writing shows what is wrong.
 func (r *Repo) Has(ctx context.Context, key string) (has bool) {
 	_ = r.within(ctx, func(ctx context.Context) error {
 		has = r.Artifacts.Has(ctx, tagOf(key))

@@ -104,7 +104,7 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 // defaultPath is what container engines set where the image says nothing.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment gives the program what it would have in a container: the image's variables, PATH and
+// environment returns what the program would have in a container: the image's variables, PATH and
 // HOME. The host's are not taken over.
 func (s *Spec) environment(image []string, added []EnvVar, home string) error {
 	vars := map[string]EnvVar{
@@ -138,7 +138,7 @@ func (s *Spec) sortEnv() {
 	slices.SortFunc(s.Env, func(a, b EnvVar) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// Getenv gives the value that the program sees; false where it is not set or not known beforehand.
+// Getenv returns the value that the program sees; false where it is not set or not known beforehand.
 func (s *Spec) Getenv(name string) (string, bool) {
 	for _, v := range s.Env {
 		if v.Name == name {
@@ -164,7 +164,7 @@ var steering = []string{
 // exact names in the list above end the comparison; the others are prefixes.
 var steeringExact = map[string]bool{"ENV": true, "IFS": true, "PATH": true, "HOME": true, "TMPDIR": true, "PS4": true}
 
-// Steers says whether a variable of this name steers loaders or interpreters, so that whoever chooses
+// Steers reports whether a variable of this name steers loaders or interpreters, so that whoever chooses
 // its value chooses what code runs.
 func Steers(name string) bool {
 	return slices.ContainsFunc(steering, func(s string) bool {

@@ -121,7 +121,7 @@ func (s *Spec) abs(p string) string {
 }
 
 // interpreters follows the first lines of scripts to the ELF file that runs in the end, which comes last.
-// It gives every program on the way, env(1) included; none for what is no script.
+// It returns every program on the way, env(1) included; none for what is no script.
 func (s *Spec) interpreters(tree *rootfs.Tree, n *rootfs.Node) ([]*rootfs.Node, error) {
 	var chain []*rootfs.Node
 	for range maxInterpreters {

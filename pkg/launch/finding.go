@@ -29,7 +29,7 @@ func (s *Spec) find(code string, severity Severity, path, message string) {
 	s.Findings = append(s.Findings, NewFinding(code, severity, path, message))
 }
 
-// KnownCode says whether there are findings of this code.
+// KnownCode reports whether there are findings of this code.
 func KnownCode(code string) bool { return remedies[code] != "" }
 
 // Codes of findings.

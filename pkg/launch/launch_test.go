@@ -47,7 +47,7 @@ func trusted(s *launch.Spec) string {
 	return strings.Join(paths, " ")
 }
 
-// mounts gives the mounts in short, without those that every image has.
+// mounts returns the mounts in short, without those that every image has.
 func mounts(s *launch.Spec) string {
 	var list []string
 	for _, m := range s.Mounts {

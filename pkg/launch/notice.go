@@ -201,7 +201,7 @@ func (f *files) noticeUser() {
 	}
 }
 
-// readable says whether the image's user can open a file, by the permissions of the file and of the
+// readable reports whether the image's user can open a file, by the permissions of the file and of the
 // directories above it.
 func (f *files) readable(n *rootfs.Node) bool {
 	allowed := func(n *rootfs.Node, bit uint32) bool {

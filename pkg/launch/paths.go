@@ -109,7 +109,7 @@ func (f *files) walk(dir *rootfs.Node, over *Mount, visit func(n *rootfs.Node, o
 	}
 }
 
-// over is the mount at a path or, where there is none, the one above.
+// over is the mount at a path or, if there is none, the one above.
 func (f *files) over(p string, above *Mount) *Mount {
 	if m, ok := f.writable[p]; ok {
 		here := m
@@ -118,7 +118,7 @@ func (f *files) over(p string, above *Mount) *Mount {
 	return above
 }
 
-// visible says whether an entry can be reached by the program at its own path.
+// visible reports whether an entry can be reached by the program at its own path.
 func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]string) bool {
 	if slices.Contains(f.hostFile, n.Path) {
 		return false

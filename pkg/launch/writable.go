@@ -33,7 +33,7 @@ var (
 	hostTrees = []string{"/proc", "/sys", "/dev"}
 )
 
-// below says whether p is dir or under it.
+// below reports whether p is dir or under it.
 func below(p, dir string) bool {
 	return p == dir || dir == "/" || strings.HasPrefix(p, dir) && p[len(dir)] == '/'
 }
@@ -251,7 +251,7 @@ func (f *files) toConsole(n *rootfs.Node) bool {
 	return slices.Contains(console, real)
 }
 
-// cover gives the innermost mount at or above a path.
+// cover returns the innermost mount at or above a path.
 func (f *files) cover(p string) (Mount, bool) {
 	for ; ; p = path.Dir(p) {
 		if m, ok := f.writable[p]; ok {
@@ -263,7 +263,7 @@ func (f *files) cover(p string) (Mount, bool) {
 	}
 }
 
-// hidden says whether a path of the image cannot be seen by the program: a mount or the kernel's own
+// hidden reports whether a path of the image cannot be seen by the program: a mount or the kernel's own
 // files are there.
 func (f *files) hidden(p string) bool {
 	_, covered := f.cover(p)

@@ -70,12 +70,12 @@ type RuntimeFile struct {
 	Content func() ([]byte, error)
 }
 
-// NewRuntimeFile gives a file of which the content is known.
+// NewRuntimeFile returns a file of which the content is known.
 func NewRuntimeFile(content []byte) RuntimeFile {
 	return RuntimeFile{len(content), sha256.Sum256(content), func() ([]byte, error) { return content, nil }}
 }
 
-// Content reads one of the files; nil where the runtime has none of that path.
+// Content reads one of the files; nil if the runtime has none of that path.
 func (b *Bundle) Content(path string) ([]byte, error) {
 	f, ok := b.Files[path]
 	if !ok {
@@ -109,7 +109,7 @@ func Pack(out io.Writer, files []File) error {
 	return p.Close()
 }
 
-// SortFiles gives files in the order in which they are in a layer.
+// SortFiles puts files in the order in which they are in a layer.
 func SortFiles(files []File) []File {
 	return slices.SortedFunc(slices.Values(files), func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
 }

@@ -27,13 +27,13 @@ type Lock struct {
 // LockRuntime identifies a runtime.
 type LockRuntime struct {
 	Source string `json:"source"`
-	// Digest of the image that the source names; empty where it is files.
+	// Digest of the image that the source names; empty if it is files.
 	Digest string `json:"digest,omitempty"`
 	// Layer is the digest of the runtime's layer.
 	Layer string `json:"layer"`
 }
 
-// ReadLock reads a lock file; nil where there is none.
+// ReadLock reads a lock file; nil if there is none.
 func ReadLock(file string) (*Lock, error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +65,7 @@ func WriteLock(file string, b *Bundle) error {
 	return renameio.WriteFile(file, append(text, '\n'), 0o644)
 }
 
-// Pin keeps the options to the lock. It gives false, and leaves them, where they name another source
+// Pin keeps the options to the lock. It returns false, and leaves them, where they name another source
 // than the lock does.
 func (l *Lock) Pin(o *LoadOptions) bool {
 	if o.Source == "" {

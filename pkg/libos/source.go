@@ -276,7 +276,7 @@ func openDebs(ctx context.Context, files []string) (Source, error) {
 	return s, err
 }
 
-// debContents gives the member data.tar of a package, without its compression.
+// debContents returns the member data.tar of a package, without its compression.
 func debContents(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -321,7 +321,7 @@ func debContents(file string) ([]byte, error) {
 }
 
 // ReadLibrary finds a shared library for x86-64 by its name and reads it: in a directory where it is
-// there, otherwise anywhere but below notBelow. The path is empty where there is none.
+// there, otherwise anywhere but below notBelow. The path is empty if there is none.
 func ReadLibrary(
 	ctx context.Context, s Source, name, preferred, notBelow string,
 ) (at string, content []byte, err error) {

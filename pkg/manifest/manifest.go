@@ -143,7 +143,7 @@ func mountTable(m launch.Mount) Table {
 	return Table{"path": m.Path, "uri": "file:" + m.Target}
 }
 
-// Section gives one of the manifest's tables, making it if need be.
+// Section returns one of the manifest's tables, making it if need be.
 func (m *Manifest) Section(name string) Table {
 	t, ok := m.Table[name].(Table)
 	if !ok {

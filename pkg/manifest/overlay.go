@@ -19,7 +19,7 @@ type Overlay struct {
 	table   Table
 }
 
-// Features gives sgx.cpu_features of the overlay, which may be nil.
+// Features returns sgx.cpu_features of the overlay, which may be nil.
 func (o *Overlay) Features() map[string]any {
 	if o == nil {
 		return nil

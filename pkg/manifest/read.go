@@ -209,7 +209,7 @@ func exactKeys(name, section string, t Table) error {
 	return nil
 }
 
-// deeper says whether tables and arrays are nested more than so deep.
+// deeper reports whether tables and arrays are nested more than so deep.
 func deeper(v any, depth int) bool {
 	if depth == 0 {
 		return true

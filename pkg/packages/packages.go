@@ -119,7 +119,7 @@ type finder struct {
 	dirs  map[string]*rootfs.Node // directories, by paths with links in them; nil where there is none
 }
 
-// find gives what there is now, nil if it was removed: a directory if it is a link to one, other links as they are.
+// find returns what there is now, nil if it was removed: a directory if it is a link to one, other links as they are.
 func (f *finder) find(file string) *rootfs.Node {
 	n := f.nodes[file]
 	if n == nil {
@@ -144,7 +144,7 @@ func (f *finder) find(file string) *rootfs.Node {
 	return n
 }
 
-// content gives what a database's file holds; nil where there is no such file.
+// content returns what a database's file holds; nil if there is no such file.
 func content(tree *rootfs.Tree, file string) ([]byte, error) {
 	n, _, err := tree.Resolve(file)
 	if err != nil || n.Type != rootfs.Regular {
@@ -158,7 +158,7 @@ func content(tree *rootfs.Tree, file string) ([]byte, error) {
 
 var errNotKept = errors.New("it is too large, or a link leads to it from the place where it is looked for")
 
-// Owner gives the package that installed a file of the tree; nil if none.
+// Owner returns the package that installed a file of the tree; nil if none.
 func (db *DB) Owner(n *rootfs.Node) *Package {
 	if db.owners == nil {
 		return nil
@@ -166,10 +166,10 @@ func (db *DB) Owner(n *rootfs.Node) *Package {
 	return db.owners[n.Number()]
 }
 
-// DirOwners gives the packages that have a directory.
+// DirOwners returns the packages that have a directory.
 func (db *DB) DirOwners(dir *rootfs.Node) []*Package { return db.dirs[dir] }
 
-// Provider gives the packages of a name, or that provide it. A path stands for its owner.
+// Provider returns the packages of a name, or that provide it. A path stands for its owner.
 func (db *DB) Provider(name string) []*Package {
 	if list := db.byName[name]; list != nil || !path.IsAbs(name) || path.Clean(name) != name || db.tree == nil {
 		return list
@@ -182,7 +182,7 @@ func (db *DB) Provider(name string) []*Package {
 	return nil
 }
 
-// Closure gives the packages and everything that they depend on, of alternatives all that are
+// Closure returns the packages and everything that they depend on, of alternatives all that are
 // installed. Packages for which skip says yes are left out, unless they are among the roots.
 func (db *DB) Closure(roots []*Package, skip func(*Package) bool) []*Package {
 	seen, asked := map[*Package]bool{}, map[string]bool{}

@@ -107,7 +107,7 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 	return nil, nil
 }
 
-// limitedOutput runs a command and gives what it prints.
+// limitedOutput runs a command and returns what it prints.
 func limitedOutput(cmd *exec.Cmd) ([]byte, error) {
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &bounded{&out, rpmOutput}, &bounded{&said, 4096}

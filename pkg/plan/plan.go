@@ -226,7 +226,7 @@ func (o *Options) UnmarshalYAML(n ast.Node) error {
 	return nil
 }
 
-// Over gives these options over others, which they replace by name.
+// Over returns these options over others, which they replace by name.
 func (o Options) Over(others Options) Options {
 	var all Options
 	for _, other := range others {

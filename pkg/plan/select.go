@@ -561,6 +561,6 @@ func (e *Entry) tags(ctx context.Context, in search, repo name.Repository, take 
 	return append(undated, chosen{repo: repo, tags: names}), nil
 }
 
-// artifactTag says whether a tag is that of an artifact rather than of an image: "sha256-…", with or without a suffix
-// (cosign's, and the referrers tag schema of the OCI distribution specification).
+// artifactTag reports whether a tag is that of an artifact rather than of an image: "sha256-…", with or without a
+// suffix (cosign's, and the referrers tag schema of the OCI distribution specification).
 func artifactTag(tag string) bool { return strings.HasPrefix(tag, "sha256-") }

@@ -242,7 +242,7 @@ func Keep() (patterns []string) {
 	return patterns
 }
 
-// Find gives the profile of a name, nil if there is none.
+// Find returns the profile of a name, nil if there is none.
 func Find(name string) *Profile {
 	for _, p := range All() {
 		if p.Name == name {
@@ -300,7 +300,7 @@ func Recognise(programs []Program) (p *Profile, why string, program int) {
 	return Find("native"), "no other profile fits", -1
 }
 
-// Matching gives the profiles of all the programs.
+// Matching returns the profiles of all the programs.
 func Matching(programs []Program) []*Profile {
 	var list []*Profile
 	for _, program := range programs {
@@ -337,7 +337,7 @@ func recogniseOne(program Program) (p *Profile, why string, embedded bool) {
 	return nil, "", false
 }
 
-// Need gives the largest number that the options have in the texts, which are arguments and variables
+// Need returns the largest number that the options have in the texts, which are arguments and variables
 // as NAME=VALUE, and the text that has it; zero if none.
 func Need(options []Option, texts []string) (need uint64, said string) {
 	for _, o := range options {

@@ -118,7 +118,7 @@ func readCache(b []byte) map[string][]string {
 	return found
 }
 
-// closure gives the libraries that a program loads at its start, its dynamic linker first, and the names
+// closure returns the libraries that a program loads at its start, its dynamic linker first, and the names
 // of those that are missing.
 func (l *libraries) closure(program *rootfs.Node) (loaded []*rootfs.Node, missing []string) {
 	if program.ELF == nil {
@@ -189,7 +189,7 @@ func (l *libraries) once(dirs []string) []string {
 	})
 }
 
-// find gives the files that a name can stand for, with the directories that are looked into before the
+// find returns the files that a name can stand for, with the directories that are looked into before the
 // usual ones: one, or one for each kind of processor.
 func (l *libraries) find(name string, dirs []string) (found []*rootfs.Node) {
 	if l.left--; l.left <= 0 {
@@ -244,7 +244,7 @@ func (l *libraries) in(dir, name string) []*rootfs.Node {
 	return list
 }
 
-// library gives the file if it is a library that a program for x86-64 can load.
+// library returns the file if it is a library that a program for x86-64 can load.
 func (l *libraries) library(file string) []*rootfs.Node {
 	l.left--
 	if n, _, err := l.tree.Resolve(file); err == nil && n.ELF != nil && n.ELF.Machine == elf.EM_X86_64 {
@@ -294,7 +294,7 @@ func expand(list, origin string) []string {
 	return dirs
 }
 
-// modules gives the files that a library loads by name.
+// modules returns the files that a library loads by name.
 func (l *libraries) modules(library *rootfs.Node) []*rootfs.Node {
 	if library.ELF == nil {
 		return nil
@@ -320,7 +320,7 @@ func (l *libraries) modules(library *rootfs.Node) []*rootfs.Node {
 	return list
 }
 
-// below gives the regular files that a pattern matches below a directory.
+// below returns the regular files that a pattern matches below a directory.
 func (l *libraries) below(dir, glob string) []*rootfs.Node {
 	fixed := glob
 	if i := strings.IndexAny(glob, "*?["); i >= 0 {

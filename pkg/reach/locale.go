@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// locale says whether a file belongs to a locale that the program is told to use, or to the one that
+// locale reports whether a file belongs to a locale that the program is told to use, or to the one that
 // programs take where they are told nothing.
 func (f *Finder) locale(p string) bool {
 	dir, rest, ok := strings.Cut(strings.TrimPrefix(p, "/usr/"), "/locale/")

@@ -72,10 +72,10 @@ type Start struct {
 	Programs []*rootfs.Node
 	// Words are the arguments and whatever else can name programs and files.
 	Words []string
-	// LookUp finds a program by its name or path, as the program's shell would, and gives the path by
+	// LookUp finds a program by its name or path, as the program's shell would, and returns the path by
 	// which it was found.
 	LookUp func(name string) (n *rootfs.Node, spelled string, err error)
-	// Interpreters gives the programs that run a script, none for other programs.
+	// Interpreters returns the programs that run a script, none for other programs.
 	Interpreters func(*rootfs.Node) ([]*rootfs.Node, error)
 	// LibraryPath is LD_LIBRARY_PATH.
 	LibraryPath string
@@ -109,7 +109,7 @@ type Set struct {
 	LeftOut []string
 }
 
-// Has says whether and why a file is in the set.
+// Has reports whether and why a file is in the set.
 func (s *Set) Has(n *rootfs.Node) (File, bool) {
 	f := s.files[n.Number()]
 	return f, f.Reason != ""
@@ -307,13 +307,13 @@ func (f *Finder) unowned(read rootfs.Patterns) {
 	})
 }
 
-// author says whether an unowned file lies where the image's author puts things, rather than in a
+// author reports whether an unowned file lies where the image's author puts things, rather than in a
 // directory that packages have for themselves and fill at installation.
 func (f *Finder) author(n *rootfs.Node) bool {
 	return len(f.keepers(n)) == 0
 }
 
-// keepers gives the packages that have the innermost directory around a file for themselves.
+// keepers returns the packages that have the innermost directory around a file for themselves.
 func (f *Finder) keepers(n *rootfs.Node) []*packages.Package {
 	if f.mine.Match(n.Path) {
 		return nil
@@ -332,7 +332,7 @@ func (f *Finder) keepers(n *rootfs.Node) []*packages.Package {
 	return nil
 }
 
-// maintainerOnly says whether a package is needed by the scripts that install others only.
+// maintainerOnly reports whether a package is needed by the scripts that install others only.
 func maintainerOnly(p *packages.Package) bool {
 	return slices.ContainsFunc(data.MaintainerOnly, func(pattern string) bool {
 		ok, _ := path.Match(pattern, p.Name)

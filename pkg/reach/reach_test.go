@@ -17,7 +17,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-// find gives what a program reaches, by reason.
+// find returns what a program reaches, by reason.
 func find(
 	t *testing.T, tree *rootfs.Tree, start reach.Start, program string, read ...string,
 ) (*reach.Set, map[reach.Reason]string) {

@@ -74,7 +74,7 @@ type elfCapture struct {
 	sigs    sigFinder
 }
 
-// newELFCapture gives nil where the first bytes are not those of an ELF file.
+// newELFCapture returns nil if the first bytes are not those of an ELF file.
 func newELFCapture(first []byte, size int64, buf []byte) *elfCapture {
 	if !bytes.HasPrefix(first, []byte(elf.ELFMAG)) {
 		return nil
@@ -247,7 +247,7 @@ func (d *dynamic) offset(addr uint64) (int64, bool) {
 	return 0, false
 }
 
-// str reads a string of the string table; empty where there is none.
+// str reads a string of the string table; empty if there is none.
 func (d *dynamic) str(off uint64, limit uint64) string {
 	base, ok := d.offset(d.values[elf.DT_STRTAB])
 	if size := d.values[elf.DT_STRSZ]; !ok || off >= size {
@@ -313,7 +313,7 @@ func (d *dynamic) list(at int64, size, next int, visit func(at int64, record []b
 	}
 }
 
-// higherGLIBC gives the higher of a version and that in a name GLIBC_x.y; GLIBC_PRIVATE and GLIBC_ABI_*
+// higherGLIBC returns the higher of a version and that in a name GLIBC_x.y; GLIBC_PRIVATE and GLIBC_ABI_*
 // are no versions.
 func higherGLIBC(best, name string) string {
 	if v, ok := strings.CutPrefix(name, "GLIBC_"); ok && isVersion(v) && CompareVersions(v, best) > 0 {

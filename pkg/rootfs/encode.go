@@ -247,7 +247,7 @@ func (r *decoder) entry(e *Entry) {
 	}
 }
 
-// clean says whether a path is absolute and as path.Clean leaves it.
+// clean reports whether a path is absolute and as path.Clean leaves it.
 func clean(p string) bool {
 	if !path.IsAbs(p) {
 		return false

@@ -67,7 +67,7 @@ func FindInflater(name string) (Inflater, error) {
 	return Inflater{}, fmt.Errorf("there is no inflater %q", name)
 }
 
-// InProcess says whether no program is used.
+// InProcess reports whether no program is used.
 func (i Inflater) InProcess() bool { return i.path == "" }
 
 // Decompress returns the plain bytes of a blob, which may be compressed with gzip or zstd.
@@ -146,7 +146,7 @@ func isZstd(magic []byte) bool {
 		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], zstdSkippable)
 }
 
-// decompress gives the plain bytes of a blob whose compression shows in its first bytes. They are made
+// decompress returns the plain bytes of a blob whose compression shows in its first bytes. They are made
 // ahead of the reader, on another processor.
 func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 	r := bufio.NewReaderSize(blob, smallBlob)

@@ -57,8 +57,8 @@ func CompilePatterns(list []string) Patterns {
 	return p
 }
 
-// literal gives the longest part of a pattern that stands for itself, without slashes at its ends, which "**"
-// can swallow; empty where that is not plain to see.
+// literal returns the longest part of a pattern that stands for itself, without slashes at its ends, which "**"
+// can swallow; empty if that is not plain to see.
 func literal(pattern string) (longest string) {
 	if strings.ContainsAny(pattern, `[{\`) {
 		return ""
@@ -88,7 +88,7 @@ func (p Patterns) Check() error {
 	return nil
 }
 
-// Match says whether one of the patterns matches an absolute path.
+// Match reports whether one of the patterns matches an absolute path.
 func (p Patterns) Match(file string) bool { return p.Matcher().Match(file) }
 
 // Matcher matches many paths, those of a directory one after the other. It must not be used by several goroutines.
@@ -104,7 +104,7 @@ type Matcher struct {
 	some  []glob          // patterns that can match below it
 }
 
-// Match says whether one of the patterns matches an absolute path.
+// Match reports whether one of the patterns matches an absolute path.
 func (m *Matcher) Match(file string) bool {
 	at := strings.LastIndexByte(file, '/')
 	if at < 0 {

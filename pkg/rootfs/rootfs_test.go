@@ -51,7 +51,7 @@ func merge(t *testing.T, layers ...*rootfs.Index) *rootfs.Tree {
 	return tree
 }
 
-// listing gives the tree as lines "path content", links as "path -> target".
+// listing returns the tree as lines "path content", links as "path -> target".
 func listing(tree *rootfs.Tree, contents ...string) string {
 	known := map[[32]byte]string{}
 	for _, c := range contents {

@@ -391,7 +391,7 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 	return nil
 }
 
-// shellScript says whether a file is text for a shell, of which later steps read which programs it
+// shellScript reports whether a file is text for a shell, of which later steps read which programs it
 // starts. What a script includes has no first line to tell it by, only its name.
 func shellScript(e *Entry) bool {
 	for _, word := range strings.Fields(e.Shebang) { // the interpreter itself, or what env(1) starts
@@ -403,7 +403,7 @@ func shellScript(e *Entry) bool {
 	return strings.HasSuffix(e.Path, ".sh")
 }
 
-// keeper gives a buffer for the file's content where it is to be kept. Who needs a file that is too large
+// keeper returns a buffer for the file's content where it is to be kept. Who needs a file that is too large
 // finds one with a size and no content.
 func (s *scanner) keeper(e *Entry) *bytes.Buffer {
 	if e.Size > maxKeepFile || s.kept+e.Size > maxKeepLayer || !s.keep.Match(e.Path) {

@@ -53,7 +53,7 @@ func (s *sigFinder) search(b []byte, before int) {
 	}
 }
 
-// has says whether one was found before: at the end of a piece it is seen twice.
+// has reports whether one was found before: at the end of a piece it is seen twice.
 func (s *sigFinder) has(one []byte) bool {
 	for _, f := range s.found {
 		if f == string(one) {

@@ -39,7 +39,7 @@ const tocDigest = estargz.TOCJSONDigestAnnotation
 
 var chunkedPrefixes = []string{"io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."}
 
-// ScanTOC gives the Index of a layer whose blob has a table of contents with the digest of every file
+// ScanTOC returns the Index of a layer whose blob has a table of contents with the digest of every file
 // (eStargz, zstd:chunked), without reading all of it: only the files that later steps look into are read,
 // which are programs, libraries, scripts and those to be kept. It believes the table, which need not say
 // what is in the layer. The annotations are those of the layer in the image's manifest.
@@ -332,7 +332,7 @@ func sumOf(in *estargz.TOCEntry, e *Entry) error {
 	return fmt.Errorf("%q has the digest %q", in.Name, in.Digest)
 }
 
-// looksInto says whether later steps want to know more of a file than its digest.
+// looksInto reports whether later steps want to know more of a file than its digest.
 func (t *toc) looksInto(e *Entry) bool {
 	name := path.Base(e.Path)
 	return e.Mode&0o111 != 0 || strings.HasSuffix(name, ".so") || strings.Contains(name, ".so.") ||
@@ -409,7 +409,7 @@ type tocFile struct {
 	chunk []byte
 }
 
-// extent gives the place of a chunk in the file.
+// extent returns the place of a chunk in the file.
 func (f *tocFile) extent(i int) (from, to int64) {
 	to = f.size
 	if i+1 < len(f.chunks) {

@@ -68,7 +68,7 @@ func (n *Node) Origin() string {
 	return n.Path
 }
 
-// at gives an entry under another path.
+// at returns an entry under another path.
 func (e *Entry) at(p string) *Entry {
 	if e.Path == p {
 		return e
@@ -78,7 +78,7 @@ func (e *Entry) at(p string) *Entry {
 	return &moved
 }
 
-// Child gives a directory's entry of a name, nil if there is none.
+// Child returns a directory's entry of a name, nil if there is none.
 func (n *Node) Child(name string) *Node {
 	if n.dir == nil {
 		return nil
@@ -144,7 +144,7 @@ func (n *Node) entries() iter.Seq[*Node] {
 	return slices.Values(n.dir.sorted)
 }
 
-// Children gives a directory's entries, sorted by name. The list must not be changed.
+// Children returns a directory's entries, sorted by name. The list must not be changed.
 func (n *Node) Children() []*Node {
 	if n.dir == nil {
 		return nil
@@ -351,7 +351,7 @@ func (b *layerBuilder) dir(p string) (*Node, error) {
 	return n, nil
 }
 
-// above says whether a path is a directory's own, or that of something below it.
+// above reports whether a path is a directory's own, or that of something below it.
 func (n *Node) above(p string) bool {
 	rest, ok := strings.CutPrefix(p, n.Path)
 	return ok && (rest == "" || rest[0] == '/' || n.parent == nil)
@@ -381,7 +381,7 @@ func overlay(lower, upper *Node) {
 	}
 }
 
-// component splits a path after its first component, without "." and empty ones; the name is empty where
+// component splits a path after its first component, without "." and empty ones; the name is empty if
 // there is none.
 func component(p string) (name, rest string) {
 	for p != "" {

@@ -79,7 +79,7 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o ima
 // errSigned ends the search for signatures.
 var errSigned = errors.New("it is signed")
 
-// about says whether what was signed is a statement about an image of this digest. The name in it is whatever the
+// about reports whether what was signed is a statement about an image of this digest. The name in it is whatever the
 // signer called the image: copies have others.
 func about(payload []byte, digest string) bool {
 	var p struct {

@@ -136,7 +136,7 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 }
 
-// all gives the conversions, the latest first.
+// all returns the conversions, the latest first.
 func (s *Service) all() []*batch.Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,7 +204,7 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // which has bounds of its own.
 type hasBeenRead struct{}
 
-// allowed says whether a client has shown a certificate, which the server has checked, or the secret.
+// allowed reports whether a client has shown a certificate, which the server has checked, or the secret.
 func (s *Service) allowed(r *http.Request) bool {
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		return true

@@ -222,7 +222,7 @@ func (p *place) sign(repoTag string, key crypto.Signer, about string, change fun
 	require.NoError(p.t, remote.Write(tag.Context().Tag(strings.Replace(own, ":", "-", 1)+".sig"), img))
 }
 
-// ask sends a request with the secret and gives the answer.
+// ask sends a request with the secret and returns the answer.
 func (p *place) ask(method, path, body string) (int, map[string]any) {
 	p.t.Helper()
 	return p.askAs("Bearer "+secret, method, path, body)

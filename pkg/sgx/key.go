@@ -26,7 +26,7 @@ const (
 
 // Signer signs the bytes that a SIGSTRUCT's signature covers.
 type Signer interface {
-	// Sign gives the PKCS#1 v1.5 signature of the message's SHA-256, big endian.
+	// Sign returns the PKCS#1 v1.5 signature of the message's SHA-256, big endian.
 	Sign(ctx context.Context, message []byte) ([]byte, error)
 	// Public is the key whose hash becomes MRSIGNER.
 	Public(ctx context.Context) (*rsa.PublicKey, error)
@@ -48,7 +48,7 @@ func CheckPublicKey(k *rsa.PublicKey) error {
 // Key is a private key in memory. It is a Signer.
 type Key struct{ private *rsa.PrivateKey }
 
-// Public gives the public half.
+// Public returns the public half.
 func (k *Key) Public(context.Context) (*rsa.PublicKey, error) { return &k.private.PublicKey, nil }
 
 // Sign signs the message's SHA-256.

@@ -17,7 +17,7 @@ const (
 	REG PageFlags = 0x200 // regular page
 )
 
-// String gives the permissions and the type in the notation "rwx reg".
+// String returns the permissions and the type in the notation "rwx reg".
 func (f PageFlags) String() string {
 	b := []byte("--- ")
 	for i, p := range []PageFlags{R, W, X} {

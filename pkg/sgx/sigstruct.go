@@ -104,7 +104,7 @@ type SigStruct struct {
 	signature []byte // big endian, as RSA implementations give it
 }
 
-// Debug says whether the enclave may be read by a debugger, and so keeps no secrets.
+// Debug reports whether the enclave may be read by a debugger, and so keeps no secrets.
 func (s *SigStruct) Debug() bool { return s.Attributes.Flags&FlagDebug != 0 }
 
 // MayDebug reports whether the CPU would start the enclave as one that a debugger may read: whether DEBUG is set, or
@@ -120,7 +120,7 @@ func (s *SigStruct) MRSigner() Measurement {
 	return MRSigner(s.key)
 }
 
-// Signature gives the key and the signature, in RSA's usual big-endian form; nil before Attach.
+// Signature returns the key and the signature, in RSA's usual big-endian form; nil before Attach.
 func (s *SigStruct) Signature() (*rsa.PublicKey, []byte) { return s.key, s.signature }
 
 // MRSigner is the SHA-256 of the key's modulus, little endian, as SIGSTRUCT stores it.
@@ -154,7 +154,7 @@ func toBeSigned(b []byte) []byte {
 	return slices.Concat(b[:offModulus], b[offMiscSelect:offReserved4])
 }
 
-// ToBeSigned gives the 256 bytes that the signature covers: RSA-3072 with exponent 3, PKCS#1 v1.5,
+// ToBeSigned returns the 256 bytes that the signature covers: RSA-3072 with exponent 3, PKCS#1 v1.5,
 // SHA-256.
 func (s *SigStruct) ToBeSigned() []byte { return toBeSigned(s.unsigned()) }
 

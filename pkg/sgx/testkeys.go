@@ -22,7 +22,7 @@ var testKeys = sync.OnceValue(func() map[string]string {
 	return keys
 })
 
-// TestKey gives the repository that publishes the private half of a key; false where none is known.
+// TestKey returns the repository that publishes the private half of a key; false where none is known.
 func TestKey(k *rsa.PublicKey) (repository string, ok bool) {
 	repository, ok = testKeys()[MRSigner(k).String()]
 	return repository, ok

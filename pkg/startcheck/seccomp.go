@@ -233,7 +233,7 @@ func answerCall(ctx context.Context, listener, device int, d *driver, n notifica
 	return false, nil
 }
 
-// isDevice says whether a path is that of the SGX device, of Linux or of the driver before it.
+// isDevice reports whether a path is that of the SGX device, of Linux or of the driver before it.
 func isDevice(p string) bool { return p == "/dev/sgx_enclave" || p == "/dev/sgx/enclave" }
 
 func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {
@@ -309,7 +309,7 @@ func (m processMemory) write(at uint64, from []byte) error {
 	return nil
 }
 
-// path reads a short string; empty where there is none.
+// path reads a short string; empty if there is none.
 func (m processMemory) path(at uint64) string {
 	b := make([]byte, 64)
 	n, err := unix.Pread(int(m), b, int64(at))

@@ -69,7 +69,7 @@ func (a *victim) image() (v1.Image, *tampered) {
 	return original, x
 }
 
-// attack changes the image, and gives the checks that fail.
+// attack changes the image, and returns the checks that fail.
 func (a *victim) attack(withSource bool, change func(*tampered)) []string {
 	a.t.Helper()
 	original, x := a.image()

@@ -20,7 +20,7 @@ type Difference struct {
 	Part string `json:"part"`
 	// Name is a key of the part, or a file.
 	Name string `json:"name"`
-	// A and B are the values, empty where there is none.
+	// A and B are the values, empty if there is none.
 	A string `json:"a,omitempty"`
 	B string `json:"b,omitempty"`
 	// Layer, from 1, and Package of a file are those of the image that has it, of B if both do.

@@ -91,7 +91,7 @@ func ReadPolicy(file string) (Expectations, error) {
 	return e, nil
 }
 
-// identity says whether something is expected of who signed or what runs.
+// identity reports whether something is expected of who signed or what runs.
 func (e Expectations) identity() bool {
 	return len(e.MREnclave) > 0 || len(e.MRSigner) > 0 || e.Attested != nil
 }
@@ -371,7 +371,7 @@ func sameJSON(a, b []byte) bool {
 	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
 }
 
-// sameCoRIM says whether a CoRIM is that of an enclave, whatever name it gives to it.
+// sameCoRIM reports whether a CoRIM is that of an enclave, whatever name it has for it.
 func sameCoRIM(b []byte, e attest.Enclave) bool {
 	id, err := attest.CoRIMID(b)
 	if err != nil {

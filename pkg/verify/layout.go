@@ -25,7 +25,7 @@ type Places struct {
 
 // A layout knows images of one kind.
 type layout interface {
-	// find gives the places of an image of this kind.
+	// find returns the places of an image of this kind.
 	find(tree *rootfs.Tree) (Places, bool)
 	// keep lists the files whose content is needed, as patterns for rootfs.Scan.
 	keep() []string

@@ -199,7 +199,7 @@ func tableProblems(prefix string, want, got map[string]any, ignore []string) []s
 // Configuration").
 var sets = []string{"config.Volumes.", "config.ExposedPorts.", "config.Labels."}
 
-// empty says whether a value says no more than its absence.
+// empty reports whether a value says no more than its absence.
 func empty(v any) bool {
 	switch v := v.(type) {
 	case nil:

@@ -66,7 +66,7 @@ type Converted struct {
 	Unsigned bool `json:"unsigned,omitempty"`
 	// Attributes are those that are signed, for people.
 	Attributes Attributes `json:"attributes"`
-	// Areas are the enclave's initial memory, from its top; missing where EnclaveError says why.
+	// Areas are the enclave's initial memory, from its top; missing if EnclaveError says why.
 	Areas        []Area   `json:"areas,omitempty"`
 	EnclaveError string   `json:"enclave_error,omitempty"`
 	Program      Program  `json:"program"`
@@ -82,7 +82,7 @@ type Converted struct {
 	Trusted       []FileEntry      `json:"-"`
 	TrustedFiles  int              `json:"trusted_files"`
 	AllowedFiles  []string         `json:"allowed_files,omitempty"`
-	// LayerDigests are those of the blobs, missing where the layers were not read.
+	// LayerDigests are those of the blobs, missing if the layers were not read.
 	LayerDigests []string `json:"layers,omitempty"`
 
 	config  map[string]any // of the image, but for its history
@@ -128,7 +128,7 @@ type FileEntry struct {
 	// Reason and Package are what the conversion said of it: nothing that was measured.
 	Reason  string `json:"reason,omitempty" toml:"-"`
 	Package string `json:"package,omitempty" toml:"-"`
-	// Layer is that of the file, from 1, and Size its bytes; zero where the layers were not read.
+	// Layer is that of the file, from 1, and Size its bytes; zero if the layers were not read.
 	Layer int   `json:"layer,omitempty" toml:"-"`
 	Size  int64 `json:"size,omitempty" toml:"-"`
 }
@@ -140,7 +140,7 @@ type Options struct {
 	Inflate rootfs.Inflater
 	// Limits bound what the image may hold.
 	Limits rootfs.Limits
-	// Observe gives a reader that counts what is read of a layer; nil: nobody counts.
+	// Observe returns a reader that counts what is read of a layer; nil: nobody counts.
 	Observe func(digest string, size int64, r io.ReadCloser) io.ReadCloser
 }
 
@@ -163,7 +163,7 @@ func ReadLayers(ctx context.Context, img *image.Image, o Options) (*Converted, e
 	return s.converted()
 }
 
-// readTop reads an image of this program; nil where it is none.
+// readTop reads an image of this program; nil if it is not one.
 func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 	n := len(img.Layers)
 	if n < 2 {
@@ -203,7 +203,7 @@ func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 	return c, err
 }
 
-// recipeOf reads the recipe of an image of this program; the zero value where there is none.
+// recipeOf reads the recipe of an image of this program; the zero value if there is none.
 func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err error) {
 	var config struct {
 		Config struct{ Labels map[string]string } `json:"config"`
@@ -358,7 +358,7 @@ func (c *Converted) readConfig(img *image.Image) error {
 	return nil
 }
 
-// readReasons gives each trusted file its reason, where there are any.
+// readReasons gives each trusted file its reason, if there are any.
 func (c *Converted) readReasons(b []byte) {
 	runs, err := convert.ParseReasons(b)
 	if err != nil {

@@ -151,7 +151,7 @@ func (v *verification) undecided(name, why string) {
 }
 
 // Verify recomputes everything that an image says of itself, and compares it with what is expected. Nothing
-// that was kept of earlier runs is used. The source is the image that it was made from, nil where that is
+// that was kept of earlier runs is used. The source is the image that it was made from, nil if that is
 // not known. An image that is not what it says is no error but failed checks; an error means that it could not
 // be read.
 func Verify(
@@ -379,7 +379,7 @@ func (v *verification) sigStruct() {
 		problems)
 }
 
-// measurement says whether the enclave could be laid out.
+// measurement reports whether the enclave could be laid out.
 func (v *verification) measurement(ctx context.Context) (bool, error) {
 	const detail = "MRENCLAVE computed from the enclave image and the manifest, page by page"
 	if v.c.enclave == nil {

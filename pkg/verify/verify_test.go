@@ -185,7 +185,7 @@ func entries(t testing.TB, l v1.Layer) []fixture.Entry {
 	}
 }
 
-// push puts the image together again, with all digests that belong to it, and gives its name.
+// push puts the image together again, with all digests that belong to it, and returns its name.
 func (x *tampered) push(ref string, from v1.Image) {
 	x.t.Helper()
 	mt, err := from.MediaType()

@@ -85,7 +85,7 @@ func (l libC) why(kind launch.LibCKind) string {
 	return "it uses the image's own C library"
 }
 
-// patchedGLIBC says whether the runtime's glibc is to be used.
+// patchedGLIBC reports whether the runtime's glibc is to be used.
 func (l libC) patchedGLIBC() bool {
 	choice := l.in.Spec.LibC.Choice
 	return l.in.Bundle.GLIBC != "" && (choice == launch.LibCPatched || choice != launch.LibCImage && !l.tooNew())
@@ -103,13 +103,13 @@ func (l libC) dropConverters() {
 	})
 }
 
-// tooNew says whether the image's programs need more than the runtime's glibc provides.
+// tooNew reports whether the image's programs need more than the runtime's glibc provides.
 func (l libC) tooNew() bool {
 	runtime := l.in.Bundle.GLIBC
 	return runtime != "" && rootfs.CompareVersions(runtime, l.in.Spec.LibC.NeedsGLIBC) < 0
 }
 
-// mountInterps offers the image's dynamic linkers, and says whether there are any.
+// mountInterps offers the image's dynamic linkers, and reports whether there are any.
 func (l libC) mountInterps() bool {
 	interps := l.in.Spec.LibC.Interps
 	for _, name := range slices.Sorted(maps.Keys(interps)) {
@@ -119,7 +119,7 @@ func (l libC) mountInterps() bool {
 }
 
 // mountData puts the image's data where the patched C library looks for it, by paths that are compiled
-// into it, and says whether it will find the image's libraries by the cache.
+// into it, and reports whether it will find the image's libraries by the cache.
 func (l libC) mountData() (cached bool) {
 	c, d := l.in.Spec.LibC, l.in.Bundle.GLIBCData
 	mount := func(at, from string) bool {

@@ -76,7 +76,7 @@ func codesOf(s *libos.Sealed) string {
 	return strings.Join(codes, " ")
 }
 
-// libraryPath gives the value of LD_LIBRARY_PATH in a manifest; "-" where it is unset.
+// libraryPath returns the value of LD_LIBRARY_PATH in a manifest; "-" where it is unset.
 func libraryPath(text string) string {
 	for line := range strings.Lines(text) {
 		if v, ok := strings.CutPrefix(line, "env.LD_LIBRARY_PATH = "); ok {

@@ -31,7 +31,7 @@ func (e *refusedError) Unwrap() error { return e.err }
 
 func refused(format string, args ...any) error { return &refusedError{fmt.Errorf(format, args...)} }
 
-// Invoked says whether a command line is that of the loader in a converted image.
+// Invoked reports whether a command line is that of the loader in a converted image.
 func Invoked(args []string) bool {
 	return len(args) >= 4 && args[0] == loaderPath && args[2] == "init" && strings.HasPrefix(args[3], libos.Root+"/")
 }
@@ -143,7 +143,7 @@ func checkSignature(pal, app string, manifestText []byte) error {
 	return nil
 }
 
-// checkFiles compares every trusted file with its digest and gives the paths of those that there are.
+// checkFiles compares every trusted file with its digest and returns the paths of those that there are.
 // A file that this user cannot open, or that is not there, cannot harm: the program cannot read it.
 func (p *program) checkFiles() ([]string, error) {
 	files := p.SGX.Trusted
@@ -192,7 +192,7 @@ func digest(name string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// environment gives what the manifest says; of the host's only what it lets through.
+// environment returns what the manifest says; of the host's only what it lets through.
 func (p *program) environment() []string {
 	vars := map[string]string{}
 	if p.Loader.HostEnv {
@@ -221,7 +221,7 @@ func (p *program) environment() []string {
 	return env
 }
 
-// writable gives the directories that the program may change, making those that are missing. Each must
+// writable returns the directories that the program may change, making those that are missing. Each must
 // lead to one of them: a link that was put there could lead to any files.
 func (p *program) writable() ([]string, error) {
 	var dirs []string

@@ -93,7 +93,7 @@ func newPlugin(command string, o Options) (*plugin, error) {
 
 func (p *plugin) Close() error { return nil }
 
-// Public gives the key of the last signature or, where there was none, asks for it.
+// Public returns the key of the last signature or, where there was none, asks for it.
 func (p *plugin) Public(ctx context.Context) (*rsa.PublicKey, error) {
 	if p.key == nil {
 		if _, err := p.ask(ctx, Request{Operation: "public-key"}); err != nil {
@@ -173,7 +173,7 @@ func (p *plugin) ask(ctx context.Context, r Request) ([]byte, error) {
 	return a.Signature, nil
 }
 
-// run gives what the plug-in wrote to standard output.
+// run returns what the plug-in wrote to standard output.
 func (p *plugin) run(ctx context.Context, in []byte) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()

@@ -60,7 +60,7 @@ func Open(ctx context.Context, name string, o Options) (sgx.Signer, error) {
 
 const maxName = 4 << 10
 
-// isKey says whether a name is a key that was given in the place of one: in PEM, or in base64.
+// isKey reports whether a name is a key that was given in the place of one: in PEM, or in base64.
 func isKey(name string) bool {
 	return len(name) > maxName || strings.Contains(name, "-----BEGIN") || strings.ContainsAny(name, "\r\n") ||
 		keyLike.MatchString(name)
