@@ -48,7 +48,7 @@ FUZZTIME ?= 5m
 # Before Go 1.27 a run that has found nothing can end as failed (golang/go#75804), so there is a second try: what was
 # found is in testdata, and fails again.
 fuzz:
-	for p in $$($(GO) list ./pkg/...); do \
+	for p in $$($(GO) list ./pkg/... ./internal/...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
 			echo "$$p $$f"; \
 			once() { $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p; }; \

@@ -13,9 +13,9 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
-	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/convert"
-	"github.com/cconvert/cconvert/pkg/plan"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 

@@ -16,10 +16,10 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/service"
 	"github.com/cconvert/cconvert/pkg/attest"
-	"github.com/cconvert/cconvert/pkg/batch"
-	"github.com/cconvert/cconvert/pkg/plan"
-	"github.com/cconvert/cconvert/pkg/service"
 )
 
 const serveLong = `Convert images because somebody asks over HTTP: Harbor and the Distribution registry by their

@@ -15,11 +15,11 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cconvert/cconvert/internal/bug"
+	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/plan"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 

@@ -12,11 +12,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
-	"github.com/cconvert/cconvert/pkg/plan"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 

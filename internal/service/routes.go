@@ -11,8 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/strictjson"
-	"github.com/cconvert/cconvert/pkg/batch"
 )
 
 var (

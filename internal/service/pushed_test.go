@@ -15,9 +15,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/pkg/batch"
-	"github.com/cconvert/cconvert/pkg/plan"
-	"github.com/cconvert/cconvert/pkg/service"
+	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/service"
 )
 
 func harborEvent(host, image, digest string) string {

@@ -24,11 +24,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/attest"
-	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/plan"
 )
 
 // Queue is where conversions are asked for.

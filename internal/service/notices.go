@@ -14,10 +14,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/bug"
-	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/plan"
 )
 
 // push is an image that a registry tells of, and the digest that was pushed; empty: it does not say.

@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/plan"
 )
 
 type noQueue struct{ Queue }

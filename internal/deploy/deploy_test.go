@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 
+	"github.com/cconvert/cconvert/internal/deploy"
 	"github.com/cconvert/cconvert/pkg/convert"
-	"github.com/cconvert/cconvert/pkg/deploy"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/verify"

@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"github.com/cconvert/cconvert/pkg/batch"
+	"github.com/cconvert/cconvert/internal/batch"
 )
 
 // What a notification has asked for is what the same one asks for when it is sent again, unless something else was

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/pkg/batch"
-	"github.com/cconvert/cconvert/pkg/service"
+	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/service"
 )
 
 // Of more than 2,000 tags that are pushed to a repository at a time, the rest is answered as taken, and forgotten.

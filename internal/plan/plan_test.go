@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/pkg/plan"
+	"github.com/cconvert/cconvert/internal/plan"
 )
 
 // shelves are registries that hold tags by repository, made on so many days of February.

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/bug"
-	"github.com/cconvert/cconvert/pkg/batch"
 )
 
 // later holds images that registries told of while too many conversions of their repository, or registry, were waiting.

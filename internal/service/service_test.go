@@ -39,15 +39,15 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/service"
 	"github.com/cconvert/cconvert/pkg/attest"
-	"github.com/cconvert/cconvert/pkg/batch"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
-	"github.com/cconvert/cconvert/pkg/plan"
-	"github.com/cconvert/cconvert/pkg/service"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
