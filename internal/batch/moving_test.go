@@ -101,7 +101,7 @@ func TestStoppedAfterTheTagMoved(t *testing.T) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
-	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
 		if r.Method != http.MethodPut || !strings.HasSuffix(r.URL.Path, "/out/manifests/0") || once.Swap(true) {
 			return false
 		}
@@ -207,7 +207,7 @@ func TestMovedWhileUnchanged(t *testing.T) {
 	}
 }
 
-func mustImage(b *bench, i int) v1.Image {
+func mustImage(b *bench) v1.Image {
 	ref, err := name.ParseReference(b.reg.Host + "/app:1")
 	require.NoError(b.t, err)
 	img, err := remote.Image(ref)
@@ -266,7 +266,7 @@ func TestCutOffFromTheQueue(t *testing.T) {
 
 	reached, release := make(chan struct{}), make(chan struct{})
 	var once, ended atomic.Bool
-	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
 		if strings.HasSuffix(r.URL.Path, "/out/manifests/0") && !once.Swap(true) { // the target is slow for a moment
 			close(reached)
 			<-release
@@ -287,7 +287,7 @@ func TestCutOffFromTheQueue(t *testing.T) {
 		c.Close()
 	}
 	mu.Unlock()
-	b.reg.Push(t, "app:0", mustImage(b, 1)) // the tag of the source is moved on
+	b.reg.Push(t, "app:0", mustImage(b)) // the tag of the source is moved on
 	records := b.work(q, of)
 	require.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"))
 	close(release)

@@ -47,26 +47,23 @@ func TestSkippedRecordOfAnother(t *testing.T) {
 	n := 0
 	var last *Record
 	h.after = func() {
-		n++
-		switch n {
-		case 2: // in Request: the last one is as it was; the record is written, and then somebody asks for another one
-			h.after = nil
-			recs := &hookedUpdate{KeyValue: q.records, before: func() {
-				ask(&other, k)
-				m := 0
-				h.after = func() {
-					if m++; m == 1 { // in setLatest: it was overtaken, and before that is noted it is asked for again
-						h.after = nil
-						last = ask(&other, j)
-					}
-				}
-			}}
-			q.records = recs
+		if n++; n != 2 {
+			return
 		}
+		// In Request: the last one is as it was; the record is written, and then somebody asks for another one.
+		h.after = nil
+		q.records = &hookedUpdate{KeyValue: q.records, before: func() {
+			ask(&other, k)
+			h.after = func() { // in setLatest: it was overtaken, and before that is noted it is asked for again
+				h.after = nil
+				last = ask(&other, j)
+			}
+		}}
 	}
 	l, err := q.lastFor(ctx, j)
 	require.NoError(t, err)
 	_, _, err = q.Request(ctx, j, l)
+	require.ErrorIs(t, err, ErrOvertaken)
 	require.NotNil(t, last)
 	now, _, err := other.get(ctx, last.key())
 	require.NoError(t, err)

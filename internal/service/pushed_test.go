@@ -99,7 +99,7 @@ func TestKeptNotice(t *testing.T) {
 			a := p.reg.Digest(t, "free:1")
 			var slow atomic.Bool
 			slow.Store(true)
-			p.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+			p.reg.Intercept(func(_ http.ResponseWriter, _ *http.Request, _ int) bool {
 				if slow.Load() {
 					time.Sleep(200 * time.Millisecond)
 				}
@@ -158,12 +158,13 @@ func TestFormats(t *testing.T) {
 		`{"specversion":"1.0","id":"66e18103-f533-4953-b11a-3559e8ac45e1","source":"/projects/2/webhook/policies/2",
 		"type":"harbor.artifact.pushed","datacontenttype":"application/json","time":"2023-04-03T06:48:18Z",
 		"data":{"resources":[{"digest":%q,"tag":"1","resource_url":"%s/free:1"}],
-		"repository":{"date_created":1,"name":"free","namespace":"x","repo_full_name":"free","repo_type":"private"}},"operator":"robot"}`,
+		"repository":{"date_created":1,"name":"free","namespace":"x","repo_full_name":"free","repo_type":"private"}},
+		"operator":"robot"}`,
 		p.reg.Digest(t, "free:1"), p.reg.Host)
 	for path, body := range map[string]string{
 		"harbor":       event,
 		"distribution": harborEvent(p.reg.Host, "free:1", p.reg.Digest(t, "free:1")),
-		"harbor?":      pushedEvent(p.reg.Host, "free", "1", p.reg.Digest(t, "free:1"), ""),
+		"harbor?":      pushedEvent(p.reg.Host, p.reg.Digest(t, "free:1"), ""),
 	} {
 		code, answer := p.ask("POST", "/api/v1/notifications/"+path, body)
 		assert.False(t, code < 300 && len(answer["conversions"].([]any)) == 0, path)
@@ -198,6 +199,7 @@ func TestPostponedByTwoServices(t *testing.T) {
 	}, 10*time.Second, 20*time.Millisecond)
 	code, _ := p.ask("POST", "/api/v1/notifications/harbor",
 		harborEvent(p.reg.Host, "one:1", p.reg.Digest(t, "one:1")))
+	require.Equal(t, http.StatusAccepted, code)
 	first := p.url
 	p.url = server.URL
 	code, _ = p.ask("POST", "/api/v1/notifications/harbor",
@@ -283,7 +285,7 @@ func TestNotTheImagesFault(t *testing.T) {
 	})
 	p.push("free:1", "1")
 	var digest string
-	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+	p.reg.Intercept(func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 		if unauthorized.Load() {
 			w.WriteHeader(http.StatusUnauthorized)
 			return true

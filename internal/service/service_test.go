@@ -721,11 +721,11 @@ func TestPoisonedNotification(t *testing.T) {
 }
 
 // pushedEvent is what Distribution sends when a tag is pushed.
-func pushedEvent(host, repo, tag, digest, agent string) string {
+func pushedEvent(host, digest, agent string) string {
 	return fmt.Sprintf(`{"events":[{"action":"push",
-		"target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":%q,"tag":%q,"digest":%q},
+		"target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":"free","tag":"1","digest":%q},
 		"request":{"host":%q,"useragent":%q}}]}`,
-		repo, tag, digest, host, agent)
+		digest, host, agent)
 }
 
 // Distribution tells of a push before the tag has moved. What was pushed is what is converted.
@@ -736,12 +736,12 @@ func TestToldBeforeTheTagMoves(t *testing.T) {
 	digest := p.reg.Digest(t, "free:2")
 	time.AfterFunc(300*time.Millisecond, func() { p.push("free:1", "after") })
 	code, answer := p.ask("POST", "/api/v1/notifications/distribution",
-		pushedEvent(p.reg.Host, "free", "1", digest, ""))
+		pushedEvent(p.reg.Host, digest, ""))
 	require.Equal(t, http.StatusAccepted, code, "%v", answer)
 	assert.Contains(t, fmt.Sprint(answer["conversions"]), "/free@"+digest)
 	// What was pushed and moved on since is another event's.
 	p.push("free:1", "later")
-	code, answer = p.ask("POST", "/api/v1/notifications/distribution", pushedEvent(p.reg.Host, "free", "1", digest, ""))
+	code, answer = p.ask("POST", "/api/v1/notifications/distribution", pushedEvent(p.reg.Host, digest, ""))
 	require.Equal(t, http.StatusAccepted, code, "%v", answer)
 	assert.Empty(t, answer["conversions"])
 }
@@ -755,7 +755,7 @@ func TestNotificationsThatTakeLong(t *testing.T) {
 		time.Sleep(30 * time.Millisecond)
 		return false
 	})
-	event := pushedEvent(p.reg.Host, "free", "1", p.reg.Digest(t, "free:1"), strings.Repeat("<", 300_000))
+	event := pushedEvent(p.reg.Host, p.reg.Digest(t, "free:1"), strings.Repeat("<", 300_000))
 	codes := map[int]int{}
 	require.Eventually(t, func() bool {
 		code, _ := p.ask("POST", "/api/v1/notifications/distribution", event)
