@@ -32,7 +32,8 @@ func TestArchitecture(t *testing.T) {
 		}
 		table[row[1]] = imports
 	}
-	for _, file := range regexp.MustCompile("`((?:pkg|internal)/[a-z/]+\\.go)`").FindAllStringSubmatch(string(text), -1) {
+	files := regexp.MustCompile("`((?:pkg|internal)/[a-z/]+\\.go)`")
+	for _, file := range files.FindAllStringSubmatch(string(text), -1) {
 		assert.FileExists(t, filepath.Join(root, file[1]))
 	}
 

@@ -14,8 +14,8 @@ import (
 
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -177,7 +177,7 @@ func newConvert() *cobra.Command {
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		o.Accept = func(findings []launch.Finding) error {
+		o.Accept = func(findings []finding.Finding) error {
 			err := gate.Pass(findings)
 			if err != nil {
 				progress.finish()
@@ -258,7 +258,7 @@ func addGate(f *pflag.FlagSet, g *convert.Gate) {
 
 func checkGate(g convert.Gate) error {
 	for _, code := range g.Ignore {
-		if !launch.KnownCode(code) {
+		if !finding.Known(code) {
 			return usagef("--ignore %s: no finding has this code; docs/findings.md lists them", code)
 		}
 	}

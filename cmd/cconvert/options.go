@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -301,7 +302,7 @@ func (l *launchFlags) choices(o *launch.Options) error {
 			return &usageError{fmt.Errorf("--profile %s: %w", name, err)}
 		}
 		for _, f := range o.Profile.Findings {
-			if !launch.KnownCode(f.Code) {
+			if !finding.Known(f.Code) {
 				return usagef("--profile %s: no finding has the code %q; docs/findings.md lists them", name, f.Code)
 			}
 		}

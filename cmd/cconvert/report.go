@@ -16,7 +16,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/cconvert/cconvert/pkg/convert"
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -88,13 +88,13 @@ func printable(s string) string {
 }
 
 // reportFindings lists findings, the gravest first, each kind followed by its remedy.
-func reportFindings(w io.Writer, findings []launch.Finding) {
+func reportFindings(w io.Writer, findings []finding.Finding) {
 	if len(findings) == 0 {
 		return
 	}
-	grave := []launch.Severity{launch.Error, launch.Warning, launch.Info}
+	grave := []finding.Severity{finding.Error, finding.Warning, finding.Info}
 	findings = slices.Clone(findings)
-	slices.SortStableFunc(findings, func(a, b launch.Finding) int {
+	slices.SortStableFunc(findings, func(a, b finding.Finding) int {
 		return cmp.Or(slices.Index(grave, a.Severity)-slices.Index(grave, b.Severity), cmp.Compare(a.Code, b.Code))
 	})
 	fmt.Fprintf(w, "\n%d to know:\n", len(findings))
@@ -108,7 +108,7 @@ func reportFindings(w io.Writer, findings []launch.Finding) {
 			fmt.Fprintf(w, "  %-7s [%s] %s%s\n", f.Severity, f.Code, where, printable(f.Message))
 		}
 		if last := i+1 == len(findings) || findings[i+1].Code != f.Code; last && f.Remedy != "" &&
-			f.Severity != launch.Info {
+			f.Severity != finding.Info {
 			fmt.Fprintf(w, "          → %s\n", f.Remedy)
 		}
 	}

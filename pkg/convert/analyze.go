@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -34,10 +35,10 @@ type Analysis struct {
 	Policy   string                       `json:"trust"` // the one that would be used
 	Policies map[launch.Policy]PolicyCost `json:"policies"`
 	// OpenBytes are hashed at every start: the program and its libraries.
-	OpenBytes int64            `json:"bytes_hashed_at_start"`
-	Packages  []string         `json:"packages"`
-	Writable  []launch.Mount   `json:"writable"`
-	Findings  []launch.Finding `json:"findings"`
+	OpenBytes int64             `json:"bytes_hashed_at_start"`
+	Packages  []string          `json:"packages"`
+	Writable  []launch.Mount    `json:"writable"`
+	Findings  []finding.Finding `json:"findings"`
 	// RuntimeError says why the runtime could not be read: what depends on it is then missing.
 	RuntimeError string       `json:"runtime_error,omitempty"`
 	Spec         *launch.Spec `json:"-"`
@@ -109,11 +110,11 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	a.Findings = append(a.Findings, in.layers.findings...)
 	switch {
 	case tree.Lookup(libos.ManifestPath) != nil:
-		a.Findings = append(a.Findings, launch.NewFinding(launch.CodeConverted, launch.Error, libos.ManifestPath,
+		a.Findings = append(a.Findings, finding.New(finding.Converted, finding.Error, libos.ManifestPath,
 			"the image is the output of a conversion"))
 	case in.layers.reserved != nil:
 		a.Findings = append(a.Findings,
-			launch.NewFinding(launch.CodeReserved, launch.Error, libos.Root, in.layers.reserved.Error()))
+			finding.New(finding.Reserved, finding.Error, libos.Root, in.layers.reserved.Error()))
 	}
 	return a, nil
 }

@@ -13,13 +13,14 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 )
 
 func found(a *convert.Analysis, code string) bool {
-	return slices.ContainsFunc(a.Findings, func(f launch.Finding) bool { return f.Code == code })
+	return slices.ContainsFunc(a.Findings, func(f finding.Finding) bool { return f.Code == code })
 }
 
 func TestAnalyze(t *testing.T) {
@@ -36,8 +37,8 @@ func TestAnalyze(t *testing.T) {
 	assert.Equal(t, "all", a.Policy)
 	assert.Equal(t, 3, a.Policies[launch.TrustAll].Entries)
 	assert.Equal(t, a.Policies[launch.TrustAll], a.Policies[launch.TrustAuto], "there is no database of packages")
-	assert.True(t, found(a, launch.CodeSimulated))
-	assert.False(t, found(a, launch.CodeConverted))
+	assert.True(t, found(a, finding.Simulated))
+	assert.False(t, found(a, finding.Converted))
 	for _, r := range reg.Requests() {
 		assert.NotContains(t, r, "PUT", "nothing is stored")
 	}
@@ -46,7 +47,7 @@ func TestAnalyze(t *testing.T) {
 	require.NoError(t, err)
 	a, err = convert.Analyze(context.Background(), options(t, r.Output.Ref))
 	require.NoError(t, err)
-	assert.True(t, found(a, launch.CodeConverted))
+	assert.True(t, found(a, finding.Converted))
 
 	// Docker has a limit that registries have not.
 	for n, want := range map[int]bool{123: false, 124: true} {
@@ -57,7 +58,7 @@ func TestAnalyze(t *testing.T) {
 		a, err = convert.Analyze(context.Background(),
 			options(t, reg.Push(t, "deep:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, layers...))))
 		require.NoError(t, err)
-		assert.Equal(t, want, found(a, launch.CodeManyLayers), n)
+		assert.Equal(t, want, found(a, finding.ManyLayers), n)
 	}
 
 	// What lies where the enclave goes would be the loader's.
@@ -69,7 +70,7 @@ func TestAnalyze(t *testing.T) {
 			fixture.Layer(t, fixture.Program("app", fixture.ELF("")), e))))
 		a, err = convert.Analyze(context.Background(), reserved)
 		require.NoError(t, err)
-		assert.True(t, found(a, launch.CodeReserved))
+		assert.True(t, found(a, finding.Reserved))
 		_, err = convert.Prepare(context.Background(), reserved)
 		assert.ErrorIs(t, err, convert.ErrReserved)
 	}
@@ -80,5 +81,5 @@ func TestAnalyze(t *testing.T) {
 	require.NoError(t, err)
 	assert.NotEmpty(t, a.RuntimeError)
 	assert.Equal(t, 3, a.Files)
-	assert.False(t, found(a, launch.CodeSimulated))
+	assert.False(t, found(a, finding.Simulated))
 }

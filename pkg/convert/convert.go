@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/internal/bug"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -59,7 +60,7 @@ func (p *Prepared) ConversionIdentity(signer sgx.Measurement) string {
 }
 
 // Findings are what the user should know of the image.
-func (p *Prepared) Findings() []launch.Finding { return p.sealed.Findings }
+func (p *Prepared) Findings() []finding.Finding { return p.sealed.Findings }
 
 // SourceDigest is the digest of the image that is converted.
 func (p *Prepared) SourceDigest() string { return p.source.Digest }
@@ -186,7 +187,7 @@ func (p *Prepared) seal(
 	p.sealed.Trusted, p.spec.Trusted = nil, nil
 	if !p.bundle.Pinned {
 		p.sealed.Findings = append(p.sealed.Findings,
-			launch.NewFinding(launch.CodeRuntimeUnpinned, launch.Warning, p.bundle.Source,
+			finding.New(finding.RuntimeUnpinned, finding.Warning, p.bundle.Source,
 				"the runtime was found by a tag, which can move: it is "+p.bundle.SourceDigest+" now"))
 	}
 	steering, err := p.source.Steering()
@@ -194,7 +195,7 @@ func (p *Prepared) seal(
 		return err
 	}
 	for _, name := range steering {
-		p.sealed.Findings = append(p.sealed.Findings, launch.NewFinding(launch.CodeAnnotation, launch.Info, name,
+		p.sealed.Findings = append(p.sealed.Findings, finding.New(finding.Annotation, finding.Info, name,
 			"by this annotation of the manifest engines would run the image otherwise: it is left out"))
 	}
 	if p.recipe, err = p.writeRecipe(date); err != nil {
@@ -239,7 +240,7 @@ func Finish(
 	err = p.upload.Write(out)
 	if errors.Is(err, image.ErrEvidence) {
 		p.sealed.Findings = append(p.sealed.Findings,
-			launch.NewFinding(launch.CodeEvidenceRefused, launch.Warning, to.String(), err.Error()))
+			finding.New(finding.EvidenceRefused, finding.Warning, to.String(), err.Error()))
 		err = nil
 	}
 	if err != nil {

@@ -32,6 +32,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -378,7 +379,7 @@ func TestBadImages(t *testing.T) {
 		p, err := convert.Prepare(context.Background(), options(t,
 			reg.Push(t, "ok:1", fixture.Image(t, app, fixture.Layer(t, program, fixture.File("caf\xe9", "x"))))))
 		require.NoError(t, err)
-		assert.Contains(t, p.Findings(), launch.NewFinding(launch.CodeNameNotUTF8, launch.Warning, `"/caf\xe9"`,
+		assert.Contains(t, p.Findings(), finding.New(finding.NameNotUTF8, finding.Warning, `"/caf\xe9"`,
 			"the name is not UTF-8, so a manifest cannot list it: the program cannot read it"))
 	})
 	t.Run("blob that is not its digest", func(t *testing.T) {
@@ -463,8 +464,8 @@ func TestHostArguments(t *testing.T) {
 		for _, w := range r.Findings {
 			codes += w.Code + " "
 		}
-		assert.Contains(t, codes, launch.CodeHostArguments)
-		assert.NotContains(t, codes, launch.CodeInsecureSetting, "said once")
+		assert.Contains(t, codes, finding.HostArguments)
+		assert.NotContains(t, codes, finding.InsecureSetting, "said once")
 	}
 }
 

@@ -10,9 +10,9 @@ import (
 	"sync"
 
 	"github.com/cconvert/cconvert/internal/bug"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
-	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -38,7 +38,7 @@ type layers struct {
 
 	mu       sync.Mutex
 	counts   LayerCounts
-	findings []launch.Finding
+	findings []finding.Finding
 	reserved error // ErrReserved and where, if a layer has something where the enclave goes
 }
 
@@ -49,7 +49,7 @@ func newLayers(o Options) *layers {
 // merge reads the layers side by side, and lays them over each other.
 func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
 	if n := len(img.Layers) + added; n > maxDockerLayers {
-		ls.find(launch.CodeManyLayers, launch.Warning, "",
+		ls.find(finding.ManyLayers, finding.Warning, "",
 			fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
 	}
 	index := func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
@@ -137,16 +137,16 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 		case errors.Is(err, indexrepo.ErrNone) || ctx.Err() != nil:
 			return nil
 		case err != nil:
-			code, severity := launch.CodeIndexUnreachable, launch.Info
+			code, severity := finding.IndexUnreachable, finding.Info
 			if errors.Is(err, indexrepo.ErrUntrusted) {
-				code, severity = launch.CodeIndexRejected, launch.Warning
+				code, severity = finding.IndexRejected, finding.Warning
 			}
 			ls.find(code, severity, digest,
 				fmt.Sprintf("what %s says of this layer is not used, and the layer was read: %v", repo.Artifacts, err))
 			return nil
 		}
 		if index = parse(b, digest); index == nil {
-			ls.find(launch.CodeIndexRejected, launch.Warning, digest,
+			ls.find(finding.IndexRejected, finding.Warning, digest,
 				fmt.Sprintf("what %s says of this layer is damaged, and the layer was read", repo.Artifacts))
 			return nil
 		}
@@ -155,7 +155,7 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 		}
 	}
 	if repo.Insecure {
-		ls.find(launch.CodeIndexInsecure, launch.Warning, digest, fmt.Sprintf("what is in this layer was taken from "+
+		ls.find(finding.IndexInsecure, finding.Warning, digest, fmt.Sprintf("what is in this layer was taken from "+
 			"%s unverified: whoever writes there decides what the enclave trusts", repo.Artifacts))
 	}
 	ls.count(&ls.counts.Shared)
@@ -181,7 +181,7 @@ func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *roo
 		case errors.Is(err, rootfs.ErrNoTOC) || ctx.Err() != nil:
 			return nil
 		case err != nil:
-			ls.find(launch.CodeTOCRejected, launch.Warning, l.Digest,
+			ls.find(finding.TOCRejected, finding.Warning, l.Digest,
 				fmt.Sprintf("the layer's table of contents is not used, and the layer was read: %v", err))
 			return nil
 		}
@@ -189,7 +189,7 @@ func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *roo
 			_ = ls.o.Cache.Put(apart, b) // a cache that cannot be written costs time, nothing else
 		}
 	}
-	ls.find(launch.CodeTOCTrusted, launch.Warning, l.Digest,
+	ls.find(finding.TOCTrusted, finding.Warning, l.Digest,
 		"what is in this layer was taken from its table of contents, which need not say the truth")
 	ls.count(&ls.counts.TOC)
 	return index
@@ -230,7 +230,7 @@ func (ls *layers) publish(ctx context.Context, key string, index *rootfs.Index) 
 
 func (ls *layers) put(ctx context.Context, key string, index *rootfs.Index, b []byte) {
 	if err := ls.o.Shared.Put(ctx, key, b); err != nil && ctx.Err() == nil {
-		ls.find(launch.CodeIndexNotShared, launch.Warning, index.Digest,
+		ls.find(finding.IndexNotShared, finding.Warning, index.Digest,
 			fmt.Sprintf("what is in this layer could not be shared: %v", err))
 	}
 }
@@ -241,8 +241,8 @@ func (ls *layers) count(n *int) {
 	*n++
 }
 
-func (ls *layers) find(code string, severity launch.Severity, digest, message string) {
+func (ls *layers) find(code string, severity finding.Severity, digest, message string) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	ls.findings = append(ls.findings, launch.NewFinding(code, severity, digest, message))
+	ls.findings = append(ls.findings, finding.New(code, severity, digest, message))
 }

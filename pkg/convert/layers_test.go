@@ -34,9 +34,9 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
-	"github.com/cconvert/cconvert/pkg/launch"
 )
 
 // layerRequests counts the requests for layers since the last call.
@@ -130,7 +130,7 @@ func statementKeys(t *testing.T) (*attest.PrivateKey, *attest.PublicKey) {
 	return sign, check
 }
 
-func codes(findings []launch.Finding, prefix string) (list []string) {
+func codes(findings []finding.Finding, prefix string) (list []string) {
 	for _, f := range findings {
 		if strings.HasPrefix(f.Code, prefix) {
 			list = append(list, f.Code)
@@ -179,16 +179,16 @@ func TestSharedIndexes(t *testing.T) {
 		assert.NotContains(t, request, "/v2/fleet/index/blobs/", "what nobody vouched for is not read")
 	}
 	assert.Equal(t, convert.LayerCounts{Read: 2}, third.Layers)
-	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(third.Findings, "index-"))
+	assert.Equal(t, []string{finding.IndexRejected, finding.IndexRejected}, codes(third.Findings, "index-"))
 	assert.Equal(t, first.Output.Digest, third.Output.Digest)
 
 	store = cache.Open(t.TempDir(), cache.DefaultLimit)
 	fourth, n := convertWith(&indexrepo.Repo{Insecure: true}, store)
 	assert.Zero(t, n)
-	assert.Equal(t, []string{launch.CodeIndexInsecure, launch.CodeIndexInsecure}, codes(fourth.Findings, "index-"))
+	assert.Equal(t, []string{finding.IndexInsecure, finding.IndexInsecure}, codes(fourth.Findings, "index-"))
 	fourth, n = convertWith(&indexrepo.Repo{Insecure: true}, store)
 	assert.Zero(t, n)
-	assert.Len(t, codes(fourth.Findings, launch.CodeIndexInsecure), 2, "said every time")
+	assert.Len(t, codes(fourth.Findings, finding.IndexInsecure), 2, "said every time")
 	_, n = convertWith(&indexrepo.Repo{}, store)
 	assert.Equal(t, 2, n, "what was taken unverified stays apart")
 
@@ -202,7 +202,7 @@ func TestSharedIndexes(t *testing.T) {
 	fifth, n := convertWith(&indexrepo.Repo{Verify: check}, nil)
 	assert.Equal(t, 1, n)
 	assert.Equal(t, convert.LayerCounts{Read: 1, Shared: 1}, fifth.Layers)
-	assert.Equal(t, []string{launch.CodeIndexRejected}, codes(fifth.Findings, "index-"))
+	assert.Equal(t, []string{finding.IndexRejected}, codes(fifth.Findings, "index-"))
 	assert.Equal(t, first.Output.Digest, fifth.Output.Digest)
 	artifacts, err := image.NewArtifacts(reg.Host+"/fleet/index", false, image.Options{})
 	require.NoError(t, err)
@@ -213,7 +213,7 @@ func TestSharedIndexes(t *testing.T) {
 	}
 	fifth, n = convertWith(&indexrepo.Repo{Verify: otherCheck}, nil)
 	assert.Equal(t, 2, n)
-	assert.Equal(t, []string{launch.CodeIndexRejected, launch.CodeIndexRejected}, codes(fifth.Findings, "index-"))
+	assert.Equal(t, []string{finding.IndexRejected, finding.IndexRejected}, codes(fifth.Findings, "index-"))
 
 	// Who knew a layer already tells the others of it, once.
 	kept := cache.Open(t.TempDir(), cache.DefaultLimit)
@@ -250,11 +250,11 @@ func TestSharedIndexes(t *testing.T) {
 	})
 	unreachable, err := run(context.Background(), t, gone, reg.Host+"/src:2")
 	require.NoError(t, err)
-	assert.Equal(t, []string{launch.CodeIndexUnreachable, launch.CodeIndexUnreachable},
+	assert.Equal(t, []string{finding.IndexUnreachable, finding.IndexUnreachable},
 		codes(unreachable.Findings, "index-"))
 	for _, f := range unreachable.Findings {
-		if f.Code == launch.CodeIndexUnreachable {
-			assert.Equal(t, launch.Info, f.Severity)
+		if f.Code == finding.IndexUnreachable {
+			assert.Equal(t, finding.Info, f.Severity)
 		}
 	}
 
@@ -269,7 +269,7 @@ func TestSharedIndexes(t *testing.T) {
 	for range 5 {
 		unreachable, err = run(context.Background(), t, quiet, reg.Host+"/src:2")
 		require.NoError(t, err)
-		assert.Len(t, codes(unreachable.Findings, launch.CodeIndexUnreachable), 2)
+		assert.Len(t, codes(unreachable.Findings, finding.IndexUnreachable), 2)
 	}
 	assert.LessOrEqual(t, len(silent.Requests()), 2)
 
@@ -285,7 +285,7 @@ func TestSharedIndexes(t *testing.T) {
 	})
 	r, err := run(context.Background(), t, o, reg.Host+"/src:2")
 	require.NoError(t, err)
-	assert.Equal(t, []string{launch.CodeIndexNotShared, launch.CodeIndexNotShared}, codes(r.Findings, "index-"))
+	assert.Equal(t, []string{finding.IndexNotShared, finding.IndexNotShared}, codes(r.Findings, "index-"))
 }
 
 // A table of contents is believed if the user says so, and only the one that the manifest names.
@@ -322,7 +322,7 @@ func TestTableOfContents(t *testing.T) {
 	for range 2 { // the second is from the cache
 		lazy := convertWith(right, true)
 		assert.Equal(t, convert.LayerCounts{TOC: 1}, lazy.Layers)
-		assert.Equal(t, []string{launch.CodeTOCTrusted}, codes(lazy.Findings, "toc-"))
+		assert.Equal(t, []string{finding.TOCTrusted}, codes(lazy.Findings, "toc-"))
 	}
 	lazy := convertWith(right, true)
 	careful := convertWith(right, false)
@@ -332,7 +332,7 @@ func TestTableOfContents(t *testing.T) {
 	store = cache.Open(t.TempDir(), cache.DefaultLimit)
 	rejected := convertWith(wrong, true)
 	assert.Equal(t, convert.LayerCounts{Read: 1}, rejected.Layers)
-	assert.Equal(t, []string{launch.CodeTOCRejected}, codes(rejected.Findings, "toc-"))
+	assert.Equal(t, []string{finding.TOCRejected}, codes(rejected.Findings, "toc-"))
 	assert.Equal(t, careful.MREnclave, rejected.MREnclave)
 
 	assert.Empty(t, codes(careful.Findings, "toc-"))
@@ -358,7 +358,7 @@ func TestNothingIsSentBeforeItIsAccepted(t *testing.T) {
 	o := options(t, from)
 	target := parse(t, reg.Host+"/other:1")
 	refused := errors.New("refused")
-	o.Target, o.Accept = &target, func([]launch.Finding) error { return refused }
+	o.Target, o.Accept = &target, func([]finding.Finding) error { return refused }
 	reg.Intercept(nil)
 	_, err := convert.Prepare(context.Background(), o)
 	require.ErrorIs(t, err, refused)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cconvert/cconvert/pkg/cache"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
@@ -40,7 +41,7 @@ type Options struct {
 	ReplaceSigner bool
 	// Accept is asked, before anything is measured or stored, whether to go on in spite of what was found;
 	// nil: always.
-	Accept func([]launch.Finding) error
+	Accept func([]finding.Finding) error
 	// Evidence is attached to the output in registries; nil: nothing is.
 	Evidence *Evidence
 	// Image says how images are fetched and stored.
@@ -106,7 +107,7 @@ type Result struct {
 	StartSeconds float64            `json:"start_seconds"`
 	ManifestSize int                `json:"manifest_bytes"`
 	Layers       LayerCounts        `json:"layers"`
-	Findings     []launch.Finding   `json:"findings"`
+	Findings     []finding.Finding  `json:"findings"`
 	Timings      map[string]float64 `json:"timings"` // seconds by step
 	// Target is where the image went, as it was asked for.
 	Target string `json:"target"`

@@ -8,6 +8,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -306,7 +307,7 @@ func (p *Prepared) result(out *image.Output, to image.Reference) *Result {
 		TrustedFiles: trusted, Trust: string(p.spec.Policy), LeftOut: p.spec.LeftOut, Profile: p.spec.Profile.Name,
 		ProfileWhy: p.spec.ProfileWhy, SizeWhy: p.spec.SizeWhy,
 		StartSeconds: launch.StartSeconds(trusted), ManifestSize: len(p.sealed.Manifest),
-		Findings: append([]launch.Finding{}, p.sealed.Findings...), Timings: p.watch.steps,
+		Findings: append([]finding.Finding{}, p.sealed.Findings...), Timings: p.watch.steps,
 	}
 	if p.bundle.SourceDigest != "" {
 		r.Runtime.Source += "@" + p.bundle.SourceDigest

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -23,10 +23,10 @@ type Gate struct {
 }
 
 // Pass is for Options.Accept: its error is ErrFindings.
-func (g Gate) Pass(findings []launch.Finding) error {
+func (g Gate) Pass(findings []finding.Finding) error {
 	var codes []string
 	for _, f := range findings {
-		grave := f.Severity == launch.Error || g.Strict && f.Severity == launch.Warning
+		grave := f.Severity == finding.Error || g.Strict && f.Severity == finding.Warning
 		if grave && !slices.Contains(g.Ignore, f.Code) && !slices.Contains(codes, f.Code) {
 			codes = append(codes, f.Code)
 		}

@@ -15,8 +15,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -42,7 +42,7 @@ func Sign(ctx context.Context, p *Prepared, s sgx.Signer) (*rsa.PublicKey, []byt
 
 // simulated reports whether there is no enclave.
 func (p *Prepared) simulated() bool {
-	return slices.ContainsFunc(p.sealed.Findings, func(f launch.Finding) bool { return f.Code == launch.CodeSimulated })
+	return slices.ContainsFunc(p.sealed.Findings, func(f finding.Finding) bool { return f.Code == finding.Simulated })
 }
 
 func sign(ctx context.Context, what *sgx.SigStruct, simulated bool, s sgx.Signer) (*rsa.PublicKey, []byte, error) {

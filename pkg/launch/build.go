@@ -14,6 +14,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 )
@@ -121,7 +122,7 @@ func (s *Spec) environment(image []string, added []EnvVar, home string) error {
 	for _, v := range added {
 		vars[v.Name] = v
 		if v.PassThrough {
-			s.find(CodePassThrough, Warning, "", "the host chooses the value of the variable "+v.Name)
+			s.find(finding.PassThrough, finding.Warning, "", "the host chooses the value of the variable "+v.Name)
 		}
 	}
 	for _, v := range vars {
@@ -178,24 +179,25 @@ func Steers(name string) bool {
 // weaknesses reports what the user decided against the defaults, and what differs from a container.
 func (s *Spec) weaknesses(c v1.Config) {
 	if s.HostArgs {
-		s.find(CodeHostArguments, Warning, "", "the host chooses the program's arguments")
+		s.find(finding.HostArguments, finding.Warning, "", "the host chooses the program's arguments")
 	} else {
-		s.find(CodeArgumentsFixed, Info, "", "the arguments are measured: what follows the image's name in \"docker "+
-			"run\", or args in a pod, has no effect")
+		s.find(finding.ArgumentsFixed, finding.Info, "",
+			"the arguments are measured: what follows the image's name in \"docker "+
+				"run\", or args in a pod, has no effect")
 	}
 	for _, p := range s.Allowed {
-		s.find(CodeAllowedFile, Warning, p, "the host can read and change this file")
+		s.find(finding.AllowedFile, finding.Warning, p, "the host can read and change this file")
 	}
 	if s.Enclave.Debug {
-		s.find(CodeDebug, Warning, "", "the enclave can be read with a debugger: it keeps no secrets")
+		s.find(finding.Debug, finding.Warning, "", "the enclave can be read with a debugger: it keeps no secrets")
 	}
 	if sig := c.StopSignal; sig != "" && sig != "SIGTERM" && sig != "15" && sig != "TERM" {
-		s.find(CodeStopSignal, Warning, "",
+		s.find(finding.StopSignal, finding.Warning, "",
 			fmt.Sprintf("the image stops on %s, which does not reach an enclave: it is sent SIGTERM instead", sig))
 	}
 	for _, name := range []string{"LD_PRELOAD", "LD_AUDIT"} {
 		if v, ok := s.Getenv(name); ok && v != "" {
-			s.find(CodeLoaderEnv, Warning, "", fmt.Sprintf(
+			s.find(finding.LoaderEnv, finding.Warning, "", fmt.Sprintf(
 				"%s=%s is set inside the enclave only: outside, it would be loaded into the runtime's loader", name, v))
 		}
 	}

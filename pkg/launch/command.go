@@ -11,6 +11,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -46,8 +47,9 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	s.Entrypoint = n.Path
 	s.FixedArgs = max(len(c.Entrypoint), 1)
 	if s.HostArgs && s.Argv[0] != n.Path {
-		s.find(CodeArgvZero, Warning, s.Argv[0], "with arguments of the host, the program does not see this name as "+
-			"its first argument: one that acts by its name, as busybox does, will not work")
+		s.find(finding.ArgvZero, finding.Warning, s.Argv[0],
+			"with arguments of the host, the program does not see this name as "+
+				"its first argument: one that acts by its name, as busybox does, will not work")
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 )
 
@@ -68,7 +69,7 @@ func mounts(s *launch.Spec) string {
 func codes(s *launch.Spec) string {
 	var list []string
 	for _, f := range s.Findings {
-		if f.Code != launch.CodeArgumentsFixed && f.Code != launch.CodeNoPackages {
+		if f.Code != finding.ArgumentsFixed && f.Code != finding.NoPackages {
 			list = append(list, strings.TrimSuffix(f.Code+":"+f.Path, ":"))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -34,9 +35,9 @@ func (f *files) notice(c v1.Config, o Options) {
 	for _, n := range f.set.Commands {
 		texts = append(texts, withoutComments(n.Content))
 	}
-	for _, finding := range s.Profile.Findings {
-		if finding.Applies(texts) && !f.canWrite(finding.ReadOnly) {
-			s.find(finding.Code, Severity(finding.Severity), s.LibC.Program, finding.Message)
+	for _, own := range s.Profile.Findings {
+		if own.Applies(texts) && !f.canWrite(own.ReadOnly) {
+			s.find(own.Code, finding.Severity(own.Severity), s.LibC.Program, own.Message)
 		}
 	}
 	f.noticeScripts()
@@ -44,8 +45,9 @@ func (f *files) notice(c v1.Config, o Options) {
 	f.noticeUser()
 	f.noticeList(o)
 	if h := c.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
-		s.find(CodeHealthcheck, Warning, "", "the health check runs outside the enclave, as a second process with the "+
-			"image's own files: it sees neither the enclave's memory nor its temporary files and local sockets")
+		s.find(finding.Healthcheck, finding.Warning, "",
+			"the health check runs outside the enclave, as a second process with the "+
+				"image's own files: it sees neither the enclave's memory nor its temporary files and local sockets")
 	}
 	f.noticeSecrets()
 	f.noticeLocale()
@@ -87,7 +89,7 @@ func (f *files) noticeSwitch(p, text string) {
 	if m == nil || f.spec.UID != 0 {
 		return
 	}
-	f.spec.find(CodeUserSwitch, Error, p, m[1]+
+	f.spec.find(finding.UserSwitch, finding.Error, p, m[1]+
 		" cannot change the user in an enclave: it ends, and the program is not started")
 }
 
@@ -104,9 +106,11 @@ func (f *files) noticeScripts() {
 			script = p
 		}
 		if writes.MatchString(text) {
-			s.find(CodeTmpfsPerProcess, Warning, p, "the script writes files, and temporary storage is there for each "+
-				"process alone: what one of its commands writes, such as a rendered configuration, is not seen by the "+
-				"others")
+			s.find(finding.TmpfsPerProcess, finding.Warning, p,
+				"the script writes files, and temporary storage is there for each "+
+					"process alone: what one of its commands writes, such as a rendered configuration, is not seen by "+
+					"the "+
+					"others")
 		}
 	}
 	for _, n := range f.set.Started {
@@ -130,8 +134,9 @@ func (f *files) noticeScripts() {
 		commands[s.main] = true
 	}
 	if len(commands) > 1 {
-		s.find(CodeProcesses, Warning, script, fmt.Sprintf("the script names %d programs: each that it starts is an "+
-			"enclave of %d MB, made page by page", len(commands), s.Enclave.Size>>20))
+		s.find(finding.Processes, finding.Warning, script,
+			fmt.Sprintf("the script names %d programs: each that it starts is an "+
+				"enclave of %d MB, made page by page", len(commands), s.Enclave.Size>>20))
 	}
 }
 
@@ -140,7 +145,7 @@ func (f *files) noticePrograms() {
 	s := f.spec
 	for i, n := range f.set.Started {
 		if n.Mode&0o4000 != 0 && n.ELF != nil {
-			s.find(CodeSetUID, Warning, n.Path,
+			s.find(finding.SetUID, finding.Warning, n.Path,
 				"the program has the set-uid bit, which has no effect in an enclave: it runs as the image's user")
 		}
 		if i > 0 {
@@ -148,19 +153,20 @@ func (f *files) noticePrograms() {
 		}
 		for _, m := range f.set.Missing {
 			if m == s.LibC.Interp || m == s.main.ELF.Interp {
-				s.find(CodeInterpreterAbsent, Error, m,
+				s.find(finding.InterpreterAbsent, finding.Error, m,
 					"the program's dynamic linker is not in the image: it cannot run")
 			} else {
-				s.find(CodeLibraryAbsent, Warning, s.LibC.Program, "it is linked to "+m+", which is not in the image")
+				s.find(finding.LibraryAbsent, finding.Warning, s.LibC.Program, "it is linked to "+m+
+					", which is not in the image")
 			}
 		}
 	}
 	said := map[string]bool{}
-	for _, finding := range s.Profile.Findings {
-		said[finding.Code] = true
+	for _, own := range s.Profile.Findings {
+		said[own.Code] = true
 	}
 	flock, _ := s.Profile.Manifest["sys"].(map[string]any)
-	said[CodeFileLocks] = said[CodeFileLocks] || flock["experimental__enable_flock"] == true
+	said[finding.FileLocks] = said[finding.FileLocks] || flock["experimental__enable_flock"] == true
 	for _, n := range f.set.Linked {
 		main := n == s.main || n.Path == s.LibC.Program
 		if n.ELF.DefinesGLIBC != "" || strings.HasPrefix(n.Name(), "ld-musl-") {
@@ -170,16 +176,18 @@ func (f *files) noticePrograms() {
 			code, message := "", ""
 			switch {
 			case name == "getifaddrs" || name == "if_nameindex":
-				code, message = CodeInterfaces,
+				code, message = finding.Interfaces,
 					"it can list the machine's network interfaces, which fails in an enclave"
 			case name == "flock" && main:
-				code, message = CodeFileLocks, "it can lock files with flock(2), which fails unless it is switched on"
+				code, message = finding.FileLocks,
+					"it can lock files with flock(2), which fails unless it is switched on"
 			case name == "shmget" && main:
-				code, message = CodeSharedMemory, "it can share memory with other processes, which fails in an enclave"
+				code, message = finding.SharedMemory,
+					"it can share memory with other processes, which fails in an enclave"
 			}
 			if code != "" && !said[code] {
 				said[code] = true
-				s.find(code, Info, n.Path, message) // most programs do so only where they are told to
+				s.find(code, finding.Info, n.Path, message) // most programs do so only where they are told to
 			}
 		}
 	}
@@ -191,11 +199,11 @@ func (f *files) noticeUser() {
 	if s.UID == 0 {
 		return
 	}
-	s.find(CodeDeviceUser, Info, "",
+	s.find(finding.DeviceUser, finding.Info, "",
 		fmt.Sprintf("the image's user is %d, which must be allowed to open /dev/sgx_enclave", s.UID))
 	for _, n := range slices.Concat(f.set.Started, f.set.Linked) {
 		if why, _ := f.set.Has(n); (why.Reason == reach.Program || why.Reason == reach.Library) && !f.readable(n) {
-			s.find(CodeUserCannotRead, Error, n.Path,
+			s.find(finding.UserCannotRead, finding.Error, n.Path,
 				fmt.Sprintf("the image's user %d may not read this file, and what runs it has to", s.UID))
 		}
 	}
@@ -225,15 +233,17 @@ func (f *files) readable(n *rootfs.Node) bool {
 func (f *files) noticeList(o Options) {
 	s := f.spec
 	if s.Policy == TrustAuto && s.LeftOut > 0 {
-		s.find(CodeLeftOut, Info, "", fmt.Sprintf("%d files that the program is not expected to open are left out, "+
-			"those of %d packages among them", s.LeftOut, len(f.set.LeftOut)))
+		s.find(finding.LeftOut, finding.Info, "",
+			fmt.Sprintf("%d files that the program is not expected to open are left out, "+
+				"those of %d packages among them", s.LeftOut, len(f.set.LeftOut)))
 	}
 	if s.Policy == TrustAll && (o.Trust == TrustAuto || o.Trust == "") {
-		s.find(CodeNoPackages, Info, "", "the image has no database of packages, so every file is listed")
+		s.find(finding.NoPackages, finding.Info, "", "the image has no database of packages, so every file is listed")
 	}
 	if t := StartSeconds(len(s.Trusted)); t > slowStart {
-		s.find(CodeLongList, Warning, "", fmt.Sprintf("%d files are listed: reading the list takes about %.1f s at "+
-			"each start of a process, and twice that under SGX", len(s.Trusted), t))
+		s.find(finding.LongList, finding.Warning, "",
+			fmt.Sprintf("%d files are listed: reading the list takes about %.1f s at "+
+				"each start of a process, and twice that under SGX", len(s.Trusted), t))
 	}
 }
 
@@ -257,8 +267,9 @@ func (f *files) noticeSecrets() {
 		for _, w := range reach.Words(text) {
 			if belowAny(w, secretPlaces) && !f.exists(w) && !said[w] {
 				said[w] = true
-				f.spec.find(CodeMountedSecrets, Warning, w, "the image expects a secret to be mounted here: a file "+
-					"that comes from outside has no digest, so the program cannot read it")
+				f.spec.find(finding.MountedSecrets, finding.Warning, w,
+					"the image expects a secret to be mounted here: a file "+
+						"that comes from outside has no digest, so the program cannot read it")
 			}
 		}
 	}
@@ -279,8 +290,9 @@ func (f *files) noticeLocale() {
 			language, charset, _ := strings.Cut(v, ".")
 			normal := language + "." + strings.ReplaceAll(strings.ToLower(charset), "-", "")
 			if !f.exists("/usr/lib/locale/"+v) && !f.exists("/usr/lib/locale/"+normal) {
-				f.spec.find(CodeLocale, Info, "", fmt.Sprintf("%s=%s names a locale that the image does not have: the "+
-					"program uses the C locale", name, v))
+				f.spec.find(finding.Locale, finding.Info, "",
+					fmt.Sprintf("%s=%s names a locale that the image does not have: the "+
+						"program uses the C locale", name, v))
 				return
 			}
 		}
@@ -301,14 +313,15 @@ func (f *files) noticeEnclave() {
 		}
 		name := n.Name()
 		if n.ELF != nil && len(n.ELF.SigStructs) > 0 {
-			f.spec.find(CodeContainsEnclave, Error, n.Path, "this is a signed enclave of Intel's SDK, Open Enclave or "+
-				"EGo: the image runs in SGX as it is, and an enclave cannot be started inside another one")
+			f.spec.find(finding.ContainsEnclave, finding.Error, n.Path,
+				"this is a signed enclave of Intel's SDK, Open Enclave or "+
+					"EGo: the image runs in SGX as it is, and an enclave cannot be started inside another one")
 			return fs.SkipAll
 		}
 		if slices.Contains(enclaveNames, name) ||
 			slices.ContainsFunc(enclavePrefixes, func(s string) bool { return strings.HasPrefix(name, s) }) ||
 			slices.ContainsFunc(enclaveSuffixes, func(s string) bool { return strings.HasSuffix(name, s) }) {
-			f.spec.find(CodeContainsEnclave, Warning, n.Path,
+			f.spec.find(finding.ContainsEnclave, finding.Warning, n.Path,
 				"the image has an enclave of its own, which cannot be started inside another one")
 			return fs.SkipAll
 		}

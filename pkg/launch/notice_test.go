@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -78,11 +79,11 @@ func TestUserSwitch(t *testing.T) {
 	} {
 		s := build(t, v1.Config{Cmd: []string{"/start.sh"}}, launch.Options{},
 			withApp(Program("bin/sh", ELF("")), Program("start.sh", "#!/bin/sh\n"+script+"\n"))...)
-		assert.Equal(t, fails, strings.Contains(codes(s), launch.CodeUserSwitch), script)
+		assert.Equal(t, fails, strings.Contains(codes(s), finding.UserSwitch), script)
 	}
 	s := build(t, v1.Config{Cmd: []string{"/bin/setpriv", "--reuid=1", "/app"}}, launch.Options{},
 		withApp(Program("bin/setpriv", ELF("")))...)
-	assert.Contains(t, codes(s), launch.CodeUserSwitch)
+	assert.Contains(t, codes(s), finding.UserSwitch)
 }
 
 // The configuration that counts is the one that the program is told to read.
@@ -92,19 +93,19 @@ func TestNamedConfiguration(t *testing.T) {
 			launch.Options{},
 			Program("usr/bin/supervisord", ELF("")), File("etc/supervisord.conf", "[supervisord]\n"),
 			File("srv/app.d/supervisord.conf", "[unix_http_server]\n"))
-		assert.Contains(t, codes(s), launch.CodeControlSocket, "%q", args)
+		assert.Contains(t, codes(s), finding.ControlSocket, "%q", args)
 	}
 }
 
 // Each code with an image that has the finding and one that all but has it.
 var findingImages = map[string]struct{ with, without testImage }{
-	launch.CodeSemaphores: {
+	finding.Semaphores: {
 		testImage{config: v1.Config{Cmd: []string{"/usr/bin/celery", "-A", "app", "worker"}}, entries: celery},
 		testImage{
 			config: v1.Config{Cmd: []string{"/usr/bin/celery", "-A", "app", "worker", "--pool=solo"}}, entries: celery,
 		},
 	},
-	launch.CodeControlSocket: {
+	finding.ControlSocket: {
 		testImage{
 			config: cmd("/usr/bin/supervisord"), entries: []Entry{
 				Program("usr/bin/supervisord", ELF("")),
@@ -117,7 +118,7 @@ var findingImages = map[string]struct{ with, without testImage }{
 				File("app/supervisord.conf", "[supervisord]\n#[unix_http_server]\n"),
 			}},
 	},
-	launch.CodeUserSwitch: {
+	finding.UserSwitch: {
 		testImage{
 			config: cmd("/s"), entries: []Entry{Program("s",
 				"#!/bin/sh\nif [ $(id -u) = 0 ]; then\n  exec setpriv --reuid=a -- \"$0\" \"$@\"\nfi\n")},
@@ -127,7 +128,7 @@ var findingImages = map[string]struct{ with, without testImage }{
 			entries: []Entry{Program("s", "#!/bin/sh\n[ $(id -u) = 0 ] && exec setpriv --reuid=a -- /app\n")},
 		},
 	},
-	launch.CodePluginLink: {
+	finding.PluginLink: {
 		testImage{
 			config:  v1.Config{Cmd: []string{"/usr/bin/uwsgi", "--plugin", "python3"}},
 			entries: []Entry{Program("usr/bin/uwsgi", ELF(""))},
@@ -137,7 +138,7 @@ var findingImages = map[string]struct{ with, without testImage }{
 			entries: []Entry{Program("usr/bin/uwsgi", ELF(""))},
 		},
 	},
-	launch.CodeDataDirectory: {
+	finding.DataDirectory: {
 		testImage{
 			config:  cmd("/usr/sbin/mariadbd"),
 			entries: []Entry{Program("usr/sbin/mariadbd", ELF("")), File("var/lib/mysql/ibdata1", "x")},
@@ -147,90 +148,90 @@ var findingImages = map[string]struct{ with, without testImage }{
 			entries: []Entry{Program("usr/sbin/mariadbd", ELF("")), File("var/lib/mysql/ibdata1", "x")},
 		},
 	},
-	launch.CodeNameNotUTF8: {
+	finding.NameNotUTF8: {
 		testImage{entries: []Entry{File("caf\xe9", "x")}}, testImage{entries: []Entry{File("café", "x")}},
 	},
-	launch.CodeLinkIntoTmpfs: {
+	finding.LinkIntoTmpfs: {
 		testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/run")}},
 		testImage{entries: []Entry{Dir("run"), Symlink("var/run", "/app")}},
 	},
-	launch.CodeLinkOutside: {
+	finding.LinkOutside: {
 		testImage{entries: []Entry{Symlink("mounts", "/proc/mounts")}},
 		testImage{entries: []Entry{Symlink("mounts", "/app")}},
 	},
-	launch.CodeLinkToConsole: {
+	finding.LinkToConsole: {
 		testImage{entries: []Entry{Symlink("var/log/app/access.log", "/dev/stdout")}},
 		testImage{entries: []Entry{Symlink("logs", "/dev/stdout")}},
 	},
-	launch.CodeVolumeTemporary: {testImage{config: volume("/tmp/x")}, testImage{config: volume("/data")}},
-	launch.CodeVolumeSealed: {
+	finding.VolumeTemporary: {testImage{config: volume("/tmp/x")}, testImage{config: volume("/data")}},
+	finding.VolumeSealed: {
 		testImage{config: volume("/data")},
 		testImage{config: volume("/data"), options: launch.Options{Tmpfs: []string{"/data"}}},
 	},
-	launch.CodeVolumeHides: {
+	finding.VolumeHides: {
 		testImage{config: volume("/data"), entries: []Entry{File("data/x", "x")}},
 		testImage{config: volume("/data"), entries: []Entry{File("data/x", "")}},
 	},
-	launch.CodeVolumeSkipped: {
+	finding.VolumeSkipped: {
 		testImage{
 			config:  v1.Config{Cmd: []string{"/opt/app"}, Volumes: map[string]struct{}{"/opt": {}}},
 			entries: []Entry{Program("opt/app", ELF(""))},
 		}, testImage{config: volume("/data")},
 	},
-	launch.CodeLinkIntoVolume: {
+	finding.LinkIntoVolume: {
 		testImage{config: volume("/data"), entries: []Entry{File("data/x", "x"), Symlink("l", "data/x")}},
 		testImage{config: volume("/data"), entries: []Entry{File("datas/x", "x"), Symlink("l", "datas/x")}},
 	},
-	launch.CodeHiddenDirs: {
+	finding.HiddenDirs: {
 		testImage{entries: manyFiles(300, "run/%d/x")}, testImage{entries: manyFiles(100, "run/%d/x")},
 	},
-	launch.CodeHiddenFiles: {
+	finding.HiddenFiles: {
 		testImage{entries: []Entry{File("tmp/x", "x")}}, testImage{entries: []Entry{File("tmp/x", "")}},
 	},
-	launch.CodeTmpfsSkipped: {
+	finding.TmpfsSkipped: {
 		testImage{config: cmd("/run/app"), entries: []Entry{Program("run/app", ELF(""))}}, testImage{},
 	},
-	launch.CodeDeviceNode: {
+	finding.DeviceNode: {
 		testImage{entries: []Entry{Special("pipe", '6')}}, testImage{entries: []Entry{File("pipe", "x")}},
 	},
-	launch.CodeLinkLoop: {
+	finding.LinkLoop: {
 		testImage{entries: []Entry{Symlink("a", "b"), Symlink("b", "a")}},
 		testImage{entries: []Entry{Symlink("a", "b")}},
 	},
-	launch.CodeTooManyMounts: {testImage{entries: linkMaze(14)}, testImage{entries: linkMaze(3)}},
-	launch.CodeArgvZero: {
+	finding.TooManyMounts: {testImage{entries: linkMaze(14)}, testImage{entries: linkMaze(3)}},
+	finding.ArgvZero: {
 		testImage{
 			config: cmd("/link"), options: launch.Options{HostArgs: true}, entries: []Entry{Symlink("link", "app")},
 		}, testImage{options: launch.Options{HostArgs: true}},
 	},
-	launch.CodeTmpfsPerProcess: {
+	finding.TmpfsPerProcess: {
 		testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nsed s/a/b/ /t >/tmp/c\n")}},
 		testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app 2>/dev/null\n")}},
 	},
-	launch.CodeProcesses: {
+	finding.Processes: {
 		testImage{
 			config:  cmd("/s"),
 			entries: []Entry{Program("s", "#!/bin/sh\nother\nexec /app\n"), Program("usr/bin/other", ELF(""))},
 		}, testImage{config: cmd("/s"), entries: []Entry{Program("s", "#!/bin/sh\nexec /app\n")}},
 	},
-	launch.CodeStopSignal: {
+	finding.StopSignal: {
 		testImage{config: v1.Config{StopSignal: "SIGQUIT"}}, testImage{config: v1.Config{StopSignal: "SIGTERM"}},
 	},
-	launch.CodeArgumentsFixed: {testImage{}, testImage{options: launch.Options{HostArgs: true}}},
-	launch.CodeHostArguments:  {testImage{options: launch.Options{HostArgs: true}}, testImage{}},
-	launch.CodePassThrough: {
+	finding.ArgumentsFixed: {testImage{}, testImage{options: launch.Options{HostArgs: true}}},
+	finding.HostArguments:  {testImage{options: launch.Options{HostArgs: true}}, testImage{}},
+	finding.PassThrough: {
 		testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", PassThrough: true}}}},
 		testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", Value: "1"}}}},
 	},
-	launch.CodeAllowedFile: {testImage{options: launch.Options{AllowedFiles: []string{"/x"}}}, testImage{}},
-	launch.CodeDebug:       {testImage{options: launch.Options{Enclave: launch.Enclave{Debug: true}}}, testImage{}},
-	launch.CodeLoaderEnv:   {testImage{config: env("LD_PRELOAD=/x.so")}, testImage{config: env("LD_PRELOAD=")}},
-	launch.CodePackageDatabase: {
+	finding.AllowedFile: {testImage{options: launch.Options{AllowedFiles: []string{"/x"}}}, testImage{}},
+	finding.Debug:       {testImage{options: launch.Options{Enclave: launch.Enclave{Debug: true}}}, testImage{}},
+	finding.LoaderEnv:   {testImage{config: env("LD_PRELOAD=/x.so")}, testImage{config: env("LD_PRELOAD=")}},
+	finding.PackageDatabase: {
 		testImage{entries: []Entry{File("var/lib/rpm/Packages", "damaged")}},
 		testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}},
 	},
-	launch.CodeNoPackages: {testImage{}, testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}}},
-	launch.CodeLeftOut: {
+	finding.NoPackages: {testImage{}, testImage{entries: []Entry{File("var/lib/dpkg/status", oneInstalled)}}},
+	finding.LeftOut: {
 		testImage{entries: []Entry{
 			File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/x\n"),
 			File("usr/x", "x"),
@@ -242,27 +243,27 @@ var findingImages = map[string]struct{ with, without testImage }{
 			},
 		},
 	},
-	launch.CodeLongList: {testImage{entries: manyFiles(11000, "d/%d")}, testImage{entries: manyFiles(5000, "d/%d")}},
-	launch.CodeThreads: {
+	finding.LongList: {testImage{entries: manyFiles(11000, "d/%d")}, testImage{entries: manyFiles(5000, "d/%d")}},
+	finding.Threads: {
 		testImage{
 			config: cmd("/memcached", "-t", "64"), options: launch.Options{Enclave: launch.Enclave{Threads: 16}},
 			entries: []Entry{Program("memcached", ELF(""))},
 		},
 		testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}},
 	},
-	launch.CodeSharedMemory: {
+	finding.SharedMemory: {
 		testImage{config: cmd("/postgres"), entries: []Entry{Program("postgres", ELF(""))}},
 		testImage{config: cmd("/postgrest"), entries: []Entry{Program("postgrest", ELF(""))}},
 	},
-	launch.CodeFileLocks: {
+	finding.FileLocks: {
 		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock"}}}},
 		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"setlocale"}}}},
 	},
-	launch.CodeRenameDir: {
+	finding.RenameDir: {
 		testImage{config: cmd("/etcd"), entries: []Entry{Program("etcd", ELF(""))}},
 		testImage{config: cmd("/etcdctl"), entries: []Entry{Program("etcdctl", ELF(""))}},
 	},
-	launch.CodeInterfaces: {
+	finding.Interfaces: {
 		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"getifaddrs"}}}},
 		testImage{
 			facts: map[string]rootfs.ELF{
@@ -271,11 +272,11 @@ var findingImages = map[string]struct{ with, without testImage }{
 			}, entries: []Entry{Program("lib64/libc.so.6", ELF(""))},
 		},
 	},
-	launch.CodeSetUID: {
+	finding.SetUID: {
 		testImage{config: cmd("/su", "/app"), entries: []Entry{setuid("su")}},
 		testImage{entries: []Entry{setuid("su")}},
 	},
-	launch.CodeUserCannotRead: {
+	finding.UserCannotRead: {
 		testImage{
 			config:  v1.Config{Cmd: []string{"/mine"}, User: "1000"},
 			entries: []Entry{withMode(Program("mine", ELF("")), 0o711)},
@@ -285,27 +286,27 @@ var findingImages = map[string]struct{ with, without testImage }{
 			entries: []Entry{withMode(Program("mine", ELF("")), 0o711)},
 		},
 	},
-	launch.CodeDeviceUser: {testImage{config: v1.Config{User: "1000"}}, testImage{config: v1.Config{User: "0"}}},
-	launch.CodeHealthcheck: {
+	finding.DeviceUser: {testImage{config: v1.Config{User: "1000"}}, testImage{config: v1.Config{User: "0"}}},
+	finding.Healthcheck: {
 		testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"CMD", "true"}}}},
 		testImage{config: v1.Config{Healthcheck: &v1.HealthConfig{Test: []string{"NONE"}}}},
 	},
-	launch.CodeMountedSecrets: {
+	finding.MountedSecrets: {
 		testImage{config: env("PASSWORD_FILE=/run/secrets/password")},
 		testImage{config: env("PASSWORD_FILE=/run/secret")},
 	},
-	launch.CodeLocale: {
+	finding.Locale: {
 		testImage{config: env("LANG=de_DE.UTF-8"), facts: glibcApp, entries: glibcFiles},
 		testImage{
 			config: env("LANG=de_DE.UTF-8"), facts: glibcApp,
 			entries: append(slices.Clone(glibcFiles), File("usr/lib/locale/de_DE.utf8/x", "x")),
 		},
 	},
-	launch.CodeContainsEnclave: {
+	finding.ContainsEnclave: {
 		testImage{entries: []Entry{File("opt/x.signed.so", "x")}}, testImage{entries: []Entry{File("opt/x.so", "x")}},
 	},
-	launch.CodeInterpreterAbsent: {testImage{facts: glibcApp}, testImage{facts: glibcApp, entries: glibcFiles}},
-	launch.CodeLibraryAbsent: {
+	finding.InterpreterAbsent: {testImage{facts: glibcApp}, testImage{facts: glibcApp, entries: glibcFiles}},
+	finding.LibraryAbsent: {
 		testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}}},
 		testImage{
 			facts:   map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}},
@@ -339,24 +340,24 @@ func linkMaze(n int) []Entry {
 // elsewhere are the codes of findings that a runtime or a conversion adds, with the test that has images
 // for them and how it calls them.
 var elsewhere = map[string][2]string{
-	launch.CodeGLIBCTooNew:      {"../libos/gramine/seal_test.go", "glibc-too-new"},
-	launch.CodeSyscallTraps:     {"../libos/gramine/seal_test.go", "syscall-traps"},
-	launch.CodeGconv:            {"../libos/gramine/seal_test.go", "CodeGconv"},
-	launch.CodeAnnotation:       {"../verify/engine_test.go", "CodeAnnotation"},
-	launch.CodeAVX512:           {"../libos/gramine/seal_test.go", "CodeAVX512"},
-	launch.CodeInsecureSetting:  {"../libos/gramine/seal_test.go", "CodeInsecureSetting"},
-	launch.CodeSimulated:        {"../convert/analyze_test.go", "CodeSimulated"},
-	launch.CodeConverted:        {"../convert/analyze_test.go", "CodeConverted"},
-	launch.CodeManyLayers:       {"../convert/analyze_test.go", "CodeManyLayers"},
-	launch.CodeReserved:         {"../convert/analyze_test.go", "CodeReserved"},
-	launch.CodeTOCTrusted:       {"../convert/layers_test.go", "CodeTOCTrusted"},
-	launch.CodeTOCRejected:      {"../convert/layers_test.go", "CodeTOCRejected"},
-	launch.CodeIndexInsecure:    {"../convert/layers_test.go", "CodeIndexInsecure"},
-	launch.CodeIndexRejected:    {"../convert/layers_test.go", "CodeIndexRejected"},
-	launch.CodeEvidenceRefused:  {"../verify/evidence_test.go", "CodeEvidenceRefused"},
-	launch.CodeIndexUnreachable: {"../convert/layers_test.go", "CodeIndexUnreachable"},
-	launch.CodeIndexNotShared:   {"../convert/layers_test.go", "CodeIndexNotShared"},
-	launch.CodeRuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},
+	finding.GLIBCTooNew:      {"../libos/gramine/seal_test.go", "glibc-too-new"},
+	finding.SyscallTraps:     {"../libos/gramine/seal_test.go", "syscall-traps"},
+	finding.Gconv:            {"../libos/gramine/seal_test.go", "finding.Gconv"},
+	finding.Annotation:       {"../verify/engine_test.go", "finding.Annotation"},
+	finding.AVX512:           {"../libos/gramine/seal_test.go", "finding.AVX512"},
+	finding.InsecureSetting:  {"../libos/gramine/seal_test.go", "finding.InsecureSetting"},
+	finding.Simulated:        {"../convert/analyze_test.go", "finding.Simulated"},
+	finding.Converted:        {"../convert/analyze_test.go", "finding.Converted"},
+	finding.ManyLayers:       {"../convert/analyze_test.go", "finding.ManyLayers"},
+	finding.Reserved:         {"../convert/analyze_test.go", "finding.Reserved"},
+	finding.TOCTrusted:       {"../convert/layers_test.go", "finding.TOCTrusted"},
+	finding.TOCRejected:      {"../convert/layers_test.go", "finding.TOCRejected"},
+	finding.IndexInsecure:    {"../convert/layers_test.go", "finding.IndexInsecure"},
+	finding.IndexRejected:    {"../convert/layers_test.go", "finding.IndexRejected"},
+	finding.EvidenceRefused:  {"../verify/evidence_test.go", "finding.EvidenceRefused"},
+	finding.IndexUnreachable: {"../convert/layers_test.go", "finding.IndexUnreachable"},
+	finding.IndexNotShared:   {"../convert/layers_test.go", "finding.IndexNotShared"},
+	finding.RuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},
 }
 
 func TestMain(m *testing.M) {
@@ -368,7 +369,7 @@ func TestMain(m *testing.M) {
 
 func TestEveryFinding(t *testing.T) {
 	has := func(s *launch.Spec, code string) bool {
-		return slices.ContainsFunc(s.Findings, func(f launch.Finding) bool {
+		return slices.ContainsFunc(s.Findings, func(f finding.Finding) bool {
 			return f.Code == code && f.Remedy != "" && f.Message != ""
 		})
 	}
@@ -379,9 +380,9 @@ func TestEveryFinding(t *testing.T) {
 			assert.False(t, has(s, code), "an image that does not: %v", s.Findings)
 		})
 	}
-	source, err := os.ReadFile("finding.go")
+	source, err := os.ReadFile("../finding/finding.go")
 	require.NoError(t, err)
-	for _, m := range regexp.MustCompile(`(?m)^\tCode\w+ += "([\w-]+)"$`).FindAllStringSubmatch(string(source), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\t[A-Z]\w+ += "([\w-]+)"$`).FindAllStringSubmatch(string(source), -1) {
 		if _, ok := findingImages[m[1]]; ok {
 			continue
 		}
@@ -530,8 +531,8 @@ func TestProgramBehindOthers(t *testing.T) {
 	} {
 		s := i.build(t)
 		for _, code := range []string{
-			launch.CodeFileLocks, launch.CodeInterfaces, launch.CodeSharedMemory, launch.CodeLibraryAbsent,
-			launch.CodeInterpreterAbsent,
+			finding.FileLocks, finding.Interfaces, finding.SharedMemory, finding.LibraryAbsent,
+			finding.InterpreterAbsent,
 		} {
 			assert.Contains(t, codes(s), code, name)
 		}
@@ -542,13 +543,13 @@ func TestProgramBehindOthers(t *testing.T) {
 // What one import is worth does not depend on another one.
 func TestSeverityOfImports(t *testing.T) {
 	s := testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock", "getifaddrs", "shmget"}}}}.build(t)
-	severity := map[string]launch.Severity{}
+	severity := map[string]finding.Severity{}
 	for _, f := range s.Findings {
 		severity[f.Code] = f.Severity
 	}
-	assert.Equal(t, launch.Info, severity[launch.CodeFileLocks])
-	assert.Equal(t, launch.Info, severity[launch.CodeInterfaces], "brokers import it, and run")
-	assert.Equal(t, launch.Info, severity[launch.CodeSharedMemory])
+	assert.Equal(t, finding.Info, severity[finding.FileLocks])
+	assert.Equal(t, finding.Info, severity[finding.Interfaces], "brokers import it, and run")
+	assert.Equal(t, finding.Info, severity[finding.SharedMemory])
 }
 
 // Libraries that the image preloads are reached, though only a variable names them.
@@ -607,10 +608,10 @@ func TestSupplementaryGroups(t *testing.T) {
 		finds   bool
 	}{"u": {"a,u", false}, "1000": {"u", false}, "u:1000": {"u", true}, "u:g": {"", false}, "1000:1000": {"u", true}} {
 		s := testImage{config: v1.Config{Cmd: []string{"/mine"}, User: user}, entries: entries(c.members)}.build(t)
-		assert.Equal(t, c.finds, strings.Contains(codes(s), launch.CodeUserCannotRead), user)
+		assert.Equal(t, c.finds, strings.Contains(codes(s), finding.UserCannotRead), user)
 	}
 	s := testImage{config: v1.Config{Cmd: []string{"/mine"}, User: "u"}, entries: entries("other")}.build(t)
-	assert.Contains(t, codes(s), launch.CodeUserCannotRead)
+	assert.Contains(t, codes(s), finding.UserCannotRead)
 }
 
 // Every script that is started is looked at, not only the first.
@@ -625,8 +626,8 @@ func TestScriptsOfScripts(t *testing.T) {
 	for _, f := range s.Findings {
 		at[f.Code] = f.Path
 	}
-	assert.Equal(t, "/docker-entrypoint.d/20-envsubst.sh", at[launch.CodeTmpfsPerProcess])
-	assert.Equal(t, "/run/secrets/mine", at[launch.CodeMountedSecrets])
+	assert.Equal(t, "/docker-entrypoint.d/20-envsubst.sh", at[finding.TmpfsPerProcess])
+	assert.Equal(t, "/run/secrets/mine", at[finding.MountedSecrets])
 }
 
 // The commands of a profile that the user gives are read as those of the built-in ones are.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -59,16 +60,17 @@ func (f *files) chooseTrusted(list []string) error {
 				links = append(links, m)
 			}
 		case rootfs.CharDevice, rootfs.BlockDevice, rootfs.FIFO:
-			f.spec.find(CodeDeviceNode, Info, n.Path, "a device or pipe is not measured and cannot be opened")
+			f.spec.find(finding.DeviceNode, finding.Info, n.Path,
+				"a device or pipe is not measured and cannot be opened")
 		}
 	})
 	for _, p := range slices.Sorted(maps.Keys(hiddenFiles)) {
 		switch f.writable[p].Type {
 		case Encrypted:
-			f.spec.find(CodeVolumeHides, Warning, p, named(hiddenFiles[p])+
+			f.spec.find(finding.VolumeHides, finding.Warning, p, named(hiddenFiles[p])+
 				" of the image cannot be read: this directory holds encrypted files only, and starts empty")
 		default:
-			f.spec.find(CodeHiddenFiles, Warning, p, named(hiddenFiles[p])+
+			f.spec.find(finding.HiddenFiles, finding.Warning, p, named(hiddenFiles[p])+
 				" of the image cannot be seen: this directory is temporary storage and starts empty")
 		}
 	}
@@ -126,8 +128,9 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]st
 	if over != nil {
 		switch {
 		case f.toConsole(n):
-			f.spec.find(CodeLinkToConsole, Warning, n.Path, "what is written here does not reach the console: it "+
-				"stays in temporary storage, in the enclave's memory")
+			f.spec.find(finding.LinkToConsole, finding.Warning, n.Path,
+				"what is written here does not reach the console: it "+
+					"stays in temporary storage, in the enclave's memory")
 		case n.Type == rootfs.Regular && n.Size > 0, n.Type == rootfs.Symlink:
 			hiddenFiles[over.Path] = append(hiddenFiles[over.Path], n.Path)
 		}
@@ -135,7 +138,7 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]st
 	}
 	if !utf8.ValidString(n.Path) {
 		if n.Type != rootfs.Dir {
-			f.spec.find(CodeNameNotUTF8, Warning, fmt.Sprintf("%q", n.Path),
+			f.spec.find(finding.NameNotUTF8, finding.Warning, fmt.Sprintf("%q", n.Path),
 				"the name is not UTF-8, so a manifest cannot list it: the program cannot read it")
 		}
 		return false
@@ -173,12 +176,12 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	target, real, err := f.tree.Follow(n)
 	switch {
 	case errors.Is(err, rootfs.ErrLoop):
-		f.spec.find(CodeLinkLoop, Info, n.Path, "the symbolic link leads to itself")
+		f.spec.find(finding.LinkLoop, finding.Info, n.Path, "the symbolic link leads to itself")
 		return Mount{}, false
 	case real == "" || slices.Contains(f.hostFile, real):
 		return Mount{}, false
 	case !utf8.ValidString(real):
-		f.spec.find(CodeNameNotUTF8, Warning, n.Path,
+		f.spec.find(finding.NameNotUTF8, finding.Warning, n.Path,
 			fmt.Sprintf("the link leads to %q, whose name is not UTF-8: the program cannot read it", real))
 		return Mount{}, false
 	case target != nil && target.Type != rootfs.Dir && f.mayChange(real):
@@ -188,7 +191,7 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	case belowAny(real, hostTrees) && belowAny(n.Path, unitDirs): // systemd's way to switch a unit off
 		return Mount{}, false
 	case belowAny(real, hostTrees):
-		f.spec.find(CodeLinkOutside, Info, n.Path, "the link leads to "+real+
+		f.spec.find(finding.LinkOutside, finding.Info, n.Path, "the link leads to "+real+
 			", which is the library OS's own: it works only by that name")
 		return Mount{}, false
 	}
@@ -215,18 +218,18 @@ func (f *files) linkIntoMount(n, target *rootfs.Node, real string, m Mount) (Mou
 	isDir := real == m.Path || target != nil && target.Type == rootfs.Dir
 	if m.Type == Encrypted {
 		if !isDir {
-			f.spec.find(CodeLinkIntoVolume, Warning, n.Path, "the link leads to "+real+
+			f.spec.find(finding.LinkIntoVolume, finding.Warning, n.Path, "the link leads to "+real+
 				" among encrypted files: the program must use that name")
 			return Mount{}, false
 		}
 		return Mount{Type: Encrypted, Path: n.Path, Target: real, Key: m.Key}, true
 	}
 	if !isDir {
-		f.spec.find(CodeLinkIntoTmpfs, Warning, n.Path, "the link leads to "+real+
+		f.spec.find(finding.LinkIntoTmpfs, finding.Warning, n.Path, "the link leads to "+real+
 			" in temporary storage: the program must use that name")
 		return Mount{}, false
 	}
-	f.spec.find(CodeLinkIntoTmpfs, Info, n.Path, "the link leads to "+real+
+	f.spec.find(finding.LinkIntoTmpfs, finding.Info, n.Path, "the link leads to "+real+
 		": both are temporary storage, but files written under one name do not appear under the other")
 	return Mount{Type: Tmpfs, Path: n.Path, Target: real}, true // the target's subdirectories are wanted here too
 }
@@ -256,8 +259,9 @@ func (f *files) allMounts(links []Mount) []Mount {
 				continue
 			}
 			if left--; left < 0 {
-				f.spec.find(CodeTooManyMounts, Warning, m.Path, fmt.Sprintf("symbolic links to directories give more "+
-					"than %d names: this one and others are left out", maxMounts))
+				f.spec.find(finding.TooManyMounts, finding.Warning, m.Path,
+					fmt.Sprintf("symbolic links to directories give more "+
+						"than %d names: this one and others are left out", maxMounts))
 				next = nil
 				break
 			}

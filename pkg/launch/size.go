@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -125,8 +126,9 @@ func (s *Spec) size(set *reach.Set, asked Enclave) {
 	case s.Enclave.Threads == 0:
 		s.Enclave.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
 	case int(threads) > s.Enclave.Threads:
-		s.find(CodeThreads, Warning, "", fmt.Sprintf("%s asks for some %d threads, and the enclave has %d: what is "+
-			"more than that fails to start", said, threads, s.Enclave.Threads))
+		s.find(finding.Threads, finding.Warning, "",
+			fmt.Sprintf("%s asks for some %d threads, and the enclave has %d: what is "+
+				"more than that fails to start", said, threads, s.Enclave.Threads))
 	}
 	if asked.Size != 0 {
 		s.SizeWhy = "as asked for"

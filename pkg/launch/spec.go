@@ -6,6 +6,7 @@ package launch
 import (
 	"crypto/sha256"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -49,7 +50,7 @@ type Spec struct {
 	LibC     LibC
 	Enclave  Enclave
 	// Findings are what the user should know.
-	Findings []Finding
+	Findings []finding.Finding
 
 	// main is the program that runs in the end, as far as that is known: behind tini(1) or a script another than
 	// LibC.Program.
@@ -185,4 +186,9 @@ type Options struct {
 	LibC  LibCChoice
 	// Profile is used instead of the one that is recognised, unless nil.
 	Profile *profile.Profile
+}
+
+// find notes a finding. The path may be empty.
+func (s *Spec) find(code string, severity finding.Severity, path, message string) {
+	s.Findings = append(s.Findings, finding.New(code, severity, path, message))
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/packages"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -23,7 +24,8 @@ func (f *files) follow(ctx context.Context, contents *Contents, o Options) error
 	case err != nil && !errors.Is(err, packages.ErrDamaged):
 		return err // of this machine: the output must not depend on it
 	case err != nil:
-		s.find(CodePackageDatabase, Warning, "", fmt.Sprintf("%v: which files belong together is not known", err))
+		s.find(finding.PackageDatabase, finding.Warning, "",
+			fmt.Sprintf("%v: which files belong together is not known", err))
 		db = &packages.DB{}
 	}
 	if len(db.Packages) == 0 && f.policy == TrustAuto {

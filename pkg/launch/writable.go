@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -91,7 +92,8 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 			return fmt.Errorf("%s: %w", p, err)
 		}
 		if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
-			f.spec.find(CodeTmpfsSkipped, Warning, p, "the program lies here, so nothing can be written here")
+			f.spec.find(finding.TmpfsSkipped, finding.Warning, p,
+				"the program lies here, so nothing can be written here")
 			continue
 		}
 		f.mount(Mount{Type: Tmpfs, Path: real})
@@ -173,12 +175,12 @@ func (f *files) volume(v string) error {
 	}
 	if belowAny(real, temporary) {
 		f.mount(Mount{Type: Tmpfs, Path: real})
-		f.spec.find(CodeVolumeTemporary, Info, v,
+		f.spec.find(finding.VolumeTemporary, finding.Info, v,
 			"this volume is in a directory for temporary files: it is temporary storage in the enclave")
 		return nil
 	}
 	if belowAny(real, hostTrees) {
-		f.spec.find(CodeVolumeSkipped, Warning, v,
+		f.spec.find(finding.VolumeSkipped, finding.Warning, v,
 			"this volume is in a directory of the library OS's own: nothing is mounted there")
 		return nil
 	}
@@ -186,13 +188,15 @@ func (f *files) volume(v string) error {
 		return nil
 	}
 	if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
-		f.spec.find(CodeVolumeSkipped, Warning, v, "the program lies in this volume: it stays readable as it is in "+
-			"the image, and nothing can be written to it")
+		f.spec.find(finding.VolumeSkipped, finding.Warning, v,
+			"the program lies in this volume: it stays readable as it is in "+
+				"the image, and nothing can be written to it")
 		return nil
 	}
 	f.mount(Mount{Type: Encrypted, Path: real})
-	f.spec.find(CodeVolumeSealed, Warning, v, "what is written to this volume is sealed to one CPU and one signer: no "+
-		"other machine can read it, unless --encrypt-mount names a key that is provisioned")
+	f.spec.find(finding.VolumeSealed, finding.Warning, v,
+		"what is written to this volume is sealed to one CPU and one signer: no "+
+			"other machine can read it, unless --encrypt-mount names a key that is provisioned")
 	return nil
 }
 
@@ -207,7 +211,7 @@ func (f *files) subdirectories(dir *rootfs.Node, root string) {
 			continue
 		}
 		if f.made++; f.made > maxSubdirectories {
-			f.spec.find(CodeHiddenDirs, Warning, c.Path, "the image has more directories in "+root+
+			f.spec.find(finding.HiddenDirs, finding.Warning, c.Path, "the image has more directories in "+root+
 				" than are made again: this one does not exist for the program")
 			return
 		}

@@ -8,6 +8,7 @@ package libos
 import (
 	"context"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -88,5 +89,5 @@ type Sealed struct {
 	Enclave manifest.SGX
 	// Trusted are the manifest's trusted files, in its order.
 	Trusted  []manifest.TrustedFile
-	Findings []launch.Finding
+	Findings []finding.Finding
 }

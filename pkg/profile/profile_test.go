@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/profile"
 )
 
@@ -20,7 +20,7 @@ func TestProfilesThatComeAlong(t *testing.T) {
 		assert.GreaterOrEqual(t, uint64(p.Enclave.Size), uint64(256<<20), p.Name)
 		assert.GreaterOrEqual(t, p.Enclave.Threads, 4, p.Name)
 		for _, f := range p.Findings {
-			assert.True(t, launch.KnownCode(f.Code), "%s: %s", p.Name, f.Code)
+			assert.True(t, finding.Known(f.Code), "%s: %s", p.Name, f.Code)
 			assert.Contains(t, []string{"info", "warning", "error"}, f.Severity, p.Name)
 		}
 		explained := false

@@ -15,7 +15,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -96,7 +96,7 @@ func TestSteeringAnnotations(t *testing.T) {
 		kept := map[string]string{"org.opencontainers.image.vendor": "y", annotation: "x"}
 		found := false
 		for _, f := range r.Findings {
-			found = found || f.Code == launch.CodeAnnotation && f.Path == annotation
+			found = found || f.Code == finding.Annotation && f.Path == annotation
 		}
 		assert.Equal(t, refused, found, annotation)
 		if refused {

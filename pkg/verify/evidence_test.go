@@ -25,8 +25,8 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -132,8 +132,8 @@ func TestEvidenceRefused(t *testing.T) {
 	})
 	r := run(t, o, signer(t), reg.Host+"/dst:1")
 	assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"))
-	assert.True(t, slices.ContainsFunc(r.Findings, func(f launch.Finding) bool {
-		return f.Code == launch.CodeEvidenceRefused && f.Remedy != ""
+	assert.True(t, slices.ContainsFunc(r.Findings, func(f finding.Finding) bool {
+		return f.Code == finding.EvidenceRefused && f.Remedy != ""
 	}))
 
 	o.Evidence.Required = true

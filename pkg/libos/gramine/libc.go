@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
@@ -28,8 +29,8 @@ type libC struct {
 	out *libos.Sealed
 }
 
-func (l libC) find(code string, severity launch.Severity, message string) {
-	l.out.Findings = append(l.out.Findings, launch.NewFinding(code, severity, l.in.Spec.LibC.Program, message))
+func (l libC) find(code string, severity finding.Severity, message string) {
+	l.out.Findings = append(l.out.Findings, finding.New(code, severity, l.in.Spec.LibC.Program, message))
 }
 
 // choose sets LD_LIBRARY_PATH and lists what has to be found by it.
@@ -44,17 +45,17 @@ func (l libC) choose() {
 				dirs = append(dirs, c.Dirs...)
 			}
 			if c.Gconv != "" && c.UsesIconv {
-				l.find(launch.CodeGconv, launch.Info, "the runtime's C library does not load the converters in "+
+				l.find(finding.Gconv, finding.Info, "the runtime's C library does not load the converters in "+
 					c.Gconv+": iconv knows only the built-in character sets")
 			}
 		case kind == launch.Musl && l.in.Bundle.Musl && c.Choice != launch.LibCImage:
 			dirs, trusted = append(dirs, muslDir), append(trusted, muslDir)
 		case kind == launch.GLIBC && l.tooNew() && c.Choice != launch.LibCImage:
-			l.find(launch.CodeGLIBCTooNew, launch.Warning, fmt.Sprintf(
+			l.find(finding.GLIBCTooNew, finding.Warning, fmt.Sprintf(
 				"the image needs glibc %s, the runtime has %s: the image's own is used, and every system call is "+
 					"trapped, which is slower", c.NeedsGLIBC, l.in.Bundle.GLIBC))
 		case kind == c.Kind:
-			l.find(launch.CodeSyscallTraps, launch.Info, "every system call of it is trapped, which is slower: "+
+			l.find(finding.SyscallTraps, finding.Info, "every system call of it is trapped, which is slower: "+
 				l.why(kind))
 		}
 	}

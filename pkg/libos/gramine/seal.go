@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/reach"
@@ -79,7 +79,7 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		return nil, err
 	}
 	if f := in.Overlay.Features(); f["avx"] == "required" && f["avx512"] == "disabled" {
-		out.Findings = append(out.Findings, launch.NewFinding(launch.CodeAVX512, launch.Warning, "sgx.cpu_features",
+		out.Findings = append(out.Findings, finding.New(finding.AVX512, finding.Warning, "sgx.cpu_features",
 			"disabling avx512 disables avx as well, although it is required: they share a bit"))
 	}
 	for _, setting := range m.Weaknesses() {
@@ -87,7 +87,7 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 			continue
 		}
 		out.Findings = append(out.Findings,
-			launch.NewFinding(launch.CodeInsecureSetting, launch.Warning, setting, "this setting weakens the enclave"))
+			finding.New(finding.InsecureSetting, finding.Warning, setting, "this setting weakens the enclave"))
 	}
 	if out.Manifest, err = m.Render(); err != nil {
 		return nil, err

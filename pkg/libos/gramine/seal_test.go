@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
@@ -69,7 +70,7 @@ func bundle() *libos.Bundle {
 func codesOf(s *libos.Sealed) string {
 	var codes []string
 	for _, f := range s.Findings {
-		if f.Code != launch.CodeArgumentsFixed && f.Code != launch.CodeNoPackages {
+		if f.Code != finding.ArgumentsFixed && f.Code != finding.NoPackages {
 			codes = append(codes, f.Code)
 		}
 	}
@@ -161,9 +162,9 @@ func TestCLibrary(t *testing.T) {
 
 	converters := append([]Entry{File("usr/lib64/gconv/ISO8859-1.so", "x")}, glibc...)
 	s, _ := seal(t, "2.36", nil, bundle(), "", converters...)
-	assert.NotContains(t, codesOf(s), launch.CodeGconv, "nobody converts")
+	assert.NotContains(t, codesOf(s), finding.Gconv, "nobody converts")
 	s, _ = seal(t, "2.36 iconv", nil, bundle(), "", converters...)
-	assert.Contains(t, codesOf(s), launch.CodeGconv)
+	assert.Contains(t, codesOf(s), finding.Gconv)
 
 	for choice, want := range map[launch.LibCChoice]string{
 		launch.LibCImage: interpDir, launch.LibCPatched: glibcDir + ":" + interpDir, launch.LibCAuto: interpDir,
@@ -188,11 +189,11 @@ sgx.cpu_features = { avx = "required", avx512 = "disabled" }
 loader.log_level = "debug"
 `, Program("app", ELF("")), File("f", "x"))
 	assert.NotContains(t, text, `{ uri = "file:/f"`, "what is allowed has no digest")
-	assert.Contains(t, codesOf(s), launch.CodeAVX512)
-	assert.Contains(t, codesOf(s), launch.CodeInsecureSetting)
+	assert.Contains(t, codesOf(s), finding.AVX512)
+	assert.Contains(t, codesOf(s), finding.InsecureSetting)
 
 	s, _ = seal(t, "", nil, bundle(), "sgx.cpu_features = { avx = \"required\" }\nsgx.use_exinfo = true\n",
 		Program("app", ELF("")))
-	assert.NotContains(t, codesOf(s), launch.CodeAVX512)
-	assert.NotContains(t, codesOf(s), launch.CodeInsecureSetting)
+	assert.NotContains(t, codesOf(s), finding.AVX512)
+	assert.NotContains(t, codesOf(s), finding.InsecureSetting)
 }

@@ -14,7 +14,7 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -114,7 +114,7 @@ func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.Findings = append(out.Findings, launch.NewFinding(launch.CodeSimulated, launch.Warning, "",
+	out.Findings = append(out.Findings, finding.New(finding.Simulated, finding.Warning, "",
 		"the runtime is simulated: there is no enclave, and nothing is confidential"))
 	return out, nil
 }

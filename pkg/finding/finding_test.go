@@ -1,4 +1,4 @@
-package launch
+package finding
 
 import (
 	"os"
@@ -22,9 +22,9 @@ func TestFindingsAreDocumented(t *testing.T) {
 	assert.Equal(t, remedies, documented)
 	source, err := os.ReadFile("finding.go")
 	require.NoError(t, err)
-	codes := regexp.MustCompile(`(?m)^\tCode\w+ += "([\w-]+)"$`).FindAllStringSubmatch(string(source), -1)
+	codes := regexp.MustCompile(`(?m)^\t[A-Z]\w+ += "([\w-]+)"$`).FindAllStringSubmatch(string(source), -1)
 	assert.Len(t, codes, len(remedies))
 	for _, c := range codes {
-		assert.True(t, KnownCode(c[1]), "%s has a remedy", c[1])
+		assert.True(t, Known(c[1]), "%s has a remedy", c[1])
 	}
 }
