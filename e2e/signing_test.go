@@ -284,7 +284,7 @@ gcc -shared -fPIC -DREAL="\"$MODULE\"" -DHANGS -o hanging.so locked.c -ldl`)
 func TestAttachTroubles(t *testing.T) {
 	b := newSigningPlace(t, "attach")
 	out, messages, err := b.shell(`cconvert ` + b.app + `:1.4 --unsigned --to ` + b.app + `:out
-cconvert sign prepare ` + b.app + `:out --any-runtime -o tbs.bin
+cconvert sign prepare ` + b.app + `:out --any-runtime --allow-simulated -o tbs.bin
 openssl dgst -sha256 -sign production.pem -out good.bin tbs.bin
 openssl rsa -in production.pem -pubout -out production.pub
 cconvert keygen --out other.pem
@@ -309,7 +309,7 @@ openssl asn1parse -genstr OCTETSTRING:x -noout -out der.bin; cat good.bin >>der.
 		{"in DER", "der.bin", "production.pub", "without any encoding"},
 		{"no key", "good.bin", "tbs.bin", "no PEM block of a key"},
 	} {
-		_, messages, err := b.shell("cconvert sign attach " + b.app + ":out --any-runtime --signature " + c.signature +
+		_, messages, err := b.shell("cconvert sign attach " + b.app + ":out --any-runtime --allow-simulated --signature " + c.signature +
 			" --public-key " + c.key)
 		require.Error(t, err, c.name)
 		assert.Contains(t, messages, c.want, c.name)
@@ -317,7 +317,7 @@ openssl asn1parse -genstr OCTETSTRING:x -noout -out der.bin; cat good.bin >>der.
 			"docker://"+b.app+":out"), c.name)
 	}
 	_, messages, err = b.shell("cconvert sign attach " + b.app +
-		":out --any-runtime --signature good.bin --public-key production.pub")
+		":out --any-runtime --allow-simulated --signature good.bin --public-key production.pub")
 	assert.NoError(t, err, messages)
 }
 

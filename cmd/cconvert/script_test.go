@@ -209,7 +209,8 @@ func TestHelpExamplesRun(t *testing.T) {
 	require.Greater(t, len(examples), 8)
 	replace := strings.NewReplacer(
 		"registry.example", reg.Host, " redis:7 ", " "+reg.Host+"/redis:7 ", " app:1.4 ", " "+reg.Host+"/app:1.4 ",
-		"docker-daemon:app:latest", reg.Host+"/app:1", "gramine=dir:/usr", "sim", "nats://nats.example:4222",
+		"--lock cconvert.lock", "--any-runtime --allow-simulated", "docker-daemon:app:latest", reg.Host+"/app:1",
+		"gramine=dir:/usr", "sim", "nats://nats.example:4222",
 		startNATS(t), "127.0.0.1:8080", "127.0.0.1:0",
 		"enclave.signed.so", vectors+"/sgx-sdk/default.signed.so", "libpal.so", vectors+"/pal/pal-twosegments.so",
 		"app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
@@ -363,7 +364,7 @@ func TestREADME(t *testing.T) {
 // signApart signs what is to be signed of an image, as somebody elsewhere would.
 func signApart(t *testing.T, dir, ref, keyFile string) {
 	t.Helper()
-	out, err := exec.Command(program, "sign", "prepare", ref, "--any-runtime", "-o",
+	out, err := exec.Command(program, "sign", "prepare", ref, "--any-runtime", "--allow-simulated", "-o",
 		filepath.Join(dir, "tbs.bin")).CombinedOutput()
 	require.NoError(t, err, string(out))
 	key, err := signer.ReadFile(keyFile, signer.Options{})

@@ -16,9 +16,6 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -40,7 +37,8 @@ the measurement, the list of files, the configuration. What it was made from is 
 --source names it: without that, what is not measured, such as a health check, can be anything.
 The enclave's own code comes from the runtime in the image, and a signature makes it yours: say
 which one you expect (--runtime-digest, --lock, --known-runtimes), or accept --any-runtime.
-Say what else you expect with --mrenclave and --signed-by.`
+What keeps no secrets is not signed: --allow-debug and --allow-simulated accept it. Say what
+else you expect with --mrenclave and --signed-by.`
 
 // beforeFlags say what is expected of an image before it is signed.
 type beforeFlags struct {
@@ -53,50 +51,36 @@ func (b *beforeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&b.mrEnclave, "mrenclave", "", "the MRENCLAVE that is expected")
 	f.StringVar(&b.signedBy, "signed-by", "", "the MRSIGNER of the signature that is expected to be there now")
 	f.StringVar(&b.source, "source", "", "the image that it was made from, to be compared with it before it is signed")
-	b.expect.addRuntime(f)
+	b.expect.minSVN, b.expect.prodID = -1, -1
+	b.expect.addAccepted(f, "accept any runtime: its code runs in the enclave, and gets what is sealed to your key")
 	b.registry.add(f)
 }
 
-// open reads the enclave of an image, and refuses one that is not what it says, or not what is expected.
+// open verifies an image, shows what is wrong with it, and returns its enclave if that may be signed.
 func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Enclave, error) {
-	if err := b.check(cmd, img); err != nil {
-		return nil, err
-	}
-	e, err := convert.OpenEnclave(cmd.Context(), img, []libos.Backend{gramine.Backend{}, sim.Backend{}})
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", img.Ref, err)
-	}
-	for _, x := range []struct {
-		flag, want string
-		have       sgx.Measurement
-	}{{"mrenclave", b.mrEnclave, e.SigStruct.MREnclave}, {"signed-by", b.signedBy, e.SigStruct.MRSigner()}} {
-		if x.want == "" {
-			continue
-		}
-		var m sgx.Measurement
-		if err := m.UnmarshalText([]byte(x.want)); err != nil {
-			return nil, usagef("--%s: %w", x.flag, err)
-		}
-		if m != x.have {
-			return nil, fmt.Errorf("%s is %w: --%s is %s, the image has %s", img.Ref, errRefused, x.flag, m, x.have)
-		}
-	}
-	return e, nil
-}
-
-// check verifies an image, and shows what is wrong with it.
-func (b *beforeFlags) check(cmd *cobra.Command, img *image.Image) error {
-	if b.mrEnclave != "" {
-		b.expect.mrEnclave = []string{b.mrEnclave}
-	}
 	x, err := b.expect.expectations()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	var mrEnclave, signedBy sgx.Measurement
+	for _, m := range []struct {
+		flag, text string
+		to         *sgx.Measurement
+	}{{"mrenclave", b.mrEnclave, &mrEnclave}, {"signed-by", b.signedBy, &signedBy}} {
+		if m.text == "" {
+			continue
+		}
+		if err := m.to.UnmarshalText([]byte(m.text)); err != nil {
+			return nil, usagef("--%s: %w", m.flag, err)
+		}
+	}
+	if b.mrEnclave != "" {
+		x.MREnclave = []sgx.Measurement{mrEnclave}
 	}
 	var source *image.Image
 	if b.source != "" {
 		if source, err = b.registry.open(cmd, b.source); err != nil {
-			return err
+			return nil, err
 		}
 		defer source.Close()
 	}
@@ -104,24 +88,25 @@ func (b *beforeFlags) check(cmd *cobra.Command, img *image.Image) error {
 	defer progress.finish()
 	o := b.registry.reading()
 	o.Observe = progress.Layer
-	r, err := verify.BeforeSigning(cmd.Context(), img, source, x, o)
+	r, e, err := verify.BeforeSigning(cmd.Context(), img, source, x, o)
 	progress.finish()
-	if errors.Is(err, verify.ErrNotConverted) {
-		err = convert.ErrNotOurs
-	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", img.Ref, err)
+		return nil, fmt.Errorf("%s: %w", img.Ref, err)
 	}
 	if !r.Trusted {
 		printChecks(cmd.ErrOrStderr(), r)
-		return fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused, strings.Join(r.Unmet(), ", "))
+		return nil, fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused,
+			strings.Join(r.Unmet(), ", "))
 	}
 	for _, c := range r.Checks { // what is accepted is seen by whoever signs
 		if c.Status == verify.Skipped && len(c.Problems) > 0 {
 			printChecks(cmd.ErrOrStderr(), &verify.Report{Checks: []verify.Check{c}})
 		}
 	}
-	return nil
+	if have := e.SigStruct.MRSigner(); b.signedBy != "" && have != signedBy {
+		return nil, fmt.Errorf("%s is %w: --signed-by is %s, the image has %s", img.Ref, errRefused, signedBy, have)
+	}
+	return e, nil
 }
 
 // signFlags are those of every way to sign an image.
@@ -161,11 +146,11 @@ func newSign() *cobra.Command {
 		Use:   "sign IMAGE",
 		Short: "Sign a converted image, again or for the first time",
 		Long:  signLong,
-		Example: `  # In place, with a runtime that is not looked at
-  cconvert sign registry.example/redis:7-confidential --key production.pem --replace-signer --any-runtime
+		Example: `  # In place
+  cconvert sign registry.example/redis:7-confidential --key production.pem --lock cconvert.lock --replace-signer
 
   # To another repository, if it is this source's
-  cconvert sign registry.example/redis:7-confidential --key production.pem --any-runtime \
+  cconvert sign registry.example/redis:7-confidential --key production.pem --lock cconvert.lock \
     --source registry.example/redis:7 --to registry.example/production/redis:7`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -290,7 +275,7 @@ func newSignPrepare() *cobra.Command {
 		Short: "Write the bytes that are to be signed",
 		Long: `Write the 256 bytes that the signature of an enclave covers, and say what they mean. Sign them by
 RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "sign attach".`,
-		Example: `  cconvert sign prepare registry.example/redis:7-confidential --any-runtime -o tbs.bin
+		Example: `  cconvert sign prepare registry.example/redis:7-confidential --lock cconvert.lock -o tbs.bin
   openssl dgst -sha256 -sign enclave-key.pem -out signature.bin tbs.bin`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -325,7 +310,7 @@ func newSignAttach() *cobra.Command {
 		Short: "Complete an image with a signature that was made elsewhere",
 		Long: `Complete an image with a signature over what "sign prepare" gave. Nothing is stored unless the
 signature is one of these bytes by the key.`,
-		Example: `  cconvert sign attach registry.example/redis:7-confidential --any-runtime \
+		Example: `  cconvert sign attach registry.example/redis:7-confidential --lock cconvert.lock \
     --signature signature.bin --public-key public.pem`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

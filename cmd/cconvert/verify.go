@@ -67,17 +67,19 @@ type expectFlags struct {
 	allowChanges          bool
 }
 
-// addRuntime adds the flags about who vouches for the runtime, and for what options have changed.
-func (e *expectFlags) addRuntime(f *pflag.FlagSet) {
+// addAccepted adds the flags about who vouches for the runtime, and about what is accepted.
+func (e *expectFlags) addAccepted(f *pflag.FlagSet, anyRuntime string) {
 	f.StringSliceVar(&e.runtime, "runtime-digest", nil,
 		"expected digest of the runtime's layer (repeatable: one of them)")
 	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
 	f.StringVar(&e.runtimes, "known-runtimes", "",
 		"TOML file of runtimes, of which one is expected; see docs/verification.md")
-	f.BoolVar(&e.anyRuntime, "any-runtime", false,
-		"accept any loader: it is not measured, and runs outside the enclave")
+	f.BoolVar(&e.anyRuntime, "any-runtime", false, anyRuntime)
 	f.BoolVar(&e.allowChanges, "allow-changes", false,
 		"accept that options of the conversion change what the source would run")
+	f.BoolVar(&e.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
+	f.BoolVar(&e.allowSimulated, "allow-simulated", false,
+		"accept images of the simulated runtime, which have no enclave")
 }
 
 func (e *expectFlags) add(f *pflag.FlagSet) {
@@ -87,12 +89,9 @@ func (e *expectFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&e.signerKey, "signer-key", "", "file with the key, public or private, that must have signed")
 	f.IntVar(&e.minSVN, "min-svn", -1, "lowest security version number")
 	f.IntVar(&e.prodID, "prod-id", -1, "expected product number")
-	f.BoolVar(&e.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
-	f.BoolVar(&e.allowSimulated, "allow-simulated", false,
-		"accept images of the simulated runtime, which have no enclave")
 	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default), gsc, for images of Gramine Shielded "+
 		"Containers, or sdk, for those with enclaves of their own, of which it is not verified what starts them")
-	e.addRuntime(f)
+	e.addAccepted(f, "accept any loader: it is not measured, and runs outside the enclave")
 	f.StringVar(&e.attestKey, "attest-verify-key", "",
 		"file with the public key by which a statement of the enclave's identity must be signed")
 	f.BoolVar(&e.anySigner, "any-signer", false, "accept an image that is consistent, whoever signed it")

@@ -86,6 +86,9 @@ const (
 	maxEnclaveArchive = 256 << 20
 )
 
+// Manifest is the enclave's, as the image has it.
+func (e *Enclave) Manifest() []byte { return e.file(libos.ManifestPath) }
+
 // OpenEnclave reads the topmost layer of an image, and no other. What is to be signed is what the manifest in it gives
 // for the measurement that it claims, which is not computed: the image may lie about that.
 func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend) (*Enclave, error) {

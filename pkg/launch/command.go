@@ -21,7 +21,7 @@ const maxInterpreters = 4
 // maxPathDirs is how many directories of PATH are looked into, which are spelled in at most maxPathBytes.
 const (
 	maxPathDirs  = 256
-	maxPathBytes = 8 << 10
+	maxPathBytes = 16 << 10
 )
 
 // command finds the program that the image starts.
@@ -62,13 +62,11 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 		tried = []string{s.abs(program)}
 	} else {
 		list, _ := s.Getenv("PATH")
-		if len(list) > maxPathBytes {
-			list = list[:strings.LastIndexByte(list[:maxPathBytes], ':')+1]
+		if len(list) > maxPathBytes || strings.Count(list, ":") >= maxPathDirs {
+			return nil, "", fmt.Errorf("%w: its PATH has more than %d directories, or %d bytes", ErrImage, maxPathDirs,
+				maxPathBytes)
 		}
 		for dir := range strings.SplitSeq(list, ":") {
-			if len(tried) == maxPathDirs {
-				break
-			}
 			tried = append(tried, s.abs(path.Join(dir, program)))
 		}
 	}

@@ -174,7 +174,10 @@ var ErrProfile = errors.New("not a profile")
 const maxExpression = 1000
 
 // maxPatterns is how many patterns a profile may have: each of them is tried on each file of an image.
-const maxPatterns = 64
+const (
+	maxPatterns     = 64
+	maxPatternBytes = 256
+)
 
 // Parse reads a profile. The name is for messages.
 func Parse(name string, text []byte) (*Profile, error) {
@@ -201,11 +204,15 @@ func Parse(name string, text []byte) (*Profile, error) {
 				ErrProfile, o.Option)
 		}
 	}
-	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Kept(), p.Config.Options)
+	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Kept(), p.Paths.Read, p.Config.Options)
 	if len(patterns) > maxPatterns {
 		return nil, fmt.Errorf("%s: %w: it has more than %d patterns", name, ErrProfile, maxPatterns)
 	}
 	for _, pattern := range patterns {
+		if len(pattern) > maxPatternBytes {
+			return nil, fmt.Errorf("%s: %w: the pattern %.60q… has more than %d bytes", name, ErrProfile, pattern,
+				maxPatternBytes)
+		}
 		if _, err := path.Match(pattern, ""); err != nil {
 			return nil, fmt.Errorf("%s: %w: the pattern %q: %w", name, ErrProfile, pattern, err)
 		}

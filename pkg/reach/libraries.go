@@ -331,9 +331,10 @@ func (l *libraries) below(dir, glob string) []*rootfs.Node {
 		return nil
 	}
 	var list []*rootfs.Node
-	pattern := rootfs.CompilePatterns([]string{path.Join(dir, glob)}).Matcher()
+	// The directory's name is the image's, which no pattern is made of.
+	pattern, prefix := rootfs.CompilePatterns([]string{"/" + glob}).Matcher(), strings.TrimSuffix(dir, "/")
 	visit := func(n *rootfs.Node) error {
-		if n.Type == rootfs.Regular && pattern.Match(n.Path) {
+		if below, ok := strings.CutPrefix(n.Path, prefix); ok && n.Type == rootfs.Regular && pattern.Match(below) {
 			list = append(list, n)
 		}
 		return nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"reflect"
@@ -165,10 +166,53 @@ func compareTables(prefix string, a, b map[string]any, part string, list *[]Diff
 			if len(*list) == before { // an empty table, and none
 				*list = append(*list, Difference{Part: part, Name: name, A: textOf(a, k), B: textOf(b, k)})
 			}
+		case isList(a[k]) && isList(b[k]) && compareLists(name, a[k].([]any), b[k].([]any), part, list):
 		default:
 			*list = append(*list, Difference{Part: part, Name: name, A: textOf(a, k), B: textOf(b, k)})
 		}
 	}
+}
+
+func isList(v any) bool {
+	_, ok := v.([]any)
+	return ok
+}
+
+// compareLists tells which elements one of two lists alone has, if they are too long to be shown as they are. It reports
+// false otherwise, and if there are none: then the order differs, or how often one is there.
+func compareLists(name string, a, b []any, part string, list *[]Difference) bool {
+	if len(whole(a)) <= maxText && len(whole(b)) <= maxText {
+		return false
+	}
+	in := func(values []any) map[string]bool {
+		set := map[string]bool{}
+		for _, v := range values {
+			set[whole(v)] = true
+		}
+		return set
+	}
+	x, y := in(a), in(b)
+	before := len(*list)
+	for _, v := range a {
+		if !y[whole(v)] {
+			*list = append(*list, Difference{Part: part, Name: name, A: text(v)})
+		}
+	}
+	for _, v := range b {
+		if !x[whole(v)] {
+			*list = append(*list, Difference{Part: part, Name: name, B: text(v)})
+		}
+	}
+	return len(*list) > before
+}
+
+// whole is a value's text, however long it is.
+func whole(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(b)
 }
 
 // textOf is the value of a key; empty: there is none.

@@ -99,17 +99,9 @@ func (e Expectations) identity() bool {
 // expected compares the image with the expectations.
 func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 	c := v.c
-	v.expectEnclave(e, EnclaveFile{
-		structure: c.SigStruct, Enclave: attest.Enclave{
-			MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN,
-			DebugEnclave: c.Debug,
-		},
-	})
-	simulated := c.Simulated()
-	v.compare(CheckSimulated, simulated, "there is no enclave, and that was accepted", e.AllowSimulated,
-		"there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
+	v.expectItself(e)
 	v.expectKind(e)
-	if c.Layout == LayoutOurs && (!simulated || len(e.RuntimeDigest)+len(e.Known) > 0) {
+	if c.Layout == LayoutOurs && (!c.Simulated() || len(e.RuntimeDigest)+len(e.Known) > 0) {
 		v.vouched(e, found)
 	} else if c.Layout != LayoutOurs && (len(e.RuntimeDigest) > 0 || len(e.Known) > 0) {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"an image of this kind has none"})
@@ -123,6 +115,19 @@ func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 			"no statement of it is signed by this key")
 	}
 	v.expectIdentity(e)
+}
+
+// expectItself compares the enclave of the image with what is expected of it, and that it is one.
+func (v *verification) expectItself(e Expectations) {
+	c := v.c
+	v.expectEnclave(e, EnclaveFile{
+		structure: c.SigStruct, Enclave: attest.Enclave{
+			MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN,
+			DebugEnclave: c.Debug,
+		},
+	})
+	v.compare(CheckSimulated, c.Simulated(), "there is no enclave, and that was accepted", e.AllowSimulated,
+		"there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
 }
 
 // compare adds a check that was asked for.
@@ -180,6 +185,9 @@ func (v *verification) expectKind(e Expectations) {
 			"what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
 }
 
+// maxChanges is how many changes are told, which all are.
+const maxChanges = 1000
+
 // expectPlain wants what runs to be what the source says. Options can have replaced the program, its arguments, its
 // environment and its files, and the recipe that says so is whatever the image holds: whoever expects a source, or
 // signs for one, does not expect another program.
@@ -199,9 +207,11 @@ func (v *verification) expectPlain(e Expectations, compared bool) {
 	default:
 		v.skip(CheckChanges, "options of the conversion change what the source would run")
 	}
-	if len(v.changes) > 0 {
-		last := &v.report.Checks[len(v.report.Checks)-1]
-		last.Problems = atMost(v.changes)
+	if len(v.changes) > maxChanges {
+		v.add(CheckChanges, plain,
+			[]string{fmt.Sprintf("there are %d changes, more than anybody would read", len(v.changes))})
+	} else if len(v.changes) > 0 {
+		v.report.Checks[len(v.report.Checks)-1].Problems = v.changes
 	}
 }
 

@@ -78,16 +78,48 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 		v.changes = []string{"without them it could not be converted: " + err.Error()}
 		return nil
 	}
-	changes, err := compareSettings(p.Manifest(), v.c.Manifest)
+	changes, err := compareManifests(p.Manifest(), v.c.Manifest)
 	if err != nil {
 		return err
 	}
+	more, fewer := []string{}, []string{}
 	for _, c := range changes {
-		if !slices.Contains(sizes, c.Name) {
+		switch {
+		case c.Part == "files" && c.A == "":
+			more = append(more, c.Name)
+		case c.Part == "files":
+			fewer = append(fewer, c.Name)
+		case !slices.Contains(sizes, c.Name):
 			v.changes = append(v.changes, c.String())
 		}
 	}
+	slices.SortStableFunc(v.changes, func(a, b string) int { return cmp.Compare(rank(a), rank(b)) })
+	if plain.Overlay != v.c.Recipe.Overlay { // of other options the policy chooses the files
+		v.changes = append(v.changes, filesChange("+", "besides", more)...)
+		v.changes = append(v.changes, filesChange("-", "no longer", fewer)...)
+	}
 	return nil
+}
+
+// filesChange tells of trusted files in a line.
+func filesChange(sign, how string, names []string) []string {
+	if len(names) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s files: %d are listed %s: %s", sign, len(names), how,
+		strings.Join(atMost(names), ", "))}
+}
+
+// rank puts what decides on the program first.
+func rank(change string) int {
+	for i, key := range []string{
+		"libos.entrypoint", "loader.argv", "loader.insecure", "fs.mounts", "loader.env.LD_", "loader.env",
+	} {
+		if strings.Contains(change, " manifest "+key) {
+			return i
+		}
+	}
+	return 100
 }
 
 // sizes are keys that change how much room there is, and not what runs.
@@ -214,13 +246,16 @@ func empty(v any) bool {
 	return false
 }
 
+// maxText is how much of a value is shown.
+const maxText = 500
+
 func text(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil || v == nil {
 		return "absent"
 	}
-	if len(b) > 200 {
-		return string(b[:200]) + "…"
+	if len(b) > maxText { // two that begin alike are told apart
+		return fmt.Sprintf("%s… (%d bytes, %s)", b[:maxText], len(b), digestOf(b))
 	}
 	return string(b)
 }

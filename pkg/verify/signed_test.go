@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -8,21 +9,28 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
+	"io"
+	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -39,12 +47,17 @@ LD_PRELOAD = "/opt/a"
 mounts = [{ path = "/usr/bin/app", uri = "file:/opt/b" }]
 [sys]
 allowed_ioctls = [{ request_code = 1 }]
+[sgx]
+trusted_files = ["file:/opt/b"]
 `
 	a := newVictim(t, func(o *convert.Options) {
 		over, err := manifest.ParseOverlay("x", []byte(text))
 		require.NoError(t, err)
 		o.Overlay, o.OverlayText = over, text
-		o.Launch.Env = []launch.EnvVar{{Name: "NODE_TLS_REJECT_UNAUTHORIZED", Value: "0"}}
+		for i := range 30 { // which nobody minds
+			o.Launch.Env = append(o.Launch.Env, launch.EnvVar{Name: fmt.Sprint("APP_", i), Value: "x"})
+		}
+		o.Launch.Env = append(o.Launch.Env, launch.EnvVar{Name: "NODE_TLS_REJECT_UNAUTHORIZED", Value: "0"})
 	})
 	ctx, source, img := context.Background(), open(t, a.from), open(t, a.reg.Host+"/dst:1")
 	said := func(r *verify.Report) string {
@@ -67,6 +80,8 @@ allowed_ioctls = [{ request_code = 1 }]
 	} {
 		assert.Contains(t, said(r), change)
 	}
+	assert.NotContains(t, said(r), "more", "all are told")
+	assert.Contains(t, said(r), `{\"path\":\"/usr/bin/app\",\"uri\":\"file:/opt/b\"}`)
 	for name, accept := range map[string]func(*verify.Expectations){
 		"accepted":  func(e *verify.Expectations) { e.AllowChanges = true },
 		"MRENCLAVE": func(e *verify.Expectations) { e.MREnclave = append(e.MREnclave, r.MREnclave) },
@@ -83,27 +98,36 @@ allowed_ioctls = [{ request_code = 1 }]
 	assert.True(t, r.Trusted, "%v", r.Unmet())
 	assert.Contains(t, said(r), "--steal")
 
-	any := verify.Expectations{AnyRuntime: true}
-	r, err = verify.BeforeSigning(ctx, img, source, any, verify.Options{})
+	any := verify.Expectations{AnyRuntime: true, AllowSimulated: true}
+	r, e, err := verify.BeforeSigning(ctx, img, source, any, verify.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, []string{verify.CheckChanges}, r.Unmet())
+	assert.Nil(t, e)
 }
 
 // The code in the enclave comes from the runtime's layer, and whoever signs makes it theirs: somebody vouches for it.
 func TestRuntimeBeforeSigning(t *testing.T) {
 	a := newVictim(t, nil)
 	ctx, img := context.Background(), open(t, a.reg.Host+"/dst:1")
-	r, err := verify.BeforeSigning(ctx, img, nil, verify.Expectations{}, verify.Options{})
+	r, e, err := verify.BeforeSigning(ctx, img, nil, verify.Expectations{AllowSimulated: true}, verify.Options{})
 	require.NoError(t, err)
 	assert.True(t, r.Consistent)
 	assert.False(t, r.Trusted)
+	assert.Nil(t, e)
 	assert.Equal(t, []string{verify.CheckRuntimeIs}, r.Unmet())
-	for want, e := range map[bool]verify.Expectations{
-		true: {RuntimeDigest: []string{r.Recipe.Runtime.Digest}}, false: {RuntimeDigest: []string{r.Recipe.Source}},
+	digest := r.Recipe.Runtime.Digest
+	for want, x := range map[string]verify.Expectations{
+		"":                    {AllowSimulated: true, RuntimeDigest: []string{digest}},
+		verify.CheckRuntimeIs: {AllowSimulated: true, RuntimeDigest: []string{r.Recipe.Source}},
+		verify.CheckSimulated: {RuntimeDigest: []string{digest}},
+		verify.CheckMREnclave: {
+			AllowSimulated: true, RuntimeDigest: []string{digest}, MREnclave: make([]sgx.Measurement, 1),
+		},
 	} {
-		r, err := verify.BeforeSigning(ctx, img, nil, e, verify.Options{})
+		r, e, err := verify.BeforeSigning(ctx, img, nil, x, verify.Options{})
 		require.NoError(t, err)
-		assert.Equal(t, want, r.Trusted)
+		assert.Equal(t, want, strings.Join(r.Unmet(), " "))
+		assert.Equal(t, want == "", e != nil)
 	}
 }
 
@@ -160,4 +184,50 @@ func TestAnnotationsDiffer(t *testing.T) {
 		said = append(said, c.String())
 	}
 	assert.Contains(t, said, `+ image annotation run.oci.handler = "wasm"`)
+}
+
+// An image of another program that is consistent has a layer of ours on top, with whatever enclave. That is not signed.
+func TestForeignImageUnderOurLayer(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	var evil sgx.Measurement
+	for i := range evil {
+		evil[i] = 0xee
+	}
+	text := `[libos]
+entrypoint = "/evil"
+[loader]
+entrypoint = { uri = "file:/cconvert/gramine/evil.so", sha256 = "` + fmt.Sprintf("%064x", 1) + `" }
+argv = ["evil"]
+[sgx]
+enclave_size = "64M"
+max_threads = 4
+trusted_files = []
+`
+	date := sgx.Date{Year: 2026, Month: 2, Day: 28}
+	s, err := gramine.SigStruct(gramine.LayoutVersion, []byte(text), evil, date)
+	require.NoError(t, err)
+	recipe := convert.Recipe{
+		Epoch: convert.FormatEpoch, Source: "sha256:aa", Date: date.String(), Platform: "linux/amd64",
+	}
+	recipe.Runtime.Kind, recipe.Runtime.Layout = "gramine", gramine.LayoutVersion
+	rb, err := json.Marshal(recipe)
+	require.NoError(t, err)
+	var ar bytes.Buffer
+	require.NoError(t, libos.Pack(&ar, []libos.File{
+		{Path: libos.ManifestPath, Mode: 0o644, Content: []byte(text)},
+		{Path: libos.UnsignedPath, Mode: 0o644, Content: s.Bytes()},
+		{Path: libos.RecipePath, Mode: 0o644, Content: rb},
+	}))
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(ar.Bytes())), nil
+	})
+	require.NoError(t, err)
+	img, err := mutate.AppendLayers(gscImage(t), layer)
+	require.NoError(t, err)
+	ref := reg.Push(t, "gsc:9", img)
+	ctx := context.Background()
+	i := open(t, ref)
+	_, e, err := verify.BeforeSigning(ctx, i, nil, verify.Expectations{AnyRuntime: true}, verify.Options{})
+	assert.ErrorIs(t, err, convert.ErrNotOurs)
+	assert.Nil(t, e)
 }

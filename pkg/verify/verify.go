@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -170,19 +172,34 @@ func Verify(
 // BeforeSigning is Verify for an image that is to be signed, for the first time or again: all that the signature will
 // be taken to vouch for is checked, the enclave image and the library OS in the runtime's layer among it, which become
 // the signer's. The source is the image that it was made from, nil if that is not known. Nothing is expected of who has
-// signed before.
-func BeforeSigning(ctx context.Context, img, source *image.Image, e Expectations, o Options) (*Report, error) {
+// signed before. If the report's Trusted is true, the enclave is the one that was checked; else it is nil. The error is
+// convert.ErrNotOurs for images of other programs, whatever is in their layer on top.
+func BeforeSigning(
+	ctx context.Context, img, source *image.Image, e Expectations, o Options,
+) (*Report, *convert.Enclave, error) {
 	v := &verification{signing: true}
 	r, err := v.consistency(ctx, img, source, nil, o)
+	if errors.Is(err, ErrNotConverted) || err == nil && v.readable && v.c.Layout != LayoutOurs {
+		err = convert.ErrNotOurs
+	}
 	if err != nil || !v.readable {
-		return r, err
+		return r, nil, err
 	}
-	if v.c.Layout == LayoutOurs {
-		v.vouched(e, nil)
-	}
+	v.expectItself(e)
+	v.vouched(e, nil)
 	v.expectPlain(e, source != nil)
-	r.Trusted = len(r.Unmet()) == 0
-	return r, nil
+	if r.Trusted = len(r.Unmet()) == 0; !r.Trusted {
+		return r, nil, nil
+	}
+	enclave, err := convert.OpenEnclave(ctx, img, backends)
+	if err != nil {
+		return r, nil, err
+	}
+	if !bytes.Equal(enclave.SigStruct.ToBeSigned(), v.c.SigStruct.ToBeSigned()) ||
+		!bytes.Equal(enclave.Manifest(), v.c.Manifest) {
+		return nil, nil, errors.New("the enclave that would be signed is not the one that was checked")
+	}
+	return r, enclave, nil
 }
 
 // consistency makes the checks of an image against itself.
