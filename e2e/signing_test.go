@@ -309,8 +309,8 @@ openssl asn1parse -genstr OCTETSTRING:x -noout -out der.bin; cat good.bin >>der.
 		{"in DER", "der.bin", "production.pub", "without any encoding"},
 		{"no key", "good.bin", "tbs.bin", "no PEM block of a key"},
 	} {
-		_, messages, err := b.shell("cconvert sign attach " + b.app + ":out --any-runtime --allow-simulated --signature " + c.signature +
-			" --public-key " + c.key)
+		_, messages, err := b.shell("cconvert sign attach " + b.app + ":out --any-runtime --allow-simulated " +
+			"--signature " + c.signature + " --public-key " + c.key)
 		require.Error(t, err, c.name)
 		assert.Contains(t, messages, c.want, c.name)
 		assert.Equal(t, before, command(t, "skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}",

@@ -110,6 +110,12 @@ func newBatch() *cobra.Command {
 		if listTime <= 0 {
 			return usagef("--list-timeout is positive")
 		}
+		digest := ""
+		if p != nil {
+			if digest, err = planDigest(name, p, own.registry.insecure); err != nil {
+				return err
+			}
+		}
 		find := func(ctx context.Context) ([]batch.Job, error) {
 			p.ListTime = listTime
 			jobs, err := planJobs(ctx, name, p, options.Image, own.registry.insecure)
@@ -135,9 +141,9 @@ func newBatch() *cobra.Command {
 			defer r.signer.Close()
 		}
 		if resume != "" {
-			return r.resume(cmd, resume, name, p)
+			return r.resume(cmd, resume, name, digest)
 		}
-		return r.run(cmd, &batch.Batch{Name: name, Plan: p.Digest}, func(ctx context.Context) ([]batch.Job, error) {
+		return r.run(cmd, &batch.Batch{Name: name, Plan: digest}, func(ctx context.Context) ([]batch.Job, error) {
 			jobs, err := find(ctx)
 			if err != nil {
 				return nil, err
@@ -207,7 +213,7 @@ func (r *batchRun) mrsigner(ctx context.Context) (m sgx.Measurement, err error) 
 }
 
 // resume goes on with a batch, which has to be one of the plan, as it is, if there is one, and of the same key.
-func (r *batchRun) resume(cmd *cobra.Command, id, name string, p *plan.Plan) error {
+func (r *batchRun) resume(cmd *cobra.Command, id, name, plan string) error {
 	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) {
 		if id == newest {
 			id = ""
@@ -216,7 +222,7 @@ func (r *batchRun) resume(cmd *cobra.Command, id, name string, p *plan.Plan) err
 		if err != nil {
 			return nil, err
 		}
-		if p != nil && b.Plan != p.Digest {
+		if plan != "" && b.Plan != plan {
 			return nil, usagef("the batch %s is of %s as it was then, and not of %s as it is: say --resume=BATCH, or "+
 				"leave %s out", b.ID, b.Name, name, name)
 		}

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -284,16 +287,30 @@ func undated(err error) error {
 
 // checkOptions finds mistakes in a plan's options, whatever images there are.
 func checkOptions(file string, p *plan.Plan, insecure bool) error {
+	_, err := planDigest(file, p, insecure)
+	return err
+}
+
+// planDigest is the digest of a plan with all that it leads to: files that its options name, and settings in variables.
+func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
+	of := []any{p.Digest}
 	for _, e := range p.Convert {
 		img := plan.Image{
 			Source: "registry.example/source:1", Target: "registry.example/target:1",
 			Options: e.Options.Over(p.Defaults.Options), Line: e.Line,
 		}
-		if _, err := planJob(file, img, p, insecure); err != nil {
-			return err
+		j, err := planJob(file, img, p, insecure)
+		if err != nil {
+			return "", err
 		}
+		of = append(of, j)
 	}
-	return nil
+	b, err := json.Marshal(of)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
 
 // planJobs finds a plan's images, and makes a job of each.

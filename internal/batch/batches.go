@@ -26,7 +26,8 @@ type Batch struct {
 	Name    string    `json:"name"` // of the plan, for people
 	Created time.Time `json:"created"`
 	Total   int       `json:"total"`
-	// Plan is the digest of the plan's text, and MRSigner by which key the images are signed, if one process does all.
+	// Plan is the digest of the plan and of the files that it names, and MRSigner by which key the images are signed,
+	// if one process does all.
 	Plan     string          `json:"plan,omitempty"`
 	MRSigner sgx.Measurement `json:"mr_signer,omitzero"`
 	// Finding says that its images are being found, or that whoever did was interrupted.
@@ -36,8 +37,8 @@ type Batch struct {
 // ErrNoBatch says that there is no such batch.
 var ErrNoBatch = errors.New("no such batch")
 
-// ErrFinding says that a batch has no images yet: they are being found, or that was interrupted.
-var ErrFinding = errors.New("its images are still being found, or that was interrupted")
+// ErrFinding says that a batch has no images yet: they are being found, or that was interrupted or has failed.
+var ErrFinding = errors.New("its images are still being found, or that was interrupted or has failed")
 
 // newID is one that people can tell the time by.
 func newID(now time.Time) string {
@@ -59,10 +60,7 @@ func (q *Queue) SubmitFound(ctx context.Context, b *Batch, find func(context.Con
 		return err
 	}
 	jobs, err := find(ctx)
-	if err != nil {
-		if ctx.Err() == nil { // what is wrong is told, and there is nothing to go on with
-			_ = q.try(ctx, func(ctx context.Context) error { return q.batches.Delete(ctx, b.ID) })
-		}
+	if err != nil { // the batch stays, so that no earlier one is taken for it
 		return err
 	}
 	records := map[string]*Record{}
@@ -203,6 +201,9 @@ func (q *Queue) Resume(ctx context.Context, b *Batch) (left int, err error) {
 
 // Retry queues again what has failed in a batch.
 func (q *Queue) Retry(ctx context.Context, b *Batch) (failed int, err error) {
+	if b.Finding {
+		return 0, fmt.Errorf("the batch %s of %s: %w", b.ID, b.Name, ErrFinding)
+	}
 	records, err := q.Records(ctx, b.ID)
 	if err != nil {
 		return 0, err

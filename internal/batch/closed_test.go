@@ -17,6 +17,7 @@ import (
 // A worker whose credentials the queue does not take any more stays, and takes nothing, for ever: no supervisor starts
 // it again.
 func TestRefusedByTheQueue(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(1)
 	o := &server.Options{

@@ -167,6 +167,7 @@ type Record struct {
 	BegunAlone int `json:"begun_alone,omitempty"`
 	// Moving says that an attempt may have moved the tag, whatever became of it.
 	Moving bool `json:"moving,omitempty"`
+	sent   bool // this process may have moved it, and was not the last one to change the record
 	// Identity is that of the conversion, as on the output.
 	Identity  string          `json:"identity,omitempty"`
 	Ref       string          `json:"ref,omitempty"` // the output by its digest
@@ -179,10 +180,12 @@ type Record struct {
 	Updated   time.Time       `json:"updated"`
 }
 
-// repeat makes the record one of a job that is asked for again. Nothing is left in it of what came out before.
+// repeat makes the record one of a job that is asked for again. Nothing is left in it of what came out before, but that
+// an attempt may be about to move the tag.
 func (r *Record) repeat() {
 	*r = Record{
 		Batch: r.Batch, ID: r.ID, Job: r.Job, Request: r.Request + 1, Status: Queued, Updated: time.Now().UTC(),
+		Moving: r.Moving,
 	}
 }
 

@@ -33,6 +33,7 @@ func anotherWorker(b *bench) *batch.Worker {
 
 // The earlier request's manifest is stored under the tag, after the later request was done, and the answer is an error.
 func TestMovedAndNotAnswered(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
 	q := b.open()
@@ -88,6 +89,7 @@ func TestMovedAndNotAnswered(t *testing.T) {
 
 // The worker of the earlier request ends (its grace is over) right after its manifest was stored.
 func TestStoppedAfterTheTagMoved(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
 	q, _ := b.server()
@@ -144,6 +146,7 @@ func TestStoppedAfterTheTagMoved(t *testing.T) {
 // The later one has seen that the target is as it should be, and is still at its statements, when the earlier one moves
 // the tag.
 func TestMovedWhileUnchanged(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
 	q := b.open()
@@ -217,6 +220,7 @@ func mustImage(b *bench) v1.Image {
 
 // A worker that is cut off from the queue, whose image another one has converted meanwhile, moves the tag back.
 func TestCutOffFromTheQueue(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
 	s, err := server.NewServer(&server.Options{

@@ -28,6 +28,7 @@ func (h *hooked) Get(ctx context.Context, key string) (jetstream.KeyValueEntry, 
 // Of three requests for a target the last one is skipped, because the first one, which was overtaken by the second,
 // says so of a record that is the last one's by then.
 func TestSkippedRecordOfAnother(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	q, err := Open(ctx, QueueOptions{Dir: filepath.Join(t.TempDir(), "queue")})
 	require.NoError(t, err)

@@ -28,6 +28,7 @@ func (p pinning) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, 
 // A job that fails on warnings, and whose runtime is found by a tag, is "unchanged" if another one whose runtime was
 // pinned has made the same.
 func TestStrictUnpinned(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(1)
 	b.worker.Backends = []libos.Backend{pinning{}}
@@ -54,6 +55,7 @@ func TestStrictUnpinned(t *testing.T) {
 
 // What is unchanged is told with its findings, as when it was made.
 func TestFindingsOfTheUnchanged(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(1)
 	q := b.open()

@@ -98,7 +98,7 @@ func (q *Queue) Request(ctx context.Context, j Job, last Last) (_ *Record, now L
 		// A worker that still has the earlier request in hand cannot end this one: its number is another.
 		r.Request, r.Status, r.Updated = 0, Queued, time.Now().UTC()
 		if before != nil {
-			r.Request = before.Request + 1
+			r.Request, r.Moving = before.Request+1, before.Moving
 		}
 		if revision, err = q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 			continue // somebody else has changed it
@@ -172,11 +172,25 @@ func (q *Queue) repeatLatest(ctx context.Context, j Job) error {
 	return q.repeat(ctx, Requests+"."+latest.id)
 }
 
+// lookAgain has done again what a job's tag should have: this one, or what was requested since.
+func (q *Queue) lookAgain(ctx context.Context, r *Record) error {
+	if r.Batch == Requests {
+		return q.repeatLatest(ctx, r.Job)
+	}
+	return q.repeat(ctx, r.key())
+}
+
 // repeat has a job done again, if it is done or somebody is at it, who cannot end it then.
 func (q *Queue) repeat(ctx context.Context, key string) error {
 	r, revision, err := q.get(ctx, key)
-	if err != nil || r == nil || !r.Status.Final() && r.Status != Running {
+	if err != nil || r == nil {
 		return err
+	}
+	if r.Status == Queued { // by somebody who may not have come to queue it
+		return q.queue(ctx, []*Record{r})
+	}
+	if r.Status == Retrying {
+		return nil
 	}
 	r.repeat()
 	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {

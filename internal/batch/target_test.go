@@ -17,6 +17,7 @@ import (
 
 // An image that the same plan converts, whose configuration cannot be found for a moment, is replaced by a result.
 func TestResultsOnlyWithoutConfiguration(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
 	j := b.job(0)
@@ -44,6 +45,7 @@ func TestResultsOnlyWithoutConfiguration(t *testing.T) {
 // A result with a higher security version, whose configuration cannot be found for a moment, is replaced by a lower
 // one; so is one of another signer.
 func TestRollbackWithoutConfiguration(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
 	higher := b.job(0)

@@ -182,7 +182,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 			return errTaken
 		}
 		if err == nil {
-			revision = next
+			revision, r.sent = next, true
 		}
 		return err
 	}
@@ -219,8 +219,11 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		q.supersede(ctx, r, revision, msg, o)
 		return
 	}
-	if errors.Is(err, errTaken) {
-		return // whoever has it now ends it
+	if errors.Is(err, errTaken) { // whoever has it now ends it
+		if r.sent && q.lookAgain(ctx, r) == nil {
+			q.ack(ctx, msg)
+		}
+		return
 	}
 	logrus.Debugf("%s: %v", r.Job.Source, err)
 	r.Error, r.Transient = err.Error(), !worked && (image.Transient(err) || errors.Is(err, image.ErrMoved)) ||
@@ -238,8 +241,11 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		return
 	}
 	r.Status, r.Updated = Retrying, time.Now().UTC()
-	if _, err := q.update(ctx, r, revision); err == nil {
+	switch _, err := q.update(ctx, r, revision); {
+	case err == nil:
 		_ = msg.NakWithDelay(wait(o.FirstPause, r.Attempts))
+	case errors.Is(err, jetstream.ErrKeyRevisionMismatch) && r.sent:
+		_ = q.lookAgain(ctx, r)
 	}
 }
 
@@ -249,7 +255,10 @@ func (q *Queue) giveBack(r *Record, revision uint64) {
 	defer cancel()
 	r.Begun, r.BegunAlone = r.Begun-1, max(0, r.BegunAlone-1)
 	r.Status, r.Updated = Queued, time.Now().UTC()
-	_, _ = q.update(ctx, r, revision) // otherwise it counts as one that was left
+	// Otherwise it counts as one that was left.
+	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) && r.sent {
+		_ = q.lookAgain(ctx, r)
+	}
 }
 
 // supersede ends a request in whose place another one is. If it may have moved the tag, the other one is done again.
@@ -311,14 +320,19 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 		case getErr != nil || now == nil:
 			return // the job is given to somebody again
 		case now.Request != r.Request: // it was asked for once more, which has a message of its own
-			q.ack(ctx, msg)
-			return
-		case now.Status.Final() && (now.Status != Failed || r.Status == Failed || r.Status == Skipped):
-			if r.Moving && now.Digest != r.Digest && q.repeat(ctx, r.key()) != nil {
+			if r.sent && now.Digest != r.Digest && q.lookAgain(ctx, r) != nil {
 				return
 			}
 			q.ack(ctx, msg)
 			return
+		case now.Status.Final() && (now.Status != Failed || r.Status == Failed || r.Status == Skipped):
+			if r.sent && now.Digest != r.Digest && q.lookAgain(ctx, r) != nil {
+				return
+			}
+			q.ack(ctx, msg)
+			return
+		case now.Status == Running && now.Worker != r.Worker && (r.Status == Failed || r.Status == Skipped):
+			return // whoever has it now may be luckier
 		case at == revision:
 			return // the queue refuses it for another reason
 		}

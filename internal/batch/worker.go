@@ -216,6 +216,7 @@ func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert
 	if err != nil || made.Digest != img.Digest {
 		return false
 	}
+	out.Findings = len(p.Findings())
 	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
 	out.MREnclave, out.MRSigner = e.SigStruct.MREnclave, e.SigStruct.MRSigner()
 	return true

@@ -54,7 +54,7 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o ima
 		}
 		g.Go(func() error {
 			payload, err := m.Blob(ctx, d, maxSignedBytes)
-			if err != nil && (image.Transient(err) || ctx.Err() != nil) {
+			if err != nil && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrDigest) {
 				return fmt.Errorf("reading the signatures of %s: %w", of, err)
 			}
 			for _, k := range keys { // a blob that is not there, or not what its digest says, leaves the others

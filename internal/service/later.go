@@ -21,6 +21,7 @@ type later struct {
 	mu      sync.Mutex
 	of      map[string]*postponed   // by the place of the target: of several images the last one counts
 	counts  map[name.Repository]int // of these
+	done    map[string]request      // what was requested last for a target
 	working map[string]bool         // registries that are being asked
 }
 
@@ -30,6 +31,12 @@ type postponed struct {
 	order  uint64     // by Service.arrived
 	last   batch.Last // the last request for its target, of those that came before it
 	failed time.Time  // for the first time; zero: it has not
+}
+
+// request is one that was queued: when it was asked for, and what was the last one before and after.
+type request struct {
+	order       uint64
+	before, now batch.Last
 }
 
 const (
@@ -45,6 +52,9 @@ func (l *later) put(target string, p *postponed) bool {
 	defer l.mu.Unlock()
 	if l.of == nil {
 		l.of, l.counts, l.working = map[string]*postponed{}, map[name.Repository]int{}, map[string]bool{}
+	}
+	if r := l.done[target]; r.order < p.order && r.before == p.last && r.now != (batch.Last{}) {
+		p.last = r.now // an earlier one was queued since the last one was asked for
 	}
 	switch known := l.of[target]; {
 	case known != nil && known.order > p.order:
@@ -81,6 +91,10 @@ func (l *later) at(target string) *postponed {
 func (l *later) requested(target string, order uint64, before, now batch.Last) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.done == nil || len(l.done) >= maxLater {
+		l.done = map[string]request{}
+	}
+	l.done[target] = request{order, before, now}
 	switch p := l.of[target]; {
 	case p == nil:
 	case p.order <= order:

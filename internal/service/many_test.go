@@ -17,6 +17,7 @@ import (
 
 // Of more than 2,000 tags that are pushed to a repository at a time, the rest is answered as taken, and forgotten.
 func TestManyPushesOfARepository(t *testing.T) {
+	t.Parallel()
 	done := make(chan struct{})
 	p := newPlace(t, func(o *service.Options) { o.Queue = crowded{o.Queue, o.Plan.Convert[0].Repository, done} })
 	p.push("free:t999", "the 1000th")

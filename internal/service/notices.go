@@ -57,13 +57,16 @@ type notice struct {
 	ended   time.Time
 }
 
-// failing is since when, and until when, something has failed.
-type failing struct{ first, last time.Time }
+// failing is since when, and until when, something has failed, and when it was told of by Service.arrived.
+type failing struct {
+	first, last time.Time
+	order       uint64
+}
 
 const (
 	maxNotices = 1000             // of a registry, at a time
 	keptNotice = time.Minute      // what came of one
-	keptNone   = 5 * time.Second  // what came of one if that is nothing: a tag may lead there again
+	keptNone   = 2 * time.Second  // what came of one if that is nothing
 	sentAgain  = 5 * time.Minute  // later than that is another notification
 	giveUp     = 10 * time.Minute // after which what still fails is left out, so that others are not held up for ever
 )
@@ -113,14 +116,30 @@ func (n *notices) begin(key, target, host string, ask func(context.Context) ([]*
 	return begun
 }
 
-// keptOf returns what is kept of one; nil: nothing, or it is under way.
+// keptOf returns what is kept of one; nil: nothing, or it is under way. It is forgotten if another one of its target is
+// under way, whose outcome comes after it.
 func (n *notices) keptOf(key string) *notice {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if known := n.of[key]; known != nil && !known.ended.IsZero() {
-		return known
+	known := n.of[key]
+	if known == nil || known.ended.IsZero() {
+		return nil
 	}
-	return nil
+	for k, other := range n.of {
+		if k != key && other.target == known.target && other.ended.IsZero() {
+			delete(n.of, key)
+			return nil
+		}
+	}
+	return known
+}
+
+// firstOrder returns when what fails was told of for the first time; false if it does not fail.
+func (n *notices) firstOrder(key string) (uint64, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f, ok := n.failing[key]
+	return f.order, ok && time.Since(f.last) <= sentAgain
 }
 
 // drop forgets what is kept of one.
@@ -131,7 +150,7 @@ func (n *notices) drop(key string, kept *notice) {
 }
 
 // taken returns the error of what came of images if it is worth being sent again.
-func (n *notices) taken(key string, answered *notice) error {
+func (n *notices) taken(key string, answered *notice, order uint64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if answered.err == nil {
@@ -145,7 +164,7 @@ func (n *notices) taken(key string, answered *notice) error {
 		if len(n.failing) >= maxNotices {
 			clear(n.failing)
 		}
-		f.first = now
+		f.first, f.order = now, order
 	}
 	if f.last = now; now.Sub(f.first) > giveUp {
 		delete(n.failing, key)
@@ -179,6 +198,7 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 		return 0, nil, refuse(http.StatusBadRequest, "the notification names more than %d images", maxImages)
 	}
 	begun := map[string]*notice{}
+	orders := map[string]uint64{}
 	var keys []string
 	wait := s.o.AnswerIn
 	if wait == 0 {
@@ -193,8 +213,13 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 			// The same may be said of another push: it is asked for each time, however long it takes.
 			key, wait = fmt.Sprintf("%s %d", key, s.pushes.Add(1)), askFor
 		}
+		if first, ok := s.notices.firstOrder(key); ok { // it is sent again: others came after it
+			for i := range same {
+				same[i].order = first
+			}
+		}
 		if kept := s.notices.keptOf(key); kept != nil {
-			holds, err := s.holds(ctx, kept, same[0].becomes)
+			holds, err := s.holds(ctx, kept, same)
 			if err != nil {
 				return 0, nil, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
 			}
@@ -209,7 +234,7 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 		if n == nil {
 			return 0, nil, refuse(http.StatusServiceUnavailable, "too many images are being looked at")
 		}
-		begun[key], keys = n, append(keys, key)
+		begun[key], orders[key], keys = n, same[0].order, append(keys, key)
 	}
 	late := time.NewTimer(wait)
 	defer late.Stop()
@@ -228,7 +253,7 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 		for _, r := range begun[key].records {
 			asked = append(asked, told(r))
 		}
-		if err := s.notices.taken(key, begun[key]); failed == nil {
+		if err := s.notices.taken(key, begun[key], orders[key]); failed == nil {
 			failed = err
 		}
 	}
@@ -241,12 +266,28 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 
 // holds reports whether what came of a notification is what would come of it now: nothing was requested for the target
 // since, here or elsewhere.
-func (s *Service) holds(ctx context.Context, kept *notice, target string) (bool, error) {
+func (s *Service) holds(ctx context.Context, kept *notice, of []push) (bool, error) {
 	if len(kept.records) == 0 {
-		return kept.err != nil || time.Since(kept.ended) < keptNone, nil
+		return kept.err != nil || time.Since(kept.ended) < keptNone && !s.leads(ctx, of), nil
 	}
-	last, err := s.o.Queue.Last(ctx, target, s.o.Plan.Insecure)
+	last, err := s.o.Queue.Last(ctx, of[0].becomes, s.o.Plan.Insecure)
 	return last.Is(kept.records[len(kept.records)-1]), err
+}
+
+// leads reports whether a tag has by now what was pushed to it.
+func (s *Service) leads(ctx context.Context, of []push) bool {
+	ctx, cancel := context.WithTimeout(ctx, DefaultAnswerIn/2)
+	defer cancel()
+	for _, p := range of {
+		ref, err := image.ParseName(p.image, s.o.Plan.Insecure)
+		if err != nil {
+			continue
+		}
+		if digest, err := image.ResolveTag(ctx, image.InRegistry(ref), s.o.Image); err == nil && digest == p.digest {
+			return true
+		}
+	}
+	return false
 }
 
 // postpone keeps an image until there is room. It reports false if there are too many.
@@ -270,8 +311,9 @@ func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.
 		}
 		var refused *refusal
 		switch {
-		case err == nil:
+		case err == nil && r != nil:
 			records = append(records, r)
+		case err == nil: // something that was told of later is requested
 		case kept:
 			logrus.Infof("asked for later: %v", err)
 		case errors.Is(err, errMany):

@@ -31,7 +31,7 @@ func TestNotices(t *testing.T) {
 	assert.Equal(t, 4, asked, "something else was asked for")
 	broken := errors.New("it does not answer")
 	at := begin("d", "d", broken)
-	assert.Equal(t, broken, n.taken("d", at))
+	assert.Equal(t, broken, n.taken("d", at, 1))
 	begin("d", "d", nil)
 	assert.Equal(t, 6, asked, "what has failed is asked for again")
 	n.answered(map[string]*notice{"a": n.of["a"]})

@@ -24,6 +24,7 @@ func (noQueue) Last(context.Context, string, bool) (batch.Last, error) { return 
 // A push that was postponed for longer than ten minutes, as by a thousand conversions that wait, is left out by the
 // first failure.
 func TestPostponedForLong(t *testing.T) {
+	t.Parallel()
 	busy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v2/" {
 			return

@@ -28,6 +28,7 @@ func harborEvent(host, image, digest string) string {
 // A push that was told of last, and postponed, is lost: an earlier one of another repository with the same target,
 // which still waited for its turn, takes it for one that it replaces.
 func TestPostponedByAnEarlierOne(t *testing.T) {
+	t.Parallel()
 	done := make(chan struct{})
 	p := newPlace(t, func(o *service.Options) {
 		host := strings.TrimSuffix(o.Plan.Convert[0].Repository, "/free")
@@ -85,6 +86,7 @@ convert:
 // What came of a notification is kept for a minute: what was asked for since by a request, or of another service, is
 // not seen.
 func TestKeptNotice(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"request", "other service"} {
 		t.Run(how, func(t *testing.T) {
 			var o service.Options
@@ -152,6 +154,7 @@ func TestKeptNotice(t *testing.T) {
 
 // Harbor's webhooks have two formats. That of CloudEvents is answered by 200, and nothing is done or said.
 func TestFormats(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t)
 	p.push("free:1", "a")
 	event := fmt.Sprintf(
@@ -173,6 +176,7 @@ func TestFormats(t *testing.T) {
 
 // What one of two services has postponed is asked for after what the other one was told of since, and replaces it.
 func TestPostponedByTwoServices(t *testing.T) {
+	t.Parallel()
 	done := make(chan struct{})
 	var o service.Options
 	p := newPlace(t, func(own *service.Options) {
@@ -230,6 +234,7 @@ func (q late) Watch(ctx context.Context, id string, tell func(*batch.Record)) er
 
 // Whoever asks once more and looks at what becomes of it is told what became of the request before.
 func TestLateNews(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, func(o *service.Options) { o.Queue = late{o.Queue} })
 	p.work()
 	ref := p.push("free:1", "1")
@@ -273,6 +278,7 @@ func (h helper) Resolve(authn.Resource) (authn.Authenticator, error) {
 
 // What is wrong with the service's own surroundings for a moment is answered as if it were the image's fault.
 func TestNotTheImagesFault(t *testing.T) {
+	t.Parallel()
 	var fails, unauthorized atomic.Bool
 	p := newPlace(t, func(o *service.Options) {
 		o.Image.Keychain = helper{&fails}

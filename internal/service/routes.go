@@ -147,6 +147,9 @@ func (s *Service) convert(r *http.Request) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	if record == nil {
+		return 0, nil, refuse(http.StatusConflict, "something newer was asked for with the same target")
+	}
 	return http.StatusAccepted, told(record), nil
 }
 
@@ -209,7 +212,10 @@ func (s *Service) distribution(r *http.Request) (int, any, error) {
 			} `json:"request"`
 		} `json:"events"`
 	}
-	if err := bodyBy(r, &in, eventRules); err != nil {
+	var refused *refusal
+	if err := bodyBy(r, &in, eventRules); errors.As(err, &refused) && passes(err) {
+		return 0, nil, err
+	} else if err != nil {
 		// What is refused is sent for ever, and all later notifications wait for it. What a manifest says is in it.
 		logrus.Errorf("lost: a notification that cannot be read: %v", err)
 		s.metrics.refused.WithLabelValues(strconv.Itoa(http.StatusBadRequest)).Inc()

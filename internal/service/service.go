@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"slices"
@@ -89,7 +90,8 @@ type Service struct {
 
 	mu      sync.Mutex
 	records map[string]*batch.Record
-	final   []*batch.Record // that were done, in their order
+	orders  map[string]uint64 // when what was requested last was asked for, by target
+	final   []*batch.Record   // that were done, in their order
 
 	notices notices
 	later   later
@@ -282,6 +284,9 @@ func (s *Service) askOnce(
 		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxWaiting, registry)
 	}
 	place := targetPlace(target)
+	if was == nil && s.overtaken(place, order) {
+		return nil, nil
+	}
 	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has
 	// last.
 	next, err := s.targets.enter(ctx, place)
@@ -302,7 +307,8 @@ func (s *Service) askOnce(
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
 	}
-	if was != nil && last != was.last { // another service was told of something newer
+	// Another service was told of something newer. If it is of the same tag, the tag decides.
+	if was != nil && last != was.last && !s.isOf(last, ref.Context()) {
 		return nil, nil
 	}
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
@@ -329,7 +335,11 @@ func (s *Service) askOnce(
 	img.Source = image.InRegistry(pinned).String()
 	job, err := s.o.Job(img)
 	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "%w", err)
+		code := http.StatusBadRequest
+		if absent := (*fs.PathError)(nil); errors.As(err, &absent) { // a file that an option names
+			code = http.StatusServiceUnavailable
+		}
+		return nil, refuse(code, "%w", err)
 	}
 	job.StrictNames = true
 	if source, _, err := s.o.Plan.Rule(target); err != nil || source != nil { // what comes of it would be a source, too
@@ -340,6 +350,7 @@ func (s *Service) askOnce(
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
 	s.later.requested(place, order, last, now)
+	s.asked(place, order)
 	s.mu.Lock()
 	// else what the queue has told of it is newer
 	if known := s.records[r.ID]; known == nil || known.Request < r.Request {
@@ -348,6 +359,36 @@ func (s *Service) askOnce(
 	s.mu.Unlock()
 	logrus.Infof("%s is queued as %s", ref, r.ID)
 	return r, nil
+}
+
+// asked notes when what was requested for a target was asked for.
+func (s *Service) asked(place string, order uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.orders == nil || len(s.orders) >= maxKept {
+		s.orders = map[string]uint64{}
+	}
+	s.orders[place] = max(s.orders[place], order)
+}
+
+// overtaken reports whether something that was asked for later was requested for a target already, as when an earlier
+// notification has failed and is sent again.
+func (s *Service) overtaken(place string, order uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.orders[place] > order
+}
+
+// isOf reports whether a request is known to be about an image of a repository.
+func (s *Service) isOf(last batch.Last, repo name.Repository) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.records {
+		if last.Is(r) {
+			return strings.HasPrefix(r.Job.Source, repo.Name()+"@")
+		}
+	}
+	return false
 }
 
 // resolve finds out which digest a tag has. A registry may tell of a push before the tag has moved: it is given a
@@ -379,11 +420,8 @@ func (s *Service) resolve(ctx context.Context, ref name.Reference, pushed string
 func codeOf(err error) int {
 	var answer *transport.Error
 	if errors.As(err, &answer) {
-		switch answer.StatusCode {
-		case http.StatusNotFound:
+		if answer.StatusCode == http.StatusNotFound {
 			return http.StatusNotFound
-		case http.StatusForbidden:
-			return http.StatusForbidden
 		}
 	}
 	var certificate *tls.CertificateVerificationError
@@ -425,8 +463,8 @@ func bodyBy(r *http.Request, to any, rules strictjson.Rules) error {
 	switch {
 	case errors.As(err, &large):
 		return refuse(http.StatusRequestEntityTooLarge, "the request has more than %d bytes", large.Limit)
-	case err != nil:
-		return refuse(http.StatusBadRequest, "reading the request: %w", err)
+	case err != nil: // it was cut off
+		return refuse(http.StatusServiceUnavailable, "reading the request: %w", err)
 	}
 	// A list of little else than brackets takes a hundred times its size in memory.
 	if err := strictjson.Check(b, rules); err != nil {

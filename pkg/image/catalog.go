@@ -191,7 +191,8 @@ func At(ctx context.Context, ref Reference, o Options) (string, error) {
 	return s.at(ctx, ref.Name)
 }
 
-// Created returns when an image was made, as its configuration says. That it does not say so is an error.
+// Created returns when an image was made, as its configuration says. That it does not say so is an error, and so is a
+// time by which builders say nothing, such as the year 1 or 1970.
 func (img *Image) Created() (time.Time, error) {
 	var c struct {
 		Created *time.Time `json:"created"`
@@ -199,7 +200,7 @@ func (img *Image) Created() (time.Time, error) {
 	if err := json.Unmarshal(img.Config, &c); err != nil {
 		return time.Time{}, fmt.Errorf("reading when the image was made: %w", err)
 	}
-	if c.Created == nil {
+	if c.Created == nil || c.Created.Year() < 2000 { // zero values of builders
 		return time.Time{}, errors.New("the image does not say when it was made")
 	}
 	return *c.Created, nil

@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -75,9 +74,13 @@ func documentType(contentType string, raw []byte) (types.MediaType, error) {
 	}
 	kind := given(contentType)
 	switch {
-	case !isDocument(kind):
+	case !isDocument(kind) && said != "":
 		// A server that does not know what it serves: then the document says it.
-		kind = types.MediaType(cmp.Or(said, string(kind)))
+		kind = types.MediaType(said)
+	case !isDocument(kind):
+		if kind = kindOf(keys); kind == "" { // as pages of proxies are
+			return "", fmt.Errorf("reading the manifest: %w: it came as %q", errNoDocument, given(contentType))
+		}
 	case said != "" && said != string(kind):
 		return "", fmt.Errorf("reading the manifest: %w: it says that it is of the type %q, and came as %q",
 			ErrAmbiguous, said, kind)
@@ -97,6 +100,21 @@ func given(contentType string) types.MediaType {
 		return types.MediaType(contentType)
 	}
 	return types.MediaType(kind)
+}
+
+// kindOf is the type of a document that does not say it (OCI image specification, "Image Manifest" and "Image Index");
+// empty if it is neither.
+func kindOf(keys map[string]json.RawMessage) types.MediaType {
+	has := func(key string) bool { _, ok := keys[key]; return ok }
+	switch {
+	case !has("schemaVersion"):
+		return ""
+	case has("config") && has("layers"):
+		return types.OCIManifestSchema1
+	case has("manifests"):
+		return types.OCIImageIndex
+	}
+	return ""
 }
 
 func isDocument(mt types.MediaType) bool { return mt.IsImage() || mt.IsIndex() || mt.IsSchema1() }

@@ -72,7 +72,8 @@ func Transient(err error) bool {
 		return true
 	}
 	for _, e := range []error{
-		errBroken, errSlow, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ECONNABORTED,
+		errBroken, errSlow, errNoDocument, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED,
+		syscall.ECONNABORTED,
 		syscall.EPIPE, syscall.ETIMEDOUT, net.ErrClosed,
 	} {
 		if errors.Is(err, e) {
@@ -81,6 +82,9 @@ func Transient(err error) bool {
 	}
 	return false
 }
+
+// errNoDocument marks an answer in place of a manifest that is none, as a proxy gives it that is being maintained.
+var errNoDocument = errors.New("the registry answers with something that is not a manifest")
 
 // errBroken marks a transfer that ended before its end.
 var errBroken = errors.New("connection broken")

@@ -129,8 +129,12 @@ func TestSpellingOfNames(t *testing.T) {
 // An image that does not say when it was made is not an old one.
 func TestCreated(t *testing.T) {
 	for config, want := range map[string]string{
-		`{"created":"2026-02-03T04:05:06Z"}`: "", `{"created":"1970-01-01T00:00:00Z"}`: "",
-		`{}`: "does not say when", `{"created":null}`: "does not say when", `{"created":"yesterday"}`: "reading when",
+		`{"created":"2026-02-03T04:05:06Z"}`: "",
+		`{"created":"1970-01-01T00:00:00Z"}`: "does not say when",
+		`{"created":"0001-01-01T00:00:00Z"}`: "does not say when",
+		`{"created":null}`:                   "does not say when",
+		`{}`:                                 "does not say when",
+		`{"created":"yesterday"}`:            "reading when",
 	} {
 		at, err := (&image.Image{Config: []byte(config)}).Created()
 		if want == "" {

@@ -149,6 +149,11 @@ func (u *Upload) Begin(source *Image, add ...NewLayer) {
 // Write stores the image, which nobody can see before it is complete.
 func (u *Upload) Write(img *Output) error {
 	var err error
+	if u.o.BeforeTag != nil && u.to.Transport != Registry { // whose tag is moved later
+		if err := u.o.BeforeTag(u.ctx); err != nil {
+			return err
+		}
+	}
 	switch u.to.Transport {
 	case Registry:
 		err = u.writeRegistry(img)

@@ -178,8 +178,8 @@ func isList(v any) bool {
 	return ok
 }
 
-// compareLists tells which elements one of two lists alone has, if they are too long to be shown as they are. It reports
-// false otherwise, and if there are none: then the order differs, or how often one is there.
+// compareLists tells which elements one of two lists alone has, if they are too long to be shown as they are. It
+// reports false otherwise, and if there are none: then the order differs, or how often one is there.
 func compareLists(name string, a, b []any, part string, list *[]Difference) bool {
 	if len(whole(a)) <= maxText && len(whole(b)) <= maxText {
 		return false
