@@ -219,9 +219,9 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		q.supersede(ctx, r, revision, msg, o)
 		return
 	}
-	if errors.Is(err, errTaken) { // whoever has it now ends it
-		if r.sent && q.lookAgain(ctx, r) == nil {
-			q.ack(ctx, msg)
+	if errors.Is(err, errTaken) { // whoever has it now ends it, and needs the message
+		if r.sent {
+			_ = q.lookAgain(ctx, r)
 		}
 		return
 	}
