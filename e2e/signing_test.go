@@ -122,6 +122,7 @@ func TestSigningDocument(t *testing.T) {
 	// The document shows ways to choose from. Here they follow each other, on one tag and with several keys.
 	code := strings.NewReplacer("registry.example/app:1.4 --key", b.app+":1.4 --replace-signer --key",
 		"registry.example/app:1.4 --unsigned", b.app+":1.4 --replace-signer --unsigned",
+		"--lock cconvert.lock", "--any-runtime --allow-simulated", // there is none of the simulated runtime
 		"registry.example/app", b.app, "https://signer.example/v1/sign", url).Replace(script.String())
 	out, messages, err := b.shell(code, "CURL_CA_BUNDLE="+certificate)
 	require.NoError(t, err, "%s\n%s", out, messages)
