@@ -48,7 +48,7 @@ func (e *batchError) Error() string {
 	return fmt.Sprintf("%d images failed for good, and %d for reasons that may pass", e.lasting, e.passing)
 }
 
-// interruption is what is said where a batch is interrupted.
+// interruption is what is said if a batch is interrupted.
 type interruption struct{ then string }
 
 func (e *interruption) Error() string { return "interrupted: " + e.then }

@@ -115,7 +115,7 @@ func (r *registryFlags) open(cmd *cobra.Command, name string) (*image.Image, err
 	return image.Open(cmd.Context(), ref, r.options())
 }
 
-// reading says how layers are read where nothing is converted.
+// reading says how layers are read if nothing is converted.
 func (r *registryFlags) reading() verify.Options {
 	inflate, _ := rootfs.FindInflater("auto") // that there is none is fine
 	return verify.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate, Limits: r.limits}

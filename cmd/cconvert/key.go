@@ -116,7 +116,7 @@ conversion, or is the public half in a PEM file. Nothing is signed.`,
 	return cmd
 }
 
-// public returns the public half of a key, which is enough where it lies in a file.
+// public returns the public half of a key, which is enough if it lies in a file.
 func (k *keyFlags) public(cmd *cobra.Command) (*rsa.PublicKey, error) {
 	if info, err := os.Stat(k.name); err == nil && info.Mode().IsRegular() {
 		text, err := readSmall(k.name)

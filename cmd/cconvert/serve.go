@@ -86,7 +86,8 @@ func newServe() *cobra.Command {
 		}
 		o.Job = func(img plan.Image) (batch.Job, error) { return planJob(file, img, p, own.registry.insecure) }
 
-		ctx := cmd.Context()
+		ctx, end := context.WithCancelCause(cmd.Context())
+		defer end(nil)
 		var worker *batch.Worker
 		times, err := work.options()
 		if err != nil {
@@ -120,13 +121,13 @@ func newServe() *cobra.Command {
 			if worker != nil {
 				times.Batch = batch.Requests
 				if err := q.Work(context.WithoutCancel(ctx), ctx, worker, times); err != nil {
-					logrus.Errorf("nothing is converted any more: %v", err)
+					end(fmt.Errorf("nothing is converted any more: %w", err))
 				}
 			}
 		}()
 		go func() {
 			if err := s.Run(ctx); err != nil && ctx.Err() == nil {
-				logrus.Errorf("what becomes of conversions is not seen any more: %v", err)
+				end(fmt.Errorf("what becomes of conversions is not seen any more: %w", err))
 			}
 		}()
 		if err := q.ResumeRequests(ctx); err != nil {
@@ -140,9 +141,9 @@ func newServe() *cobra.Command {
 		ended := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {
 			defer close(ended)
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 			defer cancel()
-			_ = server.Shutdown(end)
+			_ = server.Shutdown(limited)
 		})()
 		logrus.Infof("listening on %s", listener.Addr())
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -150,6 +151,9 @@ func newServe() *cobra.Command {
 		}
 		<-ended
 		<-worked
+		if cmd.Context().Err() == nil { // whoever supervises it starts it again
+			return context.Cause(ctx)
+		}
 		return nil
 	}
 	return cmd

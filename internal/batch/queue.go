@@ -162,7 +162,7 @@ func (q *Queue) copy(dir string) (string, error) {
 	}
 }
 
-// ensure makes the stream and the buckets, where they are missing. What is there stays as it is, for others use it,
+// ensure makes the stream and the buckets, if they are missing. What is there stays as it is, for others use it,
 // unless it is asked for otherwise.
 func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
 	replicas := o.Replicas
@@ -222,7 +222,7 @@ func (q *Queue) readLeader(ctx context.Context, kv jetstream.KeyValue) (jetstrea
 	return q.js.KeyValue(ctx, kv.Bucket()) // which knows how to read since it was bound
 }
 
-// consumers are the lanes, for a worker to take jobs from: of one batch, or of all where that is empty. Their lease is
+// consumers are the lanes, for a worker to take jobs from: of one batch, or of all if that is empty. Their lease is
 // that of whoever made them, unless this queue was opened with another.
 func (q *Queue) consumers(ctx context.Context, batch string) ([]jetstream.Consumer, error) {
 	list := make([]jetstream.Consumer, lanes)

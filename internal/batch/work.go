@@ -304,7 +304,7 @@ func heartbeat(ctx context.Context, msg jetstream.Msg, every time.Duration) {
 	}
 }
 
-// finish notes what is final. Where another worker was quicker, its record stays; but what has succeeded takes the
+// finish notes what is final. If another worker was quicker, its record stays; but what has succeeded takes the
 // place of a failure, which can be of a worker that was cut off. If this one may have moved the tag since, and the
 // outcome is another one, for the source may have changed, the job is done again.
 func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jetstream.Msg) {

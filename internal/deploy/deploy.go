@@ -219,7 +219,7 @@ func (w *workload) checked() bool {
 	return w.Health != nil && len(w.Health.Test) > 0 && w.Health.Test[0] != "NONE"
 }
 
-// volumeName names the volume of an encrypted mount. Where the path does not make a name by itself, a part of its
+// volumeName names the volume of an encrypted mount. If the path does not make a name by itself, a part of its
 // digest does.
 func (w *workload) volumeName(path string) string {
 	readable := strings.Trim(notInNames.ReplaceAllString(path, "-"), "-")

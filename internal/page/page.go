@@ -20,7 +20,7 @@ import (
 //go:embed page.html
 var text string
 
-// page is read where it is wanted: most runs of the program do not draw it.
+// page is read when it is wanted: most runs of the program do not draw it.
 var page = sync.OnceValue(func() *template.Template {
 	return template.Must(template.New("page").Funcs(template.FuncMap{
 		"bytes": func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) },

@@ -178,7 +178,7 @@ func (s Since) before(t, now time.Time) bool {
 // Options are those of "cconvert convert", by the names of its flags.
 type Options []Option
 
-// Option is one of them, with its values: several where it is given several times.
+// Option is one of them, with its values: several if it is given several times.
 type Option struct {
 	Name   string
 	Values []string

@@ -161,8 +161,14 @@ func (n *notices) taken(key string, answered *notice, order uint64) error {
 	now := time.Now()
 	f, ok := n.failing[key]
 	if !ok || now.Sub(f.last) > sentAgain {
-		if len(n.failing) >= maxNotices {
-			clear(n.failing)
+		if len(n.failing) >= maxNotices { // what has failed for the shortest time has the least to lose
+			latest := ""
+			for k, other := range n.failing {
+				if latest == "" || other.first.After(n.failing[latest].first) {
+					latest = k
+				}
+			}
+			delete(n.failing, latest)
 		}
 		f.first, f.order = now, order
 	}

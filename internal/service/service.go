@@ -284,9 +284,6 @@ func (s *Service) askOnce(
 		return nil, refuse(http.StatusTooManyRequests, "%w: %d from %s", errMany, maxWaiting, registry)
 	}
 	place := targetPlace(target)
-	if was == nil && s.overtaken(place, order) {
-		return nil, nil
-	}
 	// Where a tag leads is asked in the order in which requests are queued: the last one has the image that it has
 	// last.
 	next, err := s.targets.enter(ctx, place)
@@ -294,7 +291,7 @@ func (s *Service) askOnce(
 		return nil, err
 	}
 	defer next()
-	if was != nil && s.later.at(place) != was {
+	if was == nil && s.overtaken(place, order) || was != nil && s.later.at(place) != was {
 		return nil, nil
 	}
 	leave, err := s.sources.enter(ctx, registry)

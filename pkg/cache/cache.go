@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// DefaultLimit is how many bytes a cache keeps where nobody says otherwise.
+// DefaultLimit is how many bytes a cache keeps if nobody says otherwise.
 const DefaultLimit = 2 << 30
 
 // temporary is how the names of files begin that are still being written. One that is older than staleAfter

@@ -325,7 +325,7 @@ type inputs struct {
 	contents *launch.Contents
 	// runtime waits for the library OS, which is needed last.
 	runtime func() (*libos.Bundle, error)
-	// stop ends loading it where nobody needs it any more.
+	// stop ends loading it if nobody needs it any more.
 	stop context.CancelFunc
 }
 

@@ -13,7 +13,7 @@ import (
 type Evidence struct {
 	// Key signs statements; nil: they are not signed.
 	Key *attest.PrivateKey
-	// Required fails the conversion where the registry refuses evidence; else that is a finding.
+	// Required fails the conversion if the registry refuses evidence; else that is a finding.
 	Required bool
 	// Version of this program, for the provenance.
 	Version string

@@ -195,7 +195,7 @@ func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *roo
 	return index
 }
 
-// share keeps an index for later runs and, where that is wanted, for others.
+// share keeps an index for later runs and, if that is wanted, for others.
 func (ls *layers) share(ctx context.Context, key string, index *rootfs.Index) error {
 	repo := ls.o.Shared
 	if ls.o.Cache == nil && (repo == nil || !repo.Writes()) {

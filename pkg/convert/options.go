@@ -22,7 +22,7 @@ const FormatEpoch = 6
 // Options say what to convert and how.
 type Options struct {
 	Source image.Reference
-	// Found is the source, where it was looked up already; nil: it is looked up.
+	// Found is the source, if it was looked up already; nil: it is looked up.
 	Found   *image.Found
 	Backend libos.Backend
 	Runtime libos.LoadOptions
@@ -73,7 +73,7 @@ func (o Options) jobs() int {
 type Observer interface {
 	// Stage begins a step, named for people.
 	Stage(name string)
-	// Layer returns a reader that counts what is read of a layer; size is -1 where it is not known.
+	// Layer returns a reader that counts what is read of a layer; size is -1 if it is not known.
 	Layer(digest string, size int64, r io.ReadCloser) io.ReadCloser
 }
 

@@ -67,7 +67,7 @@ type RecipeOptions struct {
 	List        []string `json:"trust_list,omitempty"`
 	LibC        string   `json:"libc"`
 	Profile     string   `json:"profile,omitempty"` // empty: recognised
-	// ProfileText is the profile where it is none that comes with the program.
+	// ProfileText is the profile if it is not one that comes with the program.
 	ProfileText string `json:"profile_text,omitempty"`
 	Date        string `json:"date,omitempty"` // empty: that of the source's creation
 }

@@ -268,7 +268,7 @@ type StoreOptions struct {
 
 // Store puts the image with its new signature together, and stores it. What changes is the layer on top, what the
 // configuration says of the signer, and what is attached. The result has the same digest as if the conversion had
-// been signed so at once. The error is image.ErrEvidence where it is stored and the registry refused optional
+// been signed so at once. The error is image.ErrEvidence if it is stored and the registry refused optional
 // evidence.
 func (e *Enclave) Store(
 	ctx context.Context, key *rsa.PublicKey, signature []byte, to image.Reference, o StoreOptions,
@@ -372,7 +372,7 @@ func (e *Enclave) complete() (*image.Output, error) {
 }
 
 // identity is what the image says of itself, with the new signer, and what its evidence says beyond that: the source's
-// name, and findings: null if nobody has looked for any. Where new evidence is signed, the old one must be by the same
+// name, and findings: null if nobody has looked for any. If new evidence is signed, the old one must be by the same
 // key: a signature does not make true what somebody else has claimed. Old evidence that cannot be read is as good as
 // none.
 func (e *Enclave) identity(

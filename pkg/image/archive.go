@@ -236,7 +236,7 @@ func (s sectionFile) Read(p []byte) (int, error) {
 
 func (sectionFile) Close() error { return nil }
 
-// open finds an entry, also where it is a link to another one, as old versions of Docker write layers that are the
+// open finds an entry, also if it is a link to another one, as old versions of Docker write layers that are the
 // same.
 func (a *archive) open(ctx context.Context, name string) (sectionFile, error) {
 	p, err := a.find(name)

@@ -121,7 +121,7 @@ func (img *Image) LayerDigests() []string {
 type Layer struct {
 	// Digest of the bytes that Open gives, as "sha256:…".
 	Digest string
-	// Size of these bytes; -1 where it is not known beforehand.
+	// Size of these bytes; -1 if it is not known beforehand.
 	Size int64
 	// Open streams the layer, compressed or not. The reader does not check the digest.
 	Open func(context.Context) (io.ReadCloser, error)
@@ -300,7 +300,7 @@ func (l *blobLayer) Compressed() (io.ReadCloser, error) {
 	return &checkedReader{ctx: l.ctx, ReadCloser: r, sum: sha256.New(), want: l.desc.Digest}, nil
 }
 
-// checkedReader fails at the end where the content is not what the digest names.
+// checkedReader fails at the end if the content is not what the digest names.
 type checkedReader struct {
 	io.ReadCloser
 	ctx  context.Context

@@ -79,7 +79,7 @@ type Output struct {
 	ImageID string
 	// Evidence is attached to the image before its tag is moved, in registries; see Image.Referrers.
 	Evidence []Artifact
-	// EvidenceOptional stores the image all the same where the registry refuses artifacts, which Write tells by
+	// EvidenceOptional stores the image all the same if the registry refuses artifacts, which Write tells by
 	// ErrEvidence.
 	EvidenceOptional bool
 

@@ -43,7 +43,7 @@ type referrerIndex struct {
 }
 
 // attach stores artifacts that refer to a manifest of the repository, which need not be there yet, unless
-// they are attached already. Where the registry has no list of referrers, it is kept under a tag (OCI
+// they are attached already. If the registry has no list of referrers, it is kept under a tag (OCI
 // distribution specification, "Referrers Tag Schema").
 func (s *registrySession) attach(ctx context.Context, subject v1.Descriptor, add []Artifact) error {
 	index, err := s.referrers(ctx, subject.Digest.String())

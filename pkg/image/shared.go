@@ -37,7 +37,7 @@ func (s *Shared) ping(registry name.Registry) *rememberPing {
 	return known
 }
 
-// upload sends a blob once for all that send it at the time. Where the one who does so fails, which can be for a reason
+// upload sends a blob once for all that send it at the time. If the one who does so fails, which can be for a reason
 // of its own, everybody else sends it.
 func (s *Shared) upload(ctx context.Context, key string, send func() error) error {
 	if s == nil {

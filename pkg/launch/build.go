@@ -102,7 +102,7 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 	return s, nil
 }
 
-// defaultPath is what container engines set where the image says nothing.
+// defaultPath is what container engines set if the image says nothing.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // environment returns what the program would have in a container: the image's variables, PATH and
@@ -139,7 +139,7 @@ func (s *Spec) sortEnv() {
 	slices.SortFunc(s.Env, func(a, b EnvVar) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// Getenv returns the value that the program sees; false where it is not set or not known beforehand.
+// Getenv returns the value that the program sees; false if it is not set or not known beforehand.
 func (s *Spec) Getenv(name string) (string, bool) {
 	for _, v := range s.Env {
 		if v.Name == name {

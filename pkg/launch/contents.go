@@ -17,7 +17,7 @@ type Contents struct {
 }
 
 // Examine begins to look at an image's files. Packages are read by the first Build, and once, until the context ends:
-// nothing of that is left where nobody builds anything.
+// nothing of that is left if nobody builds anything.
 func Examine(ctx context.Context, tree *rootfs.Tree) *Contents {
 	return &Contents{
 		Tree: tree, kinds: reach.Classify(tree),

@@ -20,7 +20,7 @@ var call = regexp.MustCompile(`^(?:\[pid +\d+\] |\d+ +)?(?:[\d:.]+ )?(\w+)\((.*)
 // returned is the end of a call's line, which strace pads so that short ones stand below each other.
 var returned = regexp.MustCompile(`.*\)\s+= (-?\w+)`)
 
-// quoted is a string argument, and what it is relative to where the call says so.
+// quoted is a string argument, and what it is relative to, if the call says so.
 var quoted = regexp.MustCompile(`(?:(AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"((?:[^"\\]|\\.)*)"`)
 
 // ParseList reads paths, one in a line, or what "strace -f -e trace=%file" prints: the paths of all calls

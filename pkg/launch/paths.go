@@ -242,7 +242,7 @@ func (f *files) allMounts(links []Mount) []Mount {
 		points = append(points, m)
 	}
 	slices.SortFunc(points, func(a, b Mount) int { return cmp.Compare(a.Path, b.Path) })
-	// Level by level: where there are too many names, it is the long ones that are left out.
+	// Level by level: if there are too many names, it is the long ones that are left out.
 	type spelled struct {
 		Mount
 		chain []string // the real directories of the links that led here

@@ -13,7 +13,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
-// chooseProfile finds the profile of what the image starts, and sets its variables where the image does
+// chooseProfile finds the profile of what the image starts, and sets its variables if the image does
 // not. It returns the patterns of files to be read: of that profile, and of those of other programs that
 // are started.
 func (s *Spec) chooseProfile(tree *rootfs.Tree, finder *reach.Finder, set *reach.Set, o Options) (read []string) {

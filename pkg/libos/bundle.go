@@ -52,7 +52,7 @@ type Bundle struct {
 	Layer image.NewLayer
 	// Files by their absolute path in the image. Links are left out.
 	Files map[string]RuntimeFile
-	// Source is what the runtime was taken from, with the digest where it has one.
+	// Source is what the runtime was taken from, with the digest if it has one.
 	Source string
 	// SourceDigest is the digest of the image it was taken from, empty for files.
 	SourceDigest string
@@ -257,7 +257,7 @@ func Cached(
 }
 
 // keptBundle returns the runtime that is kept under a key, nil if there is none. Its files and its layer are kept
-// beside, and read where they are wanted: where they were removed meanwhile the runtime is packed again.
+// beside, and read when they are wanted: if they were removed meanwhile the runtime is packed again.
 func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bundle {
 	if key == "" {
 		return nil

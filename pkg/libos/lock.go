@@ -65,7 +65,7 @@ func WriteLock(file string, b *Bundle) error {
 	return renameio.WriteFile(file, append(text, '\n'), 0o644)
 }
 
-// Pin keeps the options to the lock. It returns false, and leaves them, where they name another source
+// Pin keeps the options to the lock. It returns false, and leaves them, if they name another source
 // than the lock does.
 func (l *Lock) Pin(o *LoadOptions) bool {
 	if o.Source == "" {

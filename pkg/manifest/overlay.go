@@ -14,7 +14,7 @@ import (
 
 // Overlay is a user's manifest, to be merged over the generated one.
 type Overlay struct {
-	// Trusted are its trusted files; where the digest is missing it is that of the image's file.
+	// Trusted are its trusted files; if the digest is missing it is that of the image's file.
 	Trusted []TrustedFile
 	table   Table
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // The keys that Gramine knows and their types, as its own checker has them (v1.9,
-// python/graminelibos/manifest_check.py). Where the checker is lenient, so is this: an integer may be a
+// python/graminelibos/manifest_check.py). If the checker is lenient, so is this: an integer may be a
 // boolean, a trusted file may lack its URI.
 var schema = table{
 	"fs": required(table{

@@ -22,7 +22,7 @@ type SGX struct {
 	CPUFeatures map[string]string
 }
 
-// Defaults of the signing tool where the manifest is silent.
+// Defaults of the signing tool if the manifest is silent.
 const (
 	defaultEnclaveSize     = "256M"
 	defaultEnclaveSizeEDMM = "1024G"

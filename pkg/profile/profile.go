@@ -32,7 +32,7 @@ type Profile struct {
 		Size    Size `toml:"size"`
 		Threads int  `toml:"threads"`
 	} `toml:"enclave"`
-	// Env are variables that are set where the image does not.
+	// Env are variables that are set if the image does not.
 	Env   map[string]string `toml:"env"`
 	Paths struct {
 		// Read are patterns of files that are trusted whatever the policy finds.

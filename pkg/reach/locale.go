@@ -6,7 +6,7 @@ import (
 )
 
 // locale reports whether a file belongs to a locale that the program is told to use, or to the one that
-// programs take where they are told nothing.
+// programs take if they are told nothing.
 func (f *Finder) locale(p string) bool {
 	dir, rest, ok := strings.Cut(strings.TrimPrefix(p, "/usr/"), "/locale/")
 	if !ok || dir != "lib" && dir != "share" && dir != "lib64" {

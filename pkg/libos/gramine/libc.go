@@ -18,9 +18,9 @@ import (
 // interpDir has the image's own dynamic linkers and nothing else, by mounts of single files.
 const interpDir = libos.Root + "/app/interp"
 
-// libC lets the programs use the runtime's patched C libraries where that works. The library OS looks
+// libC lets the programs use the runtime's patched C libraries if that works. The library OS looks
 // for a program's dynamic linker by its base name in the directories of LD_LIBRARY_PATH, as it is at the
-// start, or in /lib and /lib64 where that is unset. What the image has itself is offered in a directory of
+// start, or in /lib and /lib64 if that is unset. What the image has itself is offered in a directory of
 // its own: with the image's library directories in LD_LIBRARY_PATH, which goes before RUNPATH, programs
 // that bring libraries along would load others.
 type libC struct {

@@ -80,7 +80,7 @@ func (p *program) confine(readable []string) error {
 	return landlock.V5.BestEffort().RestrictPaths(rules...)
 }
 
-// assume takes on the identity of the manifest where this process may.
+// assume takes on the identity of the manifest if this process may.
 func (p *program) assume() error {
 	if os.Getuid() == p.Loader.UID && os.Getgid() == p.Loader.GID {
 		return nil
