@@ -83,7 +83,7 @@ func (b *bench) fleet(ctx context.Context) error {
 	}
 	defer f.server.Close()
 	svn := 0
-	// Each run gives other images: the first makes all layers known. Measuring a large enclave is work for the
+	// Each run makes other images: the first makes all layers known. Measuring a large enclave is work for the
 	// processor, not for the network, so these are small.
 	run := func(repositories string, flags ...string) (time.Duration, int64, error) {
 		svn++

@@ -237,7 +237,7 @@ func (n nameFiles) write(r *convert.Result) error {
 	return nil
 }
 
-// writeFile replaces a file as a whole, or writes into what is none, such as /dev/stdout.
+// writeFile replaces a file as a whole, or writes into what is not a file, such as /dev/stdout.
 func writeFile(file string, b []byte) error {
 	if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(file, b, 0o644)

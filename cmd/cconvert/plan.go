@@ -285,13 +285,8 @@ func undated(err error) error {
 	return none(err)
 }
 
-// checkOptions finds mistakes in a plan's options, whatever images there are.
-func checkOptions(file string, p *plan.Plan, insecure bool) error {
-	_, err := planDigest(file, p, insecure)
-	return err
-}
-
 // planDigest is the digest of a plan with all that it leads to: files that its options name, and settings in variables.
+// The error is a mistake in the options, whatever images there are.
 func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
 	of := []any{p.Digest}
 	for _, e := range p.Convert {
@@ -313,11 +308,8 @@ func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
 	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
 
-// planJobs finds a plan's images, and makes a job of each.
+// planJobs finds a plan's images, and makes a job of each. The plan's options were checked, as planDigest does.
 func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, insecure bool) ([]batch.Job, error) {
-	if err := checkOptions(file, p, insecure); err != nil {
-		return nil, err
-	}
 	p.Insecure = insecure
 	o.OnlyRegistry = true // whoever may push to a repository sends nobody elsewhere
 	images, err := p.Select(ctx, file, catalog{o, insecure, new(sync.Map)})

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // queueFlags say where batches are queued.
@@ -96,4 +97,16 @@ func (q *queueFlags) stateDir() (string, error) {
 	}
 	dir = filepath.Join(dir, "queue")
 	return dir, os.MkdirAll(dir, 0o700)
+}
+
+// mrsigner is the MRSIGNER of a key by which this process signs; zero if others sign.
+func mrsigner(ctx context.Context, s sgx.Signer) (m sgx.Measurement, err error) {
+	if s == nil {
+		return m, nil
+	}
+	key, err := s.Public(ctx)
+	if err != nil {
+		return m, fmt.Errorf("reading the signing key: %w", err)
+	}
+	return sgx.MRSigner(key), nil
 }

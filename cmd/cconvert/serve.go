@@ -190,7 +190,8 @@ func readRules(file string, p *plan.Plan, insecure bool, keys map[*plan.Entry][]
 	if err := p.CheckRules(file); err != nil {
 		return err
 	}
-	return checkOptions(file, p, insecure)
+	_, err := planDigest(file, p, insecure)
+	return err
 }
 
 // tls is how the service proves who it is, and who its clients are; nil if it does not.

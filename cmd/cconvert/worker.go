@@ -148,11 +148,11 @@ it at once, and what it had begun is given to others.`,
 		}
 		defer q.Close()
 		if signer != nil {
-			key, err := signer.Public(drain)
+			by, err := mrsigner(drain, signer)
 			if err != nil {
-				return fmt.Errorf("reading the signing key: %w", err)
+				return err
 			}
-			if err := q.Claim(drain, sgx.MRSigner(key), newSigner); err != nil {
+			if err := q.Claim(drain, by, newSigner); err != nil {
 				return err
 			}
 		}

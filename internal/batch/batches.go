@@ -111,7 +111,7 @@ func each(ctx context.Context, records []*Record, do func(context.Context, *Reco
 	return g.Wait()
 }
 
-// queue gives jobs to the workers, in their order. Those that are queued already stay where they are.
+// queue hands jobs to the workers, in their order. Those that are queued already stay where they are.
 func (q *Queue) queue(ctx context.Context, records []*Record) error {
 	for _, r := range records {
 		err := q.try(ctx, func(ctx context.Context) error {

@@ -14,21 +14,13 @@ import (
 	"github.com/cconvert/cconvert/internal/batch"
 )
 
-// A worker whose credentials the queue does not take any more stays, and takes nothing, for ever: no supervisor starts
-// it again.
+// A worker whose credentials the queue does not take any more ends, so that a supervisor starts it again.
 func TestRefusedByTheQueue(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.push(1)
-	o := &server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
-		Username: "a", Password: "old",
-	}
-	s, err := server.NewServer(o.Clone())
-	require.NoError(t, err)
-	go s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	require.True(t, s.ReadyForConnections(10*time.Second))
+	o := &server.Options{Username: "a", Password: "old"}
+	s := natsServer(t, o)
 	url := s.ClientURL()
 	q, err := batch.Open(context.Background(),
 		batch.QueueOptions{URL: url, Connect: []nats.Option{nats.UserInfo("a", "old")}})

@@ -167,7 +167,7 @@ type Record struct {
 	BegunAlone int `json:"begun_alone,omitempty"`
 	// Moving says that an attempt may have moved the tag, whatever became of it.
 	Moving bool `json:"moving,omitempty"`
-	sent   bool // this process may have moved it, and was not the last one to change the record
+	sent   bool // this process may have moved it
 	// Identity is that of the conversion, as on the output.
 	Identity  string          `json:"identity,omitempty"`
 	Ref       string          `json:"ref,omitempty"` // the output by its digest

@@ -3,41 +3,28 @@ package batch_test
 import (
 	"context"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/batch"
 )
 
-// silentWorker: the PUT of the tag by the first worker hangs longer than the lease (its heartbeats do not arrive),
-// another one ends the job; then the first PUT is stored, and its answer is lost / is 201.
-func late9(t *testing.T, how string) {
+// lateTag has a worker's request that moves the tag hang for longer than the lease, while its heartbeats do not arrive.
+// Another worker ends the job, and then the tag is moved: how is what becomes of the first worker. The job is looked at
+// again.
+func lateTag(t *testing.T, how string) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
-	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
-	})
-	require.NoError(t, err)
-	go s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	require.True(t, s.ReadyForConnections(10*time.Second))
-	p := newCut(t, s.Addr().String())
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	q, err := batch.Open(ctx, batch.QueueOptions{URL: s.ClientURL(), Lease: time.Second})
-	require.NoError(t, err)
-	defer q.Close()
-	far, err := batch.Open(ctx, batch.QueueOptions{URL: "nats://" + p.addr, Lease: time.Second})
-	require.NoError(t, err)
-	defer far.Close()
+	q, far, between := twoSides(ctx, t)
 	work, stop := context.WithCancel(ctx)
 	reached, release, after := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	var once, failing atomic.Bool
@@ -58,14 +45,10 @@ func late9(t *testing.T, how string) {
 		}
 		close(reached)
 		<-release
-		rec := httptest.NewRecorder()
-		b.reg.Inner.ServeHTTP(rec, r) // it is stored
+		answer := b.serve(r) // it is stored
 		switch how {
 		case "answered":
-			for k, v := range rec.Header() {
-				w.Header()[k] = v
-			}
-			w.WriteHeader(rec.Code)
+			pass(w, answer)
 		case "stopped":
 			stop()
 			time.Sleep(200 * time.Millisecond)
@@ -80,7 +63,7 @@ func late9(t *testing.T, how string) {
 	var working sync.WaitGroup
 	working.Go(func() { _ = far.Work(work, work, anotherWorker(b), b.options) })
 	<-reached
-	p.cut()
+	between.cut()
 	if how == "answered" { // a second worker fails for good, and somebody has it tried again
 		w := anotherWorker(b)
 		w.Backends = nil
@@ -92,18 +75,18 @@ func late9(t *testing.T, how string) {
 		_, err := q.Retry(ctx, of)
 		require.NoError(t, err)
 	}
-	b.reg.Push(t, "app:0", mustImage(b)) // the tag of the source is moved on
+	b.reg.Push(t, "app:0", b.image("app:1")) // the tag of the source is moved on
 	records := b.work(q, of)
 	require.Equal(t, batch.Converted, records[0].Status)
 	require.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"))
-	p.heal()
+	between.heal()
 	time.Sleep(time.Second)
 	close(release)
 	<-after
 	time.Sleep(4 * time.Second)
 	failing.Store(false)
 	time.Sleep(time.Second)
-	records, err = q.Records(ctx, of.ID)
+	records, err := q.Records(ctx, of.ID)
 	require.NoError(t, err)
 	if s := records[0].Status; s == batch.Converted || s == batch.Unchanged {
 		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"))
@@ -112,12 +95,13 @@ func late9(t *testing.T, how string) {
 	working.Wait()
 }
 
-func TestLateAndNotAnswered(t *testing.T) { late9(t, "lost") }
-func TestLateAndThenSilent(t *testing.T)  { late9(t, "head") }
-func TestLateAndStopped(t *testing.T)     { late9(t, "stopped") }
-func TestLateAfterRetry(t *testing.T)     { late9(t, "answered") }
+func TestLateAndNotAnswered(t *testing.T) { lateTag(t, "lost") }
+func TestLateAndThenSilent(t *testing.T)  { lateTag(t, "head") }
+func TestLateAndStopped(t *testing.T)     { lateTag(t, "stopped") }
+func TestLateAfterRetry(t *testing.T)     { lateTag(t, "answered") }
 
-// A, B, A, B are asked for, while the first A's tag is on its way; it is stored, and its worker is stopped.
+// While a tag is on its way for A, what is asked for is B, A and B; then it is stored, and its worker is stopped. B is
+// looked at again.
 func TestMovingWhileAskedAgain(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -140,19 +124,8 @@ func TestMovingWhileAskedAgain(t *testing.T) {
 			assert.NoError(t, err)
 			final = x.ID
 		}
-		for range 500 {
-			records, _ := q.Records(ctx, batch.Requests)
-			done := true
-			for _, x := range records {
-				done = done && x.Status.Final()
-			}
-			if done {
-				break
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-		rec := httptest.NewRecorder()
-		b.reg.Inner.ServeHTTP(rec, r)
+		requestDone(ctx, q, final)
+		b.serve(r)
 		kill()
 		time.Sleep(200 * time.Millisecond)
 		close(stored)
@@ -168,15 +141,10 @@ func TestMovingWhileAskedAgain(t *testing.T) {
 	working.Go(func() { _ = q.Work(ctx, ctx, anotherWorker(b), b.options) })
 	<-stored
 	time.Sleep(4 * time.Second)
-	records, err := q.Records(ctx, batch.Requests)
-	require.NoError(t, err)
-	for _, r := range records {
-		if r.ID == final {
-			assert.Equal(t, r.Digest, b.reg.Digest(t, "out:0"), "VOUCHES WRONGLY: the tag has what was asked for last")
-		}
-	}
+	tagIsOf(t, b, q, final)
 }
 
+// What was signed since is unchanged, and told with its findings.
 func TestFindingsSignedSince(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -187,5 +155,7 @@ func TestFindingsSignedSince(t *testing.T) {
 	j := b.job(0)
 	j.Unsigned = true
 	again := b.work(q, b.submit(q, []batch.Job{j}))[0]
+	require.Equal(t, batch.Unchanged, again.Status)
+	assert.Positive(t, made.Findings)
 	assert.Equal(t, made.Findings, again.Findings)
 }

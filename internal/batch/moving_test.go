@@ -1,22 +1,14 @@
 package batch_test
 
 import (
-	"io"
-	"net"
-
 	"context"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -24,14 +16,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 )
 
-func anotherWorker(b *bench) *batch.Worker {
-	return &batch.Worker{
-		Name: "other", Signer: b.worker.Signer, Backends: b.worker.Backends, Files: b.worker.Files, Insecure: true,
-		Own: b.worker.Own,
-	}
-}
-
-// The earlier request's manifest is stored under the tag, after the later request was done, and the answer is an error.
+// An earlier request's manifest is stored under the tag after the later request was done, and answered by an error: the
+// later one is looked at again.
 func TestMovedAndNotAnswered(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -51,22 +37,8 @@ func TestMovedAndNotAnswered(t *testing.T) {
 		var err error
 		second, err = request(ctx, q, later)
 		assert.NoError(t, err)
-		for {
-			records, err := q.Records(ctx, batch.Requests)
-			if err != nil {
-				return true
-			}
-			done := false
-			for _, x := range records {
-				done = done || x.ID == second.ID && x.Status.Final()
-			}
-			if done {
-				break
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-		rec := httptest.NewRecorder()
-		b.reg.Inner.ServeHTTP(rec, r) // it is stored
+		requestDone(ctx, q, second.ID)
+		b.serve(r) // it is stored
 		w.WriteHeader(http.StatusBadGateway)
 		return true
 	})
@@ -78,16 +50,10 @@ func TestMovedAndNotAnswered(t *testing.T) {
 	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
 	settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
 	time.Sleep(3 * time.Second)
-	records, err := q.Records(ctx, batch.Requests)
-	require.NoError(t, err)
-	for _, r := range records {
-		if r.ID == second.ID {
-			assert.Equal(t, r.Digest, b.reg.Digest(t, "out:0"), "the tag has what was asked for last")
-		}
-	}
+	tagIsOf(t, b, q, second.ID)
 }
 
-// The worker of the earlier request ends (its grace is over) right after its manifest was stored.
+// So it is if the worker of the earlier request ends, since its grace is over, right after its manifest was stored.
 func TestStoppedAfterTheTagMoved(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -110,19 +76,8 @@ func TestStoppedAfterTheTagMoved(t *testing.T) {
 		var err error
 		second, err = request(ctx, q, later)
 		assert.NoError(t, err)
-		for range 500 {
-			records, _ := q.Records(ctx, batch.Requests)
-			done := false
-			for _, x := range records {
-				done = done || x.ID == second.ID && x.Status.Final()
-			}
-			if done {
-				break
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-		rec := httptest.NewRecorder()
-		b.reg.Inner.ServeHTTP(rec, r) // it is stored
+		requestDone(ctx, q, second.ID)
+		b.serve(r) // it is stored
 		kill()
 		time.Sleep(200 * time.Millisecond)
 		return true
@@ -134,17 +89,11 @@ func TestStoppedAfterTheTagMoved(t *testing.T) {
 	working.Go(func() { _ = q.Work(ctx, ctx, anotherWorker(b), b.options) })
 	settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
 	time.Sleep(2 * time.Second)
-	records, err := q.Records(ctx, batch.Requests)
-	require.NoError(t, err)
-	for _, r := range records {
-		if r.ID == second.ID {
-			assert.Equal(t, r.Digest, b.reg.Digest(t, "out:0"), "the tag has what was asked for last")
-		}
-	}
+	tagIsOf(t, b, q, second.ID)
 }
 
-// The later one has seen that the target is as it should be, and is still at its statements, when the earlier one moves
-// the tag.
+// So it is if the later one has seen that the target is as it should be, and is still at its statements, when the
+// earlier one moves the tag.
 func TestMovedWhileUnchanged(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -165,12 +114,7 @@ func TestMovedWhileUnchanged(t *testing.T) {
 		case r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/out/manifests/0") && !once.Swap(true):
 			close(put)
 			<-held // the later one has looked at the tag
-			rec := httptest.NewRecorder()
-			b.reg.Inner.ServeHTTP(rec, r)
-			for k, v := range rec.Header() {
-				w.Header()[k] = v
-			}
-			w.WriteHeader(rec.Code)
+			pass(w, b.serve(r))
 			return true
 		case strings.Contains(r.URL.Path, "/out/referrers/"+made.Digest) && once.Load() && !onceMore.Swap(true):
 			close(held)
@@ -188,95 +132,27 @@ func TestMovedWhileUnchanged(t *testing.T) {
 	second, err := request(ctx, q, later)
 	require.NoError(t, err)
 	<-held
-	require.Eventually(t, func() bool {
-		records, err := q.Records(ctx, batch.Requests)
-		require.NoError(t, err)
-		for _, r := range records {
-			if r.ID == first.ID && r.Status.Final() {
-				return true
-			}
-		}
-		return false
-	}, 20*time.Second, 20*time.Millisecond)
+	requestDone(ctx, q, first.ID)
 	close(stored)
 	settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
 	time.Sleep(2 * time.Second)
-	records, err := q.Records(ctx, batch.Requests)
-	require.NoError(t, err)
-	for _, r := range records {
-		if r.ID == second.ID {
-			assert.Equal(t, r.Digest, b.reg.Digest(t, "out:0"), "the tag has what was asked for last")
-		}
-	}
+	tagIsOf(t, b, q, second.ID)
 }
 
-func mustImage(b *bench) v1.Image {
-	ref, err := name.ParseReference(b.reg.Host + "/app:1")
-	require.NoError(b.t, err)
-	img, err := remote.Image(ref)
-	require.NoError(b.t, err)
-	return img
-}
-
-// A worker that is cut off from the queue, whose image another one has converted meanwhile, moves the tag back.
+// A worker that is cut off from the queue moves no tag back, after another one has converted the image meanwhile.
 func TestCutOffFromTheQueue(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.push(2)
-	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
-	})
-	require.NoError(t, err)
-	go s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	require.True(t, s.ReadyForConnections(10*time.Second))
-	// a network between that can be cut
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	var mu sync.Mutex
-	var conns []net.Conn
-	var cut atomic.Bool
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if cut.Load() {
-				c.Close()
-				continue
-			}
-			d, err := net.Dial("tcp", s.Addr().String())
-			if err != nil {
-				c.Close()
-				continue
-			}
-			mu.Lock()
-			conns = append(conns, c, d)
-			mu.Unlock()
-			go io.Copy(c, d) //nolint:errcheck
-			go io.Copy(d, c) //nolint:errcheck
-		}
-	}()
-	defer l.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	q, err := batch.Open(ctx, batch.QueueOptions{URL: s.ClientURL(), Lease: time.Second})
-	require.NoError(t, err)
-	defer q.Close()
-	far, err := batch.Open(ctx, batch.QueueOptions{URL: "nats://" + l.Addr().String(), Lease: time.Second})
-	require.NoError(t, err)
-	defer far.Close()
-
+	q, far, between := twoSides(ctx, t)
 	reached, release := make(chan struct{}), make(chan struct{})
-	var once, ended atomic.Bool
+	var once atomic.Bool
 	b.reg.Intercept(func(_ http.ResponseWriter, r *http.Request, _ int) bool {
 		if strings.HasSuffix(r.URL.Path, "/out/manifests/0") && !once.Swap(true) { // the target is slow for a moment
 			close(reached)
 			<-release
-		}
-		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/out/manifests/0") {
-			defer func() { ended.Store(ended.Load() || cut.Load()) }()
 		}
 		return false
 	})
@@ -285,20 +161,15 @@ func TestCutOffFromTheQueue(t *testing.T) {
 	var working sync.WaitGroup
 	working.Go(func() { _ = far.Work(work, work, anotherWorker(b), b.options) })
 	<-reached
-	cut.Store(true)
-	mu.Lock()
-	for _, c := range conns {
-		c.Close()
-	}
-	mu.Unlock()
-	b.reg.Push(t, "app:0", mustImage(b)) // the tag of the source is moved on
+	between.cut()
+	b.reg.Push(t, "app:0", b.image("app:1")) // the tag of the source is moved on
 	records := b.work(q, of)
 	require.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"))
 	close(release)
 	time.Sleep(2 * time.Second)
 	stop()
 	working.Wait()
-	records, err = q.Records(ctx, of.ID)
+	records, err := q.Records(ctx, of.ID)
 	require.NoError(t, err)
 	assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "what the batch says")
 }

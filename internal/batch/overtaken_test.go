@@ -25,8 +25,8 @@ func (h *hooked) Get(ctx context.Context, key string) (jetstream.KeyValueEntry, 
 	return e, err
 }
 
-// Of three requests for a target the last one is skipped, because the first one, which was overtaken by the second,
-// says so of a record that is the last one's by then.
+// Of three requests for a target the first one is overtaken by the second, and skips no record that is the last one's
+// by then.
 func TestSkippedRecordOfAnother(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

@@ -25,8 +25,8 @@ func (p pinning) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, 
 	return b, err
 }
 
-// A job that fails on warnings, and whose runtime is found by a tag, is "unchanged" if another one whose runtime was
-// pinned has made the same.
+// A job that fails on warnings, and whose runtime is found by a tag, fails also if another one whose runtime was pinned
+// has made the same.
 func TestStrictUnpinned(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -47,10 +47,10 @@ func TestStrictUnpinned(t *testing.T) {
 	tagged := pinned
 	tagged.Runtime.Digest = ""
 	_, err := b.worker.Convert(ctx, tagged)
-	assert.Error(t, err)
+	assert.ErrorContains(t, err, "runtime-unpinned")
 	b.worker.Own.Cache = cache.Open(t.TempDir(), cache.DefaultLimit)
 	_, err = b.worker.Convert(ctx, tagged)
-	require.Error(t, err)
+	require.ErrorContains(t, err, "runtime-unpinned")
 }
 
 // What is unchanged is told with its findings, as when it was made.

@@ -28,7 +28,7 @@ func (q *Queue) put(ctx context.Context, r *Record) error {
 	return q.try(ctx, func(ctx context.Context) error { _, err := q.records.Put(ctx, r.key(), b); return err })
 }
 
-// errRecord says that a record is none, or of another version of this program.
+// errRecord says that a record cannot be read, or is of another version of this program.
 var errRecord = errors.New("a record of the queue cannot be read")
 
 func parseRecord(b []byte) (*Record, error) {
@@ -55,7 +55,7 @@ func recordOf(key string, value []byte) *Record {
 	return r
 }
 
-// get returns a record by its key, nil if there is none.
+// get returns a record by its key, or nil.
 func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
 	err = q.try(ctx, func(ctx context.Context) error {
 		e, err := q.records.Get(ctx, key)

@@ -42,15 +42,8 @@ import (
 // server is a queue's of its own, to which anybody can write.
 func (b *bench) server() (q *batch.Queue, js jetstream.JetStream) {
 	b.t.Helper()
-	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: b.t.TempDir(), NoSigs: true,
-		NoLog: true,
-	})
-	require.NoError(b.t, err)
-	go s.Start()
-	b.t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	require.True(b.t, s.ReadyForConnections(10*time.Second))
-	q, err = batch.Open(context.Background(), batch.QueueOptions{URL: s.ClientURL()})
+	s := natsServer(b.t, &server.Options{})
+	q, err := batch.Open(context.Background(), batch.QueueOptions{URL: s.ClientURL()})
 	require.NoError(b.t, err)
 	b.t.Cleanup(q.Close)
 	nc, err := nats.Connect(s.ClientURL())

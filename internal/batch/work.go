@@ -220,9 +220,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		return
 	}
 	if errors.Is(err, errTaken) { // whoever has it now ends it, and needs the message
-		if r.sent {
-			_ = q.lookAgain(ctx, r)
-		}
+		q.lost(ctx, r)
 		return
 	}
 	logrus.Debugf("%s: %v", r.Job.Source, err)
@@ -244,7 +242,14 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 	switch _, err := q.update(ctx, r, revision); {
 	case err == nil:
 		_ = msg.NakWithDelay(wait(o.FirstPause, r.Attempts))
-	case errors.Is(err, jetstream.ErrKeyRevisionMismatch) && r.sent:
+	case errors.Is(err, jetstream.ErrKeyRevisionMismatch):
+		q.lost(ctx, r)
+	}
+}
+
+// lost has the job looked at again if this worker may have moved the tag before the job was taken from it.
+func (q *Queue) lost(ctx context.Context, r *Record) {
+	if r.sent {
 		_ = q.lookAgain(ctx, r)
 	}
 }
@@ -256,8 +261,8 @@ func (q *Queue) giveBack(r *Record, revision uint64) {
 	r.Begun, r.BegunAlone = r.Begun-1, max(0, r.BegunAlone-1)
 	r.Status, r.Updated = Queued, time.Now().UTC()
 	// Otherwise it counts as one that was left.
-	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) && r.sent {
-		_ = q.lookAgain(ctx, r)
+	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		q.lost(ctx, r)
 	}
 }
 
@@ -319,13 +324,8 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 		switch {
 		case getErr != nil || now == nil:
 			return // the job is given to somebody again
-		case now.Request != r.Request: // it was asked for once more, which has a message of its own
-			if r.sent && now.Digest != r.Digest && q.lookAgain(ctx, r) != nil {
-				return
-			}
-			q.ack(ctx, msg)
-			return
-		case now.Status.Final() && (now.Status != Failed || r.Status == Failed || r.Status == Skipped):
+		case now.Request != r.Request, // it was asked for once more, which has a message of its own
+			now.Status.Final() && (now.Status != Failed || r.Status == Failed || r.Status == Skipped):
 			if r.sent && now.Digest != r.Digest && q.lookAgain(ctx, r) != nil {
 				return
 			}

@@ -49,7 +49,7 @@ func (p *Plan) CheckRules(file string) error {
 	return nil
 }
 
-// Rival returns an image that falls under another rule, and would become the same target; nil if there is none. A field
+// Rival returns an image that falls under another rule, and would become the same target, or nil. A field
 // that the target does not tell, such as a repository that is not in the template, is taken for one that the rule
 // allows. Line is that of the other rule. Rules that want the same signatures are no rivals, nor one that wants none:
 // what it allows is refused for its part.
@@ -113,7 +113,7 @@ var digestTag = regexp.MustCompile("^sha256-[0-9a-f]{64}$")
 // maxSources is how many images are looked at of which one could become a target: more are taken for one that does.
 const maxSources = 10_000
 
-// sourceOf returns an image of which an entry makes a target; nil if there is none.
+// sourceOf returns an image of which an entry makes a target, or nil.
 func (p *Plan) sourceOf(e *Entry, target name.Reference) name.Reference {
 	becomes := func(ref name.Reference, err error) bool {
 		if err != nil {

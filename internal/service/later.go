@@ -33,7 +33,7 @@ type postponed struct {
 	failed time.Time  // for the first time; zero: it has not
 }
 
-// request is one that was queued: when it was asked for, and what was the last one before and after.
+// request is one that was queued: what was the last one before and after. Order is the highest of the target so far.
 type request struct {
 	order       uint64
 	before, now batch.Last
@@ -94,7 +94,7 @@ func (l *later) requested(target string, order uint64, before, now batch.Last) {
 	if l.done == nil || len(l.done) >= maxLater {
 		l.done = map[string]request{}
 	}
-	l.done[target] = request{order, before, now}
+	l.done[target] = request{max(order, l.done[target].order), before, now}
 	switch p := l.of[target]; {
 	case p == nil:
 	case p.order <= order:
@@ -102,6 +102,14 @@ func (l *later) requested(target string, order uint64, before, now batch.Last) {
 	case p.last == before:
 		p.last = now
 	}
+}
+
+// overtaken reports whether something that was asked for later was requested for a target already, as when an earlier
+// notification has failed and is sent again.
+func (l *later) overtaken(target string, order uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.done[target].order > order
 }
 
 // drop forgets what is kept for a target, unless something else is by now.

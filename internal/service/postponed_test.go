@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -21,8 +22,8 @@ type noQueue struct{ Queue }
 
 func (noQueue) Last(context.Context, string, bool) (batch.Last, error) { return batch.Last{}, nil }
 
-// A push that was postponed for longer than ten minutes, as by a thousand conversions that wait, is left out by the
-// first failure.
+// A push that was postponed for long, as by a thousand conversions that wait, is left out only after it has failed for
+// ten minutes.
 func TestPostponedForLong(t *testing.T) {
 	t.Parallel()
 	busy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -58,4 +59,21 @@ func TestPostponedForLong(t *testing.T) {
 		require.NoError(t, s.askLaterOf(context.Background(), of))
 	}
 	assert.Nil(t, s.later.at(place), "it is left out")
+}
+
+// So many pushes of a repository are kept, and those of others.
+func TestPostponedAreBounded(t *testing.T) {
+	var l later
+	of := func(repo string) name.Repository {
+		r, err := image.ParseRepository("registry.example/"+repo, false)
+		require.NoError(t, err)
+		return r
+	}
+	app := of("app")
+	for i := range maxLaterOfOne {
+		require.True(t, l.put(fmt.Sprint(i), &postponed{repo: app}))
+	}
+	assert.False(t, l.put("one more", &postponed{repo: app}))
+	assert.True(t, l.put("0", &postponed{repo: app, order: 1}), "it takes the place of one that is kept")
+	assert.True(t, l.put("another", &postponed{repo: of("other")}))
 }

@@ -7,13 +7,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -22,12 +18,10 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/sirupsen/logrus"
 
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
-	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
 )
@@ -43,7 +37,7 @@ type Queue interface {
 // Options say what a service does.
 type Options struct {
 	Plan *plan.Plan
-	// Keys gives the public keys that an entry of the plan names.
+	// Keys are the public keys that an entry of the plan names.
 	Keys map[*plan.Entry][]*attest.PublicKey
 	// Job makes the job for an image of the plan.
 	Job   func(plan.Image) (batch.Job, error)
@@ -90,8 +84,7 @@ type Service struct {
 
 	mu      sync.Mutex
 	records map[string]*batch.Record
-	orders  map[string]uint64 // when what was requested last was asked for, by target
-	final   []*batch.Record   // that were done, in their order
+	final   []*batch.Record // that were done, in their order
 
 	notices notices
 	later   later
@@ -291,7 +284,7 @@ func (s *Service) askOnce(
 		return nil, err
 	}
 	defer next()
-	if was == nil && s.overtaken(place, order) || was != nil && s.later.at(place) != was {
+	if was == nil && s.later.overtaken(place, order) || was != nil && s.later.at(place) != was {
 		return nil, nil
 	}
 	leave, err := s.sources.enter(ctx, registry)
@@ -347,7 +340,6 @@ func (s *Service) askOnce(
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
 	s.later.requested(place, order, last, now)
-	s.asked(place, order)
 	s.mu.Lock()
 	// else what the queue has told of it is newer
 	if known := s.records[r.ID]; known == nil || known.Request < r.Request {
@@ -356,24 +348,6 @@ func (s *Service) askOnce(
 	s.mu.Unlock()
 	logrus.Infof("%s is queued as %s", ref, r.ID)
 	return r, nil
-}
-
-// asked notes when what was requested for a target was asked for.
-func (s *Service) asked(place string, order uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.orders == nil || len(s.orders) >= maxKept {
-		s.orders = map[string]uint64{}
-	}
-	s.orders[place] = max(s.orders[place], order)
-}
-
-// overtaken reports whether something that was asked for later was requested for a target already, as when an earlier
-// notification has failed and is sent again.
-func (s *Service) overtaken(place string, order uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.orders[place] > order
 }
 
 // isOf reports whether a request is known to be about an image of a repository.
@@ -409,66 +383,4 @@ func (s *Service) resolve(ctx context.Context, ref name.Reference, pushed string
 			return "", ctx.Err()
 		}
 	}
-}
-
-// codeOf is the code for what went wrong at a registry. A registry sends a notification again, and holds back all later
-// ones, until it is taken: only for what may pass, as what is wrong with this service's surroundings may. Nothing that
-// is wrong with an image does.
-func codeOf(err error) int {
-	var answer *transport.Error
-	if errors.As(err, &answer) {
-		if answer.StatusCode == http.StatusNotFound {
-			return http.StatusNotFound
-		}
-	}
-	var certificate *tls.CertificateVerificationError
-	var lookup *net.DNSError
-	if image.Transient(err) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &certificate) ||
-		errors.Is(err, image.ErrUnauthorized) || errors.Is(err, image.ErrCredentials) || errors.As(err, &lookup) {
-		return http.StatusBadGateway
-	}
-	return http.StatusBadRequest
-}
-
-func (s *Service) fail(w http.ResponseWriter, code int, err error) {
-	s.metrics.refused.WithLabelValues(fmt.Sprint(code)).Inc()
-	answer(w, code, map[string]string{"error": err.Error()})
-}
-
-func answer(w http.ResponseWriter, code int, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // records and strings
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_, _ = w.Write(append(b, '\n')) // who asked has gone
-}
-
-// body reads JSON that is all of a request.
-func body(r *http.Request, to any) error {
-	return bodyBy(r, to, strictjson.Rules{MaxList: maxListed})
-}
-
-// bodyBy is body with other rules.
-func bodyBy(r *http.Request, to any, rules strictjson.Rules) error {
-	if read, ok := r.Context().Value(hasBeenRead{}).(func()); ok {
-		defer read()
-	}
-	b, err := io.ReadAll(r.Body)
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return refuse(http.StatusRequestEntityTooLarge, "the request has more than %d bytes", large.Limit)
-	case err != nil: // it was cut off
-		return refuse(http.StatusServiceUnavailable, "reading the request: %w", err)
-	}
-	// A list of little else than brackets takes a hundred times its size in memory.
-	if err := strictjson.Check(b, rules); err != nil {
-		return refuse(http.StatusBadRequest, "reading the request: %w", err)
-	}
-	if err := json.Unmarshal(b, to); err != nil {
-		return refuse(http.StatusBadRequest, "reading the request: %w", err)
-	}
-	return nil
 }

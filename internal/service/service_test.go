@@ -961,3 +961,116 @@ func TestCaseOfHosts(t *testing.T) {
 		}, 10*time.Second, 20*time.Millisecond, host)
 	}
 }
+
+// harbor tells of a push as Harbor does, and returns the answer's code.
+func (p *place) harbor(image, digest string) int {
+	p.t.Helper()
+	code, _ := p.ask("POST", "/api/v1/notifications/harbor", harborEvent(p.reg.Host, image, digest))
+	return code
+}
+
+func harborEvent(host, image, digest string) string {
+	return fmt.Sprintf(`{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"resource_url":"%s/%s","digest":%q}]}}`,
+		host, image, digest)
+}
+
+// oneTarget has two repositories with one target.
+func oneTarget(t *testing.T, o *service.Options) (host string) {
+	t.Helper()
+	host = strings.TrimSuffix(o.Plan.Convert[0].Repository, "/free")
+	rules, err := plan.Parse("plan.yaml", fmt.Appendf(nil, `version: 1
+defaults: {target: '%[1]s/out/app:1'}
+convert:
+- {repository: %[1]s/one, allowUnsigned: true}
+- {repository: %[1]s/two, allowUnsigned: true}
+`, host))
+	require.NoError(t, err)
+	o.Plan = rules
+	return host
+}
+
+// untilCrowded waits until the service knows that too many conversions are waiting.
+func (p *place) untilCrowded(image string) {
+	p.t.Helper()
+	require.Eventually(p.t, func() bool {
+		code, _ := p.convert(p.reg.Host + "/" + image)
+		return code == http.StatusTooManyRequests
+	}, 10*time.Second, 20*time.Millisecond)
+}
+
+// another starts a service with options of its own on the same queue, and returns its URL.
+func another(t *testing.T, o service.Options) string {
+	t.Helper()
+	s := service.New(o)
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	go func() { _ = s.Run(ctx) }()
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// at asks at another service.
+func (p *place) at(url string, ask func()) {
+	own := p.url
+	p.url = url
+	ask()
+	p.url = own
+}
+
+// pass gives the registry's answer to whoever asked.
+func pass(w http.ResponseWriter, answer *httptest.ResponseRecorder) {
+	for k, v := range answer.Header() {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(answer.Body.Bytes())
+}
+
+// holdTag has the registry answer the first question where a tag leads, and lets the answer go on when it is told to.
+func (p *place) holdTag(path string) (at, goOn chan struct{}) {
+	at, goOn = make(chan struct{}), make(chan struct{})
+	var once atomic.Bool
+	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if !strings.HasSuffix(r.URL.Path, path) || r.Method != http.MethodGet || once.Swap(true) {
+			return false
+		}
+		answer := httptest.NewRecorder()
+		p.reg.Inner.ServeHTTP(answer, r)
+		close(at)
+		<-goOn
+		pass(w, answer)
+		return true
+	})
+	return at, goOn
+}
+
+// sources are those that were asked for.
+func (p *place) sources() string {
+	p.t.Helper()
+	var list []string
+	for _, r := range p.records() {
+		list = append(list, r.Job.Source)
+	}
+	return strings.Join(list, " ")
+}
+
+func (p *place) records() []*batch.Record {
+	p.t.Helper()
+	records, err := p.queue.Records(context.Background(), batch.Requests)
+	require.NoError(p.t, err)
+	return records
+}
+
+// targetIsOf checks that a source was converted, and that its target has what came out.
+func (p *place) targetIsOf(source, target string) {
+	p.t.Helper()
+	for _, r := range p.records() {
+		if strings.Contains(r.Job.Source, source) {
+			require.Contains(p.t, []batch.Status{batch.Converted, batch.Unchanged}, r.Status, r.Error)
+			assert.Equal(p.t, r.Digest, p.reg.Digest(p.t, target), "the target has what was told of last")
+			return
+		}
+	}
+	p.t.Errorf("%s was not asked for: %s", source, p.sources())
+}

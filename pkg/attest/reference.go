@@ -33,7 +33,7 @@ var Formats = []string{FormatJSON, FormatTOML, FormatCoRIM, FormatMAA, FormatReg
 // Ways to recognise an enclave.
 const (
 	ByEnclave = "enclave" // this one only: by MRENCLAVE
-	// and later ones: by MRSIGNER, product and SVN. The SVN is measured, so it gives another MRENCLAVE
+	// and later ones: by MRSIGNER, product and SVN. The SVN is measured, so another one means another MRENCLAVE
 	BySigner = "signer"
 )
 
@@ -218,7 +218,7 @@ func (e Enclave) coRIM(id, by string) ([]byte, error) {
 	return b, nil
 }
 
-// CoRIMID is the name of a CoRIM, as CoRIM gives it. The library by which CoRIMs are made does not survive hostile
+// CoRIMID is the name of a CoRIM. The library by which CoRIMs are made does not survive hostile
 // ones.
 func CoRIMID(b []byte) (string, error) {
 	var fields map[int]cbor.RawMessage

@@ -240,7 +240,7 @@ func TestNoClock(t *testing.T) {
 		rel, err := filepath.Rel(filepath.Join(root, ".."), p)
 		require.NoError(t, err)
 		if dir := filepath.Dir(rel); dir == "batch" || dir == "plan" || dir == "service" || dir == "indexrepo" {
-			// conversions do not see what gives them to workers, nor how long an index repository is left alone
+			// conversions do not see what hands them to workers, nor how long an index repository is left alone
 			return nil
 		}
 		assert.Equal(t, allowed[rel], strings.Contains(string(b), "time.Now("), rel)

@@ -102,7 +102,7 @@ func (ls *layers) read(ctx context.Context, l *image.Layer, o rootfs.Options) (*
 	return rootfs.Scan(ctx, r, l.Digest, o)
 }
 
-// kept returns a layer's index from the cache, nil if there is none that is sound.
+// kept returns a layer's index from the cache, or nil if none is sound.
 func (ls *layers) kept(key, digest string) *rootfs.Index {
 	if ls.o.Cache == nil {
 		return nil
@@ -122,7 +122,7 @@ func parse(b []byte, digest string) *rootfs.Index {
 	return &index
 }
 
-// shared returns a layer's index as somebody else has read it, nil if there is none to be trusted. It is
+// shared returns a layer's index as somebody else has read it, or nil if none is to be trusted. It is
 // kept apart from what was read here: another conversion may trust in others.
 func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index {
 	repo := ls.o.Shared
@@ -162,7 +162,7 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 	return index
 }
 
-// contents returns a layer's index by its own table of contents, nil if there is none to be used.
+// contents returns a layer's index by its own table of contents, or nil if none is to be used.
 func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *rootfs.Index {
 	if !ls.o.TrustTOC || l.At == nil {
 		return nil

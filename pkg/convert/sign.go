@@ -30,7 +30,7 @@ var (
 	// ErrVersionUnknown says that the target has, or may have, a converted image whose security version and signer
 	// cannot be read.
 	ErrVersionUnknown = errors.New("the security version number of what the target has now is not known")
-	// ErrNotOurs says that an image is none that this program made.
+	// ErrNotOurs says that this program did not make an image.
 	ErrNotOurs = errors.New("the image was not made by cconvert")
 )
 
@@ -436,7 +436,7 @@ func (e *RollbackError) Error() string {
 		signer, e.New)
 }
 
-// present returns the enclave of the image that the upload would replace, signed or not; nil if there is none.
+// present returns the enclave of the image that the upload would replace, signed or not, or nil.
 func present(upload *image.Upload) (*sgx.SigStruct, error) {
 	now, err := upload.Current()
 	if err != nil && !image.Transient(err) && upload.Context().Err() == nil {

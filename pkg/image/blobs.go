@@ -191,7 +191,7 @@ func (u *Upload) reserve(blobs int) {
 	}
 }
 
-// take returns an upload that was begun, nil if there is none.
+// take returns an upload that was begun, or nil.
 func (u *Upload) take() (place chan *url.URL) {
 	if len(u.begun) > 0 {
 		place, u.begun = u.begun[0], u.begun[1:]

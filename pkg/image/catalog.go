@@ -181,7 +181,7 @@ func Find(ctx context.Context, ref Reference, o Options) (*Found, error) {
 	return f, nil
 }
 
-// At asks a registry which digest a tag has, of whatever kind; empty if there is none.
+// At asks a registry which digest a tag has, of whatever kind; it is empty if the tag is not there.
 func At(ctx context.Context, ref Reference, o Options) (string, error) {
 	repo := ref.Name.Context()
 	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)

@@ -83,7 +83,7 @@ func Transient(err error) bool {
 	return false
 }
 
-// errNoDocument marks an answer in place of a manifest that is none, as a proxy gives it that is being maintained.
+// errNoDocument marks an answer in place of a manifest that is not one, as a proxy answers that is being maintained.
 var errNoDocument = errors.New("the registry answers with something that is not a manifest")
 
 // errBroken marks a transfer that ended before its end.

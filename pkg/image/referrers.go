@@ -265,7 +265,7 @@ func isStatus(err error, codes ...int) bool {
 	return errors.As(err, &answer) && slices.Contains(codes, answer.StatusCode)
 }
 
-// errOtherType says that an artifact is none of those that are asked for.
+// errOtherType says that an artifact is of another type than those that are asked for.
 var errOtherType = errors.New("another type")
 
 // artifact fetches an artifact of one of the types, whose blob may have so many bytes. Accept is as that of Pull; nil:

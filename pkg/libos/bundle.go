@@ -256,7 +256,7 @@ func Cached(
 	return b, b.keep(store, key)
 }
 
-// keptBundle returns the runtime that is kept under a key, nil if there is none. Its files and its layer are kept
+// keptBundle returns the runtime that is kept under a key, or nil. Its files and its layer are kept
 // beside, and read when they are wanted: if they were removed meanwhile the runtime is packed again.
 func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bundle {
 	if key == "" {

@@ -33,7 +33,7 @@ type LockRuntime struct {
 	Layer string `json:"layer"`
 }
 
-// ReadLock reads a lock file; nil if there is none.
+// ReadLock reads a lock file, or nil.
 func ReadLock(file string) (*Lock, error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {

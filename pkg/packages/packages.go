@@ -60,8 +60,9 @@ type DB struct {
 // ErrDamaged says that a database is not what it should be. It is the image's fault, and the same every time.
 var ErrDamaged = errors.New("the database of packages is damaged")
 
-// Read reads all databases of a tree. A damaged one gives ErrDamaged; other errors are this machine's. A database of
-// rpm is read by a child process, for which the program's main must begin with reexec.Init of github.com/moby/sys.
+// Read reads all databases of a tree. For a damaged one the error is ErrDamaged; other errors are this machine's. A
+// database of rpm is read by a child process, for which the program's main must begin with reexec.Init of
+// github.com/moby/sys.
 func Read(ctx context.Context, tree *rootfs.Tree) (*DB, error) {
 	db := &DB{tree: tree, dirs: map[*rootfs.Node][]*Package{}, byName: map[string][]*Package{}}
 	for _, m := range []struct {

@@ -220,7 +220,7 @@ func Parse(name string, text []byte) (*Profile, error) {
 	return p, nil
 }
 
-// All gives the profiles that come with the program, sorted by name.
+// All returns the profiles that come with the program, sorted by name.
 var All = sync.OnceValue(func() []*Profile {
 	var list []*Profile
 	files, err := templates.Profiles.ReadDir("profiles")
@@ -249,7 +249,7 @@ func Keep() (patterns []string) {
 	return patterns
 }
 
-// Find returns the profile of a name, nil if there is none.
+// Find returns the profile of a name, or nil.
 func Find(name string) *Profile {
 	for _, p := range All() {
 		if p.Name == name {

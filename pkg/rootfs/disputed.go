@@ -102,7 +102,7 @@ func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []str
 	return problems
 }
 
-// above returns a path above p that is in a set; empty if there is none.
+// above returns a path above p that is in a set, or the empty string.
 func above(p string, set map[string]bool) string {
 	for d := path.Dir(p); len(d) > 1; d = path.Dir(d) {
 		if set[d] {

@@ -247,7 +247,7 @@ func (d *dynamic) offset(addr uint64) (int64, bool) {
 	return 0, false
 }
 
-// str reads a string of the string table; empty if there is none.
+// str reads a string of the string table, or the empty string.
 func (d *dynamic) str(off uint64, limit uint64) string {
 	base, ok := d.offset(d.values[elf.DT_STRTAB])
 	if size := d.values[elf.DT_STRSZ]; !ok || off >= size {

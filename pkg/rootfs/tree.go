@@ -78,7 +78,7 @@ func (e *Entry) at(p string) *Entry {
 	return &moved
 }
 
-// Child returns a directory's entry of a name, nil if there is none.
+// Child returns a directory's entry of a name, or nil.
 func (n *Node) Child(name string) *Node {
 	if n.dir == nil {
 		return nil

@@ -309,7 +309,7 @@ func (m processMemory) write(at uint64, from []byte) error {
 	return nil
 }
 
-// path reads a short string; empty if there is none.
+// path reads a short string, or the empty string.
 func (m processMemory) path(at uint64) string {
 	b := make([]byte, 64)
 	n, err := unix.Pread(int(m), b, int64(at))

@@ -117,8 +117,8 @@ func enclavesOf(ctx context.Context, img *image.Image, tree *rootfs.Tree) ([]Enc
 
 // Bounds of reading files again of which a scan has told that they have enclaves.
 const (
-	maxAtOnce  = 512 << 20 // bytes in memory
-	maxReadTwo = 4 << 30   // bytes of all of them
+	maxAtOnce = 512 << 20 // bytes in memory
+	maxAgain  = 4 << 30   // bytes of all of them
 )
 
 // readAll reads the enclaves of files, each content once, in as few passes over a layer as memory allows.
@@ -133,8 +133,8 @@ func (m *measuring) readAll(ctx context.Context, img *image.Image, nodes []*root
 			all += n.Size
 		}
 	}
-	if all > maxReadTwo {
-		return fmt.Errorf("the image's files with enclaves have more than %d bytes", int64(maxReadTwo))
+	if all > maxAgain {
+		return fmt.Errorf("the image's files with enclaves have more than %d bytes", int64(maxAgain))
 	}
 	for _, layer := range slices.Sorted(maps.Keys(byLayer)) {
 		for rest := byLayer[layer]; len(rest) > 0; {

@@ -82,7 +82,8 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	more, fewer := []string{}, []string{}
+	slices.SortStableFunc(changes, func(a, b Difference) int { return cmp.Compare(rank(a.Name), rank(b.Name)) })
+	var more, fewer []string
 	for _, c := range changes {
 		switch {
 		case c.Part == "files" && c.A == "":
@@ -93,7 +94,6 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 			v.changes = append(v.changes, c.String())
 		}
 	}
-	slices.SortStableFunc(v.changes, func(a, b string) int { return cmp.Compare(rank(a), rank(b)) })
 	if plain.Overlay != v.c.Recipe.Overlay { // of other options the policy chooses the files
 		v.changes = append(v.changes, filesChange("+", "besides", more)...)
 		v.changes = append(v.changes, filesChange("-", "no longer", fewer)...)
@@ -110,16 +110,18 @@ func filesChange(sign, how string, names []string) []string {
 		strings.Join(atMost(names), ", "))}
 }
 
-// rank puts what decides on the program first.
-func rank(change string) int {
-	for i, key := range []string{
-		"libos.entrypoint", "loader.argv", "loader.insecure", "fs.mounts", "loader.env.LD_", "loader.env",
-	} {
-		if strings.Contains(change, " manifest "+key) {
-			return i
-		}
+// first are the beginnings of the keys that decide on the program, which are told first.
+var first = []string{
+	"libos.entrypoint", "loader.argv", "loader.insecure", "fs.mounts", "loader.env.LD_", "loader.env",
+}
+
+// rank is the place of a key among them, or behind them.
+func rank(key string) int {
+	i := slices.IndexFunc(first, func(begin string) bool { return strings.HasPrefix(key, begin) })
+	if i < 0 {
+		return len(first)
 	}
-	return 100
+	return i
 }
 
 // sizes are keys that change how much room there is, and not what runs.

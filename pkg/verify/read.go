@@ -203,7 +203,7 @@ func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
 	return c, err
 }
 
-// recipeOf reads the recipe of an image of this program; the zero value if there is none.
+// recipeOf reads the recipe of an image of this program; of another one it is the zero value.
 func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err error) {
 	var config struct {
 		Config struct{ Labels map[string]string } `json:"config"`
