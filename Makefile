@@ -24,7 +24,11 @@ demo: build
 
 # Real images, a real registry and Docker. Needs root, and the Debian packages that .ci/run installs.
 e2e: build build-pkcs11
-	$(GO) test -tags e2e -count 1 -timeout 40m -v ./e2e
+	mkdir -p bin
+	$(GO) test -tags e2e -count 1 -timeout 40m -v ./e2e 2>&1 | tee bin/e2e.log; \
+	if ! grep -q '^ok' bin/e2e.log; then \
+		echo '== what failed'; grep -E -A 12 'Error Trace:|^panic:|--- FAIL' bin/e2e.log | tail -60; exit 1; \
+	fi
 
 BENCHSTAT = golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 CRANE = github.com/google/go-containerregistry/cmd/crane@v0.22.1
