@@ -246,7 +246,7 @@ func (l *launchFlags) options() (launch.Options, error) {
 func conversion(
 	source image.Reference, reg registryFlags, layers layerFlags, lib runtimeFlags, start launchFlags,
 ) (o convert.Options, err error) {
-	o = convert.Options{Source: source, Image: reg.options(), Jobs: reg.jobs}
+	o = convert.Options{Source: source, StoreOptions: convert.StoreOptions{Image: reg.options()}, Jobs: reg.jobs}
 	if err := layers.choose(&o, reg); err != nil {
 		return o, err
 	}

@@ -59,7 +59,8 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 		}
 		// Nothing that was kept, here or by others, is believed.
 		o.Convert = convert.Options{
-			Image: registry.options(), Jobs: registry.jobs, Inflate: o.Read.Inflate, Limits: registry.limits,
+			StoreOptions: convert.StoreOptions{Image: registry.options()}, Jobs: registry.jobs, Inflate: o.Read.Inflate,
+			Limits: registry.limits,
 		}
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/rsa"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -57,10 +56,10 @@ func (b *beforeFlags) add(f *pflag.FlagSet) {
 }
 
 // open verifies an image, shows what is wrong with it, and returns its enclave if that may be signed.
-func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Enclave, error) {
+func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*verify.Report, *convert.Prepared, error) {
 	x, err := b.expect.expectations()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var mrEnclave, signedBy sgx.Measurement
 	for _, m := range []struct {
@@ -71,7 +70,7 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Encla
 			continue
 		}
 		if err := m.to.UnmarshalText([]byte(m.text)); err != nil {
-			return nil, usagef("--%s: %w", m.flag, err)
+			return nil, nil, usagef("--%s: %w", m.flag, err)
 		}
 	}
 	if b.mrEnclave != "" {
@@ -80,7 +79,7 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Encla
 	var source *image.Image
 	if b.source != "" {
 		if source, err = b.registry.open(cmd, b.source); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		defer source.Close()
 	}
@@ -91,11 +90,11 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Encla
 	r, e, err := verify.BeforeSigning(cmd.Context(), img, source, x, o)
 	progress.finish()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", img.Ref, err)
+		return nil, nil, fmt.Errorf("%s: %w", img.Ref, err)
 	}
 	if !r.Trusted {
 		printChecks(cmd.ErrOrStderr(), r)
-		return nil, fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused,
+		return nil, nil, fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused,
 			strings.Join(r.Unmet(), ", "))
 	}
 	for _, c := range r.Checks { // what is accepted is seen by whoever signs
@@ -103,10 +102,11 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*convert.Encla
 			printChecks(cmd.ErrOrStderr(), &verify.Report{Checks: []verify.Check{c}})
 		}
 	}
-	if have := e.SigStruct.MRSigner(); b.signedBy != "" && have != signedBy {
-		return nil, fmt.Errorf("%s is %w: --signed-by is %s, the image has %s", img.Ref, errRefused, signedBy, have)
+	if b.signedBy != "" && r.MRSigner != signedBy {
+		return nil, nil,
+			fmt.Errorf("%s is %w: --signed-by is %s, the image has %s", img.Ref, errRefused, signedBy, r.MRSigner)
 	}
-	return e, nil
+	return r, e, nil
 }
 
 // signFlags are those of every way to sign an image.
@@ -162,8 +162,8 @@ func newSign() *cobra.Command {
 				return err
 			}
 			defer k.Close()
-			return flags.run(cmd, args[0], func(e *convert.Enclave) (*rsa.PublicKey, []byte, error) {
-				return e.Sign(cmd.Context(), k)
+			return flags.run(cmd, args[0], func(e *convert.Prepared) (*rsa.PublicKey, []byte, error) {
+				return convert.Sign(cmd.Context(), e, k)
 			})
 		},
 	}
@@ -175,7 +175,7 @@ func newSign() *cobra.Command {
 
 // run signs an image, and stores the result.
 func (s *signFlags) run(
-	cmd *cobra.Command, of string, sign func(*convert.Enclave) (*rsa.PublicKey, []byte, error),
+	cmd *cobra.Command, of string, sign func(*convert.Prepared) (*rsa.PublicKey, []byte, error),
 ) error {
 	source, err := image.ParseReference(of, s.before.registry.insecure)
 	if err != nil {
@@ -192,8 +192,7 @@ func (s *signFlags) run(
 			target)
 	}
 	o := convert.StoreOptions{
-		Image: s.before.registry.options(), SourceChecked: s.before.source != "", AllowRollback: s.rollback,
-		ReplaceSigner: s.another,
+		Image: s.before.registry.options(), AllowRollback: s.rollback, ReplaceSigner: s.another,
 	}
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err
@@ -207,43 +206,39 @@ func (s *signFlags) run(
 		return usagef("%s is an index of several images, which one signed image would replace: say where it goes with "+
 			"--to", source)
 	}
-	e, err := s.before.open(cmd, img)
+	r, e, err := s.before.open(cmd, img)
 	if err != nil {
 		return err
 	}
-	if err := printEnclave(cmd.ErrOrStderr(), e, source.String()+" ("+img.Digest+")"); err != nil {
+	if err := printEnclave(cmd.ErrOrStderr(), r, source.String()+" ("+img.Digest+")"); err != nil {
 		return err
 	}
 	key, signature, err := sign(e)
 	if err != nil {
 		return err
 	}
-	out, err := e.Store(cmd.Context(), key, signature, target, o)
-	if errors.Is(err, image.ErrEvidence) {
-		logrus.Warnf("%s: the image is stored without evidence: %v", target, err)
-	} else if err != nil {
+	result, err := convert.Finish(cmd.Context(), e, key, signature, target, o)
+	if err != nil {
 		return err
 	}
-	logrus.Infof("signed, by MRSIGNER %s", e.SigStruct.MRSigner())
-	ref, _ := out.Name(target)
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), ref)
+	for _, f := range result.Findings { // of the evidence: others are told when an image is converted
+		logrus.Warnf("%s: the image is stored without evidence: %s", f.Path, f.Message)
+	}
+	logrus.Infof("signed, by MRSIGNER %s", result.MRSigner)
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), result.Output.Ref)
 	return err
 }
 
 // printEnclave says what a signature is about.
-func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
-	s := e.SigStruct
-	weaknesses, err := e.Weaknesses()
-	if err != nil {
-		return err
-	}
+func printEnclave(w io.Writer, r *verify.Report, of string) error {
+	s := r.SigStruct
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(t, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))
 	}
 	line("image", "%s", of)
-	line("made from", "%s", e.Recipe.Source)
-	line("runtime", "%s %.12s, layer %s", e.Recipe.Runtime.Kind, e.Recipe.Runtime.Version, e.Recipe.Runtime.Digest)
+	line("made from", "%s", r.Recipe.Source)
+	line("runtime", "%s %.12s, layer %s", r.Recipe.Runtime.Kind, r.Recipe.Runtime.Version, r.Recipe.Runtime.Digest)
 	line("MRENCLAVE", "%s", s.MREnclave)
 	line("product", "%d, security version %d", s.ISVProdID, s.ISVSVN)
 	line("date", "%s", s.Date)
@@ -253,10 +248,10 @@ func printEnclave(w io.Writer, e *convert.Enclave, of string) error {
 	if s.Debug() {
 		line("debug", "yes: a debugger can read the enclave")
 	}
-	if len(weaknesses) > 0 {
-		line("weakened by", "%s", strings.Join(weaknesses, ", "))
+	if len(r.Weaknesses) > 0 {
+		line("weakened by", "%s", strings.Join(r.Weaknesses, ", "))
 	}
-	if e.Simulated() {
+	if r.Simulated() {
 		line("simulated", "yes: there is no enclave")
 	}
 	if key, _ := s.Signature(); key != nil {
@@ -287,14 +282,14 @@ RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "
 				return err
 			}
 			defer img.Close()
-			e, err := before.open(cmd, img)
+			r, e, err := before.open(cmd, img)
 			if err != nil {
 				return err
 			}
-			if err := writeFile(out, e.SigStruct.ToBeSigned()); err != nil {
+			if err := writeFile(out, e.ToBeSigned()); err != nil {
 				return err
 			}
-			return printEnclave(cmd.OutOrStdout(), e, img.Ref.String()+" ("+img.Digest+")")
+			return printEnclave(cmd.OutOrStdout(), r, img.Ref.String()+" ("+img.Digest+")")
 		},
 	}
 	cmd.Flags().StringVarP(&out, "out", "o", "", "file that gets the bytes")
@@ -329,7 +324,7 @@ signature is one of these bytes by the key.`,
 				return usagef("--signature %s: it has %d bytes, a signature by this key has %d, without any encoding",
 					signature, len(raw), n)
 			}
-			return flags.run(cmd, args[0], func(*convert.Enclave) (*rsa.PublicKey, []byte, error) {
+			return flags.run(cmd, args[0], func(*convert.Prepared) (*rsa.PublicKey, []byte, error) {
 				return key, raw, nil
 			})
 		},

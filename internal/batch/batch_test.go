@@ -64,8 +64,8 @@ func newBench(t *testing.T) *bench {
 		Name: "test", Signer: key, Backends: []libos.Backend{sim.Backend{}}, Files: batch.Files{Dirs: []string{b.dir}},
 		Insecure: true,
 		Own: convert.Options{
-			Cache: cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit),
-			Image: image.Options{FirstPause: time.Millisecond},
+			Cache:        cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit),
+			StoreOptions: convert.StoreOptions{Image: image.Options{FirstPause: time.Millisecond}},
 		},
 	}
 	return b

@@ -173,7 +173,7 @@ func (w *Worker) convert(
 		return nil, err
 	}
 	defer p.Close()
-	if p.ConversionIdentity(mrsigner) != out.Identity {
+	if p.Recipe.Identity(mrsigner) != out.Identity {
 		return nil, notTheImage{fmt.Errorf("%w: %s", image.ErrMoved, o.Source)}
 	}
 	if j.Unsigned && !j.Force && w.signedSince(ctx, p, o, out) && out.Digest == before && w.stated(ctx, o, before) {
@@ -212,13 +212,13 @@ func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert
 	if err != nil {
 		return false
 	}
-	made, err := p.Complete(e.SigStruct.Signature())
+	made, err := p.Complete(e.Now.Signature())
 	if err != nil || made.Digest != img.Digest {
 		return false
 	}
 	out.Findings = len(p.Findings())
 	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
-	out.MREnclave, out.MRSigner = e.SigStruct.MREnclave, e.SigStruct.MRSigner()
+	out.MREnclave, out.MRSigner = e.Now.MREnclave, e.Now.MRSigner()
 	return true
 }
 

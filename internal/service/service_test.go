@@ -82,7 +82,9 @@ func newPlace(t *testing.T, changes ...func(*service.Options)) *place {
 	p.worker = &batch.Worker{
 		Name: "test", Files: batch.Files{Dirs: []string{dir}}, Insecure: true, Signer: key,
 		Backends: []libos.Backend{sim.Backend{}},
-		Own:      convert.Options{Image: image.Options{FirstPause: time.Millisecond}},
+		Own: convert.Options{
+			StoreOptions: convert.StoreOptions{Image: image.Options{FirstPause: time.Millisecond}},
+		},
 	}
 
 	rules, err := plan.Parse("plan.yaml", fmt.Appendf(nil, `version: 1

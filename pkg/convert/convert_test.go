@@ -77,7 +77,7 @@ func options(t testing.TB, from string) convert.Options {
 		Launch: launch.Options{Enclave: launch.Enclave{
 			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
 		}},
-		Image: image.Options{FirstPause: time.Millisecond},
+		StoreOptions: convert.StoreOptions{Image: image.Options{FirstPause: time.Millisecond}},
 	}
 }
 
@@ -90,7 +90,7 @@ func run(ctx context.Context, t testing.TB, o convert.Options, to string) (*conv
 	defer p.Close()
 	key, signature, err := convert.Sign(ctx, p, signer(t))
 	require.NoError(t, err)
-	return convert.Finish(ctx, p, key, signature, parse(t, to))
+	return convert.Finish(ctx, p, key, signature, parse(t, to), o.StoreOptions)
 }
 
 func sample(t testing.TB) v1.Image {
@@ -408,7 +408,8 @@ func TestFinishRefusesAForeignSignature(t *testing.T) {
 	key, signature, err := convert.Sign(context.Background(), p, signer(t))
 	require.NoError(t, err)
 	signature[0] ^= 1
-	_, err = convert.Finish(context.Background(), p, key, signature, parse(t, reg.Host+"/dst:1"))
+	_, err = convert.Finish(context.Background(), p, key, signature, parse(t, reg.Host+"/dst:1"),
+		convert.StoreOptions{})
 	assert.ErrorContains(t, err, "does not belong to this enclave")
 	assert.Empty(t, reg.Digest(t, "dst:1"))
 }
@@ -426,7 +427,8 @@ func TestSigningApart(t *testing.T) {
 	require.NoError(t, err)
 	public, err := signer(t).Public(context.Background())
 	require.NoError(t, err)
-	apart, err := convert.Finish(context.Background(), p, public, signature, parse(t, reg.Host+"/b:1"))
+	apart, err := convert.Finish(context.Background(), p, public, signature, parse(t, reg.Host+"/b:1"),
+		convert.StoreOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, direct.Output.Digest, apart.Output.Digest)
 }

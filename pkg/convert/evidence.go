@@ -3,6 +3,7 @@ package convert
 import (
 	"context"
 	"encoding/json"
+	"slices"
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -19,27 +20,64 @@ type Evidence struct {
 	Version string
 }
 
-// identity states what an image is.
-func (p *Prepared) identity() (attest.Identity, error) {
-	options, err := json.Marshal(p.opts.Recorded())
+// identity states what an image is. What a conversion has seen itself, and whatever can be read of its own recipe, is
+// stated as it is; of an image that was read back, see asStated.
+func (p *Prepared) identity(ctx context.Context, signed *sgx.SigStruct, by *Evidence) (attest.Identity, error) {
+	options, err := json.Marshal(p.Recipe.Options)
 	if err != nil {
 		return attest.Identity{}, err
 	}
-	findings, err := json.Marshal(p.sealed.Findings)
-	if err != nil {
-		return attest.Identity{}, err
+	runtime := p.Recipe.Runtime
+	identity := attest.Identity{
+		Enclave: attest.NewEnclave(signed), EnclaveSize: p.enclave.EnclaveSize, MaxThreads: p.enclave.MaxThreads,
+		EDMM:    p.enclave.EDMM,
+		Source:  attest.NewResource("", p.Recipe.Source),
+		Runtime: attest.Runtime{Kind: runtime.Kind, Version: runtime.Version, Digest: runtime.Digest},
+		Epoch:   p.Recipe.Epoch, Options: options, Findings: json.RawMessage("null"), Simulated: p.Simulated,
 	}
-	from := ""
-	if p.source.Ref.Transport == image.Registry { // a path of this machine is nobody's business
-		from = p.source.Ref.String()
+	if p.Now != nil {
+		return identity, p.asStated(ctx, &identity, by)
 	}
-	e := p.sealed.Enclave
-	return attest.Identity{
-		Enclave: attest.NewEnclave(p.signed), EnclaveSize: e.EnclaveSize, MaxThreads: e.MaxThreads, EDMM: e.EDMM,
-		Source:  attest.NewResource(from, p.source.Digest),
-		Runtime: attest.Runtime{Kind: p.bundle.Kind, Version: p.bundle.Version, Digest: p.bundle.Layer.Digest},
-		Epoch:   FormatEpoch, Options: options, Findings: findings, Simulated: p.simulated(),
-	}, nil
+	if p.base.Ref.Transport == image.Registry { // a path of this machine is nobody's business
+		identity.Source = attest.NewResource(p.base.Ref.String(), p.Recipe.Source)
+	}
+	identity.Findings, err = json.Marshal(p.findings)
+	return identity, err
+}
+
+// asStated adds to the identity of an image that was read back what its evidence says beyond the image itself: the
+// source's name, and findings, which stay null if nobody has looked for any. If new evidence is signed, the old one
+// must be by the same key: a signature does not make true what somebody else has claimed. Old evidence that cannot be
+// read is as if there were none.
+func (p *Prepared) asStated(ctx context.Context, identity *attest.Identity, by *Evidence) error {
+	var key *attest.PublicKey
+	if by.Key != nil {
+		key = &by.Key.PublicKey
+		// The recipe's source is a word, as is the runtime's version, and the loader is not measured: who signs vouches
+		// for none of them.
+		if identity.Runtime.Digest, identity.Runtime.Version = "", ""; !p.SourceChecked {
+			identity.Source = attest.Resource{}
+		}
+	}
+	artifacts, err := p.base.Referrers(ctx, attest.InTotoMediaType)
+	if ctx.Err() != nil || err != nil && by.Required {
+		return err
+	}
+	before := attest.NewEnclave(p.Now)
+	for _, f := range attest.Read(ctx, artifacts, key) {
+		var said attest.Identity
+		if f.Statement == nil || key != nil && !f.Verified || f.Statement.PredicateType != attest.IdentityType ||
+			json.Unmarshal(f.Statement.Predicate, &said) != nil {
+			continue
+		}
+		of := slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(p.base.Digest) })
+		if of && said.Enclave == before && said.Source.Is(p.Recipe.Source) &&
+			said.Runtime.Digest == p.Recipe.Runtime.Digest {
+			identity.Source, identity.Findings, identity.Runtime = said.Source, said.Findings, said.Runtime
+			return nil
+		}
+	}
+	return nil
 }
 
 // about returns the evidence for an output: what it is, how it was made, and reference values. Those are left out for

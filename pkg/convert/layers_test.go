@@ -376,7 +376,7 @@ func TestNothingIsSentBeforeItIsAccepted(t *testing.T) {
 	require.Eventually(t, func() bool { // the runtime; the two layers are mounted, and two uploads begun
 		return count(reg.Requests(), "PUT /v2/other/blobs/") == 1 && count(reg.Requests(), "POST /v2/other/blobs/") == 5
 	}, 5e9, 1e6)
-	r, err := convert.Finish(context.Background(), p, key, signature, target)
+	r, err := convert.Finish(context.Background(), p, key, signature, target, o.StoreOptions)
 	require.NoError(t, err)
 	assert.Equal(t, 3, count(reg.Requests(), "PUT /v2/other/blobs/"), "the enclave and the configuration as well")
 	assert.Equal(t, 5, count(reg.Requests(), "POST /v2/other/blobs/"))
@@ -400,7 +400,7 @@ func TestEarlyUploadFails(t *testing.T) {
 	defer p.Close()
 	key, signature, err := convert.Sign(context.Background(), p, signer(t))
 	require.NoError(t, err)
-	_, err = convert.Finish(context.Background(), p, key, signature, target)
+	_, err = convert.Finish(context.Background(), p, key, signature, target, o.StoreOptions)
 	assert.ErrorContains(t, err, "uploading the blob")
 	assert.NotErrorIs(t, err, context.Canceled)
 	assert.Empty(t, reg.Digest(t, "other:1"))
@@ -465,7 +465,7 @@ func TestTableOfContentsOfAnother(t *testing.T) {
 		p, err := convert.Prepare(ctx, o)
 		require.NoError(t, err)
 		defer p.Close()
-		return string(p.Manifest())
+		return string(p.Manifest)
 	}
 	listed := func(content string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(content))) }
 	assert.Contains(t, manifest(lie), listed(lied), "who trusts tables is told what the registry likes")

@@ -35,17 +35,11 @@ type Options struct {
 	// Target is where the result will go, if that is known: what does not depend on the signature is sent
 	// while the enclave is measured.
 	Target *image.Reference
-	// AllowRollback lets the output replace an image with a higher security version number.
-	AllowRollback bool
-	// ReplaceSigner lets the output replace an image that another key has signed.
-	ReplaceSigner bool
+	// StoreOptions say how images are fetched, and the output stored.
+	StoreOptions
 	// Accept is asked, before anything is measured or stored, whether to go on in spite of what was found;
 	// nil: always.
 	Accept func([]finding.Finding) error
-	// Evidence is attached to the output in registries; nil: nothing is.
-	Evidence *Evidence
-	// Image says how images are fetched and stored.
-	Image image.Options
 	// Jobs is how many layers are read at a time; 0: as many as there are processors.
 	Jobs int
 	// Cache keeps what is known of layers between runs; nil: nothing is kept.

@@ -37,9 +37,6 @@ type Recipe struct {
 	DiffIDs []string `json:"diff_ids"`
 }
 
-// replaced are the keys of the configuration that a conversion sets, labels apart, to which it only adds.
-var replaced = []string{"Cmd", "Entrypoint", "Env", "StopSignal"}
-
 // RecipeRuntime identifies the runtime by its layer.
 type RecipeRuntime struct {
 	libos.Meta
@@ -138,23 +135,24 @@ func (c Options) Identity(source, runtime string, signer sgx.Measurement) string
 // platform is the one that SGX exists for.
 const platform = "linux/amd64"
 
-func (p *Prepared) writeRecipe(date sgx.Date) (Recipe, error) {
+// newRecipe describes a conversion by these options.
+func newRecipe(o Options, source *image.Image, bundle *libos.Bundle, date sgx.Date) (Recipe, error) {
 	r := Recipe{
-		Epoch: FormatEpoch, Source: p.source.Digest, Platform: platform,
-		Runtime: RecipeRuntime{p.bundle.Meta, p.bundle.Layer.Digest},
-		Options: p.opts.Recorded(), Date: date.String(), Overlay: p.opts.OverlayText,
+		Epoch: FormatEpoch, Source: source.Digest, Platform: platform,
+		Runtime: RecipeRuntime{bundle.Meta, bundle.Layer.Digest},
+		Options: o.Recorded(), Date: date.String(), Overlay: o.OverlayText,
 		Replaced: map[string]json.RawMessage{},
 	}
-	config, run, err := readConfig(p.source.Config)
+	config, run, err := readConfig(source.Config)
 	if err != nil {
 		return r, err
 	}
 	for _, key := range replaced {
 		raw, ok := run[key]
 		if key == "Env" { // most often it stays as it is
-			var env []string
-			if err := json.Unmarshal([]byte(cmp.Or(string(raw), "null")), &env); err != nil {
-				return r, fmt.Errorf("reading Env in the image's configuration: %w", err)
+			env, err := readKey[[]string](run, key)
+			if err != nil {
+				return r, err
 			}
 			ok = slices.ContainsFunc(env, SteersLoader)
 		}
@@ -300,17 +298,22 @@ func (r Recipe) Keep() []string {
 // ErrEpoch for an image of another version.
 func Repeat(
 	ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, config []byte,
-) (*Prepared, error) {
+) (*Conversion, error) {
 	o, err := r.options(backend)
 	if err != nil {
 		return nil, err
 	}
 	o.Source = image.Reference{Transport: image.OCILayout, Path: "the image that was converted"} // for messages
-	p := &Prepared{opts: o, watch: startWatch(), source: &image.Image{Digest: r.Source}}
-	if p.source.Config, err = r.sourceConfig(config); err != nil {
+	source := &image.Image{Digest: r.Source}
+	if source.Config, err = r.sourceConfig(config); err != nil {
 		return nil, err
 	}
-	return p, p.seal(ctx, launch.Examine(ctx, tree), func() (*libos.Bundle, error) { return bundle, nil })
+	runtime := func() (*libos.Bundle, error) { return bundle, nil }
+	s, err := seal(ctx, o, source, launch.Examine(ctx, tree), runtime)
+	if err != nil {
+		return nil, err
+	}
+	return &s.Conversion, nil
 }
 
 // Again returns the options with which Prepare makes the image of a recipe again, from a source and a runtime.
@@ -318,75 +321,4 @@ func (r Recipe) Again(source image.Reference, backend libos.Backend) (Options, e
 	o, err := r.options(backend)
 	o.Source = source
 	return o, err
-}
-
-// SourceConfig returns the configuration that a source must have had, as far as the output tells: what a label of
-// the output has replaced is taken from the source.
-func (r Recipe) SourceConfig(output, source []byte) ([]byte, error) {
-	was, err := r.sourceConfig(output)
-	if err != nil {
-		return nil, err
-	}
-	config, run, err := readConfig(was)
-	if err != nil {
-		return nil, err
-	}
-	_, before, err := readConfig(source)
-	if err != nil {
-		return nil, err
-	}
-	labels, old := map[string]string{}, map[string]string{}
-	for to, raw := range map[*map[string]string]json.RawMessage{&labels: run["Labels"], &old: before["Labels"]} {
-		if raw == nil {
-			continue
-		}
-		if err := json.Unmarshal(raw, to); err != nil {
-			return nil, fmt.Errorf("reading Labels in the image's configuration: %w", err)
-		}
-	}
-	for _, label := range []string{LabelBaseDigest, LabelEpoch, LabelMREnclave, LabelMRSigner, LabelIdentity} {
-		if v, ok := old[label]; ok {
-			labels[label] = v
-		} else {
-			delete(labels, label)
-		}
-	}
-	if run["Labels"], err = json.Marshal(labels); err != nil {
-		return nil, err
-	}
-	if config["config"], err = json.Marshal(run); err != nil {
-		return nil, err
-	}
-	return json.Marshal(config)
-}
-
-// sourceConfig undoes what Config did, but for labels, which are written anew.
-func (r Recipe) sourceConfig(output []byte) ([]byte, error) {
-	config, run, err := readConfig(output)
-	if err != nil {
-		return nil, err
-	}
-	for _, key := range replaced {
-		if raw, ok := r.Replaced[key]; ok {
-			run[key] = raw
-		} else if key != "Env" {
-			delete(run, key)
-		}
-	}
-	if config["config"], err = json.Marshal(run); err != nil {
-		return nil, err
-	}
-	if config["rootfs"], err = json.Marshal(map[string]any{"type": "layers", "diff_ids": r.DiffIDs}); err != nil {
-		return nil, err
-	}
-	if raw, ok := config["history"]; ok {
-		var history []json.RawMessage
-		if err := json.Unmarshal(raw, &history); err != nil {
-			return nil, fmt.Errorf("reading the history in the image's configuration: %w", err)
-		}
-		if config["history"], err = json.Marshal(history[:max(0, len(history)-len(addedBy))]); err != nil {
-			return nil, err
-		}
-	}
-	return json.Marshal(config)
 }

@@ -57,5 +57,5 @@ func (p *Prepared) SignAndFinish(ctx context.Context, signer sgx.Signer) (_ *Res
 			return nil, err
 		}
 	}
-	return Finish(ctx, p, public, signature, *p.opts.Target)
+	return Finish(ctx, p, public, signature, *p.target, p.store)
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -43,11 +44,11 @@ func unsigned(t *testing.T, o convert.Options, to string) {
 	p, err := convert.Prepare(context.Background(), o)
 	require.NoError(t, err)
 	defer p.Close()
-	_, err = convert.Finish(context.Background(), p, nil, nil, parse(t, to))
+	_, err = convert.Finish(context.Background(), p, nil, nil, parse(t, to), o.StoreOptions)
 	require.NoError(t, err)
 }
 
-func enclave(t *testing.T, ref string) *convert.Enclave {
+func enclave(t *testing.T, ref string) *convert.Prepared {
 	t.Helper()
 	img, err := image.Open(context.Background(), parse(t, ref), image.Options{})
 	require.NoError(t, err)
@@ -57,11 +58,13 @@ func enclave(t *testing.T, ref string) *convert.Enclave {
 	return e
 }
 
-func store(t *testing.T, e *convert.Enclave, key *sgx.Key, to string, o convert.StoreOptions) (*image.Output, error) {
+func store(
+	t *testing.T, e *convert.Prepared, key *sgx.Key, to string, o convert.StoreOptions,
+) (*convert.Result, error) {
 	t.Helper()
-	public, signature, err := e.Sign(context.Background(), key)
+	public, signature, err := convert.Sign(context.Background(), e, key)
 	require.NoError(t, err)
-	return e.Store(context.Background(), public, signature, parse(t, to), o)
+	return convert.Finish(context.Background(), e, public, signature, parse(t, to), o)
 }
 
 // Signed later, or again by another key, an image is the one that signing at once gives. Of the layers, only the one
@@ -81,7 +84,7 @@ func TestSigningLater(t *testing.T) {
 	out, err := store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
 		convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
-	assert.Equal(t, want.Output.Digest, out.Digest)
+	assert.Equal(t, want.Output.Digest, out.Output.Digest)
 	assert.Equal(t, want.Output.Digest, reg.Digest(t, "dst:1"))
 	img, err := image.Open(context.Background(), parse(t, reg.Host+"/dst:1"), image.Options{})
 	require.NoError(t, err)
@@ -94,13 +97,13 @@ func TestSigningLater(t *testing.T) {
 	other, err := sgx.GenerateKey(rand.Reader)
 	require.NoError(t, err)
 	e = enclave(t, reg.Host+"/dst:1")
-	assert.Equal(t, want.MRSigner, e.SigStruct.MRSigner())
+	assert.Equal(t, want.MRSigner, e.Now.MRSigner())
 	out, err = store(t, e, other, reg.Host+"/dst:2", convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
-	assert.NotEqual(t, want.Output.Digest, out.Digest)
+	assert.NotEqual(t, want.Output.Digest, out.Output.Digest)
 	again, err := store(t, enclave(t, reg.Host+"/dst:2"), signer(t), reg.Host+"/dst:3", convert.StoreOptions{})
 	require.NoError(t, err)
-	assert.Equal(t, want.Output.Digest, again.Digest)
+	assert.Equal(t, want.Output.Digest, again.Output.Digest)
 
 	// What was attached to the image is attached to the new one, about the new signer.
 	img, err = image.Open(context.Background(), parse(t, reg.Host+"/dst:2"), image.Options{})
@@ -134,9 +137,9 @@ func TestSigningRefuses(t *testing.T) {
 	o := options(t, from)
 	o.Launch.Enclave.ISVProdID = 9
 	unsigned(t, o, reg.Host+"/dst:other")
-	public, signature, err := enclave(t, reg.Host+"/dst:other").Sign(ctx, signer(t))
+	public, signature, err := convert.Sign(ctx, enclave(t, reg.Host+"/dst:other"), signer(t))
 	require.NoError(t, err)
-	_, err = enclave(t, reg.Host+"/dst:1").Store(ctx, public, signature, parse(t, reg.Host+"/dst:1"),
+	_, err = convert.Finish(ctx, enclave(t, reg.Host+"/dst:1"), public, signature, parse(t, reg.Host+"/dst:1"),
 		convert.StoreOptions{})
 	assert.ErrorContains(t, err, "does not belong to this enclave")
 	assert.Equal(t, before, reg.Digest(t, "dst:1"))
@@ -151,7 +154,7 @@ func TestSigningRefuses(t *testing.T) {
 func TestTestKey(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	unsigned(t, options(t, reg.Push(t, "src:1", sample(t))), reg.Host+"/dst:1")
-	_, _, err := enclave(t, reg.Host+"/dst:1").Sign(context.Background(), signer(t))
+	_, _, err := convert.Sign(context.Background(), enclave(t, reg.Host+"/dst:1"), signer(t))
 	require.NoError(t, err, "the simulation protects nothing")
 
 	// The manifest says what protects; what the recipe says beside it is not measured.
@@ -169,7 +172,7 @@ func TestTestKey(t *testing.T) {
 			return strings.Replace(s, `"kind": "sim"`, `"kind": "gramine"`, 1)
 		},
 	})
-	_, _, err = enclave(t, reg.Host+"/dst:3").Sign(context.Background(), signer(t))
+	_, _, err = convert.Sign(context.Background(), enclave(t, reg.Host+"/dst:3"), signer(t))
 	assert.ErrorIs(t, err, convert.ErrTestKey)
 }
 
@@ -256,8 +259,10 @@ func TestForgedEvidence(t *testing.T) {
 		o := options(t, from)
 		o.Evidence = &convert.Evidence{Key: key}
 		unsigned(t, o, reg.Host+"/"+name+":1")
-		_, err := store(t, enclave(t, reg.Host+"/"+name+":1"), signer(t), reg.Host+"/"+name+":2",
-			convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}, SourceChecked: name == "checked"})
+		e := enclave(t, reg.Host+"/"+name+":1")
+		e.SourceChecked = name == "checked"
+		_, err := store(t, e, signer(t), reg.Host+"/"+name+":2",
+			convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}})
 		require.NoError(t, err)
 		img, err := image.Open(ctx, parse(t, reg.Host+"/"+name+":2"), image.Options{})
 		require.NoError(t, err)
@@ -287,9 +292,11 @@ func TestForgedEvidence(t *testing.T) {
 		}
 		return false
 	})
-	_, err := store(t, e, signer(t), reg.Host+"/dst:2", convert.StoreOptions{Evidence: &convert.Evidence{}})
+	r, err := store(t, e, signer(t), reg.Host+"/dst:2", convert.StoreOptions{Evidence: &convert.Evidence{}})
 	reg.Intercept(nil)
-	assert.ErrorIs(t, err, image.ErrEvidence, "stored, without evidence")
+	require.NoError(t, err)
+	require.Len(t, r.Findings, 1, "stored, without evidence")
+	assert.Equal(t, finding.EvidenceRefused, r.Findings[0].Code)
 	assert.NotEmpty(t, reg.Digest(t, "dst:2"))
 }
 
@@ -364,7 +371,7 @@ func TestRollback(t *testing.T) {
 		require.NoError(t, err)
 		_, err = run(ctx, t, high, place)
 		require.NoError(t, err)
-		_, err = convert.Finish(ctx, slow, public, signature, to)
+		_, err = convert.Finish(ctx, slow, public, signature, to, low.StoreOptions)
 		assert.ErrorIs(t, err, image.ErrMoved, place)
 		slow.Close()
 	}
@@ -476,12 +483,12 @@ func TestReplacedSigner(t *testing.T) {
 		}
 		defer p.Close()
 		if key == nil {
-			_, err = convert.Finish(ctx, p, nil, nil, target)
+			_, err = convert.Finish(ctx, p, nil, nil, target, each.StoreOptions)
 			return err
 		}
 		public, signature, err := convert.Sign(ctx, p, key)
 		require.NoError(t, err)
-		_, err = convert.Finish(ctx, p, public, signature, target)
+		_, err = convert.Finish(ctx, p, public, signature, target, each.StoreOptions)
 		return err
 	}
 	var changed *convert.SignerError

@@ -82,6 +82,8 @@ type Output struct {
 	// EvidenceOptional stores the image all the same if the registry refuses artifacts, which Write tells by
 	// ErrEvidence.
 	EvidenceOptional bool
+	// Added is how many bytes the new layers have, compressed.
+	Added int
 
 	source    Reference
 	session   *registrySession
@@ -159,6 +161,7 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 		return nil, err
 	}
 	for i, d := range descriptors {
+		out.Added += add[i].Size
 		diffID, err := added[i].DiffID()
 		if err != nil {
 			return nil, err

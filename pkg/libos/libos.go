@@ -90,4 +90,6 @@ type Sealed struct {
 	// Trusted are the manifest's trusted files, in its order.
 	Trusted  []manifest.TrustedFile
 	Findings []finding.Finding
+	// Simulated says that there is no enclave.
+	Simulated bool
 }

@@ -143,7 +143,7 @@ func TestEvidenceRefused(t *testing.T) {
 	defer p.Close()
 	public, signature, err := convert.Sign(context.Background(), p, signer(t))
 	require.NoError(t, err)
-	_, err = convert.Finish(context.Background(), p, public, signature, parse(t, reg.Host+"/dst:1"))
+	_, err = convert.Finish(context.Background(), p, public, signature, parse(t, reg.Host+"/dst:1"), o.StoreOptions)
 	assert.ErrorContains(t, err, "attaching evidence")
 	assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"), "the tag was not moved")
 }

@@ -133,14 +133,14 @@ func TestOtherForms(t *testing.T) {
 
 		e, err := convert.OpenEnclave(ctx, img, []libos.Backend{gramine.Backend{}, sim.Backend{}})
 		require.NoError(t, err, ref)
-		key, signature, err := e.Sign(ctx, otherKey(t))
+		key, signature, err := convert.Sign(ctx, e, otherKey(t))
 		require.NoError(t, err, ref)
 		again := "oci:" + filepath.Join(dir, "again") + ":1"
-		_, err = e.Store(ctx, key, signature, parse(t, again), convert.StoreOptions{AllowRollback: true})
+		_, err = convert.Finish(ctx, e, key, signature, parse(t, again), convert.StoreOptions{AllowRollback: true})
 		require.NoError(t, err, ref)
 		e, err = convert.OpenEnclave(ctx, open(t, again), []libos.Backend{sim.Backend{}})
 		require.NoError(t, err, ref)
-		assert.NotEqual(t, original.MRSigner, e.SigStruct.MRSigner(), ref)
+		assert.NotEqual(t, original.MRSigner, e.Now.MRSigner(), ref)
 		assert.Equal(t, original.MREnclave, e.SigStruct.MREnclave, ref)
 	}
 }

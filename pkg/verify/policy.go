@@ -78,7 +78,7 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 		v.changes = []string{"without them it could not be converted: " + err.Error()}
 		return nil
 	}
-	changes, err := compareManifests(p.Manifest(), v.c.Manifest)
+	changes, err := compareManifests(p.Manifest, v.c.Manifest)
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func manifestProblems(want, got []byte) []string {
 }
 
 // config compares the image's configuration with the one that belongs to the enclave.
-func (v *verification) config(p *convert.Prepared) {
+func (v *verification) config(p *convert.Conversion) {
 	const detail = "entrypoint, arguments, environment, stop signal and labels are those of this enclave"
 	if v.c.SigStruct == nil {
 		v.foreignConfig()

@@ -174,7 +174,9 @@ func TestRebuild(t *testing.T) {
 		change(&o)
 		run(t, o, signer(t), reg.Host+"/dst:1")
 		img := open(t, reg.Host+"/dst:1")
-		again := verify.RebuildOptions{Source: parse(t, from), Convert: convert.Options{Image: o.Image}}
+		again := verify.RebuildOptions{
+			Source: parse(t, from), Convert: convert.Options{StoreOptions: convert.StoreOptions{Image: o.Image}},
+		}
 		r, err := verify.Rebuild(context.Background(), img, again)
 		require.NoError(t, err, what)
 		assert.True(t, r.Same, "%s: %v", what, r.Why)

@@ -76,14 +76,15 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		out.Why = append(out.Why,
 			fmt.Sprintf("an engine may choose another image by the same name: %s", strings.Join(img.Rivals, ", ")))
 	}
-	if got := p.SourceDigest(); got != c.Recipe.Source {
+	if got := p.Recipe.Source; got != c.Recipe.Source {
 		out.Why = append(out.Why, fmt.Sprintf("the source is %s, the image was made from %s", got, c.Recipe.Source))
 	}
 	key, signature := c.SigStruct.Signature()
 	made, err := p.Complete(key, signature)
 	if err != nil {
-		out.Why = append(out.Why, fmt.Sprintf("another measurement comes out, %s, not %s", p.MREnclave(), c.MREnclave))
-		changes, diffErr := compareManifests(c.Manifest, p.Manifest())
+		out.Why = append(out.Why,
+			fmt.Sprintf("another measurement comes out, %s, not %s", p.SigStruct.MREnclave, c.MREnclave))
+		changes, diffErr := compareManifests(c.Manifest, p.Manifest)
 		if diffErr != nil {
 			return nil, errors.Join(err, diffErr)
 		}

@@ -143,9 +143,9 @@ func TestStatedRuntime(t *testing.T) {
 	require.NoError(t, err)
 	key, err := attest.ParsePrivateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	require.NoError(t, err)
-	public, signature, err := e.Sign(ctx, signer(t))
+	public, signature, err := convert.Sign(ctx, e, signer(t))
 	require.NoError(t, err)
-	_, err = e.Store(ctx, public, signature, parse(t, a.reg.Host+"/prod:1"), convert.StoreOptions{
+	_, err = convert.Finish(ctx, e, public, signature, parse(t, a.reg.Host+"/prod:1"), convert.StoreOptions{
 		Evidence: &convert.Evidence{Key: key, Required: true},
 	})
 	require.NoError(t, err)

@@ -176,7 +176,7 @@ func Verify(
 // convert.ErrNotOurs for images of other programs, whatever is in their layer on top.
 func BeforeSigning(
 	ctx context.Context, img, source *image.Image, e Expectations, o Options,
-) (*Report, *convert.Enclave, error) {
+) (*Report, *convert.Prepared, error) {
 	v := &verification{signing: true}
 	r, err := v.consistency(ctx, img, source, nil, o)
 	if errors.Is(err, ErrNotConverted) || err == nil && v.readable && v.c.Layout != LayoutOurs {
@@ -195,10 +195,11 @@ func BeforeSigning(
 	if err != nil {
 		return r, nil, err
 	}
-	if !bytes.Equal(enclave.SigStruct.ToBeSigned(), v.c.SigStruct.ToBeSigned()) ||
-		!bytes.Equal(enclave.Manifest(), v.c.Manifest) {
+	if !bytes.Equal(enclave.ToBeSigned(), v.c.SigStruct.ToBeSigned()) ||
+		!bytes.Equal(enclave.Manifest, v.c.Manifest) {
 		return nil, nil, errors.New("the enclave that would be signed is not the one that was checked")
 	}
+	enclave.SourceChecked = source != nil
 	return r, enclave, nil
 }
 

@@ -69,9 +69,9 @@ func options(t testing.TB, from string) convert.Options {
 		Launch: launch.Options{Enclave: launch.Enclave{
 			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
 		}},
-		Image: image.Options{FirstPause: time.Millisecond},
-
-		AllowRollback: true, ReplaceSigner: true,
+		StoreOptions: convert.StoreOptions{
+			Image: image.Options{FirstPause: time.Millisecond}, AllowRollback: true, ReplaceSigner: true,
+		},
 	}
 }
 
@@ -100,7 +100,7 @@ func run(t testing.TB, o convert.Options, key *sgx.Key, to string) *convert.Resu
 	defer p.Close()
 	public, signature, err := convert.Sign(context.Background(), p, key)
 	require.NoError(t, err)
-	r, err := convert.Finish(context.Background(), p, public, signature, parse(t, to))
+	r, err := convert.Finish(context.Background(), p, public, signature, parse(t, to), o.StoreOptions)
 	require.NoError(t, err)
 	return r
 }

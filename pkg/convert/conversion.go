@@ -1,0 +1,206 @@
+package convert
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// Conversion is an image that lacks the measurement and the signature: the outcome of a conversion, or read back by
+// OpenEnclave. Nothing changes it.
+type Conversion struct {
+	Recipe Recipe
+	// Manifest is the library OS's, as it is measured.
+	Manifest []byte
+	// Simulated says that there is no enclave.
+	Simulated bool
+
+	enclave  manifest.SGX
+	unsigned *sgx.SigStruct
+	files    []libos.File // of the enclave's layer, but for the signature
+	// base is the image on which new layers go, and below those that come before the enclave's.
+	base  *image.Image
+	below []image.NewLayer
+	// config returns the configuration but for the labels. The caller may change it.
+	config func() (map[string]json.RawMessage, error)
+}
+
+// EnclaveFiles returns the files of the enclave's layer with a SIGSTRUCT, signed or not.
+func (c *Conversion) EnclaveFiles(s *sgx.SigStruct) []libos.File {
+	return append(slices.Clone(c.files), signatureFile(s))
+}
+
+// Config returns the configuration of the image with a SIGSTRUCT, signed or not.
+func (c *Conversion) Config(s *sgx.SigStruct) (map[string]json.RawMessage, error) {
+	config, err := c.config()
+	if err != nil {
+		return nil, err
+	}
+	return config, c.Recipe.label(config, s)
+}
+
+// sealed is a conversion with all that is told of it. Nothing changes it either.
+type sealed struct {
+	Conversion
+	layout   sgx.Layout // which is to be measured
+	findings []finding.Finding
+	// result is what is known before it is measured.
+	result Result
+}
+
+// seal works out how the program starts, and what the enclave consists of.
+func seal(
+	ctx context.Context, o Options, source *image.Image, contents *launch.Contents,
+	runtime func() (*libos.Bundle, error),
+) (*sealed, error) {
+	spec, err := contents.Build(ctx, source.Config, o.Launch)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Source, err)
+	}
+	date, err := o.date(source.Config)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := runtime()
+	if err != nil {
+		return nil, err
+	}
+	in := libos.Input{Spec: spec, Bundle: bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date}
+	parts, err := o.Backend.Seal(in)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Source, err)
+	}
+	if err := contents.Tree.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Source, err)
+	}
+	recipe, err := newRecipe(o, source, bundle, date)
+	if err != nil {
+		return nil, err
+	}
+	trusted := fileRuns(parts.Trusted)
+	files, err := ownFiles(recipe, trusted)
+	if err != nil {
+		return nil, err
+	}
+	begin := start{parts.Entrypoint, []string{}} // Cmd is empty: arguments are measured
+	if spec.HostArgs {
+		// The host's arguments follow what the image fixes; its CMD is what they replace.
+		begin.entrypoint = slices.Concat(begin.entrypoint, spec.Argv[1:spec.FixedArgs])
+		begin.cmd = spec.Argv[spec.FixedArgs:]
+	}
+	findings, err := findingsOf(parts, bundle, source)
+	if err != nil {
+		return nil, err
+	}
+	return &sealed{
+		Conversion: Conversion{
+			Recipe: recipe, Manifest: parts.Manifest, Simulated: parts.Simulated, enclave: parts.Enclave,
+			unsigned: parts.SigStruct, files: slices.Concat(parts.Files, files),
+			base: source, below: []image.NewLayer{bundle.Layer},
+			config: func() (map[string]json.RawMessage, error) { return begin.config(source.Config) },
+		},
+		layout: parts.Layout, findings: findings, result: describeResult(spec, bundle, parts, trusted),
+	}, nil
+}
+
+// findingsOf gathers what there is to say of a conversion beside its layers.
+func findingsOf(parts *libos.Sealed, bundle *libos.Bundle, source *image.Image) ([]finding.Finding, error) {
+	findings := slices.Clone(parts.Findings)
+	if !bundle.Pinned {
+		findings = append(findings, finding.New(finding.RuntimeUnpinned, finding.Warning, bundle.Source,
+			"the runtime was found by a tag, which can move: it is "+bundle.SourceDigest+" now"))
+	}
+	steering, err := source.Steering()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range steering {
+		findings = append(findings, finding.New(finding.Annotation, finding.Info, name,
+			"by this annotation of the manifest engines would run the image otherwise: it is left out"))
+	}
+	return findings, nil
+}
+
+// ownFiles are those that this program adds to the enclave's layer, for whoever reads the image. They are not measured.
+func ownFiles(recipe Recipe, trusted []FileRun) ([]libos.File, error) {
+	reasons, err := json.Marshal(trusted)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(recipe, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return []libos.File{
+		{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
+		{Path: libos.RecipePath, Mode: 0o644, Content: append(text, '\n')},
+	}, nil
+}
+
+// date is the SIGSTRUCT's: what the user says or the day on which the source image was created.
+func (o Options) date(config []byte) (sgx.Date, error) {
+	if o.Date != nil {
+		return *o.Date, nil
+	}
+	var c struct {
+		Created string `json:"created"`
+	}
+	if err := json.Unmarshal(config, &c); err != nil {
+		return sgx.Date{}, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	day, _, _ := strings.Cut(c.Created, "T")
+	d, err := sgx.ParseDate(day)
+	if err != nil || d.Year < 2000 || d.Year > 9999 {
+		return sgx.Date{}, nil // absent, or one of the values by which builders say "none"
+	}
+	return d, nil
+}
+
+// FileRun says why so many of the trusted files, one after the other in the manifest, are listed.
+type FileRun struct {
+	Count   int          `json:"count"`
+	Reason  reach.Reason `json:"reason"`
+	Package string       `json:"package,omitempty"`
+}
+
+func fileRuns(files []manifest.TrustedFile) []FileRun {
+	var runs []FileRun
+	for _, f := range files {
+		if n := len(runs); n == 0 || runs[n-1].Reason != f.Why.Reason || runs[n-1].Package != f.Why.Package {
+			runs = append(runs, FileRun{Reason: f.Why.Reason, Package: f.Why.Package})
+		}
+		runs[len(runs)-1].Count++
+	}
+	return runs
+}
+
+// describeResult is what is told of a conversion before it is measured.
+func describeResult(spec *launch.Spec, bundle *libos.Bundle, parts *libos.Sealed, trusted []FileRun) Result {
+	files := 0
+	for _, run := range trusted {
+		files += run.Count
+	}
+	runtime := Runtime{
+		Kind: bundle.Kind, Version: bundle.Version, Digest: bundle.Layer.Digest, Source: bundle.Source,
+	}
+	if bundle.SourceDigest != "" {
+		runtime.Source += "@" + bundle.SourceDigest
+	}
+	return Result{
+		Runtime:     runtime,
+		EnclaveSize: parts.Enclave.EnclaveSize, MaxThreads: parts.Enclave.MaxThreads, EDMM: parts.Enclave.EDMM,
+		TrustedFiles: files, Trust: string(spec.Policy), LeftOut: spec.LeftOut, Profile: spec.Profile.Name,
+		ProfileWhy: spec.ProfileWhy, SizeWhy: spec.SizeWhy, HostArgs: spec.HostArgs,
+		StartSeconds: launch.StartSeconds(files), ManifestSize: len(parts.Manifest),
+	}
+}

@@ -1,0 +1,132 @@
+package convert
+
+import (
+	"context"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// StoreOptions say how a result is stored.
+type StoreOptions struct {
+	// Image says how images are fetched and stored.
+	Image image.Options
+	// Evidence is attached to the result in registries; nil: nothing is.
+	Evidence *Evidence
+	// AllowRollback lets it replace an image with a higher security version number, ReplaceSigner one that another key
+	// has signed.
+	AllowRollback, ReplaceSigner bool
+}
+
+// Finish completes the image with a signature over ToBeSigned by the key, and stores it. Without a key the image is
+// one to be signed later, see OpenEnclave. The same conversion, signed at once, later or again, has the same digest. A
+// registry that refuses evidence which is not required is a finding of the result.
+func Finish(
+	ctx context.Context, p *Prepared, key *rsa.PublicKey, signature []byte, to image.Reference, o StoreOptions,
+) (*Result, error) {
+	if key != nil {
+		if err := p.acceptable(key); err != nil {
+			return nil, err
+		}
+	}
+	p.watch.lap("sign")
+	p.observer.Stage("putting the image together")
+	signed, out, err := p.complete(key, signature)
+	if err != nil {
+		return nil, err
+	}
+	if o.Evidence != nil && to.Transport == image.Registry {
+		identity, err := p.identity(ctx, signed, o.Evidence)
+		if err != nil {
+			return nil, err
+		}
+		if out.Evidence, err = o.Evidence.about(ctx, identity, out, to.Name.Context().Name()); err != nil {
+			return nil, err
+		}
+		out.EvidenceOptional = !o.Evidence.Required
+	}
+	p.observer.Stage("writing " + to.String())
+	at := p.begun
+	if at == nil || !p.target.Same(to) {
+		if at != nil {
+			at.close()
+		}
+		at = openDestination(ctx, to, o.Image)
+		defer at.close()
+	}
+	if err := at.check(signed, o); err != nil {
+		return nil, err
+	}
+	findings := slices.Clone(p.findings)
+	err = at.upload.Write(out)
+	if errors.Is(err, image.ErrEvidence) {
+		findings = append(findings,
+			finding.New(finding.EvidenceRefused, finding.Warning, to.String(), err.Error()))
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.watch.lap("write")
+	return p.told(signed, out, to, findings), nil
+}
+
+// Complete puts the image together with a signature over ToBeSigned by the key, without storing it. Without a key it
+// lacks the signature.
+func (p *Prepared) Complete(key *rsa.PublicKey, signature []byte) (*image.Output, error) {
+	_, out, err := p.complete(key, signature)
+	return out, err
+}
+
+func (p *Prepared) complete(key *rsa.PublicKey, signature []byte) (*sgx.SigStruct, *image.Output, error) {
+	signed := *p.SigStruct
+	if key != nil {
+		if err := signed.Attach(key, signature); err != nil {
+			return nil, nil, err
+		}
+	}
+	layer := p.packing
+	p.packing = nil
+	if layer == nil { // it was completed before, or never begun
+		var err error
+		if layer, err = packEnclave(p.files); err != nil {
+			return nil, nil, err
+		}
+	}
+	enclave, err := layer.complete(&signed)
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := p.Config(&signed)
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := image.Append(p.base, config, append(slices.Clone(p.below), enclave))
+	if err != nil {
+		return nil, nil, fmt.Errorf("putting the image together: %w", err)
+	}
+	return &signed, out, nil
+}
+
+// told is what is told of a result that was stored.
+func (p *Prepared) told(
+	s *sgx.SigStruct, out *image.Output, to image.Reference, findings []finding.Finding,
+) *Result {
+	r := p.result
+	r.Source, r.Target = p.base.Ref.String(), to.String()
+	r.Output.Ref, r.Output.Digest = out.Name(to)
+	r.Output.AddedBytes = out.Added
+	r.MREnclave, r.MRSigner, r.ISVProdID, r.ISVSVN = s.MREnclave, s.MRSigner(), s.ISVProdID, s.ISVSVN
+	r.DebugEnclave, r.Findings = s.Debug(), append([]finding.Finding{}, findings...)
+	r.Timings = maps.Clone(p.watch.steps)
+	for _, seconds := range p.watch.steps {
+		r.Timings["total"] += seconds
+	}
+	return &r
+}

@@ -1,0 +1,144 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"path"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
+
+// signatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.
+func signatureFile(s *sgx.SigStruct) libos.File {
+	f := libos.File{Path: libos.SigPath, Mode: 0o644, Content: s.Bytes()}
+	if key, _ := s.Signature(); key == nil {
+		f.Path = libos.UnsignedPath
+	}
+	return f
+}
+
+// enclaveLayer is the layer on top while it is packed. Manifests, which are most of it, come before the signature.
+type enclaveLayer struct {
+	out   *image.LayerWriter
+	files *libos.Packer
+	rest  []libos.File
+}
+
+// packEnclave begins the layer with what comes before the signature.
+func packEnclave(files []libos.File) (*enclaveLayer, error) {
+	out, err := image.NewLayerWriter(gzip.DefaultCompression)
+	if err != nil {
+		return nil, err
+	}
+	l := &enclaveLayer{out, libos.NewPacker(out), libos.SortFiles(files)}
+	return l, l.pack(func(f libos.File) bool { return f.Path < min(libos.SigPath, libos.UnsignedPath) })
+}
+
+// pack writes the next files.
+func (l *enclaveLayer) pack(these func(libos.File) bool) error {
+	for len(l.rest) > 0 && these(l.rest[0]) {
+		if err := l.files.Add(l.rest[0]); err != nil {
+			return fmt.Errorf("packing the enclave: %w", err)
+		}
+		l.rest = l.rest[1:]
+	}
+	return nil
+}
+
+// complete ends the layer.
+func (l *enclaveLayer) complete(s *sgx.SigStruct) (image.NewLayer, error) {
+	l.rest = libos.SortFiles(append(l.rest, signatureFile(s)))
+	if err := l.pack(func(libos.File) bool { return true }); err != nil {
+		return image.NewLayer{}, err
+	}
+	if err := l.files.Close(); err != nil {
+		return image.NewLayer{}, fmt.Errorf("packing the enclave: %w", err)
+	}
+	return l.out.Layer()
+}
+
+const (
+	maxEnclaveLayer   = 256 << 20 // bytes of the layer, compressed
+	maxEnclaveArchive = 256 << 20
+)
+
+// topFiles are those of the topmost layer, which must be one that packEnclave has made.
+func topFiles(ctx context.Context, img *image.Image) (files []libos.File, err error) {
+	if len(img.Layers) == 0 {
+		return nil, ErrNotOurs
+	}
+	archive, err := topArchive(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	if files, err = libos.Unpack(archive); err != nil {
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+	}
+	seen := map[string]bool{}
+	for _, f := range files {
+		if seen[f.Path] || path.Clean(f.Path) != f.Path || path.Dir(f.Path) != path.Dir(libos.App) {
+			return nil, fmt.Errorf("%w: its layer on top has %q, or has it twice", ErrNotOurs, f.Path)
+		}
+		seen[f.Path] = true
+	}
+	return files, nil
+}
+
+func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
+	top := img.Layers[len(img.Layers)-1]
+	if top.Size > maxEnclaveLayer {
+		return nil, fmt.Errorf("%w: its layer on top has %d bytes", ErrNotOurs, top.Size)
+	}
+	r, err := top.Open(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the layer %s: %w", top.Digest, err)
+	}
+	defer r.Close()
+	blob, err := image.ReadChecked(r, top.Digest, maxEnclaveLayer)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the layer %s: %w", top.Digest, err)
+	}
+	z, err := rootfs.Decompress(ctx, bytes.NewReader(blob)) // registries and engines compress anew as they like
+	if err != nil {
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+	}
+	defer z.Close()
+	archive, err := io.ReadAll(io.LimitReader(z, maxEnclaveArchive+1))
+	if err == nil && len(archive) > maxEnclaveArchive {
+		err = fmt.Errorf("it has more than %d bytes", maxEnclaveArchive)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
+	}
+	return archive, nil
+}
+
+// contentOf returns the content of a file; nil if there is none of that path.
+func contentOf(files []libos.File, path string) []byte {
+	for _, f := range files {
+		if f.Path == path {
+			return f.Content
+		}
+	}
+	return nil
+}
+
+// sigStructOf returns the SIGSTRUCT among the files of the topmost layer, signed or not.
+func sigStructOf(files []libos.File) (s *sgx.SigStruct, err error) {
+	if signed := contentOf(files, libos.SigPath); signed != nil {
+		s, err = sgx.ParseSigStruct(signed)
+	} else {
+		s, err = sgx.ParseUnsigned(contentOf(files, libos.UnsignedPath))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the signature structure: %w", err)
+	}
+	return s, nil
+}
