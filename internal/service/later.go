@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,16 +34,20 @@ type postponed struct {
 	failed time.Time  // for the first time; zero: it has not
 }
 
-// request is one that was queued: what was the last one before and after. Order is the highest of the target so far.
+// request is one that was queued here: of which image, and what was the last one before and after. Order is the highest
+// of the target so far. Row is what the last one was before and after each of those that were queued here in a row.
 type request struct {
+	of          string
 	order       uint64
 	before, now batch.Last
+	row         []batch.Last
 }
 
 const (
 	maxLater      = 100_000
 	maxLaterOfOne = 10_000 // of a repository
 	laterEvery    = 2 * time.Second
+	maxRow        = 32 // requests for a target
 )
 
 // put keeps an image, unless a later one of the same target is kept. It reports false if too many of its repository are
@@ -88,13 +93,18 @@ func (l *later) at(target string) *postponed {
 
 // requested notes that an image was requested for a target, which was asked for at some time: what is kept from before
 // is forgotten, and what came after it will follow this request.
-func (l *later) requested(target string, order uint64, before, now batch.Last) {
+func (l *later) requested(target string, ref name.Reference, order uint64, before, now batch.Last) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.done == nil || len(l.done) >= maxLater {
 		l.done = map[string]request{}
 	}
-	l.done[target] = request{max(order, l.done[target].order), before, now}
+	was := l.done[target]
+	row := []batch.Last{before}
+	if was.row != nil && was.now == before {
+		row = was.row[max(0, len(was.row)-maxRow):]
+	}
+	l.done[target] = request{ref.Name(), max(order, was.order), before, now, append(row, now)}
 	switch p := l.of[target]; {
 	case p == nil:
 	case p.order <= order:
@@ -105,11 +115,20 @@ func (l *later) requested(target string, order uint64, before, now batch.Last) {
 }
 
 // overtaken reports whether something that was asked for later was requested for a target already, as when an earlier
-// notification has failed and is sent again.
-func (l *later) overtaken(target string, order uint64) bool {
+// notification has failed and is sent again. Of the same image the tag decides, which can have been moved back.
+func (l *later) overtaken(target string, ref name.Reference, order uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.done[target].order > order
+	r := l.done[target]
+	return r.order > order && r.of != ref.Name()
+}
+
+// follows reports whether all requests for a target since one of them are of here, where their order is known.
+func (l *later) follows(target string, since, last batch.Last) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.done[target]
+	return r.row != nil && r.now == last && slices.Contains(r.row, since)
 }
 
 // drop forgets what is kept for a target, unless something else is by now.
@@ -185,7 +204,7 @@ func (s *Service) askLaterOf(ctx context.Context, of map[string]*postponed) (err
 		}
 		room[p.repo]--
 		once, cancel := context.WithTimeout(ctx, askFor)
-		_, err := s.ask(once, p.image, "", p.order, p)
+		_, err := s.ask(once, p.image, "", moment{order: p.order}, p)
 		cancel()
 		switch {
 		case errors.Is(err, errMany):

@@ -27,7 +27,14 @@ type push struct {
 	target  string // the place of what it would become
 	becomes string // by its name
 	repo    name.Repository
-	order   uint64 // by Service.arrived
+	since   moment
+}
+
+// moment is when something was told of for the first time, by Service.arrived, and what the last request for the target
+// was then, of whichever service; nil: that is not known, or it was just now.
+type moment struct {
+	order uint64
+	last  *batch.Last
 }
 
 var digestPattern = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
@@ -49,6 +56,7 @@ type notices struct {
 }
 
 type notice struct {
+	since   moment
 	target  string
 	host    string // the registry
 	done    chan struct{}
@@ -57,10 +65,10 @@ type notice struct {
 	ended   time.Time
 }
 
-// failing is since when, and until when, something has failed, and when it was told of by Service.arrived.
+// failing is since when, and until when, something has failed, and when it was told of.
 type failing struct {
 	first, last time.Time
-	order       uint64
+	since       moment
 }
 
 const (
@@ -73,7 +81,9 @@ const (
 
 // begin returns what comes of images of one target, which are asked for one after the other; nil if too many of their
 // registry are.
-func (n *notices) begin(key, target, host string, ask func(context.Context) ([]*batch.Record, error)) *notice {
+func (n *notices) begin(
+	key, target, host string, since moment, ask func(context.Context) ([]*batch.Record, error),
+) *notice {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.of == nil {
@@ -94,7 +104,7 @@ func (n *notices) begin(key, target, host string, ask func(context.Context) ([]*
 	if ofHost >= maxNotices {
 		return nil
 	}
-	begun := &notice{target: target, host: host, done: make(chan struct{})}
+	begun := &notice{since: since, target: target, host: host, done: make(chan struct{})}
 	n.of[key] = begun
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), askFor)
@@ -106,6 +116,9 @@ func (n *notices) begin(key, target, host string, ask func(context.Context) ([]*
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		begun.records, begun.err, begun.ended = records, err, time.Now()
+		if err != nil {
+			n.fails(key, begun.since)
+		}
 		for k, old := range n.of { // once something else is queued for the target, the same is asked for anew
 			if len(records) > 0 && old.target == target && k != key && !old.ended.IsZero() {
 				delete(n.of, k)
@@ -134,12 +147,15 @@ func (n *notices) keptOf(key string) *notice {
 	return known
 }
 
-// firstOrder returns when what fails was told of for the first time; false if it does not fail.
-func (n *notices) firstOrder(key string) (uint64, bool) {
+// first returns when something was told of for the first time that is under way, kept or fails; false if it is new.
+func (n *notices) first(key string) (moment, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if known := n.of[key]; known != nil {
+		return known.since, true
+	}
 	f, ok := n.failing[key]
-	return f.order, ok && time.Since(f.last) <= sentAgain
+	return f.since, ok && time.Since(f.last) <= sentAgain
 }
 
 // drop forgets what is kept of one.
@@ -149,15 +165,8 @@ func (n *notices) drop(key string, kept *notice) {
 	n.forget(key, kept)
 }
 
-// taken returns the error of what came of images if it is worth being sent again.
-func (n *notices) taken(key string, answered *notice, order uint64) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if answered.err == nil {
-		delete(n.failing, key)
-		return nil
-	}
-	n.forget(key, answered)
+// fails notes that something has failed, and since when it does.
+func (n *notices) fails(key string, since moment) {
 	now := time.Now()
 	f, ok := n.failing[key]
 	if !ok || now.Sub(f.last) > sentAgain {
@@ -170,14 +179,27 @@ func (n *notices) taken(key string, answered *notice, order uint64) error {
 			}
 			delete(n.failing, latest)
 		}
-		f.first, f.order = now, order
+		f.first, f.since = now, since
 	}
-	if f.last = now; now.Sub(f.first) > giveUp {
+	f.last = now
+	n.failing[key] = f
+}
+
+// taken returns the error of what came of images if it is worth being sent again.
+func (n *notices) taken(key string, answered *notice) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if answered.err == nil {
+		delete(n.failing, key)
+		return nil
+	}
+	n.forget(key, answered)
+	n.fails(key, answered.since)
+	if time.Since(n.failing[key].first) > giveUp {
 		delete(n.failing, key)
 		logrus.Errorf("left out, since it has failed for %s: %v", giveUp, answered.err)
 		return nil
 	}
-	n.failing[key] = f
 	return answered.err
 }
 
@@ -204,7 +226,6 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 		return 0, nil, refuse(http.StatusBadRequest, "the notification names more than %d images", maxImages)
 	}
 	begun := map[string]*notice{}
-	orders := map[string]uint64{}
 	var keys []string
 	wait := s.o.AnswerIn
 	if wait == 0 {
@@ -219,11 +240,6 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 			// The same may be said of another push: it is asked for each time, however long it takes.
 			key, wait = fmt.Sprintf("%s %d", key, s.pushes.Add(1)), askFor
 		}
-		if first, ok := s.notices.firstOrder(key); ok { // it is sent again: others came after it
-			for i := range same {
-				same[i].order = first
-			}
-		}
 		if kept := s.notices.keptOf(key); kept != nil {
 			holds, err := s.holds(ctx, kept, same)
 			if err != nil {
@@ -233,14 +249,23 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 				s.notices.drop(key, kept)
 			}
 		}
-		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(),
+		if first, ok := s.notices.first(key); ok { // it is sent again: others came after it
+			for i := range same {
+				same[i].since = first
+			}
+		}
+		since := same[0].since
+		if last, err := s.o.Queue.Last(ctx, same[0].becomes, s.o.Plan.Insecure); err == nil && since.last == nil {
+			since.last = &last
+		}
+		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(), since,
 			func(ctx context.Context) ([]*batch.Record, error) {
 				return s.askEach(ctx, same)
 			})
 		if n == nil {
 			return 0, nil, refuse(http.StatusServiceUnavailable, "too many images are being looked at")
 		}
-		begun[key], orders[key], keys = n, same[0].order, append(keys, key)
+		begun[key], keys = n, append(keys, key)
 	}
 	late := time.NewTimer(wait)
 	defer late.Stop()
@@ -259,7 +284,7 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 		for _, r := range begun[key].records {
 			asked = append(asked, told(r))
 		}
-		if err := s.notices.taken(key, begun[key], orders[key]); failed == nil {
+		if err := s.notices.taken(key, begun[key]); failed == nil {
 			failed = err
 		}
 	}
@@ -302,13 +327,13 @@ func (s *Service) postpone(ctx context.Context, p push) (bool, error) {
 	if err != nil {
 		return false, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
 	}
-	return s.later.put(p.target, &postponed{image: p.image, repo: p.repo, order: p.order, last: last}), nil
+	return s.later.put(p.target, &postponed{image: p.image, repo: p.repo, order: p.since.order, last: last}), nil
 }
 
 // askEach asks for images one after the other. One that fails keeps none of the others from being asked for.
 func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.Record, failed error) {
 	for _, p := range images {
-		r, err := s.ask(ctx, p.image, p.digest, p.order, nil)
+		r, err := s.ask(ctx, p.image, p.digest, p.since, nil)
 		kept := false
 		if many := err; errors.Is(many, errMany) {
 			if kept, err = s.postpone(ctx, p); err == nil {
@@ -343,7 +368,7 @@ func (s *Service) ruled(images []push) (list []push) {
 			var rule *plan.Entry
 			var becomes plan.Image
 			if rule, becomes, err = s.o.Plan.Rule(ref); err == nil && rule != nil {
-				p.order = s.arrived.Add(1)
+				p.since.order = s.arrived.Add(1)
 				p.repo, p.becomes = ref.Context(), becomes.Target
 				p.target = p.image // asking tells what is wrong with a target that is no name
 				if target, err := image.ParseName(becomes.Target, s.o.Plan.Insecure); err == nil {

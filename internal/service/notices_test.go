@@ -16,7 +16,10 @@ func TestNotices(t *testing.T) {
 	var n notices
 	asked, made := 0, []*batch.Record{{}}
 	begin := func(key, target string, err error) *notice {
-		at := n.begin(key, target, "host", func(context.Context) ([]*batch.Record, error) { asked++; return made, err })
+		at := n.begin(key, target, "host", moment{}, func(context.Context) ([]*batch.Record, error) {
+			asked++
+			return made, err
+		})
 		<-at.done
 		return at
 	}
@@ -31,7 +34,7 @@ func TestNotices(t *testing.T) {
 	assert.Equal(t, 4, asked, "something else was asked for")
 	broken := errors.New("it does not answer")
 	at := begin("d", "d", broken)
-	assert.Equal(t, broken, n.taken("d", at, 1))
+	assert.Equal(t, broken, n.taken("d", at))
 	begin("d", "d", nil)
 	assert.Equal(t, 6, asked, "what has failed is asked for again")
 	n.answered(map[string]*notice{"a": n.of["a"]})

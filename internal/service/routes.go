@@ -143,7 +143,7 @@ func (s *Service) convert(r *http.Request) (int, any, error) {
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	record, err := s.ask(r.Context(), in.Image, "", s.arrived.Add(1), nil)
+	record, err := s.ask(r.Context(), in.Image, "", moment{order: s.arrived.Add(1)}, nil)
 	if err != nil {
 		return 0, nil, err
 	}

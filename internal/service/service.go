@@ -229,13 +229,12 @@ func refuse(code int, format string, args ...any) error {
 var errMany = errors.New("too many conversions are waiting")
 
 // ask queues the conversion of an image, if a rule allows it. Digest is what its tag has been moved to; empty: whatever
-// it has. Order is when it was asked for, by Service.arrived. What was postponed is asked for if nothing else was since
-// for its target; if something was, nil is returned.
+// it has. Since is when it was asked for. If something else was requested for its target since, nil is returned.
 func (s *Service) ask(
-	ctx context.Context, named, digest string, order uint64, was *postponed,
+	ctx context.Context, named, digest string, since moment, was *postponed,
 ) (r *batch.Record, err error) {
 	for range 5 {
-		if r, err = s.askOnce(ctx, named, digest, order, was); !errors.Is(err, batch.ErrOvertaken) {
+		if r, err = s.askOnce(ctx, named, digest, since, was); !errors.Is(err, batch.ErrOvertaken) {
 			break
 		}
 	}
@@ -244,7 +243,7 @@ func (s *Service) ask(
 
 // askOnce is ask, with ErrOvertaken if another service was asked about the same target meanwhile.
 func (s *Service) askOnce(
-	ctx context.Context, named, digest string, order uint64, was *postponed,
+	ctx context.Context, named, digest string, since moment, was *postponed,
 ) (*batch.Record, error) {
 	ref, err := image.ParseName(named, s.o.Plan.Insecure)
 	if err != nil {
@@ -284,7 +283,7 @@ func (s *Service) askOnce(
 		return nil, err
 	}
 	defer next()
-	if was == nil && s.later.overtaken(place, order) || was != nil && s.later.at(place) != was {
+	if was == nil && s.later.overtaken(place, ref, since.order) || was != nil && s.later.at(place) != was {
 		return nil, nil
 	}
 	leave, err := s.sources.enter(ctx, registry)
@@ -298,7 +297,11 @@ func (s *Service) askOnce(
 		return nil, refuse(http.StatusServiceUnavailable, "asking the queue: %w", err)
 	}
 	// Another service was told of something newer. If it is of the same tag, the tag decides.
-	if was != nil && last != was.last && !s.isOf(last, ref.Context()) {
+	elsewhere := was != nil && last != was.last
+	if was == nil && since.last != nil {
+		elsewhere = last != *since.last && !s.later.follows(place, *since.last, last)
+	}
+	if elsewhere && !s.isOf(last, ref.Context()) {
 		return nil, nil
 	}
 	// What was signed is what is converted, wherever the tag moves: from here on the image is known by its digest.
@@ -339,7 +342,7 @@ func (s *Service) askOnce(
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
-	s.later.requested(place, order, last, now)
+	s.later.requested(place, ref, since.order, last, now)
 	s.mu.Lock()
 	// else what the queue has told of it is newer
 	if known := s.records[r.ID]; known == nil || known.Request < r.Request {
