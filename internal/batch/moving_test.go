@@ -173,3 +173,78 @@ func TestCutOffFromTheQueue(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "what the batch says")
 }
+
+// A worker that has lost its lease moves the tag, and fails in its last attempt, while another one, which has looked
+// at the tag before, is still at the image: what it says in the end is what the tag has.
+func TestMovedAndFailedWhileAnotherRuns(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.push(2)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	q, far, between := twoSides(ctx, t)
+	b.worker.Own.Evidence = &convert.Evidence{Required: true}
+	j := b.job(0)
+	j.NoEvidence, j.NeedsEvidence = false, true
+	older, newer := b.image("app:0"), b.image("app:1")
+
+	// The target has what comes of the newer image, which the second worker remembers.
+	b.reg.Push(t, "app:0", newer)
+	made, err := b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	b.reg.Push(t, "app:0", older)
+
+	reached, release, stored, held, goOn := make(chan struct{}), make(chan struct{}), make(chan struct{}),
+		make(chan struct{}), make(chan struct{})
+	var once, onceMore, failing atomic.Bool
+	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		tag := strings.HasSuffix(r.URL.Path, "/out/manifests/0")
+		switch {
+		case tag && failing.Load():
+			w.WriteHeader(http.StatusBadGateway)
+			return true
+		case tag && r.Method == http.MethodPut && !once.Swap(true):
+			close(reached)
+			<-release
+			b.serve(r) // it is stored
+			failing.Store(true)
+			w.WriteHeader(http.StatusBadGateway)
+			close(stored)
+			return true
+		case strings.Contains(r.URL.Path, "/out/referrers/"+made.Digest) && once.Load() && !onceMore.Swap(true):
+			close(held) // the second worker has seen that the tag has what it wants
+			<-goOn
+		}
+		return false
+	})
+	of := b.submit(q, []batch.Job{j})
+	work, stop := context.WithCancel(ctx)
+	var working sync.WaitGroup
+	defer working.Wait()
+	defer stop()
+	first := b.options
+	first.Attempts = 1
+	w := anotherWorker(b)
+	w.Own.Cache = nil
+	working.Go(func() { _ = far.Work(work, work, w, first) })
+	<-reached
+	between.cut()
+	b.reg.Push(t, "app:0", newer)
+	working.Go(func() { _ = q.Work(work, work, b.worker, b.options) })
+	<-held
+	between.heal()
+	time.Sleep(2 * time.Second)
+	close(release)
+	<-stored
+	time.Sleep(3 * time.Second) // the first worker has failed
+	failing.Store(false)
+	close(goOn)
+	require.NoError(t, q.Wait(ctx, of, func(r *batch.Record) { t.Log(r.Status, r.Worker, r.Digest, r.Error) }))
+	time.Sleep(4 * time.Second)
+	records, err := q.Records(ctx, of.ID)
+	require.NoError(t, err)
+	if records[0].Status != batch.Failed { // as it is if the first worker is given it again, and fails again
+		require.Contains(t, []batch.Status{batch.Converted, batch.Unchanged}, records[0].Status, records[0].Error)
+		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "%s", records[0].Status)
+	}
+}

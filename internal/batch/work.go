@@ -332,7 +332,11 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 			q.ack(ctx, msg)
 			return
 		case now.Status == Running && now.Worker != r.Worker && (r.Status == Failed || r.Status == Skipped):
-			return // whoever has it now may be luckier
+			// Whoever has it now may be luckier, but may have looked at the tag before this one moved it.
+			if r.sent && q.lookAgain(ctx, r) == nil {
+				q.ack(ctx, msg)
+			}
+			return
 		case at == revision:
 			return // the queue refuses it for another reason
 		}
