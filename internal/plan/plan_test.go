@@ -211,7 +211,7 @@ func TestMistakes(t *testing.T) {
 		"version: 1\nconvert:\n" +
 			"- image: a\n  options: [memory]\n": "plan.yaml:4: options are NAME: VALUE",
 		"version: 1\nconvert:\n- image: a\n  options: {env: {A: 1}}\n": "is not a single value",
-		"version: 1\ncreds: [{registry: a, user: b}]\n" +
+		"version: 1\ncreds: [{registry: a.example, user: b}]\n" +
 			"convert: [{image: a}]\n": "one of pass-env and pass-file",
 		"version: 1\nlimits: {a.example: {requests-at-once: -1}}\nconvert: [{image: a}]\n": "a limit is positive",
 		"version: 1\nconvert: [{registry: 'a.example/x'}]\n":                               "plan.yaml:2: ",

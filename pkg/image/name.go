@@ -41,6 +41,21 @@ func checkName(s string) (reference.Named, error) {
 // maxName is how many bytes a name may have: more than a repository of 255, a host, a tag and a digest take.
 const maxName = 1024
 
+// hostAsNamed reports as ErrReference that go-containerregistry would ask another registry than the one that a name has
+// in Docker's grammar: "MYHOST/app" is of a registry, and "myhost/app" is one of Docker Hub's.
+func hostAsNamed(s string, n reference.Named, asked name.Registry) error {
+	named := strings.ToLower(reference.Domain(n))
+	if named == "docker.io" {
+		named = name.DefaultRegistry
+	}
+	if named != asked.RegistryStr() {
+		word, _, _ := strings.Cut(strings.ToLower(s), "/")
+		return fmt.Errorf("%q is %w: a registry of one word is written with its port, as in %s:443", s, ErrReference,
+			word)
+	}
+	return nil
+}
+
 // lowerHost writes the registry in lower case: hosts do not differ by it (RFC 3986, 3.2.2), and rules, bounds and
 // limits go by them.
 func lowerHost(s string, n reference.Named) string {
@@ -61,7 +76,7 @@ func ParseName(s string, insecure bool) (name.Reference, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 	}
-	return n, nil
+	return n, hostAsNamed(s, checked, n.Context().Registry)
 }
 
 // ParseRepository reads the name of a repository, without a tag or digest. The error is ErrReference.
@@ -77,7 +92,7 @@ func ParseRepository(s string, insecure bool) (name.Repository, error) {
 	if err != nil {
 		return r, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 	}
-	return r, nil
+	return r, hostAsNamed(s, n, r.Registry)
 }
 
 // ParseRegistry reads the name of a registry, a host with or without a port. The error is ErrReference.
@@ -87,7 +102,10 @@ func ParseRegistry(s string, insecure bool) (name.Registry, error) {
 	}
 	r, err := name.NewRegistry(strings.ToLower(s), nameOptions(insecure)...)
 	if err == nil {
-		_, err = checkName(r.RegistryStr() + "/x")
+		var named reference.Named
+		if named, err = checkName(r.RegistryStr() + "/x/y"); err == nil { // "harbor/x" is one of Docker Hub's
+			err = hostAsNamed(s, named, r)
+		}
 	}
 	if err == nil && strings.ContainsAny(s, "/") {
 		err = fmt.Errorf("%q is a repository", s)

@@ -9,6 +9,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"strings"
 
@@ -169,13 +170,13 @@ func (r Reference) Place() string {
 		}
 		return "docker-daemon:" + r.Name.Name()
 	}
-	// Hosts do not differ in case (RFC 3986, 3.2.2), nor by the port that is their scheme's.
-	host := strings.ToLower(r.Name.Context().RegistryStr())
-	port := ":443"
-	if r.Name.Context().Scheme() == "http" {
-		port = ":80"
+	// Hosts do not differ in case (RFC 3986, 3.2.2), nor by the port that is their scheme's: of HTTPS, and of HTTP if
+	// that may be spoken.
+	registry := r.Name.Context().Registry
+	host := strings.TrimSuffix(strings.ToLower(registry.RegistryStr()), ":443")
+	if allowsHTTP(registry) || onThisMachine((&url.URL{Host: host}).Hostname()) {
+		host = strings.TrimSuffix(host, ":80")
 	}
-	host = strings.TrimSuffix(host, port)
 	return "docker://" + host + strings.TrimPrefix(r.Name.Name(), r.Name.Context().RegistryStr())
 }
 
