@@ -472,3 +472,22 @@ func TestTableOfContentsOfAnother(t *testing.T) {
 	assert.Contains(t, manifest(from), listed("what is in the layer"))
 	assert.NotContains(t, manifest(from), listed(lied))
 }
+
+// What one repository said unverified is not believed, from the cache, of whoever believes another one.
+func TestInsecureIndexOfAnother(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	store := cache.Open(t.TempDir(), cache.DefaultLimit)
+	with := func(repository string, store cache.Store) *convert.Result {
+		artifacts, err := image.NewArtifacts(reg.Host+repository, false, image.Options{FirstPause: 1})
+		require.NoError(t, err)
+		o := options(t, from)
+		o.Shared, o.Cache = &indexrepo.Repo{Insecure: true, Artifacts: artifacts}, store
+		r, err := run(context.Background(), t, o, reg.Host+"/src:2")
+		require.NoError(t, err)
+		return r
+	}
+	with("/strangers/index", nil) // it has entries now, of whoever may write there
+	require.Equal(t, convert.LayerCounts{Shared: 2}, with("/strangers/index", store).Layers)
+	assert.Equal(t, convert.LayerCounts{Read: 2}, with("/own/index", store).Layers, "own/index has nothing")
+}

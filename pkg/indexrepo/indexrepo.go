@@ -95,10 +95,12 @@ func (r *Repo) Reads() bool { return r.Verify != nil || r.Insecure }
 // Writes reports whether entries are written.
 func (r *Repo) Writes() bool { return r.Sign != nil || r.Insecure }
 
-// Trust names in whom somebody trusts who uses an entry: not all do in everybody.
+// Trust names in whom somebody trusts who uses an entry: the key that signs them or, if none is asked for, the
+// repository. Not all do in everybody.
 func (r *Repo) Trust() string {
 	if r.Insecure {
-		return "insecure"
+		sum := sha256.Sum256([]byte(r.Artifacts.String()))
+		return "insecure-" + hex.EncodeToString(sum[:])
 	}
 	id, _ := r.Verify.KeyID() // of a parsed key there is one
 	return id
