@@ -98,8 +98,7 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 		return nil, err
 	}
 	s.weaknesses(c.Config)
-	f.notice(c.Config, o)
-	return s, nil
+	return s, f.notice(ctx, c.Config, o)
 }
 
 // defaultPath is what container engines set if the image says nothing.
@@ -132,6 +131,26 @@ func (s *Spec) environment(image []string, added []EnvVar, home string) error {
 		s.Env = append(s.Env, v)
 	}
 	s.sortEnv()
+	return s.fits()
+}
+
+// Linux starts no program with a longer text among its arguments and variables, or with more of them (execve(2),
+// "Limits on size of arguments and environment").
+const (
+	maxText  = 128<<10 - 1 // bytes
+	maxTexts = 6 << 20
+)
+
+// fits reports as ErrImage what is too long to start any program with.
+func (s *Spec) fits() error {
+	all := 0
+	for _, v := range s.Env {
+		n := len(v.Name) + 1 + len(v.Value)
+		if all += n; n > maxText || all > maxTexts {
+			return fmt.Errorf("%w: Linux starts no program with a variable as long as %.60q, which has %d bytes, or "+
+				"with more than %d bytes of variables", ErrImage, v.Name, n, maxTexts)
+		}
+	}
 	return nil
 }
 

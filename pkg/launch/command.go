@@ -71,6 +71,8 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 		}
 	}
 	var because error
+	var denied *rootfs.Node
+	deniedAs := ""
 	for _, p := range tried {
 		n, _, err := tree.Resolve(p)
 		switch {
@@ -82,9 +84,14 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 			because = errors.New(n.Path + " is not a regular file")
 		case n.Mode&0o111 == 0:
 			because = errors.New(n.Path + " is not executable")
-		default:
+		case s.may(tree, n, mayExecute):
 			return n, p, nil
+		case denied == nil:
+			denied, deniedAs = n, p
 		}
+	}
+	if denied != nil { // engines go on to look, as the image's user, and find no other
+		return denied, deniedAs, nil
 	}
 	return nil, "", &notFoundError{program, tried, because}
 }

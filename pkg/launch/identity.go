@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"path"
+	"slices"
 
 	"github.com/moby/sys/user"
 
@@ -32,6 +34,37 @@ func (s *Spec) identify(tree *rootfs.Tree, spec string) (home string, err error)
 		}
 	}
 	return who.Home, nil
+}
+
+// What a user may do with a file, as permission bits.
+const (
+	mayExecute uint32 = 1 << iota
+	_
+	mayRead
+)
+
+// may reports whether the image's user can open or execute a file, by the permissions of the file and of the
+// directories above it. Root may all that anybody may (path_resolution(7)).
+func (s *Spec) may(tree *rootfs.Tree, n *rootfs.Node, bit uint32) bool {
+	allowed := func(n *rootfs.Node, bit uint32) bool {
+		switch {
+		case s.UID == 0 && bit == mayExecute && n.Type == rootfs.Regular:
+			bit = mayExecute<<6 | mayExecute<<3 | mayExecute
+		case s.UID == 0:
+			return true
+		case n.UID == int(s.UID):
+			bit <<= 6
+		case n.GID == int(s.GID), slices.Contains(s.groups, uint32(n.GID)):
+			bit <<= 3
+		}
+		return n.Mode&bit != 0
+	}
+	for dir := path.Dir(n.Path); dir != "/"; dir = path.Dir(dir) {
+		if d := tree.Lookup(dir); d != nil && !allowed(d, mayExecute) {
+			return false
+		}
+	}
+	return allowed(n, bit)
 }
 
 // account opens a list of users or groups; an empty one if there is none, as in many small images.

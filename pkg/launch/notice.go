@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"path"
@@ -29,13 +30,16 @@ func StartSeconds(files int) float64 {
 const slowStart = 2
 
 // notice finds what the image's content says about how it will run.
-func (f *files) notice(c v1.Config, o Options) {
+func (f *files) notice(ctx context.Context, c v1.Config, o Options) error {
 	s := f.spec
 	texts := s.texts(f.set)
 	for _, n := range f.set.Commands {
 		texts = append(texts, withoutComments(n.Content))
 	}
 	for _, own := range s.Profile.Findings {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if own.Applies(texts) && !f.canWrite(own.ReadOnly) {
 			s.find(own.Code, finding.Severity(own.Severity), s.LibC.Program, own.Message)
 		}
@@ -52,6 +56,7 @@ func (f *files) notice(c v1.Config, o Options) {
 	f.noticeSecrets()
 	f.noticeLocale()
 	f.noticeEnclave()
+	return nil
 }
 
 // canWrite reports whether the program can write below a directory; false for none.
@@ -202,31 +207,12 @@ func (f *files) noticeUser() {
 	s.find(finding.DeviceUser, finding.Info, "",
 		fmt.Sprintf("the image's user is %d, which must be allowed to open /dev/sgx_enclave", s.UID))
 	for _, n := range slices.Concat(f.set.Started, f.set.Linked) {
-		if why, _ := f.set.Has(n); (why.Reason == reach.Program || why.Reason == reach.Library) && !f.readable(n) {
+		why, _ := f.set.Has(n)
+		if (why.Reason == reach.Program || why.Reason == reach.Library) && !s.may(f.tree, n, mayRead) {
 			s.find(finding.UserCannotRead, finding.Error, n.Path,
 				fmt.Sprintf("the image's user %d may not read this file, and what runs it has to", s.UID))
 		}
 	}
-}
-
-// readable reports whether the image's user can open a file, by the permissions of the file and of the
-// directories above it.
-func (f *files) readable(n *rootfs.Node) bool {
-	allowed := func(n *rootfs.Node, bit uint32) bool {
-		switch {
-		case n.UID == int(f.spec.UID):
-			bit <<= 6
-		case n.GID == int(f.spec.GID), slices.Contains(f.spec.groups, uint32(n.GID)):
-			bit <<= 3
-		}
-		return n.Mode&bit != 0
-	}
-	for dir := path.Dir(n.Path); dir != "/"; dir = path.Dir(dir) {
-		if d := f.tree.Lookup(dir); d != nil && !allowed(d, 1) {
-			return false
-		}
-	}
-	return allowed(n, 4)
 }
 
 // noticeList says what the list of files means.

@@ -10,6 +10,7 @@ import (
 	"math"
 	"path"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,13 +133,25 @@ type Finding struct {
 }
 
 // Expression is a regular expression (package regexp).
-type Expression struct{ *regexp.Regexp }
+type Expression struct {
+	*regexp.Regexp
+	steps int // of its program, each of which may be taken for each character
+}
 
 // UnmarshalText compiles it.
 func (e *Expression) UnmarshalText(b []byte) (err error) {
 	if len(b) > maxExpression {
 		return fmt.Errorf("the expression has more than %d bytes", maxExpression)
 	}
+	parsed, err := syntax.Parse(string(b), syntax.Perl)
+	if err != nil {
+		return err
+	}
+	program, err := syntax.Compile(parsed.Simplify())
+	if err != nil {
+		return err
+	}
+	e.steps = len(program.Inst)
 	e.Regexp, err = regexp.Compile(string(b))
 	return err
 }
@@ -173,6 +186,12 @@ var ErrProfile = errors.New("not a profile")
 // maxExpression is how many bytes a regular expression may have.
 const maxExpression = 1000
 
+// Bounds of what is tried on each argument, variable and script.
+const (
+	maxConditions = 64
+	maxSteps      = 500
+)
+
 // maxPatterns is how many patterns a profile may have: each of them is tried on each file of an image.
 const (
 	maxPatterns     = 64
@@ -193,10 +212,20 @@ func Parse(name string, text []byte) (*Profile, error) {
 	if p.Enclave.Size&(p.Enclave.Size-1) != 0 {
 		return nil, fmt.Errorf("%s: %w: enclave.size %d is not a power of two", name, ErrProfile, p.Enclave.Size)
 	}
+	if n := len(p.Findings) + len(p.Memory) + len(p.Threads); n > maxConditions {
+		return nil, fmt.Errorf("%s: %w: it has %d findings and options, more than %d", name, ErrProfile, n,
+			maxConditions)
+	}
+	steps := 0
 	for _, f := range p.Findings {
+		steps += f.If.steps + f.Unless.steps
 		if !slices.Contains(severities, f.Severity) {
 			return nil, fmt.Errorf("%s: %w: the severity %q is none of %q", name, ErrProfile, f.Severity, severities)
 		}
+	}
+	if steps > maxSteps {
+		return nil, fmt.Errorf("%s: %w: its expressions take %d steps for each character, more than %d", name,
+			ErrProfile, steps, maxSteps)
 	}
 	for _, o := range slices.Concat(p.Memory, p.Threads) {
 		if o.Option == "" || o.Base != 0 && o.Base != 16 && o.Base != 10 {
