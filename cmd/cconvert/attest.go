@@ -43,7 +43,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 		}
 		defer img.Close()
 		report, err := verify.OwnEnclaves(cmd.Context(), img, nil, verify.Expectations{}, registry.reading())
-		if errors.Is(err, verify.ErrNotConverted) {
+		if errors.Is(err, verify.ErrNotConverted) || errors.Is(err, verify.ErrConverted) {
 			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there",
 				img.Ref)
 		}

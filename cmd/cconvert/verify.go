@@ -159,7 +159,11 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		from string
 		to   *string
 	}{{"signer-key", e.signerKey, &x.SignerKey}, {"attest-verify-key", e.attestKey, &x.AttestKey}} {
-		if f.from != "" {
+		switch {
+		case f.from == "":
+		case *f.to != "" && *f.to != f.from:
+			return x, usagef("--%s %s: the policy expects the one in %s", f.flag, f.from, *f.to)
+		default:
 			*f.to = f.from
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 
+	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
@@ -80,9 +81,22 @@ func Read(ctx context.Context, artifacts []image.Artifact, key *PublicKey) []Fou
 	return list
 }
 
+// maxSaid is how many elements a list in a statement may have.
+const maxSaid = 100_000
+
+// named are keys of statements whose objects have names of somebody's choice.
+var named = []string{
+	"digest", "annotations", "args", "env", "environment", "labels", "parameters", "externalparameters",
+	"internalparameters", "version",
+}
+
 func (f *Found) read(ctx context.Context, blob []byte, key *PublicKey) error {
 	var e dsse.Envelope
-	if err := json.Unmarshal(blob, &e); err != nil {
+	err := strictjson.Check(blob, strictjson.Rules{MaxList: maxSaid})
+	if err == nil {
+		err = json.Unmarshal(blob, &e)
+	}
+	if err != nil {
 		return fmt.Errorf("reading the envelope: %w", err)
 	}
 	if e.PayloadType != InTotoMediaType {
@@ -92,7 +106,10 @@ func (f *Found) read(ctx context.Context, blob []byte, key *PublicKey) error {
 	if err != nil {
 		return fmt.Errorf("reading the envelope: %w", err)
 	}
-	if err := json.Unmarshal(payload, &f.Statement); err != nil {
+	if err = strictjson.Check(payload, strictjson.Rules{Named: named, MaxList: maxSaid}); err == nil {
+		err = json.Unmarshal(payload, &f.Statement)
+	}
+	if err != nil {
 		f.Statement = nil
 		return fmt.Errorf("reading the statement: %w", err)
 	}

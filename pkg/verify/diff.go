@@ -163,7 +163,7 @@ func compareTables(prefix string, a, b map[string]any, part string, list *[]Diff
 		case (xTable || a[k] == nil) && (yTable || b[k] == nil):
 			before := len(*list)
 			compareTables(name+".", x, y, part, list)
-			if len(*list) == before { // an empty table, and none
+			if len(*list) == before && xTable != yTable { // an empty table, and none
 				*list = append(*list, Difference{Part: part, Name: name, A: textOf(a, k), B: textOf(b, k)})
 			}
 		case isList(a[k]) && isList(b[k]) && compareLists(name, a[k].([]any), b[k].([]any), part, list):

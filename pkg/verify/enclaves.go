@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -280,6 +281,9 @@ func sectionOf(file []byte, name string) []byte {
 	return file[s.Offset : s.Offset+s.FileSize]
 }
 
+// ErrConverted says that an image was converted, so that it starts the enclave of the conversion and none of its own.
+var ErrConverted = errors.New("the image is a converted one")
+
 // OwnEnclaves checks the enclaves of an image that was not converted: each against its own SIGSTRUCT, and against what
 // is expected of MRENCLAVE, MRSIGNER, product and SVN. What starts them, and what else the image holds, is not
 // verified.
@@ -302,6 +306,11 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 	}
 	if len(list) == 0 {
 		return nil, ErrNotConverted
+	}
+	for _, l := range layouts {
+		if _, found := l.find(tree); found || convert.IsResult(img) {
+			return nil, ErrConverted
+		}
 	}
 	r.Enclaves = list
 	if err := v.platform(img); err != nil {

@@ -153,6 +153,13 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 	v.compare(CheckMRSigner, len(e.MRSigner) > 0, of+"MRSIGNER is an expected one",
 		slices.Contains(e.MRSigner, f.MRSigner),
 		fmt.Sprintf("it is %s, expected is %s", f.MRSigner, list(e.MRSigner)))
+	if f.structure == nil {
+		if e.MinSVN != nil || e.ProdID != nil {
+			v.add(CheckSVN, of+"product and SVN are the expected ones", []string{"there is no SIGSTRUCT that has them"})
+		}
+		v.skip(CheckDebug, of+"there is no SIGSTRUCT that says whether a debugger can read the enclave")
+		return
+	}
 	if e.MinSVN != nil {
 		v.compare(CheckSVN, true, fmt.Sprintf("%sthe SVN is %d or higher", of, *e.MinSVN), f.ISVSVN >= *e.MinSVN,
 			fmt.Sprintf("it is %d", f.ISVSVN))
@@ -160,6 +167,10 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 	if e.ProdID != nil {
 		v.compare(CheckProduct, true, fmt.Sprintf("%sthe product number is %d", of, *e.ProdID),
 			f.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", f.ISVProdID))
+	}
+	if v.c.Simulated() && !f.mayDebug() {
+		v.skip(CheckDebug, "there is no enclave, and whoever owns the machine can read the program")
+		return
 	}
 	debug := of + "the enclave cannot be read by a debugger"
 	if f.DebugEnclave && e.AllowDebug {
@@ -326,8 +337,13 @@ func (v *verification) contradictions(f attest.Found) []string {
 			if len(said.Source.Digest) > 0 && !said.Source.Is(r.Source) {
 				problems = append(problems, "it states another source, "+text(said.Source.Digest))
 			}
-			if said.Runtime.Digest != "" && said.Runtime.Digest != r.Runtime.Digest {
-				problems = append(problems, "it states another runtime, "+said.Runtime.Digest)
+			runtime := attest.Runtime{Kind: r.Runtime.Kind, Version: r.Runtime.Version, Digest: r.Runtime.Digest}
+			if said.Runtime.Digest == "" {
+				runtime.Version, runtime.Digest = "", ""
+			}
+			if said.Runtime != runtime {
+				problems = append(problems, fmt.Sprintf("it states another runtime, %s %q %s", said.Runtime.Kind,
+					said.Runtime.Version, said.Runtime.Digest))
 			}
 			if options, err := json.Marshal(r.Options); err != nil || !sameJSON(options, said.Options) {
 				problems = append(problems, "it states other options")
@@ -351,6 +367,11 @@ func (v *verification) contradictions(f attest.Found) []string {
 				}) {
 					problems = append(problems, fmt.Sprintf("it does not name the %s %s", part[0], part[1]))
 				}
+			}
+			from, err := json.Marshal(said.BuildDefinition.ExternalParameters["source"])
+			var source attest.Resource
+			if err != nil || json.Unmarshal(from, &source) != nil || !source.Is(r.Source) {
+				problems = append(problems, "it states another source, "+text(from))
 			}
 			options, err := json.Marshal(r.Options)
 			stated, err2 := json.Marshal(said.BuildDefinition.ExternalParameters["options"])

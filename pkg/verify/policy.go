@@ -94,7 +94,9 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 			v.changes = append(v.changes, c.String())
 		}
 	}
-	if plain.Overlay != v.c.Recipe.Overlay { // of other options the policy chooses the files
+	// By a manifest or a profile of one's own files are named; of other options the policy chooses them.
+	was := v.c.Recipe.Options
+	if plain.Overlay != v.c.Recipe.Overlay || was.Profile != "" || was.ProfileText != "" {
 		v.changes = append(v.changes, filesChange("+", "besides", more)...)
 		v.changes = append(v.changes, filesChange("-", "no longer", fewer)...)
 	}
@@ -195,11 +197,24 @@ func (v *verification) config(p *convert.Conversion) {
 
 // configProblems names the keys in which two configurations differ.
 func configProblems(want, got []byte, ignore ...string) []string {
-	var a, b map[string]any
-	if err := cmp.Or(json.Unmarshal(want, &a), json.Unmarshal(got, &b)); err != nil {
+	a, err := decodeExactly(want)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	b, err := decodeExactly(got)
+	if err != nil {
 		return []string{err.Error()}
 	}
 	return tableProblems("", a, b, ignore)
+}
+
+// decodeExactly reads an object of JSON. Numbers stay as they are written: a float would not tell the times of a health
+// check apart.
+func decodeExactly(text []byte) (m map[string]any, err error) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	err = d.Decode(&m)
+	return m, err
 }
 
 func tableProblems(prefix string, want, got map[string]any, ignore []string) []string {

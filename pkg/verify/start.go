@@ -34,8 +34,8 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 	b := r.Places.Backend
 	v := &verification{report: r}
 	switch {
-	case !r.Consistent:
-		v.skip(CheckStart, "what is known to be changed is not run")
+	case len(r.FailedChecks()) > 0:
+		v.skip(CheckStart, "an image in which another check failed is not started")
 		return nil
 	case b == nil:
 		return fmt.Errorf("%w: images of the layout %s begin with a shell", ErrNoStart, r.Layout)
