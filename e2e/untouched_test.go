@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -213,7 +214,7 @@ func sourceOf(compiled string) string {
 }
 
 // throughMounts returns the path that the host is asked for, and whether it is in a writable place.
-func throughMounts(p string, mounts []verify.Mount) (string, bool) {
+func throughMounts(p string, mounts []libos.Mount) (string, bool) {
 	for i := len(mounts) - 1; i >= 0; i-- { // a later mount is further down
 		m := mounts[i]
 		if p == m.Path || strings.HasPrefix(p, m.Path+"/") {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/page"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -266,7 +267,7 @@ func printLayers(w io.Writer, c *verify.Converted) {
 }
 
 // printFiles lists the trusted files in the manifest's order, with what the conversion said of each.
-func printFiles(w io.Writer, files []verify.FileEntry) {
+func printFiles(w io.Writer, files []libos.FileEntry) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range files {
 		fmt.Fprintf(t, "%s\t%s\t%s%s\n", printable(f.Reason), printable(cmp.Or(f.Package, "-")),

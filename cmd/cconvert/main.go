@@ -14,7 +14,7 @@ import (
 	"github.com/moby/sys/reexec"
 
 	"github.com/cconvert/cconvert/internal/bug"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 )
 
 func main() {

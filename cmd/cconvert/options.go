@@ -21,7 +21,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -263,7 +263,7 @@ func (l *launchFlags) choose(o *convert.Options) (err error) {
 	if o.Launch, err = l.options(); err != nil {
 		return err
 	}
-	if o.Overlay, o.OverlayText, err = l.overlay(); err != nil {
+	if o.Overlay, err = l.overlay(); err != nil {
 		return err
 	}
 	o.Date, err = parseDate(l.date)
@@ -320,16 +320,16 @@ func (l *launchFlags) choices(o *launch.Options) error {
 }
 
 // overlay reads the user's manifest.
-func (l *launchFlags) overlay() (*manifest.Overlay, string, error) {
+func (l *launchFlags) overlay() (string, error) {
 	if l.manifest == "" {
-		return nil, "", nil
+		return "", nil
 	}
 	text, err := os.ReadFile(l.manifest)
 	if err != nil {
-		return nil, "", &usageError{err}
+		return "", &usageError{err}
 	}
-	o, err := manifest.ParseOverlay(l.manifest, text)
-	return o, string(text), err
+	_, err = manifest.ParseOverlay(l.manifest, text)
+	return string(text), err
 }
 
 func parseDate(s string) (*sgx.Date, error) {

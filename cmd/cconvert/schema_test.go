@@ -20,6 +20,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -30,7 +31,7 @@ var schemas = map[string]any{
 	"analyze":          convert.Analysis{},
 	"measure":          measured{},
 	"inspect":          verify.Converted{},
-	"inspect-files":    []verify.FileEntry{},
+	"inspect-files":    []libos.FileEntry{},
 	"inspect-enclaves": []verify.EnclaveFile{},
 	"verify":           verify.Report{},
 	"diff":             []verify.Difference{},

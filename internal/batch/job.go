@@ -16,7 +16,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -69,7 +68,7 @@ func NewJob(o convert.Options, insecure bool) Job {
 	return Job{
 		Source: o.Source.String(), Target: o.Target.String(), Insecure: insecure,
 		Runtime: Runtime{o.Backend.Kind(), r.Source, r.Libs, r.Digest, r.Layer},
-		Options: o.Recorded(), Overlay: o.OverlayText, AllowRollback: o.AllowRollback, ReplaceSigner: o.ReplaceSigner,
+		Options: o.Recorded(), Overlay: o.Overlay, AllowRollback: o.AllowRollback, ReplaceSigner: o.ReplaceSigner,
 		TrustTOC:   o.TrustTOC,
 		NoEvidence: o.Evidence == nil, NeedsEvidence: o.Evidence != nil && o.Evidence.Required,
 	}
@@ -114,9 +113,8 @@ func (j Job) options(own convert.Options, backends []libos.Backend) (o convert.O
 		}
 		o.Date = &date
 	}
-	if j.Overlay != "" {
-		o.OverlayText = j.Overlay
-		if o.Overlay, err = manifest.ParseOverlay("the job's manifest", []byte(j.Overlay)); err != nil {
+	if o.Overlay = j.Overlay; j.Overlay != "" {
+		if err := o.Backend.CheckOverlay("the job's manifest", j.Overlay); err != nil {
 			return o, err
 		}
 	}

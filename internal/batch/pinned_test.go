@@ -11,7 +11,7 @@ import (
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 )
 
 // pinning is a runtime that is pinned if the job says by which digest, as Gramine's from a registry is.

@@ -19,8 +19,8 @@ import (
 
 	"github.com/cconvert/cconvert/internal/deploy"
 	"github.com/cconvert/cconvert/pkg/convert"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
-	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -30,20 +30,23 @@ const image = "registry.example/team/My_App@sha256:0123456789abcdef0123456789abc
 func redis() *verify.Converted {
 	c := &verify.Converted{
 		Layout: verify.LayoutOurs, User: "redis", Ports: []string{"9000/udp", "6379/tcp"},
-		Enclave: manifest.SGX{EnclaveSize: 1 << 30},
-		Program: verify.Program{
+		Enclave: sgx.Settings{EnclaveSize: 1 << 30},
+		Program: libos.Program{
 			UID: 999, GID: 999,
-			Mounts: []verify.Mount{{Type: "tmpfs", Path: "/tmp"}, {Type: "encrypted", Path: "/data"}},
+			Mounts: []libos.Mount{{Type: "tmpfs", Path: "/tmp"}, {Type: "encrypted", Path: "/data"}},
 		},
 		Recipe: &convert.Recipe{Options: convert.RecipeOptions{Attestation: "dcap"}},
 	}
 	c.Recipe.Runtime.Kind = "gramine"
+	c.LibOS = &libos.Enclave{Direct: []string{
+		"/cconvert/gramine/direct/loader", "/cconvert/gramine/direct/libpal.so", "init", libos.App,
+	}}
 	return c
 }
 
 func root() *verify.Converted {
 	return &verify.Converted{
-		Layout: verify.LayoutOurs, Enclave: manifest.SGX{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{},
+		Layout: verify.LayoutOurs, Enclave: sgx.Settings{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{},
 	}
 }
 
@@ -161,7 +164,7 @@ func TestNames(t *testing.T) {
 	c.Ports = []string{"8000-8002/tcp", "53/UDP", "8001/tcp"}
 	long := "/" + strings.Repeat("very-long/", 10)
 	for _, path := range []string{"/a/b", "/a-b", "/é", "/A/b", long + "1", long + "2", "/data"} {
-		c.Program.Mounts = append(c.Program.Mounts, verify.Mount{Type: "encrypted", Path: path})
+		c.Program.Mounts = append(c.Program.Mounts, libos.Mount{Type: "encrypted", Path: path})
 	}
 	d, claims := decode(t, write(t, c, deploy.Options{Target: deploy.Intel}))
 	var ports []string
@@ -259,7 +262,7 @@ func TestRefuses(t *testing.T) {
 func TestSimulated(t *testing.T) {
 	for _, target := range deploy.Targets {
 		c := redis()
-		c.Places.Backend, c.Recipe.Runtime.Kind = sim.Backend{}, "sim"
+		c.LibOS, c.Recipe.Runtime.Kind = &libos.Enclave{Simulated: true}, "sim"
 		text := write(t, c, deploy.Options{Target: target})
 		assert.True(t, strings.HasPrefix(text, "# SIMULATED: "), "%s: %s", target, text)
 		for _, of := range []string{

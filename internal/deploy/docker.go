@@ -7,20 +7,17 @@ import (
 	"strings"
 
 	"sigs.k8s.io/yaml"
-
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // docker writes a command line for a shell.
 func (w *workload) docker() ([]byte, error) {
 	args := []string{"docker", "run", "--detach", "--name", w.Name}
 	if w.Direct {
-		if w.Layout != verify.LayoutOurs || w.Recipe.Runtime.Kind != "gramine" {
+		if w.LibOS == nil || w.LibOS.Direct == nil {
 			return nil, fmt.Errorf("%w: only images with Gramine's runtime have a direct mode", ErrOption)
 		}
 		// Direct mode needs system calls that Docker's profile does not allow.
-		args = append(args, "--security-opt", "seccomp=unconfined", "--entrypoint", gramine.DirectStart[0])
+		args = append(args, "--security-opt", "seccomp=unconfined", "--entrypoint", w.LibOS.Direct[0])
 	} else if !w.Simulated() {
 		args = append(args, "--device", enclaveDevice)
 		if w.quotes() {
@@ -41,7 +38,7 @@ func (w *workload) docker() ([]byte, error) {
 	}
 	args = append(args, w.Options.Image)
 	if w.Direct {
-		args = append(args, gramine.DirectStart[1:]...)
+		args = append(args, w.LibOS.Direct[1:]...)
 	}
 	for i, a := range args {
 		args[i] = quote(a)

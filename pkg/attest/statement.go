@@ -89,7 +89,7 @@ type Runtime struct {
 	Digest  string `json:"digest"`
 }
 
-// Enclave are the fields of a SIGSTRUCT, in the names of gramine-sgx-sigstruct-view.
+// Enclave are the fields of a SIGSTRUCT, in the names of Gramine's tool to view them.
 type Enclave struct {
 	MREnclave      sgx.Measurement `json:"mr_enclave"`
 	MRSigner       sgx.Measurement `json:"mr_signer"`

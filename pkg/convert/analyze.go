@@ -97,11 +97,14 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	if bundle, err := in.runtime(); err != nil {
 		a.RuntimeError = err.Error()
 	} else {
-		sealed, err := o.Backend.Seal(libos.Input{Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree})
+		sealed, err := o.Backend.Seal(ctx, libos.Input{
+			Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree,
+			Contents: contentsOf(source, tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
+		})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}
-		a.Findings, a.EnclaveSize, a.Threads = sealed.Findings, sealed.Enclave.EnclaveSize, sealed.Enclave.MaxThreads
+		a.Findings, a.EnclaveSize, a.Threads = sealed.Findings, sealed.Settings.EnclaveSize, sealed.Settings.MaxThreads
 		a.Pages = a.EnclaveSize / sgx.PageSize
 	}
 	if err := tree.Err(); err != nil {
@@ -109,8 +112,8 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	}
 	a.Findings = append(a.Findings, in.layers.findings...)
 	switch {
-	case tree.Lookup(libos.ManifestPath) != nil:
-		a.Findings = append(a.Findings, finding.New(finding.Converted, finding.Error, libos.ManifestPath,
+	case tree.Lookup(libos.RecipePath) != nil:
+		a.Findings = append(a.Findings, finding.New(finding.Converted, finding.Error, libos.RecipePath,
 			"the image is the output of a conversion"))
 	case in.layers.reserved != nil:
 		a.Findings = append(a.Findings,

@@ -75,7 +75,7 @@ type start struct {
 
 // config returns the source's configuration with the start of the enclave in it, but for the labels. What is not about
 // that stays to the letter, fields that nobody knows included. Recipe.sourceConfig is the way back.
-func (s start) config(source []byte) (map[string]json.RawMessage, error) {
+func (s start) config(source []byte, added int) (map[string]json.RawMessage, error) {
 	config, run, err := readConfig(source)
 	if err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func (s start) config(source []byte) (map[string]json.RawMessage, error) {
 		return nil, err
 	}
 	if raw, ok := config["history"]; ok {
-		if config["history"], err = addHistory(raw, config["created"]); err != nil {
+		if config["history"], err = addHistory(raw, config["created"], added); err != nil {
 			return nil, err
 		}
 	}
@@ -184,11 +184,8 @@ func exactKeys(m map[string]json.RawMessage, known ...string) error {
 	return nil
 }
 
-// addedBy is what the history says of the two new layers.
-var addedBy = []string{"cconvert: runtime", "cconvert: enclave"}
-
-// addHistory notes the two new layers, at the time of the source's creation: there is no clock here.
-func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
+// addHistory notes the new layers, at the time of the source's creation: there is no clock here.
+func addHistory(raw, created json.RawMessage, added int) (json.RawMessage, error) {
 	var history []json.RawMessage
 	if err := json.Unmarshal(raw, &history); err != nil {
 		return nil, fmt.Errorf("reading the history in the image's configuration: %w", err)
@@ -196,7 +193,14 @@ func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 	if len(history) == 0 {
 		return raw, nil // none is kept: it would have to be of every layer
 	}
-	for _, by := range addedBy {
+	for i := range added {
+		by := "cconvert: contents"
+		switch i {
+		case 0:
+			by = "cconvert: runtime"
+		case added - 1:
+			by = "cconvert: enclave"
+		}
 		entry := map[string]any{"created_by": by}
 		if created != nil {
 			entry["created"] = created
@@ -210,10 +214,10 @@ func addHistory(raw, created json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(history)
 }
 
-// SourceConfig returns the configuration that a source must have had, as far as the output tells: what a label of
-// the output has replaced is taken from the source.
-func (r Recipe) SourceConfig(output, source []byte) ([]byte, error) {
-	was, err := r.sourceConfig(output)
+// SourceConfig returns the configuration that a source must have had, as far as the output with so many added layers
+// tells: what a label of the output has replaced is taken from the source.
+func (r Recipe) SourceConfig(output, source []byte, added int) ([]byte, error) {
+	was, err := r.sourceConfig(output, added)
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +257,7 @@ func (r Recipe) SourceConfig(output, source []byte) ([]byte, error) {
 }
 
 // sourceConfig undoes what start.config did, but for labels, which are written anew.
-func (r Recipe) sourceConfig(output []byte) ([]byte, error) {
+func (r Recipe) sourceConfig(output []byte, added int) ([]byte, error) {
 	config, run, err := readConfig(output)
 	if err != nil {
 		return nil, err
@@ -276,7 +280,7 @@ func (r Recipe) sourceConfig(output []byte) ([]byte, error) {
 		if err := json.Unmarshal(raw, &history); err != nil {
 			return nil, fmt.Errorf("reading the history in the image's configuration: %w", err)
 		}
-		if config["history"], err = json.Marshal(history[:max(0, len(history)-len(addedBy))]); err != nil {
+		if config["history"], err = json.Marshal(history[:max(0, len(history)-added)]); err != nil {
 			return nil, err
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -25,10 +25,10 @@ type Conversion struct {
 	// Simulated says that there is no enclave.
 	Simulated bool
 
-	enclave  manifest.SGX
+	settings sgx.Settings
 	unsigned *sgx.SigStruct
 	files    []libos.File // of the enclave's layer, but for the signature
-	// base is the image on which new layers go, and below those that come before the enclave's.
+	// base is the image on which new layers go, and below the new ones that come before the enclave's.
 	base  *image.Image
 	below []image.NewLayer
 	// config returns the configuration but for the labels. The caller may change it.
@@ -38,6 +38,14 @@ type Conversion struct {
 // EnclaveFiles returns the files of the enclave's layer with a SIGSTRUCT, signed or not.
 func (c *Conversion) EnclaveFiles(s *sgx.SigStruct) []libos.File {
 	return append(slices.Clone(c.files), signatureFile(s))
+}
+
+// Added are the diff IDs of the new layers below the enclave's, the runtime's first.
+func (c *Conversion) Added() (ids []string) {
+	for _, l := range c.below {
+		ids = append(ids, l.DiffID)
+	}
+	return ids
 }
 
 // Config returns the configuration of the image with a SIGSTRUCT, signed or not.
@@ -75,8 +83,11 @@ func seal(
 	if err != nil {
 		return nil, err
 	}
-	in := libos.Input{Spec: spec, Bundle: bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date}
-	parts, err := o.Backend.Seal(in)
+	in := libos.Input{
+		Spec: spec, Bundle: bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date,
+		Contents: contentsOf(source, contents.Tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
+	}
+	parts, err := o.Backend.Seal(ctx, in)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
@@ -104,10 +115,12 @@ func seal(
 	}
 	return &sealed{
 		Conversion: Conversion{
-			Recipe: recipe, Manifest: parts.Manifest, Simulated: parts.Simulated, enclave: parts.Enclave,
+			Recipe: recipe, Manifest: parts.Manifest, Simulated: parts.Simulated, settings: parts.Settings,
 			unsigned: parts.SigStruct, files: slices.Concat(parts.Files, files),
-			base: source, below: []image.NewLayer{bundle.Layer},
-			config: func() (map[string]json.RawMessage, error) { return begin.config(source.Config) },
+			base: source, below: append([]image.NewLayer{bundle.Layer}, parts.Layers...),
+			config: func() (map[string]json.RawMessage, error) {
+				return begin.config(source.Config, o.Backend.Layers())
+			},
 		},
 		layout: parts.Layout, findings: findings, result: describeResult(spec, bundle, parts, trusted),
 	}, nil
@@ -173,11 +186,11 @@ type FileRun struct {
 	Package string       `json:"package,omitempty"`
 }
 
-func fileRuns(files []manifest.TrustedFile) []FileRun {
+func fileRuns(files []reach.File) []FileRun {
 	var runs []FileRun
 	for _, f := range files {
-		if n := len(runs); n == 0 || runs[n-1].Reason != f.Why.Reason || runs[n-1].Package != f.Why.Package {
-			runs = append(runs, FileRun{Reason: f.Why.Reason, Package: f.Why.Package})
+		if n := len(runs); n == 0 || runs[n-1].Reason != f.Reason || runs[n-1].Package != f.Package {
+			runs = append(runs, FileRun{Reason: f.Reason, Package: f.Package})
 		}
 		runs[len(runs)-1].Count++
 	}
@@ -198,7 +211,7 @@ func describeResult(spec *launch.Spec, bundle *libos.Bundle, parts *libos.Sealed
 	}
 	return Result{
 		Runtime:     runtime,
-		EnclaveSize: parts.Enclave.EnclaveSize, MaxThreads: parts.Enclave.MaxThreads, EDMM: parts.Enclave.EDMM,
+		EnclaveSize: parts.Settings.EnclaveSize, MaxThreads: parts.Settings.MaxThreads, EDMM: parts.Settings.EDMM,
 		TrustedFiles: files, Trust: string(spec.Policy), LeftOut: spec.LeftOut, Profile: spec.Profile.Name,
 		ProfileWhy: spec.ProfileWhy, SizeWhy: spec.SizeWhy, HostArgs: spec.HostArgs,
 		StartSeconds: launch.StartSeconds(files), ManifestSize: len(parts.Manifest),

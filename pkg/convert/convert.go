@@ -96,7 +96,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	defer in.stop()
 	watch.lap("scan")
 
-	if in.contents.Tree.Lookup(libos.ManifestPath) != nil {
+	if in.contents.Tree.Lookup(libos.RecipePath) != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, ErrConverted)
 	}
 	if err := in.layers.reserved; err != nil {

@@ -37,7 +37,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -478,10 +478,7 @@ func TestOverlay(t *testing.T) {
 	o := options(t, reg.Push(t, "src:1", sample(t)))
 	text := "sgx.max_threads = 4\nsgx.enclave_size = \"0x8000000\"\nsgx.trusted_files = [\"file:/srv/\", " +
 		"\"file:/bin/app\"]\n"
-	var err error
-	o.Overlay, err = manifest.ParseOverlay("o.toml", []byte(text))
-	require.NoError(t, err)
-	o.OverlayText = text
+	o.Overlay = text
 	r, err := run(context.Background(), t, o, reg.Host+"/dst:1")
 	require.NoError(t, err)
 	assert.Equal(t, 4, r.MaxThreads)
@@ -493,12 +490,11 @@ func TestOverlay(t *testing.T) {
 	assert.Equal(t, text, c.Recipe.Overlay)
 	assert.Contains(t, string(c.Manifest), `enclave_size = "128M"`, "in decimal, as the loader reads it")
 	sum := sha256.Sum256([]byte(fixture.ELF("")))
-	assert.Contains(t, c.Trusted, verify.FileEntry{
+	assert.Contains(t, c.Trusted, libos.FileEntry{
 		URI: "file:/bin/app", SHA256: hex.EncodeToString(sum[:]), Reason: string(manifest.ReasonOverlay),
 	})
 
-	o.Overlay, err = manifest.ParseOverlay("o.toml", []byte("sgx.trusted_files = [\"file:/none\"]\n"))
-	require.NoError(t, err)
+	o.Overlay = "sgx.trusted_files = [\"file:/none\"]\n"
 	_, err = convert.Prepare(context.Background(), o)
 	assert.ErrorContains(t, err, `trusted file "file:/none"`)
 }

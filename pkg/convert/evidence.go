@@ -29,8 +29,8 @@ func (p *Prepared) identity(ctx context.Context, signed *sgx.SigStruct, by *Evid
 	}
 	runtime := p.Recipe.Runtime
 	identity := attest.Identity{
-		Enclave: attest.NewEnclave(signed), EnclaveSize: p.enclave.EnclaveSize, MaxThreads: p.enclave.MaxThreads,
-		EDMM:    p.enclave.EDMM,
+		Enclave: attest.NewEnclave(signed), EnclaveSize: p.settings.EnclaveSize, MaxThreads: p.settings.MaxThreads,
+		EDMM:    p.settings.EDMM,
 		Source:  attest.NewResource("", p.Recipe.Source),
 		Runtime: attest.Runtime{Kind: runtime.Kind, Version: runtime.Version, Digest: runtime.Digest},
 		Epoch:   p.Recipe.Epoch, Options: options, Findings: json.RawMessage("null"), Simulated: p.Simulated,

@@ -5,7 +5,7 @@ import (
 	"reflect"
 	"testing"
 
-	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 )
 
 // Recipes of images of others: what is understood is understood in full.
@@ -20,7 +20,7 @@ func FuzzRecipe(f *testing.F) {
 			return
 		}
 		_ = r.Keep()
-		_, _ = r.sourceConfig([]byte(config))
+		_, _ = r.sourceConfig([]byte(config), 2)
 		o, err := r.options(sim.Backend{})
 		if err != nil || r.Options.Profile != "" {
 			return

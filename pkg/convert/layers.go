@@ -28,9 +28,6 @@ type LayerCounts struct {
 // maxDockerLayers is how many layers an image may have for Docker (moby, layer store, "max depth exceeded").
 const maxDockerLayers = 125
 
-// added is how many layers a conversion puts on an image.
-const added = 2
-
 // layers finds out what is in an image's layers.
 type layers struct {
 	o    Options
@@ -48,7 +45,7 @@ func newLayers(o Options) *layers {
 
 // merge reads the layers side by side, and lays them over each other.
 func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
-	if n := len(img.Layers) + added; n > maxDockerLayers {
+	if n := len(img.Layers) + ls.o.Backend.Layers(); n > maxDockerLayers {
 		ls.find(finding.ManyLayers, finding.Warning, "",
 			fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
 	}

@@ -7,14 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
-
-	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/manifest"
 )
 
 // ErrNotOurs says that this program did not make an image.
@@ -37,19 +33,23 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 	if err != nil {
 		return nil, err
 	}
-	kind := "gramine"
-	if c.Simulated {
-		kind = "sim"
+	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == c.Recipe.Runtime.Kind })
+	if i < 0 {
+		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q", ErrNotOurs, c.Recipe.Runtime.Kind)
 	}
-	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == kind })
-	if i < 0 || c.Recipe.Runtime.Kind != kind {
-		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q, and its manifest of another one", ErrNotOurs,
-			c.Recipe.Runtime.Kind)
-	}
-	c.unsigned, err = backends[i].SigStruct(c.Recipe.Runtime.Layout, c.Manifest, now.MREnclave, now.Date)
+	e, err := backends[i].Open(libos.Stored{Layout: c.Recipe.Runtime.Layout, Files: byPath(files)})
 	if err != nil {
 		return nil, err
 	}
+	if e.Kind != c.Recipe.Runtime.Kind {
+		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q, and its manifest of another one", ErrNotOurs,
+			c.Recipe.Runtime.Kind)
+	}
+	if e.SigStruct == nil {
+		return nil, e.LayoutError
+	}
+	c.Manifest, c.Simulated, c.settings = e.Manifest, e.Simulated, e.Settings
+	c.unsigned = e.SigStruct(now.MREnclave, now.Date)
 	if !bytes.Equal(now.ToBeSigned(), c.unsigned.ToBeSigned()) || now.Date.String() != c.Recipe.Date {
 		return nil, errors.New("the signature structure says something else than the manifest and the recipe: " +
 			"attributes, masks, product, version or date")
@@ -61,24 +61,23 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 		Conversion: *c, SigStruct: c.unsigned, Now: now, observer: nobody{}, watch: startWatch(),
 		result: Result{
 			Runtime: Runtime{
-				Kind: kind, Version: c.Recipe.Runtime.Version, Digest: c.Recipe.Runtime.Digest,
+				Kind: c.Recipe.Runtime.Kind, Version: c.Recipe.Runtime.Version, Digest: c.Recipe.Runtime.Digest,
 				Source: "the converted image",
 			},
-			EnclaveSize: c.enclave.EnclaveSize, MaxThreads: c.enclave.MaxThreads, EDMM: c.enclave.EDMM,
+			EnclaveSize: c.settings.EnclaveSize, MaxThreads: c.settings.MaxThreads, EDMM: c.settings.EDMM,
 			Trust: c.Recipe.Options.Trust, HostArgs: c.Recipe.Options.HostArgs, ManifestSize: len(c.Manifest),
 			Findings: []finding.Finding{},
 		},
 	}, nil
 }
 
-// readConversion reads what the files of an image's topmost layer say, but for the SIGSTRUCT.
+// readConversion reads what this program says in the files of an image's topmost layer.
 func readConversion(img *image.Image, files []libos.File) (*Conversion, error) {
-	recipe, text := contentOf(files, libos.RecipePath), contentOf(files, libos.ManifestPath)
-	if recipe == nil || text == nil {
-		return nil, fmt.Errorf("%w: its layer on top has no recipe and manifest", ErrNotOurs)
+	recipe := contentOf(files, libos.RecipePath)
+	if recipe == nil {
+		return nil, fmt.Errorf("%w: its layer on top has no recipe", ErrNotOurs)
 	}
 	c := &Conversion{
-		Manifest: text,
 		files: slices.DeleteFunc(slices.Clone(files), func(f libos.File) bool {
 			return f.Path == libos.SigPath || f.Path == libos.UnsignedPath
 		}),
@@ -88,25 +87,14 @@ func readConversion(img *image.Image, files []libos.File) (*Conversion, error) {
 	if c.Recipe, err = ParseRecipe(recipe); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
 	}
-	if _, err := manifest.Parse(text); err != nil {
-		return nil, err
+	c.base, err = img.Below(1)
+	return c, err
+}
+
+func byPath(files []libos.File) map[string][]byte {
+	contents := map[string][]byte{}
+	for _, f := range files {
+		contents[f.Path] = f.Content
 	}
-	if c.enclave, err = manifest.ReadSGX(text); err != nil {
-		return nil, err
-	}
-	var m struct {
-		Loader struct {
-			Entrypoint struct {
-				URI string `toml:"uri"`
-			} `toml:"entrypoint"`
-		} `toml:"loader"`
-	}
-	if err := toml.Unmarshal(text, &m); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
-	}
-	c.Simulated = strings.HasPrefix(m.Loader.Entrypoint.URI, "file:"+libos.Root+"/sim/")
-	if c.base, err = img.Below(1); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return contents
 }

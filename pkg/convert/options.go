@@ -11,7 +11,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -27,9 +26,8 @@ type Options struct {
 	Backend libos.Backend
 	Runtime libos.LoadOptions
 	Launch  launch.Options
-	// Overlay is the user's manifest, nil for none; OverlayText is what it was read from.
-	Overlay     *manifest.Overlay
-	OverlayText string
+	// Overlay is the user's own configuration of the library OS, see libos.Backend.CheckOverlay; empty: there is none.
+	Overlay string
 	// Date is what the SIGSTRUCT says of the day; nil: that of the source image's creation.
 	Date *sgx.Date
 	// Target is where the result will go, if that is known: what does not depend on the signature is sent
@@ -76,8 +74,7 @@ type nobody struct{}
 func (nobody) Stage(string)                                           {}
 func (nobody) Layer(_ string, _ int64, r io.ReadCloser) io.ReadCloser { return r }
 
-// Result describes a conversion for programs. The names of SGX's values are those of
-// gramine-sgx-sigstruct-view.
+// Result describes a conversion for programs. The names of SGX's values are those of Gramine's tool to view SIGSTRUCTs.
 type Result struct {
 	Source       string          `json:"source"`
 	Output       Output          `json:"output"`

@@ -15,7 +15,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -127,7 +126,7 @@ func (r Recipe) Identity(signer sgx.Measurement) string {
 
 // Identity is the one of a conversion by these options, of a source and with a runtime of these digests.
 func (c Options) Identity(source, runtime string, signer sgx.Measurement) string {
-	r := Recipe{Epoch: FormatEpoch, Source: source, Platform: platform, Options: c.Recorded(), Overlay: c.OverlayText}
+	r := Recipe{Epoch: FormatEpoch, Source: source, Platform: platform, Options: c.Recorded(), Overlay: c.Overlay}
 	r.Runtime.Digest = runtime
 	return r.Identity(signer)
 }
@@ -140,7 +139,7 @@ func newRecipe(o Options, source *image.Image, bundle *libos.Bundle, date sgx.Da
 	r := Recipe{
 		Epoch: FormatEpoch, Source: source.Digest, Platform: platform,
 		Runtime: RecipeRuntime{bundle.Meta, bundle.Layer.Digest},
-		Options: o.Recorded(), Date: date.String(), Overlay: o.OverlayText,
+		Options: o.Recorded(), Date: date.String(), Overlay: o.Overlay,
 		Replaced: map[string]json.RawMessage{},
 	}
 	config, run, err := readConfig(source.Config)
@@ -175,7 +174,7 @@ var ErrEpoch = errors.New("another format epoch")
 
 // options are those of a conversion by the recipe.
 func (r Recipe) options(backend libos.Backend) (Options, error) {
-	o := Options{Backend: backend, OverlayText: r.Overlay}
+	o := Options{Backend: backend, Overlay: r.Overlay}
 	if r.Epoch != FormatEpoch {
 		return o, fmt.Errorf("the image is of the format epoch %d, and this version makes images of %d: %w", r.Epoch,
 			FormatEpoch, ErrEpoch)
@@ -187,12 +186,12 @@ func (r Recipe) options(backend libos.Backend) (Options, error) {
 		}
 		o.Date = &date
 	}
-	var err error
 	if r.Overlay != "" {
-		if o.Overlay, err = manifest.ParseOverlay("the recipe's manifest", []byte(r.Overlay)); err != nil {
+		if err := backend.CheckOverlay("the recipe's manifest", r.Overlay); err != nil {
 			return o, err
 		}
 	}
+	var err error
 	if o.Launch, err = r.Options.Launch(); err == nil {
 		err = o.Launch.Check()
 	}
@@ -294,18 +293,22 @@ func (r Recipe) Keep() []string {
 }
 
 // Repeat does what Prepare did when an image was made: from what the image itself holds, its recipe, the
-// files below the added layers, its configuration and the runtime. Nothing is measured. The error is
-// ErrEpoch for an image of another version.
+// files below the added layers, its configuration and the runtime. Nothing is measured. The error is ErrEpoch for an
+// image of another version.
 func Repeat(
-	ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, config []byte,
+	ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, img *image.Image,
 ) (*Conversion, error) {
 	o, err := r.options(backend)
 	if err != nil {
 		return nil, err
 	}
 	o.Source = image.Reference{Transport: image.OCILayout, Path: "the image that was converted"} // for messages
-	source := &image.Image{Digest: r.Source}
-	if source.Config, err = r.sourceConfig(config); err != nil {
+	source, err := img.Below(min(backend.Layers(), len(img.Layers)))
+	if err != nil {
+		return nil, err
+	}
+	source.Digest = r.Source
+	if source.Config, err = r.sourceConfig(img.Config, backend.Layers()); err != nil {
 		return nil, err
 	}
 	runtime := func() (*libos.Bundle, error) { return bundle, nil }

@@ -1,16 +1,18 @@
 // Package libos knows the library operating systems that run a program inside an enclave: how their
 // runtime becomes a layer, and how a launch specification becomes the files that they start from.
 //
-// A [Backend] is one of them: gramine, the real one, and sim, which has no enclave. What a runtime
-// consists of is a [Bundle]; what a conversion adds to an image is [Sealed].
+// A [Backend] is one of them; package all has the list. What a runtime consists of is a [Bundle]; what a conversion
+// adds to an image is [Sealed], and what is read back of it an [Enclave].
 package libos
 
 import (
 	"context"
+	"io"
 
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
-	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -38,27 +40,32 @@ const (
 type Backend interface {
 	// Kind is the name by which users choose it.
 	Kind() string
-	// Paths are where its files are in a converted image.
-	Paths() Paths
+	// Layers is how many layers a conversion puts on an image: the runtime's, what Seal returns, and the enclave's.
+	Layers() int
 	// Load finds the runtime and packs it into a layer, the same bytes for the same runtime.
 	Load(ctx context.Context, o LoadOptions) (*Bundle, error)
-	// Seal turns a specification into the files and the enclave that the runtime starts.
-	Seal(in Input) (*Sealed, error)
-	// SigStruct is what is to be signed for a manifest and a measurement, under a version of the enclave's geometry.
-	SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error)
+	// CheckOverlay reports what is wrong with a user's own configuration of the library OS. The name is for messages.
+	CheckOverlay(name, text string) error
+	// Seal turns a specification into the files and the enclave that the runtime starts. It does the same each time for
+	// the same input.
+	Seal(ctx context.Context, in Input) (*Sealed, error)
+	// Keep lists the files of the enclave's layer that Open reads, as patterns for rootfs.Scan. The first is one that
+	// each enclave has.
+	Keep() []string
+	// Open reads the enclave of a converted image.
+	Open(in Stored) (*Enclave, error)
 }
 
-// Start is the command that starts an enclave of a backend, without arguments that the host chooses.
-func Start(b Backend) []string {
-	p := b.Paths()
-	return []string{p.Loader, p.PAL, "init", App}
-}
-
-// Paths are where a runtime's files are.
-type Paths struct {
-	// Loader is the program that builds the enclave, PAL the enclave image that it loads, and LibOS what the
-	// enclave image loads first.
-	Loader, PAL, LibOS string
+// Foreign knows the images that another program makes for a library OS.
+type Foreign interface {
+	// Name is the one of the kind of image.
+	Name() string
+	// Keep lists the files that Open reads, as patterns for rootfs.Scan.
+	Keep() []string
+	// Find returns the places of an image of this kind.
+	Find(tree *rootfs.Tree) (Places, bool)
+	// Open reads the enclave of such an image: its files are those of the places.
+	Open(p Places, files map[string][]byte) (*Enclave, error)
 }
 
 // MetaPath is where a runtime of a kind describes itself.
@@ -66,18 +73,30 @@ func MetaPath(kind string) string { return Root + "/" + kind + "/" + metaName }
 
 // Input is what a Backend seals.
 type Input struct {
-	Spec    *launch.Spec
-	Bundle  *Bundle
-	Overlay *manifest.Overlay // may be nil
-	Tree    *rootfs.Tree      // for the digests of files that the overlay names
+	Spec   *launch.Spec
+	Bundle *Bundle
+	// Overlay is a user's own configuration of the library OS; empty: there is none.
+	Overlay string
+	Tree    *rootfs.Tree
 	Date    sgx.Date
+	// Contents reads regular files of the tree that are wanted, in the order of the layers. What is in memory of the
+	// image does not hold them, so it takes another pass over the layers that have some.
+	Contents Contents
 }
+
+// Contents visits the contents of files of an image, in one pass over each layer that has some. The nodes are those
+// that have the content, hard links of each other. A reader is good until the visit returns.
+type Contents func(
+	ctx context.Context, want func(*rootfs.Node) bool, visit func(n []*rootfs.Node, content io.Reader) error,
+) error
 
 // Sealed is what a conversion adds to an image, but for the signature.
 type Sealed struct {
-	// Manifest is what is measured.
+	// Manifest is the text that is measured; empty: there is none.
 	Manifest []byte
-	// Files of the enclave layer, the signature and the recipe excepted.
+	// Layers come between the runtime's and the enclave's.
+	Layers []image.NewLayer
+	// Files of the enclave's layer, the signature and the recipe excepted.
 	Files []File
 	// Layout is the enclave's initial memory.
 	Layout sgx.Layout
@@ -85,10 +104,10 @@ type Sealed struct {
 	SigStruct *sgx.SigStruct
 	// Entrypoint is the command that starts the enclave.
 	Entrypoint []string
-	// Enclave is what the manifest says of the enclave in the end.
-	Enclave manifest.SGX
-	// Trusted are the manifest's trusted files, in its order.
-	Trusted  []manifest.TrustedFile
+	// Settings are the enclave's in the end.
+	Settings sgx.Settings
+	// Trusted says why each file is measured by its digest, in the order of the manifest.
+	Trusted  []reach.File
 	Findings []finding.Finding
 	// Simulated says that there is no enclave.
 	Simulated bool

@@ -6,21 +6,9 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
-)
 
-// SGX is what the enclave's memory and signature depend on, with the defaults that Gramine's signing
-// tool fills in.
-type SGX struct {
-	EnclaveSize uint64 // bytes
-	MaxThreads  int
-	EDMM        bool // the heap is added while the enclave runs
-	Debug       bool
-	UseExInfo   bool
-	ISVProdID   uint16
-	ISVSVN      uint16
-	// CPUFeatures maps avx, avx512, amx, mpx and pkru to "unspecified", "disabled" or "required".
-	CPUFeatures map[string]string
-}
+	"github.com/cconvert/cconvert/pkg/sgx"
+)
 
 // Defaults of the signing tool if the manifest is silent.
 const (
@@ -31,17 +19,17 @@ const (
 )
 
 // SGX reads the manifest's own sgx table, as ReadSGX does that of its text.
-func (m *Manifest) SGX() (SGX, error) {
+func (m *Manifest) SGX() (sgx.Settings, error) {
 	text, err := (&Manifest{Table: m.Table}).Render() // without the trusted files, of which there can be very many
 	if err != nil {
-		return SGX{}, err
+		return sgx.Settings{}, err
 	}
 	return ReadSGX(text)
 }
 
 // ReadSGX reads the sgx table of a manifest. Like the signing tool, it accepts sizes in hexadecimal and
 // fills in defaults; it does not check the rest of the manifest.
-func ReadSGX(text []byte) (SGX, error) {
+func ReadSGX(text []byte) (sgx.Settings, error) {
 	var m struct {
 		SGX struct {
 			EnclaveSize *string           `toml:"enclave_size"`
@@ -55,10 +43,10 @@ func ReadSGX(text []byte) (SGX, error) {
 		} `toml:"sgx"`
 	}
 	if err := toml.Unmarshal(text, &m); err != nil {
-		return SGX{}, fmt.Errorf("reading the manifest: %w", err)
+		return sgx.Settings{}, fmt.Errorf("reading the manifest: %w", err)
 	}
 	in := m.SGX
-	out := SGX{
+	out := sgx.Settings{
 		MaxThreads: defaultMaxThreads, EDMM: in.EDMM, Debug: in.Debug, UseExInfo: in.UseExInfo,
 		ISVProdID: uint16(in.ISVProdID), ISVSVN: uint16(in.ISVSVN),
 		CPUFeatures: map[string]string{
@@ -82,10 +70,11 @@ func ReadSGX(text []byte) (SGX, error) {
 		}
 		out.MaxThreads = int(*in.MaxThreads)
 	}
-	for name, v := range map[string]int64{"isvprodid": in.ISVProdID, "isvsvn": in.ISVSVN} {
-		if v < 0 || v > 0xffff {
-			return out, fmt.Errorf("sgx.%s: %d is not between 0 and 65535", name, v)
-		}
+	if n := in.ISVProdID; n < 0 || n > 0xffff {
+		return out, fmt.Errorf("sgx.isvprodid: %d is not between 0 and 65535", n)
+	}
+	if n := in.ISVSVN; n < 0 || n > 0xffff {
+		return out, fmt.Errorf("sgx.isvsvn: %d is not between 0 and 65535", n)
 	}
 	for name, v := range in.CPUFeatures {
 		if _, ok := out.CPUFeatures[name]; !ok {

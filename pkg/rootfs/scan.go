@@ -449,20 +449,32 @@ func Extract(
 	ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64,
 ) (map[string][]byte, error) {
 	found := map[string][]byte{}
-	err := checked(ctx, blob, digest, func(blob io.Reader) error {
-		return eachEntry(ctx, blob, Inflater{}, Limits{}.defaults(), nil,
-			func(e *Entry, content io.Reader) (err error) {
-				if e.Type != Regular || !want[e.Path] {
-					return nil
-				}
-				if e.Size > limit {
-					return fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
-				}
-				if found[e.Path], err = io.ReadAll(content); err != nil {
-					return fmt.Errorf("reading %q: %w", e.Path, err)
-				}
-				return nil
-			})
+	err := Visit(ctx, blob, digest, Options{}, func(e *Entry, content io.Reader) (err error) {
+		if !want[e.Path] {
+			return nil
+		}
+		if e.Size > limit {
+			return fmt.Errorf("%q has %d bytes, more than %d", e.Path, e.Size, limit)
+		}
+		if found[e.Path], err = io.ReadAll(content); err != nil {
+			return fmt.Errorf("reading %q: %w", e.Path, err)
+		}
+		return nil
 	})
 	return found, err
+}
+
+// Visit reads a layer, and shows each regular file of it with its content. A blob that is not the one that its digest
+// names is an error.
+func Visit(
+	ctx context.Context, blob io.Reader, digest string, o Options, visit func(e *Entry, content io.Reader) error,
+) error {
+	return checked(ctx, blob, digest, func(blob io.Reader) error {
+		return eachEntry(ctx, blob, o.Inflate, o.Limits.defaults(), nil, func(e *Entry, content io.Reader) error {
+			if e.Type != Regular {
+				return nil
+			}
+			return visit(e, content)
+		})
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -78,8 +79,8 @@ func TestDifferencesThatAreNotMeasured(t *testing.T) {
 		other := one.Trusted[0]
 		other.SHA256 = "00"
 		three, four := *one, *one
-		three.Trusted = append([]verify.FileEntry{other, one.Trusted[0]}, one.Trusted[1:]...)
-		four.Trusted = append([]verify.FileEntry{one.Trusted[0], one.Trusted[0]}, one.Trusted[1:]...)
+		three.Trusted = append([]libos.FileEntry{other, one.Trusted[0]}, one.Trusted[1:]...)
+		four.Trusted = append([]libos.FileEntry{one.Trusted[0], one.Trusted[0]}, one.Trusted[1:]...)
 		list, err = verify.Compare(&three, &four)
 		require.NoError(t, err)
 		assert.NotEmpty(t, list, what)

@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/pelletier/go-toml/v2"
+	"github.com/cconvert/cconvert/pkg/libos"
 )
 
 // Difference is a reason why two measurements differ.
@@ -76,16 +76,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	differ("enclave", "MRENCLAVE", a.MREnclave, b.MREnclave)
 	differ("signer", "MRSIGNER", a.MRSigner, b.MRSigner)
 	differ("signer", "date", a.Date, b.Date)
-	settings, err := compareSettings(a.Manifest, b.Manifest)
-	if err != nil {
-		return nil, err
-	}
-	files := compareFiles(a.Trusted, b.Trusted)
-	list = append(append(list, settings...), files...)
-	if len(settings)+len(files) == 0 && !bytes.Equal(a.Manifest, b.Manifest) {
-		list = append(list,
-			Difference{Part: "manifest", Name: "text", A: digestOf(a.Manifest), B: digestOf(b.Manifest)})
-	}
+	list = append(list, compareEnclaves(a.said(), b.said())...)
 	compareTables("", a.config, b.config, "config", &list)
 	compareTables("", a.notes, b.notes, "image", &list)
 	return list, nil
@@ -115,39 +106,25 @@ func palOf(c *Converted) []Area {
 	return slices.DeleteFunc(slices.Clone(c.Areas), func(a Area) bool { return a.Name != "pal" })
 }
 
-// compareManifests compares two manifests.
-func compareManifests(a, b []byte) ([]Difference, error) {
-	list, err := compareSettings(a, b)
-	if err != nil {
-		return nil, err
+// said is what the image says of its enclave, with what is known of the files.
+func (c *Converted) said() *libos.Enclave {
+	e := libos.Enclave{Manifest: c.Manifest, Trusted: c.Trusted}
+	if c.LibOS != nil {
+		e.Table = c.LibOS.Table
 	}
-	var files [2][]FileEntry
-	for i, text := range [][]byte{a, b} {
-		var m struct {
-			SGX struct {
-				Trusted []FileEntry `toml:"trusted_files"`
-			} `toml:"sgx"`
-		}
-		if err := toml.Unmarshal(text, &m); err != nil {
-			return nil, fmt.Errorf("reading a manifest: %w", err)
-		}
-		files[i] = m.SGX.Trusted
-	}
-	return append(list, compareFiles(files[0], files[1])...), nil
+	return &e
 }
 
-// compareSettings compares all but the trusted files, which are too many to be one value.
-func compareSettings(a, b []byte) ([]Difference, error) {
-	x, y := map[string]any{}, map[string]any{}
-	if err := toml.Unmarshal(a, &x); err != nil {
-		return nil, fmt.Errorf("reading a manifest: %w", err)
-	}
-	if err := toml.Unmarshal(b, &y); err != nil {
-		return nil, fmt.Errorf("reading a manifest: %w", err)
-	}
+// compareEnclaves compares what two enclaves say beside their measured memory.
+func compareEnclaves(a, b *libos.Enclave) []Difference {
 	var list []Difference
-	compareTables("", x, y, "manifest", &list)
-	return list, nil
+	compareTables("", a.Table, b.Table, "manifest", &list)
+	list = append(list, compareFiles(a.Trusted, b.Trusted)...)
+	if len(list) == 0 && !bytes.Equal(a.Manifest, b.Manifest) {
+		list = append(list,
+			Difference{Part: "manifest", Name: "text", A: digestOf(a.Manifest), B: digestOf(b.Manifest)})
+	}
+	return list
 }
 
 func compareTables(prefix string, a, b map[string]any, part string, list *[]Difference) {
@@ -159,7 +136,7 @@ func compareTables(prefix string, a, b map[string]any, part string, list *[]Diff
 		x, xTable := a[k].(map[string]any)
 		y, yTable := b[k].(map[string]any)
 		switch {
-		case name == "sgx.trusted_files" || reflect.DeepEqual(a[k], b[k]):
+		case reflect.DeepEqual(a[k], b[k]):
 		case (xTable || a[k] == nil) && (yTable || b[k] == nil):
 			before := len(*list)
 			compareTables(name+".", x, y, part, list)
@@ -225,9 +202,9 @@ func textOf(table map[string]any, key string) string {
 }
 
 // compareFiles compares lists of trusted files: what is in them and, if that is the same, the order.
-func compareFiles(a, b []FileEntry) []Difference {
-	index := func(files []FileEntry) map[string]FileEntry {
-		m := make(map[string]FileEntry, len(files))
+func compareFiles(a, b []libos.FileEntry) []Difference {
+	index := func(files []libos.FileEntry) map[string]libos.FileEntry {
+		m := make(map[string]libos.FileEntry, len(files))
 		for _, f := range files {
 			if _, twice := m[f.URI]; !twice { // the first one counts
 				m[f.URI] = f
@@ -251,7 +228,7 @@ func compareFiles(a, b []FileEntry) []Difference {
 			list = append(list, Difference{Part: "files", Name: f.URI, B: f.SHA256, Layer: f.Layer, Package: f.Package})
 		}
 	}
-	if len(list) == 0 && !slices.EqualFunc(a, b, func(f, g FileEntry) bool {
+	if len(list) == 0 && !slices.EqualFunc(a, b, func(f, g libos.FileEntry) bool {
 		return f.URI == g.URI && f.SHA256 == g.SHA256
 	}) {
 		list = append(list, Difference{

@@ -307,10 +307,8 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 	if len(list) == 0 {
 		return nil, ErrNotConverted
 	}
-	for _, l := range layouts {
-		if _, found := l.find(tree); found || convert.IsResult(img) {
-			return nil, ErrConverted
-		}
+	if _, found := o.find(tree); found || convert.IsResult(img) {
+		return nil, ErrConverted
 	}
 	r.Enclaves = list
 	if err := v.platform(img); err != nil {

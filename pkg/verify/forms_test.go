@@ -23,7 +23,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 

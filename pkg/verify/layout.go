@@ -1,13 +1,10 @@
 package verify
 
 import (
-	"path"
-	"strings"
+	"slices"
 
-	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
+	"github.com/cconvert/cconvert/pkg/libos/all"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -15,93 +12,59 @@ import (
 type Places struct {
 	// Layout names the kind of image.
 	Layout string
-	// Manifest, SigStruct and PAL (the enclave image) are what is measured and signed.
-	Manifest, SigStruct, PAL string
-	// Start is the command that the image's configuration must have.
-	Start []string
+	// Manifest, SigStruct and Image (the enclave image) are what is measured and signed.
+	libos.Places
 	// Backend is the runtime's, for images of this program; nil for others, which have no recipe.
 	Backend libos.Backend
+
+	foreign libos.Foreign // of other programs
 }
 
-// A layout knows images of one kind.
-type layout interface {
-	// find returns the places of an image of this kind.
-	find(tree *rootfs.Tree) (Places, bool)
-	// keep lists the files whose content is needed, as patterns for rootfs.Scan.
-	keep() []string
-}
-
-// layouts are those that can be read.
-var layouts = []layout{ours{}, gsc{}}
-
-// Names of layouts.
+// Layouts beside those of all.Foreign.
 const (
 	LayoutOurs = "cconvert"
 	LayoutGSC  = "gsc"
 )
 
-// ours is the layout of this program.
-type ours struct{}
-
-var backends = []libos.Backend{gramine.Backend{}, sim.Backend{}}
-
-func (ours) keep() []string {
-	return []string{
-		libos.ManifestPath, libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath, libos.HostsPath,
-		launch.StarterPath + "*",
+func (o Options) backends() []libos.Backend {
+	if o.Backends != nil {
+		return o.Backends
 	}
+	return all.Backends()
 }
 
-func (ours) find(tree *rootfs.Tree) (Places, bool) {
-	if tree.Lookup(libos.ManifestPath) == nil || tree.Lookup(libos.RecipePath) == nil {
-		return Places{}, false
+// keep lists the files of images of all kinds whose content is needed, as patterns for rootfs.Scan.
+func (o Options) keep() []string {
+	keep := []string{libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath}
+	for _, b := range o.backends() {
+		keep = append(keep, b.Keep()...)
 	}
-	for _, b := range backends {
-		if tree.Lookup(libos.MetaPath(b.Kind())) != nil {
-			return oursOf(b), true
+	for _, f := range all.Foreign() {
+		keep = append(keep, f.Keep()...)
+	}
+	slices.Sort(keep)
+	return slices.Compact(keep)
+}
+
+// find returns the places of an image.
+func (o Options) find(tree *rootfs.Tree) (Places, bool) {
+	for _, b := range o.backends() {
+		if tree.Lookup(libos.RecipePath) != nil && tree.Lookup(b.Keep()[0]) != nil &&
+			tree.Lookup(libos.MetaPath(b.Kind())) != nil {
+			return placesOf(b), true
+		}
+	}
+	for _, f := range all.Foreign() {
+		if p, found := f.Find(tree); found {
+			return Places{Layout: f.Name(), Places: p, foreign: f}, true
 		}
 	}
 	return Places{}, false
 }
 
-func oursOf(b libos.Backend) Places {
+// placesOf are those of an image of this program.
+func placesOf(b libos.Backend) Places {
 	return Places{
-		Layout: LayoutOurs, Manifest: libos.ManifestPath, SigStruct: libos.SigPath, PAL: b.Paths().PAL,
-		Start: libos.Start(b), Backend: b,
+		Layout: LayoutOurs, Places: libos.Places{Manifest: b.Keep()[0], SigStruct: libos.SigPath}, Backend: b,
 	}
-}
-
-// gsc is the layout of Gramine Shielded Containers. Where Gramine is in the image depends on the distribution.
-type gsc struct{}
-
-const (
-	gscApp   = "/gramine/app_files/"
-	gscRoot  = "/gramine/meson_build_output"
-	gscPAL   = "/gramine/sgx/libpal.so"
-	gscStart = gscApp + "apploader.sh"
-)
-
-func (gsc) keep() []string {
-	return []string{gscApp + "entrypoint.manifest.sgx", gscApp + "entrypoint.sig", gscRoot + "/**" + gscPAL}
-}
-
-func (gsc) find(tree *rootfs.Tree) (Places, bool) {
-	found := 0
-	p := Places{
-		Layout: LayoutGSC, Manifest: gscApp + "entrypoint.manifest.sgx", SigStruct: gscApp + "entrypoint.sig",
-		Start: []string{"/bin/bash", gscStart},
-	}
-	root := tree.Lookup(gscRoot)
-	if tree.Lookup(p.Manifest) == nil || root == nil {
-		return p, false
-	}
-	_ = root.Walk(func(n *rootfs.Node) error {
-		if n.Type == rootfs.Regular && strings.HasSuffix(path.Clean(n.Path), gscPAL) {
-			p.PAL = n.Path
-			found++
-		}
-		return nil
-	})
-	// Of several, which one is started is said nowhere.
-	return p, found == 1
 }

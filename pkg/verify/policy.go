@@ -28,7 +28,7 @@ func (v *verification) policy(ctx context.Context) error {
 		v.foreignConfig()
 		return nil
 	}
-	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.places.Backend, v.s.bundle, v.below, v.s.img.Config)
+	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.places.Backend, v.s.bundle, v.below, v.s.img)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -47,7 +47,10 @@ func (v *verification) policy(ctx context.Context) error {
 		structure = &sgx.SigStruct{} // that there is none is told by another check
 	}
 	files := p.EnclaveFiles(structure)
-	problems := v.layerProblems(files)
+	problems, err := v.layerProblems(files)
+	if err != nil {
+		return err
+	}
 	if len(problems) == 0 {
 		again := sha256.New()
 		if err := libos.Pack(again, files); err != nil {
@@ -58,6 +61,7 @@ func (v *verification) policy(ctx context.Context) error {
 				"order that a conversion does not give"}
 		}
 	}
+	problems = append(problems, v.addedProblems(p.Added())...)
 	v.add(CheckPolicy, fmt.Sprintf("the enclave's layer made again from the recipe, byte for byte, with the policy %q",
 		v.c.Recipe.Options.Trust), problems)
 	v.config(p)
@@ -70,7 +74,7 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 	if plain.Overlay == v.c.Recipe.Overlay && reflect.DeepEqual(plain.Options, v.c.Recipe.Options) {
 		return nil
 	}
-	p, err := convert.Repeat(ctx, plain, v.s.places.Backend, v.s.bundle, v.below, v.s.img.Config)
+	p, err := convert.Repeat(ctx, plain, v.s.places.Backend, v.s.bundle, v.below, v.s.img)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -78,10 +82,11 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 		v.changes = []string{"without them it could not be converted: " + err.Error()}
 		return nil
 	}
-	changes, err := compareManifests(p.Manifest, v.c.Manifest)
+	without, err := v.opened(p.EnclaveFiles(&sgx.SigStruct{}))
 	if err != nil {
 		return err
 	}
+	changes := compareEnclaves(without, v.c.LibOS)
 	slices.SortStableFunc(changes, func(a, b Difference) int { return cmp.Compare(rank(a.Name), rank(b.Name)) })
 	var more, fewer []string
 	for _, c := range changes {
@@ -129,8 +134,28 @@ func rank(key string) int {
 // sizes are keys that change how much room there is, and not what runs.
 var sizes = []string{"sgx.enclave_size", "sgx.max_threads", "sys.stack.size", "sys.fds.limit"}
 
+// opened has the library OS read an enclave that was made again. Its memory is not laid out.
+func (v *verification) opened(files []libos.File) (*libos.Enclave, error) {
+	stored := libos.Stored{Layout: v.s.bundle.Layout, Files: map[string][]byte{}}
+	for _, f := range files {
+		stored.Files[f.Path] = f.Content
+	}
+	return v.s.places.Backend.Open(stored)
+}
+
+// addedProblems compares the layers between the source's and the enclave's with what they must be.
+func (v *verification) addedProblems(want []string) (problems []string) {
+	n := len(v.s.indexes)
+	for i, id := range want {
+		if at := n - 1 - len(want) + i; at < 0 || v.s.indexes[at].DiffID != id {
+			problems = append(problems, fmt.Sprintf("layer %d is not the one that a conversion adds, %s", at+1, id))
+		}
+	}
+	return problems
+}
+
 // layerProblems compares the enclave's layer with what it must hold.
-func (v *verification) layerProblems(want []libos.File) []string {
+func (v *verification) layerProblems(want []libos.File) ([]string, error) {
 	var problems []string
 	expected := map[string]bool{}
 	for _, f := range want {
@@ -144,8 +169,12 @@ func (v *verification) layerProblems(want []libos.File) []string {
 		case f.Link == "" && (n.Type != rootfs.Regular || n.Mode != uint32(f.Mode)):
 			problems = append(problems, fmt.Sprintf("%s is of another type or mode", f.Path))
 		case f.Link == "" && !bytes.Equal(v.s.files[f.Path], f.Content):
-			if f.Path == libos.ManifestPath {
-				problems = append(problems, manifestProblems(f.Content, v.s.files[f.Path])...)
+			if f.Path == v.s.places.Manifest && len(v.c.Manifest) > 0 {
+				again, err := v.opened(want)
+				if err != nil {
+					return nil, err
+				}
+				problems = append(problems, manifestProblems(again, v.c.LibOS)...)
 				continue
 			}
 			problems = append(problems, fmt.Sprintf("%s is not what the recipe gives", f.Path))
@@ -156,20 +185,17 @@ func (v *verification) layerProblems(want []libos.File) []string {
 			problems = append(problems, fmt.Sprintf("the enclave's layer %s", whatItDoes(e)))
 		}
 	}
-	return problems
+	return problems, nil
 }
 
 // manifestProblems says in what a manifest differs from the one that it should be.
-func manifestProblems(want, got []byte) []string {
-	changes, err := compareManifests(want, got)
-	if err != nil {
-		return []string{err.Error()}
-	}
+func manifestProblems(want, got *libos.Enclave) []string {
 	problems := []string{}
-	if len(changes) == 0 {
-		problems = append(problems, "the manifest is written otherwise than the recipe gives it")
-	}
-	for _, c := range changes {
+	for _, c := range compareEnclaves(want, got) {
+		if c.Name == "text" {
+			problems = append(problems, "the manifest is written otherwise than the recipe gives it")
+			continue
+		}
 		problems = append(problems, "the manifest, compared with what the recipe gives: "+c.String())
 	}
 	return problems
@@ -351,11 +377,11 @@ func (v *verification) source(source *image.Image) {
 	if v.c.Recipe != nil {
 		detail = "the layers and the configuration of " + source.Ref.String() +
 			" are unchanged underneath, and nothing is in between"
-		if n := len(v.s.indexes) - added; n != len(config.RootFS.DiffIDs) {
+		if n := len(v.s.indexes) - v.s.added(); n != len(config.RootFS.DiffIDs) {
 			problems = append(problems,
 				fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(config.RootFS.DiffIDs)))
 		}
-		was, err := v.c.Recipe.SourceConfig(v.s.img.Config, source.Config)
+		was, err := v.c.Recipe.SourceConfig(v.s.img.Config, source.Config, v.s.added())
 		if err != nil {
 			problems = append(problems, err.Error())
 		} else {

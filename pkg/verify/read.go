@@ -13,13 +13,10 @@ import (
 	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -50,6 +47,8 @@ type Converted struct {
 	// Layout is the kind of image: LayoutOurs or LayoutGSC.
 	Layout string `json:"layout"`
 	Places Places `json:"-"`
+	// LibOS is the enclave as its library OS reads it; nil for images whose enclaves are their own.
+	LibOS *libos.Enclave `json:"-"`
 	// Recipe is how it was made; nil for images of other programs.
 	Recipe    *convert.Recipe `json:"recipe,omitempty"`
 	SigStruct *sgx.SigStruct  `json:"-"`
@@ -59,7 +58,7 @@ type Converted struct {
 	ISVSVN    uint16          `json:"isv_svn"`
 	Debug     bool            `json:"debug_enclave"`
 	Date      string          `json:"date"`
-	Enclave   manifest.SGX    `json:"enclave"`
+	Enclave   sgx.Settings    `json:"enclave"`
 	// SignatureError says what the CPU would find wrong with the SIGSTRUCT; empty if nothing.
 	SignatureError string `json:"signature_error,omitempty"`
 	// Unsigned says that there is to be a signature, and is none yet.
@@ -67,74 +66,40 @@ type Converted struct {
 	// Attributes are those that are signed, for people.
 	Attributes Attributes `json:"attributes"`
 	// Areas are the enclave's initial memory, from its top; missing if EnclaveError says why.
-	Areas        []Area   `json:"areas,omitempty"`
-	EnclaveError string   `json:"enclave_error,omitempty"`
-	Program      Program  `json:"program"`
-	Entrypoint   []string `json:"entrypoint"`
+	Areas        []Area        `json:"areas,omitempty"`
+	EnclaveError string        `json:"enclave_error,omitempty"`
+	Program      libos.Program `json:"program"`
+	Entrypoint   []string      `json:"entrypoint"`
 	// User and Ports are the configuration's: ports as in "80/tcp".
 	User  string   `json:"user"`
 	Ports []string `json:"ports,omitempty"`
 	// Health is the image's health check, which an engine runs outside the enclave; nil: there is none.
-	Health        *v1.HealthConfig `json:"health_check,omitempty"`
-	Weaknesses    []string         `json:"weaknesses"`
-	ManifestBytes int              `json:"manifest_bytes"`
-	Manifest      []byte           `json:"-"`
-	Trusted       []FileEntry      `json:"-"`
-	TrustedFiles  int              `json:"trusted_files"`
-	AllowedFiles  []string         `json:"allowed_files,omitempty"`
+	Health        *v1.HealthConfig  `json:"health_check,omitempty"`
+	Weaknesses    []string          `json:"weaknesses"`
+	ManifestBytes int               `json:"manifest_bytes"`
+	Manifest      []byte            `json:"-"`
+	Trusted       []libos.FileEntry `json:"-"`
+	TrustedFiles  int               `json:"trusted_files"`
+	AllowedFiles  []string          `json:"allowed_files,omitempty"`
 	// LayerDigests are those of the blobs, missing if the layers were not read.
 	LayerDigests []string `json:"layers,omitempty"`
 
 	config  map[string]any // of the image, but for its history
 	notes   map[string]any // annotations of the manifest and its layers, and other images of the name
 	runtime string         // digest of the archive that has the runtime; empty: it was not read as such
-	enclave *gramine.Enclave
-	libOS   FileEntry // what the enclave image loads first
 }
 
 // Simulated reports whether there is no enclave: the runtime only plays one.
-func (c *Converted) Simulated() bool {
-	return c.Places.Backend != nil && c.Places.Backend.Kind() == (sim.Backend{}).Kind()
-}
+func (c *Converted) Simulated() bool { return c.LibOS != nil && c.LibOS.Simulated }
 
 // SimulatedNotice is what is said of such an image wherever its values are shown.
 const SimulatedNotice = "SIMULATED: there is no enclave. Nothing is confidential, and no CPU will ever report these " +
 	"values"
 
-// Program is what runs in the enclave.
-type Program struct {
-	Entrypoint string         `json:"entrypoint"`
-	Argv       []string       `json:"argv"`
-	HostArgs   bool           `json:"insecure_args"` // the host chooses the arguments
-	Env        map[string]any `json:"env"`
-	WorkDir    string         `json:"workdir"`
-	UID        int            `json:"uid"`
-	GID        int            `json:"gid"`
-	Mounts     []Mount        `json:"mounts"`
-}
-
-// Mount is an entry of fs.mounts.
-type Mount struct {
-	Type string `json:"type,omitempty" toml:"type"`
-	Path string `json:"path" toml:"path"`
-	URI  string `json:"uri,omitempty" toml:"uri"`
-	Key  string `json:"key,omitempty" toml:"key_name"`
-}
-
-// FileEntry is an entry of sgx.trusted_files.
-type FileEntry struct {
-	URI    string `json:"uri" toml:"uri"`
-	SHA256 string `json:"sha256" toml:"sha256"`
-	// Reason and Package are what the conversion said of it: nothing that was measured.
-	Reason  string `json:"reason,omitempty" toml:"-"`
-	Package string `json:"package,omitempty" toml:"-"`
-	// Layer is that of the file, from 1, and Size its bytes; zero if the layers were not read.
-	Layer int   `json:"layer,omitempty" toml:"-"`
-	Size  int64 `json:"size,omitempty" toml:"-"`
-}
-
 // Options say how layers are read.
 type Options struct {
+	// Backends are the library operating systems that are known; nil: those of package all.
+	Backends []libos.Backend
 	// Jobs is how many layers are read at a time; 0: one.
 	Jobs    int
 	Inflate rootfs.Inflater
@@ -147,7 +112,7 @@ type Options struct {
 // Read finds the enclave of a converted image. Of one that this program made, only the two layers on top are
 // fetched, of others all.
 func Read(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
-	c, err := readTop(ctx, img)
+	c, err := readTop(ctx, img, o)
 	if err != nil || c != nil {
 		return c, err
 	}
@@ -160,45 +125,46 @@ func ReadLayers(ctx context.Context, img *image.Image, o Options) (*Converted, e
 	if err != nil {
 		return nil, err
 	}
-	return s.converted()
+	return s.converted(ctx)
 }
 
 // readTop reads an image of this program; nil if it is not one.
-func readTop(ctx context.Context, img *image.Image) (*Converted, error) {
+func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
 	n := len(img.Layers)
 	if n < 2 {
 		return nil, nil
 	}
 	want := map[string]bool{}
-	for _, p := range (ours{}).keep() {
+	for _, p := range o.keep() {
 		want[p] = true
 	}
 	files, err := extract(ctx, img.Layers[n-1], want)
 	if err != nil {
 		return nil, err
 	}
-	if files[libos.ManifestPath] == nil || files[libos.RecipePath] == nil {
+	if files[libos.RecipePath] == nil {
 		return nil, nil
 	}
 	recipe, err := convert.ParseRecipe(files[libos.RecipePath])
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
 	}
+	backends := o.backends()
 	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == recipe.Runtime.Kind })
 	if i < 0 {
 		return nil, fmt.Errorf("the runtime %q of the image is not known", recipe.Runtime.Kind)
 	}
-	bundle, err := runtimeOf(ctx, img.Layers[n-2], recipe.Runtime.Digest)
-	if err != nil {
+	places := placesOf(backends[i])
+	if files[places.Manifest] == nil || n < places.Backend.Layers() {
+		return nil, nil
+	}
+	s := &scanned{img: img, places: places, files: files}
+	if s.bundle, err = runtimeOf(ctx, img.Layers[n-places.Backend.Layers()], recipe.Runtime.Digest); err != nil {
 		return nil, err
 	}
-	places := oursOf(backends[i])
-	if files[places.PAL], err = bundle.Content(places.PAL); err != nil {
-		return nil, err
-	}
-	c, err := newConverted(img, places, bundle.Layout, files)
+	c, err := s.converted(ctx)
 	if c != nil {
-		c.runtime = bundle.Layer.DiffID
+		c.LayerDigests = nil // they were not read
 	}
 	return c, err
 }
@@ -283,14 +249,14 @@ func runtimeOf(ctx context.Context, l *image.Layer, said string) (*libos.Bundle,
 	return b, nil
 }
 
-// newConverted makes the description of an image from the contents of its files.
-func newConverted(img *image.Image, p Places, version int, files map[string][]byte) (*Converted, error) {
+// newConverted makes the description of an image whose enclave its library OS has read, from the contents of its files.
+func newConverted(img *image.Image, p Places, e *libos.Enclave, files map[string][]byte) (*Converted, error) {
+	p.Start = e.Start
 	c := &Converted{
-		Image: img.Ref.String(), Digest: img.Digest, Layout: p.Layout, Places: p,
-		Manifest: files[p.Manifest], Weaknesses: []string{},
-	}
-	if err := c.readManifest(); err != nil {
-		return nil, &damage{CheckMeasurement, err}
+		Image: img.Ref.String(), Digest: img.Digest, Layout: p.Layout, Places: p, LibOS: e,
+		Manifest: e.Manifest, ManifestBytes: len(e.Manifest), Enclave: e.Settings, Program: e.Program,
+		Trusted: e.Trusted, TrustedFiles: len(e.Trusted), AllowedFiles: e.Allowed,
+		Weaknesses: append([]string{}, e.Weaknesses...),
 	}
 	if p.Backend != nil {
 		recipe, err := convert.ParseRecipe(files[libos.RecipePath])
@@ -302,11 +268,10 @@ func newConverted(img *image.Image, p Places, version int, files map[string][]by
 	if err := c.readSigStruct(files[p.SigStruct], files[libos.UnsignedPath]); err != nil {
 		return nil, &damage{CheckSigStruct, err}
 	}
-	enclave, err := gramine.NewEnclave(version, files[p.PAL], c.Manifest)
-	if err != nil {
-		c.EnclaveError = err.Error()
+	if e.LayoutError != nil {
+		c.EnclaveError = e.LayoutError.Error()
 	} else {
-		c.enclave, c.Areas = enclave, areas(enclave.Layout)
+		c.Areas = areas(*e.Layout)
 	}
 	if err := c.readNotes(img); err != nil {
 		return nil, err
@@ -400,53 +365,3 @@ func (c *Converted) readSigStruct(signed, unsigned []byte) error {
 }
 
 const notSigned = "there is none: the image is to be signed later"
-
-func (c *Converted) readManifest() error {
-	var m struct {
-		LibOS struct {
-			Entrypoint string `toml:"entrypoint"`
-		} `toml:"libos"`
-		Loader struct {
-			Entrypoint any            `toml:"entrypoint"`
-			Argv       []string       `toml:"argv"`
-			Host       bool           `toml:"insecure__use_cmdline_argv"`
-			Env        map[string]any `toml:"env"`
-			UID        int            `toml:"uid"`
-			GID        int            `toml:"gid"`
-		} `toml:"loader"`
-		FS struct {
-			StartDir string  `toml:"start_dir"`
-			Mounts   []Mount `toml:"mounts"`
-		} `toml:"fs"`
-		SGX struct {
-			Trusted []FileEntry `toml:"trusted_files"`
-			Allowed []string    `toml:"allowed_files"`
-		} `toml:"sgx"`
-	}
-	whole, err := manifest.Parse(c.Manifest)
-	if err != nil {
-		return fmt.Errorf("%s: %w", c.Places.Manifest, err)
-	}
-	if err := toml.Unmarshal(c.Manifest, &m); err != nil {
-		return fmt.Errorf("reading %s: %w", c.Places.Manifest, err)
-	}
-	if c.Enclave, err = manifest.ReadSGX(c.Manifest); err != nil {
-		return err
-	}
-	c.Weaknesses = append(c.Weaknesses, whole.Weaknesses()...)
-	switch e := m.Loader.Entrypoint.(type) {
-	case string: // Gramine 1.7: the digest is among the trusted files
-		c.libOS.URI = e
-	case map[string]any:
-		c.libOS.URI, _ = e["uri"].(string)
-		c.libOS.SHA256, _ = e["sha256"].(string)
-	}
-	c.Program = Program{
-		Entrypoint: m.LibOS.Entrypoint, Argv: m.Loader.Argv, HostArgs: m.Loader.Host, Env: m.Loader.Env,
-		WorkDir: m.FS.StartDir,
-		UID:     m.Loader.UID, GID: m.Loader.GID, Mounts: m.FS.Mounts,
-	}
-	c.ManifestBytes, c.Trusted, c.TrustedFiles, c.AllowedFiles = len(c.Manifest), m.SGX.Trusted, len(m.SGX.Trusted),
-		m.SGX.Allowed
-	return nil
-}

@@ -39,7 +39,7 @@ type RebuildOptions struct {
 // Rebuild converts the source of an image again by the image's recipe, takes over the signature, and says
 // whether the same image comes out. No key is needed.
 func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt, error) {
-	c, err := readTop(ctx, img)
+	c, err := readTop(ctx, img, o.Read)
 	if err == nil && c == nil {
 		err = ErrNotConverted
 	}
@@ -55,8 +55,7 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		return nil, err
 	}
 	given := o.Convert
-	given.Source, given.Launch, given.Overlay, given.OverlayText, given.Date = again.Source, again.Launch,
-		again.Overlay, again.OverlayText, again.Date
+	given.Source, given.Launch, given.Overlay, given.Date = again.Source, again.Launch, again.Overlay, again.Date
 	given.Backend, given.Target = again.Backend, nil
 	if o.Runtime != nil {
 		given.Runtime = *o.Runtime
@@ -84,11 +83,15 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if err != nil {
 		out.Why = append(out.Why,
 			fmt.Sprintf("another measurement comes out, %s, not %s", p.SigStruct.MREnclave, c.MREnclave))
-		changes, diffErr := compareManifests(c.Manifest, p.Manifest)
-		if diffErr != nil {
-			return nil, errors.Join(err, diffErr)
+		stored := libos.Stored{Layout: p.Recipe.Runtime.Layout, Files: map[string][]byte{}}
+		for _, f := range p.EnclaveFiles(p.SigStruct) {
+			stored.Files[f.Path] = f.Content
 		}
-		for _, d := range changes {
+		opened, openErr := again.Backend.Open(stored)
+		if openErr != nil {
+			return nil, errors.Join(err, openErr)
+		}
+		for _, d := range compareEnclaves(c.LibOS, opened) {
 			out.Why = append(out.Why, d.String())
 		}
 		return out, nil
@@ -138,7 +141,7 @@ type sameRuntime struct {
 }
 
 func (r sameRuntime) Load(ctx context.Context, _ libos.LoadOptions) (*libos.Bundle, error) {
-	b, err := runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-added], r.said)
+	b, err := runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-r.Layers()], r.said)
 	if err == nil && b.Foreign != nil {
 		err = fmt.Errorf("%w: %w", errForeign, b.Foreign)
 	}

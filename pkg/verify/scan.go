@@ -11,7 +11,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -33,10 +32,7 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		return nil, err
 	}
 	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: diffIDs, Limits: o.Limits}
-	var keep []string
-	for _, l := range layouts {
-		keep = append(keep, l.keep()...)
-	}
+	keep := o.keep()
 	so.Keep = append(so.Keep, keep...)
 	if s.indexes, err = o.scanAll(ctx, img, so); err != nil {
 		return nil, err
@@ -45,20 +41,12 @@ func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scan
 		return nil, err
 	}
 	found := false
-	for _, l := range layouts {
-		if s.places, found = l.find(s.tree); found {
-			break
-		}
-	}
-	if !found {
+	if s.places, found = o.find(s.tree); !found {
 		return nil, notConverted(img)
 	}
 	if b := s.places.Backend; b != nil {
 		at := s.tree.Lookup(libos.MetaPath(b.Kind())).Layer
 		if s.bundle, err = runtimeOf(ctx, img.Layers[at], recipe.Runtime.Digest); err != nil {
-			return nil, err
-		}
-		if s.files[s.places.PAL], err = s.bundle.Content(s.places.PAL); err != nil {
 			return nil, err
 		}
 	}
@@ -119,12 +107,47 @@ func (o Options) read(ctx context.Context, l *image.Layer, so rootfs.Options) (*
 	return rootfs.Scan(ctx, r, l.Digest, so)
 }
 
-func (s *scanned) converted() (*Converted, error) {
-	version := gramine.LayoutVersion
-	if s.bundle != nil {
-		version = s.bundle.Layout
+// added is how many layers the conversion has put on the image; 0 for images of other programs.
+func (s *scanned) added() int {
+	if s.places.Backend == nil {
+		return 0
 	}
-	c, err := newConverted(s.img, s.places, version, s.files)
+	return s.places.Backend.Layers()
+}
+
+// read returns a file of the layers that the conversion has added; nil if they have none of the path.
+func (s *scanned) read(ctx context.Context, path string) ([]byte, error) {
+	if content, err := s.bundle.Content(path); err != nil || content != nil {
+		return content, err
+	}
+	n := len(s.img.Layers)
+	from := max(0, n-s.added()+1)
+	for _, l := range s.img.Layers[from:max(from, n-1)] {
+		files, err := extract(ctx, l, map[string]bool{path: true})
+		if err != nil || files[path] != nil {
+			return files[path], err
+		}
+	}
+	return nil, nil
+}
+
+// open has the library OS read the enclave.
+func (s *scanned) open(ctx context.Context) (*libos.Enclave, error) {
+	if s.places.Backend == nil {
+		return s.places.foreign.Open(s.places.Places, s.files)
+	}
+	return s.places.Backend.Open(libos.Stored{
+		Layout: s.bundle.Layout, Files: s.files,
+		Read: func(path string) ([]byte, error) { return s.read(ctx, path) },
+	})
+}
+
+func (s *scanned) converted(ctx context.Context) (*Converted, error) {
+	e, err := s.open(ctx)
+	if err != nil {
+		return nil, &damage{CheckMeasurement, err}
+	}
+	c, err := newConverted(s.img, s.places, e, s.files)
 	if err != nil {
 		return nil, err
 	}
@@ -132,6 +155,9 @@ func (s *scanned) converted() (*Converted, error) {
 		c.runtime = s.bundle.Layer.DiffID
 	}
 	c.LayerDigests = s.img.LayerDigests()
+	if s.tree == nil {
+		return c, nil
+	}
 	for i, f := range c.Trusted {
 		if n, _, err := s.tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
 			c.Trusted[i].Layer, c.Trusted[i].Size = n.Layer+1, n.Size

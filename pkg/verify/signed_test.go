@@ -28,8 +28,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
-	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -51,9 +50,7 @@ allowed_ioctls = [{ request_code = 1 }]
 trusted_files = ["file:/opt/b"]
 `
 	a := newVictim(t, func(o *convert.Options) {
-		over, err := manifest.ParseOverlay("x", []byte(text))
-		require.NoError(t, err)
-		o.Overlay, o.OverlayText = over, text
+		o.Overlay = text
 		for i := range 30 { // which nobody minds
 			o.Launch.Env = append(o.Launch.Env, launch.EnvVar{Name: fmt.Sprint("APP_", i), Value: "x"})
 		}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/startcheck"
 )
@@ -39,7 +38,7 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		return nil
 	case b == nil:
 		return fmt.Errorf("%w: images of the layout %s begin with a shell", ErrNoStart, r.Layout)
-	case b == libos.Backend(sim.Backend{}):
+	case r.Simulated():
 		return fmt.Errorf("%w: the simulation builds no enclave", ErrNoStart)
 	}
 	if missing := startcheck.Lacks(); missing != "" {
@@ -48,11 +47,11 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		return nil
 	}
 	n := len(img.Layers) // the verification has found both layers
-	bundle, err := runtimeOf(ctx, img.Layers[n-added], r.Recipe.Runtime.Digest)
+	bundle, err := runtimeOf(ctx, img.Layers[n-b.Layers()], r.Recipe.Runtime.Digest)
 	if err != nil {
 		return err
 	}
-	want := map[string]bool{libos.ManifestPath: true, libos.SigPath: true}
+	want := map[string]bool{r.Places.Manifest: true, libos.SigPath: true}
 	enclave, err := extract(ctx, img.Layers[n-1], want)
 	if err != nil {
 		return err

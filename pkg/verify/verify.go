@@ -191,7 +191,7 @@ func BeforeSigning(
 	if r.Trusted = len(r.Unmet()) == 0; !r.Trusted {
 		return r, nil, nil
 	}
-	enclave, err := convert.OpenEnclave(ctx, img, backends)
+	enclave, err := convert.OpenEnclave(ctx, img, o.backends())
 	if err != nil {
 		return r, nil, err
 	}
@@ -216,12 +216,12 @@ func (v *verification) consistency(
 		}
 		return v.unreadable(err)
 	}
-	if v.c, err = v.s.converted(); err != nil {
+	if v.c, err = v.s.converted(ctx); err != nil {
 		return v.unreadable(err)
 	}
 	r.Converted, v.sig = v.c, v.s.files[v.s.places.SigStruct]
 	if v.s.places.Backend != nil {
-		if v.below, err = rootfs.Merge(v.s.indexes[:max(0, len(v.s.indexes)-added)]); err != nil {
+		if v.below, err = rootfs.Merge(v.s.indexes[:max(0, len(v.s.indexes)-v.s.added())]); err != nil {
 			return nil, err
 		}
 	}
@@ -299,16 +299,16 @@ func (v *verification) layers(ctx context.Context) error {
 		return err
 	}
 	if r := v.c.Recipe; r != nil {
-		below := said[:max(0, len(said)-added)]
+		below := said[:max(0, len(said)-v.s.added())]
 		if !slices.Equal(r.DiffIDs, below) {
 			problems = append(problems, fmt.Sprintf("the layers below the enclave are not those that were converted, "+
 				"or in another order: the recipe has %d", len(r.DiffIDs)))
 		}
 	}
 	if p := v.s.places; p.Backend == nil { // of ours, nothing but the two layers on top decides
-		problems = append(problems, rootfs.Disputed(v.s.indexes, []string{p.Manifest, p.SigStruct, p.PAL})...)
+		problems = append(problems, rootfs.Disputed(v.s.indexes, []string{p.Manifest, p.SigStruct, p.Image})...)
 		problems = append(problems, rootfs.Hidden(v.s.indexes, v.s.tree, func(e *rootfs.Entry) bool {
-			return e.Path == p.Manifest || e.Path == p.SigStruct || path.Base(e.Path) == path.Base(p.PAL)
+			return e.Path == p.Manifest || e.Path == p.SigStruct || path.Base(e.Path) == path.Base(p.Image)
 		})...)
 	}
 	v.add(CheckLayers, fmt.Sprintf("%d layers, each by the digests of its blob and its archive", len(v.s.indexes)),
@@ -316,16 +316,13 @@ func (v *verification) layers(ctx context.Context) error {
 	return nil
 }
 
-// added is how many layers a conversion puts on an image.
-const added = 2
-
 // onTop looks for layers over the enclave's, and for what else its own layers hold.
 func (v *verification) onTop() {
 	if v.s.places.Backend == nil {
 		v.skip(CheckOnTop, "images of this layout have their enclave in no layer of its own")
 		return
 	}
-	n := len(v.s.indexes)
+	n, added := len(v.s.indexes), v.s.added()
 	var problems []string
 	if at := v.s.tree.Lookup(v.s.places.Manifest).Layer; at != n-1 {
 		for _, e := range slices.Concat(entriesOf(v.s.indexes[at+1:])...) {
@@ -400,11 +397,11 @@ func (v *verification) sigStruct() {
 // measurement reports whether the enclave could be laid out.
 func (v *verification) measurement(ctx context.Context) (bool, error) {
 	const detail = "MRENCLAVE computed from the enclave image and the manifest, page by page"
-	if v.c.enclave == nil {
+	if v.c.LibOS.Layout == nil {
 		v.add(CheckMeasurement, detail, []string{v.c.EnclaveError})
 		return false, nil
 	}
-	m, err := sgx.Measure(ctx, v.c.enclave.Layout)
+	m, err := sgx.Measure(ctx, *v.c.LibOS.Layout)
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
@@ -429,7 +426,7 @@ func (v *verification) attributes() {
 		v.skip(CheckAttributes, "there is no SIGSTRUCT")
 		return
 	}
-	want := v.c.enclave.SigStruct(s.MREnclave, s.Date)
+	want := v.c.LibOS.SigStruct(s.MREnclave, s.Date)
 	var problems []string
 	same := func(what string, got, want any) {
 		if got != want {
@@ -457,8 +454,10 @@ func (v *verification) attributes() {
 func (v *verification) runtime() {
 	var problems []string
 	detail := "the library OS by the digest in the manifest"
-	if p := v.digestProblem(v.c.libOS); p != "" {
-		problems = append(problems, p)
+	if first := v.c.LibOS.First; first != nil {
+		if p := v.digestProblem(*first); p != "" {
+			problems = append(problems, p)
+		}
 	}
 	if b := v.s.bundle; b != nil {
 		detail += ", the loader by that of the runtime's layer, " + b.Layer.Digest
@@ -487,7 +486,7 @@ func (v *verification) files() {
 }
 
 // digestProblem says what is wrong with a file that the manifest lists; empty if nothing.
-func (v *verification) digestProblem(f FileEntry) string {
+func (v *verification) digestProblem(f libos.FileEntry) string {
 	p, ok := strings.CutPrefix(f.URI, "file:")
 	if !ok || !path.IsAbs(p) {
 		return fmt.Sprintf("%q is not an absolute path", f.URI)

@@ -39,19 +39,11 @@ const (
 	bundleVersion = 3
 )
 
-// DirectStart is the command that starts a converted image without SGX, for trying it.
-var DirectStart = []string{directLoader, directPAL, "init", libos.App}
-
 // Backend is Gramine.
 type Backend struct{}
 
 // Kind is "gramine".
 func (Backend) Kind() string { return "gramine" }
-
-// Paths are those of Gramine's SGX loader.
-func (Backend) Paths() libos.Paths {
-	return libos.Paths{Loader: loaderPath, PAL: palPath, LibOS: libosPath}
-}
 
 // Load finds a Gramine installation by its files and packs what an image needs of it.
 func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, error) {

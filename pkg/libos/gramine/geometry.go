@@ -55,6 +55,14 @@ var layouts = map[int]geometry{
 	},
 }
 
+func geometryOf(version int) (geometry, error) {
+	g, ok := layouts[version]
+	if !ok {
+		return g, fmt.Errorf("enclave layout version %d is unknown", version)
+	}
+	return g, nil
+}
+
 // LayoutVersion is the newest known layout version.
 const LayoutVersion = 1
 
@@ -91,7 +99,7 @@ func (e *TooSmallError) Error() string {
 // Enclave is how Gramine builds an enclave: its memory, and what the signature says of it.
 type Enclave struct {
 	Layout sgx.Layout
-	SGX    manifest.SGX
+	SGX    sgx.Settings
 
 	geometry geometry
 }
@@ -99,9 +107,9 @@ type Enclave struct {
 // NewEnclave lays out the enclave that the loader builds from an enclave image (libpal.so) and a
 // manifest, byte for byte. The manifest's bytes are referred to, not copied.
 func NewEnclave(version int, pal, manifestText []byte) (*Enclave, error) {
-	g, ok := layouts[version]
-	if !ok {
-		return nil, fmt.Errorf("enclave layout version %d is unknown", version)
+	g, err := geometryOf(version)
+	if err != nil {
+		return nil, err
 	}
 	m, err := manifest.ReadSGX(manifestText)
 	if err != nil {
@@ -110,7 +118,7 @@ func NewEnclave(version int, pal, manifestText []byte) (*Enclave, error) {
 	return g.enclave(pal, manifestText, m)
 }
 
-func (g geometry) enclave(pal, manifestText []byte, m manifest.SGX) (*Enclave, error) {
+func (g geometry) enclave(pal, manifestText []byte, m sgx.Settings) (*Enclave, error) {
 	image, err := readPAL(pal)
 	if err != nil {
 		return nil, fmt.Errorf("reading the enclave image: %w", err)
@@ -130,9 +138,9 @@ func (e *Enclave) SigStruct(m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
 // SigStruct is the signature structure for an enclave of a manifest. The enclave image adds nothing to it but its part
 // of the measurement.
 func SigStruct(version int, manifestText []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
-	g, ok := layouts[version]
-	if !ok {
-		return nil, fmt.Errorf("enclave layout version %d is unknown", version)
+	g, err := geometryOf(version)
+	if err != nil {
+		return nil, err
 	}
 	settings, err := manifest.ReadSGX(manifestText)
 	if err != nil {
@@ -141,7 +149,7 @@ func SigStruct(version int, manifestText []byte, m sgx.Measurement, date sgx.Dat
 	return g.sigStruct(settings, m, date), nil
 }
 
-func (g geometry) sigStruct(settings manifest.SGX, m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
+func (g geometry) sigStruct(settings sgx.Settings, m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
 	s := &sgx.SigStruct{
 		Date: date, MREnclave: m, ISVProdID: settings.ISVProdID, ISVSVN: settings.ISVSVN,
 		MiscMask: sgx.MiscMaskAll, Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: sgx.XFRMLegacy},
@@ -239,7 +247,7 @@ func readPAL(file []byte) (*palImage, error) {
 
 // layout places the areas from the enclave's top downwards and lists them in the order in which they
 // are added.
-func (g geometry) layout(pal *palImage, manifestText []byte, m manifest.SGX) (sgx.Layout, error) {
+func (g geometry) layout(pal *palImage, manifestText []byte, m sgx.Settings) (sgx.Layout, error) {
 	l := sgx.Layout{Size: m.EnclaveSize, SSAFrameSize: uint32(g.ssaFrameSize / sgx.PageSize)}
 	threads := uint64(m.MaxThreads)
 	ssaPerThread := g.ssaFrames * g.ssaFrameSize

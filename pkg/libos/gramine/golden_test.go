@@ -168,7 +168,8 @@ func TestGoldenManifests(t *testing.T) {
 				spec, err := launch.Examine(context.Background(), tree).Build(context.Background(), config,
 					launch.Options{})
 				require.NoError(t, err)
-				sealed, err := Backend{}.Seal(libos.Input{Spec: spec, Bundle: bundle(), Tree: tree})
+				in := libos.Input{Spec: spec, Bundle: bundle(), Tree: tree}
+				sealed, err := Backend{}.Seal(context.Background(), in)
 				require.NoError(t, err)
 				file := filepath.Join("testdata/golden", name+".manifest")
 				if os.Getenv("UPDATE_GOLDEN") != "" {

@@ -1,6 +1,7 @@
 package gramine
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -16,27 +17,35 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// SigStruct is what is to be signed, see the function of this name.
-func (Backend) SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
-	return SigStruct(layout, manifest, m, date)
+// Layers are the runtime's and the enclave's.
+func (Backend) Layers() int { return 2 }
+
+// CheckOverlay reports what is wrong with a user's manifest.
+func (Backend) CheckOverlay(name, text string) error {
+	_, err := manifest.ParseOverlay(name, []byte(text))
+	return err
 }
 
 // Seal makes the manifest of a specification for this runtime, and the enclave that it starts.
-func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
-	r := Runtime{
-		Paths: Backend{}.Paths(), Layout: in.Bundle.Layout,
-		Prepare: func(m *manifest.Manifest, s *libos.Sealed) { libC{in, m, s}.choose() },
-	}
+func (Backend) Seal(_ context.Context, in libos.Input) (*libos.Sealed, error) {
+	r := theRuntime
+	r.Prepare = func(m *manifest.Manifest, s *libos.Sealed) { libC{in, m, s}.choose() }
 	return r.Seal(in)
 }
 
+var theRuntime = Runtime{Loader: loaderPath, PAL: palPath, LibOS: libosPath}
+
 // Runtime is something that starts programs from Gramine's manifests in an enclave of Gramine's layout.
 type Runtime struct {
-	libos.Paths
-	Layout int
+	// Loader is the program that builds the enclave, PAL the enclave image that it loads, and LibOS what the
+	// enclave image loads first.
+	Loader, PAL, LibOS string
 	// Prepare adds to the manifest what is the runtime's own.
 	Prepare func(*manifest.Manifest, *libos.Sealed)
 }
+
+// Start is the command that starts an enclave, without arguments that the host chooses.
+func (r Runtime) Start() []string { return []string{r.Loader, r.PAL, "init", libos.App} }
 
 // hosts is what /etc/hosts says in the enclave: the one on the host is written by the container engine.
 const hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
@@ -65,8 +74,12 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		r.Prepare(m, out)
 	}
 	asked := m.Weaknesses() // which the specification's findings speak of
-	if in.Overlay != nil {
-		m.Merge(in.Overlay)
+	var overlay *manifest.Overlay
+	if in.Overlay != "" {
+		if overlay, err = manifest.ParseOverlay("the user's manifest", []byte(in.Overlay)); err != nil {
+			return nil, err
+		}
+		m.Merge(overlay)
 		if err := completeTrusted(m, in.Tree); err != nil {
 			return nil, err
 		}
@@ -78,7 +91,7 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err := m.Check(); err != nil {
 		return nil, err
 	}
-	if f := in.Overlay.Features(); f["avx"] == "required" && f["avx512"] == "disabled" {
+	if f := overlay.Features(); f["avx"] == "required" && f["avx512"] == "disabled" {
 		out.Findings = append(out.Findings, finding.New(finding.AVX512, finding.Warning, "sgx.cpu_features",
 			"disabling avx512 disables avx as well, although it is required: they share a bit"))
 	}
@@ -92,9 +105,9 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if out.Manifest, err = m.Render(); err != nil {
 		return nil, err
 	}
-	g, ok := layouts[r.Layout]
-	if !ok {
-		return nil, fmt.Errorf("enclave layout version %d is unknown", r.Layout)
+	g, err := geometryOf(in.Bundle.Layout)
+	if err != nil {
+		return nil, err
 	}
 	settings, err := m.SGX()
 	if err != nil {
@@ -108,9 +121,11 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.Layout, out.Enclave, out.Trusted = e.Layout, e.SGX, m.Trusted
+	out.Layout, out.Settings, out.Entrypoint = e.Layout, e.SGX, r.Start()
+	for _, f := range m.Trusted {
+		out.Trusted = append(out.Trusted, f.Why)
+	}
 	out.SigStruct = e.SigStruct(sgx.Measurement{}, in.Date)
-	out.Entrypoint = []string{r.Loader, r.PAL, "init", libos.App}
 	out.Files = append([]libos.File{
 		{Path: libos.ManifestPath, Mode: 0o644, Content: out.Manifest},
 		// The loader of direct mode looks for another suffix.

@@ -14,7 +14,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/manifest"
 )
 
 const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
@@ -39,12 +38,8 @@ func seal(
 	spec, err := launch.Examine(context.Background(), tree).Build(context.Background(), config,
 		launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
 	require.NoError(t, err)
-	in := libos.Input{Spec: spec, Bundle: b, Tree: tree}
-	if overlay != "" {
-		in.Overlay, err = manifest.ParseOverlay("o.toml", []byte(overlay))
-		require.NoError(t, err)
-	}
-	s, err := Backend{}.Seal(in)
+	in := libos.Input{Spec: spec, Bundle: b, Tree: tree, Overlay: overlay}
+	s, err := Backend{}.Seal(context.Background(), in)
 	require.NoError(t, err)
 	return s, string(s.Manifest)
 }

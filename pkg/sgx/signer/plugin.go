@@ -46,7 +46,7 @@ type Request struct {
 	Enclave *Enclave `json:"enclave,omitempty"`
 }
 
-// Enclave is what is signed, in the names of gramine-sgx-sigstruct-view.
+// Enclave is what is signed, in the names of Gramine's tool to view them.
 type Enclave struct {
 	MREnclave    sgx.Measurement `json:"mr_enclave"`
 	ISVProdID    uint16          `json:"isv_prod_id"`

@@ -18,7 +18,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/rootfs"
-	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // loaderPath is cconvert's own program in a converted image. It is both the loader and the enclave
@@ -32,11 +31,6 @@ type Backend struct{}
 
 // Kind is "sim".
 func (Backend) Kind() string { return "sim" }
-
-// Paths are all those of this program.
-func (Backend) Paths() libos.Paths {
-	return libos.Paths{Loader: loaderPath, PAL: loaderPath, LibOS: loaderPath}
-}
 
 // Load packs this program, or the one that the source names, which must be a build of cconvert for
 // linux/amd64.
@@ -99,18 +93,33 @@ func readProgram(file string) ([]byte, error) {
 	return program, nil
 }
 
-func simulated() gramine.Runtime {
-	return gramine.Runtime{Paths: Backend{}.Paths(), Layout: gramine.LayoutVersion}
+// simulated has this program in all places.
+var simulated = gramine.Runtime{Loader: loaderPath, PAL: loaderPath, LibOS: loaderPath}
+
+// Layers are the runtime's and the enclave's.
+func (Backend) Layers() int { return 2 }
+
+// CheckOverlay reports what is wrong with a user's manifest.
+func (Backend) CheckOverlay(name, text string) error {
+	return gramine.Backend{}.CheckOverlay(name, text)
 }
 
-// SigStruct is that of Gramine.
-func (Backend) SigStruct(layout int, manifest []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
-	return gramine.SigStruct(layout, manifest, m, date)
+// Keep lists the same files.
+func (Backend) Keep() []string { return gramine.Keep() }
+
+// Open reads the enclave that there would be.
+func (Backend) Open(in libos.Stored) (*libos.Enclave, error) {
+	e, err := simulated.Open(in)
+	if err != nil {
+		return nil, err
+	}
+	e.Simulated = true
+	return e, nil
 }
 
 // Seal makes the same manifest that a real enclave would have, for this program as the runtime.
-func (Backend) Seal(in libos.Input) (*libos.Sealed, error) {
-	out, err := simulated().Seal(in)
+func (Backend) Seal(_ context.Context, in libos.Input) (*libos.Sealed, error) {
+	out, err := simulated.Seal(in)
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-const vectors = "../../../testdata/vectors/"
+const vectors = "../../../../testdata/vectors/"
 
 // signed puts an enclave image, a manifest and their signature into a directory, as in an image.
 func signed(t *testing.T, manifest string) (pal, app string) {
