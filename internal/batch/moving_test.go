@@ -174,9 +174,10 @@ func TestCutOffFromTheQueue(t *testing.T) {
 	assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "what the batch says")
 }
 
-// A worker that has lost its lease moves the tag, and fails in its last attempt, while another one, which has looked
-// at the tag before, is still at the image: what it says in the end is what the tag has.
-func TestMovedAndFailedWhileAnotherRuns(t *testing.T) {
+// movedAndFailed has a worker that has lost its lease move the tag, and fail in its last attempt, while another one,
+// which has looked at the tag before, is still at the image: what it says in the end is what the tag has. The other one
+// is a slot of the same process if there is no second worker.
+func movedAndFailed(t *testing.T, second func(*bench) *batch.Worker) {
 	t.Parallel()
 	b := newBench(t)
 	b.push(2)
@@ -224,15 +225,23 @@ func TestMovedAndFailedWhileAnotherRuns(t *testing.T) {
 	defer stop()
 	first := b.options
 	first.Attempts = 1
-	w := anotherWorker(b)
-	w.Own.Cache = nil
+	w := b.worker
+	if second != nil {
+		w = second(b)
+	}
 	working.Go(func() { _ = far.Work(work, work, w, first) })
 	<-reached
 	between.cut()
 	b.reg.Push(t, "app:0", newer)
-	working.Go(func() { _ = q.Work(work, work, b.worker, b.options) })
-	<-held
-	between.heal()
+	if second != nil {
+		working.Go(func() { _ = q.Work(work, work, b.worker, b.options) })
+		<-held
+		between.heal()
+	} else {
+		time.Sleep(3 * time.Second) // longer than the lease
+		between.heal()
+		<-held
+	}
 	time.Sleep(2 * time.Second)
 	close(release)
 	<-stored
@@ -248,3 +257,23 @@ func TestMovedAndFailedWhileAnotherRuns(t *testing.T) {
 		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "%s", records[0].Status)
 	}
 }
+
+func TestMovedAndFailedWhileAnotherRuns(t *testing.T) {
+	movedAndFailed(t, func(b *bench) *batch.Worker {
+		w := anotherWorker(b)
+		w.Own.Cache = nil
+		return w
+	})
+}
+
+// Two containers can have the host's name, and each the process 1.
+func TestMovedAndFailedOneName(t *testing.T) {
+	movedAndFailed(t, func(b *bench) *batch.Worker {
+		w := anotherWorker(b)
+		w.Own.Cache, w.Name = nil, b.worker.Name
+		return w
+	})
+}
+
+// One process was cut off for longer than the lease, as a laptop that slept.
+func TestMovedAndFailedOneProcess(t *testing.T) { movedAndFailed(t, nil) }

@@ -331,7 +331,8 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 			}
 			q.ack(ctx, msg)
 			return
-		case now.Status == Running && now.Worker != r.Worker && (r.Status == Failed || r.Status == Skipped):
+		case now.Status == Running && (now.Worker != r.Worker || now.Begun != r.Begun) &&
+			(r.Status == Failed || r.Status == Skipped): // two attempts can be of one process
 			// Whoever has it now may be luckier, but may have looked at the tag before this one moved it.
 			if r.sent && q.lookAgain(ctx, r) == nil {
 				q.ack(ctx, msg)

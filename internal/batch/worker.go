@@ -176,8 +176,11 @@ func (w *Worker) convert(
 	if p.Recipe.Identity(mrsigner) != out.Identity {
 		return nil, notTheImage{fmt.Errorf("%w: %s", image.ErrMoved, o.Source)}
 	}
-	if j.Unsigned && !j.Force && w.signedSince(ctx, p, o, out) && out.Digest == before && w.stated(ctx, o, before) {
-		return out, nil // not remembered: another one may sign it tomorrow
+	if j.Unsigned && !j.Force {
+		signed := w.signedSince(ctx, p, o, *out)
+		if signed != nil && signed.Digest == before && w.stated(ctx, o, before) {
+			return signed, nil // not remembered: another one may sign it tomorrow
+		}
 	}
 	if err := w.mayReplace(ctx, j, o); err != nil {
 		return nil, notTheImage{err}
@@ -197,29 +200,29 @@ func (w *Worker) convert(
 	return out, nil
 }
 
-// signedSince reports whether the target has the outcome of a conversion that is not signed, signed by somebody since:
-// all but the signature is what was just made.
-func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert.Options, out *Outcome) bool {
+// signedSince returns the outcome of a conversion that is not signed, if the target has it signed by somebody since:
+// all but the signature is what was just made. Otherwise it is nil.
+func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert.Options, out Outcome) *Outcome {
 	if o.Target.Transport != image.Registry {
-		return false
+		return nil
 	}
 	img, err := image.Open(ctx, *o.Target, o.Image)
 	if err != nil {
-		return false // writing shows what is wrong
+		return nil // writing shows what is wrong
 	}
 	defer img.Close()
 	e, err := convert.OpenEnclave(ctx, img, w.Backends)
 	if err != nil {
-		return false
+		return nil
 	}
 	made, err := p.Complete(e.Now.Signature())
 	if err != nil || made.Digest != img.Digest {
-		return false
+		return nil
 	}
 	out.Findings = len(p.Findings())
 	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
 	out.MREnclave, out.MRSigner = e.Now.MREnclave, e.Now.MRSigner()
-	return true
+	return &out
 }
 
 // ErrSource says that a result would replace an image that is to be converted too.

@@ -48,7 +48,7 @@ func hostAsNamed(s string, n reference.Named, asked name.Registry) error {
 	if named == "docker.io" {
 		named = name.DefaultRegistry
 	}
-	if named != asked.RegistryStr() {
+	if bare := strings.TrimSuffix(named, ":443"); named != asked.RegistryStr() && bare != asked.RegistryStr() {
 		word, _, _ := strings.Cut(strings.ToLower(s), "/")
 		return fmt.Errorf("%q is %w: a registry of one word is written with its port, as in %s:443", s, ErrReference,
 			word)
@@ -56,13 +56,24 @@ func hostAsNamed(s string, n reference.Named, asked name.Registry) error {
 	return nil
 }
 
-// lowerHost writes the registry in lower case: hosts do not differ by it (RFC 3986, 3.2.2), and rules, bounds and
-// limits go by them.
-func lowerHost(s string, n reference.Named) string {
-	if host := reference.Domain(n); strings.HasPrefix(s, host+"/") {
-		return strings.ToLower(host) + s[len(host):]
+// oneSpelling writes the registry in lower case, and without the port of HTTPS: hosts do not differ by that (RFC 3986,
+// 3.2.2 and 6.2.3), and rules, bounds and limits go by them. A host of one word keeps its port, by which it is known to
+// be one, and so does a registry that may be spoken to over HTTP.
+func oneSpelling(s string, n reference.Named, insecure bool) string {
+	host := reference.Domain(n)
+	if !strings.HasPrefix(s, host+"/") {
+		return s
 	}
-	return s
+	one := strings.ToLower(host)
+	if bare, ok := strings.CutSuffix(one, ":443"); ok && !insecure && isHost(bare) {
+		one = bare
+	}
+	return one + s[len(host):]
+}
+
+// isHost reports whether a name is taken for a registry's without a port.
+func isHost(s string) bool {
+	return strings.Contains(s, ".") || strings.HasPrefix(s, "[") || s == "localhost"
 }
 
 // ParseName reads the name of an image in a registry. Insecure allows the registry to be spoken to over HTTP. The error
@@ -72,7 +83,7 @@ func ParseName(s string, insecure bool) (name.Reference, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := name.ParseReference(lowerHost(s, checked), nameOptions(insecure)...)
+	n, err := name.ParseReference(oneSpelling(s, checked, insecure), nameOptions(insecure)...)
 	if err != nil {
 		return nil, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 	}
@@ -88,7 +99,7 @@ func ParseRepository(s string, insecure bool) (name.Repository, error) {
 	if !reference.IsNameOnly(n) {
 		return name.Repository{}, fmt.Errorf("%q is %w: a repository has neither tag nor digest", s, ErrReference)
 	}
-	r, err := name.NewRepository(lowerHost(s, n), nameOptions(insecure)...)
+	r, err := name.NewRepository(oneSpelling(s, n, insecure), nameOptions(insecure)...)
 	if err != nil {
 		return r, fmt.Errorf("%q is %w: %w", s, ErrReference, err)
 	}
@@ -100,7 +111,11 @@ func ParseRegistry(s string, insecure bool) (name.Registry, error) {
 	if len(s) > maxName {
 		return name.Registry{}, fmt.Errorf("%w: the name of a registry has %d bytes", ErrReference, len(s))
 	}
-	r, err := name.NewRegistry(strings.ToLower(s), nameOptions(insecure)...)
+	one := strings.ToLower(s)
+	if bare, ok := strings.CutSuffix(one, ":443"); ok && !insecure && isHost(bare) {
+		one = bare
+	}
+	r, err := name.NewRegistry(one, nameOptions(insecure)...)
 	if err == nil {
 		var named reference.Named
 		if named, err = checkName(r.RegistryStr() + "/x/y"); err == nil { // "harbor/x" is one of Docker Hub's

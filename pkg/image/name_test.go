@@ -118,7 +118,15 @@ func TestSpellingOfNames(t *testing.T) {
 	assert.Equal(t, "registry.example/a/b", repo.Name())
 	r, err := image.ParseRegistry("Registry.Example:443", false)
 	require.NoError(t, err)
-	assert.Equal(t, "registry.example:443", r.RegistryStr())
+	assert.Equal(t, "registry.example", r.RegistryStr(), "the port of HTTPS goes without saying")
+	for given, want := range map[string]string{
+		"Registry.Example:443/app:1": "registry.example/app:1", "[::1]:443/app:1": "[::1]/app:1",
+		"registry.example:80/app:1": "registry.example:80/app:1", "harbor:443/app:1": "harbor:443/app:1",
+	} {
+		n, err := image.ParseName(given, false)
+		require.NoError(t, err)
+		assert.Equal(t, want, n.Name())
+	}
 	for _, n := range []string{"a/" + strings.Repeat("b", 2000), strings.Repeat("\x7f", 4<<20)} {
 		_, err := image.ParseName(n, false)
 		assert.ErrorIs(t, err, image.ErrReference)

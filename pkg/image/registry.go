@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -49,6 +50,13 @@ func (s *registrySession) retry(ctx context.Context, do func() error) error {
 	}
 }
 
+// portOfHTTPS names a registry with the port that goes without saying.
+type portOfHTTPS struct{ name.Repository }
+
+func (r portOfHTTPS) RegistryStr() string { return r.Repository.RegistryStr() + ":443" }
+
+func (r portOfHTTPS) String() string { return r.RegistryStr() + "/" + r.RepositoryStr() }
+
 // connect prepares to talk to a repository. What is known from an earlier session, if there was one with
 // the same registry, is not asked again.
 func connect(
@@ -59,6 +67,10 @@ func connect(
 		keychain = authn.DefaultKeychain
 	}
 	auth, err := authn.Resolve(ctx, keychain, repo)
+	if err == nil && auth == authn.Anonymous && !strings.Contains(repo.RegistryStr(), ":") {
+		// "docker login" keeps the port that it was given.
+		auth, err = authn.Resolve(ctx, keychain, portOfHTTPS{repo})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w for %s: %w", ErrCredentials, repo.RegistryStr(), brief{err})
 	}

@@ -80,16 +80,23 @@ func (u *Upload) ask() (*Image, error) {
 			img, err = s.open(u.ctx, u.to, u.o)
 		}
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		u.before = img.tagged
-	case u.to.Transport == Registry: // an image whose configuration is gone is not found, but its tag is there
-		at, atErr := At(u.ctx, u.to, u.o)
-		if atErr == nil {
-			u.before = at
-		}
+		return img, nil
 	}
-	return img, err
+	if u.to.Transport != Registry {
+		return nil, err
+	}
+	// An image whose configuration is gone is not found, but its tag is there. What the tag has by now is looked at,
+	// for it can be another one.
+	at, atErr := At(u.ctx, u.to, u.o)
+	if atErr != nil || at == "" {
+		return nil, err
+	}
+	u.before = at
+	now := u.to
+	now.Name = u.to.Name.Context().Digest(at)
+	return Open(u.ctx, now, u.o)
 }
 
 // possibly reports whether the place may have an image: whether it is worth asking again.
