@@ -20,9 +20,10 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
-// push is an image that a registry tells of, and the digest that was pushed; empty: it does not say.
+// push is an image that a registry tells of, and the digest that was pushed; empty: it does not say. Event is what
+// tells this notification from another one of the same; empty: nothing does.
 type push struct {
-	image, digest string
+	image, digest, event string
 
 	target  string // the place of what it would become
 	becomes string // by its name
@@ -39,11 +40,11 @@ type moment struct {
 
 var digestPattern = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
 
-func newPush(image, digest string) push {
+func newPush(image, digest, event string) push {
 	if !digestPattern.MatchString(digest) {
 		digest = ""
 	}
-	return push{image: image, digest: digest}
+	return push{image: image, digest: digest, event: event}
 }
 
 // notices are what notifications have asked for. A registry waits a second for an answer, or less, and sends the same
@@ -234,7 +235,7 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 	for _, same := range byTarget(s.ruled(images)) {
 		key := ""
 		for _, p := range same {
-			key += fmt.Sprintf("%q %q ", p.image, p.digest)
+			key += fmt.Sprintf("%q %q %.100q ", p.image, p.digest, p.event)
 		}
 		if slices.ContainsFunc(same, func(p push) bool { return p.digest == "" }) {
 			// The same may be said of another push: it is asked for each time, however long it takes.

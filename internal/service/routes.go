@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strconv"
@@ -163,9 +164,12 @@ func (s *Service) harbor(r *http.Request) (int, any, error) {
 		} `json:"resources"`
 	}
 	var in struct {
-		Type  string `json:"type"`
-		Event event  `json:"event_data"`
-		Data  event  `json:"data"` // of a CloudEvent
+		Type  string      `json:"type"`
+		At    json.Number `json:"occur_at"`
+		Event event       `json:"event_data"`
+		// Of a CloudEvent.
+		ID   string `json:"id"`
+		Data event  `json:"data"`
 	}
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
@@ -182,7 +186,7 @@ func (s *Service) harbor(r *http.Request) (int, any, error) {
 	}
 	var images []push
 	for _, resource := range in.Event.Resources {
-		images = append(images, newPush(resource.URL, resource.Digest))
+		images = append(images, newPush(resource.URL, resource.Digest, in.ID+in.At.String()))
 	}
 	if len(images) == 0 {
 		return 0, nil, refuse(http.StatusBadRequest, "the notification names nothing that was pushed")
@@ -200,6 +204,7 @@ var eventRules = strictjson.Rules{MaxList: 100_000, MaxKeys: 1_000_000, Named: [
 func (s *Service) distribution(r *http.Request) (int, any, error) {
 	var in struct {
 		Events []struct {
+			ID     string `json:"id"`
 			Action string `json:"action"`
 			Target struct {
 				MediaType  string `json:"mediaType"`
@@ -228,7 +233,8 @@ func (s *Service) distribution(r *http.Request) (int, any, error) {
 	for _, e := range in.Events {
 		if e.Action == "push" && e.Target.Tag != "" &&
 			(strings.Contains(e.Target.MediaType, "manifest") || strings.Contains(e.Target.MediaType, "index")) {
-			images = append(images, newPush(e.Request.Host+"/"+e.Target.Repository+":"+e.Target.Tag, e.Target.Digest))
+			name := e.Request.Host + "/" + e.Target.Repository + ":" + e.Target.Tag
+			images = append(images, newPush(name, e.Target.Digest, e.ID))
 		}
 	}
 	return s.askAll(r.Context(), images)

@@ -339,6 +339,9 @@ func (s *Service) askOnce(
 		job.ResultsOnly = true
 	}
 	r, now, err := s.o.Queue.Request(ctx, job, last)
+	if err != nil && now != last { // it is the last one, though it may not be queued
+		s.later.requested(place, ref, since.order, last, now)
+	}
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
