@@ -75,6 +75,9 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 	if err := s.command(tree, c.Config, o.Args); err != nil {
 		return nil, err
 	}
+	if err := s.fits(); err != nil {
+		return nil, err
+	}
 	if err := s.program(tree); err != nil {
 		return nil, err
 	}
@@ -131,7 +134,7 @@ func (s *Spec) environment(image []string, added []EnvVar, home string) error {
 		s.Env = append(s.Env, v)
 	}
 	s.sortEnv()
-	return s.fits()
+	return nil
 }
 
 // Linux starts no program with a longer text among its arguments and variables, or with more of them (execve(2),
@@ -144,6 +147,12 @@ const (
 // fits reports as ErrImage what is too long to start any program with.
 func (s *Spec) fits() error {
 	all := 0
+	for _, arg := range s.Argv {
+		if all += len(arg) + 1; len(arg) > maxText || all > maxTexts {
+			return fmt.Errorf("%w: Linux starts no program with an argument of %d bytes, or with more than %d bytes "+
+				"of arguments and variables", ErrImage, len(arg), maxTexts)
+		}
+	}
 	for _, v := range s.Env {
 		n := len(v.Name) + 1 + len(v.Value)
 		if all += n; n > maxText || all > maxTexts {

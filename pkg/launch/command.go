@@ -74,8 +74,17 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 	var denied *rootfs.Node
 	deniedAs := ""
 	for _, p := range tried {
-		n, _, err := tree.Resolve(p)
+		var through []*rootfs.Node
+		n, _, err := tree.Through(p, func(dir *rootfs.Node) { through = append(through, dir) })
+		if err == nil {
+			through = append(through, n)
+		}
 		switch {
+		case leadsInto(p, through, "/proc"):
+			return nil, "", fmt.Errorf("%w: its program %q is looked for at %q, which is the kernel's: what is there "+
+				"is not known here", ErrImage, program, p)
+		case leadsInto(p, through, "/dev", "/sys"):
+			because = errors.New(p + " is where engines mount file systems of the kernel's")
 		case err != nil:
 			if !errors.Is(err, fs.ErrNotExist) {
 				because = err
@@ -84,7 +93,9 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 			because = errors.New(n.Path + " is not a regular file")
 		case n.Mode&0o111 == 0:
 			because = errors.New(n.Path + " is not executable")
-		case s.may(tree, n, mayExecute):
+		case s.may(tree, n, mayExecute) && !slices.ContainsFunc(through[:len(through)-1], func(dir *rootfs.Node) bool {
+			return !s.mayItself(dir, mayExecute)
+		}):
 			return n, p, nil
 		case denied == nil:
 			denied, deniedAs = n, p
@@ -94,6 +105,14 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 		return denied, deniedAs, nil
 	}
 	return nil, "", &notFoundError{program, tried, because}
+}
+
+// leadsInto reports whether a path, or what it leads through, is in one of the directories.
+func leadsInto(p string, through []*rootfs.Node, dirs ...string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool {
+		return below(path.Clean(p), dir) ||
+			slices.ContainsFunc(through, func(n *rootfs.Node) bool { return below(n.Path, dir) })
+	})
 }
 
 // notFoundError says where a program was looked for. Its text is made only when it is wanted: most look-ups

@@ -46,25 +46,27 @@ const (
 // may reports whether the image's user can open or execute a file, by the permissions of the file and of the
 // directories above it. Root may all that anybody may (path_resolution(7)).
 func (s *Spec) may(tree *rootfs.Tree, n *rootfs.Node, bit uint32) bool {
-	allowed := func(n *rootfs.Node, bit uint32) bool {
-		switch {
-		case s.UID == 0 && bit == mayExecute && n.Type == rootfs.Regular:
-			bit = mayExecute<<6 | mayExecute<<3 | mayExecute
-		case s.UID == 0:
-			return true
-		case n.UID == int(s.UID):
-			bit <<= 6
-		case n.GID == int(s.GID), slices.Contains(s.groups, uint32(n.GID)):
-			bit <<= 3
-		}
-		return n.Mode&bit != 0
-	}
 	for dir := path.Dir(n.Path); dir != "/"; dir = path.Dir(dir) {
-		if d := tree.Lookup(dir); d != nil && !allowed(d, mayExecute) {
+		if d := tree.Lookup(dir); d != nil && !s.mayItself(d, mayExecute) {
 			return false
 		}
 	}
-	return allowed(n, bit)
+	return s.mayItself(n, bit)
+}
+
+// mayItself is may, by the permissions of the file alone.
+func (s *Spec) mayItself(n *rootfs.Node, bit uint32) bool {
+	switch {
+	case s.UID == 0 && bit == mayExecute && n.Type == rootfs.Regular:
+		bit = mayExecute<<6 | mayExecute<<3 | mayExecute
+	case s.UID == 0:
+		return true
+	case n.UID == int(s.UID):
+		bit <<= 6
+	case n.GID == int(s.GID), slices.Contains(s.groups, uint32(n.GID)):
+		bit <<= 3
+	}
+	return n.Mode&bit != 0
 }
 
 // account opens a list of users or groups; an empty one if there is none, as in many small images.

@@ -34,7 +34,8 @@ func (f *files) notice(ctx context.Context, c v1.Config, o Options) error {
 	s := f.spec
 	texts := s.texts(f.set)
 	for _, n := range f.set.Commands {
-		texts = append(texts, withoutComments(n.Content))
+		text := withoutComments(n.Content)
+		texts = append(texts, text[:min(len(text), maxLooked)])
 	}
 	for _, own := range s.Profile.Findings {
 		if err := ctx.Err(); err != nil {

@@ -110,8 +110,14 @@ func (s *Spec) texts(set *reach.Set) []string {
 	for _, n := range set.Started {
 		texts = append(texts, withoutComments(n.Content))
 	}
+	for i, text := range texts {
+		texts[i] = text[:min(len(text), maxLooked)]
+	}
 	return texts
 }
+
+// maxLooked is how many bytes of a text are looked at for options.
+const maxLooked = 1 << 20
 
 // size chooses the enclave's size and number of threads: the profile's, raised by what the image
 // contains.

@@ -189,7 +189,10 @@ const maxExpression = 1000
 // Bounds of what is tried on each argument, variable and script.
 const (
 	maxConditions = 64
-	maxSteps      = 500
+	maxSteps      = 1000
+	maxOption     = 64 // bytes
+	// An option is looked for by an expression of its text and of about so many steps more.
+	stepsOfOption = 40
 )
 
 // maxPatterns is how many patterns a profile may have: each of them is tried on each file of an image.
@@ -217,6 +220,13 @@ func Parse(name string, text []byte) (*Profile, error) {
 			maxConditions)
 	}
 	steps := 0
+	for _, option := range p.options() {
+		steps += len(option) + stepsOfOption
+		if len(option) > maxOption {
+			return nil, fmt.Errorf("%s: %w: the option %.60q… has more than %d bytes", name, ErrProfile, option,
+				maxOption)
+		}
+	}
 	for _, f := range p.Findings {
 		steps += f.If.steps + f.Unless.steps
 		if !slices.Contains(severities, f.Severity) {
@@ -247,6 +257,15 @@ func Parse(name string, text []byte) (*Profile, error) {
 		}
 	}
 	return p, nil
+}
+
+// options are the texts that are looked for in arguments and scripts.
+func (p *Profile) options() []string {
+	list := slices.Clone(p.Config.Options)
+	for _, o := range slices.Concat(p.Memory, p.Threads) {
+		list = append(list, o.Option)
+	}
+	return list
 }
 
 // All returns the profiles that come with the program, sorted by name.

@@ -411,12 +411,12 @@ func (t *Tree) Lookup(p string) *Node {
 // chroot. Where the path does not exist the error is fs.ErrNotExist, and real is still the path that
 // would be created. Loops are ErrLoop.
 func (t *Tree) Resolve(p string) (n *Node, real string, err error) {
-	return t.resolve(t.root, p, true, 0)
+	return t.resolve(t.root, p, true, 0, nil)
 }
 
 // ResolveParent follows the symbolic links in all components but the last.
 func (t *Tree) ResolveParent(p string) (n *Node, real string, err error) {
-	return t.resolve(t.root, p, false, 0)
+	return t.resolve(t.root, p, false, 0, nil)
 }
 
 // Follow is Resolve of a node's own path. Only symbolic links lead anywhere else.
@@ -431,11 +431,16 @@ func (t *Tree) Follow(n *Node) (to *Node, real string, err error) {
 	if err := t.follow(n.Link); err != nil {
 		return nil, "", err
 	}
-	return t.resolve(from, n.Link, true, 1)
+	return t.resolve(from, n.Link, true, 1, nil)
+}
+
+// Through is Resolve, and shows each directory in which a name is looked up on the way, by links too.
+func (t *Tree) Through(p string, visit func(dir *Node)) (n *Node, real string, err error) {
+	return t.resolve(t.root, p, true, 0, visit)
 }
 
 // resolve follows a path from a directory, which so many links led to.
-func (t *Tree) resolve(n *Node, p string, last bool, links int) (*Node, string, error) {
+func (t *Tree) resolve(n *Node, p string, last bool, links int, visit func(*Node)) (*Node, string, error) {
 	for name, todo := component(p); name != ""; name, todo = component(todo) {
 		if name == ".." {
 			n = cmp.Or(n.parent, n)
@@ -445,6 +450,9 @@ func (t *Tree) resolve(n *Node, p string, last bool, links int) (*Node, string, 
 			return nil, "", &fs.PathError{
 				Op: "resolve", Path: p, Err: fmt.Errorf("%q is not a directory: %w", n.Path, fs.ErrNotExist),
 			}
+		}
+		if visit != nil {
+			visit(n)
 		}
 		c := n.Child(name)
 		if c == nil {
