@@ -2,9 +2,11 @@ package verify_test
 
 import (
 	"context"
+	"io"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -89,4 +91,56 @@ func TestDifferencesThatAreNotMeasured(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, r.Same)
 	assert.Contains(t, r.Why[0], "not one that a conversion makes")
+}
+
+// What is in the enclave's layer is compared too.
+func TestDiffOfTheLayerOnTop(t *testing.T) {
+	a := newVictim(t, nil)
+	_, x := a.image()
+	x.edit(enclaveLayer, func(l []fixture.Entry) []fixture.Entry {
+		return append(l, fixture.Program("cconvert/sim/start", "evil"), fixture.Program("usr/bin/app", "evil"))
+	})
+	rc, err := x.layers[enclaveLayer].Compressed()
+	require.NoError(t, err)
+	defer rc.Close()
+	blob, err := io.ReadAll(rc)
+	require.NoError(t, err)
+	to := a.swap("evil", enclaveLayer, blob, types.OCILayer, nil)
+	for what, read := range map[string]func(name string) (*verify.Converted, error){
+		"as diff reads": func(n string) (*verify.Converted, error) {
+			return verify.Read(context.Background(), open(t, n), verify.Options{})
+		},
+		"all layers": func(n string) (*verify.Converted, error) {
+			return verify.ReadLayers(context.Background(), open(t, n), verify.Options{})
+		},
+	} {
+		one, err := read(a.reg.Host + "/dst:1")
+		require.NoError(t, err)
+		two, err := read(to)
+		require.NoError(t, err)
+		list, err := verify.Compare(one, two)
+		require.NoError(t, err)
+		assert.NotEmpty(t, list, what)
+	}
+}
+
+// A signature that is broken is a difference.
+func TestDiffOfABrokenSignature(t *testing.T) {
+	a := newVictim(t, nil)
+	_, x := a.image()
+	x.file(enclaveLayer, libos.SigPath[1:], flip(0x204))
+	rc, err := x.layers[enclaveLayer].Compressed()
+	require.NoError(t, err)
+	defer rc.Close()
+	blob, err := io.ReadAll(rc)
+	require.NoError(t, err)
+	one, err := verify.Read(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
+	require.NoError(t, err)
+	two, err := verify.Read(context.Background(), open(t, a.swap("broken", enclaveLayer, blob, types.OCILayer, nil)),
+		verify.Options{})
+	require.NoError(t, err)
+	require.NotEqual(t, one.SignatureError, two.SignatureError)
+	list, err := verify.Compare(one, two)
+	require.NoError(t, err)
+	assert.NotEmpty(t, list)
 }

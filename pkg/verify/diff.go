@@ -76,9 +76,13 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	differ("enclave", "MRENCLAVE", a.MREnclave, b.MREnclave)
 	differ("signer", "MRSIGNER", a.MRSigner, b.MRSigner)
 	differ("signer", "date", a.Date, b.Date)
+	differ("signer", "signature", a.SignatureError, b.SignatureError)
 	list = append(list, compareEnclaves(a.said(), b.said())...)
 	compareTables("", a.config, b.config, "config", &list)
 	compareTables("", a.notes, b.notes, "image", &list)
+	if len(list) == 0 { // else it differs by what is told
+		differ("enclave", "layer on top", a.top, b.top)
+	}
 	return list, nil
 }
 

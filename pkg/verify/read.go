@@ -28,6 +28,7 @@ var ErrNotConverted = errors.New("the image is not a converted one")
 const (
 	maxEnclaveFile = manifest.MaxBytes // and more than any other file has
 	maxRuntime     = 512 << 20         // bytes of its layer, compressed
+	maxTop         = 1 << 30           // bytes of the topmost archive
 )
 
 // damage is a part of an image that is there and cannot be read, or is gone: what a check is for.
@@ -87,6 +88,7 @@ type Converted struct {
 	config  map[string]any // of the image, but for its history
 	notes   map[string]any // annotations of the manifest and its layers, and other images of the name
 	runtime string         // digest of the archive that has the runtime; empty: it was not read as such
+	top     string         // digest of the topmost archive
 }
 
 // Simulated reports whether there is no enclave: the runtime only plays one.
@@ -121,7 +123,7 @@ func Read(ctx context.Context, img *image.Image, o Options) (*Converted, error) 
 
 // ReadLayers is Read with all layers, so that it is known from which of them the trusted files are.
 func ReadLayers(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
-	s, err := scan(ctx, img, o, false)
+	s, err := scan(ctx, img, o)
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +147,10 @@ func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, erro
 	if files[libos.RecipePath] == nil {
 		return nil, nil
 	}
+	top, err := archiveDigest(ctx, img.Layers[n-1])
+	if err != nil {
+		return nil, err
+	}
 	recipe, err := convert.ParseRecipe(files[libos.RecipePath])
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
@@ -164,7 +170,7 @@ func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, erro
 	}
 	c, err := s.converted(ctx)
 	if c != nil {
-		c.LayerDigests = nil // they were not read
+		c.LayerDigests, c.top = nil, top // the layers were not read
 	}
 	return c, err
 }
@@ -195,6 +201,25 @@ func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[str
 	}
 	defer r.Close()
 	return rootfs.Extract(ctx, r, l.Digest, want, maxEnclaveFile)
+}
+
+// archiveDigest returns the digest of a layer's archive, however it is compressed.
+func archiveDigest(ctx context.Context, l *image.Layer) (string, error) {
+	r, err := l.Open(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	z, err := rootfs.Decompress(ctx, r)
+	if err != nil {
+		return "", fmt.Errorf("reading the layer %s: %w", l.Digest, err)
+	}
+	defer z.Close()
+	sum := sha256.New()
+	if n, err := io.Copy(sum, io.LimitReader(z, maxTop+1)); err != nil || n > maxTop {
+		return "", fmt.Errorf("reading the layer %s: it has more than %d bytes, or %w", l.Digest, maxTop, err)
+	}
+	return fmt.Sprintf("sha256:%x", sum.Sum(nil)), nil
 }
 
 // contentOf reads a file of an image, and makes sure that it is what the tree says: an archive can have several entries

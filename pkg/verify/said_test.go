@@ -189,3 +189,62 @@ func TestExpressionsOfAProfile(t *testing.T) {
 	r := check(t, reg.Host+"/attack:1", verify.Expectations{AllowSimulated: true, AnySigner: true}, nil)
 	assert.Contains(t, strings.Join(checkOf(r, verify.CheckPolicy).Problems, " "), "steps for each character")
 }
+
+// The options of a profile are tried on each text too, and have bounds of their own.
+func TestOptionsOfAProfile(t *testing.T) {
+	for what, c := range map[string][3]string{
+		"threads": {"!", "[[threads]]\noption = \"" + strings.Repeat("!", 60<<10) + "\"\n", "has more than 64 bytes"},
+		"config": {" ", "[config]\noptions = [" +
+			strings.Repeat("\""+strings.Repeat(" ", 256)+"\",", 64) + "]\n", "has more than 64 bytes"},
+	} {
+		reg := fixture.NewRegistry(t)
+		src := fixture.Image(t,
+			v1.Config{Entrypoint: []string{"/bin/app"}, Env: []string{"X=" + strings.Repeat(c[0], 100<<10)}},
+			fixture.Layer(t, fixture.Program("bin/app", fixture.ELF(""))))
+		a := &victim{t: t, reg: reg, from: reg.Push(t, "src:1", src)}
+		run(t, options(t, a.from), signer(t), reg.Host+"/dst:1")
+		original, x := a.image()
+		x.file(enclaveLayer-1, "cconvert/app/recipe.json", func(b []byte) []byte {
+			var r convert.Recipe
+			require.NoError(t, json.Unmarshal(b, &r))
+			r.Options.Profile, r.Options.ProfileText = "x", "description = \"a\"\n"+c[1]
+			b, err := json.MarshalIndent(r, "", "  ")
+			require.NoError(t, err)
+			return append(b, '\n')
+		})
+		x.push(reg.Host+"/attack:1", original)
+		r := check(t, reg.Host+"/attack:1", verify.Expectations{AllowSimulated: true, AnySigner: true}, nil)
+		assert.Contains(t, strings.Join(checkOf(r, verify.CheckPolicy).Problems, " "), c[2], what)
+	}
+}
+
+// Engines look for a program as the image's user, in the directories that PATH spells, with /dev, /proc and /sys being
+// the kernel's.
+func TestProgramThatEnginesDoNotFind(t *testing.T) {
+	locked := fixture.Dir("locked")
+	locked.Header.Mode = 0o700
+	for what, c := range map[string]struct {
+		path, want string
+		link       []fixture.Entry
+	}{
+		"a link in a directory of root's": {
+			"/locked/bin:/b", "/b/app", []fixture.Entry{locked, fixture.Symlink("locked/bin", "/a")},
+		},
+		"a link in /dev":         {"/dev/bin:/b", "/b/app", []fixture.Entry{fixture.Symlink("dev/bin", "/a")}},
+		"a link of the kernel's": {"/proc/self/root/a:/b", "", nil},
+	} {
+		reg := fixture.NewRegistry(t)
+		from := reg.Push(t, "src:1", fixture.Image(t,
+			v1.Config{Entrypoint: []string{"app"}, User: "1000", Env: []string{"PATH=" + c.path}},
+			fixture.Layer(t, append(c.link, fixture.Program("a/app", fixture.ELF("")),
+				fixture.Program("b/app", fixture.ELF("")+"other"))...)))
+		if c.want == "" {
+			_, err := convert.Prepare(context.Background(), options(t, from))
+			assert.ErrorContains(t, err, "which is the kernel's", what)
+			continue
+		}
+		run(t, options(t, from), signer(t), reg.Host+"/dst:1")
+		r := check(t, reg.Host+"/dst:1", verify.Expectations{AllowSimulated: true, AnySigner: true}, open(t, from))
+		assert.Equal(t, c.want, r.Program.Entrypoint, "%s; trusted: %v", what, r.Trusted)
+	}
+}

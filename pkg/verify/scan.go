@@ -25,13 +25,13 @@ type scanned struct {
 }
 
 // scan reads all layers and finds the enclave.
-func scan(ctx context.Context, img *image.Image, o Options, diffIDs bool) (*scanned, error) {
+func scan(ctx context.Context, img *image.Image, o Options) (*scanned, error) {
 	s := &scanned{img: img, files: map[string][]byte{}}
 	recipe, err := recipeOf(ctx, img)
 	if err != nil {
 		return nil, err
 	}
-	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: diffIDs, Limits: o.Limits}
+	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: true, Limits: o.Limits}
 	keep := o.keep()
 	so.Keep = append(so.Keep, keep...)
 	if s.indexes, err = o.scanAll(ctx, img, so); err != nil {
@@ -158,6 +158,7 @@ func (s *scanned) converted(ctx context.Context) (*Converted, error) {
 	if s.tree == nil {
 		return c, nil
 	}
+	c.top = s.indexes[len(s.indexes)-1].DiffID
 	for i, f := range c.Trusted {
 		if n, _, err := s.tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
 			c.Trusted[i].Layer, c.Trusted[i].Size = n.Layer+1, n.Size

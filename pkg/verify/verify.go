@@ -210,7 +210,7 @@ func (v *verification) consistency(
 	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest}}
 	v.report, v.c, v.limits = r, r.Converted, o.Limits
 	var err error
-	if v.s, err = scan(ctx, img, o, true); err != nil {
+	if v.s, err = scan(ctx, img, o); err != nil {
 		if errors.Is(err, rootfs.ErrDigest) || errors.Is(err, image.ErrDigest) || errors.Is(err, rootfs.ErrOverlay) {
 			err = &damage{CheckLayers, err}
 		}
