@@ -79,7 +79,7 @@ func TestRollbackBehindAPage(t *testing.T) {
 	lower := b.lower()
 	before := b.reg.Digest(t, "out:0")
 	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/out/manifests/0") {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/out/manifests/") {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write([]byte(`{"message":"maintenance"}`))
 			return true
