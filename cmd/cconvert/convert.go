@@ -129,11 +129,11 @@ func newConvert() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for flag, file := range map[string]string{
-			"output-json": jsonFile, "image-refs": names.refs, "digest-file": names.digest,
+		for _, f := range []struct{ flag, file string }{
+			{"output-json", jsonFile}, {"image-refs", names.refs}, {"digest-file", names.digest},
 		} {
-			if dir := filepath.Dir(file); file != "" && !isDir(dir) {
-				return usagef("--%s %s: %s is not a directory", flag, file, dir)
+			if dir := filepath.Dir(f.file); f.file != "" && !isDir(dir) {
+				return usagef("--%s %s: %s is not a directory", f.flag, f.file, dir)
 			}
 		}
 		if names.results != "" && !isDir(names.results) {
@@ -215,22 +215,21 @@ func newConvert() *cobra.Command {
 type nameFiles struct{ refs, digest, results string }
 
 func (n nameFiles) write(r *convert.Result) error {
-	for file, text := range map[string]string{n.refs: r.Output.Ref, n.digest: r.Output.Digest} {
-		if file == "" {
+	files := []struct{ name, text string }{{n.refs, r.Output.Ref + "\n"}, {n.digest, r.Output.Digest + "\n"}}
+	if n.results != "" {
+		for _, f := range []struct{ name, text string }{
+			{"IMAGE_URL", r.Output.Ref}, {"IMAGE_DIGEST", r.Output.Digest}, {"MRENCLAVE", r.MREnclave.String()},
+			{"MRSIGNER", r.MRSigner.String()},
+		} {
+			f.name = filepath.Join(n.results, f.name)
+			files = append(files, f)
+		}
+	}
+	for _, f := range files {
+		if f.name == "" {
 			continue
 		}
-		if err := writeFile(file, []byte(text+"\n")); err != nil {
-			return err
-		}
-	}
-	if n.results == "" {
-		return nil
-	}
-	for file, text := range map[string]string{
-		"IMAGE_URL": r.Output.Ref, "IMAGE_DIGEST": r.Output.Digest, "MRENCLAVE": r.MREnclave.String(),
-		"MRSIGNER": r.MRSigner.String(),
-	} {
-		if err := writeFile(filepath.Join(n.results, file), []byte(text)); err != nil {
+		if err := writeFile(f.name, []byte(f.text)); err != nil {
 			return err
 		}
 	}

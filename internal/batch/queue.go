@@ -185,19 +185,20 @@ func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
 		if err != nil {
 			return fmt.Errorf("making the queue: %w", err)
 		}
-		for bucket, kv := range map[string]*jetstream.KeyValue{
-			batchBucket: &q.batches, recordBucket: &q.records, latestBucket: &q.latest,
-		} {
-			*kv, err = q.js.KeyValue(ctx, bucket)
+		for _, b := range []struct {
+			name string
+			kv   *jetstream.KeyValue
+		}{{batchBucket, &q.batches}, {recordBucket, &q.records}, {latestBucket, &q.latest}} {
+			*b.kv, err = q.js.KeyValue(ctx, b.name)
 			if errors.Is(err, jetstream.ErrBucketNotFound) || err == nil && o.Replicas != 0 {
-				*kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, History: 1,
+				*b.kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: b.name, History: 1,
 					Storage: jetstream.FileStorage, Replicas: replicas})
 			}
 			if err == nil {
-				*kv, err = q.readLeader(ctx, *kv)
+				*b.kv, err = q.readLeader(ctx, *b.kv)
 			}
 			if err != nil {
-				return fmt.Errorf("making the bucket %s: %w", bucket, err)
+				return fmt.Errorf("making the bucket %s: %w", b.name, err)
 			}
 		}
 		return nil

@@ -87,7 +87,7 @@ func TestRollbackBehindAPage(t *testing.T) {
 		return false
 	})
 	_, err := b.worker.Convert(context.Background(), lower)
-	assert.ErrorContains(t, err, "something that is not a manifest")
+	assert.ErrorIs(t, err, convert.ErrVersionUnknown)
 	b.reg.Intercept(nil)
 	assert.Equal(t, before, b.reg.Digest(t, "out:0"), "the tag went back to a lower security version")
 }

@@ -31,20 +31,16 @@ var (
 const notifications = "/api/v1/notifications/"
 
 func (s *Service) routes() {
-	for pattern, file := range map[string]struct {
-		kind string
-		text []byte
-	}{
-		"GET /{$}":          {"text/html; charset=utf-8", pageHTML},
-		"GET /page.js":      {"text/javascript; charset=utf-8", pageScript},
-		"GET /page.css":     {"text/css; charset=utf-8", pageStyle},
-		"GET /openapi.json": {"application/json", openAPI},
-	} {
+	file := func(pattern, kind string, text []byte) {
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", file.kind)
-			_, _ = w.Write(file.text)
+			w.Header().Set("Content-Type", kind)
+			_, _ = w.Write(text)
 		})
 	}
+	file("GET /{$}", "text/html; charset=utf-8", pageHTML)
+	file("GET /page.js", "text/javascript; charset=utf-8", pageScript)
+	file("GET /page.css", "text/css; charset=utf-8", pageStyle)
+	file("GET /openapi.json", "application/json", openAPI)
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]string{"status": "ok"})
 	})

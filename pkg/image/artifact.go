@@ -121,15 +121,13 @@ func (a Artifact) pack(subject *v1.Descriptor) (*packedArtifact, error) {
 		Config:  v1.Descriptor{MediaType: emptyConfigType, Size: int64(len(emptyConfig))},
 		Layers:  []v1.Descriptor{{MediaType: types.MediaType(a.MediaType), Size: int64(len(a.Blob))}},
 	}
-	for to, content := range map[*v1.Hash][]byte{
-		&p.manifest.Config.Digest: emptyConfig, &p.manifest.Layers[0].Digest: a.Blob,
-	} {
-		var err error
-		if *to, err = v1.NewHash(digestOf(content)); err != nil {
-			return nil, err
-		}
-	}
 	var err error
+	if p.manifest.Config.Digest, err = v1.NewHash(digestOf(emptyConfig)); err != nil {
+		return nil, err
+	}
+	if p.manifest.Layers[0].Digest, err = v1.NewHash(digestOf(a.Blob)); err != nil {
+		return nil, err
+	}
 	if p.raw, err = json.Marshal(p.manifest); err != nil {
 		return nil, err
 	}

@@ -54,11 +54,15 @@ func (o Options) Check() error {
 				c.known[len(c.known)-1])
 		}
 	}
-	for option, n := range map[string]int{
-		"allow-file": len(o.AllowedFiles), "tmpfs": len(o.Tmpfs), "encrypt-mount": len(o.Encrypted), "env": len(o.Env),
+	for _, c := range []struct {
+		option string
+		n      int
+	}{
+		{"allow-file", len(o.AllowedFiles)}, {"tmpfs", len(o.Tmpfs)}, {"encrypt-mount", len(o.Encrypted)},
+		{"env", len(o.Env)},
 	} {
-		if n > maxValues {
-			return wrong(option, "", "it is given %d times, more than %d", n, maxValues)
+		if c.n > maxValues {
+			return wrong(c.option, "", "it is given %d times, more than %d", c.n, maxValues)
 		}
 	}
 	for _, v := range o.Env {
@@ -72,10 +76,13 @@ func (o Options) Check() error {
 			return wrong("env", v.Name+"="+v.Value, "NAME=VALUE expected; to take the host's value, use --pass-env")
 		}
 	}
-	for option, list := range map[string][]string{"allow-file": o.AllowedFiles, "tmpfs": o.Tmpfs} {
-		for _, p := range list {
+	for _, c := range []struct {
+		option string
+		paths  []string
+	}{{"allow-file", o.AllowedFiles}, {"tmpfs", o.Tmpfs}} {
+		for _, p := range c.paths {
 			if !isPath(p) {
-				return wrong(option, p, "an absolute path expected")
+				return wrong(c.option, p, "an absolute path expected")
 			}
 		}
 	}

@@ -69,16 +69,16 @@ func readRPM(ctx context.Context, tree *rootfs.Tree) ([]*Package, error) {
 			return nil, err
 		}
 		defer os.RemoveAll(dir)
-		for name, from := range map[string]string{"/db": file, "/history": dnfHistory} {
+		for _, db := range []struct{ name, from string }{{"/db", file}, {"/history", dnfHistory}} {
 			for _, suffix := range []string{"", sqliteLog} {
-				c, err := content(tree, from+suffix)
+				c, err := content(tree, db.from+suffix)
 				if err != nil {
 					return nil, err
 				}
 				if len(c) == 0 {
 					continue
 				}
-				if err := os.WriteFile(dir+name+suffix, c, 0o600); err != nil {
+				if err := os.WriteFile(dir+db.name+suffix, c, 0o600); err != nil {
 					return nil, err
 				}
 			}

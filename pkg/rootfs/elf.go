@@ -195,16 +195,19 @@ func ParseELF(r io.ReaderAt) (*ELF, error) {
 	for _, off := range d.needed {
 		f.Needed = append(f.Needed, d.str(off, maxELFName))
 	}
-	for tag, field := range map[elf.DynTag]*string{
-		elf.DT_SONAME: &f.SOName, elf.DT_RPATH: &f.RPath, elf.DT_RUNPATH: &f.RunPath,
-	} {
-		if off, ok := d.values[tag]; ok {
-			*field = d.str(off, maxELFString)
-		}
-	}
+	f.SOName, f.RPath, f.RunPath = d.tagged(elf.DT_SONAME), d.tagged(elf.DT_RPATH), d.tagged(elf.DT_RUNPATH)
 	f.NeedsGLIBC, f.DefinesGLIBC = d.glibcNeeded(), d.glibcDefined()
 	f.Imports = d.imports()
 	return f, nil
+}
+
+// tagged returns the string of a tag; empty if there is none.
+func (d *dynamic) tagged(tag elf.DynTag) string {
+	off, ok := d.values[tag]
+	if !ok {
+		return ""
+	}
+	return d.str(off, maxELFString)
 }
 
 // dynamic is the dynamic section of a file.

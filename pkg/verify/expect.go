@@ -386,8 +386,11 @@ func (v *verification) contradictions(f attest.Found) []string {
 // differentFields names the JSON fields in which two values differ.
 func differentFields(said, have attest.Enclave) []string {
 	a, err := json.Marshal(said)
-	b, err2 := json.Marshal(have)
-	if err := cmp.Or(err, err2); err != nil {
+	if err != nil {
+		return []string{err.Error()}
+	}
+	b, err := json.Marshal(have)
+	if err != nil {
 		return []string{err.Error()}
 	}
 	var problems []string

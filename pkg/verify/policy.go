@@ -333,13 +333,13 @@ func (v *verification) foreignConfig() {
 		}
 	}
 	if r := v.c.Recipe; r != nil {
-		for label, want := range map[string]string{
-			convert.LabelBaseDigest: r.Source, convert.LabelEpoch: fmt.Sprint(r.Epoch),
-			convert.LabelMREnclave: v.c.MREnclave.String(), convert.LabelMRSigner: v.c.MRSigner.String(),
-			convert.LabelIdentity: r.Identity(v.c.MRSigner),
+		for _, l := range []struct{ name, want string }{
+			{convert.LabelBaseDigest, r.Source}, {convert.LabelEpoch, fmt.Sprint(r.Epoch)},
+			{convert.LabelMREnclave, v.c.MREnclave.String()}, {convert.LabelMRSigner, v.c.MRSigner.String()},
+			{convert.LabelIdentity, r.Identity(v.c.MRSigner)},
 		} {
-			if got := config.Config.Labels[label]; got != want {
-				problems = append(problems, fmt.Sprintf("the label %s is %q, and must be %q", label, got, want))
+			if got := config.Config.Labels[l.name]; got != l.want {
+				problems = append(problems, fmt.Sprintf("the label %s is %q, and must be %q", l.name, got, l.want))
 			}
 		}
 		slices.Sort(problems)

@@ -251,10 +251,14 @@ func (e *Enclave) program(image []byte) error {
 		end := (p.Vaddr + p.Memsz + sgx.PageSize - 1) &^ (sgx.PageSize - 1)
 		a := sgx.Area{Name: "program", Offset: begin, Size: end - begin, Flags: sgx.REG}
 		a.Data = append(make([]byte, p.Vaddr-begin, p.Vaddr-begin+p.Filesz), image[p.Off:p.Off+p.Filesz]...)
-		for bit, flag := range map[elf.ProgFlag]sgx.PageFlags{elf.PF_R: sgx.R, elf.PF_W: sgx.W, elf.PF_X: sgx.X} {
-			if elf.ProgFlag(p.Flags)&bit != 0 {
-				a.Flags |= flag
-			}
+		if elf.ProgFlag(p.Flags)&elf.PF_R != 0 {
+			a.Flags |= sgx.R
+		}
+		if elf.ProgFlag(p.Flags)&elf.PF_W != 0 {
+			a.Flags |= sgx.W
+		}
+		if elf.ProgFlag(p.Flags)&elf.PF_X != 0 {
+			a.Flags |= sgx.X
 		}
 		e.Layout.Areas = append(e.Layout.Areas, a)
 	}
