@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build build-pkcs11 test demo e2e bench bench-go fuzz lint image
+.PHONY: build build-pkcs11 test demo e2e bench bench-go fuzz lint image release
 
 build:
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
@@ -68,6 +68,28 @@ lint:
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags pkcs11 ./pkg/sgx/signer
 	$(GO) run $(LINT) run
+
+SBOM      = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+PLATFORMS = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+# The same archive from the same files.
+ARCHIVE   = tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --use-compress-program='gzip -9n'
+
+# What is published of a version, in bin/release: an archive for each platform, with manual pages and completions, a list
+# of what each program is made of, and checksums. Needs no network but the Go module proxy.
+release:
+	rm -rf bin/release bin/share
+	mkdir -p bin/release bin/share/man bin/share/completions
+	$(GO) run -tags man ./cmd/cconvert man bin/share/man
+	for s in bash zsh fish powershell; do $(GO) run ./cmd/cconvert completion $$s >bin/share/completions/cconvert.$$s || exit 1; done
+	GOBIN=$(CURDIR)/bin/bench $(GO) install $(SBOM)
+	set -e; for p in $(PLATFORMS); do \
+		n=cconvert-$(VERSION)-$$(echo $$p | tr / -); d=bin/release/$$n; mkdir $$d; \
+		GOOS=$${p%/*} GOARCH=$${p#*/} $(BUILD) -o $$d/cconvert ./cmd/cconvert; \
+		bin/bench/cyclonedx-gomod bin -json -noserial -notimestamp -version $(VERSION) -output $$d.sbom.json $$d/cconvert; \
+		cp -r README.md LICENSE CHANGELOG.md bin/share/man bin/share/completions $$d; \
+		$(ARCHIVE) -cf $$d.tar.gz -C bin/release $$n; rm -r $$d; \
+	done
+	cd bin/release && sha256sum * >SHA256SUMS
 
 # An image of cconvert itself, built without a network.
 image: build

@@ -12,7 +12,7 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// print writes the results as Markdown, for docs/performance.md.
+// print writes the results as Markdown, for docs/figures.md.
 func (b *bench) print() error {
 	var t bytes.Buffer
 	fmt.Fprintf(&t, "Measured on %s with `make bench`: %s, %d processors, %s of memory, %s.\n\n",

@@ -77,8 +77,14 @@ func newRoot() *cobra.Command {
 	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(),
 		newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(),
 		newKeygen(), newKey(), newVersion())
+	for _, more := range extra {
+		root.AddCommand(more())
+	}
 	return root
 }
+
+// extra are commands of builds for a special purpose.
+var extra []func() *cobra.Command
 
 // mayBeEmpty are flags for which nothing is a value too.
 var mayBeEmpty = []string{"arg"}
