@@ -309,9 +309,9 @@ func heartbeat(ctx context.Context, msg jetstream.Msg, every time.Duration) {
 	}
 }
 
-// finish notes what is final. If another worker was quicker, its record stays; but what has succeeded takes the
-// place of a failure, which can be of a worker that was cut off. If this one may have moved the tag since, and the
-// outcome is another one, for the source may have changed, the job is done again.
+// finish notes what is final. If another attempt was quicker, its record stays, and so does that of one which is not
+// done; but what has succeeded takes the place of a failure, which can be of a worker that was cut off. If the tag may
+// have been moved since it was looked at, for the source may have changed, the job is done again.
 func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jetstream.Msg) {
 	r.Updated = time.Now().UTC()
 	for {
@@ -331,10 +331,15 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 			}
 			q.ack(ctx, msg)
 			return
-		case now.Status == Running && (now.Worker != r.Worker || now.Begun != r.Begun) &&
-			(r.Status == Failed || r.Status == Skipped): // two attempts can be of one process
-			// Whoever has it now may be luckier, but may have looked at the tag before this one moved it.
-			if r.sent && q.lookAgain(ctx, r) == nil {
+		case !r.sameAttempt(now) && !now.Status.Final():
+			// Whoever has it now, or will have it, says what came of it, and needs the message, but may have looked at
+			// the tag before this one moved it.
+			if r.sent {
+				_ = q.lookAgain(ctx, r)
+			}
+			return
+		case !r.sameAttempt(now) && now.Moving: // it has failed, and may have moved the tag
+			if q.lookAgain(ctx, r) == nil {
 				q.ack(ctx, msg)
 			}
 			return
@@ -344,6 +349,9 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 		revision = at
 	}
 }
+
+// sameAttempt reports whether a record is of this attempt: two can be of one process.
+func (r *Record) sameAttempt(now *Record) bool { return now.Worker == r.Worker && now.Begun == r.Begun }
 
 // update replaces the record of a revision, and no other; 0: there is no record yet. If there is another one, the error
 // is jetstream.ErrKeyRevisionMismatch.
