@@ -136,7 +136,9 @@ func checksums(field []byte) (list []int64) {
 			}
 			number = max(number, 0)<<3 | int64(b-'0')
 		}
-		list = append(list, number)
+		if number >= 0 { // without digits it is no number, which the sum of a compressed file's bytes can well be
+			list = append(list, number)
+		}
 	}
 	return list
 }
