@@ -369,7 +369,7 @@ func (p *Plan) check(file string) error {
 	}
 	for i, c := range p.Creds {
 		var err error
-		if p.Creds[i].Registry, err = fullRegistry(c.Registry); err != nil {
+		if _, p.Creds[i].Registry, err = fullRegistry(c.Registry); err != nil {
 			return &Error{file, 0, fmt.Errorf("creds: %w", err)}
 		}
 		if c.Registry == "" || c.User == "" || (c.PassEnv == "") == (c.PassFile == "") {
@@ -380,12 +380,12 @@ func (p *Plan) check(file string) error {
 		if !(l.PerSecond >= 0 && l.PerSecond < 1e9) || l.AtOnce < 0 {
 			return &Error{file, 0, fmt.Errorf("limits: %s: a limit is positive", host)}
 		}
-		full, err := fullRegistry(host)
+		full, port, err := fullRegistry(host)
 		if err != nil {
 			return &Error{file, 0, fmt.Errorf("limits: %w", err)}
 		}
 		delete(p.Limits, host)
-		p.Limits[full] = l
+		p.Limits[full], p.Limits[port] = l, l
 	}
 	for i := range p.Convert {
 		e := &p.Convert[i]
@@ -396,10 +396,15 @@ func (p *Plan) check(file string) error {
 	return nil
 }
 
-// fullRegistry is a registry's name as requests to it have it: docker.io has another one.
-func fullRegistry(host string) (string, error) {
+// fullRegistry returns a registry's name as requests to it have it: docker.io has another one. Port is the name with
+// the port of HTTPS, if it has that, as names are with --insecure.
+func fullRegistry(host string) (full, port string, err error) {
 	r, err := image.ParseRegistry(host, false)
-	return r.RegistryStr(), err
+	if err != nil {
+		return "", "", err
+	}
+	p, err := image.ParseRegistry(host, true)
+	return r.RegistryStr(), p.RegistryStr(), err
 }
 
 func (e *Entry) check(defaults Defaults) error {

@@ -149,8 +149,8 @@ func (p *Plan) sourceOf(e *Entry, target name.Reference) name.Reference {
 			return nil
 		}
 		known["Registry"], known["Repository"] = repo.RegistryStr(), repo.RepositoryStr()
-	} else if full, err := fullRegistry(e.Registry); err == nil {
-		known["Registry"] = full
+	} else if registry, err := image.ParseRegistry(e.Registry, p.Insecure); err == nil {
+		known["Registry"] = registry.RegistryStr()
 	}
 	source := func(found map[string]string) (name.Reference, error) {
 		repository := known["Registry"] + "/" + cmp.Or(known["Repository"], found["Repository"], anyRepository)

@@ -100,6 +100,9 @@ type list struct {
 func (l *list) pass(more func() bool, next func() ([]string, error)) error {
 	for more() {
 		page, err := next()
+		if err != nil && l.pages > 0 { // such as "not found", of what was found just now
+			return fmt.Errorf("%w: after %d pages: %v", errNoDocument, l.pages, err)
+		}
 		if err != nil {
 			return err
 		}

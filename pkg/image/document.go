@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"regexp"
 	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -40,8 +41,9 @@ type checkedDocuments struct{ inner http.RoundTripper }
 
 func (t *checkedDocuments) RoundTrip(in *http.Request) (*http.Response, error) {
 	out, err := t.inner.RoundTrip(in)
+	list := listPath.FindStringSubmatch(in.URL.Path)
 	if err != nil || in.Method != http.MethodGet || out.StatusCode != http.StatusOK ||
-		!manifestPath.MatchString(in.URL.Path) {
+		list == nil && !manifestPath.MatchString(in.URL.Path) {
 		return out, err
 	}
 	raw, err := io.ReadAll(out.Body)
@@ -49,11 +51,30 @@ func (t *checkedDocuments) RoundTrip(in *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := strictjson.Check(raw, documentRules); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
+	if list != nil {
+		err = checkList(raw, map[string]string{"tags/list": "tags", "_catalog": "repositories"}[list[1]])
+	} else if err = strictjson.Check(raw, documentRules); err != nil {
+		err = fmt.Errorf("reading the manifest: %w", err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	out.Body = io.NopCloser(bytes.NewReader(raw))
 	return out, nil
+}
+
+// listPath are the paths of lists (OCI distribution specification, "Listing Tags"; distribution's "Listing
+// Repositories").
+var listPath = regexp.MustCompile("^/v2/(?:.+/)?(tags/list|_catalog)$")
+
+// checkList reports an answer that is no page of a list: nothing in it would be taken for the end of it.
+func checkList(raw []byte, key string) error {
+	var page map[string]json.RawMessage
+	err := json.Unmarshal(raw, &page)
+	if _, ok := page[key]; err != nil || !ok {
+		return fmt.Errorf("reading the list: %w: there is no %q in it", errNoDocument, key)
+	}
+	return nil
 }
 
 // documentType is the media type of a manifest or index that came with a content type. A document that can be read as

@@ -83,8 +83,9 @@ func Transient(err error) bool {
 	return false
 }
 
-// errNoDocument marks an answer in place of a manifest that is not one, as a proxy answers that is being maintained.
-var errNoDocument = errors.New("the registry answers with something that is not a manifest")
+// errNoDocument marks an answer in place of a manifest or a list that is not one, as a proxy answers that is being
+// maintained.
+var errNoDocument = errors.New("the registry answers with something that is not what was asked for")
 
 // errBroken marks a transfer that ended before its end.
 var errBroken = errors.New("connection broken")

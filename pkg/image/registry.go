@@ -67,7 +67,8 @@ func connect(
 		keychain = authn.DefaultKeychain
 	}
 	auth, err := authn.Resolve(ctx, keychain, repo)
-	if err == nil && auth == authn.Anonymous && !strings.Contains(repo.RegistryStr(), ":") {
+	if err == nil && auth == authn.Anonymous && !strings.Contains(repo.RegistryStr(), ":") &&
+		!allowsHTTP(repo.Registry) {
 		// "docker login" keeps the port that it was given.
 		auth, err = authn.Resolve(ctx, keychain, portOfHTTPS{repo})
 	}

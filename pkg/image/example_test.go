@@ -1,0 +1,44 @@
+package image_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/image"
+)
+
+// An image is opened by a reference, and its layers are read as streams.
+func ExampleOpen() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := fixture.WriteLayout(dir); err != nil {
+		log.Fatal(err)
+	}
+
+	ctx := context.Background()
+	ref, err := image.ParseReference("oci:"+dir+":1", false)
+	if err != nil {
+		log.Fatal(err)
+	}
+	img, err := image.Open(ctx, ref, image.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer img.Close()
+	for _, l := range img.Layers {
+		r, err := l.Open(ctx)
+		if err != nil {
+			log.Fatal(err)
+		}
+		_, err = image.ReadChecked(r, l.Digest, 1<<20) // what it says it is, or an error
+		r.Close()
+		fmt.Println("a layer was read:", err == nil)
+	}
+	// Output: a layer was read: true
+}
