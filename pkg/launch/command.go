@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -37,6 +38,12 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	if len(s.Argv) == 0 || s.Argv[0] == "" {
 		return fmt.Errorf("%w: it has neither ENTRYPOINT nor CMD", ErrImage)
 	}
+	for _, dir := range []string{"/dev", "/proc", "/sys"} {
+		if n := tree.Lookup(dir); n != nil && n.Type == rootfs.Symlink {
+			return fmt.Errorf("%w: %s is a link to %q, and engines differ in where they mount what is the kernel's",
+				ErrImage, dir, n.Link)
+		}
+	}
 	n, _, err := s.lookUp(tree, s.Argv[0])
 	if err != nil {
 		return err
@@ -54,22 +61,74 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	return nil
 }
 
-// lookUp finds a program as execvp does: by its path, or by its name in the directories of PATH. It gives
+// lookUp finds a program as execvp does: by its path, or by its name in the directories of PATH. It returns
 // the path by which it was found as well.
 func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelled string, err error) {
-	var tried []string
 	if strings.Contains(program, "/") {
-		tried = []string{s.abs(program)}
-	} else {
+		return s.choose(tree, program, []string{s.abs(program)})
+	}
+	if known, ok := s.found[program]; ok {
+		return known.node, known.spelled, known.err
+	}
+	tried, err := s.inPath(tree, program)
+	if err == nil {
+		n, spelled, err = s.choose(tree, program, tried)
+	}
+	if missing := (*notFoundError)(nil); errors.As(err, &missing) {
+		missing.path, missing.tried = s.path, nil
+	}
+	if s.found == nil || len(s.found) >= maxFound {
+		s.found = map[string]found{}
+	}
+	s.found[program] = found{n, spelled, err}
+	return n, spelled, err
+}
+
+// found is what came of looking a program up. Scripts in great number name the same few.
+type found struct {
+	node    *rootfs.Node
+	spelled string
+	err     error
+}
+
+const maxFound = 10_000
+
+// inPath returns the paths at which a program of a name may be: those in directories of PATH that have the name.
+func (s *Spec) inPath(tree *rootfs.Tree, program string) (tried []string, err error) {
+	if s.path == nil {
 		list, _ := s.Getenv("PATH")
 		if len(list) > maxPathBytes || strings.Count(list, ":") >= maxPathDirs {
-			return nil, "", fmt.Errorf("%w: its PATH has more than %d directories, or %d bytes", ErrImage, maxPathDirs,
+			return nil, fmt.Errorf("%w: its PATH has more than %d directories, or %d bytes", ErrImage, maxPathDirs,
 				maxPathBytes)
 		}
 		for dir := range strings.SplitSeq(list, ":") {
-			tried = append(tried, s.abs(path.Join(dir, program)))
+			d := pathDir{spelled: dir}
+			var through []*rootfs.Node
+			visit := func(n *rootfs.Node) { through = append(through, n) }
+			if n, _, err := tree.Through(s.abs(path.Clean(dir)), visit); err == nil && n.Type == rootfs.Dir {
+				d.node = n
+			}
+			d.kernels = leadsInto(s.abs(path.Clean(dir)), through, "/proc")
+			s.path = append(s.path, d)
 		}
 	}
+	for _, d := range s.path {
+		if d.kernels || d.node != nil && d.node.Child(program) != nil {
+			tried = append(tried, s.abs(path.Join(d.spelled, program)))
+		}
+	}
+	return tried, nil
+}
+
+// pathDir is a directory of PATH, nil if the image has none of the name. What is in the kernel's is not known.
+type pathDir struct {
+	spelled string
+	node    *rootfs.Node
+	kernels bool
+}
+
+// choose returns the first of several paths at which engines would find a program.
+func (s *Spec) choose(tree *rootfs.Tree, program string, tried []string) (*rootfs.Node, string, error) {
 	var because error
 	var denied *rootfs.Node
 	deniedAs := ""
@@ -104,7 +163,7 @@ func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelle
 	if denied != nil { // engines go on to look, as the image's user, and find no other
 		return denied, deniedAs, nil
 	}
-	return nil, "", &notFoundError{program, tried, because}
+	return nil, "", &notFoundError{program: program, tried: tried, because: because, abs: s.abs}
 }
 
 // leadsInto reports whether a path, or what it leads through, is in one of the directories.
@@ -120,15 +179,25 @@ func leadsInto(p string, through []*rootfs.Node, dirs ...string) bool {
 type notFoundError struct {
 	program string
 	tried   []string
+	path    []pathDir // instead, of a name
+	abs     func(string) string
 	because error // may be nil
+	once    sync.Once
+	text    string
 }
 
 func (e *notFoundError) Error() string {
-	text := fmt.Sprintf("%v: its program %q was not found, tried %s", ErrImage, e.program, strings.Join(e.tried, ", "))
-	if e.because != nil {
-		text += ": " + e.because.Error()
-	}
-	return text
+	e.once.Do(func() {
+		for _, d := range e.path {
+			e.tried = append(e.tried, e.abs(path.Join(d.spelled, e.program)))
+		}
+		e.text = fmt.Sprintf("%v: its program %q was not found, tried %s", ErrImage, e.program,
+			strings.Join(e.tried, ", "))
+		if e.because != nil {
+			e.text += ": " + e.because.Error()
+		}
+	})
+	return e.text
 }
 
 func (e *notFoundError) Unwrap() []error {

@@ -56,6 +56,8 @@ type Spec struct {
 	// LibC.Program.
 	main   *rootfs.Node
 	groups []uint32 // the user's, besides GID
+	path   []pathDir
+	found  map[string]found // by the name of a program
 }
 
 // EnvVar is an environment variable.
