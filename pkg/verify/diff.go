@@ -137,9 +137,13 @@ func compareTables(prefix string, a, b map[string]any, part string, list *[]Diff
 	maps.Copy(keys, b)
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
 		name := prefix + k
+		_, inA := a[k]
+		_, inB := b[k]
 		x, xTable := a[k].(map[string]any)
 		y, yTable := b[k].(map[string]any)
 		switch {
+		case inA != inB && a[k] == nil && b[k] == nil: // null, which is a volume or a port all the same
+			*list = append(*list, Difference{Part: part, Name: name, A: nullOr(inA), B: nullOr(inB)})
 		case reflect.DeepEqual(a[k], b[k]):
 		case (xTable || a[k] == nil) && (yTable || b[k] == nil):
 			before := len(*list)
@@ -152,6 +156,13 @@ func compareTables(prefix string, a, b map[string]any, part string, list *[]Diff
 			*list = append(*list, Difference{Part: part, Name: name, A: textOf(a, k), B: textOf(b, k)})
 		}
 	}
+}
+
+func nullOr(there bool) string {
+	if there {
+		return "null"
+	}
+	return ""
 }
 
 func isList(v any) bool {

@@ -259,8 +259,12 @@ func tableProblems(prefix string, want, got map[string]any, ignore []string) []s
 		_, wanted := want[k]
 		_, there := got[k]
 		switch {
-		case slices.Contains(ignore, name) || reflect.DeepEqual(want[k], got[k]):
-		case empty(want[k]) && empty(got[k]) && (wanted == there || !slices.Contains(sets, prefix)):
+		case slices.Contains(ignore, name):
+		case wanted != there && slices.Contains(sets, prefix): // whatever the value is, null too
+			problems = append(problems,
+				fmt.Sprintf("%s is %s, and must be %s", name, presence(there), presence(wanted)))
+		case reflect.DeepEqual(want[k], got[k]):
+		case empty(want[k]) && empty(got[k]):
 		case aTable && bTable:
 			problems = append(problems, tableProblems(name+".", a, b, ignore)...)
 		default:
@@ -268,6 +272,13 @@ func tableProblems(prefix string, want, got map[string]any, ignore []string) []s
 		}
 	}
 	return problems
+}
+
+func presence(there bool) string {
+	if there {
+		return "there"
+	}
+	return "absent"
 }
 
 // sets are the tables of a configuration whose keys say something by themselves (OCI image specification, "Image
@@ -306,7 +317,7 @@ func text(v any) string {
 // foreignConfig checks what can be checked of a configuration that cannot be made again.
 func (v *verification) foreignConfig() {
 	var problems []string
-	start := v.s.places.Start
+	start := v.c.Places.Start
 	ours := v.c.Recipe != nil && !v.c.Recipe.Options.HostArgs
 	if len(v.c.Entrypoint) < len(start) || !slices.Equal(v.c.Entrypoint[:len(start)], start) || ours &&
 		len(v.c.Entrypoint) > len(start) {

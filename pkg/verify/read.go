@@ -1,5 +1,6 @@
-// Package verify reads confidential images back. [Read] tells what one says of itself, [Verify] whether it is
-// true, [Compare] why two measurements differ, and [Rebuild] whether the same image comes out again.
+// Package verify reads confidential images back. [Read] returns what one says of itself, [Verify] reports whether it is
+// true and what was expected, [Compare] why two measurements differ, and [Rebuild] whether the same image comes out
+// again. [BeforeSigning] is Verify for an image that is to be signed.
 package verify
 
 import (
@@ -338,7 +339,8 @@ func (c *Converted) readConfig(img *image.Image) error {
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
-	if err := json.Unmarshal(img.Config, &c.config); err != nil {
+	var err error
+	if c.config, err = decodeExactly(img.Config); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	delete(c.config, "history")

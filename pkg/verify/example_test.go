@@ -1,0 +1,49 @@
+package verify_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+
+	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/verify"
+)
+
+// An image is trusted if each check is met: of what it says of itself, and of what is expected of it.
+func ExampleVerify() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := fixture.WriteLayout(dir); err != nil { // an image that was not converted
+		log.Fatal(err)
+	}
+
+	ctx := context.Background()
+	ref, err := image.ParseReference("oci:"+dir+":1", false)
+	if err != nil {
+		log.Fatal(err)
+	}
+	img, err := image.Open(ctx, ref, image.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer img.Close()
+	var signer sgx.Measurement // the MRSIGNER that is expected
+	report, err := verify.Verify(ctx, img, nil, verify.Expectations{MRSigner: []sgx.Measurement{signer}}, nil,
+		verify.Options{})
+	switch {
+	case errors.Is(err, verify.ErrNotConverted):
+		fmt.Println("it has no enclave")
+	case err != nil:
+		log.Fatal(err)
+	case !report.Trusted:
+		fmt.Println("not trusted:", report.Unmet())
+	}
+	// Output: it has no enclave
+}
