@@ -1,8 +1,12 @@
 // Package convert turns a container image into one that runs inside an SGX enclave.
 //
-// It is two functions with the signature between them: [Prepare] does everything that needs no key, and
-// gives the bytes to be signed; [Finish] takes the signature and stores the image. Who signs, and when,
-// is nobody's business here.
+// [Run] does it at once. It is two functions with the signature between them: [Prepare] does everything that needs no
+// key, and returns what is to be signed; [Finish] takes the signature and stores the image. Who signs, and when, is
+// decided by the caller: [Sign] has an sgx.Signer do it. [OpenEnclave] returns the same for an image that was converted
+// before, to be signed for the first time, or by another key.
+//
+// Which library OS the image gets is Options.Backend, of package libos/gramine or libos/gramine/sim. [Analyze] says
+// what a conversion would make of an image, and what will not work, without making anything.
 package convert
 
 import (
