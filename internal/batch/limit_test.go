@@ -2,7 +2,6 @@ package batch_test
 
 import (
 	"context"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -10,26 +9,15 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/internal/plan"
 )
-
-type toHost struct{ host string }
-
-func (h toHost) RoundTrip(in *http.Request) (*http.Response, error) {
-	r := in.Clone(in.Context())
-	r.URL.Scheme, r.URL.Host = "http", h.host
-	out, err := http.DefaultTransport.RoundTrip(r)
-	if out != nil {
-		out.Request = in
-	}
-	return out, err
-}
 
 // The port that goes without saying, which a request to the service may write, does not lift a registry's limit.
 func TestLimitByPort(t *testing.T) {
 	b := newBench(t)
 	b.push(1)
-	b.worker.Own.Image.HTTP, b.worker.Own.Cache = toHost{b.reg.Host}, nil
+	b.worker.Own.Image.HTTP, b.worker.Own.Cache = fixture.ToHost(b.reg.Host), nil
 	took := func(host string) time.Duration {
 		j := b.job(0)
 		j.Insecure, j.Force = false, true

@@ -271,15 +271,7 @@ func TestSentAgainIsNotTheLast(t *testing.T) {
 				p.untilCrowded("two:1")
 			}
 			one, two := p.reg.Digest(t, "one:1"), p.reg.Digest(t, "two:1")
-			var failing atomic.Bool
-			failing.Store(true)
-			p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-				if failing.Load() && strings.Contains(r.URL.Path, "/one/manifests/") {
-					w.WriteHeader(http.StatusBadGateway)
-					return true
-				}
-				return false
-			})
+			failing := p.fails("/one/manifests/", 0)
 			require.Equal(t, http.StatusBadGateway, p.harbor("one:1", one))
 			require.Equal(t, http.StatusAccepted, p.harbor("two:1", two))
 			failing.Store(false)

@@ -4,28 +4,15 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/service"
 )
-
-// toHost sends requests for registry.example to the test's registry.
-type toHost struct{ host string }
-
-func (h toHost) RoundTrip(in *http.Request) (*http.Response, error) {
-	r := in.Clone(in.Context())
-	r.URL.Scheme, r.URL.Host = "http", h.host
-	out, err := http.DefaultTransport.RoundTrip(r)
-	if out != nil {
-		out.Request = in
-	}
-	return out, err
-}
 
 // One tag, of which one request writes the port that goes without saying: "of the same image the tag decides".
 func TestPortOfTheSameTag(t *testing.T) {
@@ -37,19 +24,11 @@ convert:
 - {repository: registry.example/app, allowUnsigned: true}
 `))
 		require.NoError(t, err)
-		o.Plan, o.Image.HTTP = rules, toHost{host}
+		o.Plan, o.Image.HTTP = rules, fixture.ToHost(host)
 	})
 	p.push("app:1", "a")
 	a := p.reg.Digest(t, "app:1")
-	var failing atomic.Bool
-	failing.Store(true)
-	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if failing.Load() && strings.Contains(r.URL.Path, "/app/manifests/") {
-			w.WriteHeader(http.StatusBadGateway)
-			return true
-		}
-		return false
-	})
+	failing := p.fails("/app/manifests/", 0)
 	tell := func() (int, map[string]any) {
 		return p.ask("POST", "/api/v1/notifications/harbor", harborEvent("registry.example", "app:1", a))
 	}
@@ -74,15 +53,7 @@ func TestPushedAgainIsNotSentAgain(t *testing.T) {
 	p.push("one:1", "a")
 	p.push("one:2", "b")
 	a, b := p.reg.Digest(t, "one:1"), p.reg.Digest(t, "one:2")
-	var failing atomic.Bool
-	failing.Store(true)
-	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if failing.Load() && strings.Contains(r.URL.Path, "/one/manifests/") {
-			w.WriteHeader(http.StatusBadGateway)
-			return true
-		}
-		return false
-	})
+	failing := p.fails("/one/manifests/", 0)
 	event := func(tag, digest string, at int) (int, map[string]any) {
 		return p.ask("POST", "/api/v1/notifications/harbor", fmt.Sprintf(
 			`{"type":"PUSH_ARTIFACT","occur_at":%d,"event_data":{"resources":[{"resource_url":"%s/%s","digest":%q}]}}`,

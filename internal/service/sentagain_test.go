@@ -2,8 +2,6 @@ package service_test
 
 import (
 	"net/http"
-	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,15 +18,7 @@ func TestMovedBackAfterAFailure(t *testing.T) {
 	p.work()
 	p.push("free:1", "a")
 	a := p.reg.Digest(t, "free:1")
-	var failing atomic.Bool
-	failing.Store(true)
-	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if failing.Load() && strings.Contains(r.URL.Path, "/free/manifests/") {
-			w.WriteHeader(http.StatusBadGateway)
-			return true
-		}
-		return false
-	})
+	failing := p.fails("/free/manifests/", 0)
 	require.Equal(t, http.StatusBadGateway, p.harbor("free:1", a)) // nobody sends it again: the registry was restarted
 	failing.Store(false)
 	p.push("free:1", "b")
@@ -56,15 +46,7 @@ func TestSentAgainAtAnotherService(t *testing.T) {
 	p.push("one:1", "older")
 	p.push("two:1", "newer")
 	one, two := p.reg.Digest(t, "one:1"), p.reg.Digest(t, "two:1")
-	var failing atomic.Bool
-	failing.Store(true)
-	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if failing.Load() && strings.Contains(r.URL.Path, "/one/manifests/") {
-			w.WriteHeader(http.StatusBadGateway)
-			return true
-		}
-		return false
-	})
+	failing := p.fails("/one/manifests/", 0)
 	require.Equal(t, http.StatusBadGateway, p.harbor("one:1", one))
 	p.at(second, func() { require.Equal(t, http.StatusAccepted, p.harbor("two:1", two)) })
 	failing.Store(false)
@@ -82,16 +64,7 @@ func TestSlowThenFailedIsNotTheLast(t *testing.T) {
 	p.push("one:1", "older")
 	p.push("two:1", "newer")
 	one, two := p.reg.Digest(t, "one:1"), p.reg.Digest(t, "two:1")
-	var failing atomic.Bool
-	failing.Store(true)
-	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
-		if failing.Load() && strings.Contains(r.URL.Path, "/one/manifests/") {
-			time.Sleep(200 * time.Millisecond)
-			w.WriteHeader(http.StatusBadGateway)
-			return true
-		}
-		return false
-	})
+	failing := p.fails("/one/manifests/", 200*time.Millisecond)
 	require.Equal(t, http.StatusServiceUnavailable, p.harbor("one:1", one)) // it is being looked at
 	time.Sleep(3 * time.Second)                                             // and fails
 	require.Equal(t, http.StatusAccepted, p.harbor("two:1", two))

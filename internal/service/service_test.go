@@ -1076,3 +1076,18 @@ func (p *place) targetIsOf(source, target string) {
 	}
 	p.t.Errorf("%s was not asked for: %s", source, p.sources())
 }
+
+// fails has the registry answer requests for a path by an error, after a while, for as long as the answer is true.
+func (p *place) fails(path string, after time.Duration) *atomic.Bool {
+	var failing atomic.Bool
+	failing.Store(true)
+	p.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if !failing.Load() || !strings.Contains(r.URL.Path, path) {
+			return false
+		}
+		time.Sleep(after)
+		w.WriteHeader(http.StatusBadGateway)
+		return true
+	})
+	return &failing
+}
