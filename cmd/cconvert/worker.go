@@ -13,9 +13,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/pkg/convert"
-	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
+	"github.com/cconvert/cconvert/pkg/libos/all"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -82,7 +80,7 @@ func newBatchWorker(
 	return &batch.Worker{
 		Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Own: own, Files: files, Insecure: insecure,
 		DefaultKey: defaultKey,
-		Backends:   []libos.Backend{gramine.Backend{}, sim.Backend{}}, Signer: signer,
+		Backends:   all.Backends(), Signer: signer,
 	}
 }
 
