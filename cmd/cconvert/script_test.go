@@ -457,7 +457,7 @@ func TestInterrupt(t *testing.T) {
 			start := time.Now()
 			require.NoError(t, cmd.Process.Signal(os.Interrupt))
 			_ = cmd.Wait()
-			assert.Less(t, time.Since(start), time.Second)
+			assert.Less(t, time.Since(start), 5*time.Second, "on a machine that is busy, too")
 			assert.Equal(t, 130, cmd.ProcessState.ExitCode())
 			reg.Intercept(nil)
 			assert.Empty(t, reg.Digest(t, "out:1"))

@@ -354,5 +354,5 @@ func TestRun(t *testing.T) {
 		Files: map[string]startcheck.File{"/l": {Content: loader, Executable: true}}, Argv: []string{"/l", "hang"},
 	})
 	assert.ErrorIs(t, err, context.Canceled)
-	assert.Less(t, time.Since(begin), 2*time.Second)
+	assert.Less(t, time.Since(begin), 20*time.Second)
 }
