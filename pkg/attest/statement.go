@@ -89,36 +89,11 @@ type Runtime struct {
 	Digest  string `json:"digest"`
 }
 
-// Enclave are the fields of a SIGSTRUCT, in the names of Gramine's tool to view them.
-type Enclave struct {
-	MREnclave      sgx.Measurement `json:"mr_enclave"`
-	MRSigner       sgx.Measurement `json:"mr_signer"`
-	ISVProdID      uint16          `json:"isv_prod_id"`
-	ISVSVN         uint16          `json:"isv_svn"`
-	DebugEnclave   bool            `json:"debug_enclave"`
-	Flags          string          `json:"attribute_flags"`
-	FlagsMask      string          `json:"attribute_flags_mask"`
-	XFRM           string          `json:"attribute_xfrms"`
-	XFRMMask       string          `json:"attribute_xfrm_mask"`
-	MiscSelect     string          `json:"misc_select"`
-	MiscSelectMask string          `json:"misc_select_mask"`
-	Date           string          `json:"date"`
-	Vendor         uint32          `json:"vendor"`
-	SWDefined      uint32          `json:"sw_defined"`
-}
+// Enclave are the fields of a SIGSTRUCT.
+type Enclave sgx.Description
 
 // NewEnclave describes a SIGSTRUCT.
-func NewEnclave(s *sgx.SigStruct) Enclave {
-	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
-	return Enclave{
-		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN,
-		DebugEnclave: s.Debug(),
-		Flags:        hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM),
-		XFRMMask:   hex(s.AttributesMask.XFRM),
-		MiscSelect: hex(uint64(s.MiscSelect)), MiscSelectMask: hex(uint64(s.MiscMask)), Date: s.Date.String(),
-		Vendor: s.Vendor, SWDefined: s.SWDefined,
-	}
-}
+func NewEnclave(s *sgx.SigStruct) Enclave { return Enclave(s.Describe()) }
 
 // Provenance is the predicate ProvenanceType. There are no times in it: a conversion does not depend on any.
 type Provenance struct {

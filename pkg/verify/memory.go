@@ -1,7 +1,6 @@
 package verify
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -64,11 +63,10 @@ var xfrmBits = []struct {
 }{{0x3, "x87+SSE"}, {0x4, "AVX"}, {0x18, "MPX"}, {0xe0, "AVX-512"}, {0x200, "PKRU"}, {0x60000, "AMX"}}
 
 func decode(s *sgx.SigStruct) Attributes {
-	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
+	d := s.Describe()
 	a := Attributes{
-		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM),
-		XFRMMask:   hex(s.AttributesMask.XFRM),
-		MiscSelect: hex(uint64(s.MiscSelect)), MiscSelectMask: hex(uint64(s.MiscMask)), Decoded: []string{},
+		Flags: d.Flags, FlagsMask: d.FlagsMask, XFRM: d.XFRM, XFRMMask: d.XFRMMask,
+		MiscSelect: d.MiscSelect, MiscSelectMask: d.MiscSelectMask, Decoded: []string{},
 	}
 	if s.Debug() {
 		a.Decoded = append(a.Decoded, "debug")

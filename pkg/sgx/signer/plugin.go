@@ -46,7 +46,7 @@ type Request struct {
 	Enclave *Enclave `json:"enclave,omitempty"`
 }
 
-// Enclave is what is signed, in the names of Gramine's tool to view them.
+// Enclave is what is signed, in the names of sgx.Description.
 type Enclave struct {
 	MREnclave    sgx.Measurement `json:"mr_enclave"`
 	ISVProdID    uint16          `json:"isv_prod_id"`
@@ -128,13 +128,11 @@ func (p *plugin) Sign(ctx context.Context, message []byte) ([]byte, error) {
 }
 
 func describe(s *sgx.SigStruct) *Enclave {
-	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
+	d := s.Describe()
 	return &Enclave{
-		MREnclave: s.MREnclave, ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN, DebugEnclave: s.Debug(),
-		Date:  s.Date.String(),
-		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags), XFRM: hex(s.Attributes.XFRM),
-		XFRMMask:   hex(s.AttributesMask.XFRM),
-		MiscSelect: hex(uint64(s.MiscSelect)), MiscMask: hex(uint64(s.MiscMask)),
+		MREnclave: d.MREnclave, ISVProdID: d.ISVProdID, ISVSVN: d.ISVSVN, DebugEnclave: d.DebugEnclave, Date: d.Date,
+		Flags: d.Flags, FlagsMask: d.FlagsMask, XFRM: d.XFRM, XFRMMask: d.XFRMMask,
+		MiscSelect: d.MiscSelect, MiscMask: d.MiscSelectMask,
 	}
 }
 
