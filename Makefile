@@ -67,6 +67,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags pkcs11 ./pkg/sgx/signer
+	$(GO) vet -tags man ./cmd/cconvert
 	$(GO) run $(LINT) run
 
 SBOM      = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0

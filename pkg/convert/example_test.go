@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"log"
 	"os"
 	"path/filepath"
 
@@ -21,28 +20,28 @@ import (
 func ExampleRun() {
 	dir, err := os.MkdirTemp("", "example")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer os.RemoveAll(dir)
 	loader := filepath.Join(dir, "loader") // a build of cconvert
 	if err := os.WriteFile(loader, []byte(fixture.ELF("")), 0o755); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	if err := fixture.WriteLayout(filepath.Join(dir, "in")); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 
 	source, err := image.ParseReference("oci:"+dir+"/in:1", false)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	target, err := image.ParseReference("oci:"+dir+"/out:1", false)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	key, err := sgx.GenerateKey(rand.Reader)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer key.Close()
 	result, err := convert.Run(context.Background(), convert.Options{
@@ -51,7 +50,7 @@ func ExampleRun() {
 		Accept: convert.Gate{}.Pass, // nothing is stored if there are errors
 	}, key)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Println("the enclave has", result.EnclaveSize>>20, "MiB, and was signed:", result.MRSigner != sgx.Measurement{})
 	for _, f := range result.Findings {

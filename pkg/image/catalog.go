@@ -101,7 +101,7 @@ func (l *list) pass(more func() bool, next func() ([]string, error)) error {
 	for more() {
 		page, err := next()
 		if err != nil && l.pages > 0 { // such as "not found", of what was found just now
-			return fmt.Errorf("%w: after %d pages: %v", errNoDocument, l.pages, err)
+			return fmt.Errorf("%w: after %d pages: %s", errNoDocument, l.pages, err.Error())
 		}
 		if err != nil {
 			return err

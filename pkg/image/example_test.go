@@ -3,7 +3,6 @@ package image_test
 import (
 	"context"
 	"fmt"
-	"log"
 	"os"
 
 	"github.com/cconvert/cconvert/internal/fixture"
@@ -14,27 +13,27 @@ import (
 func ExampleOpen() {
 	dir, err := os.MkdirTemp("", "example")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer os.RemoveAll(dir)
 	if err := fixture.WriteLayout(dir); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 
 	ctx := context.Background()
 	ref, err := image.ParseReference("oci:"+dir+":1", false)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	img, err := image.Open(ctx, ref, image.Options{})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer img.Close()
 	for _, l := range img.Layers {
 		r, err := l.Open(ctx)
 		if err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 		_, err = image.ReadChecked(r, l.Digest, 1<<20) // what it says it is, or an error
 		r.Close()

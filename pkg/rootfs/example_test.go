@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"log"
 
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -21,21 +20,21 @@ func ExampleScan() {
 		{Name: "usr/lib/os-release", Typeflag: tar.TypeReg, Mode: 0o644},
 	} {
 		if err := w.WriteHeader(&h); err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	digest := fmt.Sprintf("sha256:%x", sha256.Sum256(layer.Bytes()))
 
 	index, err := rootfs.Scan(context.Background(), &layer, digest, rootfs.Options{})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	tree, err := rootfs.Merge([]*rootfs.Index{index})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	_, path, err := tree.Resolve("/etc/os-release")
 	fmt.Println(path, err)

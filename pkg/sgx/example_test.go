@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"log"
 
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -18,26 +17,26 @@ func Example() {
 	}
 	measurement, err := sgx.Measure(ctx, layout)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Println(measurement)
 
 	s := &sgx.SigStruct{MREnclave: measurement, Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: sgx.XFRMLegacy}}
 	key, err := sgx.GenerateKey(rand.Reader)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer key.Close()
 	signature, err := key.Sign(ctx, s.ToBeSigned())
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	public, err := key.Public(ctx)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	if err := s.Attach(public, signature); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	_, err = sgx.ParseSigStruct(s.Bytes())
 	fmt.Println("the CPU would accept it:", err == nil)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
 	"os"
 
 	"github.com/cconvert/cconvert/internal/fixture"
@@ -17,21 +16,21 @@ import (
 func ExampleVerify() {
 	dir, err := os.MkdirTemp("", "example")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer os.RemoveAll(dir)
 	if err := fixture.WriteLayout(dir); err != nil { // an image that was not converted
-		log.Fatal(err)
+		panic(err)
 	}
 
 	ctx := context.Background()
 	ref, err := image.ParseReference("oci:"+dir+":1", false)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	img, err := image.Open(ctx, ref, image.Options{})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer img.Close()
 	var signer sgx.Measurement // the MRSIGNER that is expected
@@ -41,7 +40,7 @@ func ExampleVerify() {
 	case errors.Is(err, verify.ErrNotConverted):
 		fmt.Println("it has no enclave")
 	case err != nil:
-		log.Fatal(err)
+		panic(err)
 	case !report.Trusted:
 		fmt.Println("not trusted:", report.Unmet())
 	}
