@@ -43,7 +43,7 @@ bench: build
 # Go's own benchmarks, beside those of an earlier state in bin/bench/old.txt, if there are any.
 bench-go:
 	mkdir -p bin/bench
-	$(GO) test -run '^$$' -bench . -count 6 ./pkg/rootfs ./pkg/manifest ./pkg/sgx >bin/bench/new.txt
+	$(GO) test -run '^$$' -bench . -count 6 ./pkg/rootfs ./pkg/manifest ./pkg/sgx ./cmd/cconvert >bin/bench/new.txt
 	$(GO) run $(BENCHSTAT) $(wildcard bin/bench/old.txt) bin/bench/new.txt
 
 FUZZTIME ?= 5m

@@ -1,3 +1,5 @@
+//go:build !plainheap
+
 package main
 
 import (

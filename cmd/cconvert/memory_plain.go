@@ -1,0 +1,18 @@
+//go:build plainheap
+
+package main
+
+import (
+	"runtime"
+	"runtime/debug"
+)
+
+// collectLater is what debug.SetGCPercent alone can do, for BenchmarkHeap to compare with.
+func collectLater() {
+	percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(-1)
+	debug.SetMemoryLimit(min(limit, 96<<20))
+	runtime.AddCleanup(new([16]byte), func(int) {
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(limit)
+	}, 0)
+}
