@@ -93,7 +93,7 @@ func aboutEnclave(
 	cmd *cobra.Command, f verify.EnclaveFile, subject attest.Resource, key *attest.PrivateKey,
 ) ([]image.Artifact, error) {
 	statement, err := attest.NewStatement(subject, attest.IdentityType, attest.Identity{Enclave: f.Enclave,
-		Source: subject, Options: json.RawMessage("{}"), Findings: json.RawMessage("null")})
+		Options: json.RawMessage("{}"), Findings: json.RawMessage("null")})
 	if err != nil {
 		return nil, err
 	}

@@ -67,14 +67,15 @@ func NewStatement(subject Resource, predicateType string, predicate any) (*State
 // made of.
 type Identity struct {
 	Enclave
-	EnclaveSize uint64 `json:"enclave_size"` // bytes
-	MaxThreads  int    `json:"max_threads"`
+	// What nobody has looked at is left out.
+	EnclaveSize uint64 `json:"enclave_size,omitempty"` // bytes
+	MaxThreads  int    `json:"max_threads,omitempty"`
 	EDMM        bool   `json:"edmm"`
 	// Source is the image that was converted, by the name that it had.
-	Source Resource `json:"source"`
+	Source Resource `json:"source,omitzero"`
 	// Runtime is the library OS, by the digest of its layer.
-	Runtime Runtime         `json:"runtime"`
-	Epoch   int             `json:"format_epoch"`
+	Runtime Runtime         `json:"runtime,omitzero"`
+	Epoch   int             `json:"format_epoch,omitempty"`
 	Options json.RawMessage `json:"options"`
 	// Findings are JSON, null if nothing was looked for.
 	Findings json.RawMessage `json:"findings"`

@@ -68,6 +68,12 @@ func SteersLoader(kv string) bool {
 	return strings.HasPrefix(name, "LD_") && name != "LD_LIBRARY_PATH" || name == "GLIBC_TUNABLES"
 }
 
+// runKeys are those of what is about running an image (OCI image specification, "Image Configuration"), and Docker's.
+var runKeys = []string{
+	"User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal", "Healthcheck",
+	"ArgsEscaped", "Memory", "MemorySwap", "CpuShares", "Shell", "OnBuild", "StopTimeout",
+}
+
 // start is how an image starts.
 type start struct {
 	entrypoint, cmd []string
@@ -83,7 +89,7 @@ func (s start) config(source []byte, added int) (map[string]json.RawMessage, err
 	if err := exactKeys(config, "config", "rootfs", "history", "created"); err != nil {
 		return nil, err
 	}
-	if err := exactKeys(run, "Labels", "Env", "Entrypoint", "Cmd", "StopSignal"); err != nil {
+	if err := exactKeys(run, runKeys...); err != nil {
 		return nil, err
 	}
 	env, err := readKey[[]string](run, "Env")

@@ -110,6 +110,9 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := s.config(); err != nil { // before anything is measured
+		return nil, fmt.Errorf("%s: %w", o.Source, err)
+	}
 	findings := slices.Concat(s.findings, in.layers.findings)
 	if o.Accept != nil {
 		if err := o.Accept(findings); err != nil {

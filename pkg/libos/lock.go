@@ -74,8 +74,7 @@ func (l *Lock) Pin(o *LoadOptions) bool {
 	if o.Source != l.Runtime.Source {
 		return false
 	}
-	if o.Digest = l.Runtime.Digest; o.Digest == "" {
-		o.Layer = l.Runtime.Layer
-	}
+	// The layer too: beside the image, the libraries and this program's version decide on it.
+	o.Digest, o.Layer = l.Runtime.Digest, l.Runtime.Layer
 	return true
 }

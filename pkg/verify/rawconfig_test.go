@@ -123,6 +123,34 @@ func TestNullVolume(t *testing.T) {
 	assert.NotEmpty(t, list, "diff: %v and %v", one.Ports, two.Ports)
 }
 
+// A key in another spelling is the same to engines, and is refused.
+func TestSpellingOfKeys(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	img := fixture.Image(t, v1.Config{
+		Entrypoint: []string{"/usr/bin/app"}, Volumes: map[string]struct{}{"/data": {}},
+		ExposedPorts: map[string]struct{}{"443/tcp": {}},
+	}, fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF("")), fixture.File("data/x", "x")))
+	plain := reg.Push(t, "src:1", img)
+	run(t, options(t, plain), otherKey(t), reg.Host+"/dst:1")
+	tag, err := name.NewTag(reg.Host + "/dst:1")
+	require.NoError(t, err)
+	made, err := remote.Image(tag)
+	require.NoError(t, err)
+	any := verify.Expectations{AnySigner: true, AllowSimulated: true, AnyRuntime: true}
+	for _, c := range [][2]string{
+		{`"Volumes"`, `"volumes"`}, {`"ExposedPorts"`, `"exposedports"`},
+		{`"Volumes"`, `"Volume\u017f"`}, // which is an "s" for encoding/json
+	} {
+		_, err := convert.Prepare(context.Background(), options(t, rawConfig(t, reg.Host, "src", "2", img, c[0], c[1])))
+		assert.ErrorContains(t, err, "which must be", c[1])
+		changed := rawConfig(t, reg.Host, "dst", "2", made, c[0], c[1])
+		assert.False(t, check(t, changed, any, open(t, plain)).Trusted, c[1])
+		_, e, err := verify.BeforeSigning(context.Background(), open(t, changed), open(t, plain), any, verify.Options{})
+		require.NoError(t, err)
+		assert.Nil(t, e, c[1])
+	}
+}
+
 // Numbers of a configuration are compared as they are written.
 func TestDiffNumbers(t *testing.T) {
 	a := newVictim(t, nil)
