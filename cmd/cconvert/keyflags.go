@@ -48,7 +48,7 @@ func hidePassphrase() {
 	})
 }
 
-// read returns the passphrase. Again asks for it twice, if a person gives it.
+// read returns the passphrase. Again asks for it twice, if a person types it.
 func (p *passphraseFlags) read(ctx context.Context, of string, again bool) ([]byte, error) {
 	if p.file != "" {
 		f, err := os.Open(p.file)

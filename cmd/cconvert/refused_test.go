@@ -62,17 +62,10 @@ func TestAttestOfConverted(t *testing.T) {
 // "An image in which another check failed is not started" (docs/verification.md): least of all one whose loader is not
 // the expected one, whose code would run.
 func TestStartsALoaderThatWasRefused(t *testing.T) {
-	dir, prefix := t.TempDir(), t.TempDir()
+	dir := t.TempDir()
 	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
 	require.NoError(t, err)
-	for name, content := range map[string]string{
-		"sgx/loader": fixture.ELF(""), "sgx/libpal.so": string(pal), "direct/libpal.so": fixture.ELF(""),
-		"libsysdb.so": "x",
-	} {
-		file := filepath.Join(prefix, "lib/gramine", name)
-		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
-		require.NoError(t, os.WriteFile(file, []byte(content), 0o755))
-	}
+	prefix := fixture.Gramine(t, pal)
 	reg := fixture.NewRegistry(t)
 	from := reg.Push(t, "app:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},
 		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")))))
@@ -98,11 +91,11 @@ func TestLockOfAnotherLayer(t *testing.T) {
 	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
 	require.NoError(t, err)
 	reg := fixture.NewRegistry(t)
-	gramine := reg.Push(t, "gramine:1", fixture.Image(t, v1.Config{},
-		fixture.Layer(t, fixture.Program("usr/lib/gramine/sgx/loader", fixture.ELF("")),
-			fixture.Program("usr/lib/gramine/sgx/libpal.so", string(pal)),
-			fixture.Program("usr/lib/gramine/direct/libpal.so", fixture.ELF("")),
-			fixture.Program("usr/lib/gramine/libsysdb.so", "x"))))
+	var runtimeFiles []fixture.Entry
+	for name, content := range fixture.GramineFiles(pal) {
+		runtimeFiles = append(runtimeFiles, fixture.Program("usr/lib/gramine/"+name, content))
+	}
+	gramine := reg.Push(t, "gramine:1", fixture.Image(t, v1.Config{}, fixture.Layer(t, runtimeFiles...)))
 	from := reg.Push(t, "app:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},
 		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")))))
 	cconvert := func(args ...string) (string, int) {

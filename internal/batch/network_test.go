@@ -121,7 +121,7 @@ func (b *bench) serve(r *http.Request) *httptest.ResponseRecorder {
 	return answer
 }
 
-// pass gives an answer of the registry to whoever asked.
+// pass writes an answer of the registry to whoever asked.
 func pass(w http.ResponseWriter, answer *httptest.ResponseRecorder) {
 	for k, v := range answer.Header() {
 		w.Header()[k] = v

@@ -77,15 +77,7 @@ func overridden(t *testing.T, first, second string) {
 	working.Go(func() { _ = q.Work(secondWork, secondWork, b.worker, o) })
 	<-lost
 	want := map[string]batch.Status{"retrying": batch.Retrying, "failed": batch.Failed}[second]
-	for {
-		records, err := q.Records(ctx, of.ID)
-		require.NoError(t, err)
-		if records[0].Status == want {
-			require.True(t, records[0].Moving)
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	require.True(t, firstBecomes(ctx, t, q, of.ID, want).Moving)
 	stopSecond() // it has done what it does
 	failing.Store(false)
 	require.NotEqual(t, older, b.reg.Digest(t, "out:0"), "the second worker has moved the tag")
@@ -159,14 +151,7 @@ func TestConvertedOverRunning(t *testing.T) {
 	o.FirstPause = 2 * time.Second
 	working.Go(func() { _ = q.Work(work, work, b.worker, o) })
 	<-lost
-	for {
-		records, err := q.Records(ctx, of.ID)
-		require.NoError(t, err)
-		if records[0].Status == batch.Retrying {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	firstBecomes(ctx, t, q, of.ID, batch.Retrying)
 	hold.Store(true)
 	failing.Store(false)
 	<-held
@@ -180,5 +165,18 @@ func TestConvertedOverRunning(t *testing.T) {
 	t.Log(records[0].Status, records[0].Worker, records[0].Begun)
 	if s := records[0].Status; s == batch.Converted || s == batch.Unchanged {
 		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "%s: the tag has what the record says", s)
+	}
+}
+
+// firstBecomes waits until the first record of a batch has the status, and returns it.
+func firstBecomes(ctx context.Context, t *testing.T, q *batch.Queue, id string, status batch.Status) *batch.Record {
+	t.Helper()
+	for {
+		records, err := q.Records(ctx, id)
+		require.NoError(t, err)
+		if records[0].Status == status {
+			return records[0]
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }

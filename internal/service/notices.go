@@ -256,8 +256,10 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 			}
 		}
 		since := same[0].since
-		if last, err := s.o.Queue.Last(ctx, same[0].becomes, s.o.Plan.Insecure); err == nil && since.last == nil {
-			since.last = &last
+		if since.last == nil {
+			if last, err := s.o.Queue.Last(ctx, same[0].becomes, s.o.Plan.Insecure); err == nil {
+				since.last = &last
+			}
 		}
 		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(), since,
 			func(ctx context.Context) ([]*batch.Record, error) {

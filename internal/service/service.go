@@ -339,13 +339,12 @@ func (s *Service) askOnce(
 		job.ResultsOnly = true
 	}
 	r, now, err := s.o.Queue.Request(ctx, job, last)
-	if err != nil && now != last { // it is the last one, though it may not be queued
+	if err == nil || now != last { // it is the last one, though it may not be queued
 		s.later.requested(place, ref, since.order, last, now)
 	}
 	if err != nil {
 		return nil, refuse(http.StatusServiceUnavailable, "queueing %s: %w", ref, err)
 	}
-	s.later.requested(place, ref, since.order, last, now)
 	s.mu.Lock()
 	// else what the queue has told of it is newer
 	if known := s.records[r.ID]; known == nil || known.Request < r.Request {

@@ -1020,7 +1020,7 @@ func (p *place) at(url string, ask func()) {
 	p.url = own
 }
 
-// pass gives the registry's answer to whoever asked.
+// pass writes the registry's answer to whoever asked.
 func pass(w http.ResponseWriter, answer *httptest.ResponseRecorder) {
 	for k, v := range answer.Header() {
 		w.Header()[k] = v

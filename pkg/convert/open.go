@@ -17,9 +17,9 @@ import (
 var ErrNotOurs = errors.New("the image was not made by cconvert")
 
 // OpenEnclave reads the enclave of a converted image, to be signed for the first time, or by another key: it is what
-// Prepare returned when the image was made. The topmost layer is read, and no other. What is to be signed is what the
-// manifest in it gives for the measurement that it claims, which is not computed: the image may lie about that. The
-// image stays open until the caller closes it.
+// Prepare returned when the image was made. The topmost layer is read, and no other. What is to be signed follows from
+// the manifest in it and the measurement that it claims, which is not computed: the image may lie about that. The image
+// stays open until the caller closes it.
 func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend) (*Prepared, error) {
 	files, err := topFiles(ctx, img)
 	if err != nil {
@@ -37,7 +37,7 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 	if i < 0 {
 		return nil, fmt.Errorf("%w: its recipe speaks of the runtime %q", ErrNotOurs, c.Recipe.Runtime.Kind)
 	}
-	e, err := backends[i].Open(libos.Stored{Layout: c.Recipe.Runtime.Layout, Files: byPath(files)})
+	e, err := backends[i].Open(libos.Stored{Layout: c.Recipe.Runtime.Layout, Files: libos.ByPath(files)})
 	if err != nil {
 		return nil, err
 	}
@@ -89,12 +89,4 @@ func readConversion(img *image.Image, files []libos.File) (*Conversion, error) {
 	}
 	c.base, err = img.Below(1)
 	return c, err
-}
-
-func byPath(files []libos.File) map[string][]byte {
-	contents := map[string][]byte{}
-	for _, f := range files {
-		contents[f.Path] = f.Content
-	}
-	return contents
 }

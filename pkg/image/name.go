@@ -64,11 +64,16 @@ func oneSpelling(s string, n reference.Named, insecure bool) string {
 	if !strings.HasPrefix(s, host+"/") {
 		return s
 	}
+	return oneHost(host, insecure) + s[len(host):]
+}
+
+// oneHost is oneSpelling of a registry alone.
+func oneHost(host string, insecure bool) string {
 	one := strings.ToLower(host)
 	if bare, ok := strings.CutSuffix(one, ":443"); ok && !insecure && isHost(bare) {
-		one = bare
+		return bare
 	}
-	return one + s[len(host):]
+	return one
 }
 
 // isHost reports whether a name is taken for a registry's without a port.
@@ -111,11 +116,7 @@ func ParseRegistry(s string, insecure bool) (name.Registry, error) {
 	if len(s) > maxName {
 		return name.Registry{}, fmt.Errorf("%w: the name of a registry has %d bytes", ErrReference, len(s))
 	}
-	one := strings.ToLower(s)
-	if bare, ok := strings.CutSuffix(one, ":443"); ok && !insecure && isHost(bare) {
-		one = bare
-	}
-	r, err := name.NewRegistry(one, nameOptions(insecure)...)
+	r, err := name.NewRegistry(oneHost(s, insecure), nameOptions(insecure)...)
 	if err == nil {
 		var named reference.Named
 		if named, err = checkName(r.RegistryStr() + "/x/y"); err == nil { // "harbor/x" is one of Docker Hub's

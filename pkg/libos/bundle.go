@@ -92,6 +92,15 @@ type File struct {
 	Link    string // the target, where it is a symbolic link
 }
 
+// ByPath returns the contents of files by their paths.
+func ByPath(files []File) map[string][]byte {
+	contents := make(map[string][]byte, len(files))
+	for _, f := range files {
+		contents[f.Path] = f.Content
+	}
+	return contents
+}
+
 const (
 	metaName     = "runtime.json"
 	maxBundle    = 256 << 20

@@ -227,7 +227,7 @@ func (s *treeSource) Read(ctx context.Context, paths ...string) (map[string][]by
 		if err != nil {
 			return nil, err
 		}
-		byLayer[i], err = rootfs.Extract(ctx, r, s.digests[i], want, maxRuntimeFile)
+		byLayer[i], err = rootfs.Extract(ctx, r, s.digests[i], want, maxRuntimeFile, nil)
 		r.Close()
 		if err != nil {
 			return nil, err

@@ -468,12 +468,12 @@ func TestHostileELF(t *testing.T) {
 func TestExtract(t *testing.T) {
 	b := Tar(t, File("a", "1"), File("b", "22"))
 	found, err := rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b),
-		map[string]bool{"/b": true, "/c": true}, 10)
+		map[string]bool{"/b": true, "/c": true}, 10, nil)
 	require.NoError(t, err)
 	assert.Equal(t, map[string][]byte{"/b": []byte("22")}, found)
-	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(nil), map[string]bool{"/b": true}, 10)
+	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(nil), map[string]bool{"/b": true}, 10, nil)
 	assert.ErrorIs(t, err, rootfs.ErrDigest)
-	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b), map[string]bool{"/b": true}, 1)
+	_, err = rootfs.Extract(context.Background(), bytes.NewReader(b), digest(b), map[string]bool{"/b": true}, 1, nil)
 	assert.ErrorContains(t, err, "more than 1")
 }
 

@@ -444,12 +444,13 @@ func shebang(head []byte) string {
 }
 
 // Extract reads the contents of the wanted regular files from a layer, by the path of their entry. Files
-// of more than limit bytes are an error, and so is a blob that is not the one that its digest names.
+// of more than limit bytes are an error, and so is a blob that is not the one that its digest names. Sum, if it is not
+// nil, gets the archive, as it is without compression.
 func Extract(
-	ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64,
+	ctx context.Context, blob io.Reader, digest string, want map[string]bool, limit int64, sum hash.Hash,
 ) (map[string][]byte, error) {
 	found := map[string][]byte{}
-	err := Visit(ctx, blob, digest, Options{}, func(e *Entry, content io.Reader) (err error) {
+	err := visit(ctx, blob, digest, Options{}, sum, func(e *Entry, content io.Reader) (err error) {
 		if !want[e.Path] {
 			return nil
 		}
@@ -467,14 +468,21 @@ func Extract(
 // Visit reads a layer, and shows each regular file of it with its content. A blob that is not the one that its digest
 // names is an error.
 func Visit(
-	ctx context.Context, blob io.Reader, digest string, o Options, visit func(e *Entry, content io.Reader) error,
+	ctx context.Context, blob io.Reader, digest string, o Options, show func(e *Entry, content io.Reader) error,
+) error {
+	return visit(ctx, blob, digest, o, nil, show)
+}
+
+func visit(
+	ctx context.Context, blob io.Reader, digest string, o Options, sum hash.Hash,
+	show func(e *Entry, content io.Reader) error,
 ) error {
 	return checked(ctx, blob, digest, func(blob io.Reader) error {
-		return eachEntry(ctx, blob, o.Inflate, o.Limits.defaults(), nil, func(e *Entry, content io.Reader) error {
+		return eachEntry(ctx, blob, o.Inflate, o.Limits.defaults(), sum, func(e *Entry, content io.Reader) error {
 			if e.Type != Regular {
 				return nil
 			}
-			return visit(e, content)
+			return show(e, content)
 		})
 	})
 }

@@ -159,7 +159,7 @@ func TestAnotherLibraryOS(t *testing.T) {
 	assert.Equal(t, []string{crateLoader, crateContents}, c.Entrypoint)
 	assert.Equal(t, []string{"/bin/app", "--serve"}, c.Program.Argv)
 	contents, err := rootfs.Extract(ctx, fetched(t, img.Layers[3]), img.Layers[3].Digest,
-		map[string]bool{crateContents: true}, 1<<20)
+		map[string]bool{crateContents: true}, 1<<20, nil)
 	require.NoError(t, err)
 	for _, part := range []string{"/bin/app\x00", fixture.ELF(""), "the settings", "other ones"} {
 		assert.Contains(t, string(contents[crateContents]), part)

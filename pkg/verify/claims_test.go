@@ -11,9 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
+
+// readings are the ways to read an image that are compared.
+var readings = map[string]func(context.Context, *image.Image, verify.Options) (*verify.Converted, error){
+	"as diff reads": verify.Read, "all layers": verify.ReadLayers,
+}
 
 // Volumes, ports and labels say something by their names alone.
 func TestNamesWithoutValues(t *testing.T) {
@@ -52,17 +58,10 @@ func TestDifferencesThatAreNotMeasured(t *testing.T) {
 	x.config.Config.Entrypoint, x.config.Config.User = []string{"/usr/bin/app"}, "0"
 	to := a.reg.Host + "/dst:other"
 	x.push(to, original)
-	for what, read := range map[string]func(name string) (*verify.Converted, error){
-		"as diff reads": func(n string) (*verify.Converted, error) {
-			return verify.Read(context.Background(), open(t, n), verify.Options{})
-		},
-		"all layers": func(n string) (*verify.Converted, error) {
-			return verify.ReadLayers(context.Background(), open(t, n), verify.Options{})
-		},
-	} {
-		one, err := read(a.reg.Host + "/dst:1")
+	for what, read := range readings {
+		one, err := read(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
 		require.NoError(t, err)
-		two, err := read(to)
+		two, err := read(context.Background(), open(t, to), verify.Options{})
 		require.NoError(t, err)
 		list, err := verify.Compare(one, two)
 		require.NoError(t, err)
@@ -106,17 +105,10 @@ func TestDiffOfTheLayerOnTop(t *testing.T) {
 	blob, err := io.ReadAll(rc)
 	require.NoError(t, err)
 	to := a.swap("evil", enclaveLayer, blob, types.OCILayer, nil)
-	for what, read := range map[string]func(name string) (*verify.Converted, error){
-		"as diff reads": func(n string) (*verify.Converted, error) {
-			return verify.Read(context.Background(), open(t, n), verify.Options{})
-		},
-		"all layers": func(n string) (*verify.Converted, error) {
-			return verify.ReadLayers(context.Background(), open(t, n), verify.Options{})
-		},
-	} {
-		one, err := read(a.reg.Host + "/dst:1")
+	for what, read := range readings {
+		one, err := read(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
 		require.NoError(t, err)
-		two, err := read(to)
+		two, err := read(context.Background(), open(t, to), verify.Options{})
 		require.NoError(t, err)
 		list, err := verify.Compare(one, two)
 		require.NoError(t, err)

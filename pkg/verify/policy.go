@@ -136,11 +136,7 @@ var sizes = []string{"sgx.enclave_size", "sgx.max_threads", "sys.stack.size", "s
 
 // opened has the library OS read an enclave that was made again. Its memory is not laid out.
 func (v *verification) opened(files []libos.File) (*libos.Enclave, error) {
-	stored := libos.Stored{Layout: v.s.bundle.Layout, Files: map[string][]byte{}}
-	for _, f := range files {
-		stored.Files[f.Path] = f.Content
-	}
-	return v.s.places.Backend.Open(stored)
+	return v.s.places.Backend.Open(libos.Stored{Layout: v.s.bundle.Layout, Files: libos.ByPath(files)})
 }
 
 // addedProblems compares the layers between the source's and the enclave's with what they must be.

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"maps"
 	"slices"
@@ -29,7 +30,6 @@ var ErrNotConverted = errors.New("the image is not a converted one")
 const (
 	maxEnclaveFile = manifest.MaxBytes // and more than any other file has
 	maxRuntime     = 512 << 20         // bytes of its layer, compressed
-	maxTop         = 1 << 30           // bytes of the topmost archive
 )
 
 // damage is a part of an image that is there and cannot be read, or is gone: what a check is for.
@@ -141,16 +141,13 @@ func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, erro
 	for _, p := range o.keep() {
 		want[p] = true
 	}
-	files, err := extract(ctx, img.Layers[n-1], want)
+	sum := sha256.New()
+	files, err := extractAndSum(ctx, img.Layers[n-1], want, sum)
 	if err != nil {
 		return nil, err
 	}
 	if files[libos.RecipePath] == nil {
 		return nil, nil
-	}
-	top, err := archiveDigest(ctx, img.Layers[n-1])
-	if err != nil {
-		return nil, err
 	}
 	recipe, err := convert.ParseRecipe(files[libos.RecipePath])
 	if err != nil {
@@ -171,7 +168,8 @@ func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, erro
 	}
 	c, err := s.converted(ctx)
 	if c != nil {
-		c.LayerDigests, c.top = nil, top // the layers were not read
+		c.LayerDigests = nil // the layers were not read
+		c.top = fmt.Sprintf("sha256:%x", sum.Sum(nil))
 	}
 	return c, err
 }
@@ -196,31 +194,18 @@ func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err erro
 }
 
 func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[string][]byte, error) {
+	return extractAndSum(ctx, l, want, nil)
+}
+
+func extractAndSum(
+	ctx context.Context, l *image.Layer, want map[string]bool, sum hash.Hash,
+) (map[string][]byte, error) {
 	r, err := l.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	return rootfs.Extract(ctx, r, l.Digest, want, maxEnclaveFile)
-}
-
-// archiveDigest returns the digest of a layer's archive, however it is compressed.
-func archiveDigest(ctx context.Context, l *image.Layer) (string, error) {
-	r, err := l.Open(ctx)
-	if err != nil {
-		return "", err
-	}
-	defer r.Close()
-	z, err := rootfs.Decompress(ctx, r)
-	if err != nil {
-		return "", fmt.Errorf("reading the layer %s: %w", l.Digest, err)
-	}
-	defer z.Close()
-	sum := sha256.New()
-	if n, err := io.Copy(sum, io.LimitReader(z, maxTop+1)); err != nil || n > maxTop {
-		return "", fmt.Errorf("reading the layer %s: it has more than %d bytes, or %w", l.Digest, maxTop, err)
-	}
-	return fmt.Sprintf("sha256:%x", sum.Sum(nil)), nil
+	return rootfs.Extract(ctx, r, l.Digest, want, maxEnclaveFile, sum)
 }
 
 // contentOf reads a file of an image, and makes sure that it is what the tree says: an archive can have several entries

@@ -71,12 +71,9 @@ func TestGSC(t *testing.T) {
 		"what starts it is not verified")
 	r := check(t, ref, verify.Expectations{Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}}, nil)
 	assert.True(t, r.Trusted, "%v", r.Checks)
-	for _, k := range r.Checks {
-		if k.Name == verify.CheckPolicy {
-			assert.Equal(t, verify.Skipped, k.Status)
-			assert.Contains(t, k.Detail, "claims no policy")
-		}
-	}
+	policy := checkOf(r, verify.CheckPolicy)
+	assert.Equal(t, verify.Skipped, policy.Status)
+	assert.Contains(t, policy.Detail, "claims no policy")
 
 	r = check(t, ref, verify.Expectations{
 		Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}, RuntimeDigest: []string{"sha256:00"},

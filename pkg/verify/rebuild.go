@@ -83,11 +83,9 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if err != nil {
 		out.Why = append(out.Why,
 			fmt.Sprintf("another measurement comes out, %s, not %s", p.SigStruct.MREnclave, c.MREnclave))
-		stored := libos.Stored{Layout: p.Recipe.Runtime.Layout, Files: map[string][]byte{}}
-		for _, f := range p.EnclaveFiles(p.SigStruct) {
-			stored.Files[f.Path] = f.Content
-		}
-		opened, openErr := again.Backend.Open(stored)
+		opened, openErr := again.Backend.Open(libos.Stored{
+			Layout: p.Recipe.Runtime.Layout, Files: libos.ByPath(p.EnclaveFiles(p.SigStruct)),
+		})
 		if openErr != nil {
 			return nil, errors.Join(err, openErr)
 		}

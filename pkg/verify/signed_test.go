@@ -201,8 +201,11 @@ max_threads = 4
 trusted_files = []
 `
 	date := sgx.Date{Year: 2026, Month: 2, Day: 28}
-	s, err := gramine.SigStruct(gramine.LayoutVersion, []byte(text), evil, date)
+	opened, err := gramine.Backend{}.Open(libos.Stored{
+		Layout: gramine.LayoutVersion, Files: map[string][]byte{libos.ManifestPath: []byte(text)},
+	})
 	require.NoError(t, err)
+	s := opened.SigStruct(evil, date)
 	recipe := convert.Recipe{
 		Epoch: convert.FormatEpoch, Source: "sha256:aa", Date: date.String(), Platform: "linux/amd64",
 	}

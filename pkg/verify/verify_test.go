@@ -78,18 +78,11 @@ func options(t testing.TB, from string) convert.Options {
 // enclaved are options with a runtime of Gramine's shape, whose enclave a debugger can read: the test's key is public.
 func enclaved(t testing.TB, from string) convert.Options {
 	t.Helper()
-	o, prefix := options(t, from), t.TempDir()
+	o := options(t, from)
 	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
 	require.NoError(t, err)
-	for name, content := range map[string]string{
-		"sgx/loader": fixture.ELF(""), "sgx/libpal.so": string(pal), "direct/libpal.so": fixture.ELF(""),
-		"libsysdb.so": "x",
-	} {
-		file := filepath.Join(prefix, "lib/gramine", name)
-		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
-		require.NoError(t, os.WriteFile(file, []byte(content), 0o755))
-	}
-	o.Backend, o.Runtime, o.Launch.Enclave.Debug = gramine.Backend{}, libos.LoadOptions{Source: "dir:" + prefix}, true
+	o.Backend, o.Runtime.Source = gramine.Backend{}, "dir:"+fixture.Gramine(t, pal)
+	o.Launch.Enclave.Debug = true
 	return o
 }
 

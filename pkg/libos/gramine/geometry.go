@@ -135,20 +135,6 @@ func (e *Enclave) SigStruct(m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
 	return e.geometry.sigStruct(e.SGX, m, date)
 }
 
-// SigStruct is the signature structure for an enclave of a manifest. The enclave image adds nothing to it but its part
-// of the measurement.
-func SigStruct(version int, manifestText []byte, m sgx.Measurement, date sgx.Date) (*sgx.SigStruct, error) {
-	g, err := geometryOf(version)
-	if err != nil {
-		return nil, err
-	}
-	settings, err := manifest.ReadSGX(manifestText)
-	if err != nil {
-		return nil, err
-	}
-	return g.sigStruct(settings, m, date), nil
-}
-
 func (g geometry) sigStruct(settings sgx.Settings, m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
 	s := &sgx.SigStruct{
 		Date: date, MREnclave: m, ISVProdID: settings.ISVProdID, ISVSVN: settings.ISVSVN,
