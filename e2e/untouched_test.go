@@ -22,6 +22,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -81,7 +83,7 @@ func untouched(t *testing.T, s *sample, converted string) {
 	t.Helper()
 	ref, err := image.ParseReference(converted, true)
 	require.NoError(t, err)
-	img, err := image.Open(context.Background(), ref, image.Options{})
+	img, err := store.Open(context.Background(), ref, registry.Options{})
 	require.NoError(t, err)
 	defer img.Close()
 	m, err := verify.Read(context.Background(), img, verify.Options{})

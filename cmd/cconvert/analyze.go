@@ -17,12 +17,12 @@ import (
 
 func newAnalyze() *cobra.Command {
 	var (
-		registry registryFlags
-		layers   layerFlags
-		library  runtimeFlags
-		start    launchFlags
-		gate     convert.Gate
-		asJSON   bool
+		access  registryFlags
+		layers  layerFlags
+		library runtimeFlags
+		start   launchFlags
+		gate    convert.Gate
+		asJSON  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "analyze IMAGE",
@@ -45,16 +45,16 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 	library.add(f)
 	start.add(f)
 	layers.add(f)
-	registry.add(f)
+	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		source, err := image.ParseReference(args[0], registry.insecure)
+		source, err := image.ParseReference(args[0], access.insecure)
 		if err != nil {
 			return err
 		}
 		if err := checkGate(gate); err != nil {
 			return err
 		}
-		o, err := conversion(source, registry, layers, library, start)
+		o, err := conversion(source, access, layers, library, start)
 		if err != nil {
 			return err
 		}

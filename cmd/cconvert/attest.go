@@ -12,11 +12,12 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 func newAttest() *cobra.Command {
-	var registry registryFlags
+	var access registryFlags
 	evidence := evidenceFlags{attest: true}
 	var file string
 	cmd := &cobra.Command{
@@ -31,18 +32,18 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 	cmd.Flags().StringVar(&file, "enclave", "", "the file of one enclave, where there are several")
 	cmd.Flags().StringVar(&evidence.key, "attest-key", "",
 		"file with a private key, of ECDSA or Ed25519, that signs the statements")
-	registry.add(cmd.Flags())
+	access.add(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		by, err := evidence.choose(true)
 		if err != nil {
 			return err
 		}
-		img, err := registry.open(cmd, args[0])
+		img, err := access.open(cmd, args[0])
 		if err != nil {
 			return err
 		}
 		defer img.Close()
-		report, err := verify.OwnEnclaves(cmd.Context(), img, nil, verify.Expectations{}, registry.reading())
+		report, err := verify.OwnEnclaves(cmd.Context(), img, nil, verify.Expectations{}, access.reading())
 		if errors.Is(err, verify.ErrNotConverted) || errors.Is(err, verify.ErrConverted) {
 			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there",
 				img.Ref)
@@ -78,7 +79,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 			}
 			artifacts = append(artifacts, a...)
 		}
-		if err := img.Attach(cmd.Context(), artifacts, registry.options()); err != nil {
+		if err := registry.Attach(cmd.Context(), img, artifacts, access.options()); err != nil {
 			return err
 		}
 		logrus.Infof("attached %d statements and reference values of %d enclaves", len(artifacts), len(found))

@@ -106,13 +106,13 @@ func newBatch() *cobra.Command {
 		}
 		digest := ""
 		if p != nil {
-			if digest, err = planDigest(name, p, own.registry.insecure); err != nil {
+			if digest, err = planDigest(name, p, own.access.insecure); err != nil {
 				return err
 			}
 		}
 		find := func(ctx context.Context) ([]batch.Job, error) {
 			p.ListTime = listTime
-			jobs, err := planJobs(ctx, name, p, options.Image, own.registry.insecure)
+			jobs, err := planJobs(ctx, name, p, options.Image, own.access.insecure)
 			for i := range jobs {
 				jobs[i].Force = force
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -45,7 +46,7 @@ const convertExamples = `  # From registry to registry
 
 func newConvert() *cobra.Command {
 	var (
-		registry                   registryFlags
+		access                     registryFlags
 		layers                     layerFlags
 		library                    runtimeFlags
 		start                      launchFlags
@@ -85,7 +86,7 @@ func newConvert() *cobra.Command {
 	start.add(f)
 	layers.add(f)
 	evidence.add(f)
-	registry.add(f)
+	access.add(f)
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if platform != "linux/amd64" {
@@ -103,7 +104,7 @@ func newConvert() *cobra.Command {
 		var named []string                // each as it was written
 		var problems []batch.Job          // names in a list that are not images
 		for _, name := range images {
-			source, target, err := endsOf(name, to, suffix, repo, cmd.Flags().Changed("suffix"), registry.insecure)
+			source, target, err := endsOf(name, to, suffix, repo, cmd.Flags().Changed("suffix"), access.insecure)
 			if err != nil && len(images) == 1 {
 				return err
 			}
@@ -125,7 +126,7 @@ func newConvert() *cobra.Command {
 		if len(conversions) == 0 {
 			return usagef("the list has no name of an image: %s", problems[0].Problem)
 		}
-		o, err := conversion(conversions[0].Source, registry, layers, library, start)
+		o, err := conversion(conversions[0].Source, access, layers, library, start)
 		if err != nil {
 			return err
 		}
@@ -142,7 +143,7 @@ func newConvert() *cobra.Command {
 		// Before somebody is asked for a passphrase, or makes a key. Of several images each has its own answer, and a
 		// daemon would have to save the image twice.
 		if len(images) == 1 && o.Source.Transport != image.DockerDaemon {
-			if o.Found, err = image.Find(cmd.Context(), o.Source, o.Image); err != nil {
+			if o.Found, err = store.Find(cmd.Context(), o.Source, o.Image); err != nil {
 				return err
 			}
 		}
@@ -165,7 +166,7 @@ func newConvert() *cobra.Command {
 			for i, c := range conversions {
 				each := o
 				each.Source, each.Target = c.Source, c.Target
-				j := batch.NewJob(each, registry.insecure)
+				j := batch.NewJob(each, access.insecure)
 				j.Gate, j.Unsigned, j.Found = gate, unsigned, listed[named[i]] // a list can hold results
 				j.ResultsOnly = slices.ContainsFunc(conversions, func(other convert.Options) bool {
 					return other.Source.Same(*c.Target)

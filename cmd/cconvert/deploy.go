@@ -23,11 +23,11 @@ the add-on confcom), alibaba (Alibaba Cloud ACK), docker and compose.`
 
 func newDeploy() *cobra.Command {
 	var (
-		registry registryFlags
-		o        deploy.Options
-		target   string
-		group    int64
-		epc      string
+		access registryFlags
+		o      deploy.Options
+		target string
+		group  int64
+		epc    string
 	)
 	cmd := &cobra.Command{
 		Use:   "deploy IMAGE",
@@ -53,7 +53,7 @@ func newDeploy() *cobra.Command {
 	f.StringVar(&epc, "epc", "",
 		"for an image that was not converted and has enclaves of its own: the memory that these take, such as 512M")
 	f.BoolVar(&o.LegacyEPC, "legacy-epc", false, "for aks: the resource of clusters before Intel's device plugin")
-	registry.add(f)
+	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o.Target = deploy.Target(target)
 		if !slices.Contains(deploy.Targets, o.Target) {
@@ -62,7 +62,7 @@ func newDeploy() *cobra.Command {
 		if cmd.Flags().Changed("device-group") {
 			o.DeviceGroup = &group
 		}
-		img, err := registry.open(cmd, args[0])
+		img, err := access.open(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -71,7 +71,7 @@ func newDeploy() *cobra.Command {
 			return usagef("%s is not in a registry: only from there can it be started elsewhere", img.Ref)
 		}
 		o.Image = img.Ref.Name.Context().Name() + "@" + img.Digest
-		c, err := verify.Read(cmd.Context(), img, registry.reading())
+		c, err := verify.Read(cmd.Context(), img, access.reading())
 		if errors.Is(err, verify.ErrNotConverted) && epc != "" {
 			size, sizeErr := manifest.ParseSize(epc)
 			if sizeErr != nil {

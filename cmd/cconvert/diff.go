@@ -7,11 +7,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 func newDiff() *cobra.Command {
-	var registry registryFlags
+	var access registryFlags
 	var asJSON, layers bool
 	cmd := &cobra.Command{
 		Use:   "diff A B",
@@ -22,7 +23,7 @@ code is 4 if they differ. Nothing is verified: see "cconvert verify".`,
 		Example: `  cconvert diff registry.example/app:1.4-confidential registry.example/app:1.4-confidential`,
 		Args:    exactArgs("A", "B"),
 	}
-	registry.add(cmd.Flags())
+	access.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&layers, "layers", false, "read all layers, to say from which of them the files are")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -34,16 +35,16 @@ code is 4 if they differ. Nothing is verified: see "cconvert verify".`,
 		g, ctx := errgroup.WithContext(cmd.Context())
 		for i, name := range args {
 			g.Go(func() error {
-				ref, err := image.ParseReference(name, registry.insecure)
+				ref, err := image.ParseReference(name, access.insecure)
 				if err != nil {
 					return err
 				}
-				img, err := image.Open(ctx, ref, registry.options())
+				img, err := store.Open(ctx, ref, access.options())
 				if err != nil {
 					return err
 				}
 				defer img.Close()
-				if both[i], err = read(ctx, img, registry.reading()); err != nil {
+				if both[i], err = read(ctx, img, access.reading()); err != nil {
 					return fmt.Errorf("%s: %w", ref, err)
 				}
 				return nil

@@ -17,13 +17,14 @@ import (
 
 	"github.com/cconvert/cconvert/internal/page"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 func newInspect() *cobra.Command {
-	var registry registryFlags
+	var access registryFlags
 	var asJSON, files, layers bool
 	var html string
 	cmd := &cobra.Command{
@@ -47,7 +48,7 @@ here but the signature: see "cconvert verify".`,
 			if html != "" && (asJSON || files) {
 				return usagef("--html has everything in it: without --json and --files")
 			}
-			img, err := registry.open(cmd, args[0])
+			img, err := access.open(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -56,9 +57,9 @@ here but the signature: see "cconvert verify".`,
 			if layers || html != "" {
 				read = verify.ReadLayers
 			}
-			c, err := read(cmd.Context(), img, registry.reading())
+			c, err := read(cmd.Context(), img, access.reading())
 			if errors.Is(err, verify.ErrNotConverted) {
-				found, enclaveErr := verify.Enclaves(cmd.Context(), img, registry.reading())
+				found, enclaveErr := verify.Enclaves(cmd.Context(), img, access.reading())
 				if enclaveErr == nil && len(found) > 0 && html == "" {
 					return printEnclaves(cmd, found, asJSON)
 				}
@@ -84,7 +85,7 @@ here but the signature: see "cconvert verify".`,
 			return err
 		},
 	}
-	registry.add(cmd.Flags())
+	access.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&files, "files", false,
 		"list the files that the program may read, why, and of which package they are")
@@ -113,7 +114,7 @@ func (r *registryFlags) open(cmd *cobra.Command, name string) (*image.Image, err
 	if err != nil {
 		return nil, err
 	}
-	return image.Open(cmd.Context(), ref, r.options())
+	return store.Open(cmd.Context(), ref, r.options())
 }
 
 // reading says how layers are read if nothing is converted.

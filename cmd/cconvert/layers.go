@@ -8,7 +8,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
-	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -60,7 +60,7 @@ func (l *layerFlags) shared(reg registryFlags) (*indexrepo.Repo, error) {
 	}
 	r := &indexrepo.Repo{Insecure: l.insecureIndex}
 	var err error
-	if r.Artifacts, err = image.NewArtifacts(l.indexRepo, reg.insecure, reg.options()); err != nil {
+	if r.Artifacts, err = registry.NewArtifacts(l.indexRepo, reg.insecure, reg.options()); err != nil {
 		return nil, err
 	}
 	if l.indexVerify != "" {

@@ -11,6 +11,7 @@ import (
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
 func TestHarmless(t *testing.T) {
@@ -39,13 +40,13 @@ func TestMissingRuntime(t *testing.T) {
 	}
 	missing := reg.Host + "/none:1"
 	jobs := []batch.Job{job(missing), job(there), job(missing)}
-	require.NoError(t, pinRuntimes(context.Background(), jobs, image.Options{}))
+	require.NoError(t, pinRuntimes(context.Background(), jobs, registry.Options{}))
 	for _, i := range []int{0, 2} {
 		assert.Contains(t, jobs[i].Problem, "finding the runtime docker://"+missing)
 		assert.False(t, jobs[i].Passing)
 	}
 	assert.Empty(t, jobs[1].Problem)
 	assert.Equal(t, reg.Digest(t, "gramine:1"), jobs[1].Runtime.Digest)
-	assert.ErrorIs(t, pinRuntimes(context.Background(), []batch.Job{job(missing)}, image.Options{}), image.ErrNotFound,
+	assert.ErrorIs(t, pinRuntimes(context.Background(), []batch.Job{job(missing)}, registry.Options{}), image.ErrNotFound,
 		"nothing is left to do")
 }

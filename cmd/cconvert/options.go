@@ -18,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -40,15 +41,15 @@ type registryFlags struct {
 func (r *registryFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&r.insecure, "insecure", false, "speak HTTP to registries, also to those on other machines")
 	f.IntVarP(&r.jobs, "jobs", "j", 0, "layers that are read or sent at a time (default: one for each processor)")
-	f.DurationVar(&r.idle, "registry-timeout", image.DefaultIdle,
+	f.DurationVar(&r.idle, "registry-timeout", registry.DefaultIdle,
 		"how long a registry may be silent; over that time it must also send a kilobyte a second")
 	f.Var(&r.ca, "ca",
 		"PEM file of authorities whose certificates registries may have, beside those that this machine knows")
 	addLimits(f, &r.limits)
 }
 
-func (r *registryFlags) options() image.Options {
-	return image.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.ca.transport}
+func (r *registryFlags) options() registry.Options {
+	return registry.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.ca.transport}
 }
 
 // caFlag is a file of certificates.

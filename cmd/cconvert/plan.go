@@ -24,6 +24,8 @@ import (
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 )
 
@@ -131,7 +133,7 @@ const findRuntime = 5 * time.Minute
 
 // pinRuntimes finds out once which runtimes the tags in jobs name now, so that all images of a batch get the same. A
 // runtime that cannot be found is a problem of the jobs that want it, and an error if no job wants another one.
-func pinRuntimes(ctx context.Context, jobs []batch.Job, o image.Options) error {
+func pinRuntimes(ctx context.Context, jobs []batch.Job, o registry.Options) error {
 	known, missing := map[batch.Runtime]string{}, map[batch.Runtime]error{}
 	for i := range jobs {
 		r := jobs[i].Runtime
@@ -152,7 +154,7 @@ func pinRuntimes(ctx context.Context, jobs []batch.Job, o image.Options) error {
 				return err
 			}
 			limited, cancel := context.WithTimeout(ctx, findRuntime)
-			digest, err = image.ResolveTag(limited, ref, o)
+			digest, err = registry.ResolveTag(limited, ref, o)
 			cancel()
 			if err != nil {
 				missing[r] = fmt.Errorf("finding the runtime %s: %w", source, err)
@@ -226,18 +228,18 @@ func (k planKeychain) Resolve(of authn.Resource) (authn.Authenticator, error) {
 
 // catalog asks registries what they have.
 type catalog struct {
-	o        image.Options
+	o        registry.Options
 	insecure bool
 	created  *sync.Map // of an image's digest: when it was made; many tags have one image
 }
 
-func (c catalog) Repositories(ctx context.Context, registry name.Registry) iter.Seq2[string, error] {
-	return image.Repositories(ctx, registry, c.o)
+func (c catalog) Repositories(ctx context.Context, of name.Registry) iter.Seq2[string, error] {
+	return registry.Repositories(ctx, of, c.o)
 }
 
 func (c catalog) Tags(ctx context.Context, repo name.Repository) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		for tag, err := range image.Tags(ctx, repo, c.o) {
+		for tag, err := range registry.Tags(ctx, repo, c.o) {
 			if !yield(tag, none(err)) {
 				return
 			}
@@ -258,7 +260,7 @@ func (c catalog) Created(ctx context.Context, n name.Reference) (time.Time, erro
 	if err != nil {
 		return time.Time{}, err
 	}
-	img, err := image.Find(ctx, ref, c.o)
+	img, err := store.Find(ctx, ref, c.o)
 	if err != nil {
 		return time.Time{}, undated(err)
 	}
@@ -309,7 +311,7 @@ func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
 }
 
 // planJobs finds a plan's images, and makes a job of each. The plan's options were checked, as planDigest does.
-func planJobs(ctx context.Context, file string, p *plan.Plan, o image.Options, insecure bool) ([]batch.Job, error) {
+func planJobs(ctx context.Context, file string, p *plan.Plan, o registry.Options, insecure bool) ([]batch.Job, error) {
 	p.Insecure = insecure
 	o.OnlyRegistry = true // whoever may push to a repository sends nobody elsewhere
 	images, err := p.Select(ctx, file, catalog{o, insecure, new(sync.Map)})

@@ -9,15 +9,16 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 func newRebuild() *cobra.Command {
 	var (
-		registry registryFlags
-		library  runtimeFlags
-		source   string
-		asJSON   bool
+		access  registryFlags
+		library runtimeFlags
+		source  string
+		asJSON  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "rebuild IMAGE",
@@ -34,9 +35,9 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 	f.StringVar(&source, "source", "", "the image that it was made from")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	library.add(f)
-	registry.add(f)
+	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		img, err := registry.open(cmd, args[0])
+		img, err := access.open(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -46,11 +47,11 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 				return err
 			}
 		}
-		o := verify.RebuildOptions{Read: registry.reading()}
-		if o.Source, err = image.ParseReference(source, registry.insecure); err != nil {
+		o := verify.RebuildOptions{Read: access.reading()}
+		if o.Source, err = image.ParseReference(source, access.insecure); err != nil {
 			return err
 		}
-		_, load, err := library.choose(registry, cacheFlags{off: true})
+		_, load, err := library.choose(access, cacheFlags{off: true})
 		if err != nil {
 			return err
 		}
@@ -59,8 +60,8 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 		}
 		// Nothing that was kept, here or by others, is believed.
 		o.Convert = convert.Options{
-			StoreOptions: convert.StoreOptions{Image: registry.options()}, Jobs: registry.jobs, Inflate: o.Read.Inflate,
-			Limits: registry.limits,
+			StoreOptions: convert.StoreOptions{Image: access.options()}, Jobs: access.jobs, Inflate: o.Read.Inflate,
+			Limits: access.limits,
 		}
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
@@ -95,7 +96,7 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 // source would have another digest than the recipe says. But whoever can write to the registry has no say in where this
 // machine looks, so that it must be in the same registry.
 func statedSource(cmd *cobra.Command, img *image.Image) (string, error) {
-	artifacts, err := img.Referrers(cmd.Context(), attest.InTotoMediaType)
+	artifacts, err := registry.Referrers(cmd.Context(), img, attest.InTotoMediaType)
 	if err != nil {
 		return "", err
 	}

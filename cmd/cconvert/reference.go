@@ -14,7 +14,7 @@ import (
 )
 
 func newReference() *cobra.Command {
-	var registry registryFlags
+	var access registryFlags
 	var format, by, enclave string
 	var simulated bool
 	cmd := &cobra.Command{
@@ -30,7 +30,7 @@ added are fetched; verify the image before you rely on it.`,
   cconvert reference registry.example/redis:7-confidential --format rego --by signer`,
 		Args: exactArgs("IMAGE"),
 	}
-	registry.add(cmd.Flags())
+	access.add(cmd.Flags())
 	cmd.Flags().StringVar(&enclave, "enclave", "",
 		"for an image that was not converted and has several enclaves of its own: the file of one of them")
 	cmd.Flags().BoolVar(&simulated, "simulated", false,
@@ -45,12 +45,12 @@ added are fetched; verify the image before you rely on it.`,
 		if !slices.Contains(attest.Formats, format) {
 			return usagef("--format %s: there is %s", format, strings.Join(attest.Formats, ", "))
 		}
-		img, err := registry.open(cmd, args[0])
+		img, err := access.open(cmd, args[0])
 		if err != nil {
 			return err
 		}
 		defer img.Close()
-		e, err := identityOf(cmd, img, registry, enclave, simulated)
+		e, err := identityOf(cmd, img, access, enclave, simulated)
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)
 		}
@@ -66,9 +66,9 @@ added are fetched; verify the image before you rely on it.`,
 
 // identityOf reads the identity of a converted image, or of an enclave that the image has of its own.
 func identityOf(
-	cmd *cobra.Command, img *image.Image, registry registryFlags, file string, simulated bool,
+	cmd *cobra.Command, img *image.Image, access registryFlags, file string, simulated bool,
 ) (e attest.Enclave, err error) {
-	c, err := verify.Read(cmd.Context(), img, registry.reading())
+	c, err := verify.Read(cmd.Context(), img, access.reading())
 	if err == nil {
 		if c.Simulated() && !simulated {
 			return e, fmt.Errorf("%w: %s. --simulated prints them all the same, for tests", errRefused,
@@ -82,7 +82,7 @@ func identityOf(
 	if !errors.Is(err, verify.ErrNotConverted) {
 		return e, err
 	}
-	found, enclaveErr := verify.Enclaves(cmd.Context(), img, registry.reading())
+	found, enclaveErr := verify.Enclaves(cmd.Context(), img, access.reading())
 	if enclaveErr != nil {
 		return e, enclaveErr
 	}

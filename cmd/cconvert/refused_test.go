@@ -20,6 +20,8 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos"
 )
 
@@ -52,9 +54,9 @@ func TestAttestOfConverted(t *testing.T) {
 	assert.NotZero(t, code)
 	ref, err := image.ParseReference(from+"-confidential", false)
 	require.NoError(t, err)
-	img, err := image.Open(context.Background(), ref, image.Options{})
+	img, err := store.Open(context.Background(), ref, registry.Options{})
 	require.NoError(t, err)
-	artifacts, err := img.Referrers(context.Background(), attest.Kinds...)
+	artifacts, err := registry.Referrers(context.Background(), img, attest.Kinds...)
 	require.NoError(t, err)
 	assert.Empty(t, artifacts)
 }
@@ -142,9 +144,9 @@ func TestAttestStatesZeroValues(t *testing.T) {
 	require.NoError(t, err, string(out))
 	ref, err := image.ParseReference(of, false)
 	require.NoError(t, err)
-	img, err := image.Open(context.Background(), ref, image.Options{})
+	img, err := store.Open(context.Background(), ref, registry.Options{})
 	require.NoError(t, err)
-	artifacts, err := img.Referrers(context.Background(), attest.Kinds...)
+	artifacts, err := registry.Referrers(context.Background(), img, attest.Kinds...)
 	require.NoError(t, err)
 	pub, err := x509.MarshalPKIXPublicKey(public)
 	require.NoError(t, err)

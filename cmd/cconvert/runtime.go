@@ -25,7 +25,7 @@ func newRuntime() *cobra.Command {
 }
 
 func newRuntimeLock() *cobra.Command {
-	var registry registryFlags
+	var access registryFlags
 	var library runtimeFlags
 	var kept cacheFlags
 	cmd := &cobra.Command{
@@ -39,7 +39,7 @@ measurement is another one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := library.lock
 			library.lock = "" // what is pinned now does not count
-			backend, o, err := library.choose(registry, kept)
+			backend, o, err := library.choose(access, kept)
 			if err != nil {
 				return err
 			}
@@ -58,7 +58,7 @@ measurement is another one.`,
 			return nil
 		},
 	}
-	registry.add(cmd.Flags())
+	access.add(cmd.Flags())
 	library.add(cmd.Flags())
 	kept.add(cmd.Flags())
 	return cmd
@@ -86,7 +86,7 @@ type runtimeFacts struct {
 }
 
 func newRuntimeInspect() *cobra.Command {
-	var registry registryFlags
+	var access registryFlags
 	var library runtimeFlags
 	var kept cacheFlags
 	var asJSON bool
@@ -96,7 +96,7 @@ func newRuntimeInspect() *cobra.Command {
 		Example: `  cconvert runtime inspect --runtime gramine=dir:/usr`,
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			backend, o, err := library.choose(registry, kept)
+			backend, o, err := library.choose(access, kept)
 			if err != nil {
 				return err
 			}
@@ -125,7 +125,7 @@ func newRuntimeInspect() *cobra.Command {
 			return t.Flush()
 		},
 	}
-	registry.add(cmd.Flags())
+	access.add(cmd.Flags())
 	library.add(cmd.Flags())
 	kept.add(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

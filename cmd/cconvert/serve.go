@@ -72,9 +72,9 @@ func newServe() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		options.Image.Keychain, p.Insecure = keychain, own.registry.insecure
+		options.Image.Keychain, p.Insecure = keychain, own.access.insecure
 		o := service.Options{Plan: p, Image: options.Image, Keys: map[*plan.Entry][]*attest.PublicKey{}}
-		if err := readRules(file, p, own.registry.insecure, o.Keys); err != nil {
+		if err := readRules(file, p, own.access.insecure, o.Keys); err != nil {
 			return err
 		}
 		config, err := door.tls()
@@ -84,7 +84,7 @@ func newServe() *cobra.Command {
 		if o.Secret, err = door.readSecret(config); err != nil {
 			return err
 		}
-		o.Job = func(img plan.Image) (batch.Job, error) { return planJob(file, img, p, own.registry.insecure) }
+		o.Job = func(img plan.Image) (batch.Job, error) { return planJob(file, img, p, own.access.insecure) }
 
 		ctx, end := context.WithCancelCause(cmd.Context())
 		defer end(nil)
@@ -99,7 +99,7 @@ func newServe() *cobra.Command {
 				return err
 			}
 			defer signer.Close()
-			worker = newBatchWorker(options, signer, batch.Files{All: true}, own.registry.insecure, own.key.name == "")
+			worker = newBatchWorker(options, signer, batch.Files{All: true}, own.access.insecure, own.key.name == "")
 		}
 		q, err := queue.open(ctx)
 		if err != nil {

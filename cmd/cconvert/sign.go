@@ -15,6 +15,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -43,7 +44,7 @@ else you expect with --mrenclave and --signed-by.`
 type beforeFlags struct {
 	mrEnclave, signedBy, source string
 	expect                      expectFlags
-	registry                    registryFlags
+	access                      registryFlags
 }
 
 func (b *beforeFlags) add(f *pflag.FlagSet) {
@@ -52,7 +53,7 @@ func (b *beforeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&b.source, "source", "", "the image that it was made from, to be compared with it before it is signed")
 	b.expect.minSVN, b.expect.prodID = -1, -1
 	b.expect.addAccepted(f, "accept any runtime: its code runs in the enclave, and gets what is sealed to your key")
-	b.registry.add(f)
+	b.access.add(f)
 }
 
 // open verifies an image, shows what is wrong with it, and returns its enclave if that may be signed.
@@ -78,14 +79,14 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*verify.Report
 	}
 	var source *image.Image
 	if b.source != "" {
-		if source, err = b.registry.open(cmd, b.source); err != nil {
+		if source, err = b.access.open(cmd, b.source); err != nil {
 			return nil, nil, err
 		}
 		defer source.Close()
 	}
 	progress := newProgress(cmd.ErrOrStderr())
 	defer progress.finish()
-	o := b.registry.reading()
+	o := b.access.reading()
 	o.Observe = progress.Layer
 	r, e, err := verify.BeforeSigning(cmd.Context(), img, source, x, o)
 	progress.finish()
@@ -177,13 +178,13 @@ func newSign() *cobra.Command {
 func (s *signFlags) run(
 	cmd *cobra.Command, of string, sign func(*convert.Prepared) (*rsa.PublicKey, []byte, error),
 ) error {
-	source, err := image.ParseReference(of, s.before.registry.insecure)
+	source, err := image.ParseReference(of, s.before.access.insecure)
 	if err != nil {
 		return err
 	}
 	target := source
 	if s.to != "" {
-		if target, err = image.ParseReference(s.to, s.before.registry.insecure); err != nil {
+		if target, err = image.ParseReference(s.to, s.before.access.insecure); err != nil {
 			return err
 		}
 	}
@@ -192,12 +193,12 @@ func (s *signFlags) run(
 			target)
 	}
 	o := convert.StoreOptions{
-		Image: s.before.registry.options(), AllowRollback: s.rollback, ReplaceSigner: s.another,
+		Image: s.before.access.options(), AllowRollback: s.rollback, ReplaceSigner: s.another,
 	}
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err
 	}
-	img, err := image.Open(cmd.Context(), source, o.Image)
+	img, err := store.Open(cmd.Context(), source, o.Image)
 	if err != nil {
 		return err
 	}
@@ -277,7 +278,7 @@ RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "
 			if out == "" {
 				return usagef("-o FILE is needed: see --help")
 			}
-			img, err := before.registry.open(cmd, args[0])
+			img, err := before.access.open(cmd, args[0])
 			if err != nil {
 				return err
 			}

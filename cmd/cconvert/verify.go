@@ -15,6 +15,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -192,11 +193,11 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 
 func newVerify() *cobra.Command {
 	var (
-		registry registryFlags
-		expect   expectFlags
-		source   string
-		start    bool
-		asJSON   bool
+		access registryFlags
+		expect expectFlags
+		source string
+		start  bool
+		asJSON bool
 	)
 	cmd := &cobra.Command{
 		Use:     "verify IMAGE",
@@ -211,32 +212,32 @@ func newVerify() *cobra.Command {
 	f.BoolVar(&start, "start", false, "run the image's own loader, up to the point where the CPU would start the "+
 		"enclave (Linux 5.14 on x86-64; needs no SGX)")
 	expect.add(f)
-	registry.add(f)
+	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		x, err := expect.expectations()
 		if err != nil {
 			return err
 		}
-		img, err := registry.open(cmd, args[0])
+		img, err := access.open(cmd, args[0])
 		if err != nil {
 			return err
 		}
 		defer img.Close()
 		var from *image.Image
 		if source != "" {
-			if from, err = registry.open(cmd, source); err != nil {
+			if from, err = access.open(cmd, source); err != nil {
 				return err
 			}
 			defer from.Close()
 		}
-		artifacts, err := img.Referrers(cmd.Context(), attest.Kinds...)
+		artifacts, err := registry.Referrers(cmd.Context(), img, attest.Kinds...)
 		if err != nil {
 			return err
 		}
 		evidence := attest.Read(cmd.Context(), artifacts, x.Attested)
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
-		o := registry.reading()
+		o := access.reading()
 		o.Observe = progress.Layer
 		r, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
 		if errors.Is(err, verify.ErrNotConverted) {

@@ -41,7 +41,7 @@ func (w *workFlags) options() (batch.WorkOptions, error) {
 
 // ownFlags are what is a worker's own, whatever it converts.
 type ownFlags struct {
-	registry registryFlags
+	access   registryFlags
 	layers   layerFlags
 	key      keyFlags
 	evidence string // the key's file
@@ -55,13 +55,13 @@ func (o *ownFlags) add(f *pflag.FlagSet) {
 	o.layers.addShared(f)
 	f.StringVar(&o.layers.inflate, "inflate", "auto",
 		"what inflates layers: go (this program), igzip, or auto: igzip where it is installed")
-	o.registry.add(f)
+	o.access.add(f)
 }
 
 // options are the worker's own part of those of a conversion.
 func (o *ownFlags) options() (own convert.Options, err error) {
-	own.Image, own.Jobs = o.registry.options(), o.registry.jobs
-	if err := o.layers.choose(&own, o.registry); err != nil {
+	own.Image, own.Jobs = o.access.options(), o.access.jobs
+	if err := o.layers.choose(&own, o.access); err != nil {
 		return own, err
 	}
 	if own.Cache, err = o.layers.cache.store(); err != nil {
@@ -154,7 +154,7 @@ it at once, and what it had begun is given to others.`,
 				return err
 			}
 		}
-		w := newBatchWorker(options, signer, files, own.registry.insecure, own.key.name == "")
+		w := newBatchWorker(options, signer, files, own.access.insecure, own.key.name == "")
 		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)
 		return q.Work(ctx, drain, w, o)
 	}

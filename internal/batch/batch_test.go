@@ -34,6 +34,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -65,7 +66,7 @@ func newBench(t *testing.T) *bench {
 		Insecure: true,
 		Own: convert.Options{
 			Cache:        cache.Open(filepath.Join(b.dir, "cache"), cache.DefaultLimit),
-			StoreOptions: convert.StoreOptions{Image: image.Options{FirstPause: time.Millisecond}},
+			StoreOptions: convert.StoreOptions{Image: registry.Options{FirstPause: time.Millisecond}},
 		},
 	}
 	return b

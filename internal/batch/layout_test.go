@@ -15,6 +15,8 @@ import (
 
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 )
 
 // TestCutOffFromTheQueue with a layout as the target.
@@ -56,7 +58,7 @@ func TestCutOffWithALayout(t *testing.T) {
 	require.NoError(t, err)
 	ref, err := image.ParseReference(j.Target, true)
 	require.NoError(t, err)
-	img, err := image.Open(ctx, ref, image.Options{})
+	img, err := store.Open(ctx, ref, registry.Options{})
 	require.NoError(t, err)
 	defer img.Close()
 	require.Equal(t, batch.Converted, records[0].Status, records[0].Error)

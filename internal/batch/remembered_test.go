@@ -17,6 +17,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 )
 
 // A copy of an image comes without its statements: it is no reason to leave them out.
@@ -41,10 +43,10 @@ func TestUnchangedWithoutStatements(t *testing.T) {
 	statements := func() int {
 		ref, err := image.ParseReference(j.Target, true)
 		require.NoError(t, err)
-		copied, err := image.Open(ctx, ref, image.Options{})
+		copied, err := store.Open(ctx, ref, registry.Options{})
 		require.NoError(t, err)
 		defer copied.Close()
-		artifacts, err := copied.Referrers(ctx, attest.InTotoMediaType)
+		artifacts, err := registry.Referrers(ctx, copied, attest.InTotoMediaType)
 		require.NoError(t, err)
 		return len(artifacts)
 	}
@@ -72,9 +74,9 @@ func TestRememberedWithoutStatements(t *testing.T) {
 		require.NoError(t, err)
 		ref, err := image.ParseReference(out.Ref, true)
 		require.NoError(t, err)
-		img, err := image.Open(ctx, ref, image.Options{})
+		img, err := store.Open(ctx, ref, registry.Options{})
 		require.NoError(t, err)
-		artifacts, err := img.Referrers(ctx, attest.InTotoMediaType)
+		artifacts, err := registry.Referrers(ctx, img, attest.InTotoMediaType)
 		require.NoError(t, err)
 		require.NoError(t, img.Close())
 		verified := 0

@@ -34,6 +34,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -423,7 +425,7 @@ func lateRequest(t *testing.T, held func(r *http.Request, config string) bool) {
 	require.NoError(t, err)
 	ref, err := image.ParseReference(made.Ref, true)
 	require.NoError(t, err)
-	img, err := image.Open(ctx, ref, image.Options{})
+	img, err := store.Open(ctx, ref, registry.Options{})
 	require.NoError(t, err)
 	defer img.Close()
 	b.worker.Own.Cache = nil // it would know it without a look at the source
@@ -609,7 +611,7 @@ func TestSourceChangesMeanwhile(t *testing.T) {
 		require.NoError(t, os.RemoveAll(dir))
 		ref, err := image.ParseReference(b.job(i).Source, true)
 		require.NoError(t, err)
-		img, err := image.Open(context.Background(), ref, image.Options{})
+		img, err := store.Open(context.Background(), ref, registry.Options{})
 		require.NoError(t, err)
 		defer img.Close()
 		var config map[string]json.RawMessage
@@ -618,7 +620,7 @@ func TestSourceChangesMeanwhile(t *testing.T) {
 		require.NoError(t, err)
 		to, err := image.ParseReference("oci:"+dir+":1", true)
 		require.NoError(t, err)
-		require.NoError(t, image.Write(context.Background(), to, out, image.Options{}))
+		require.NoError(t, store.Write(context.Background(), to, out, registry.Options{}))
 	}
 	layout(0)
 	j := b.job(0)
@@ -654,10 +656,10 @@ func TestStatementsThatWereRemoved(t *testing.T) {
 	ref, err := image.ParseReference(j.Target, true)
 	require.NoError(t, err)
 	statements := func() int {
-		img, err := image.Open(ctx, ref, image.Options{})
+		img, err := store.Open(ctx, ref, registry.Options{})
 		require.NoError(t, err)
 		defer img.Close()
-		found, err := img.Referrers(ctx, attest.InTotoMediaType)
+		found, err := registry.Referrers(ctx, img, attest.InTotoMediaType)
 		if err != nil {
 			return 0
 		}

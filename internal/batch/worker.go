@@ -19,6 +19,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -43,7 +45,7 @@ type Worker struct {
 	Observe func(Job) convert.Observer
 
 	once     sync.Once
-	shared   image.Shared
+	shared   registry.Shared
 	mu       sync.Mutex
 	runtimes map[runtimeKey]*loadedRuntime
 	limits   map[string]*limit
@@ -151,7 +153,7 @@ func (w *Worker) convert(
 		return nil, err
 	}
 	o.Backend = &loaded{o.Backend, bundle} // what the identity says is what is used, however long it takes
-	if o.Found, err = image.Find(ctx, o.Source, o.Image); err != nil {
+	if o.Found, err = store.Find(ctx, o.Source, o.Image); err != nil {
 		return nil, err
 	}
 	out := &Outcome{
@@ -161,7 +163,7 @@ func (w *Worker) convert(
 	before := ""
 	if o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
 		// there is none, or it cannot be read: writing shows what is wrong
-		before, _ = image.At(ctx, *o.Target, o.Image)
+		before, _ = registry.At(ctx, *o.Target, o.Image)
 		if known := w.remembered(key); !j.Force && known != nil && known.Digest == before && w.stated(ctx, o, before) {
 			out.Digest, out.MREnclave, out.Findings = known.Digest, known.MREnclave, known.Findings
 			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
@@ -206,7 +208,7 @@ func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert
 	if o.Target.Transport != image.Registry {
 		return nil
 	}
-	img, err := image.Open(ctx, *o.Target, o.Image)
+	img, err := store.Open(ctx, *o.Target, o.Image)
 	if err != nil {
 		return nil // writing shows what is wrong
 	}
@@ -233,7 +235,7 @@ func (w *Worker) mayReplace(ctx context.Context, j Job, o convert.Options) error
 	if !j.ResultsOnly {
 		return nil
 	}
-	img, err := image.Open(ctx, *o.Target, o.Image)
+	img, err := store.Open(ctx, *o.Target, o.Image)
 	if errors.Is(err, image.ErrNotFound) {
 		return nil
 	}
@@ -260,12 +262,12 @@ func (w *Worker) stated(ctx context.Context, o convert.Options, digest string) b
 	if o.Evidence == nil || !o.Evidence.Required {
 		return true
 	}
-	img, err := image.Open(ctx, *o.Target, o.Image)
+	img, err := store.Open(ctx, *o.Target, o.Image)
 	if err != nil || img.Digest != digest {
 		return false
 	}
 	defer img.Close()
-	artifacts, err := img.Referrers(ctx, attest.InTotoMediaType)
+	artifacts, err := registry.Referrers(ctx, img, attest.InTotoMediaType)
 	if err != nil {
 		return false
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
 // Signatures of cosign lie under a tag that is made of the digest, as layers of their own type with the signature in an
@@ -34,10 +35,10 @@ const (
 var ErrUnsigned = errors.New("the image has no signature by one of the rule's keys")
 
 // signed looks for a signature of an image by one of the keys; the error is ErrUnsigned if there is none.
-func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o image.Options) error {
+func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o registry.Options) error {
 	digest := of.DigestStr()
 	tag := of.Context().Tag(strings.ReplaceAll(digest, ":", "-") + ".sig")
-	m, err := image.OpenManifest(ctx, tag, o)
+	m, err := registry.OpenManifest(ctx, tag, o)
 	if errors.Is(err, image.ErrNotFound) {
 		return ErrUnsigned
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
 // push is an image that a registry tells of, and the digest that was pushed; empty: it does not say. Event is what
@@ -317,7 +318,7 @@ func (s *Service) leads(ctx context.Context, of []push) bool {
 		if err != nil {
 			continue
 		}
-		if digest, err := image.ResolveTag(ctx, image.InRegistry(ref), s.o.Image); err == nil && digest == p.digest {
+		if digest, err := registry.ResolveTag(ctx, image.InRegistry(ref), s.o.Image); err == nil && digest == p.digest {
 			return true
 		}
 	}

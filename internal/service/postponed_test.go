@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
 type noQueue struct{ Queue }
@@ -37,7 +38,7 @@ func TestPostponedForLong(t *testing.T) {
 	rules, err := plan.Parse("plan.yaml",
 		fmt.Appendf(nil, "version: 1\nconvert:\n- {repository: %s/app, allowUnsigned: true}\n", host))
 	require.NoError(t, err)
-	s := New(Options{Plan: rules, Queue: noQueue{}, Image: image.Options{FirstPause: time.Millisecond}})
+	s := New(Options{Plan: rules, Queue: noQueue{}, Image: registry.Options{FirstPause: time.Millisecond}})
 	ref, err := image.ParseRepository(host+"/app", true)
 	require.NoError(t, err)
 	_, img, err := rules.Rule(ref.Tag("1"))

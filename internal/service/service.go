@@ -24,6 +24,7 @@ import (
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
 // Queue is where conversions are asked for.
@@ -42,7 +43,7 @@ type Options struct {
 	// Job makes the job for an image of the plan.
 	Job   func(plan.Image) (batch.Job, error)
 	Queue Queue
-	Image image.Options
+	Image registry.Options
 	// Secret must be in every request, as a bearer token or as the password of basic authentication, but where the
 	// client has shown a certificate. Empty: only such clients are served.
 	Secret string
@@ -371,7 +372,7 @@ func (s *Service) isOf(last batch.Last, repo name.Repository) bool {
 // second and a half.
 func (s *Service) resolve(ctx context.Context, ref name.Reference, pushed string) (digest string, err error) {
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
-		digest, err = image.ResolveTag(ctx, image.InRegistry(ref), s.o.Image)
+		digest, err = registry.ResolveTag(ctx, image.InRegistry(ref), s.o.Image)
 		missing := err != nil && codeOf(err) == http.StatusNotFound
 		if pushed == "" || digest == pushed || err != nil && !missing {
 			return digest, err

@@ -46,6 +46,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -83,7 +84,7 @@ func newPlace(t *testing.T, changes ...func(*service.Options)) *place {
 		Name: "test", Files: batch.Files{Dirs: []string{dir}}, Insecure: true, Signer: key,
 		Backends: []libos.Backend{sim.Backend{}},
 		Own: convert.Options{
-			StoreOptions: convert.StoreOptions{Image: image.Options{FirstPause: time.Millisecond}},
+			StoreOptions: convert.StoreOptions{Image: registry.Options{FirstPause: time.Millisecond}},
 		},
 	}
 
@@ -99,7 +100,7 @@ convert:
 `, p.reg.Host, p.silent.Host))
 	require.NoError(t, err)
 	o := service.Options{
-		Plan: rules, Image: image.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond},
+		Plan: rules, Image: registry.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond},
 		Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{},
 	}
 	for _, k := range p.keys {

@@ -20,6 +20,8 @@ import (
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -78,7 +80,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		o.Observer = nobody{}
 	}
 	if o.Image.Shared == nil {
-		o.Image.Shared = &image.Shared{}
+		o.Image.Shared = &registry.Shared{}
 	}
 	watch := startWatch()
 	var begun *destination
@@ -184,7 +186,7 @@ func read(ctx context.Context, o Options) (*inputs, error) {
 	if o.Found != nil {
 		in.source, err = o.Found.Open(ctx)
 	} else {
-		in.source, err = image.Open(ctx, o.Source, o.Image)
+		in.source, err = store.Open(ctx, o.Source, o.Image)
 	}
 	if err != nil {
 		stop()

@@ -34,6 +34,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -77,7 +79,7 @@ func options(t testing.TB, from string) convert.Options {
 		Launch: launch.Options{Enclave: launch.Enclave{
 			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
 		}},
-		StoreOptions: convert.StoreOptions{Image: image.Options{FirstPause: time.Millisecond}},
+		StoreOptions: convert.StoreOptions{Image: registry.Options{FirstPause: time.Millisecond}},
 	}
 }
 
@@ -145,7 +147,7 @@ func TestOutputImage(t *testing.T) {
 	}
 	assert.Equal(t, types.DockerLayer, m.Layers[3].MediaType, "media types follow the source's")
 
-	back, err := image.Open(context.Background(), parse(t, r.Output.Ref), image.Options{})
+	back, err := store.Open(context.Background(), parse(t, r.Output.Ref), registry.Options{})
 	require.NoError(t, err)
 	read, err := verify.Read(context.Background(), back, verify.Options{})
 	require.NoError(t, err)
@@ -483,7 +485,7 @@ func TestOverlay(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 4, r.MaxThreads)
 	assert.EqualValues(t, 128<<20, r.EnclaveSize)
-	img, err := image.Open(context.Background(), parse(t, r.Output.Ref), image.Options{})
+	img, err := store.Open(context.Background(), parse(t, r.Output.Ref), registry.Options{})
 	require.NoError(t, err)
 	c, err := verify.Read(context.Background(), img, verify.Options{})
 	require.NoError(t, err)

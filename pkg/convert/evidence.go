@@ -7,6 +7,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -59,7 +60,7 @@ func (p *Prepared) asStated(ctx context.Context, identity *attest.Identity, by *
 			identity.Source = attest.Resource{}
 		}
 	}
-	artifacts, err := p.base.Referrers(ctx, attest.InTotoMediaType)
+	artifacts, err := registry.Referrers(ctx, p.base, attest.InTotoMediaType)
 	if ctx.Err() != nil || err != nil && by.Required {
 		return err
 	}

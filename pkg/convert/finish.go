@@ -10,13 +10,14 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // StoreOptions say how a result is stored.
 type StoreOptions struct {
 	// Image says how images are fetched and stored.
-	Image image.Options
+	Image registry.Options
 	// Evidence is attached to the result in registries; nil: nothing is.
 	Evidence *Evidence
 	// AllowRollback lets it replace an image with a higher security version number, ReplaceSigner one that another key

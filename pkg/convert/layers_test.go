@@ -35,7 +35,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
-	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 )
 
@@ -148,7 +148,7 @@ func TestSharedIndexes(t *testing.T) {
 	var asked []string
 	convertWith := func(repo *indexrepo.Repo, store cache.Store) (*convert.Result, int) {
 		var err error
-		repo.Artifacts, err = image.NewArtifacts(reg.Host+"/fleet/index", false, image.Options{FirstPause: 1})
+		repo.Artifacts, err = registry.NewArtifacts(reg.Host+"/fleet/index", false, registry.Options{FirstPause: 1})
 		require.NoError(t, err)
 		o := options(t, from)
 		o.Shared, o.Cache = repo, store
@@ -204,7 +204,7 @@ func TestSharedIndexes(t *testing.T) {
 	assert.Equal(t, convert.LayerCounts{Read: 1, Shared: 1}, fifth.Layers)
 	assert.Equal(t, []string{finding.IndexRejected}, codes(fifth.Findings, "index-"))
 	assert.Equal(t, first.Output.Digest, fifth.Output.Digest)
-	artifacts, err := image.NewArtifacts(reg.Host+"/fleet/index", false, image.Options{})
+	artifacts, err := registry.NewArtifacts(reg.Host+"/fleet/index", false, registry.Options{})
 	require.NoError(t, err)
 	for _, tag := range tags {
 		key := strings.Replace(tag, "-sha256-", "/sha256-", 1)
@@ -222,7 +222,7 @@ func TestSharedIndexes(t *testing.T) {
 	_, err = run(context.Background(), t, warm, reg.Host+"/src:2")
 	require.NoError(t, err)
 	warm.Shared = &indexrepo.Repo{Sign: sign}
-	warm.Shared.Artifacts, err = image.NewArtifacts(reg.Host+"/fleet/late", false, image.Options{FirstPause: 1})
+	warm.Shared.Artifacts, err = registry.NewArtifacts(reg.Host+"/fleet/late", false, registry.Options{FirstPause: 1})
 	require.NoError(t, err)
 	for _, want := range []int{2, 0} {
 		reg.Intercept(nil)
@@ -261,7 +261,7 @@ func TestSharedIndexes(t *testing.T) {
 	// One that does not answer is asked once.
 	silent := fixture.NewRegistry(t)
 	silent.Silence(t)
-	mute, err := image.NewArtifacts(silent.Host+"/fleet/index", true, image.Options{})
+	mute, err := registry.NewArtifacts(silent.Host+"/fleet/index", true, registry.Options{})
 	require.NoError(t, err)
 	reg.Intercept(nil)
 	quiet := options(t, from)
@@ -479,7 +479,7 @@ func TestInsecureIndexOfAnother(t *testing.T) {
 	from := reg.Push(t, "src:1", sample(t))
 	store := cache.Open(t.TempDir(), cache.DefaultLimit)
 	with := func(repository string, store cache.Store) *convert.Result {
-		artifacts, err := image.NewArtifacts(reg.Host+repository, false, image.Options{FirstPause: 1})
+		artifacts, err := registry.NewArtifacts(reg.Host+repository, false, registry.Options{FirstPause: 1})
 		require.NoError(t, err)
 		o := options(t, from)
 		o.Shared, o.Cache = &indexrepo.Repo{Insecure: true, Artifacts: artifacts}, store

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -32,14 +34,14 @@ func (e *RollbackError) Error() string {
 
 // destination is where a result goes.
 type destination struct {
-	upload *image.Upload
+	upload image.Upload
 	// present returns the enclave of the image that is there now, signed or not; nil if there is none.
 	present func() (*sgx.SigStruct, error)
 }
 
 // openDestination begins to ask what is there now. A destination must be closed.
-func openDestination(ctx context.Context, to image.Reference, o image.Options) *destination {
-	upload := image.NewUpload(ctx, to, o)
+func openDestination(ctx context.Context, to image.Reference, o registry.Options) *destination {
+	upload := store.NewUpload(ctx, to, o)
 	return &destination{upload, ahead(func() (*sgx.SigStruct, error) { return present(upload) })}
 }
 
@@ -74,7 +76,7 @@ func (d *destination) check(enclave *sgx.SigStruct, o StoreOptions) error {
 }
 
 // present returns the enclave of the image that the upload would replace, signed or not, or nil.
-func present(upload *image.Upload) (*sgx.SigStruct, error) {
+func present(upload image.Upload) (*sgx.SigStruct, error) {
 	now, err := upload.Current()
 	if err != nil && !image.Transient(err) && upload.Context().Err() == nil {
 		err = fmt.Errorf("%w: %w", ErrVersionUnknown, err)

@@ -30,6 +30,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
@@ -50,7 +52,7 @@ func unsigned(t *testing.T, o convert.Options, to string) {
 
 func enclave(t *testing.T, ref string) *convert.Prepared {
 	t.Helper()
-	img, err := image.Open(context.Background(), parse(t, ref), image.Options{})
+	img, err := store.Open(context.Background(), parse(t, ref), registry.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { img.Close() })
 	e, err := convert.OpenEnclave(context.Background(), img, backends)
@@ -58,7 +60,7 @@ func enclave(t *testing.T, ref string) *convert.Prepared {
 	return e
 }
 
-func store(
+func finish(
 	t *testing.T, e *convert.Prepared, key *sgx.Key, to string, o convert.StoreOptions,
 ) (*convert.Result, error) {
 	t.Helper()
@@ -81,12 +83,12 @@ func TestSigningLater(t *testing.T) {
 	e := enclave(t, reg.Host+"/dst:1")
 	assert.Equal(t, want.MREnclave, e.SigStruct.MREnclave)
 	before := len(reg.Requests())
-	out, err := store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
+	out, err := finish(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
 		convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
 	assert.Equal(t, want.Output.Digest, out.Output.Digest)
 	assert.Equal(t, want.Output.Digest, reg.Digest(t, "dst:1"))
-	img, err := image.Open(context.Background(), parse(t, reg.Host+"/dst:1"), image.Options{})
+	img, err := store.Open(context.Background(), parse(t, reg.Host+"/dst:1"), registry.Options{})
 	require.NoError(t, err)
 	for _, r := range reg.Requests()[before:] {
 		for _, l := range img.Layers[:len(img.Layers)-1] {
@@ -98,17 +100,17 @@ func TestSigningLater(t *testing.T) {
 	require.NoError(t, err)
 	e = enclave(t, reg.Host+"/dst:1")
 	assert.Equal(t, want.MRSigner, e.Now.MRSigner())
-	out, err = store(t, e, other, reg.Host+"/dst:2", convert.StoreOptions{Evidence: o.Evidence})
+	out, err = finish(t, e, other, reg.Host+"/dst:2", convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
 	assert.NotEqual(t, want.Output.Digest, out.Output.Digest)
-	again, err := store(t, enclave(t, reg.Host+"/dst:2"), signer(t), reg.Host+"/dst:3", convert.StoreOptions{})
+	again, err := finish(t, enclave(t, reg.Host+"/dst:2"), signer(t), reg.Host+"/dst:3", convert.StoreOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, want.Output.Digest, again.Output.Digest)
 
 	// What was attached to the image is attached to the new one, about the new signer.
-	img, err = image.Open(context.Background(), parse(t, reg.Host+"/dst:2"), image.Options{})
+	img, err = store.Open(context.Background(), parse(t, reg.Host+"/dst:2"), registry.Options{})
 	require.NoError(t, err)
-	artifacts, err := img.Referrers(context.Background(), attest.Kinds...)
+	artifacts, err := registry.Referrers(context.Background(), img, attest.Kinds...)
 	require.NoError(t, err)
 	public, err := other.Public(context.Background())
 	require.NoError(t, err)
@@ -144,7 +146,7 @@ func TestSigningRefuses(t *testing.T) {
 	assert.ErrorContains(t, err, "does not belong to this enclave")
 	assert.Equal(t, before, reg.Digest(t, "dst:1"))
 
-	img, err := image.Open(ctx, parse(t, from), image.Options{})
+	img, err := store.Open(ctx, parse(t, from), registry.Options{})
 	require.NoError(t, err)
 	_, err = convert.OpenEnclave(ctx, img, backends)
 	assert.ErrorIs(t, err, convert.ErrNotOurs)
@@ -162,7 +164,7 @@ func TestTestKey(t *testing.T) {
 		return strings.ReplaceAll(manifest, "/cconvert/sim/", "/cconvert/gramine/")
 	}
 	forge(t, reg, "dst:1", "dst:2", map[string]func(string) string{libos.ManifestPath: real})
-	img, err := image.Open(context.Background(), parse(t, reg.Host+"/dst:2"), image.Options{})
+	img, err := store.Open(context.Background(), parse(t, reg.Host+"/dst:2"), registry.Options{})
 	require.NoError(t, err)
 	_, err = convert.OpenEnclave(context.Background(), img, backends)
 	assert.ErrorIs(t, err, convert.ErrNotOurs)
@@ -238,14 +240,14 @@ func TestForgedStructure(t *testing.T) {
 			b[at] ^= 0x10
 			return string(b)
 		}})
-		img, err := image.Open(context.Background(), parse(t, reg.Host+"/dst:2"), image.Options{})
+		img, err := store.Open(context.Background(), parse(t, reg.Host+"/dst:2"), registry.Options{})
 		require.NoError(t, err)
 		_, err = convert.OpenEnclave(context.Background(), img, backends)
 		assert.ErrorContains(t, err, "something else than the manifest", what)
 	}
 	// A configuration without labels is completed, and not a panic.
 	forge(t, reg, "dst:1", "dst:3", map[string]func(string) string{"config": func(s string) string { return s }})
-	_, err := store(t, enclave(t, reg.Host+"/dst:3"), signer(t), reg.Host+"/dst:4", convert.StoreOptions{})
+	_, err := finish(t, enclave(t, reg.Host+"/dst:3"), signer(t), reg.Host+"/dst:4", convert.StoreOptions{})
 	assert.NoError(t, err)
 }
 
@@ -261,12 +263,12 @@ func TestForgedEvidence(t *testing.T) {
 		unsigned(t, o, reg.Host+"/"+name+":1")
 		e := enclave(t, reg.Host+"/"+name+":1")
 		e.SourceChecked = name == "checked"
-		_, err := store(t, e, signer(t), reg.Host+"/"+name+":2",
+		_, err := finish(t, e, signer(t), reg.Host+"/"+name+":2",
 			convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}})
 		require.NoError(t, err)
-		img, err := image.Open(ctx, parse(t, reg.Host+"/"+name+":2"), image.Options{})
+		img, err := store.Open(ctx, parse(t, reg.Host+"/"+name+":2"), registry.Options{})
 		require.NoError(t, err)
-		artifacts, err := img.Referrers(ctx, attest.InTotoMediaType)
+		artifacts, err := registry.Referrers(ctx, img, attest.InTotoMediaType)
 		require.NoError(t, err)
 		require.Len(t, artifacts, map[string]int{"mine": 2, "others": 1, "checked": 1}[name],
 			"no provenance of what nobody has looked at")
@@ -292,7 +294,7 @@ func TestForgedEvidence(t *testing.T) {
 		}
 		return false
 	})
-	r, err := store(t, e, signer(t), reg.Host+"/dst:2", convert.StoreOptions{Evidence: &convert.Evidence{}})
+	r, err := finish(t, e, signer(t), reg.Host+"/dst:2", convert.StoreOptions{Evidence: &convert.Evidence{}})
 	reg.Intercept(nil)
 	require.NoError(t, err)
 	require.Len(t, r.Findings, 1, "stored, without evidence")
@@ -340,10 +342,10 @@ func TestRollback(t *testing.T) {
 		o := o
 		o.Launch.Enclave.ISVSVN = 1
 		unsigned(t, o, reg.Host+"/low:1")
-		_, err := store(t, enclave(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{})
+		_, err := finish(t, enclave(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{})
 		var rollback *convert.RollbackError
 		require.ErrorAs(t, err, &rollback, place)
-		_, err = store(t, enclave(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{AllowRollback: true})
+		_, err = finish(t, enclave(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{AllowRollback: true})
 		require.NoError(t, err)
 		require.NoError(t, convertTo(0, true, true))
 	}
@@ -393,7 +395,7 @@ func TestRollback(t *testing.T) {
 			return text + "[sgx.x]\n" + keys.String()
 		},
 	})
-	img, err := image.Open(ctx, parse(t, reg.Host+"/dst:11"), image.Options{})
+	img, err := store.Open(ctx, parse(t, reg.Host+"/dst:11"), registry.Options{})
 	require.NoError(t, err)
 	_, err = convert.OpenEnclave(ctx, img, []libos.Backend{o.Backend})
 	assert.ErrorContains(t, err, "more than 10000 keys")
@@ -500,12 +502,12 @@ func TestReplacedSigner(t *testing.T) {
 		}
 		require.NoError(t, attempt(signer(t), known, false), "its own signer")
 	}
-	_, err = store(t, enclave(t, reg.Host+"/dst:1"), other, reg.Host+"/dst:1", convert.StoreOptions{})
+	_, err = finish(t, enclave(t, reg.Host+"/dst:1"), other, reg.Host+"/dst:1", convert.StoreOptions{})
 	require.ErrorAs(t, err, &changed)
 	assert.Equal(t, first.Output.Digest, reg.Digest(t, "dst:1"))
 	require.NoError(t, attempt(other, true, true))
 	assert.NotEqual(t, first.Output.Digest, reg.Digest(t, "dst:1"))
-	_, err = store(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
+	_, err = finish(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
 		convert.StoreOptions{ReplaceSigner: true})
 	require.NoError(t, err)
 	// What must not be read may be anybody's; some registries deny reading to those who ask for that alone.

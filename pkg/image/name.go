@@ -2,11 +2,14 @@ package image
 
 import (
 	"fmt"
+	"net"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // tagGrammar is that of the OCI distribution specification, "Pulling manifests".
@@ -160,4 +163,26 @@ func givenTag(n name.Reference) string {
 		return tagged.Tag()
 	}
 	return ""
+}
+
+// OnThisMachine reports whether a host, without a port, is the machine itself.
+func OnThisMachine(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// AllowsHTTP reports whether a registry's name was parsed as one that may be spoken to over HTTP.
+func AllowsHTTP(r name.Registry) bool {
+	insecure, err := name.NewRegistry(r.Name(), name.Insecure)
+	return err == nil && insecure == r
+}
+
+// isInside reports whether what follows an archive's file names an image by its ID or place.
+func isInside(s string) bool {
+	if at, ok := strings.CutPrefix(s, "@"); ok {
+		n, err := strconv.Atoi(at)
+		return err == nil && n >= 0 && strconv.Itoa(n) == at
+	}
+	_, err := v1.NewHash(s)
+	return err == nil && strings.HasPrefix(s, "sha256:")
 }

@@ -28,7 +28,7 @@ type NewLayer struct {
 
 // BlobLayer is a layer of which the blob is known, and the digest of the archive in it.
 func BlobLayer(blob []byte, diffID string) NewLayer {
-	return NewLayer{digestOf(blob), diffID, len(blob), func() ([]byte, error) { return blob, nil }}
+	return NewLayer{DigestOf(blob), diffID, len(blob), func() ([]byte, error) { return blob, nil }}
 }
 
 // LayerWriter compresses a layer while its tar archive is written to it: the same archive gives the same layer.
@@ -85,12 +85,14 @@ type Output struct {
 	// Added is how many bytes the new layers have, compressed.
 	Added int
 
-	source    Reference
-	session   *registrySession
-	manifest  []byte
-	config    []byte
-	mediaType types.MediaType
-	layers    []v1.Layer
+	// Source is what the layers below are from, and Origin that of the image there.
+	Source Reference
+	Origin any
+	// Manifest and Config are as they are to be stored.
+	Manifest, Config []byte
+	MediaType        types.MediaType
+	// Blobs are the layers in the form in which they are sent.
+	Blobs []v1.Layer
 }
 
 // Below returns an image without its topmost layers, for others to be put in their place.
@@ -101,8 +103,8 @@ func (img *Image) Below(layers int) (*Image, error) {
 	}
 	below := *img
 	below.Layers = img.Layers[:left]
-	below.manifest = func() ([]byte, error) {
-		raw, err := img.manifest()
+	below.Manifest = func() ([]byte, error) {
+		raw, err := img.Manifest()
 		if err != nil {
 			return nil, err
 		}
@@ -126,7 +128,7 @@ func (img *Image) Below(layers int) (*Image, error) {
 // not about layers or configuration, but for annotations that steer engines. Config is the new configuration but for
 // its rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
 func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Output, error) {
-	raw, err := img.manifest()
+	raw, err := img.Manifest()
 	if err != nil {
 		return nil, err
 	}
@@ -146,17 +148,17 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 		return nil, fmt.Errorf("reading the configuration's rootfs: %w", err)
 	}
 	configType := types.OCIConfigJSON
-	if img.mediaType == types.DockerManifestSchema2 {
+	if img.MediaType == types.DockerManifestSchema2 {
 		configType = types.DockerConfigJSON
 	}
 	if len(rootfs.DiffIDs) != len(img.Layers) {
 		return nil, fmt.Errorf("the configuration lists %d layers, %d were read", len(rootfs.DiffIDs), len(img.Layers))
 	}
-	out := &Output{source: img.Ref, session: img.session, mediaType: img.mediaType}
+	out := &Output{Source: img.Ref, Origin: img.Origin, MediaType: img.MediaType}
 	for _, l := range img.Layers {
-		out.layers = append(out.layers, l.push)
+		out.Blobs = append(out.Blobs, l.Push)
 	}
-	added, descriptors, err := newLayers(img.mediaType, add)
+	added, descriptors, err := NewLayers(img.MediaType, add)
 	if err != nil {
 		return nil, err
 	}
@@ -172,15 +174,15 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 			return nil, err
 		}
 		layers = append(layers, raw)
-		out.layers = append(out.layers, added[i])
+		out.Blobs = append(out.Blobs, added[i])
 	}
 	if config["rootfs"], err = json.Marshal(rootfs); err != nil {
 		return nil, err
 	}
-	if out.config, err = json.Marshal(config); err != nil {
+	if out.Config, err = json.Marshal(config); err != nil {
 		return nil, err
 	}
-	out.ImageID = digestOf(out.config)
+	out.ImageID = DigestOf(out.Config)
 	configDigest, err := v1.NewHash(out.ImageID)
 	if err != nil {
 		return nil, err
@@ -190,7 +192,7 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 		return nil, err
 	}
 	manifest["config"],
-		err = json.Marshal(v1.Descriptor{MediaType: configType, Size: int64(len(out.config)), Digest: configDigest})
+		err = json.Marshal(v1.Descriptor{MediaType: configType, Size: int64(len(out.Config)), Digest: configDigest})
 	if err != nil {
 		return nil, err
 	}
@@ -199,15 +201,15 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 			return nil, err
 		}
 	}
-	if out.manifest, err = json.Marshal(manifest); err != nil {
+	if out.Manifest, err = json.Marshal(manifest); err != nil {
 		return nil, err
 	}
-	out.Digest = digestOf(out.manifest)
+	out.Digest = DigestOf(out.Manifest)
 	return out, nil
 }
 
 // newLayers returns new layers of an image, with the media type that suits the manifest's.
-func newLayers(manifest types.MediaType, add []NewLayer) ([]v1.Layer, []v1.Descriptor, error) {
+func NewLayers(manifest types.MediaType, add []NewLayer) ([]v1.Layer, []v1.Descriptor, error) {
 	mt := types.OCILayer
 	if manifest == types.DockerManifestSchema2 {
 		mt = types.DockerLayer
@@ -260,17 +262,18 @@ func (l *addedLayer) Uncompressed() (io.ReadCloser, error) {
 // output is a v1.Image over an Output, whose fields have the methods' names.
 type output struct{ *Output }
 
-var _ v1.Image = output{}
+// Image returns the image in go-containerregistry's form.
+func (img *Output) Image() v1.Image { return output{img} }
 
-func (o output) MediaType() (types.MediaType, error) { return o.mediaType, nil }
-func (o output) Size() (int64, error)                { return int64(len(o.manifest)), nil }
+func (o output) MediaType() (types.MediaType, error) { return o.Output.MediaType, nil }
+func (o output) Size() (int64, error)                { return int64(len(o.Output.Manifest)), nil }
 func (o output) ConfigName() (v1.Hash, error)        { return v1.NewHash(o.ImageID) }
 func (o output) ConfigFile() (*v1.ConfigFile, error) { return partial.ConfigFile(o) }
-func (o output) RawConfigFile() ([]byte, error)      { return o.config, nil }
+func (o output) RawConfigFile() ([]byte, error)      { return o.Output.Config, nil }
 func (o output) Digest() (v1.Hash, error)            { return v1.NewHash(o.Output.Digest) }
 func (o output) Manifest() (*v1.Manifest, error)     { return partial.Manifest(o) }
-func (o output) RawManifest() ([]byte, error)        { return o.manifest, nil }
-func (o output) Layers() ([]v1.Layer, error)         { return o.layers, nil }
+func (o output) RawManifest() ([]byte, error)        { return o.Output.Manifest, nil }
+func (o output) Layers() ([]v1.Layer, error)         { return o.Blobs, nil }
 
 func (o output) LayerByDigest(h v1.Hash) (v1.Layer, error) {
 	return o.find(h, v1.Layer.Digest)
@@ -281,7 +284,7 @@ func (o output) LayerByDiffID(h v1.Hash) (v1.Layer, error) {
 }
 
 func (o output) find(h v1.Hash, by func(v1.Layer) (v1.Hash, error)) (v1.Layer, error) {
-	for _, l := range o.layers {
+	for _, l := range o.Blobs {
 		if got, err := by(l); err == nil && got == h {
 			return l, nil
 		}
@@ -289,23 +292,30 @@ func (o output) find(h v1.Hash, by func(v1.Layer) (v1.Hash, error)) (v1.Layer, e
 	return nil, errors.New("no layer " + h.String())
 }
 
-// configLayer is the configuration as a blob to be uploaded.
-func configLayer(img *Output) v1.Layer {
+// ConfigBlob is the configuration as a blob to be stored.
+func (img *Output) ConfigBlob() v1.Layer {
 	mt := types.OCIConfigJSON
-	if img.mediaType == types.DockerManifestSchema2 {
+	if img.MediaType == types.DockerManifestSchema2 {
 		mt = types.DockerConfigJSON
 	}
-	return static.NewLayer(img.config, mt)
+	return static.NewLayer(img.Config, mt)
 }
 
 // Name returns the name by which a stored image is found for certain, and the digest in it: in a registry
 // or layout that of the manifest, in an archive or daemon, which know no manifests, the image's ID.
-func (out *Output) Name(at Reference) (ref, digest string) {
+func (img *Output) Name(at Reference) (ref, digest string) {
 	switch at.Transport {
 	case Registry:
-		return at.Name.Context().Name() + "@" + out.Digest, out.Digest
+		return at.Name.Context().Name() + "@" + img.Digest, img.Digest
 	case OCILayout, OCIArchive:
-		return string(at.Transport) + ":" + at.Path + "@" + out.Digest, out.Digest
+		return string(at.Transport) + ":" + at.Path + "@" + img.Digest, img.Digest
 	}
-	return out.ImageID, out.ImageID
+	return img.ImageID, img.ImageID
+}
+
+// KeptByReference reports whether a layer is left where its descriptor says that it is (OCI image specification,
+// "Non-Distributable Layers"). One that does not say so can only be in the image's own place.
+func KeptByReference(l v1.Layer) bool {
+	d, err := partial.Descriptor(l)
+	return err == nil && d.MediaType.IsLayer() && !d.MediaType.IsDistributable() && len(d.URLs) > 0
 }

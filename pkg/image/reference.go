@@ -174,7 +174,7 @@ func (r Reference) Place() string {
 	// that may be spoken.
 	registry := r.Name.Context().Registry
 	host := strings.TrimSuffix(strings.ToLower(registry.RegistryStr()), ":443")
-	if allowsHTTP(registry) || onThisMachine((&url.URL{Host: host}).Hostname()) {
+	if AllowsHTTP(registry) || OnThisMachine((&url.URL{Host: host}).Hostname()) {
 		host = strings.TrimSuffix(host, ":80")
 	}
 	return "docker://" + host + strings.TrimPrefix(r.Name.Name(), r.Name.Context().RegistryStr())

@@ -15,7 +15,7 @@ var describing = []string{
 	"org.opencontainers.image.", "com.docker.official-images.", "vnd.docker.reference.", "org.label-schema.",
 }
 
-func steers(annotation string) bool {
+func Steers(annotation string) bool {
 	return !slices.ContainsFunc(describing, func(prefix string) bool { return strings.HasPrefix(annotation, prefix) })
 }
 
@@ -26,16 +26,16 @@ func (img *Image) Steering() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	maps.DeleteFunc(annotations, func(name, _ string) bool { return !steers(name) })
+	maps.DeleteFunc(annotations, func(name, _ string) bool { return !Steers(name) })
 	return slices.Sorted(maps.Keys(annotations)), nil
 }
 
 // Annotations returns those of the image's manifest.
 func (img *Image) Annotations() (map[string]string, error) {
-	if img.manifest == nil { // it is one of nothing but a configuration
+	if img.Manifest == nil { // it is one of nothing but a configuration
 		return nil, nil
 	}
-	raw, err := img.manifest()
+	raw, err := img.Manifest()
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func withoutSteering(annotations json.RawMessage) (json.RawMessage, error) {
 		return nil, fmt.Errorf("reading the manifest's annotations: %w", err)
 	}
 	before := len(all)
-	maps.DeleteFunc(all, func(name string, _ json.RawMessage) bool { return steers(name) })
+	maps.DeleteFunc(all, func(name string, _ json.RawMessage) bool { return Steers(name) })
 	if len(all) == before {
 		return annotations, nil
 	}

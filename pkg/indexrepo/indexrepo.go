@@ -18,6 +18,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
 const (
@@ -39,7 +40,7 @@ var (
 
 // Repo is a repository of indexes.
 type Repo struct {
-	Artifacts *image.Artifacts
+	Artifacts *registry.Artifacts
 	// Verify is the key by which entries must be signed. Without it none is used, unless Insecure is set.
 	Verify   *attest.PublicKey
 	Insecure bool

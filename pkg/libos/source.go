@@ -22,6 +22,8 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -34,7 +36,7 @@ type LoadOptions struct {
 	// Digest pins the image that Source names, Layer the runtime's layer, as "sha256:…".
 	Digest, Layer string
 	// Image says how images are fetched; Insecure allows HTTP.
-	Image    image.Options
+	Image    registry.Options
 	Insecure bool
 	// Cache keeps packed runtimes between runs; nil: they are not kept.
 	Cache cache.Store
@@ -66,7 +68,7 @@ func OpenSource(ctx context.Context, source string, o LoadOptions) (Source, erro
 	if err != nil {
 		return nil, err
 	}
-	img, err := image.Open(ctx, ref, o.Image)
+	img, err := store.Open(ctx, ref, o.Image)
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,8 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -349,7 +351,7 @@ func TestAmbiguousConfiguration(t *testing.T) {
 		require.NoError(t, err)
 		resp.Body.Close()
 		require.Equal(t, http.StatusCreated, resp.StatusCode)
-		_, err = image.Open(context.Background(), parse(t, tag.String()), image.Options{})
+		_, err = store.Open(context.Background(), parse(t, tag.String()), registry.Options{})
 		assert.ErrorContains(t, err, "is there twice", c[1])
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
+	server "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -27,6 +27,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -51,7 +52,7 @@ func keys(t testing.TB) map[string]*attest.PrivateKey {
 
 func referrers(t testing.TB, img *image.Image) []image.Artifact {
 	t.Helper()
-	list, err := img.Referrers(context.Background(), attest.Kinds...)
+	list, err := registry.Referrers(context.Background(), img, attest.Kinds...)
 	require.NoError(t, err)
 	return list
 }
@@ -60,7 +61,7 @@ func referrers(t testing.TB, img *image.Image) []image.Artifact {
 func TestEvidence(t *testing.T) {
 	for _, api := range []bool{true, false} {
 		for kind, key := range keys(t) {
-			reg := fixture.NewRegistry(t, registry.WithReferrersSupport(api))
+			reg := fixture.NewRegistry(t, server.WithReferrersSupport(api))
 			o := enclaved(t, reg.Push(t, "src:1", sample(t)))
 			o.Evidence = &convert.Evidence{Key: key, Version: "test"}
 			for range 2 { // the second time nothing is added

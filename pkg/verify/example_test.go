@@ -8,6 +8,8 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -28,7 +30,7 @@ func ExampleVerify() {
 	if err != nil {
 		panic(err)
 	}
-	img, err := image.Open(ctx, ref, image.Options{})
+	img, err := store.Open(ctx, ref, registry.Options{})
 	if err != nil {
 		panic(err)
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -146,7 +147,7 @@ func TestStatedRuntime(t *testing.T) {
 		Evidence: &convert.Evidence{Key: key, Required: true},
 	})
 	require.NoError(t, err)
-	artifacts, err := open(t, a.reg.Host+"/prod:1").Referrers(ctx, attest.Kinds...)
+	artifacts, err := registry.Referrers(ctx, open(t, a.reg.Host+"/prod:1"), attest.Kinds...)
 	require.NoError(t, err)
 	stated := 0
 	for _, f := range attest.Read(ctx, artifacts, &key.PublicKey) {

@@ -27,6 +27,8 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -44,7 +46,7 @@ func parse(t testing.TB, s string) image.Reference {
 
 func open(t testing.TB, s string) *image.Image {
 	t.Helper()
-	img, err := image.Open(context.Background(), parse(t, s), image.Options{FirstPause: time.Millisecond})
+	img, err := store.Open(context.Background(), parse(t, s), registry.Options{FirstPause: time.Millisecond})
 	require.NoError(t, err)
 	t.Cleanup(func() { img.Close() })
 	return img
@@ -70,7 +72,7 @@ func options(t testing.TB, from string) convert.Options {
 			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
 		}},
 		StoreOptions: convert.StoreOptions{
-			Image: image.Options{FirstPause: time.Millisecond}, AllowRollback: true, ReplaceSigner: true,
+			Image: registry.Options{FirstPause: time.Millisecond}, AllowRollback: true, ReplaceSigner: true,
 		},
 	}
 }

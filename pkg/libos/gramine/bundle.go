@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/templates"
@@ -109,7 +110,7 @@ func (l *loading) resolve() (source, key string, err error) {
 	_, tagged := ref.Name.(interface{ TagStr() string })
 	l.pinned = l.digest != "" || !tagged
 	if l.digest == "" {
-		if l.digest, err = image.ResolveTag(l.ctx, ref, l.o.Image); err != nil {
+		if l.digest, err = registry.ResolveTag(l.ctx, ref, l.o.Image); err != nil {
 			return "", "", err
 		}
 	}

@@ -1,0 +1,94 @@
+// Package local reads and writes images on this machine: in OCI layouts, in archives of layouts and of "docker save", and
+// in a Docker daemon.
+package local
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/internal/document"
+)
+
+// openLocal finds an image.
+func Open(ctx context.Context, ref image.Reference) (img *image.Image, err error) {
+	switch ref.Transport {
+	case image.OCILayout:
+		img, err = openLayout(ctx, ref)
+	case image.OCIArchive:
+		img, err = openOCIArchive(ctx, ref)
+	case image.DockerArchive:
+		img, err = openArchive(ctx, ref)
+	case image.DockerDaemon:
+		img, err = openDaemon(ctx, ref)
+	default:
+		err = fmt.Errorf("the transport %q is %w", ref.Transport, image.ErrUnsupported)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", ref, err)
+	}
+	return document.CheckPlatform(img)
+}
+
+// localUpload is an image on its way to a place on this machine.
+type upload struct {
+	to     image.Reference
+	before func(context.Context) error
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// newLocalUpload begins to store an image. Before is asked right before it is stored; its error keeps the place as it
+// is. Nil: nobody is asked.
+func NewUpload(ctx context.Context, to image.Reference, before func(context.Context) error) image.Upload {
+	u := &upload{to: to, before: before}
+	u.ctx, u.cancel = context.WithCancel(ctx)
+	return u
+}
+
+// Current returns the image that a layout has. Archives are replaced as a whole, and a daemon keeps the image that a tag
+// leaves.
+func (u *upload) Current() (*image.Image, error) {
+	if u.to.Transport != image.OCILayout {
+		return nil, nil
+	}
+	img, err := Open(u.ctx, u.to)
+	if image.HoldsNoImage(err) {
+		return nil, nil
+	}
+	return img, err
+}
+
+// Begin does nothing: layers are stored with their image.
+func (u *upload) Begin(*image.Image, ...image.NewLayer) {}
+
+// Write stores the image.
+func (u *upload) Write(img *image.Output) (err error) {
+	if u.before != nil {
+		if err := u.before(u.ctx); err != nil {
+			return err
+		}
+	}
+	switch u.to.Transport {
+	case image.OCILayout:
+		err = writeLayout(u.ctx, u.to, img)
+	case image.OCIArchive:
+		err = writeOCIArchive(u.ctx, u.to, img)
+	case image.DockerArchive:
+		err = writeArchive(u.ctx, u.to, img)
+	case image.DockerDaemon:
+		err = writeDaemon(u.ctx, u.to, img)
+	default:
+		err = fmt.Errorf("the transport %q is %w", u.to.Transport, image.ErrUnsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", u.to, err)
+	}
+	return nil
+}
+
+// Context ends when the upload is closed.
+func (u *upload) Context() context.Context { return u.ctx }
+
+// Close ends what is under way.
+func (u *upload) Close() { u.cancel() }

@@ -1,0 +1,307 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cconvert/cconvert/internal/strictjson"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/internal/document"
+	"github.com/cconvert/cconvert/pkg/image/internal/roundtrip"
+)
+
+// Bounds on what is attached to an image.
+const (
+	maxReferrers     = 256     // that are fetched
+	maxReferrerPages = 64      // of the list
+	maxReferrerBlob  = 4 << 20 // of statements and reference values
+)
+
+// referrer is a descriptor in a list of referrers (OCI image specification, "Image Index"), which
+// go-containerregistry's type has no artifactType for.
+type referrer struct {
+	v1.Descriptor
+	ArtifactType string `json:"artifactType,omitempty"`
+}
+
+type referrerIndex struct {
+	SchemaVersion int             `json:"schemaVersion"`
+	MediaType     types.MediaType `json:"mediaType"`
+	Manifests     []referrer      `json:"manifests"`
+}
+
+// attach stores artifacts that refer to a manifest of the repository, which need not be there yet, unless
+// they are attached already. If the registry has no list of referrers, it is kept under a tag (OCI
+// distribution specification, "Referrers Tag Schema").
+func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image.Artifact) error {
+	index, err := s.referrers(ctx, subject.Digest.String())
+	if err != nil {
+		return err
+	}
+	listed := func(p *packedArtifact) bool {
+		return slices.ContainsFunc(index.Manifests, func(r referrer) bool { return r.Digest == p.digest })
+	}
+	var missing []*packedArtifact
+	for _, a := range add {
+		p, err := pack(a, &subject)
+		if err != nil {
+			return err
+		}
+		// a list under a tag can speak of what was removed
+		if !listed(p) || !s.has(ctx, "manifests", p.digest.String()) {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if err := s.upload(ctx, missing[0].manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType),
+		nil); err != nil {
+		return err
+	}
+	known := make([]bool, len(missing)) // whether the registry lists it by itself
+	g, gctx := errgroup.WithContext(ctx)
+	for i, p := range missing {
+		g.Go(func() error {
+			if err := s.upload(gctx, p.manifest.Layers[0].Digest, p.blob, nil); err != nil {
+				return err
+			}
+			said, err := s.putManifestFor(gctx, p.digest.String(), p.manifest.MediaType, p.raw)
+			if err != nil && refusal(err) { // some registries take manifests by tag alone
+				said, err = s.putManifestFor(gctx, fallbackTag(p.digest.String())+".artifact", p.manifest.MediaType,
+					p.raw)
+			}
+			known[i] = err == nil && said.subject != ""
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if !slices.Contains(known, false) {
+		return nil
+	}
+	for _, p := range missing {
+		if listed(p) {
+			continue
+		}
+		index.Manifests = append(index.Manifests, referrer{
+			v1.Descriptor{
+				MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest,
+				Annotations: p.manifest.Annotations,
+			}, p.manifest.ArtifactType,
+		})
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	return s.putManifest(ctx, fallbackTag(subject.Digest.String()), types.OCIImageIndex, raw)
+}
+
+func fallbackTag(digest string) string { return strings.ReplaceAll(digest, ":", "-") }
+
+// noReferrers are answers of registries that have no list of referrers. Proxies and old registries say so in many ways.
+var noReferrers = []int{
+	http.StatusNoContent, http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden,
+	http.StatusMethodNotAllowed,
+	http.StatusNotAcceptable, http.StatusGone, http.StatusUnsupportedMediaType, http.StatusNotImplemented,
+}
+
+// referrers fetches the list of what refers to a manifest: an empty one if there is none.
+func (s *session) referrers(ctx context.Context, digest string) (*referrerIndex, error) {
+	index, err := s.referrerIndex(ctx, "referrers/"+digest)
+	if errors.Is(err, image.ErrNotFound) || isStatus(err, noReferrers...) {
+		index, err = s.referrerIndex(ctx, "manifests/"+fallbackTag(digest))
+	}
+	if errors.Is(err, image.ErrNotFound) {
+		return &referrerIndex{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []referrer{}}, nil
+	}
+	return index, err
+}
+
+// referrerIndex fetches a list of referrers, all its pages (OCI distribution specification, "Listing Referrers").
+func (s *session) referrerIndex(ctx context.Context, what string) (*referrerIndex, error) {
+	at := s.url(what, nil)
+	var whole *referrerIndex
+	for range maxReferrerPages {
+		index, next, err := s.referrerPage(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		if whole == nil {
+			whole = index
+		} else {
+			whole.Manifests = append(whole.Manifests, index.Manifests...)
+		}
+		if len(whole.Manifests) > document.MaxElements {
+			return nil, fmt.Errorf("the list of referrers has more than %d entries", document.MaxElements)
+		}
+		if next == "" {
+			return whole, nil
+		}
+		at = next
+	}
+	return nil, fmt.Errorf("the list of referrers has more than %d pages", maxReferrerPages)
+}
+
+// nextPage is a link to the next page (RFC 8288).
+var nextPage = regexp.MustCompile(`<([^>]*)>\s*;[^,]*\brel="?next"?`)
+
+func (s *session) referrerPage(ctx context.Context, at string) (_ *referrerIndex, next string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	req.Header.Set("Accept", string(types.OCIImageIndex))
+	resp, err := roundtrip.Send(s.rt, req)
+	if err != nil {
+		return nil, "", err
+	}
+	defer resp.Body.Close()
+	if err := transport.CheckError(resp, http.StatusOK); err != nil {
+		return nil, "", roundtrip.Explain(err)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, roundtrip.MaxAnswer))
+	if err != nil {
+		return nil, "", err
+	}
+	if t := document.Given(resp.Header.Get("Content-Type")); len(bytes.TrimSpace(b)) == 0 || t == "text/html" ||
+		bytes.HasPrefix(bytes.TrimSpace(b), []byte("<")) {
+		return nil, "",
+			fmt.Errorf("the list of referrers is %w: the registry answers with a page, or nothing", image.ErrNotFound)
+	}
+	var index referrerIndex
+	if err := strictjson.Check(b, document.Rules); err != nil {
+		return nil, "", fmt.Errorf("reading the list of referrers: %w", err)
+	}
+	if err := json.Unmarshal(b, &index); err != nil {
+		return nil, "", fmt.Errorf("reading the list of referrers: %w", err)
+	}
+	if index.MediaType != types.OCIImageIndex {
+		// a registry without one may answer anything
+		return nil, "", fmt.Errorf("the list of referrers is %w", image.ErrNotFound)
+	}
+	if m := nextPage.FindStringSubmatch(resp.Header.Get("Link")); m != nil {
+		to, err := resp.Request.URL.Parse(m[1])
+		if err != nil || to.Host != resp.Request.URL.Host { // credentials are for this one
+			return nil, "", fmt.Errorf("the list of referrers goes on at %q", m[1])
+		}
+		next = to.String()
+	}
+	return &index, next, nil
+}
+
+// Referrers fetches the artifacts of the given types that refer to an image in a registry. What cannot be
+// read of them is an error: an attacker must not be able to have evidence passed over.
+func Referrers(ctx context.Context, img *image.Image, kinds ...string) ([]image.Artifact, error) {
+	s := sessionOf(img.Origin)
+	if s == nil {
+		return nil, nil
+	}
+	index, err := s.referrers(ctx, img.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("listing what refers to %s: %w", img.Ref, err)
+	}
+	var found []image.Artifact
+	fetched := 0
+	for _, r := range index.Manifests {
+		// Some registries list the configuration's type in the place of the artifact's, or none.
+		if r.ArtifactType != "" && r.ArtifactType != emptyConfigType && !slices.Contains(kinds, r.ArtifactType) {
+			continue
+		}
+		if fetched++; fetched > maxReferrers {
+			return nil, fmt.Errorf("more than %d artifacts refer to %s", maxReferrers, img.Ref)
+		}
+		a, err := s.artifact(ctx, s.repo.Digest(r.Digest.String()), kinds, maxReferrerBlob, nil)
+		if errors.Is(err, errOtherType) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("fetching %s, which refers to %s: %w", r.Digest, img.Ref, err)
+		}
+		found = append(found, *a)
+	}
+	return found, nil
+}
+
+// Attach stores artifacts that refer to an image in a registry, unless they are attached already.
+func Attach(ctx context.Context, img *image.Image, add []image.Artifact, o Options) error {
+	near := sessionOf(img.Origin)
+	if near == nil {
+		return fmt.Errorf("%s: %w: only images in registries have something attached", img.Ref, image.ErrUnsupported)
+	}
+	raw, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	subject := v1.Descriptor{MediaType: img.MediaType, Size: int64(len(raw))}
+	if subject.Digest, err = v1.NewHash(img.Digest); err != nil {
+		return err
+	}
+	s, err := connect(ctx, near.repo, []string{near.repo.Scope(transport.PushScope)}, o, near)
+	if err != nil {
+		return err
+	}
+	if err := s.attach(ctx, subject, add); err != nil {
+		return fmt.Errorf("attaching to %s: %w", img.Ref, roundtrip.Explain(err))
+	}
+	return nil
+}
+
+func isStatus(err error, codes ...int) bool {
+	var answer *transport.Error
+	return errors.As(err, &answer) && slices.Contains(codes, answer.StatusCode)
+}
+
+// errOtherType says that an artifact is of another type than those that are asked for.
+var errOtherType = errors.New("another type")
+
+// artifact fetches an artifact of one of the types, whose blob may have so many bytes. Accept is as that of Pull; nil:
+// all are accepted.
+func (s *session) artifact(
+	ctx context.Context, ref name.Reference, kinds []string, limit int64, accept func(*image.Artifact) error,
+) (*image.Artifact, error) {
+	d, err := s.get(ctx, ref, Options{})
+	if err != nil {
+		return nil, err
+	}
+	var m artifactManifest
+	if err := json.Unmarshal(d.Manifest, &m); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	if !slices.Contains(kinds, m.ArtifactType) {
+		return nil, fmt.Errorf("%w: it is a %q", errOtherType, m.ArtifactType)
+	}
+	if len(m.Layers) != 1 || m.Layers[0].Size > limit {
+		return nil, fmt.Errorf("%w: it is a %q with %d blobs", image.ErrUnsupported, m.ArtifactType, len(m.Layers))
+	}
+	a := &image.Artifact{
+		Type: m.ArtifactType, MediaType: string(m.Layers[0].MediaType), BlobDigest: m.Layers[0].Digest.String(),
+		Annotations: m.Annotations, Digest: d.Digest.String(),
+	}
+	if accept != nil {
+		if err := accept(a); err != nil {
+			return nil, err
+		}
+	}
+	blob := m.Layers[0]
+	blob.URLs = nil // whoever attached it sends nobody elsewhere
+	a.Blob, err = document.ReadBlob(ctx, blob, limit, s.blob)
+	return a, err
+}
