@@ -20,6 +20,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -109,7 +110,7 @@ func hintFor(err error) string {
 			"login\""
 	case errors.Is(err, image.ErrTarget):
 		return "make the repository first, or choose another one with --to or --repo"
-	case errors.Is(err, rootfs.ErrCompression):
+	case errors.Is(err, inflate.ErrCompression):
 		return "compress it anew: skopeo copy --dest-compress-format gzip SOURCE TARGET"
 	case errors.Is(err, image.ErrReference):
 		return "names are NAME:TAG in lower case, oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE or " +

@@ -19,7 +19,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -119,7 +119,7 @@ func (r *registryFlags) open(cmd *cobra.Command, name string) (*image.Image, err
 
 // reading says how layers are read if nothing is converted.
 func (r *registryFlags) reading() verify.Options {
-	inflate, _ := rootfs.FindInflater("auto") // that there is none is fine
+	inflate, _ := inflate.Find("auto") // that there is none is fine
 	return verify.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate, Limits: r.limits}
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
 // layerFlags are about how layers are read.
@@ -85,7 +85,7 @@ func (l *layerFlags) shared(reg registryFlags) (*indexrepo.Repo, error) {
 }
 
 func (l *layerFlags) choose(o *convert.Options, reg registryFlags) (err error) {
-	if o.Inflate, err = rootfs.FindInflater(l.inflate); err != nil {
+	if o.Inflate, err = inflate.Find(l.inflate); err != nil {
 		return usagef("--inflate %s: %w", l.inflate, err)
 	}
 	o.TrustTOC, o.Limits = l.toc, reg.limits

@@ -11,7 +11,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -105,7 +105,7 @@ func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetching the layer %s: %w", top.Digest, err)
 	}
-	z, err := rootfs.Decompress(ctx, bytes.NewReader(blob)) // registries and engines compress anew as they like
+	z, err := inflate.Decompress(ctx, bytes.NewReader(blob)) // registries and engines compress anew as they like
 	if err != nil {
 		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
 	}

@@ -15,6 +15,9 @@ import (
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/engines"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
+	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // LayerCounts say from where it is known what is in the layers.
@@ -57,7 +60,7 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 	if err != nil {
 		return nil, err
 	}
-	if i, entry := rootfs.Within(indexes, libos.Root); entry != "" {
+	if i, entry := engines.Within(indexes, libos.Root); entry != "" {
 		ls.reserved = fmt.Errorf("%w: layer %d has %q", ErrReserved, i+1, entry)
 	}
 	return rootfs.Merge(indexes)
@@ -78,7 +81,7 @@ func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, err
 		return index, nil
 	}
 	index, err := ls.read(ctx, l, ls.scan)
-	if errors.Is(err, rootfs.ErrInflater) { // what is in the layer decides, not how a program fares
+	if errors.Is(err, inflate.ErrInflater) { // what is in the layer decides, not how a program fares
 		ls.o.Observer.Stage("reading the layer again: " + err.Error())
 		index, err = ls.read(ctx, l, rootfs.Options{Keep: ls.scan.Keep, Limits: ls.o.Limits})
 	}
@@ -175,7 +178,7 @@ func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *roo
 	if index == nil {
 		index, err = rootfs.ScanTOC(ctx, l.At(ctx), l.Size, l.Digest, l.Annotations, ls.scan)
 		switch {
-		case errors.Is(err, rootfs.ErrNoTOC) || ctx.Err() != nil:
+		case errors.Is(err, toc.ErrNone) || ctx.Err() != nil:
 			return nil
 		case err != nil:
 			ls.find(finding.TOCRejected, finding.Warning, l.Digest,

@@ -12,6 +12,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -47,7 +48,7 @@ type Options struct {
 	// TrustTOC takes what is in a layer from the table of contents in eStargz and zstd:chunked.
 	TrustTOC bool
 	// Inflate says what inflates gzip.
-	Inflate rootfs.Inflater
+	Inflate inflate.Inflater
 	// Limits bound what the image may hold.
 	Limits rootfs.Limits
 	// Observer is told how the conversion gets on; nil: nobody.

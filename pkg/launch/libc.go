@@ -1,7 +1,7 @@
 package launch
 
 import (
-	"debug/elf"
+	debugelf "debug/elf"
 	"fmt"
 	"path"
 	"slices"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // shells are the programs by which an image's script or command line is run.
@@ -30,7 +31,7 @@ func (s *Spec) program(tree *rootfs.Tree) error {
 	switch {
 	case n.ELF == nil:
 		return fmt.Errorf("%w: %s is neither a program nor a script", ErrImage, n.Path)
-	case n.ELF.Machine != elf.EM_X86_64 || n.ELF.Class != elf.ELFCLASS64:
+	case n.ELF.Machine != debugelf.EM_X86_64 || n.ELF.Class != debugelf.ELFCLASS64:
 		return fmt.Errorf("%w: %s is not a 64-bit program for x86-64", ErrImage, n.Path)
 	}
 	s.LibC.Program = n.Path
@@ -41,7 +42,7 @@ func (s *Spec) program(tree *rootfs.Tree) error {
 }
 
 // kind is the C library of a program, told by its dynamic linker.
-func kind(e *rootfs.ELF) LibCKind {
+func kind(e *elf.Facts) LibCKind {
 	switch {
 	case e.Interp == "":
 		return Static
@@ -60,7 +61,7 @@ func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
 	l.Kinds = []LibCKind{l.Kind}
 	l.addInterp(tree, l.Interp) // before others of the same name
 	_ = tree.Walk(func(n *rootfs.Node) error {
-		if n.ELF == nil || n.ELF.Machine != elf.EM_X86_64 {
+		if n.ELF == nil || n.ELF.Machine != debugelf.EM_X86_64 {
 			return nil
 		}
 		if _, reached := set.Has(n); !reached && !all {
@@ -73,7 +74,7 @@ func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
 		if k := kind(n.ELF); n.ELF.Interp != "" && !slices.Contains(l.Kinds, k) {
 			l.Kinds = append(l.Kinds, k)
 		}
-		if rootfs.CompareVersions(n.ELF.NeedsGLIBC, l.NeedsGLIBC) > 0 {
+		if elf.CompareVersions(n.ELF.NeedsGLIBC, l.NeedsGLIBC) > 0 {
 			l.NeedsGLIBC = n.ELF.NeedsGLIBC
 		}
 		l.UsesIconv = l.UsesIconv || slices.Contains(n.ELF.Imports, "iconv_open")

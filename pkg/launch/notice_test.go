@@ -20,14 +20,14 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/profile"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // testImage is an image for one finding.
 type testImage struct {
 	config  v1.Config
 	options launch.Options
-	facts   map[string]rootfs.ELF // of programs, instead of what their files say
+	facts   map[string]elf.Facts // of programs, instead of what their files say
 	entries []Entry
 }
 
@@ -256,17 +256,17 @@ var findingImages = map[string]struct{ with, without testImage }{
 		testImage{config: cmd("/postgrest"), entries: []Entry{Program("postgrest", ELF(""))}},
 	},
 	finding.FileLocks: {
-		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock"}}}},
-		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"setlocale"}}}},
+		testImage{facts: map[string]elf.Facts{"/app": {Imports: []string{"flock"}}}},
+		testImage{facts: map[string]elf.Facts{"/app": {Imports: []string{"setlocale"}}}},
 	},
 	finding.RenameDir: {
 		testImage{config: cmd("/etcd"), entries: []Entry{Program("etcd", ELF(""))}},
 		testImage{config: cmd("/etcdctl"), entries: []Entry{Program("etcdctl", ELF(""))}},
 	},
 	finding.Interfaces: {
-		testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"getifaddrs"}}}},
+		testImage{facts: map[string]elf.Facts{"/app": {Imports: []string{"getifaddrs"}}}},
 		testImage{
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/app":             {Needed: []string{"libc.so.6"}},
 				"/lib64/libc.so.6": {Imports: []string{"getifaddrs"}, DefinesGLIBC: "2.36"},
 			}, entries: []Entry{Program("lib64/libc.so.6", ELF(""))},
@@ -307,16 +307,16 @@ var findingImages = map[string]struct{ with, without testImage }{
 	},
 	finding.InterpreterAbsent: {testImage{facts: glibcApp}, testImage{facts: glibcApp, entries: glibcFiles}},
 	finding.LibraryAbsent: {
-		testImage{facts: map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}}},
+		testImage{facts: map[string]elf.Facts{"/app": {Needed: []string{"liba.so"}}}},
 		testImage{
-			facts:   map[string]rootfs.ELF{"/app": {Needed: []string{"liba.so"}}},
+			facts:   map[string]elf.Facts{"/app": {Needed: []string{"liba.so"}}},
 			entries: []Entry{Program("usr/lib/liba.so", ELF(""))},
 		},
 	},
 }
 
 var (
-	glibcApp   = map[string]rootfs.ELF{"/app": {Interp: "/lib64/ld-linux-x86-64.so.2"}}
+	glibcApp   = map[string]elf.Facts{"/app": {Interp: "/lib64/ld-linux-x86-64.so.2"}}
 	glibcFiles = []Entry{Program("lib64/ld-linux-x86-64.so.2", ELF(""))}
 )
 
@@ -413,10 +413,10 @@ func TestSize(t *testing.T) {
 		config: cmd("java", "-Xmx3g"), entries: java, options: launch.Options{Enclave: launch.Enclave{Size: gb}},
 	}.build(t)
 	assert.EqualValues(t, gb, s.Enclave.Size, "as asked for")
-	s = testImage{facts: map[string]rootfs.ELF{"/app": {MemSize: 3 * gb}}}.build(t)
+	s = testImage{facts: map[string]elf.Facts{"/app": {MemSize: 3 * gb}}}.build(t)
 	assert.EqualValues(t, 8*gb, s.Enclave.Size)
 	assert.Contains(t, s.SizeWhy, "3072 MB")
-	s = testImage{facts: map[string]rootfs.ELF{"/app": {MemSize: 1 << 62}}}.build(t)
+	s = testImage{facts: map[string]elf.Facts{"/app": {MemSize: 1 << 62}}}.build(t)
 	assert.EqualValues(t, 64*gb, s.Enclave.Size, "the most there is")
 	s = testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}}.build(t)
 	assert.Equal(t, 76, s.Enclave.Threads)
@@ -515,7 +515,7 @@ func TestSupervisor(t *testing.T) {
 
 // Behind an init program or a script, the program that runs in the end is looked at as if it were started itself.
 func TestProgramBehindOthers(t *testing.T) {
-	real := map[string]rootfs.ELF{
+	real := map[string]elf.Facts{
 		"/real": {
 			Interp: "/lib64/ld-linux-x86-64.so.2", Imports: []string{"flock", "getifaddrs", "shmget"},
 			Needed: []string{"libnone.so"}, MemSize: 3 << 30,
@@ -542,7 +542,7 @@ func TestProgramBehindOthers(t *testing.T) {
 
 // What one import is worth does not depend on another one.
 func TestSeverityOfImports(t *testing.T) {
-	s := testImage{facts: map[string]rootfs.ELF{"/app": {Imports: []string{"flock", "getifaddrs", "shmget"}}}}.build(t)
+	s := testImage{facts: map[string]elf.Facts{"/app": {Imports: []string{"flock", "getifaddrs", "shmget"}}}}.build(t)
 	severity := map[string]finding.Severity{}
 	for _, f := range s.Findings {
 		severity[f.Code] = f.Severity
@@ -557,7 +557,7 @@ func TestPreload(t *testing.T) {
 	list := func(name, files string) Entry { return File("var/lib/dpkg/info/"+name+".list", files) }
 	s := testImage{
 		config: env("LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2 libother.so", "LD_AUDIT=libaudit.so"),
-		facts: map[string]rootfs.ELF{
+		facts: map[string]elf.Facts{
 			"/usr/lib/x86_64-linux-gnu/libjemalloc.so.2": {Needed: []string{"libdep.so"}},
 			"/usr/lib/x86_64-linux-gnu/libdep.so":        {},
 			"/usr/lib/libother.so":                       {}, "/usr/lib/libaudit.so": {},

@@ -13,18 +13,18 @@ import (
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/reach"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // Distributions put programs, libraries and databases of packages in different places. In each the program is found
 // with its loader, its library and its package's files, and what no program reads is left out.
 func TestDistributions(t *testing.T) {
 	const glibc, musl = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
-	elf := func(interp string, needed ...string) rootfs.ELF { return rootfs.ELF{Interp: interp, Needed: needed} }
-	libC := rootfs.ELF{DefinesGLIBC: "2.36"}
+	elf := func(interp string, needed ...string) elf.Facts { return elf.Facts{Interp: interp, Needed: needed} }
+	libC := elf.Facts{DefinesGLIBC: "2.36"}
 	for name, c := range map[string]struct {
 		command string
-		facts   map[string]rootfs.ELF
+		facts   map[string]elf.Facts
 		entries []Entry
 		libC    launch.LibCKind
 		policy  launch.Policy
@@ -32,7 +32,7 @@ func TestDistributions(t *testing.T) {
 		not     []string
 	}{
 		"Debian": {
-			"/bin/server", map[string]rootfs.ELF{
+			"/bin/server", map[string]elf.Facts{
 				"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib/x86_64-linux-gnu/libc.so.6": libC,
 			},
 			[]Entry{
@@ -54,7 +54,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"Fedora and UBI": {
 			"/usr/bin/server",
-			map[string]rootfs.ELF{"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib64/libc.so.6": libC},
+			map[string]elf.Facts{"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib64/libc.so.6": libC},
 			[]Entry{
 				Symlink("bin", "usr/bin"), Symlink("sbin", "usr/sbin"), Symlink("lib", "usr/lib"),
 				Symlink("lib64", "usr/lib64"), Program("usr/bin/server", ELF("")),
@@ -68,7 +68,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"Wolfi": {
 			"/usr/bin/server",
-			map[string]rootfs.ELF{"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib/libc.so.6": libC},
+			map[string]elf.Facts{"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib/libc.so.6": libC},
 			[]Entry{
 				Symlink("bin", "usr/bin"), Symlink("lib", "usr/lib"), Symlink("lib64", "usr/lib"),
 				Program("usr/bin/server", ELF("")),
@@ -84,7 +84,7 @@ func TestDistributions(t *testing.T) {
 			}, []string{"/usr/share/other"},
 		},
 		"Alpine": {
-			"/usr/bin/server", map[string]rootfs.ELF{"/usr/bin/server": elf(musl, "libc.musl-x86_64.so.1")},
+			"/usr/bin/server", map[string]elf.Facts{"/usr/bin/server": elf(musl, "libc.musl-x86_64.so.1")},
 			[]Entry{
 				Program("usr/bin/server", ELF("")), Program("lib/ld-musl-x86_64.so.1", ELF("")),
 				Symlink("lib/libc.musl-x86_64.so.1", "ld-musl-x86_64.so.1"), File("usr/share/other", "x"),
@@ -97,7 +97,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"distroless": {
 			"/app/server",
-			map[string]rootfs.ELF{"/app/server": elf(glibc, "libc.so.6"), "/lib/x86_64-linux-gnu/libc.so.6": libC},
+			map[string]elf.Facts{"/app/server": elf(glibc, "libc.so.6"), "/lib/x86_64-linux-gnu/libc.so.6": libC},
 			[]Entry{
 				Program("app/server", ELF("")), Program("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", ELF("")),
 				Symlink("lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
@@ -111,7 +111,7 @@ func TestDistributions(t *testing.T) {
 			[]string{"/usr/share/doc/libc6/copyright"},
 		},
 		"own libraries": {
-			"/opt/app/bin/server", map[string]rootfs.ELF{
+			"/opt/app/bin/server", map[string]elf.Facts{
 				"/opt/app/bin/server": {
 					Interp: glibc, Needed: []string{"libmine.so", "libc.so.6"}, RunPath: "$ORIGIN/../lib",
 				},
@@ -130,7 +130,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"both C libraries": {
 			"/app",
-			map[string]rootfs.ELF{"/app": elf(musl), "/other": elf(glibc, "libc.so.6"), "/lib64/libc.so.6": libC},
+			map[string]elf.Facts{"/app": elf(musl), "/other": elf(glibc, "libc.so.6"), "/lib64/libc.so.6": libC},
 			[]Entry{
 				Program("app", ELF("")), Program("other", ELF("")), Program("lib/ld-musl-x86_64.so.1", ELF("")),
 				Program("lib64/ld-linux-x86-64.so.2", ELF("")), File("lib64/libc.so.6", ELF("")),
@@ -138,7 +138,7 @@ func TestDistributions(t *testing.T) {
 			launch.Musl, launch.TrustAll, []string{"/app", "/other", "/lib/ld-musl-x86_64.so.1"}, nil,
 		},
 		"scratch": {
-			"/app", map[string]rootfs.ELF{"/app": {}}, []Entry{Program("app", ELF(""))}, launch.Static, launch.TrustAll,
+			"/app", map[string]elf.Facts{"/app": {}}, []Entry{Program("app", ELF(""))}, launch.Static, launch.TrustAll,
 			[]string{"/app"}, nil,
 		},
 	} {

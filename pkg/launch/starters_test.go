@@ -2,7 +2,7 @@ package launch_test
 
 import (
 	"context"
-	"debug/elf"
+	debugelf "debug/elf"
 	"encoding/json"
 	"testing"
 
@@ -12,25 +12,25 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/launch"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // A program that would not find its libraries behind a link is started by its own path; all others are left as they
 // are, above all those that go by the name under which they are started.
 func TestStarters(t *testing.T) {
-	program := func(runPath string, needed ...string) rootfs.ELF {
-		return rootfs.ELF{
-			Type: elf.ET_DYN, Machine: elf.EM_X86_64, Interp: "/lib64/ld-linux-x86-64.so.2", RunPath: runPath,
+	program := func(runPath string, needed ...string) elf.Facts {
+		return elf.Facts{
+			Type: debugelf.ET_DYN, Machine: debugelf.EM_X86_64, Interp: "/lib64/ld-linux-x86-64.so.2", RunPath: runPath,
 			Needed: needed,
 		}
 	}
-	programs := map[string]rootfs.ELF{
+	programs := map[string]elf.Facts{
 		"/opt/java/bin/java":      program("$ORIGIN/../lib", "libjli.so"),
 		"/opt/java/bin/it's":      program("$ORIGIN/../lib", "libjli.so"),
-		"/opt/java/lib/libjli.so": {Type: elf.ET_DYN, Machine: elf.EM_X86_64},
+		"/opt/java/lib/libjli.so": {Type: debugelf.ET_DYN, Machine: debugelf.EM_X86_64},
 		"/usr/bin/busybox":        program(""),
 		"/usr/bin/beside":         program("$ORIGIN/../lib", "libbeside.so"),
-		"/usr/lib/libbeside.so":   {Type: elf.ET_DYN, Machine: elf.EM_X86_64},
+		"/usr/lib/libbeside.so":   {Type: debugelf.ET_DYN, Machine: debugelf.EM_X86_64},
 	}
 	entries := []Entry{
 		Program("app", ELF("")), Program("bin/sh", ELF("")),

@@ -20,7 +20,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
 // Meta describes a runtime, in a file of its layer, so that a reader of the image needs nothing else.
@@ -352,7 +352,7 @@ func NewBundle(archive []byte) (*Bundle, error) {
 // have been compressed anew since, or be plain: it is the one that was packed if its archive is, and has the digest of
 // that. Digest is what the image says of it, which spares compressing it again if that is the blob's own.
 func ReadBundle(ctx context.Context, blob []byte, digest string) (*Bundle, error) {
-	z, err := rootfs.Decompress(ctx, bytes.NewReader(blob))
+	z, err := inflate.Decompress(ctx, bytes.NewReader(blob))
 	if err != nil {
 		return nil, fmt.Errorf("reading the runtime's layer: %w", err)
 	}

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"debug/elf"
+	debugelf "debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -25,6 +25,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // LoadOptions say where a runtime comes from.
@@ -339,8 +340,8 @@ func ReadLibrary(
 		if err != nil {
 			return "", nil, err
 		}
-		facts, err := rootfs.ParseELF(bytes.NewReader(contents[p]))
-		if err == nil && facts.Class == elf.ELFCLASS64 && facts.Machine == elf.EM_X86_64 {
+		facts, err := elf.Parse(bytes.NewReader(contents[p]))
+		if err == nil && facts.Class == debugelf.ELFCLASS64 && facts.Machine == debugelf.EM_X86_64 {
 			return p, contents[p], nil
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/glob"
 )
 
 var loaderFiles = []string{
@@ -321,10 +322,10 @@ func (l *libraries) modules(library *rootfs.Node) []*rootfs.Node {
 }
 
 // below returns the regular files that a pattern matches below a directory.
-func (l *libraries) below(dir, glob string) []*rootfs.Node {
-	fixed := glob
-	if i := strings.IndexAny(glob, "*?["); i >= 0 {
-		fixed = path.Dir(glob[:i] + "x")
+func (l *libraries) below(dir, wildcard string) []*rootfs.Node {
+	fixed := wildcard
+	if i := strings.IndexAny(wildcard, "*?["); i >= 0 {
+		fixed = path.Dir(wildcard[:i] + "x")
 	}
 	top := l.tree.Lookup(path.Join(dir, fixed))
 	if top == nil {
@@ -332,14 +333,14 @@ func (l *libraries) below(dir, glob string) []*rootfs.Node {
 	}
 	var list []*rootfs.Node
 	// The directory's name is the image's, which no pattern is made of.
-	pattern, prefix := rootfs.CompilePatterns([]string{"/" + glob}).Matcher(), strings.TrimSuffix(dir, "/")
+	pattern, prefix := glob.Compile([]string{"/" + wildcard}).Matcher(), strings.TrimSuffix(dir, "/")
 	visit := func(n *rootfs.Node) error {
 		if below, ok := strings.CutPrefix(n.Path, prefix); ok && n.Type == rootfs.Regular && pattern.Match(below) {
 			list = append(list, n)
 		}
 		return nil
 	}
-	if strings.Contains(glob, "/") {
+	if strings.Contains(wildcard, "/") {
 		_ = top.Walk(visit)
 		return list
 	}

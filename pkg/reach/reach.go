@@ -16,6 +16,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/packages"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/glob"
 	"github.com/cconvert/cconvert/templates"
 )
 
@@ -143,14 +144,14 @@ var data = func() (r rules) {
 }()
 
 var (
-	neverRead    = rootfs.CompilePatterns(data.Never)
-	secrets      = rootfs.CompilePatterns(data.Secrets)
-	certificates = rootfs.CompilePatterns(data.Always["certificates"])
-	timezones    = rootfs.CompilePatterns(data.Always["timezones"])
-	otherZones   = rootfs.CompilePatterns(data.Except["timezones"])
-	names        = rootfs.CompilePatterns(data.Names)
-	authors      = rootfs.CompilePatterns(data.Administrators)
-	shared       = rootfs.CompilePatterns(data.Shared)
+	neverRead    = glob.Compile(data.Never)
+	secrets      = glob.Compile(data.Secrets)
+	certificates = glob.Compile(data.Always["certificates"])
+	timezones    = glob.Compile(data.Always["timezones"])
+	otherZones   = glob.Compile(data.Except["timezones"])
+	names        = glob.Compile(data.Names)
+	authors      = glob.Compile(data.Administrators)
+	shared       = glob.Compile(data.Shared)
 )
 
 // Finder works out what a program reaches, in two steps, because what kind of program it is, and so which
@@ -167,7 +168,7 @@ type Finder struct {
 	tried map[string]bool                      // words that were looked up
 	rest  []*rootfs.Node                       // files that belong to packages
 	kept  map[*rootfs.Node][]*packages.Package // what keepers found, by directory
-	mine  *rootfs.Matcher                      // authors
+	mine  *glob.Matcher                        // authors
 	// needed are the packages of which something is in the set.
 	needed map[*packages.Package]Reason
 }
@@ -223,7 +224,7 @@ func (f *Finder) Commands(files []string) {
 
 // Files completes the set with everything else, and with the files of patterns.
 func (f *Finder) Files(read []string) (*Set, error) {
-	patterns := rootfs.CompilePatterns(read)
+	patterns := glob.Compile(read)
 	if err := patterns.Check(); err != nil {
 		return nil, err
 	}
@@ -258,7 +259,7 @@ func (f *Finder) add(n *rootfs.Node, why Reason) {
 // unowned adds what no package has brought, the image's author did, and notes the rest. Programs among it have
 // libraries.
 // Where the configuration has a link, that is how the author switched something on.
-func (f *Finder) unowned(read rootfs.Patterns) {
+func (f *Finder) unowned(read glob.Patterns) {
 	wanted, kinds := read.Matcher(), f.kinds.all()
 	never, renamed := neverRead.Matcher(), names.Matcher()
 	zones := f.namedZones()

@@ -15,6 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/packages"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // find returns what a program reaches, by reason.
@@ -59,28 +60,28 @@ func find(
 
 // Each way by which a dynamic linker finds a library, and which goes before which.
 func TestLibraries(t *testing.T) {
-	lib := func(names ...string) rootfs.ELF { return rootfs.ELF{Needed: names, Dynamic: true} }
+	lib := func(names ...string) elf.Facts { return elf.Facts{Needed: names, Dynamic: true} }
 	for _, c := range []struct {
 		name    string
-		facts   map[string]rootfs.ELF
+		facts   map[string]elf.Facts
 		entries []Entry
 		path    string
 		want    string
 		missing string
 	}{
 		{
-			name: "default directories", facts: map[string]rootfs.ELF{
+			name: "default directories", facts: map[string]elf.Facts{
 				"/p": lib("liba.so"), "/usr/lib/x86_64-linux-gnu/liba.so": lib("libb.so"), "/usr/lib64/libb.so": lib(),
 			}, want: "/usr/lib/x86_64-linux-gnu/liba.so /usr/lib64/libb.so",
 		},
 		{
-			name: "dynamic linker", facts: map[string]rootfs.ELF{
+			name: "dynamic linker", facts: map[string]elf.Facts{
 				"/p": {Interp: "/lib64/ld.so"}, "/usr/lib/ld.so": lib(),
 			}, entries: []Entry{Symlink("lib64", "usr/lib")}, want: "/usr/lib/ld.so",
 		},
 		{
 			name: "a dynamic linker in Nix's store is there by its name",
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/p": {
 					Interp: "/nix/store/g/lib/ld.so.2", Needed: []string{"libc.so"}, RunPath: "/nix/store/l",
 				},
@@ -88,70 +89,70 @@ func TestLibraries(t *testing.T) {
 			}, want: "/nix/store/g/lib/ld.so.2 /nix/store/l/libc.so",
 		},
 		{
-			name: "no dynamic linker", facts: map[string]rootfs.ELF{"/p": {Interp: "/lib64/ld.so"}},
+			name: "no dynamic linker", facts: map[string]elf.Facts{"/p": {Interp: "/lib64/ld.so"}},
 			missing: "/lib64/ld.so",
 		},
 		{
-			name: "RUNPATH with ORIGIN", facts: map[string]rootfs.ELF{
+			name: "RUNPATH with ORIGIN", facts: map[string]elf.Facts{
 				"/opt/app/bin/p":       {Needed: []string{"liba.so"}, RunPath: "$ORIGIN/../lib"},
 				"/opt/app/lib/liba.so": lib(), "/usr/lib/liba.so": lib(),
 			}, want: "/opt/app/lib/liba.so",
 		},
 		{
-			name: "RUNPATH is not inherited", facts: map[string]rootfs.ELF{
+			name: "RUNPATH is not inherited", facts: map[string]elf.Facts{
 				"/p": {Needed: []string{"liba.so"}, RunPath: "/a"}, "/a/liba.so": lib("libb.so"), "/a/libb.so": lib(),
 				"/usr/lib/libb.so": lib(),
 			}, want: "/a/liba.so /usr/lib/libb.so",
 		},
 		{
-			name: "RPATH is inherited", facts: map[string]rootfs.ELF{
+			name: "RPATH is inherited", facts: map[string]elf.Facts{
 				"/p": {Needed: []string{"liba.so"}, RPath: "${ORIGIN}/a"}, "/a/liba.so": lib("libb.so"),
 				"/a/libb.so": lib(), "/usr/lib/libb.so": lib(),
 			}, want: "/a/liba.so /a/libb.so",
 		},
 		{
 			name: "RPATH beside RUNPATH counts for nothing",
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/p": {Needed: []string{"liba.so"}, RPath: "/a", RunPath: "/b"}, "/a/liba.so": lib(),
 				"/b/liba.so": lib(),
 			}, want: "/b/liba.so",
 		},
 		{
 			name: "LD_LIBRARY_PATH before RUNPATH, after RPATH",
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/p": {Needed: []string{"liba.so"}, RunPath: "/b"}, "/a/liba.so": lib(), "/b/liba.so": lib(),
 			}, path: "/a", want: "/a/liba.so",
 		},
 		{
-			name: "ld.so.conf", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/x/liba.so": lib()},
+			name: "ld.so.conf", facts: map[string]elf.Facts{"/p": lib("liba.so"), "/x/liba.so": lib()},
 			entries: []Entry{
 				File("etc/ld.so.conf", "include /etc/ld.so.conf.d/*.conf\n"),
 				File("etc/ld.so.conf.d/x.conf", "# x\n/x # y\n"),
 			}, want: "/x/liba.so",
 		},
 		{
-			name: "ld.so.cache", facts: map[string]rootfs.ELF{"/p": lib("liba.so"), "/odd/liba.so.1": lib()},
+			name: "ld.so.cache", facts: map[string]elf.Facts{"/p": lib("liba.so"), "/odd/liba.so.1": lib()},
 			entries: []Entry{File("etc/ld.so.cache", cacheFile("liba.so", "/odd/liba.so.1"))}, want: "/odd/liba.so.1",
 		},
 		{
-			name: "a directory of musl", facts: map[string]rootfs.ELF{
+			name: "a directory of musl", facts: map[string]elf.Facts{
 				"/p": lib("liba.so", "libc.musl-x86_64.so.1"), "/m/liba.so": lib(),
 			}, entries: []Entry{File("etc/ld-musl-x86_64.path", "/m:/n\n")}, want: "/m/liba.so",
 		},
 		{
-			name: "one for each processor", facts: map[string]rootfs.ELF{
+			name: "one for each processor", facts: map[string]elf.Facts{
 				"/p": lib("liba.so"), "/usr/lib64/liba.so": lib(), "/usr/lib64/glibc-hwcaps/x86-64-v3/liba.so": lib(),
 			}, want: "/usr/lib64/glibc-hwcaps/x86-64-v3/liba.so /usr/lib64/liba.so",
 		},
 		{
-			name: "modules of a library", facts: map[string]rootfs.ELF{
+			name: "modules of a library", facts: map[string]elf.Facts{
 				"/p": lib("libcrypto.so.3"), "/usr/lib/libcrypto.so.3": lib(),
 				"/usr/lib/engines-3/e.so": lib("libe.so"), "/usr/lib/libe.so": lib(),
 			}, want: "/usr/lib/libcrypto.so.3 /usr/lib/libe.so",
 		},
 		{
 			name: "cycle, and one that is missing",
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/p": lib("liba.so"), "/usr/lib/liba.so": lib("libb.so", "none.so"), "/usr/lib/libb.so": lib("liba.so"),
 			}, want: "/usr/lib/liba.so /usr/lib/libb.so", missing: "none.so",
 		},
@@ -180,16 +181,16 @@ func TestLibraries(t *testing.T) {
 
 // Libraries in a chain that all miss many others take no longer than their number.
 func TestManyMissingLibraries(t *testing.T) {
-	facts := map[string]rootfs.ELF{}
+	facts := map[string]elf.Facts{}
 	for i := range 150 {
 		needed := []string{fmt.Sprintf("lib%d.so", i+1)}
 		for k := range 255 {
 			needed = append(needed, fmt.Sprintf("none%d-%d.so", i, k))
 		}
-		facts[fmt.Sprintf("/usr/lib/lib%d.so", i)] = rootfs.ELF{Needed: needed, Dynamic: true}
+		facts[fmt.Sprintf("/usr/lib/lib%d.so", i)] = elf.Facts{Needed: needed, Dynamic: true}
 	}
-	facts["/usr/lib/lib150.so"] = rootfs.ELF{Dynamic: true}
-	facts["/usr/bin/p"] = rootfs.ELF{Needed: []string{"lib0.so"}, Dynamic: true}
+	facts["/usr/lib/lib150.so"] = elf.Facts{Dynamic: true}
+	facts["/usr/bin/p"] = elf.Facts{Needed: []string{"lib0.so"}, Dynamic: true}
 	tree := Tree(t, reach.Keep, facts)
 	begin := time.Now()
 	find(t, tree, reach.Start{}, "p")
@@ -255,7 +256,7 @@ func TestLanguageOfScripts(t *testing.T) {
 	for _, p := range []string{"server", "lang", "other", "slang"} {
 		status += "Package: " + p + "\nStatus: install ok installed\n\n"
 	}
-	tree := Tree(t, reach.Keep, map[string]rootfs.ELF{"/usr/bin/server": {}, "/usr/bin/lang": {}, "/usr/bin/slang": {}},
+	tree := Tree(t, reach.Keep, map[string]elf.Facts{"/usr/bin/server": {}, "/usr/bin/lang": {}, "/usr/bin/slang": {}},
 		File("var/lib/dpkg/status", status),
 		File("var/lib/dpkg/info/server.list", "/usr/bin/server\n/usr/share/server/ask\n"),
 		File("var/lib/dpkg/info/lang.list", "/usr/bin/lang\n/usr/lib/lang/socket.mod\n"),
@@ -277,7 +278,7 @@ func TestPolicy(t *testing.T) {
 	list := func(name, files string) Entry {
 		return File("var/lib/dpkg/info/"+name+".list", strings.ReplaceAll(files, " ", "\n")+"\n")
 	}
-	facts := map[string]rootfs.ELF{
+	facts := map[string]elf.Facts{
 		"/usr/bin/server": {Needed: []string{"libserver.so"}}, "/usr/lib/libserver.so": {}, "/usr/bin/sh": {},
 		"/usr/bin/vi": {}, "/usr/bin/ls": {}, "/usr/bin/ffmpeg": {}, "/usr/bin/tool": {}, "/usr/bin/extra": {},
 	}
@@ -366,7 +367,7 @@ func TestPolicy(t *testing.T) {
 
 // Scripts that name each other end.
 func TestScriptsInCircles(t *testing.T) {
-	_, reasons := find(t, Tree(t, reach.Keep, map[string]rootfs.ELF{"/usr/bin/sh": {}},
+	_, reasons := find(t, Tree(t, reach.Keep, map[string]elf.Facts{"/usr/bin/sh": {}},
 		Program("usr/bin/a", "#!/usr/bin/sh\nb\n"), Program("usr/bin/b", "#!/usr/bin/sh\na; /usr/bin/c\n"),
 		Program("usr/bin/c", "#!/usr/bin/b\nc\n")), reach.Start{}, "a")
 	assert.Equal(t, "/usr/bin/b /usr/bin/c", reasons[reach.Named])
@@ -375,7 +376,7 @@ func TestScriptsInCircles(t *testing.T) {
 // Scripts that include others, and directories of scripts.
 func TestIncludedScripts(t *testing.T) {
 	_, reasons := find(t, Tree(t, reach.Keep,
-		map[string]rootfs.ELF{"/usr/bin/sh": {}, "/usr/bin/one": {}, "/usr/bin/two": {}, "/usr/bin/three": {}},
+		map[string]elf.Facts{"/usr/bin/sh": {}, "/usr/bin/one": {}, "/usr/bin/two": {}, "/usr/bin/three": {}},
 		Program("opt/start", "#!/usr/bin/sh\n. \"$(dirname \"$0\")/lib.sh\"\nfor f in /start.d/*; do \"$f\"; done\nls "+
 			"/usr/share/other\n"), File("opt/lib.sh", "one\n"),
 		Program("start.d/10-two", "#!/usr/bin/sh\ntwo\n"), File("start.d/README", "three\n"),
@@ -394,7 +395,7 @@ func TestWords(t *testing.T) {
 
 // A hostile image costs seconds, not hours, and is refused.
 func TestTooManyLibraries(t *testing.T) {
-	facts := map[string]rootfs.ELF{"/p": {}}
+	facts := map[string]elf.Facts{"/p": {}}
 	var dirs []string
 	for i := range 1000 {
 		dirs = append(dirs, fmt.Sprintf("/%d", i))
@@ -404,7 +405,7 @@ func TestTooManyLibraries(t *testing.T) {
 		for j := range 256 {
 			needed = append(needed, fmt.Sprintf("l%d-%d.so", i, j))
 		}
-		facts[fmt.Sprintf("/opt/%d", i)] = rootfs.ELF{Needed: needed, RunPath: strings.Join(dirs, ":")}
+		facts[fmt.Sprintf("/opt/%d", i)] = elf.Facts{Needed: needed, RunPath: strings.Join(dirs, ":")}
 	}
 	tree := Tree(t, reach.Keep, facts)
 	n := tree.Lookup("/p")

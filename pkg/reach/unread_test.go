@@ -8,7 +8,7 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/reach"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // What libraries have for those who work on them is not listed, not even where a profile names the whole library.
@@ -64,7 +64,7 @@ func checked(t *testing.T, files map[string]bool) {
 	for name := range files {
 		entries = append(entries, File(name, "x"))
 	}
-	tree := Tree(t, reach.Keep, map[string]rootfs.ELF{}, entries...)
+	tree := Tree(t, reach.Keep, map[string]elf.Facts{}, entries...)
 	for _, read := range [][]string{nil, {"/usr/lib/**", "/usr/local/lib/**", "/srv/**"}} {
 		set, _ := find(t, tree, reach.Start{}, "/usr/bin/app", read...)
 		for name, want := range files {

@@ -2,7 +2,7 @@ package rootfs
 
 import (
 	"crypto/sha256"
-	"debug/elf"
+	debugelf "debug/elf"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"unsafe"
+
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // ExtractorVersion rises whenever Scan notes something else of the same layer, or writes it otherwise.
@@ -105,7 +107,7 @@ func (w *encoder) entry(e *Entry) {
 	}
 }
 
-func (w *encoder) elf(f *ELF) {
+func (w *encoder) elf(f *elf.Facts) {
 	flags := byte(0)
 	if f.Go {
 		flags |= 1
@@ -203,7 +205,7 @@ func (r *decoder) str() string {
 
 func (r *decoder) list() []string {
 	n := r.uint()
-	if n == 0 || n > maxELFEntries {
+	if n == 0 || n > elf.MaxEntries {
 		r.failed = r.failed || n > 0
 		return nil
 	}
@@ -258,11 +260,11 @@ func clean(p string) bool {
 	return path.Clean(p) == p
 }
 
-func (r *decoder) elf() *ELF {
-	f := &ELF{Class: elf.Class(r.byte())}
+func (r *decoder) elf() *elf.Facts {
+	f := &elf.Facts{Class: debugelf.Class(r.byte())}
 	flags := r.byte()
 	f.Go, f.Dynamic = flags&1 != 0, flags&2 != 0
-	f.Machine, f.Type, f.MemSize = elf.Machine(r.uint()), elf.Type(r.uint()), r.uint()
+	f.Machine, f.Type, f.MemSize = debugelf.Machine(r.uint()), debugelf.Type(r.uint()), r.uint()
 	for _, s := range []*string{&f.Interp, &f.SOName, &f.RPath, &f.RunPath, &f.NeedsGLIBC, &f.DefinesGLIBC} {
 		*s = r.str()
 	}

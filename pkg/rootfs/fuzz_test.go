@@ -7,6 +7,7 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // Whatever a layer holds, reading it gives a tree whose paths are clean, or an error.
@@ -45,7 +46,7 @@ func FuzzScan(f *testing.F) {
 func FuzzELF(f *testing.F) {
 	f.Add([]byte(ELF("/lib64/ld-linux-x86-64.so.2")))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if e, err := rootfs.ParseELF(bytes.NewReader(b)); err == nil && e == nil {
+		if e, err := elf.Parse(bytes.NewReader(b)); err == nil && e == nil {
 			t.Fatal("neither facts nor an error")
 		}
 	})

@@ -8,7 +8,11 @@
 // Every layer is hostile input: sizes are bounded and no name from a layer is used as a path on disk.
 package rootfs
 
-import "crypto/sha256"
+import (
+	"crypto/sha256"
+
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
+)
 
 // Type is the kind of a directory entry.
 type Type uint8
@@ -43,7 +47,7 @@ type Entry struct {
 	// Attributes is the digest of an entry's extended attributes and device numbers; empty if it has none.
 	Attributes string
 	// ELF holds facts about a program or shared object, nil for other files.
-	ELF *ELF
+	ELF *elf.Facts
 	// Shebang is the first line of a script, without "#!" and the newline.
 	Shebang string
 	// Content of the files that the scan was asked to keep, and up to 64 KiB of shell scripts and of lists of users and

@@ -20,6 +20,7 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // relist puts another table of contents into a zstd:chunked blob, and has the annotations vouch for it. The archive
@@ -94,10 +95,10 @@ func TestCheckTOC(t *testing.T) {
 		"eStargz, shared chunks": {estargz.WithMinChunkSize(100_000)},
 		"zstd:chunked":           {estargz.WithChunkSize(20_000), pack},
 	} {
-		blob, toc := lazyLayer(t, archive, o...)
+		blob, table := lazyLayer(t, archive, o...)
 		annotations := metadata
 		if name != "zstd:chunked" {
-			annotations = map[string]string{estargz.TOCJSONDigestAnnotation: toc}
+			annotations = map[string]string{estargz.TOCJSONDigestAnnotation: table}
 		}
 		index, err := rootfs.Scan(ctx, bytes.NewReader(blob), digest(blob), rootfs.Options{})
 		require.NoError(t, err)
@@ -105,7 +106,7 @@ func TestCheckTOC(t *testing.T) {
 			rootfs.Limits{})
 		require.NoError(t, err)
 		assert.Empty(t, differences, name)
-		assert.NotEmpty(t, rootfs.Lazy(annotations))
+		assert.NotEmpty(t, toc.Lazy(annotations))
 
 		// A sound table is no reason to pass over another snapshotter's annotation.
 		with := maps.Clone(annotations)
@@ -217,12 +218,12 @@ func TestCheckTOC(t *testing.T) {
 	var twice bytes.Buffer
 	w := estargz.NewWriter(&twice)
 	require.NoError(t, w.AppendTar(bytes.NewReader(Tar(t, File("etc/passwd", "evil\n"), File("etc/passwd", "root\n")))))
-	toc, err := w.Close()
+	table, err := w.Close()
 	require.NoError(t, err)
 	index, err := rootfs.Scan(ctx, bytes.NewReader(twice.Bytes()), digest(twice.Bytes()), rootfs.Options{})
 	require.NoError(t, err)
 	differences, err := rootfs.CheckTOC(ctx, bytes.NewReader(twice.Bytes()), int64(twice.Len()),
-		map[string]string{estargz.TOCJSONDigestAnnotation: toc.String()}, index, rootfs.Limits{})
+		map[string]string{estargz.TOCJSONDigestAnnotation: table.String()}, index, rootfs.Limits{})
 	require.NoError(t, err)
 	assert.Contains(t, strings.Join(differences, "\n"), "\"/etc/passwd\"")
 
@@ -230,6 +231,6 @@ func TestCheckTOC(t *testing.T) {
 		"containerd.io/snapshot/nydus-bootstrap": true, "containerd.io/snapshot/overlaybd/blob-digest": true,
 		"org.opencontainers.image.title": false,
 	} {
-		assert.Equal(t, lazy, rootfs.Lazy(map[string]string{annotation: "x"}) != "", annotation)
+		assert.Equal(t, lazy, toc.Lazy(map[string]string{annotation: "x"}) != "", annotation)
 	}
 }

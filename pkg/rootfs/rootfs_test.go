@@ -6,7 +6,7 @@ import (
 	"compress/zlib"
 	"context"
 	"crypto/sha256"
-	"debug/elf"
+	debugelf "debug/elf"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -28,6 +28,9 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
+	"github.com/cconvert/cconvert/pkg/rootfs/glob"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
 func digest(b []byte) string {
@@ -409,7 +412,7 @@ func TestParseELF(t *testing.T) {
 	f, err := os.Open("../../testdata/vectors/pal/pal-foursegments.so")
 	require.NoError(t, err)
 	defer f.Close()
-	facts, err := rootfs.ParseELF(f)
+	facts, err := elf.Parse(f)
 	require.NoError(t, err)
 	assert.True(t, facts.Dynamic)
 	assert.NotZero(t, facts.MemSize)
@@ -419,23 +422,23 @@ func TestParseELF(t *testing.T) {
 	for i := range 1024 { // damage: any answer, no panic
 		c := bytes.Clone(b)
 		c[i] ^= 0xff
-		_, _ = rootfs.ParseELF(bytes.NewReader(c))
-		_, _ = rootfs.ParseELF(bytes.NewReader(b[:i]))
+		_, _ = elf.Parse(bytes.NewReader(c))
+		_, _ = elf.Parse(bytes.NewReader(b[:i]))
 	}
-	assert.Positive(t, rootfs.CompareVersions("2.36", "2.4"))
-	assert.Zero(t, rootfs.CompareVersions("2.4", "2.4"))
-	assert.Negative(t, rootfs.CompareVersions("", "2.0"))
+	assert.Positive(t, elf.CompareVersions("2.36", "2.4"))
+	assert.Zero(t, elf.CompareVersions("2.4", "2.4"))
+	assert.Negative(t, elf.CompareVersions("", "2.0"))
 }
 
 // hostileELF is a file whose headers point where they should not, in a layer, since there only parts of
 // it are at hand.
-func hostileELF(segments ...elf.Prog64) Entry {
+func hostileELF(segments ...debugelf.Prog64) Entry {
 	var b bytes.Buffer
-	h := elf.Header64{
-		Type: uint16(elf.ET_DYN), Machine: uint16(elf.EM_X86_64), Phoff: 64, Phentsize: 56,
+	h := debugelf.Header64{
+		Type: uint16(debugelf.ET_DYN), Machine: uint16(debugelf.EM_X86_64), Phoff: 64, Phentsize: 56,
 		Phnum: uint16(len(segments)),
 	}
-	copy(h.Ident[:], elf.ELFMAG+"\x02\x01\x01")
+	copy(h.Ident[:], debugelf.ELFMAG+"\x02\x01\x01")
 	_ = binary.Write(&b, binary.LittleEndian, h)
 	_ = binary.Write(&b, binary.LittleEndian, segments)
 	return Program("p", b.String()+strings.Repeat("\x01\x00\x00\x00", 50_000))
@@ -445,20 +448,20 @@ func TestHostileELF(t *testing.T) {
 	for _, off := range []uint64{0, 1, 1 << 20, 1 << 40, 1<<63 - 1, 1 << 63, ^uint64(0)} {
 		for _, size := range []uint64{0, 16, 1 << 20, 1 << 62, ^uint64(0)} {
 			scan(t, hostileELF(
-				elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: off, Filesz: size},
-				elf.Prog64{Type: uint32(elf.PT_INTERP), Off: 1 << 40, Filesz: size},
-				elf.Prog64{Type: uint32(elf.PT_NOTE), Off: off},
-				elf.Prog64{Type: uint32(elf.PT_LOAD), Vaddr: off, Filesz: size, Off: size}))
+				debugelf.Prog64{Type: uint32(debugelf.PT_DYNAMIC), Off: off, Filesz: size},
+				debugelf.Prog64{Type: uint32(debugelf.PT_INTERP), Off: 1 << 40, Filesz: size},
+				debugelf.Prog64{Type: uint32(debugelf.PT_NOTE), Off: off},
+				debugelf.Prog64{Type: uint32(debugelf.PT_LOAD), Vaddr: off, Filesz: size, Off: size}))
 		}
 	}
 	// Version records that overlap, each naming a long string: no more work than the file is large.
 	tags := []uint64{
-		uint64(elf.DT_STRTAB), 0, uint64(elf.DT_STRSZ), 1 << 18, 0x6ffffffe, 4096, 0x6fffffff, 1 << 30, 0, 0,
+		uint64(debugelf.DT_STRTAB), 0, uint64(debugelf.DT_STRSZ), 1 << 18, 0x6ffffffe, 4096, 0x6fffffff, 1 << 30, 0, 0,
 	}
 	var dyn bytes.Buffer
 	_ = binary.Write(&dyn, binary.LittleEndian, tags)
-	e := hostileELF(elf.Prog64{Type: uint32(elf.PT_LOAD), Filesz: 1 << 30},
-		elf.Prog64{Type: uint32(elf.PT_DYNAMIC), Off: 176, Filesz: uint64(dyn.Len())})
+	e := hostileELF(debugelf.Prog64{Type: uint32(debugelf.PT_LOAD), Filesz: 1 << 30},
+		debugelf.Prog64{Type: uint32(debugelf.PT_DYNAMIC), Off: 176, Filesz: uint64(dyn.Len())})
 	e.Body = e.Body[:176] + dyn.String() + e.Body[176+dyn.Len():]
 	start := time.Now()
 	scan(t, e)
@@ -504,7 +507,7 @@ func TestIndexIsKept(t *testing.T) {
 
 func FuzzIndex(f *testing.F) {
 	b, err := (&rootfs.Index{Digest: "sha256:0", Entries: []rootfs.Entry{
-		{Path: "/a", Size: 1, ELF: &rootfs.ELF{Needed: []string{"x"}}, Content: []byte("c"), Shebang: "/bin/sh"},
+		{Path: "/a", Size: 1, ELF: &elf.Facts{Needed: []string{"x"}}, Content: []byte("c"), Shebang: "/bin/sh"},
 		{Path: "/l", Type: rootfs.Symlink, Link: "a"}, {Path: "/a", Type: rootfs.Whiteout},
 	}}).MarshalBinary()
 	require.NoError(f, err)
@@ -570,12 +573,12 @@ func TestInflaters(t *testing.T) {
 	for name, text := range pass {
 		t.Run(name, func(t *testing.T) {
 			require.NoError(t, os.Rename(filepath.Join(dir, script(name, text)), filepath.Join(dir, "igzip")))
-			inflate, err := rootfs.FindInflater("auto")
+			with, err := inflate.Find("auto")
 			require.NoError(t, err)
-			assert.False(t, inflate.InProcess())
+			assert.False(t, with.InProcess())
 			for _, blob := range [][]byte{one, two} {
 				got, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
-					rootfs.Options{Inflate: inflate})
+					rootfs.Options{Inflate: with})
 				require.NoError(t, err)
 				assert.Equal(t, want.Entries, got.Entries)
 			}
@@ -584,32 +587,32 @@ func TestInflaters(t *testing.T) {
 	for name, text := range fail {
 		t.Run(name, func(t *testing.T) {
 			require.NoError(t, os.Rename(filepath.Join(dir, script(name, text)), filepath.Join(dir, "igzip")))
-			inflate, err := rootfs.FindInflater("igzip")
+			with, err := inflate.Find("igzip")
 			require.NoError(t, err)
 			// Without the archive's end, so that it is read until the program's.
 			blob := member(plain[:len(plain)-1024])
 			_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
-				rootfs.Options{Inflate: inflate})
-			assert.ErrorIs(t, err, rootfs.ErrInflater)
+				rootfs.Options{Inflate: with})
+			assert.ErrorIs(t, err, inflate.ErrInflater)
 		})
 	}
 	t.Run("cancelled", func(t *testing.T) {
 		require.NoError(t, os.Rename(filepath.Join(dir, script("hangs", "sleep 100")), filepath.Join(dir, "igzip")))
-		inflate, err := rootfs.FindInflater("igzip")
+		with, err := inflate.Find("igzip")
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
 		start := time.Now()
-		_, err = rootfs.Scan(ctx, bytes.NewReader(one), digest(one), rootfs.Options{Inflate: inflate})
+		_, err = rootfs.Scan(ctx, bytes.NewReader(one), digest(one), rootfs.Options{Inflate: with})
 		assert.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.Less(t, time.Since(start), 5*time.Second)
 	})
-	_, err = rootfs.FindInflater("unzip")
+	_, err = inflate.Find("unzip")
 	assert.Error(t, err)
 }
 
 func TestPatterns(t *testing.T) {
-	p := rootfs.CompilePatterns([]string{"/a", "/dir/**", "/x/*.conf", "/y/**/z", "/usr/lib{,64}/l*", "**/any"})
+	p := glob.Compile([]string{"/a", "/dir/**", "/x/*.conf", "/y/**/z", "/usr/lib{,64}/l*", "**/any"})
 	require.NoError(t, p.Check())
 	// A matcher that knows a directory says the same as one that comes there anew.
 	m := p.Matcher()
@@ -629,8 +632,8 @@ func TestPatterns(t *testing.T) {
 	for _, no := range []string{"/b", "/dire/b", "/x/y/a.conf", "/x/a.con", "/y/1/2/zz", "/usr/lib/k", "/anyone"} {
 		assert.False(t, p.Match(no), no)
 	}
-	assert.Error(t, rootfs.CompilePatterns([]string{"/a/[b"}).Check())
-	assert.ErrorContains(t, rootfs.CompilePatterns([]string{"/a/" + strings.Repeat("{a*,a*}", 18)}).Check(),
+	assert.Error(t, glob.Compile([]string{"/a/[b"}).Check())
+	assert.ErrorContains(t, glob.Compile([]string{"/a/" + strings.Repeat("{a*,a*}", 18)}).Check(),
 		"which multiply")
 }
 
@@ -676,11 +679,11 @@ func TestDiffID(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, z.Close())
 	for _, name := range []string{"go", "auto"} {
-		inflate, err := rootfs.FindInflater(name)
+		with, err := inflate.Find(name)
 		require.NoError(t, err)
 		for _, blob := range [][]byte{archive, packed.Bytes()} {
 			index, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
-				rootfs.Options{DiffID: true, Inflate: inflate})
+				rootfs.Options{DiffID: true, Inflate: with})
 			require.NoError(t, err)
 			assert.Equal(t, digest(archive), index.DiffID)
 			assert.Len(t, index.Entries, 2)
@@ -705,7 +708,7 @@ func TestInflatingMustEndWell(t *testing.T) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "igzip"),
 		[]byte("#!/bin/sh\nexport PATH=/usr/bin:/bin\ngzip -dc\nexit 3\n"), 0o755))
-	inflate, err := rootfs.FindInflater("igzip")
+	with, err := inflate.Find("igzip")
 	require.NoError(t, err)
 	packed.Reset()
 	w, err := gzip.NewWriterLevel(&packed, gzip.NoCompression) // large enough for a program
@@ -714,8 +717,8 @@ func TestInflatingMustEndWell(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, w.Close())
 	blob = packed.Bytes()
-	_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: inflate})
-	assert.ErrorIs(t, err, rootfs.ErrInflater)
+	_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{Inflate: with})
+	assert.ErrorIs(t, err, inflate.ErrInflater)
 }
 
 // SIGSTRUCTs are found at every aligned place, once each, also where the pieces in which a file is read meet.
@@ -781,10 +784,10 @@ func TestPaddedGzip(t *testing.T) {
 		require.NoError(t, w.Close())
 		return z.Bytes()
 	}
-	inflaters := map[string]rootfs.Inflater{}
+	inflaters := map[string]inflate.Inflater{}
 	for _, name := range []string{"go", "igzip"} {
-		if inflate, err := rootfs.FindInflater(name); err == nil {
-			inflaters[name] = inflate
+		if with, err := inflate.Find(name); err == nil {
+			inflaters[name] = with
 		}
 	}
 	for what, blob := range map[string][]byte{
@@ -795,19 +798,19 @@ func TestPaddedGzip(t *testing.T) {
 		"something else": append(member(archive), "garbage"...),
 		"zlib":           append(member(archive), zlibOf(t, archive)...),
 	} {
-		for name, inflate := range inflaters {
+		for name, with := range inflaters {
 			index, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob),
-				rootfs.Options{Inflate: inflate, DiffID: true})
+				rootfs.Options{Inflate: with, DiffID: true})
 			if what == "something else" || what == "zlib" {
-				want := rootfs.ErrCompression
+				want := inflate.ErrCompression
 				if name != "go" { // in which case it is read again
-					want = rootfs.ErrInflater
+					want = inflate.ErrInflater
 				}
 				assert.ErrorIs(t, err, want, "%s, %s", what, name)
 				continue
 			}
 			if name != "go" && strings.Contains(what, "padding") {
-				assert.ErrorIs(t, err, rootfs.ErrInflater, "%s: it is read again", what)
+				assert.ErrorIs(t, err, inflate.ErrInflater, "%s: it is read again", what)
 				continue
 			}
 			if assert.NoError(t, err, "%s, %s", what, name) {

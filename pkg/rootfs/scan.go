@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,6 +13,11 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
+	"github.com/cconvert/cconvert/pkg/rootfs/glob"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
+	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // Bounds on what one layer may hold.
@@ -30,14 +34,14 @@ const (
 )
 
 // ErrDigest says that a blob is not the one that its digest names.
-var ErrDigest = errors.New("content does not match its digest")
+var ErrDigest = toc.ErrDigest
 
 // Options choose what Scan keeps.
 type Options struct {
 	// Keep lists the files whose content goes into the Index, by patterns over the absolute path.
 	Keep []string
 	// Inflate says what inflates gzip.
-	Inflate Inflater
+	Inflate inflate.Inflater
 	// DiffID has the index say the digest of the layer's archive, which costs hashing it once more.
 	DiffID bool
 	// Limits bound what the layer may hold. They do not show in the Index.
@@ -48,7 +52,7 @@ type Options struct {
 // must have the given digest ("sha256:…"), else the error is ErrDigest.
 func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
 	s := &scanner{
-		ctx: ctx, inflate: o.Inflate, keep: CompilePatterns(o.Keep).Matcher(), buf: make([]byte, 128<<10),
+		ctx: ctx, inflate: o.Inflate, keep: glob.Compile(o.Keep).Matcher(), buf: make([]byte, 128<<10),
 		sum: sha256.New(), room: room{limits: o.Limits.defaults()},
 	}
 	if err := s.keep.Check(); err != nil {
@@ -72,7 +76,7 @@ func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index
 // damaged image.
 func checked(ctx context.Context, blob io.Reader, digest string, read func(io.Reader) error) error {
 	sum := sha256.New()
-	ahead := readAhead(&contextReader{ctx, io.TeeReader(blob, sum)})
+	ahead := inflate.ReadAhead(&contextReader{ctx, io.TeeReader(blob, sum)})
 	defer ahead.Close()
 	err := read(ahead)
 	if ctx.Err() != nil {
@@ -105,8 +109,8 @@ func (r *contextReader) Read(p []byte) (int, error) {
 
 type scanner struct {
 	ctx     context.Context
-	inflate Inflater
-	keep    *Matcher
+	inflate inflate.Inflater
+	keep    *glob.Matcher
 	kept    int64
 	scripts int64
 	room    room
@@ -135,10 +139,10 @@ func (s *scanner) layer(blob io.Reader) error {
 // eachEntry visits the entries of a layer in their order, with the content of regular files. The whole
 // archive goes into the sum, unless that is nil.
 func eachEntry(
-	ctx context.Context, blob io.Reader, inflate Inflater, limits Limits, sum hash.Hash,
+	ctx context.Context, blob io.Reader, with inflate.Inflater, limits Limits, sum hash.Hash,
 	visit func(e *Entry, content io.Reader) error,
 ) error {
-	r, err := inflate.decompress(ctx, blob)
+	r, err := with.Open(ctx, blob)
 	if err != nil {
 		return err
 	}
@@ -146,7 +150,7 @@ func eachEntry(
 	// Beside files an archive has headers, of a kilobyte each and seldom more.
 	plain := &endNoter{Reader: r, left: limits.LayerBytes + int64(limits.Files)<<10}
 	if sum != nil { // on another processor
-		ahead := readAhead(io.TeeReader(r, sum))
+		ahead := inflate.ReadAhead(io.TeeReader(r, sum))
 		defer ahead.Close()
 		plain.Reader = ahead
 	}
@@ -154,9 +158,9 @@ func eachEntry(
 	for {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			if _, ok := r.(*program); ok && plain.ended {
+			if inflate.ByProgram(r) && plain.ended {
 				// Archives say where they end. One that does not may have lost a part unnoticed.
-				return fmt.Errorf("%w: the archive ends early", ErrInflater)
+				return fmt.Errorf("%w: the archive ends early", inflate.ErrInflater)
 			}
 			// Only its end shows that all was inflated well: checksums are there.
 			if _, err := io.Copy(io.Discard, plain); err != nil {
@@ -347,7 +351,7 @@ func entryOf(h *tar.Header) (*Entry, error) {
 func (s *scanner) file(e *Entry, r io.Reader) error {
 	s.sum.Reset()
 	content := s.keeper(e)
-	var program *elfCapture
+	var program *elf.Capture
 	for first, left := true, e.Size; left > 0; first = false {
 		if err := s.ctx.Err(); err != nil { // the holes of a sparse file are read from nowhere
 			return err
@@ -361,10 +365,10 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 		s.sum.Write(chunk)
 		if first {
 			e.Shebang = shebang(chunk)
-			program = newELFCapture(chunk, e.Size, s.elfHead)
+			program = elf.NewCapture(chunk, e.Size, s.elfHead)
 		}
 		if program != nil {
-			program.write(chunk)
+			_, _ = program.Write(chunk)
 		}
 		if first && content == nil && (shellScript(e) || accounts(e, chunk)) {
 			content = s.text(e)
@@ -375,15 +379,10 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 	}
 	s.sum.Sum(e.SHA256[:0])
 	if program != nil {
-		e.ELF, _ = ParseELF(program)
-		if e.ELF == nil && len(program.sigs.found) > 0 { // an enclave all the same, whatever its headers are
-			e.ELF = &ELF{Class: elf.ELFCLASS64}
+		if e.ELF = program.Facts(); e.ELF != nil {
+			s.room.names += e.ELF.NameBytes()
 		}
-		if e.ELF != nil { // else it is not a program after all
-			e.ELF.SigStructs = program.sigs.found
-			s.room.names += e.ELF.names()
-		}
-		s.elfHead = program.head[:0]
+		s.elfHead = program.Buffer()
 	}
 	if content != nil {
 		e.Content = content.Bytes()

@@ -16,6 +16,7 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // counted counts the bytes that are read.
@@ -63,14 +64,14 @@ func TestScanTOC(t *testing.T) {
 	metadata := map[string]string{}
 	for name, c := range map[string]struct {
 		options []estargz.Option
-		vouch   func(toc string) map[string]string
+		vouch   func(table string) map[string]string
 	}{
-		"eStargz": {[]estargz.Option{estargz.WithChunkSize(20_000)}, func(toc string) map[string]string {
-			return map[string]string{estargz.TOCJSONDigestAnnotation: toc}
+		"eStargz": {[]estargz.Option{estargz.WithChunkSize(20_000)}, func(table string) map[string]string {
+			return map[string]string{estargz.TOCJSONDigestAnnotation: table}
 		}},
 		"eStargz, shared chunks": {[]estargz.Option{estargz.WithMinChunkSize(100_000)},
-			func(toc string) map[string]string {
-				return map[string]string{estargz.TOCJSONDigestAnnotation: toc}
+			func(table string) map[string]string {
+				return map[string]string{estargz.TOCJSONDigestAnnotation: table}
 			}},
 		"zstd:chunked": {
 			[]estargz.Option{
@@ -83,8 +84,8 @@ func TestScanTOC(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			blob, toc := lazyLayer(t, archive, c.options...)
-			vouched := c.vouch(toc)
+			blob, table := lazyLayer(t, archive, c.options...)
+			vouched := c.vouch(table)
 			want, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), o)
 			require.NoError(t, err)
 			r := &counted{r: bytes.NewReader(blob)}
@@ -105,7 +106,7 @@ func TestScanTOC(t *testing.T) {
 			}
 
 			_, err = rootfs.ScanTOC(context.Background(), r, int64(len(blob)), digest(blob), nil, o)
-			require.ErrorIs(t, err, rootfs.ErrNoTOC)
+			require.ErrorIs(t, err, toc.ErrNone)
 			for at := range vouched { // other values of the annotations
 				wrong := map[string]string{}
 				for k, v := range vouched {

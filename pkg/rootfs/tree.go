@@ -315,7 +315,7 @@ func (b *layerBuilder) dir(p string) (*Node, error) {
 		}
 		rest = strings.TrimPrefix(p, n.Path)
 	}
-	for name, todo := component(rest); name != ""; name, todo = component(todo) {
+	for name, todo := Component(rest); name != ""; name, todo = Component(todo) {
 		if name == ".." {
 			n = cmp.Or(n.parent, n)
 			continue
@@ -383,7 +383,7 @@ func overlay(lower, upper *Node) {
 
 // component splits a path after its first component, without "." and empty ones; the name is empty if
 // there is none.
-func component(p string) (name, rest string) {
+func Component(p string) (name, rest string) {
 	for p != "" {
 		name, p, _ = strings.Cut(p, "/")
 		if name != "" && name != "." {
@@ -399,7 +399,7 @@ func (t *Tree) Root() *Node { return t.root }
 // Lookup finds the node of an absolute, clean path without following symbolic links; nil if none.
 func (t *Tree) Lookup(p string) *Node {
 	n := t.root
-	for name, rest := component(p); name != ""; name, rest = component(rest) {
+	for name, rest := Component(p); name != ""; name, rest = Component(rest) {
 		if n = n.Child(name); n == nil {
 			return nil
 		}
@@ -441,7 +441,7 @@ func (t *Tree) Through(p string, visit func(dir *Node)) (n *Node, real string, e
 
 // resolve follows a path from a directory, which so many links led to.
 func (t *Tree) resolve(n *Node, p string, last bool, links int, visit func(*Node)) (*Node, string, error) {
-	for name, todo := component(p); name != ""; name, todo = component(todo) {
+	for name, todo := Component(p); name != ""; name, todo = Component(todo) {
 		if name == ".." {
 			n = cmp.Or(n.parent, n)
 			continue
@@ -459,7 +459,7 @@ func (t *Tree) resolve(n *Node, p string, last bool, links int, visit func(*Node
 			return nil, path.Join(n.Path, name, todo), &fs.PathError{Op: "resolve", Path: p, Err: fs.ErrNotExist}
 		}
 		if c.Type == Symlink {
-			if next, _ := component(todo); last || next != "" {
+			if next, _ := Component(todo); last || next != "" {
 				if links++; links > maxLinks {
 					return nil, "", &fs.PathError{Op: "resolve", Path: p, Err: ErrLoop}
 				}

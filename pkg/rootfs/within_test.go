@@ -14,6 +14,8 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/engines"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
 func TestWithin(t *testing.T) {
@@ -66,7 +68,7 @@ func TestWithin(t *testing.T) {
 		for _, l := range c.layers {
 			indexes = append(indexes, scan(t, l...))
 		}
-		_, entry := rootfs.Within(indexes, "/cconvert")
+		_, entry := engines.Within(indexes, "/cconvert")
 		assert.Equal(t, c.entry, entry, what)
 	}
 }
@@ -78,7 +80,7 @@ func TestWithinIsBounded(t *testing.T) {
 		links = append(links, Symlink(fmt.Sprintf("l%d", i), fmt.Sprintf("l%d/../l%[1]d", i+1)))
 	}
 	links = append(links, File("l0/l0/cconvert", "x"))
-	_, entry := rootfs.Within([]*rootfs.Index{scan(t, links...)}, "/cconvert")
+	_, entry := engines.Within([]*rootfs.Index{scan(t, links...)}, "/cconvert")
 	assert.NotEmpty(t, entry)
 }
 
@@ -90,7 +92,7 @@ func TestWithinFollowsLongChains(t *testing.T) {
 			links = append(links, Symlink(fmt.Sprintf("l%d", i+1), fmt.Sprintf("l%d", i)))
 		}
 		links = append(links, File(fmt.Sprintf("l%d/cconvert/x", n), "x"))
-		_, entry := rootfs.Within([]*rootfs.Index{scan(t, links...)}, "/cconvert")
+		_, entry := engines.Within([]*rootfs.Index{scan(t, links...)}, "/cconvert")
 		assert.NotEmpty(t, entry, n)
 	}
 }
@@ -104,7 +106,7 @@ func TestWithinManyLinks(t *testing.T) {
 	links = append(links, File("usr/bin/cconvert", "x"))
 	index := scan(t, links...)
 	begin := time.Now()
-	rootfs.Within([]*rootfs.Index{index}, "/cconvert")
+	engines.Within([]*rootfs.Index{index}, "/cconvert")
 	assert.Less(t, time.Since(begin), 10*time.Second)
 }
 
@@ -120,7 +122,7 @@ func TestWithinManyHardLinks(t *testing.T) {
 	index := scan(t, append(links, Symlink("x", "y/cconvert"))...)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	rootfs.Within([]*rootfs.Index{index}, "/cconvert")
+	engines.Within([]*rootfs.Index{index}, "/cconvert")
 	runtime.ReadMemStats(&after)
 	assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<30))
 }
@@ -160,7 +162,7 @@ func TestPolyglot(t *testing.T) {
 	blob := Tar(t, e)
 	blob[6], blob[7] = 0, 0 // the size ends so, and so does the name
 	_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
-	assert.ErrorIs(t, err, rootfs.ErrCompression)
+	assert.ErrorIs(t, err, inflate.ErrCompression)
 
 	// However a reader of tar may read the checksum.
 	sum := 0
@@ -173,15 +175,15 @@ func TestPolyglot(t *testing.T) {
 	for _, field := range []string{"%06o\x00 ", "%06o\x00X", "%06o  ", " %06o\x00", "%08o", "\x00%06o9", "  %06o"} {
 		copy(blob[148:156], fmt.Sprintf(field, sum))
 		_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
-		assert.ErrorIs(t, err, rootfs.ErrCompression, "%q", field)
+		assert.ErrorIs(t, err, inflate.ErrCompression, "%q", field)
 	}
 	binary.BigEndian.PutUint64(blob[148:156], 1<<63|uint64(sum))
 	_, err = rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
-	assert.ErrorIs(t, err, rootfs.ErrCompression)
+	assert.ErrorIs(t, err, inflate.ErrCompression)
 
 	for _, magic := range []string{"BZh91AY&SY", "LZIP", "\xfd7zXZ", "\x04\x22\x4d\x18", "\x1f\x9d\x90"} {
 		blob := Tar(t, File(magic, "x"))
 		_, err := rootfs.Scan(context.Background(), bytes.NewReader(blob), digest(blob), rootfs.Options{})
-		assert.ErrorIs(t, err, rootfs.ErrCompression, "%q", magic)
+		assert.ErrorIs(t, err, inflate.ErrCompression, "%q", magic)
 	}
 }

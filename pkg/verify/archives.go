@@ -12,6 +12,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // checkArchives compares the archive of each layer with the diff ID in the configuration, which it returns, and with
@@ -36,7 +37,7 @@ func checkArchives(
 	}
 	checked := map[string]bool{}
 	for i, l := range img.Layers {
-		annotation, key := rootfs.Lazy(l.Annotations), fmt.Sprint(l.Digest, l.Annotations)
+		annotation, key := toc.Lazy(l.Annotations), fmt.Sprint(l.Digest, l.Annotations)
 		if annotation == "" || checked[key] {
 			continue
 		}

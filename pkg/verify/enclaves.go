@@ -15,6 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/engines"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/sdk"
 )
@@ -322,9 +323,9 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 	for _, f := range list {
 		paths = append(paths, f.Path)
 	}
-	foreign = append(foreign, rootfs.Disputed(indexes, paths)...)
+	foreign = append(foreign, engines.Disputed(indexes, paths)...)
 	signed := func(e *rootfs.Entry) bool { return e.ELF != nil && len(e.ELF.SigStructs) > 0 }
-	foreign = append(foreign, rootfs.Hidden(indexes, tree, signed)...)
+	foreign = append(foreign, engines.Hidden(indexes, tree, signed)...)
 	v.add(CheckLayers, "each layer is the archive that manifest and configuration say, and engines agree on where the "+
 		"enclaves are", foreign)
 	if source != nil {

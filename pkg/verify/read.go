@@ -21,6 +21,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -105,7 +106,7 @@ type Options struct {
 	Backends []libos.Backend
 	// Jobs is how many layers are read at a time; 0: one.
 	Jobs    int
-	Inflate rootfs.Inflater
+	Inflate inflate.Inflater
 	// Limits bound what the image may hold.
 	Limits rootfs.Limits
 	// Observe returns a reader that counts what is read of a layer; nil: nobody counts.

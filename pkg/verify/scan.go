@@ -12,6 +12,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/glob"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
 // scanned is an image of which every layer was read.
@@ -50,7 +52,7 @@ func scan(ctx context.Context, img *image.Image, o Options) (*scanned, error) {
 			return nil, err
 		}
 	}
-	wanted := rootfs.CompilePatterns(keep).Matcher()
+	wanted := glob.Compile(keep).Matcher()
 	err = s.tree.Walk(func(n *rootfs.Node) error {
 		if n.Type != rootfs.Regular || !wanted.Match(n.Path) {
 			return nil
@@ -88,8 +90,8 @@ func (o Options) scanAll(ctx context.Context, img *image.Image, so rootfs.Option
 // scan reads a layer. What is in it decides, not how a program that inflates fares.
 func (o Options) scan(ctx context.Context, l *image.Layer, so rootfs.Options) (*rootfs.Index, error) {
 	index, err := o.read(ctx, l, so)
-	if errors.Is(err, rootfs.ErrInflater) {
-		so.Inflate = rootfs.Inflater{}
+	if errors.Is(err, inflate.ErrInflater) {
+		so.Inflate = inflate.Inflater{}
 		return o.read(ctx, l, so)
 	}
 	return index, err

@@ -15,6 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/engines"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/startcheck"
 )
@@ -306,8 +307,8 @@ func (v *verification) layers(ctx context.Context) error {
 		}
 	}
 	if p := v.s.places; p.Backend == nil { // of ours, nothing but the two layers on top decides
-		problems = append(problems, rootfs.Disputed(v.s.indexes, []string{p.Manifest, p.SigStruct, p.Image})...)
-		problems = append(problems, rootfs.Hidden(v.s.indexes, v.s.tree, func(e *rootfs.Entry) bool {
+		problems = append(problems, engines.Disputed(v.s.indexes, []string{p.Manifest, p.SigStruct, p.Image})...)
+		problems = append(problems, engines.Hidden(v.s.indexes, v.s.tree, func(e *rootfs.Entry) bool {
 			return e.Path == p.Manifest || e.Path == p.SigStruct || path.Base(e.Path) == path.Base(p.Image)
 		})...)
 	}
@@ -347,7 +348,7 @@ func (v *verification) onTop() {
 			problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", n, app, whatItDoes(e)))
 		}
 	}
-	if i, entry := rootfs.Within(v.s.indexes[:max(0, n-added)], libos.Root); entry != "" {
+	if i, entry := engines.Within(v.s.indexes[:max(0, n-added)], libos.Root); entry != "" {
 		problems = append(problems, fmt.Sprintf("layer %d, below the runtime's, has %q, which leads to %s: what the "+
 			"loader loads would be the image's to decide", i+1, entry, libos.Root))
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/internal/document"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
 // Bounds of an archive: entries with the directories above them, bytes of a name, bytes after decompression.
@@ -78,7 +78,7 @@ func unpacked(ctx context.Context, f *os.File, limit int64) (_ *os.File, err err
 	}()
 	r := bufio.NewReader(f)
 	if magic, _ := r.Peek(len(xzMagic)); string(magic) == xzMagic {
-		if err := rootfs.CheckPolyglot(r); err != nil {
+		if err := inflate.CheckPolyglot(r); err != nil {
 			return nil, err
 		}
 		plain, err := xz.NewReader(r, maxDictionary)
@@ -87,14 +87,14 @@ func unpacked(ctx context.Context, f *os.File, limit int64) (_ *os.File, err err
 		}
 		return spool(ctx, plain, limit)
 	}
-	if !rootfs.IsCompressed(r) {
-		if err := rootfs.CheckPlain(r); err != nil {
+	if !inflate.IsCompressed(r) {
+		if err := inflate.CheckPlain(r); err != nil {
 			return nil, err
 		}
 		keep = true
 		return f, nil
 	}
-	plain, err := rootfs.Decompress(ctx, r)
+	plain, err := inflate.Decompress(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -397,7 +397,7 @@ func (l *savedLayer) open(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rootfs.Decompress(ctx, f)
+	return inflate.Decompress(ctx, f)
 }
 
 func (l *savedLayer) DiffID() (v1.Hash, error)             { return l.id, nil }

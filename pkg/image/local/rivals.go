@@ -15,7 +15,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/internal/document"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // Annotations of an image's name in a layout's index: of the OCI image specification ("Pre-Defined Annotation Keys"),
@@ -233,7 +233,7 @@ func (a *archive) ofManifest(mt types.MediaType, raw []byte) (one listed, ok boo
 	}
 	for i, l := range m.Layers {
 		names = append(names, blobPath("", l.Digest))
-		if lazy := rootfs.Lazy(l.Annotations); lazy != "" {
+		if lazy := toc.Lazy(l.Annotations); lazy != "" {
 			extra = append(extra, fmt.Sprintf("layer %d is of %s: %q", i, lazy, l.Annotations))
 		}
 	}

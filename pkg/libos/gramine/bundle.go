@@ -16,7 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 	"github.com/cconvert/cconvert/templates"
 )
 
@@ -180,8 +180,8 @@ func patchedVersion(files map[string]libos.File) string {
 		if path.Dir(p) != glibcDir {
 			continue
 		}
-		if facts, err := rootfs.ParseELF(bytes.NewReader(f.Content)); err == nil &&
-			rootfs.CompareVersions(facts.DefinesGLIBC, best) > 0 {
+		if facts, err := elf.Parse(bytes.NewReader(f.Content)); err == nil &&
+			elf.CompareVersions(facts.DefinesGLIBC, best) > 0 {
 			best = facts.DefinesGLIBC
 		}
 	}
@@ -205,7 +205,7 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 		defer libs.Close()
 	}
 	loader := files[loaderPath]
-	facts, err := rootfs.ParseELF(bytes.NewReader(loader.Content))
+	facts, err := elf.Parse(bytes.NewReader(loader.Content))
 	if err != nil {
 		return fmt.Errorf("reading the loader: %w", err)
 	}
@@ -240,7 +240,7 @@ func (l *loading) loaderLibraries(s libos.Source, dir string, files map[string]l
 			dirOfInterp, content = path.Dir(from), patchLinker(content)
 		}
 		files[to] = libos.File{Path: to, Mode: 0o755, Content: content}
-		lib, err := rootfs.ParseELF(bytes.NewReader(content))
+		lib, err := elf.Parse(bytes.NewReader(content))
 		if err != nil {
 			return fmt.Errorf("reading %s: %w", from, err)
 		}

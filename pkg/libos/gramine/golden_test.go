@@ -17,7 +17,7 @@ import (
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 func TestMain(m *testing.M) {
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 // shape is an image of the shape that a distribution gives it, as small as it shows.
 type shape struct {
 	config  v1.Config
-	facts   map[string]rootfs.ELF
+	facts   map[string]elf.Facts
 	entries []Entry
 }
 
@@ -47,7 +47,7 @@ func shapes(t *testing.T) map[string]shape {
 				Entrypoint: []string{"docker-entrypoint.sh"}, Cmd: []string{"server"}, User: "www-data",
 				WorkingDir: "/srv", Volumes: map[string]struct{}{"/data": {}},
 			},
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/usr/bin/server": {
 					Interp: glibc, Needed: []string{"libssl.so.3", "libc.so.6"}, NeedsGLIBC: "2.34",
 				},
@@ -80,7 +80,7 @@ func shapes(t *testing.T) map[string]shape {
 		},
 		"alpine": {
 			config: v1.Config{Cmd: []string{"sh", "-c", "exec httpd -f -p 8080"}},
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/bin/busybox": {Interp: musl, Needed: []string{"libc.musl-x86_64.so.1"}}, musl: {},
 				"/usr/bin/curl": {Interp: musl},
 			},
@@ -95,7 +95,7 @@ func shapes(t *testing.T) map[string]shape {
 		},
 		"wolfi": {
 			config: v1.Config{Entrypoint: []string{"/usr/bin/app"}, User: "65532"},
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/usr/bin/app":       {Interp: glibc, Needed: []string{"libc.so.6"}, NeedsGLIBC: "2.41"},
 				"/usr/lib/libc.so.6": {DefinesGLIBC: "2.41"}, "/usr/lib/ld-linux-x86-64.so.2": {},
 			},
@@ -108,7 +108,7 @@ func shapes(t *testing.T) map[string]shape {
 		},
 		"fedora": {
 			config: v1.Config{Cmd: []string{"/bin/bash"}},
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/usr/bin/bash":                   {Interp: glibc, Needed: []string{"libtinfo.so.6", "libc.so.6"}},
 				"/usr/lib64/libtinfo.so.6.2":      {SOName: "libtinfo.so.6", Needed: []string{"libc.so.6"}},
 				"/usr/lib64/libc.so.6":            {DefinesGLIBC: "2.34"},
@@ -124,7 +124,7 @@ func shapes(t *testing.T) map[string]shape {
 		},
 		"distroless": {
 			config: v1.Config{Entrypoint: []string{"/app/server"}, User: "65532:65532", WorkingDir: "/home/nonroot"},
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/app/server":                                {Interp: glibc, Needed: []string{"libc.so.6"}},
 				"/lib/x86_64-linux-gnu/libc.so.6":            {DefinesGLIBC: "2.36"},
 				"/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": {},
@@ -137,18 +137,18 @@ func shapes(t *testing.T) map[string]shape {
 			},
 		},
 		"scratch": {
-			config: v1.Config{Entrypoint: []string{"/server"}}, facts: map[string]rootfs.ELF{"/server": {Go: true}},
+			config: v1.Config{Entrypoint: []string{"/server"}}, facts: map[string]elf.Facts{"/server": {Go: true}},
 		},
 		"two-libcs": {
 			config: v1.Config{Entrypoint: []string{"/app"}},
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/app": {Interp: glibc}, "/lib64/ld-linux-x86-64.so.2": {}, "/bin/busybox": {Interp: musl}, musl: {},
 			},
 			entries: []Entry{Symlink("bin/sh", "busybox")},
 		},
 		"bundled": {
 			config: v1.Config{Entrypoint: []string{"/opt/app/bin/app"}, Env: []string{"LD_LIBRARY_PATH=/opt/extra"}},
-			facts: map[string]rootfs.ELF{
+			facts: map[string]elf.Facts{
 				"/opt/app/bin/app":        {Interp: glibc, Needed: []string{"libmine.so"}, RunPath: "$ORIGIN/../lib"},
 				"/opt/app/lib/libmine.so": {}, "/usr/lib/libmine.so": {}, "/lib64/ld-linux-x86-64.so.2": {},
 			},

@@ -12,7 +12,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // interpDir has the image's own dynamic linkers and nothing else, by mounts of single files.
@@ -107,7 +107,7 @@ func (l libC) dropConverters() {
 // tooNew reports whether the image's programs need more than the runtime's glibc provides.
 func (l libC) tooNew() bool {
 	runtime := l.in.Bundle.GLIBC
-	return runtime != "" && rootfs.CompareVersions(runtime, l.in.Spec.LibC.NeedsGLIBC) < 0
+	return runtime != "" && elf.CompareVersions(runtime, l.in.Spec.LibC.NeedsGLIBC) < 0
 }
 
 // mountInterps offers the image's dynamic linkers, and reports whether there are any.

@@ -7,7 +7,7 @@ package sim
 import (
 	"bytes"
 	"context"
-	"debug/elf"
+	debugelf "debug/elf"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -17,7 +17,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
 // loaderPath is cconvert's own program in a converted image. It is both the loader and the enclave
@@ -83,11 +83,11 @@ func readProgram(file string) ([]byte, error) {
 	if _, err := io.ReadFull(f, program); err != nil {
 		return nil, err
 	}
-	facts, err := rootfs.ParseELF(bytes.NewReader(program))
+	facts, err := elf.Parse(bytes.NewReader(program))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if facts.Machine != elf.EM_X86_64 || facts.Interp != "" {
+	if facts.Machine != debugelf.EM_X86_64 || facts.Interp != "" {
 		return nil, fmt.Errorf("%s is not a static program for x86-64: build cconvert with CGO_ENABLED=0", file)
 	}
 	return program, nil

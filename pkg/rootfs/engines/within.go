@@ -1,8 +1,10 @@
-package rootfs
+package engines
 
 import (
 	"path"
 	"strings"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // maxSteps is how many components of paths Within looks at before it takes an answer for granted.
@@ -12,7 +14,7 @@ const maxSteps = 1 << 20
 // entry is in the merged tree is not the question: engines differ. Overlay file systems ignore an opaque root, and
 // engines that unpack all layers into one directory follow the links of lower layers. Dir is a directory of the root,
 // as in "/cconvert". The path is empty if there is no such entry; in doubt it is not.
-func Within(layers []*Index, dir string) (layer int, entry string) {
+func Within(layers []*rootfs.Index, dir string) (layer int, entry string) {
 	name := dir[strings.LastIndexByte(dir, '/'):]
 	var suspects []place
 	for i, l := range layers {
@@ -33,7 +35,7 @@ func Within(layers []*Index, dir string) (layer int, entry string) {
 	for _, p := range suspects {
 		w.reached = false
 		w.follow("/", p.e.Path, nil)
-		if p.e.Type == Symlink || p.e.Type == Hardlink {
+		if p.e.Type == rootfs.Symlink || p.e.Type == rootfs.Hardlink {
 			above := path.Dir(p.e.Path)
 			if path.IsAbs(p.e.Link) {
 				above = "/"
@@ -49,7 +51,7 @@ func Within(layers []*Index, dir string) (layer int, entry string) {
 
 type place struct {
 	layer int
-	e     *Entry
+	e     *rootfs.Entry
 }
 
 // walker follows paths to all places where they may lead, each symbolic link of any layer being there or not.
@@ -63,7 +65,7 @@ type walker struct {
 
 // learn notes the links, until those that were found lead to no further ones. A hard link to a symbolic link is one,
 // too.
-func (w *walker) learn(layers []*Index) {
+func (w *walker) learn(layers []*rootfs.Index) {
 	for again := true; again && w.steps <= maxSteps; {
 		again = false
 		note := func(at, target string) {
@@ -78,11 +80,11 @@ func (w *walker) learn(layers []*Index) {
 		for _, l := range layers {
 			for k := range l.Entries {
 				e := &l.Entries[k]
-				if e.Type != Symlink && e.Type != Hardlink {
+				if e.Type != rootfs.Symlink && e.Type != rootfs.Hardlink {
 					continue
 				}
 				targets := map[string]bool{e.Link: true}
-				if e.Type == Hardlink {
+				if e.Type == rootfs.Hardlink {
 					targets = map[string]bool{}
 					w.follow("/", path.Dir(e.Link), func(real string) {
 						above := path.Join(real, path.Base(e.Link))
@@ -119,7 +121,7 @@ func (w *walker) follow(at, p string, visit func(real string)) {
 		w.reached = true // in doubt
 		return
 	}
-	for name, rest := component(p); name != ""; name, rest = component(rest) {
+	for name, rest := rootfs.Component(p); name != ""; name, rest = rootfs.Component(rest) {
 		if w.steps++; w.steps > maxSteps {
 			return
 		}

@@ -1,4 +1,4 @@
-package rootfs
+package inflate
 
 import (
 	"bufio"
@@ -51,7 +51,7 @@ type Inflater struct{ name, path string }
 
 // FindInflater finds what inflates gzip: "go" is this process, "igzip" (of Intel's ISA-L) is a program, and "auto" is
 // igzip where it is installed. It is at least twice as fast. pigz inflates more than gzip, and so another layer.
-func FindInflater(name string) (Inflater, error) {
+func Find(name string) (Inflater, error) {
 	switch name {
 	case "go":
 		return Inflater{}, nil
@@ -72,7 +72,7 @@ func (i Inflater) InProcess() bool { return i.path == "" }
 
 // Decompress returns the plain bytes of a blob, which may be compressed with gzip or zstd.
 func Decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
-	return Inflater{}.decompress(ctx, blob)
+	return Inflater{}.Open(ctx, blob)
 }
 
 // IsCompressed reports whether Decompress would inflate a blob, by its first bytes.
@@ -150,7 +150,7 @@ func isZstd(magic []byte) bool {
 
 // decompress returns the plain bytes of a blob whose compression shows in its first bytes. They are made
 // ahead of the reader, on another processor.
-func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
+func (i Inflater) Open(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 	r := bufio.NewReaderSize(blob, smallBlob)
 	magic, err := r.Peek(maxMagic)
 	if err != nil && err != io.EOF {
@@ -170,13 +170,13 @@ func (i Inflater) decompress(ctx context.Context, blob io.Reader) (io.ReadCloser
 		if err != nil {
 			return nil, fmt.Errorf("inflating: %w", err)
 		}
-		return readAhead(z), nil
+		return ReadAhead(z), nil
 	case isZstd(magic):
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, fmt.Errorf("inflating: %w", err)
 		}
-		return readAhead(z.IOReadCloser()), nil
+		return ReadAhead(z.IOReadCloser()), nil
 	}
 	if err := CheckPlain(r); err != nil {
 		return nil, err
@@ -235,6 +235,12 @@ func (m *members) padding() error {
 			return fmt.Errorf("%w: something follows the last member of gzip", ErrCompression)
 		}
 	}
+}
+
+// byProgram reports whether what a reader of this package returns comes from a program.
+func ByProgram(r io.ReadCloser) bool {
+	_, ok := r.(*program)
+	return ok
 }
 
 // program is a running program that inflates. What it writes has passed a checksum only once it has

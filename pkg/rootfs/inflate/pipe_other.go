@@ -1,6 +1,6 @@
 //go:build !linux
 
-package rootfs
+package inflate
 
 import "io"
 

@@ -1,4 +1,4 @@
-package rootfs
+package glob
 
 import (
 	"fmt"
@@ -36,7 +36,7 @@ const maxBraces = 4
 const maxChoices = 32
 
 // CompilePatterns prepares patterns for matching.
-func CompilePatterns(list []string) Patterns {
+func Compile(list []string) Patterns {
 	p := Patterns{exact: map[string]map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
 	for _, g := range list {
 		dir, all := strings.CutSuffix(g, "/**")

@@ -1,4 +1,4 @@
-package rootfs
+package elf
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 
 // ELF holds facts about a program or shared object, from its program headers and dynamic section
 // (System V gABI, "Program Loading and Dynamic Linking"). Sections are not used: they may be stripped.
-type ELF struct {
+type Facts struct {
 	Class   elf.Class
 	Machine elf.Machine
 	Type    elf.Type
@@ -47,12 +47,12 @@ const (
 	maxDynamic    = 1 << 20
 	maxELFString  = 4096
 	maxELFName    = 256  // of libraries and symbol versions
-	maxELFEntries = 256  // libraries that a file needs
+	MaxEntries    = 256  // libraries that a file needs
 	maxELFRecords = 8192 // of symbol versions, in all chains of a file
 )
 
 // names is how many bytes the file's strings have.
-func (f *ELF) names() int64 {
+func (f *Facts) NameBytes() int64 {
 	n := len(f.Interp) + len(f.SOName) + len(f.RPath) + len(f.RunPath)
 	for _, s := range f.Needed {
 		n += len(s)
@@ -64,7 +64,7 @@ var errNotELF = errors.New("not an ELF file")
 
 // elfCapture keeps the parts of a file, seen front to back, that ParseELF reads: its beginning, and the
 // dynamic section. It is an io.ReaderAt over them.
-type elfCapture struct {
+type Capture struct {
 	head    []byte
 	size    int64
 	pos     int64
@@ -75,11 +75,11 @@ type elfCapture struct {
 }
 
 // newELFCapture returns nil if the first bytes are not those of an ELF file.
-func newELFCapture(first []byte, size int64, buf []byte) *elfCapture {
+func NewCapture(first []byte, size int64, buf []byte) *Capture {
 	if !bytes.HasPrefix(first, []byte(elf.ELFMAG)) {
 		return nil
 	}
-	c := &elfCapture{head: buf[:0], size: size}
+	c := &Capture{head: buf[:0], size: size}
 	if h, err := readELFHeader(bytes.NewReader(first)); err == nil {
 		for _, p := range h.segments {
 			if p.Type == uint32(elf.PT_DYNAMIC) && p.Filesz <= maxDynamic && p.Off < uint64(size) {
@@ -90,7 +90,8 @@ func newELFCapture(first []byte, size int64, buf []byte) *elfCapture {
 	return c
 }
 
-func (c *elfCapture) write(b []byte) {
+// Write takes the next part of the file.
+func (c *Capture) Write(b []byte) (int, error) {
 	from, to := c.pos, c.pos+int64(len(b))
 	c.pos = to
 	c.sigs.write(b)
@@ -100,9 +101,30 @@ func (c *elfCapture) write(b []byte) {
 	if lo, hi := max(from, c.dynFrom), min(to, c.dynTo); lo < hi {
 		c.dyn = append(c.dyn, b[lo-from:hi-from]...)
 	}
+	return len(b), nil
 }
 
-func (c *elfCapture) ReadAt(p []byte, off int64) (int, error) {
+// Facts returns what is known of the file, once all of it was written; nil if it is not a program after all. An enclave
+// is one, whatever its headers are.
+func (c *Capture) Facts() *Facts {
+	f, err := Parse(c)
+	if err != nil {
+		f = nil
+	}
+	if f == nil && len(c.sigs.found) > 0 {
+		f = &Facts{Class: elf.ELFCLASS64}
+	}
+	if f != nil {
+		f.SigStructs = c.sigs.found
+	}
+	return f
+}
+
+// Buffer returns the memory of a capture that is no longer needed, for the next one.
+func (c *Capture) Buffer() []byte { return c.head[:0] }
+
+// ReadAt reads what was kept.
+func (c *Capture) ReadAt(p []byte, off int64) (int, error) {
 	switch {
 	case off < 0:
 	case off <= int64(len(c.head)) && int64(len(p)) <= int64(len(c.head))-off:
@@ -148,12 +170,12 @@ func readStruct(r io.ReaderAt, off int64, v any) error {
 
 // ParseELF reads the facts about a 64-bit little-endian ELF file; others give their class and nothing
 // else. A file that is damaged gives an error or fewer facts, never a panic.
-func ParseELF(r io.ReaderAt) (*ELF, error) {
+func Parse(r io.ReaderAt) (*Facts, error) {
 	var ident [20]byte
 	if _, err := r.ReadAt(ident[:], 0); err != nil || !bytes.HasPrefix(ident[:], []byte(elf.ELFMAG)) {
 		return nil, errNotELF
 	}
-	f := &ELF{Class: elf.Class(ident[elf.EI_CLASS])}
+	f := &Facts{Class: elf.Class(ident[elf.EI_CLASS])}
 	if f.Class != elf.ELFCLASS64 || elf.Data(ident[elf.EI_DATA]) != elf.ELFDATA2LSB {
 		return f, nil
 	}
@@ -230,7 +252,7 @@ func (d *dynamic) read(p elf.Prog64) error {
 		case elf.DT_NULL:
 			return nil
 		case elf.DT_NEEDED:
-			if len(d.needed) < maxELFEntries && !slices.Contains(d.needed, value) {
+			if len(d.needed) < MaxEntries && !slices.Contains(d.needed, value) {
 				d.needed = append(d.needed, value)
 			}
 		default:
@@ -347,4 +369,32 @@ func CompareVersions(a, b string) int {
 		}
 	}
 	return 0
+}
+
+// parsePart returns what a capture would know of a file that begins with some bytes; nil if it is not a program.
+func ParsePart(r io.ReaderAt, first []byte, size int64) *Facts {
+	c := NewCapture(first, size, nil)
+	if c == nil {
+		return nil
+	}
+	f, err := Parse(&elfWindow{r, size, c.dynFrom, c.dynTo})
+	if err != nil {
+		return nil
+	}
+	return f
+}
+
+// elfWindow lets ParseELF read what it can read in a scan, so that it finds the same.
+type elfWindow struct {
+	r              io.ReaderAt
+	size           int64
+	dynFrom, dynTo int64
+}
+
+func (w *elfWindow) ReadAt(p []byte, off int64) (int, error) {
+	to := off + int64(len(p))
+	if off < 0 || to < off || to > w.size || to > maxELFHead && (off < w.dynFrom || to > w.dynTo) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return w.r.ReadAt(p, off)
 }

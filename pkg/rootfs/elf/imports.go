@@ -1,4 +1,4 @@
-package rootfs
+package elf
 
 import (
 	"debug/elf"

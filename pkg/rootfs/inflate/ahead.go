@@ -1,4 +1,4 @@
-package rootfs
+package inflate
 
 import (
 	"io"
@@ -22,7 +22,7 @@ type aheadReader struct {
 	buffers *[4][]byte
 }
 
-func readAhead(r io.Reader) io.ReadCloser {
+func ReadAhead(r io.Reader) io.ReadCloser {
 	buffers := chunks.Get().(*[4][]byte)
 	c, ok := r.(io.ReadCloser)
 	if !ok {

@@ -1,17 +1,19 @@
-package rootfs
+package engines
 
 import (
 	"fmt"
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
 // Disputed returns why engines may not agree on what is at some paths, which begin with "/". Engines that unpack all
 // layers into one directory follow the links of lower layers, where overlay file systems make directories in their
 // place. Overlay file systems keep what lower layers have in a directory that a layer removes and makes anew, and know
 // no opaque root.
-func Disputed(layers []*Index, paths []string) (problems []string) {
+func Disputed(layers []*rootfs.Index, paths []string) (problems []string) {
 	names := map[string]bool{}
 	for _, p := range paths {
 		for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
@@ -23,25 +25,25 @@ func Disputed(layers []*Index, paths []string) (problems []string) {
 		gone := map[string]bool{}
 		for k := range l.Entries {
 			e := &l.Entries[k]
-			if e.Type == Whiteout {
+			if e.Type == rootfs.Whiteout {
 				gone[e.Path] = true
 			}
 		}
 		for k := range l.Entries {
 			e := &l.Entries[k]
 			switch {
-			case e.Type == Opaque && e.Path == "/" && i > 0:
+			case e.Type == rootfs.Opaque && e.Path == "/" && i > 0:
 				problems = append(problems, fmt.Sprintf("layer %d removes all that is in lower layers, which overlay "+
 					"file systems do not do", i+1))
-			case e.Type != Dir && names[path.Base(e.Path)]:
+			case e.Type != rootfs.Dir && names[path.Base(e.Path)]:
 				if at := above(e.Path, links); at != "" {
 					problems = append(problems, fmt.Sprintf("layer %d: %q goes through %q, which is a link in one of "+
 						"the layers: engines differ in where it leads to", i+1, e.Path, at))
 				}
 			}
-			if i > 0 && len(gone) > 0 && e.Type != Whiteout {
+			if i > 0 && len(gone) > 0 && e.Type != rootfs.Whiteout {
 				at := above(e.Path, gone)
-				if at == "" && e.Type == Dir && gone[e.Path] {
+				if at == "" && e.Type == rootfs.Dir && gone[e.Path] {
 					at = e.Path
 				}
 				if at != "" {
@@ -60,7 +62,7 @@ const maxHidden = 100
 
 // Hidden returns which files of some kind are not in the tree of all layers, though engines may have them: those that
 // are not replaced or removed in a way that all engines take for the same.
-func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []string) {
+func Hidden(layers []*rootfs.Index, tree *rootfs.Tree, kind func(*rootfs.Entry) bool) (problems []string) {
 	links := symlinks(layers)
 	// What later entries have put in the place of something, or removed, and the directories that they have emptied.
 	// The removals of a layer are about lower ones.
@@ -69,9 +71,9 @@ func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []str
 		var removed, opaque []string
 		for k := len(l.Entries) - 1; k >= 0; k-- {
 			e := &l.Entries[k]
-			if e.Type == Regular && kind(e) {
+			if e.Type == rootfs.Regular && kind(e) {
 				n := tree.Lookup(e.Path)
-				shown := n != nil && n.Type == Regular && n.SHA256 == e.SHA256
+				shown := n != nil && n.Type == rootfs.Regular && n.SHA256 == e.SHA256
 				replaced := above(e.Path, links) == "" &&
 					(gone[e.Path] || above(e.Path, gone) != "" || above(e.Path, emptied) != "")
 				if !shown && !replaced {
@@ -83,11 +85,11 @@ func Hidden(layers []*Index, tree *Tree, kind func(*Entry) bool) (problems []str
 				}
 			}
 			switch e.Type {
-			case Regular, Hardlink, Symlink:
+			case rootfs.Regular, rootfs.Hardlink, rootfs.Symlink:
 				gone[e.Path] = true
-			case Whiteout:
+			case rootfs.Whiteout:
 				removed = append(removed, e.Path)
-			case Opaque:
+			case rootfs.Opaque:
 				opaque = append(opaque, e.Path)
 			}
 		}
@@ -113,11 +115,11 @@ func above(p string, set map[string]bool) string {
 }
 
 // symlinks are the paths of links in any layer. A hard link can be one to a symbolic link.
-func symlinks(layers []*Index) map[string]bool {
+func symlinks(layers []*rootfs.Index) map[string]bool {
 	links := map[string]bool{}
 	for _, l := range layers {
 		for k := range l.Entries {
-			if e := &l.Entries[k]; e.Type == Symlink || e.Type == Hardlink {
+			if e := &l.Entries[k]; e.Type == rootfs.Symlink || e.Type == rootfs.Hardlink {
 				links[e.Path] = true
 			}
 		}
