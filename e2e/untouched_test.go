@@ -24,8 +24,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // inRoot is the variable by which this test's own program becomes an image's program: in another root, as
@@ -86,7 +86,7 @@ func untouched(t *testing.T, s *sample, converted string) {
 	img, err := store.Open(context.Background(), ref, registry.Options{})
 	require.NoError(t, err)
 	defer img.Close()
-	m, err := verify.Read(context.Background(), img, verify.Options{})
+	m, err := inspect.Read(context.Background(), img, inspect.Options{})
 	require.NoError(t, err)
 
 	root := s.unpack(t)
@@ -150,7 +150,7 @@ func killInside(t *testing.T, root string) {
 var opened = regexp.MustCompile(
 	`^\d+ +(open|openat|openat2|execve)\((?:AT_FDCWD<([^>]*)>, |\d+<([^>]*)>, )?"((?:[^"\\]|\\.)*)"(.*)= (-?\d+)`)
 
-func checkTrace(t *testing.T, trace string, in inside, m *verify.Converted) {
+func checkTrace(t *testing.T, trace string, in inside, m *inspect.Converted) {
 	t.Helper()
 	trusted := map[string]bool{}
 	for _, f := range m.Trusted {

@@ -13,6 +13,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -44,7 +45,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 		}
 		defer img.Close()
 		report, err := verify.OwnEnclaves(cmd.Context(), img, nil, verify.Expectations{}, access.reading())
-		if errors.Is(err, verify.ErrNotConverted) || errors.Is(err, verify.ErrConverted) {
+		if errors.Is(err, inspect.ErrNotConverted) || errors.Is(err, verify.ErrConverted) {
 			return usagef("%s has no signed enclave of its own; what a conversion makes has its evidence from there",
 				img.Ref)
 		}
@@ -62,7 +63,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 			return fmt.Errorf("%s: %w: cconvert verify %s says what is wrong with it", img.Ref, errRefused, img.Ref)
 		}
 		if file != "" {
-			found = slices.DeleteFunc(found, func(f verify.EnclaveFile) bool { return f.Path != file })
+			found = slices.DeleteFunc(found, func(f inspect.EnclaveFile) bool { return f.Path != file })
 		}
 		if len(found) == 0 {
 			return usagef("%s has no signed enclave %s", img.Ref, file)
@@ -91,7 +92,7 @@ values, as a conversion attaches them to its result. The image stays as it is.`,
 
 // aboutEnclave states the identity of an enclave in an image, and returns its reference values.
 func aboutEnclave(
-	cmd *cobra.Command, f verify.EnclaveFile, subject attest.Resource, key *attest.PrivateKey,
+	cmd *cobra.Command, f inspect.EnclaveFile, subject attest.Resource, key *attest.PrivateKey,
 ) ([]image.Artifact, error) {
 	statement, err := attest.NewStatement(subject, attest.IdentityType, attest.Identity{Enclave: f.Enclave,
 		Options: json.RawMessage("{}"), Findings: json.RawMessage("null")})

@@ -10,8 +10,8 @@ import (
 
 	"github.com/cconvert/cconvert/internal/deploy"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/manifest"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 const deployLong = `Write what starts a confidential image: objects for Kubernetes, a Compose file, or a command line
@@ -71,13 +71,13 @@ func newDeploy() *cobra.Command {
 			return usagef("%s is not in a registry: only from there can it be started elsewhere", img.Ref)
 		}
 		o.Image = img.Ref.Name.Context().Name() + "@" + img.Digest
-		c, err := verify.Read(cmd.Context(), img, access.reading())
-		if errors.Is(err, verify.ErrNotConverted) && epc != "" {
+		c, err := inspect.Read(cmd.Context(), img, access.reading())
+		if errors.Is(err, inspect.ErrNotConverted) && epc != "" {
 			size, sizeErr := manifest.ParseSize(epc)
 			if sizeErr != nil {
 				return usagef("--epc: %w", sizeErr)
 			}
-			c, err = verify.AsItIs(img, size)
+			c, err = inspect.AsItIs(img, size)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", img.Ref, err)

@@ -8,7 +8,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/store"
-	"github.com/cconvert/cconvert/pkg/verify"
+	"github.com/cconvert/cconvert/pkg/inspect"
 )
 
 func newDiff() *cobra.Command {
@@ -27,11 +27,11 @@ code is 4 if they differ. Nothing is verified: see "cconvert verify".`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&layers, "layers", false, "read all layers, to say from which of them the files are")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		read := verify.Read
+		read := inspect.Read
 		if layers {
-			read = verify.ReadLayers
+			read = inspect.ReadLayers
 		}
-		var both [2]*verify.Converted
+		var both [2]*inspect.Converted
 		g, ctx := errgroup.WithContext(cmd.Context())
 		for i, name := range args {
 			g.Go(func() error {
@@ -53,13 +53,13 @@ code is 4 if they differ. Nothing is verified: see "cconvert verify".`,
 		if err := g.Wait(); err != nil {
 			return err
 		}
-		differences, err := verify.Compare(both[0], both[1])
+		differences, err := inspect.Compare(both[0], both[1])
 		if err != nil {
 			return err
 		}
 		if asJSON {
 			if differences == nil {
-				differences = []verify.Difference{}
+				differences = []inspect.Difference{}
 			}
 			err = printJSON(cmd, differences)
 		} else {

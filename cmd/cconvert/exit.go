@@ -15,6 +15,7 @@ import (
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -23,7 +24,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // Exit codes, as documented in the README.
@@ -127,7 +127,7 @@ func hintFor(err error) string {
 		return "convert the image that it was made from, or look at this one with \"cconvert inspect\""
 	case errors.Is(err, convert.ErrFindings):
 		return "mend the image as the findings say; --ignore CODE goes on in spite of one"
-	case errors.Is(err, verify.ErrNotConverted):
+	case errors.Is(err, inspect.ErrNotConverted):
 		return "convert it first: cconvert IMAGE"
 	case errors.Is(err, launch.ErrImage):
 		return "does the image start with \"docker run\"? What does not start there does not start here"

@@ -18,9 +18,9 @@ import (
 	"github.com/cconvert/cconvert/internal/page"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 func newInspect() *cobra.Command {
@@ -53,13 +53,13 @@ here but the signature: see "cconvert verify".`,
 				return err
 			}
 			defer img.Close()
-			read := verify.Read
+			read := inspect.Read
 			if layers || html != "" {
-				read = verify.ReadLayers
+				read = inspect.ReadLayers
 			}
 			c, err := read(cmd.Context(), img, access.reading())
-			if errors.Is(err, verify.ErrNotConverted) {
-				found, enclaveErr := verify.Enclaves(cmd.Context(), img, access.reading())
+			if errors.Is(err, inspect.ErrNotConverted) {
+				found, enclaveErr := inspect.Enclaves(cmd.Context(), img, access.reading())
 				if enclaveErr == nil && len(found) > 0 && html == "" {
 					return printEnclaves(cmd, found, asJSON)
 				}
@@ -96,7 +96,7 @@ here but the signature: see "cconvert verify".`,
 }
 
 // writePage writes the page of an image, all of it or nothing.
-func writePage(file string, c *verify.Converted) error {
+func writePage(file string, c *inspect.Converted) error {
 	f, err := renameio.NewPendingFile(file, renameio.WithPermissions(0o644))
 	if err != nil {
 		return err
@@ -118,13 +118,13 @@ func (r *registryFlags) open(cmd *cobra.Command, name string) (*image.Image, err
 }
 
 // reading says how layers are read if nothing is converted.
-func (r *registryFlags) reading() verify.Options {
+func (r *registryFlags) reading() inspect.Options {
 	inflate, _ := inflate.Find("auto") // that there is none is fine
-	return verify.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate, Limits: r.limits}
+	return inspect.Options{Jobs: cmp.Or(r.jobs, runtime.GOMAXPROCS(0)), Inflate: inflate, Limits: r.limits}
 }
 
 // printEnclaves shows the enclaves that an image has of its own.
-func printEnclaves(cmd *cobra.Command, list []verify.EnclaveFile, asJSON bool) error {
+func printEnclaves(cmd *cobra.Command, list []inspect.EnclaveFile, asJSON bool) error {
 	if asJSON {
 		return printJSON(cmd, list)
 	}
@@ -152,9 +152,9 @@ func printEnclaves(cmd *cobra.Command, list []verify.EnclaveFile, asJSON bool) e
 	return nil
 }
 
-func printConverted(w io.Writer, c *verify.Converted) {
+func printConverted(w io.Writer, c *inspect.Converted) {
 	if c.Simulated() {
-		fmt.Fprintln(w, verify.SimulatedNotice)
+		fmt.Fprintln(w, inspect.SimulatedNotice)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
@@ -228,7 +228,7 @@ func printConverted(w io.Writer, c *verify.Converted) {
 }
 
 // printAreas shows the enclave's memory, from its top.
-func printAreas(w io.Writer, c *verify.Converted) {
+func printAreas(w io.Writer, c *inspect.Converted) {
 	if c.EnclaveError != "" {
 		fmt.Fprintf(w, "\nThe enclave cannot be laid out: %s\n", printable(c.EnclaveError))
 		return
@@ -247,7 +247,7 @@ func printAreas(w io.Writer, c *verify.Converted) {
 }
 
 // printLayers counts the trusted files by the layer that they are from.
-func printLayers(w io.Writer, c *verify.Converted) {
+func printLayers(w io.Writer, c *inspect.Converted) {
 	if len(c.LayerDigests) == 0 {
 		return
 	}
@@ -277,7 +277,7 @@ func printFiles(w io.Writer, files []libos.FileEntry) {
 	t.Flush()
 }
 
-func signatureState(c *verify.Converted) string {
+func signatureState(c *inspect.Converted) string {
 	if c.Unsigned {
 		return "none yet: see cconvert sign --help"
 	}

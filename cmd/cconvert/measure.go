@@ -10,10 +10,10 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/sdk"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // measured is the JSON form of a measurement, in the names of gramine-sgx-sigstruct-view.
@@ -164,7 +164,7 @@ func measureSDK(cmd *cobra.Command, file string, asJSON bool) error {
 	if err != nil {
 		return &usageError{err}
 	}
-	f, err := verify.SDKEnclave(cmd.Context(), file, content)
+	f, err := inspect.SDKEnclave(cmd.Context(), file, content)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
-	"github.com/cconvert/cconvert/pkg/verify"
+	"github.com/cconvert/cconvert/pkg/inspect"
 )
 
 func newReference() *cobra.Command {
@@ -68,26 +68,26 @@ added are fetched; verify the image before you rely on it.`,
 func identityOf(
 	cmd *cobra.Command, img *image.Image, access registryFlags, file string, simulated bool,
 ) (e attest.Enclave, err error) {
-	c, err := verify.Read(cmd.Context(), img, access.reading())
+	c, err := inspect.Read(cmd.Context(), img, access.reading())
 	if err == nil {
 		if c.Simulated() && !simulated {
 			return e, fmt.Errorf("%w: %s. --simulated prints them all the same, for tests", errRefused,
-				verify.SimulatedNotice)
+				inspect.SimulatedNotice)
 		}
 		if c.SignatureError != "" {
 			return e, fmt.Errorf("%w: %s", errRefused, c.SignatureError)
 		}
 		return attest.NewEnclave(c.SigStruct), nil
 	}
-	if !errors.Is(err, verify.ErrNotConverted) {
+	if !errors.Is(err, inspect.ErrNotConverted) {
 		return e, err
 	}
-	found, enclaveErr := verify.Enclaves(cmd.Context(), img, access.reading())
+	found, enclaveErr := inspect.Enclaves(cmd.Context(), img, access.reading())
 	if enclaveErr != nil {
 		return e, enclaveErr
 	}
 	if file != "" {
-		found = slices.DeleteFunc(found, func(f verify.EnclaveFile) bool { return f.Path != file })
+		found = slices.DeleteFunc(found, func(f inspect.EnclaveFile) bool { return f.Path != file })
 	}
 	switch {
 	case len(found) == 0:

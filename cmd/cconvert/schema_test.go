@@ -20,6 +20,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -30,11 +31,11 @@ var schemas = map[string]any{
 	"convert":          convert.Result{},
 	"analyze":          convert.Analysis{},
 	"measure":          measured{},
-	"inspect":          verify.Converted{},
+	"inspect":          inspect.Converted{},
 	"inspect-files":    []libos.FileEntry{},
-	"inspect-enclaves": []verify.EnclaveFile{},
+	"inspect-enclaves": []inspect.EnclaveFile{},
 	"verify":           verify.Report{},
-	"diff":             []verify.Difference{},
+	"diff":             []inspect.Difference{},
 	"rebuild":          verify.Rebuilt{},
 	"reference":        attest.Enclave{},
 	"enclave-identity": attest.Identity{},

@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -240,7 +241,7 @@ func newVerify() *cobra.Command {
 		o := access.reading()
 		o.Observe = progress.Layer
 		r, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
-		if errors.Is(err, verify.ErrNotConverted) {
+		if errors.Is(err, inspect.ErrNotConverted) {
 			r, err = verify.OwnEnclaves(cmd.Context(), img, from, x, o)
 		}
 		progress.finish()

@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cconvert/cconvert/pkg/verify"
+	"github.com/cconvert/cconvert/pkg/inspect"
 )
 
 // Target is where an image is to run.
@@ -65,14 +65,14 @@ const (
 
 // workload is what is common to all targets.
 type workload struct {
-	*verify.Converted
+	*inspect.Converted
 	Options
 	sealed []string // paths of encrypted mounts
 	ports  []port   // that the image exposes
 }
 
 // Write returns the text of a deployment.
-func Write(c *verify.Converted, o Options) ([]byte, error) {
+func Write(c *inspect.Converted, o Options) ([]byte, error) {
 	w, err := prepare(c, o)
 	if err != nil {
 		return nil, err
@@ -85,14 +85,14 @@ func Write(c *verify.Converted, o Options) ([]byte, error) {
 	}
 	text, err := write()
 	if err == nil && c.Simulated() {
-		text = append([]byte("# "+verify.SimulatedNotice+".\n"), text...)
+		text = append([]byte("# "+inspect.SimulatedNotice+".\n"), text...)
 	}
 	return text, err
 }
 
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 
-func prepare(c *verify.Converted, o Options) (*workload, error) {
+func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	if o.Name == "" {
 		name, _, _ := strings.Cut(o.Image[strings.LastIndexByte(o.Image, '/')+1:], "@")
 		name, _, _ = strings.Cut(name, ":")

@@ -19,17 +19,17 @@ import (
 
 	"github.com/cconvert/cconvert/internal/deploy"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 const image = "registry.example/team/My_App@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 // redis is an image that needs all there is: another user, ports, a volume, quotes.
-func redis() *verify.Converted {
-	c := &verify.Converted{
-		Layout: verify.LayoutOurs, User: "redis", Ports: []string{"9000/udp", "6379/tcp"},
+func redis() *inspect.Converted {
+	c := &inspect.Converted{
+		Layout: inspect.LayoutOurs, User: "redis", Ports: []string{"9000/udp", "6379/tcp"},
 		Enclave: sgx.Settings{EnclaveSize: 1 << 30},
 		Program: libos.Program{
 			UID: 999, GID: 999,
@@ -44,13 +44,13 @@ func redis() *verify.Converted {
 	return c
 }
 
-func root() *verify.Converted {
-	return &verify.Converted{
-		Layout: verify.LayoutOurs, Enclave: sgx.Settings{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{},
+func root() *inspect.Converted {
+	return &inspect.Converted{
+		Layout: inspect.LayoutOurs, Enclave: sgx.Settings{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{},
 	}
 }
 
-func write(t *testing.T, c *verify.Converted, o deploy.Options) string {
+func write(t *testing.T, c *inspect.Converted, o deploy.Options) string {
 	t.Helper()
 	o.Image = image
 	text, err := deploy.Write(c, o)
@@ -205,46 +205,46 @@ func TestHealthCheck(t *testing.T) {
 }
 
 func TestRefuses(t *testing.T) {
-	for want, f := range map[string]func() (*verify.Converted, deploy.Options){
-		"in the group that may open": func() (*verify.Converted, deploy.Options) {
+	for want, f := range map[string]func() (*inspect.Converted, deploy.Options){
+		"in the group that may open": func() (*inspect.Converted, deploy.Options) {
 			return redis(), deploy.Options{Target: deploy.Intel}
 		},
-		"there is no target": func() (*verify.Converted, deploy.Options) {
+		"there is no target": func() (*inspect.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: "moon"}
 		},
-		"the name \"A\"": func() (*verify.Converted, deploy.Options) {
+		"the name \"A\"": func() (*inspect.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Docker, Name: "A"}
 		},
-		"direct mode has no meaning": func() (*verify.Converted, deploy.Options) {
+		"direct mode has no meaning": func() (*inspect.Converted, deploy.Options) {
 			return redis(), deploy.Options{Target: deploy.Intel, Direct: true}
 		},
-		"old clusters has no meaning": func() (*verify.Converted, deploy.Options) {
+		"old clusters has no meaning": func() (*inspect.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Intel, LegacyEPC: true}
 		},
-		"more than one container has no meaning": func() (*verify.Converted, deploy.Options) {
+		"more than one container has no meaning": func() (*inspect.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Docker, Replicas: 2}
 		},
-		"cannot share": func() (*verify.Converted, deploy.Options) {
+		"cannot share": func() (*inspect.Converted, deploy.Options) {
 			group := int64(1)
 			return redis(), deploy.Options{Target: deploy.Compose, Replicas: 2, DeviceGroup: &group}
 		},
-		"\"81/foo\", which is no port": func() (*verify.Converted, deploy.Options) {
+		"\"81/foo\", which is no port": func() (*inspect.Converted, deploy.Options) {
 			c := root()
 			c.Ports = []string{"81/foo"}
 			return c, deploy.Options{Target: deploy.Intel}
 		},
-		"more than 1000 ports": func() (*verify.Converted, deploy.Options) {
+		"more than 1000 ports": func() (*inspect.Converted, deploy.Options) {
 			c := root()
 			c.Ports = []string{"1-65535"}
 			return c, deploy.Options{Target: deploy.Intel}
 		},
-		"no replicas": func() (*verify.Converted, deploy.Options) {
+		"no replicas": func() (*inspect.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Docker, Replicas: -1}
 		},
-		"Gramine's runtime": func() (*verify.Converted, deploy.Options) {
+		"Gramine's runtime": func() (*inspect.Converted, deploy.Options) {
 			return root(), deploy.Options{Target: deploy.Docker, Direct: true}
 		},
-		"the size \"much\"": func() (*verify.Converted, deploy.Options) {
+		"the size \"much\"": func() (*inspect.Converted, deploy.Options) {
 			c := redis()
 			c.Program.UID = 0
 			return c, deploy.Options{Target: deploy.AKS, Storage: "much"}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
-	"github.com/cconvert/cconvert/pkg/verify"
+	"github.com/cconvert/cconvert/pkg/inspect"
 )
 
 //go:embed page.html
@@ -26,7 +26,7 @@ var page = sync.OnceValue(func() *template.Template {
 		"bytes": func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) },
 		"size":  humanize.IBytes,
 
-		"notice": func() string { return verify.SimulatedNotice },
+		"notice": func() string { return inspect.SimulatedNotice },
 		"hex":    func(n uint64) string { return fmt.Sprintf("%#x", n) },
 		"path":   func(uri string) string { return strings.TrimPrefix(uri, "file:") },
 		"comma":  func(n int) string { return humanize.Comma(int64(n)) },
@@ -49,7 +49,7 @@ type box struct {
 }
 
 type view struct {
-	*verify.Converted
+	*inspect.Converted
 	Env                  []variable
 	Memory, Zoom         []box
 	ZoomFrom, ZoomTo     float64 // in Memory, of what Zoom enlarges
@@ -73,7 +73,7 @@ type layer struct {
 }
 
 // Write draws an image of which all layers were read.
-func Write(w io.Writer, c *verify.Converted) error {
+func Write(w io.Writer, c *inspect.Converted) error {
 	v := view{
 		Converted: c, MapW: mapWidth, MapH: mapHeight, MapsW: 2*mapWidth + zoomGap, TreeW: treeWidth, TreeH: treeHeight,
 		ZoomX: mapWidth + zoomGap,

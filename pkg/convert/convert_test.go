@@ -36,6 +36,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -43,7 +44,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
-	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 var keyFile = filepath.Join(root, "../../testdata/vectors/test-signing-key.pem")
@@ -149,7 +149,7 @@ func TestOutputImage(t *testing.T) {
 
 	back, err := store.Open(context.Background(), parse(t, r.Output.Ref), registry.Options{})
 	require.NoError(t, err)
-	read, err := verify.Read(context.Background(), back, verify.Options{})
+	read, err := inspect.Read(context.Background(), back, inspect.Options{})
 	require.NoError(t, err)
 	assert.Empty(t, read.SignatureError)
 	assert.Equal(t, r.MREnclave, read.MREnclave)
@@ -487,7 +487,7 @@ func TestOverlay(t *testing.T) {
 	assert.EqualValues(t, 128<<20, r.EnclaveSize)
 	img, err := store.Open(context.Background(), parse(t, r.Output.Ref), registry.Options{})
 	require.NoError(t, err)
-	c, err := verify.Read(context.Background(), img, verify.Options{})
+	c, err := inspect.Read(context.Background(), img, inspect.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, text, c.Recipe.Overlay)
 	assert.Contains(t, string(c.Manifest), `enclave_size = "128M"`, "in decimal, as the loader reads it")

@@ -20,7 +20,7 @@ import (
 // with its loader, its library and its package's files, and what no program reads is left out.
 func TestDistributions(t *testing.T) {
 	const glibc, musl = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
-	elf := func(interp string, needed ...string) elf.Facts { return elf.Facts{Interp: interp, Needed: needed} }
+	program := func(interp string, needed ...string) elf.Facts { return elf.Facts{Interp: interp, Needed: needed} }
 	libC := elf.Facts{DefinesGLIBC: "2.36"}
 	for name, c := range map[string]struct {
 		command string
@@ -33,7 +33,7 @@ func TestDistributions(t *testing.T) {
 	}{
 		"Debian": {
 			"/bin/server", map[string]elf.Facts{
-				"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib/x86_64-linux-gnu/libc.so.6": libC,
+				"/usr/bin/server": program(glibc, "libc.so.6"), "/usr/lib/x86_64-linux-gnu/libc.so.6": libC,
 			},
 			[]Entry{
 				Symlink("bin", "usr/bin"), Symlink("lib", "usr/lib"), Symlink("lib64", "usr/lib64"),
@@ -54,7 +54,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"Fedora and UBI": {
 			"/usr/bin/server",
-			map[string]elf.Facts{"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib64/libc.so.6": libC},
+			map[string]elf.Facts{"/usr/bin/server": program(glibc, "libc.so.6"), "/usr/lib64/libc.so.6": libC},
 			[]Entry{
 				Symlink("bin", "usr/bin"), Symlink("sbin", "usr/sbin"), Symlink("lib", "usr/lib"),
 				Symlink("lib64", "usr/lib64"), Program("usr/bin/server", ELF("")),
@@ -68,7 +68,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"Wolfi": {
 			"/usr/bin/server",
-			map[string]elf.Facts{"/usr/bin/server": elf(glibc, "libc.so.6"), "/usr/lib/libc.so.6": libC},
+			map[string]elf.Facts{"/usr/bin/server": program(glibc, "libc.so.6"), "/usr/lib/libc.so.6": libC},
 			[]Entry{
 				Symlink("bin", "usr/bin"), Symlink("lib", "usr/lib"), Symlink("lib64", "usr/lib"),
 				Program("usr/bin/server", ELF("")),
@@ -84,7 +84,7 @@ func TestDistributions(t *testing.T) {
 			}, []string{"/usr/share/other"},
 		},
 		"Alpine": {
-			"/usr/bin/server", map[string]elf.Facts{"/usr/bin/server": elf(musl, "libc.musl-x86_64.so.1")},
+			"/usr/bin/server", map[string]elf.Facts{"/usr/bin/server": program(musl, "libc.musl-x86_64.so.1")},
 			[]Entry{
 				Program("usr/bin/server", ELF("")), Program("lib/ld-musl-x86_64.so.1", ELF("")),
 				Symlink("lib/libc.musl-x86_64.so.1", "ld-musl-x86_64.so.1"), File("usr/share/other", "x"),
@@ -97,7 +97,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"distroless": {
 			"/app/server",
-			map[string]elf.Facts{"/app/server": elf(glibc, "libc.so.6"), "/lib/x86_64-linux-gnu/libc.so.6": libC},
+			map[string]elf.Facts{"/app/server": program(glibc, "libc.so.6"), "/lib/x86_64-linux-gnu/libc.so.6": libC},
 			[]Entry{
 				Program("app/server", ELF("")), Program("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", ELF("")),
 				Symlink("lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
@@ -130,7 +130,7 @@ func TestDistributions(t *testing.T) {
 		},
 		"both C libraries": {
 			"/app",
-			map[string]elf.Facts{"/app": elf(musl), "/other": elf(glibc, "libc.so.6"), "/lib64/libc.so.6": libC},
+			map[string]elf.Facts{"/app": program(musl), "/other": program(glibc, "libc.so.6"), "/lib64/libc.so.6": libC},
 			[]Entry{
 				Program("app", ELF("")), Program("other", ELF("")), Program("lib/ld-musl-x86_64.so.1", ELF("")),
 				Program("lib64/ld-linux-x86-64.so.2", ELF("")), File("lib64/libc.so.6", ELF("")),

@@ -22,6 +22,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -153,11 +154,11 @@ func TestRebuildAndDiffOfOthers(t *testing.T) {
 	assert.False(t, r.Same)
 	assert.Contains(t, r.Why[0], "another image by the same name")
 
-	one, err := verify.ReadLayers(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
+	one, err := inspect.ReadLayers(context.Background(), open(t, a.reg.Host+"/dst:1"), inspect.Options{})
 	require.NoError(t, err)
 	two := *one
 	two.MREnclave[0] ^= 1
-	differences, err := verify.Compare(one, &two)
+	differences, err := inspect.Compare(one, &two)
 	require.NoError(t, err)
 	assert.Len(t, differences, 1)
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -91,10 +92,10 @@ func (a *victim) failed(ref string, withSource bool) []string {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	r, err := verify.Verify(ctx, open(a.t, ref), source, a.expect, nil, verify.Options{})
+	r, err := verify.Verify(ctx, open(a.t, ref), source, a.expect, nil, inspect.Options{})
 	require.NoError(a.t, err)
 	assert.Equal(a.t, len(r.FailedChecks()) == 0, r.Trusted)
-	before, _, err := verify.BeforeSigning(ctx, open(a.t, ref), source, a.expect, verify.Options{})
+	before, _, err := verify.BeforeSigning(ctx, open(a.t, ref), source, a.expect, inspect.Options{})
 	if errors.Is(err, convert.ErrNotOurs) { // whatever it is consistent with
 		return r.FailedChecks()
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -152,8 +153,8 @@ func TestAnotherLibraryOS(t *testing.T) {
 
 	img := open(t, reg.Host+"/dst:1")
 	require.Len(t, img.Layers, 5)
-	known := verify.Options{Backends: []libos.Backend{crate{}}}
-	c, err := verify.Read(ctx, img, known)
+	known := inspect.Options{Backends: []libos.Backend{crate{}}}
+	c, err := inspect.Read(ctx, img, known)
 	require.NoError(t, err)
 	assert.Equal(t, made.MREnclave, c.MREnclave)
 	assert.Equal(t, []string{crateLoader, crateContents}, c.Entrypoint)
@@ -169,7 +170,7 @@ func TestAnotherLibraryOS(t *testing.T) {
 	r, err := verify.Verify(ctx, img, open(t, from), x, nil, known)
 	require.NoError(t, err)
 	assert.True(t, r.Trusted, r.Checks)
-	r, err = verify.Verify(ctx, img, nil, x, nil, verify.Options{})
+	r, err = verify.Verify(ctx, img, nil, x, nil, inspect.Options{})
 	require.NoError(t, err)
 	assert.False(t, r.Consistent, "it is not in the list")
 

@@ -12,13 +12,14 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // readings are the ways to read an image that are compared.
-var readings = map[string]func(context.Context, *image.Image, verify.Options) (*verify.Converted, error){
-	"as diff reads": verify.Read, "all layers": verify.ReadLayers,
+var readings = map[string]func(context.Context, *image.Image, inspect.Options) (*inspect.Converted, error){
+	"as diff reads": inspect.Read, "all layers": inspect.ReadLayers,
 }
 
 // Volumes, ports and labels say something by their names alone.
@@ -59,11 +60,11 @@ func TestDifferencesThatAreNotMeasured(t *testing.T) {
 	to := a.reg.Host + "/dst:other"
 	x.push(to, original)
 	for what, read := range readings {
-		one, err := read(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
+		one, err := read(context.Background(), open(t, a.reg.Host+"/dst:1"), inspect.Options{})
 		require.NoError(t, err)
-		two, err := read(context.Background(), open(t, to), verify.Options{})
+		two, err := read(context.Background(), open(t, to), inspect.Options{})
 		require.NoError(t, err)
-		list, err := verify.Compare(one, two)
+		list, err := inspect.Compare(one, two)
 		require.NoError(t, err)
 		found := map[string]bool{}
 		for _, d := range list {
@@ -72,7 +73,7 @@ func TestDifferencesThatAreNotMeasured(t *testing.T) {
 		for _, want := range []string{"runtime files", "config config.Entrypoint", "config config.User"} {
 			assert.True(t, found[want], "%s: %s is not in %v", what, want, list)
 		}
-		same, err := verify.Compare(one, one)
+		same, err := inspect.Compare(one, one)
 		require.NoError(t, err)
 		assert.Empty(t, same, what)
 
@@ -82,7 +83,7 @@ func TestDifferencesThatAreNotMeasured(t *testing.T) {
 		three, four := *one, *one
 		three.Trusted = append([]libos.FileEntry{other, one.Trusted[0]}, one.Trusted[1:]...)
 		four.Trusted = append([]libos.FileEntry{one.Trusted[0], one.Trusted[0]}, one.Trusted[1:]...)
-		list, err = verify.Compare(&three, &four)
+		list, err = inspect.Compare(&three, &four)
 		require.NoError(t, err)
 		assert.NotEmpty(t, list, what)
 	}
@@ -106,11 +107,11 @@ func TestDiffOfTheLayerOnTop(t *testing.T) {
 	require.NoError(t, err)
 	to := a.swap("evil", enclaveLayer, blob, types.OCILayer, nil)
 	for what, read := range readings {
-		one, err := read(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
+		one, err := read(context.Background(), open(t, a.reg.Host+"/dst:1"), inspect.Options{})
 		require.NoError(t, err)
-		two, err := read(context.Background(), open(t, to), verify.Options{})
+		two, err := read(context.Background(), open(t, to), inspect.Options{})
 		require.NoError(t, err)
-		list, err := verify.Compare(one, two)
+		list, err := inspect.Compare(one, two)
 		require.NoError(t, err)
 		assert.NotEmpty(t, list, what)
 	}
@@ -126,13 +127,13 @@ func TestDiffOfABrokenSignature(t *testing.T) {
 	defer rc.Close()
 	blob, err := io.ReadAll(rc)
 	require.NoError(t, err)
-	one, err := verify.Read(context.Background(), open(t, a.reg.Host+"/dst:1"), verify.Options{})
+	one, err := inspect.Read(context.Background(), open(t, a.reg.Host+"/dst:1"), inspect.Options{})
 	require.NoError(t, err)
-	two, err := verify.Read(context.Background(), open(t, a.swap("broken", enclaveLayer, blob, types.OCILayer, nil)),
-		verify.Options{})
+	two, err := inspect.Read(context.Background(), open(t, a.swap("broken", enclaveLayer, blob, types.OCILayer, nil)),
+		inspect.Options{})
 	require.NoError(t, err)
 	require.NotEqual(t, one.SignatureError, two.SignatureError)
-	list, err := verify.Compare(one, two)
+	list, err := inspect.Compare(one, two)
 	require.NoError(t, err)
 	assert.NotEmpty(t, list)
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -42,24 +43,24 @@ func TestSDKEnclaves(t *testing.T) {
 			fixture.Image(t, v1.Config{Entrypoint: []string{"/opt/app"}}, fixture.Layer(t, files...)))
 	}
 	img := open(t, push(files...))
-	list, err := verify.Enclaves(context.Background(), img, verify.Options{})
+	list, err := inspect.Enclaves(context.Background(), img, inspect.Options{})
 	require.NoError(t, err)
 	require.Len(t, list, len(vectors))
-	found := map[string]verify.EnclaveFile{}
+	found := map[string]inspect.EnclaveFile{}
 	for _, f := range list {
 		found[f.Path] = f
 	}
-	expect := verify.Expectations{Layout: verify.LayoutSDK, AllowDebug: true} // DisableDebug is 0 by default
+	expect := verify.Expectations{Layout: inspect.LayoutSDK, AllowDebug: true} // DisableDebug is 0 by default
 	for _, v := range vectors {
 		f := found["/opt/"+v.Name+".so"]
 		assert.Equal(t, v.MREnclave, f.MREnclave, v.Name)
-		assert.Equal(t, verify.KindSDK, f.Kind)
+		assert.Equal(t, inspect.KindSDK, f.Kind)
 		assert.True(t, f.Measured)
 		assert.Empty(t, f.Problem())
 		assert.Empty(t, f.MetadataError)
 		expect.MREnclave, expect.MRSigner = append(expect.MREnclave, v.MREnclave), []sgx.Measurement{v.MRSigner}
 	}
-	r, err := verify.OwnEnclaves(context.Background(), img, nil, expect, verify.Options{})
+	r, err := verify.OwnEnclaves(context.Background(), img, nil, expect, inspect.Options{})
 	require.NoError(t, err)
 	assert.True(t, r.Trusted, "%v", r.Checks)
 
@@ -70,13 +71,13 @@ func TestSDKEnclaves(t *testing.T) {
 	} {
 		e := expect
 		change(&e)
-		r, err := verify.OwnEnclaves(context.Background(), img, nil, e, verify.Options{})
+		r, err := verify.OwnEnclaves(context.Background(), img, nil, e, inspect.Options{})
 		require.NoError(t, err)
 		assert.Equal(t, []string{what}, r.FailedChecks())
 		assert.False(t, r.Trusted)
 	}
 
-	r, err = verify.OwnEnclaves(context.Background(), img, open(t, push(files...)), expect, verify.Options{})
+	r, err = verify.OwnEnclaves(context.Background(), img, open(t, push(files...)), expect, inspect.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, []string{verify.CheckSource}, r.FailedChecks(), "it was made from no other image")
 	assert.False(t, r.Trusted)
@@ -97,7 +98,7 @@ func TestSDKEnclaves(t *testing.T) {
 	} {
 		e := expect
 		c.change(&e)
-		r, err := verify.OwnEnclaves(context.Background(), img, nil, e, verify.Options{})
+		r, err := verify.OwnEnclaves(context.Background(), img, nil, e, inspect.Options{})
 		require.NoError(t, err)
 		assert.True(t, r.Consistent, what)
 		assert.Contains(t, r.Unmet(), c.unmet, what)
@@ -106,12 +107,12 @@ func TestSDKEnclaves(t *testing.T) {
 	body[0x1000] ^= 1
 	changed := files[0]
 	changed.Body = string(body)
-	r, err = verify.OwnEnclaves(context.Background(), open(t, push(changed)), nil, expect, verify.Options{})
+	r, err = verify.OwnEnclaves(context.Background(), open(t, push(changed)), nil, expect, inspect.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, []string{verify.CheckMeasurement}, r.FailedChecks())
 	_, err = verify.OwnEnclaves(context.Background(), open(t, push(fixture.Program("opt/app", fixture.ELF("")))), nil,
-		expect, verify.Options{})
-	assert.ErrorIs(t, err, verify.ErrNotConverted)
+		expect, inspect.Options{})
+	assert.ErrorIs(t, err, inspect.ErrNotConverted)
 }
 
 // What is checked is what engines unpack: an archive can have a path twice, and layers can go through links.
@@ -122,7 +123,7 @@ func TestWhereEnclavesAre(t *testing.T) {
 		return string(b)
 	}
 	good, evil := vector("default"), vector("one-thread")
-	goodEnclave, err := verify.SDKEnclave(context.Background(), "", []byte(good))
+	goodEnclave, err := inspect.SDKEnclave(context.Background(), "", []byte(good))
 	require.NoError(t, err)
 	reg := fixture.NewRegistry(t)
 	for what, c := range map[string]struct {
@@ -199,8 +200,8 @@ func TestWhereEnclavesAre(t *testing.T) {
 		}
 		img := open(t, reg.Push(t, "sdk:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/opt/app"}}, layers...)))
 		r, err := verify.OwnEnclaves(context.Background(), img, nil, verify.Expectations{
-			Layout: verify.LayoutSDK, AllowDebug: true, MREnclave: []sgx.Measurement{goodEnclave.MREnclave},
-		}, verify.Options{})
+			Layout: inspect.LayoutSDK, AllowDebug: true, MREnclave: []sgx.Measurement{goodEnclave.MREnclave},
+		}, inspect.Options{})
 		require.NoError(t, err, what)
 		assert.Equal(t, c.problem == "", r.Trusted, what)
 		if c.problem != "" {
@@ -230,7 +231,7 @@ func TestHiddenEnclaves(t *testing.T) {
 	} {
 		img := open(t, reg.Push(t, "sdk:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/opt/app"}},
 			fixture.Layer(t, fixture.Program("opt/e.so", string(file))))))
-		list, err := verify.Enclaves(context.Background(), img, verify.Options{})
+		list, err := inspect.Enclaves(context.Background(), img, inspect.Options{})
 		require.NoError(t, err)
 		assert.Len(t, list, 1, what)
 	}
@@ -253,7 +254,7 @@ func TestMeasuringIsBounded(t *testing.T) {
 	}
 	reg := fixture.NewRegistry(t)
 	img := open(t, reg.Push(t, "sdk:1", fixture.Image(t, v1.Config{}, fixture.Layer(t, files...))))
-	list, err := verify.Enclaves(context.Background(), img, verify.Options{})
+	list, err := inspect.Enclaves(context.Background(), img, inspect.Options{})
 	require.NoError(t, err)
 	require.Len(t, list, 92)
 	for _, f := range list { // the bound is enough for one of the two files

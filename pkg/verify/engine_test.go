@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -47,7 +48,7 @@ func TestVolumesOverTheEnclave(t *testing.T) {
 	changed, err := mutate.ConfigFile(original, x.config)
 	require.NoError(t, err)
 	require.NoError(t, remote.Write(tag, changed))
-	r, err := verify.Verify(context.Background(), open(t, ref), nil, a.expect, nil, verify.Options{})
+	r, err := verify.Verify(context.Background(), open(t, ref), nil, a.expect, nil, inspect.Options{})
 	require.NoError(t, err)
 	assert.False(t, r.Consistent)
 }
@@ -107,7 +108,7 @@ func TestSteeringAnnotations(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, kept, m.Annotations)
 		result := open(t, a.reg.Host+"/dst:1")
-		again, err := verify.Verify(context.Background(), result, open(t, a.from), a.expect, nil, verify.Options{})
+		again, err := verify.Verify(context.Background(), result, open(t, a.from), a.expect, nil, inspect.Options{})
 		require.NoError(t, err)
 		assert.True(t, again.Consistent, annotation)
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -84,14 +85,14 @@ func TestEvidence(t *testing.T) {
 			}
 			found := attest.Read(context.Background(), artifacts, public)
 			r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowDebug: true,
-				AnyRuntime: true, Attested: public, AnySigner: key == nil}, found, verify.Options{})
+				AnyRuntime: true, Attested: public, AnySigner: key == nil}, found, inspect.Options{})
 			require.NoError(t, err)
 			assert.True(t, r.Trusted, "%v", r.Checks)
 
 			other := keys(t)["ECDSA"].PublicKey
 			r, err = verify.Verify(context.Background(), img, nil,
 				verify.Expectations{AllowDebug: true, AnyRuntime: true, Attested: &other},
-				attest.Read(context.Background(), artifacts, &other), verify.Options{})
+				attest.Read(context.Background(), artifacts, &other), inspect.Options{})
 			require.NoError(t, err)
 			assert.Equal(t, []string{verify.CheckAttestedBy}, r.FailedChecks())
 		}
@@ -170,7 +171,7 @@ func TestContradictions(t *testing.T) {
 	}
 	verified := func(a image.Artifact) verify.Check {
 		r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true,
-			AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), verify.Options{})
+			AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), inspect.Options{})
 		require.NoError(t, err)
 		for _, c := range r.Checks {
 			if c.Name == verify.CheckEvidence {

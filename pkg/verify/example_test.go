@@ -10,6 +10,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -37,9 +38,9 @@ func ExampleVerify() {
 	defer img.Close()
 	var signer sgx.Measurement // the MRSIGNER that is expected
 	report, err := verify.Verify(ctx, img, nil, verify.Expectations{MRSigner: []sgx.Measurement{signer}}, nil,
-		verify.Options{})
+		inspect.Options{})
 	switch {
-	case errors.Is(err, verify.ErrNotConverted):
+	case errors.Is(err, inspect.ErrNotConverted):
 		fmt.Println("it has no enclave")
 	case err != nil:
 		panic(err)

@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -101,9 +102,9 @@ func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 	c := v.c
 	v.expectItself(e)
 	v.expectKind(e)
-	if c.Layout == LayoutOurs && (!c.Simulated() || len(e.RuntimeDigest)+len(e.Known) > 0) {
+	if c.Layout == inspect.LayoutOurs && (!c.Simulated() || len(e.RuntimeDigest)+len(e.Known) > 0) {
 		v.vouched(e, found)
-	} else if c.Layout != LayoutOurs && (len(e.RuntimeDigest) > 0 || len(e.Known) > 0) {
+	} else if c.Layout != inspect.LayoutOurs && (len(e.RuntimeDigest) > 0 || len(e.Known) > 0) {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"an image of this kind has none"})
 	}
 	v.expectPlain(e, compared)
@@ -120,8 +121,8 @@ func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 // expectItself compares the enclave of the image with what is expected of it, and that it is one.
 func (v *verification) expectItself(e Expectations) {
 	c := v.c
-	v.expectEnclave(e, EnclaveFile{
-		structure: c.SigStruct, Enclave: attest.Enclave{
+	v.expectEnclave(e, inspect.EnclaveFile{
+		Structure: c.SigStruct, Enclave: attest.Enclave{
 			MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN,
 			DebugEnclave: c.Debug,
 		},
@@ -142,7 +143,7 @@ func (v *verification) compare(name string, asked bool, detail string, ok bool, 
 }
 
 // expectEnclave compares an enclave with what is expected of it.
-func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
+func (v *verification) expectEnclave(e Expectations, f inspect.EnclaveFile) {
 	of := ""
 	if f.Path != "" {
 		of = f.Path + ": "
@@ -153,7 +154,7 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 	v.compare(CheckMRSigner, len(e.MRSigner) > 0, of+"MRSIGNER is an expected one",
 		slices.Contains(e.MRSigner, f.MRSigner),
 		fmt.Sprintf("it is %s, expected is %s", f.MRSigner, list(e.MRSigner)))
-	if f.structure == nil {
+	if f.Structure == nil {
 		if e.MinSVN != nil || e.ProdID != nil {
 			v.add(CheckSVN, of+"product and SVN are the expected ones", []string{"there is no SIGSTRUCT that has them"})
 		}
@@ -168,7 +169,7 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 		v.compare(CheckProduct, true, fmt.Sprintf("%sthe product number is %d", of, *e.ProdID),
 			f.ISVProdID == *e.ProdID, fmt.Sprintf("it is %d", f.ISVProdID))
 	}
-	if v.c.Simulated() && !f.mayDebug() {
+	if v.c.Simulated() && !f.MayDebug() {
 		v.skip(CheckDebug, "there is no enclave, and whoever owns the machine can read the program")
 		return
 	}
@@ -178,19 +179,19 @@ func (v *verification) expectEnclave(e Expectations, f EnclaveFile) {
 	}
 	problem := "it is a debug enclave, which keeps no secrets: --allow-debug accepts it"
 	if !f.DebugEnclave {
-		if f.mayDebug() && e.AllowDebug {
+		if f.MayDebug() && e.AllowDebug {
 			debug = of + "the host may start it as a debug enclave, which its quotes tell, and that was accepted"
 		}
 		problem = "the signature leaves DEBUG to the host (DisableDebug is 0): a debugger can read it then, and its " +
 			"quotes tell that. If they are looked at, --allow-debug accepts it"
 	}
-	v.compare(CheckDebug, true, debug, !f.DebugEnclave && !f.mayDebug() || e.AllowDebug, problem)
+	v.compare(CheckDebug, true, debug, !f.DebugEnclave && !f.MayDebug() || e.AllowDebug, problem)
 }
 
 // expectKind compares the kind of image with the one that is expected.
 func (v *verification) expectKind(e Expectations) {
-	c, expected := v.c, cmp.Or(e.Layout, LayoutOurs)
-	v.compare(CheckLayout, c.Layout != LayoutOurs || c.Layout != expected,
+	c, expected := v.c, cmp.Or(e.Layout, inspect.LayoutOurs)
+	v.compare(CheckLayout, c.Layout != inspect.LayoutOurs || c.Layout != expected,
 		"the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
 		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and "+
 			"what else runs is not verified: --layout %s accepts that", c.Layout, expected, c.Layout))
@@ -236,7 +237,7 @@ func (v *verification) expectIdentity(e Expectations) {
 // vouched checks that somebody vouches for the runtime's layer. The loader in it is not measured: it runs outside the
 // enclave, where it cannot read what is in it, but sees all that is given to the container.
 func (v *verification) vouched(e Expectations, found Evidence) {
-	have := v.s.bundle.Layer.Digest
+	have := v.s.Bundle.Layer.Digest
 	known := slices.IndexFunc(e.Known, func(k KnownRuntime) bool { return k.Layer == have })
 	stated := slices.ContainsFunc(found, func(f attest.Found) bool {
 		var said attest.Identity
@@ -335,7 +336,7 @@ func (v *verification) contradictions(f attest.Found) []string {
 		if r := c.Recipe; r != nil {
 			// one without is of somebody who did not look at it
 			if len(said.Source.Digest) > 0 && !said.Source.Is(r.Source) {
-				problems = append(problems, "it states another source, "+text(said.Source.Digest))
+				problems = append(problems, "it states another source, "+inspect.Text(said.Source.Digest))
 			}
 			runtime := attest.Runtime{Kind: r.Runtime.Kind, Version: r.Runtime.Version, Digest: r.Runtime.Digest}
 			if said.Runtime.Digest == "" {
@@ -371,7 +372,7 @@ func (v *verification) contradictions(f attest.Found) []string {
 			from, err := json.Marshal(said.BuildDefinition.ExternalParameters["source"])
 			var source attest.Resource
 			if err != nil || json.Unmarshal(from, &source) != nil || !source.Is(r.Source) {
-				problems = append(problems, "it states another source, "+text(from))
+				problems = append(problems, "it states another source, "+inspect.Text(from))
 			}
 			options, err := json.Marshal(r.Options)
 			stated, err2 := json.Marshal(said.BuildDefinition.ExternalParameters["options"])

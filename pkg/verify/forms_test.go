@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
@@ -109,25 +110,25 @@ func TestOtherForms(t *testing.T) {
 		o := options(t, a.from)
 		run(t, o, signer(t), to)
 	}
-	original, err := verify.ReadLayers(ctx, open(t, first), verify.Options{})
+	original, err := inspect.ReadLayers(ctx, open(t, first), inspect.Options{})
 	require.NoError(t, err)
 	for _, ref := range []string{
 		archive, layout, ociArchive, a.reg.Host + "/dst:zstd", a.reg.Host + "/dst:fast", a.reg.Host + "/dst:plain",
 	} {
 		img := open(t, ref)
-		c, err := verify.Read(ctx, img, verify.Options{})
+		c, err := inspect.Read(ctx, img, inspect.Options{})
 		require.NoError(t, err, ref)
 		require.NotNil(t, c.Recipe, ref)
 		assert.Equal(t, original.MREnclave, c.MREnclave, ref)
-		r, err := verify.Verify(ctx, img, open(t, a.from), a.expect, nil, verify.Options{})
+		r, err := verify.Verify(ctx, img, open(t, a.from), a.expect, nil, inspect.Options{})
 		require.NoError(t, err, ref)
 		assert.True(t, r.Trusted, "%s: %v", ref, r.Checks)
 		rebuilt, err := verify.Rebuild(ctx, img, verify.RebuildOptions{Source: parse(t, a.from)})
 		require.NoError(t, err, ref)
 		assert.True(t, rebuilt.Same, "%s: %v", ref, rebuilt.Why)
-		layers, err := verify.ReadLayers(ctx, img, verify.Options{})
+		layers, err := inspect.ReadLayers(ctx, img, inspect.Options{})
 		require.NoError(t, err, ref)
-		differences, err := verify.Compare(original, layers)
+		differences, err := inspect.Compare(original, layers)
 		require.NoError(t, err, ref)
 		assert.Empty(t, differences, ref)
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -23,12 +24,12 @@ import (
 
 // policy makes the enclave's layer and the configuration again, from the recipe and the files below.
 func (v *verification) policy(ctx context.Context) error {
-	if v.s.places.Backend == nil {
+	if v.s.Places.Backend == nil {
 		v.skip(CheckPolicy, "the image claims no policy by which its files were chosen")
 		v.foreignConfig()
 		return nil
 	}
-	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.places.Backend, v.s.bundle, v.below, v.s.img)
+	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.Places.Backend, v.s.Bundle, v.below, v.s.Image)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -56,7 +57,7 @@ func (v *verification) policy(ctx context.Context) error {
 		if err := libos.Pack(again, files); err != nil {
 			return err
 		}
-		if id := "sha256:" + hex.EncodeToString(again.Sum(nil)); id != v.s.indexes[len(v.s.indexes)-1].DiffID {
+		if id := "sha256:" + hex.EncodeToString(again.Sum(nil)); id != v.s.Indexes[len(v.s.Indexes)-1].DiffID {
 			problems = []string{"the files are the same and the archive is not: it has attributes, repetitions or an " +
 				"order that a conversion does not give"}
 		}
@@ -74,7 +75,7 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 	if plain.Overlay == v.c.Recipe.Overlay && reflect.DeepEqual(plain.Options, v.c.Recipe.Options) {
 		return nil
 	}
-	p, err := convert.Repeat(ctx, plain, v.s.places.Backend, v.s.bundle, v.below, v.s.img)
+	p, err := convert.Repeat(ctx, plain, v.s.Places.Backend, v.s.Bundle, v.below, v.s.Image)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -86,8 +87,8 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	changes := compareEnclaves(without, v.c.LibOS)
-	slices.SortStableFunc(changes, func(a, b Difference) int { return cmp.Compare(rank(a.Name), rank(b.Name)) })
+	changes := inspect.CompareEnclaves(without, v.c.LibOS)
+	slices.SortStableFunc(changes, func(a, b inspect.Difference) int { return cmp.Compare(rank(a.Name), rank(b.Name)) })
 	var more, fewer []string
 	for _, c := range changes {
 		switch {
@@ -136,14 +137,14 @@ var sizes = []string{"sgx.enclave_size", "sgx.max_threads", "sys.stack.size", "s
 
 // opened has the library OS read an enclave that was made again. Its memory is not laid out.
 func (v *verification) opened(files []libos.File) (*libos.Enclave, error) {
-	return v.s.places.Backend.Open(libos.Stored{Layout: v.s.bundle.Layout, Files: libos.ByPath(files)})
+	return v.s.Places.Backend.Open(libos.Stored{Layout: v.s.Bundle.Layout, Files: libos.ByPath(files)})
 }
 
 // addedProblems compares the layers between the source's and the enclave's with what they must be.
 func (v *verification) addedProblems(want []string) (problems []string) {
-	n := len(v.s.indexes)
+	n := len(v.s.Indexes)
 	for i, id := range want {
-		if at := n - 1 - len(want) + i; at < 0 || v.s.indexes[at].DiffID != id {
+		if at := n - 1 - len(want) + i; at < 0 || v.s.Indexes[at].DiffID != id {
 			problems = append(problems, fmt.Sprintf("layer %d is not the one that a conversion adds, %s", at+1, id))
 		}
 	}
@@ -156,7 +157,7 @@ func (v *verification) layerProblems(want []libos.File) ([]string, error) {
 	expected := map[string]bool{}
 	for _, f := range want {
 		expected[f.Path] = true
-		n := v.s.tree.Lookup(f.Path)
+		n := v.s.Tree.Lookup(f.Path)
 		switch {
 		case n == nil:
 			problems = append(problems, fmt.Sprintf("%s is missing", f.Path))
@@ -164,8 +165,8 @@ func (v *verification) layerProblems(want []libos.File) ([]string, error) {
 			problems = append(problems, fmt.Sprintf("%s is not a link to %s", f.Path, f.Link))
 		case f.Link == "" && (n.Type != rootfs.Regular || n.Mode != uint32(f.Mode)):
 			problems = append(problems, fmt.Sprintf("%s is of another type or mode", f.Path))
-		case f.Link == "" && !bytes.Equal(v.s.files[f.Path], f.Content):
-			if f.Path == v.s.places.Manifest && len(v.c.Manifest) > 0 {
+		case f.Link == "" && !bytes.Equal(v.s.Files[f.Path], f.Content):
+			if f.Path == v.s.Places.Manifest && len(v.c.Manifest) > 0 {
 				again, err := v.opened(want)
 				if err != nil {
 					return nil, err
@@ -176,7 +177,7 @@ func (v *verification) layerProblems(want []libos.File) ([]string, error) {
 			problems = append(problems, fmt.Sprintf("%s is not what the recipe gives", f.Path))
 		}
 	}
-	for _, e := range v.s.indexes[len(v.s.indexes)-1].Entries {
+	for _, e := range v.s.Indexes[len(v.s.Indexes)-1].Entries {
 		if e.Type != rootfs.Dir && !expected[e.Path] {
 			problems = append(problems, fmt.Sprintf("the enclave's layer %s", whatItDoes(e)))
 		}
@@ -187,7 +188,7 @@ func (v *verification) layerProblems(want []libos.File) ([]string, error) {
 // manifestProblems says in what a manifest differs from the one that it should be.
 func manifestProblems(want, got *libos.Enclave) []string {
 	problems := []string{}
-	for _, c := range compareEnclaves(want, got) {
+	for _, c := range inspect.CompareEnclaves(want, got) {
 		if c.Name == "text" {
 			problems = append(problems, "the manifest is written otherwise than the recipe gives it")
 			continue
@@ -214,29 +215,20 @@ func (v *verification) config(p *convert.Conversion) {
 		v.add(CheckConfig, detail, []string{err.Error()})
 		return
 	}
-	v.add(CheckConfig, detail, configProblems(raw, v.s.img.Config, "rootfs"))
+	v.add(CheckConfig, detail, configProblems(raw, v.s.Image.Config, "rootfs"))
 }
 
 // configProblems names the keys in which two configurations differ.
 func configProblems(want, got []byte, ignore ...string) []string {
-	a, err := decodeExactly(want)
+	a, err := inspect.DecodeExactly(want)
 	if err != nil {
 		return []string{err.Error()}
 	}
-	b, err := decodeExactly(got)
+	b, err := inspect.DecodeExactly(got)
 	if err != nil {
 		return []string{err.Error()}
 	}
 	return tableProblems("", a, b, ignore)
-}
-
-// decodeExactly reads an object of JSON. Numbers stay as they are written: a float would not tell the times of a health
-// check apart.
-func decodeExactly(text []byte) (m map[string]any, err error) {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	err = d.Decode(&m)
-	return m, err
 }
 
 func tableProblems(prefix string, want, got map[string]any, ignore []string) []string {
@@ -264,7 +256,7 @@ func tableProblems(prefix string, want, got map[string]any, ignore []string) []s
 		case aTable && bTable:
 			problems = append(problems, tableProblems(name+".", a, b, ignore)...)
 		default:
-			problems = append(problems, fmt.Sprintf("%s is %s, and must be %s", name, text(got[k]), text(want[k])))
+			problems = append(problems, fmt.Sprintf("%s is %s, and must be %s", name, inspect.Text(got[k]), inspect.Text(want[k])))
 		}
 	}
 	return problems
@@ -296,20 +288,6 @@ func empty(v any) bool {
 	return false
 }
 
-// maxText is how much of a value is shown.
-const maxText = 500
-
-func text(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil || v == nil {
-		return "absent"
-	}
-	if len(b) > maxText { // two that begin alike are told apart
-		return fmt.Sprintf("%s… (%d bytes, %s)", b[:maxText], len(b), digestOf(b))
-	}
-	return string(b)
-}
-
 // foreignConfig checks what can be checked of a configuration that cannot be made again.
 func (v *verification) foreignConfig() {
 	var problems []string
@@ -326,7 +304,7 @@ func (v *verification) foreignConfig() {
 			Labels map[string]string
 		}
 	}
-	if err := json.Unmarshal(v.s.img.Config, &config); err != nil {
+	if err := json.Unmarshal(v.s.Image.Config, &config); err != nil {
 		problems = append(problems, err.Error())
 	}
 	for _, kv := range config.Config.Env {
@@ -375,7 +353,7 @@ func (v *verification) source(source *image.Image) {
 		problems = append(problems, err.Error())
 	}
 	for i, id := range config.RootFS.DiffIDs {
-		if i >= len(v.s.indexes) || v.s.indexes[i].DiffID != id {
+		if i >= len(v.s.Indexes) || v.s.Indexes[i].DiffID != id {
 			problems = append(problems,
 				fmt.Sprintf("layer %d of the source, %s, is not layer %d of the image", i+1, id, i+1))
 		}
@@ -384,11 +362,11 @@ func (v *verification) source(source *image.Image) {
 	if v.c.Recipe != nil {
 		detail = "the layers and the configuration of " + source.Ref.String() +
 			" are unchanged underneath, and nothing is in between"
-		if n := len(v.s.indexes) - v.s.added(); n != len(config.RootFS.DiffIDs) {
+		if n := len(v.s.Indexes) - v.s.Added(); n != len(config.RootFS.DiffIDs) {
 			problems = append(problems,
 				fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(config.RootFS.DiffIDs)))
 		}
-		was, err := v.c.Recipe.SourceConfig(v.s.img.Config, source.Config, v.s.added())
+		was, err := v.c.Recipe.SourceConfig(v.s.Image.Config, source.Config, v.s.Added())
 		if err != nil {
 			problems = append(problems, err.Error())
 		} else {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -100,7 +101,7 @@ func TestNullVolume(t *testing.T) {
 	require.Contains(t, string(mounts), "/etc/app", "the program sees an empty directory there")
 	assert.False(t, r.Trusted, "verify --source: an image with a volume that the source has not; mounts %s", mounts)
 
-	b, e, err := verify.BeforeSigning(context.Background(), open(t, null), open(t, a.from), any, verify.Options{})
+	b, e, err := verify.BeforeSigning(context.Background(), open(t, null), open(t, a.from), any, inspect.Options{})
 	require.NoError(t, err)
 	assert.True(t, e == nil, "sign --source would sign it: unmet %v", b.Unmet())
 
@@ -114,11 +115,11 @@ func TestNullVolume(t *testing.T) {
 	port := rawConfig(t, a.reg.Host, "dst", "port", cleanImage, `"443/tcp":{}`, `"443/tcp":{},"22/tcp":null`)
 	r = check(t, port, any, open(t, a.from))
 	assert.False(t, r.Trusted, "verify --source: a port more, %v", r.Ports)
-	one, err := verify.Read(context.Background(), open(t, clean), verify.Options{})
+	one, err := inspect.Read(context.Background(), open(t, clean), inspect.Options{})
 	require.NoError(t, err)
-	two, err := verify.Read(context.Background(), open(t, port), verify.Options{})
+	two, err := inspect.Read(context.Background(), open(t, port), inspect.Options{})
 	require.NoError(t, err)
-	list, err := verify.Compare(one, two)
+	list, err := inspect.Compare(one, two)
 	require.NoError(t, err)
 	assert.NotEmpty(t, list, "diff: %v and %v", one.Ports, two.Ports)
 }
@@ -145,7 +146,7 @@ func TestSpellingOfKeys(t *testing.T) {
 		assert.ErrorContains(t, err, "which must be", c[1])
 		changed := rawConfig(t, reg.Host, "dst", "2", made, c[0], c[1])
 		assert.False(t, check(t, changed, any, open(t, plain)).Trusted, c[1])
-		_, e, err := verify.BeforeSigning(context.Background(), open(t, changed), open(t, plain), any, verify.Options{})
+		_, e, err := verify.BeforeSigning(context.Background(), open(t, changed), open(t, plain), any, inspect.Options{})
 		require.NoError(t, err)
 		assert.Nil(t, e, c[1])
 	}
@@ -166,12 +167,12 @@ func TestDiffNumbers(t *testing.T) {
 	require.NoError(t, err)
 	img, err := remote.Image(tag)
 	require.NoError(t, err)
-	one, err := verify.Read(context.Background(), open(t, clean), verify.Options{})
+	one, err := inspect.Read(context.Background(), open(t, clean), inspect.Options{})
 	require.NoError(t, err)
-	two, err := verify.Read(context.Background(), open(t, rawConfig(t, a.reg.Host, "dst", "number", img,
-		"9007199254740992", "9007199254740993")), verify.Options{})
+	two, err := inspect.Read(context.Background(), open(t, rawConfig(t, a.reg.Host, "dst", "number", img,
+		"9007199254740992", "9007199254740993")), inspect.Options{})
 	require.NoError(t, err)
-	list, err := verify.Compare(one, two)
+	list, err := inspect.Compare(one, two)
 	require.NoError(t, err)
 	assert.NotEmpty(t, list)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/profile"
@@ -59,9 +60,9 @@ trusted_files = [ { uri = "file:/usr/bin/app", sha256 = "%x" } ]
 func TestGSC(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	ref := reg.Push(t, "gsc:1", gscImage(t))
-	c, err := verify.Read(context.Background(), open(t, ref), verify.Options{})
+	c, err := inspect.Read(context.Background(), open(t, ref), inspect.Options{})
 	require.NoError(t, err)
-	assert.Equal(t, verify.LayoutGSC, c.Layout)
+	assert.Equal(t, inspect.LayoutGSC, c.Layout)
 	assert.Equal(t, "/usr/bin/app", c.Program.Entrypoint)
 	assert.Equal(t, 1, c.Trusted[0].Layer)
 	assert.NotEmpty(t, c.Areas)
@@ -69,14 +70,14 @@ func TestGSC(t *testing.T) {
 	assert.Equal(t, []string{verify.CheckLayout},
 		check(t, ref, verify.Expectations{MRSigner: []sgx.Measurement{c.MRSigner}}, nil).FailedChecks(),
 		"what starts it is not verified")
-	r := check(t, ref, verify.Expectations{Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}}, nil)
+	r := check(t, ref, verify.Expectations{Layout: inspect.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}}, nil)
 	assert.True(t, r.Trusted, "%v", r.Checks)
 	policy := checkOf(r, verify.CheckPolicy)
 	assert.Equal(t, verify.Skipped, policy.Status)
 	assert.Contains(t, policy.Detail, "claims no policy")
 
 	r = check(t, ref, verify.Expectations{
-		Layout: verify.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}, RuntimeDigest: []string{"sha256:00"},
+		Layout: inspect.LayoutGSC, MRSigner: []sgx.Measurement{c.MRSigner}, RuntimeDigest: []string{"sha256:00"},
 	}, nil)
 	assert.Contains(t, r.FailedChecks(), verify.CheckRuntimeIs, "no expectation is passed over")
 
@@ -88,7 +89,7 @@ func TestGSC(t *testing.T) {
 	require.NoError(t, err)
 	x.push(reg.Host+"/gsc:2", gscImage(t))
 	assert.Equal(t, []string{verify.CheckFiles, verify.CheckAnyIdentity},
-		check(t, reg.Host+"/gsc:2", verify.Expectations{Layout: verify.LayoutGSC}, nil).FailedChecks())
+		check(t, reg.Host+"/gsc:2", verify.Expectations{Layout: inspect.LayoutGSC}, nil).FailedChecks())
 }
 
 // The entrypoint of GSC finds the loader by a search: of several, another one may be started than was measured.
@@ -102,30 +103,30 @@ func TestSeveralPALs(t *testing.T) {
 	x.config, err = gscImage(t).ConfigFile()
 	require.NoError(t, err)
 	x.push(reg.Host+"/gsc:1", gscImage(t))
-	_, err = verify.Read(context.Background(), open(t, reg.Host+"/gsc:1"), verify.Options{})
-	assert.ErrorIs(t, err, verify.ErrNotConverted)
+	_, err = inspect.Read(context.Background(), open(t, reg.Host+"/gsc:1"), inspect.Options{})
+	assert.ErrorIs(t, err, inspect.ErrNotConverted)
 }
 
 func TestReadRefuses(t *testing.T) {
 	reg := fixture.NewRegistry(t)
-	_, err := verify.Read(context.Background(), open(t, reg.Push(t, "src:1", sample(t))), verify.Options{})
-	assert.ErrorIs(t, err, verify.ErrNotConverted)
+	_, err := inspect.Read(context.Background(), open(t, reg.Push(t, "src:1", sample(t))), inspect.Options{})
+	assert.ErrorIs(t, err, inspect.ErrNotConverted)
 	_, err = verify.Verify(context.Background(), open(t, reg.Host+"/src:1"), nil,
-		verify.Expectations{AllowSimulated: true}, nil, verify.Options{})
-	assert.ErrorIs(t, err, verify.ErrNotConverted)
+		verify.Expectations{AllowSimulated: true}, nil, inspect.Options{})
+	assert.ErrorIs(t, err, inspect.ErrNotConverted)
 }
 
 func TestCompare(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	o := options(t, reg.Push(t, "src:1", sample(t)))
 	run(t, o, signer(t), reg.Host+"/a:1")
-	read := func(name string) *verify.Converted {
-		c, err := verify.ReadLayers(context.Background(), open(t, reg.Host+"/"+name), verify.Options{})
+	read := func(name string) *inspect.Converted {
+		c, err := inspect.ReadLayers(context.Background(), open(t, reg.Host+"/"+name), inspect.Options{})
 		require.NoError(t, err)
 		return c
 	}
 	a := read("a:1")
-	list, err := verify.Compare(a, a)
+	list, err := inspect.Compare(a, a)
 	require.NoError(t, err)
 	assert.Empty(t, list)
 
@@ -147,7 +148,7 @@ func TestCompare(t *testing.T) {
 			"- manifest loader.env.A = \"1\"",
 		},
 	} {
-		list, err := verify.Compare(a, read(name))
+		list, err := inspect.Compare(a, read(name))
 		require.NoError(t, err)
 		var text strings.Builder
 		for _, d := range list {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -33,15 +34,15 @@ type RebuildOptions struct {
 	Runtime *libos.LoadOptions
 	// Convert has the options that do not show in the output: jobs, caches, observers.
 	Convert convert.Options
-	Read    Options
+	Read    inspect.Options
 }
 
 // Rebuild converts the source of an image again by the image's recipe, takes over the signature, and says
 // whether the same image comes out. No key is needed.
 func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt, error) {
-	c, err := readTop(ctx, img, o.Read)
+	c, err := inspect.ReadOurs(ctx, img, o.Read)
 	if err == nil && c == nil {
-		err = ErrNotConverted
+		err = inspect.ErrNotConverted
 	}
 	if err != nil {
 		return nil, err
@@ -89,7 +90,7 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		if openErr != nil {
 			return nil, errors.Join(err, openErr)
 		}
-		for _, d := range compareEnclaves(c.LibOS, opened) {
+		for _, d := range inspect.CompareEnclaves(c.LibOS, opened) {
 			out.Why = append(out.Why, d.String())
 		}
 		return out, nil
@@ -99,7 +100,7 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if made.Digest != img.Digest && made.ImageID == img.ID() {
 		out.Again = made.ImageID
 		out.Digest, out.Recompressed = made.ImageID, img.Digest != made.ImageID
-		foreign, err := o.Read.foreignLayers(ctx, img)
+		foreign, err := foreignLayers(ctx, img, o.Read)
 		if err != nil {
 			return nil, err
 		}
@@ -119,8 +120,8 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 }
 
 // foreignLayers are the layers of an image that are not what its configuration says, which alone does not make them so.
-func (o Options) foreignLayers(ctx context.Context, img *image.Image) ([]string, error) {
-	indexes, err := o.scanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, DiffID: true, Limits: o.Limits})
+func foreignLayers(ctx context.Context, img *image.Image, o inspect.Options) ([]string, error) {
+	indexes, err := o.ScanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, DiffID: true, Limits: o.Limits})
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +140,7 @@ type sameRuntime struct {
 }
 
 func (r sameRuntime) Load(ctx context.Context, _ libos.LoadOptions) (*libos.Bundle, error) {
-	b, err := runtimeOf(ctx, r.img.Layers[len(r.img.Layers)-r.Layers()], r.said)
+	b, err := inspect.RuntimeOf(ctx, r.img.Layers[len(r.img.Layers)-r.Layers()], r.said)
 	if err == nil && b.Foreign != nil {
 		err = fmt.Errorf("%w: %w", errForeign, b.Foreign)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -57,7 +58,7 @@ func TestProfileAddsFiles(t *testing.T) {
 		}
 		run(t, o, signer(t), reg.Host+"/dst:1")
 		r, e, err := verify.BeforeSigning(context.Background(), open(t, reg.Host+"/dst:1"), open(t, from),
-			verify.Expectations{AnyRuntime: true, AllowSimulated: true}, verify.Options{})
+			verify.Expectations{AnyRuntime: true, AllowSimulated: true}, inspect.Options{})
 		require.NoError(t, err)
 		listed := false
 		for _, f := range r.Converted.Trusted {
@@ -100,7 +101,7 @@ func TestContradictingFields(t *testing.T) {
 			require.NoError(t, err)
 			r, err := verify.Verify(context.Background(), img, nil,
 				verify.Expectations{AllowSimulated: true, AnySigner: true},
-				attest.Read(context.Background(), []image.Artifact{a}, nil), verify.Options{})
+				attest.Read(context.Background(), []image.Artifact{a}, nil), inspect.Options{})
 			require.NoError(t, err)
 			c := checkOf(r, verify.CheckEvidence)
 			assert.Equal(t, verify.Failed, c.Status, "%s: trusted %v: %s", what, r.Trusted, c.Detail)
@@ -156,7 +157,7 @@ func TestDebugLine(t *testing.T) {
 	zero := uint16(0)
 	r, err = verify.OwnEnclaves(context.Background(), open(t, reg.Push(t, "x:1", fixture.Image(t, v1.Config{},
 		fixture.Layer(t, fixture.Program("opt/e.so", twice))))), nil,
-		verify.Expectations{Layout: verify.LayoutSDK, MinSVN: &zero, ProdID: &zero}, verify.Options{})
+		verify.Expectations{Layout: inspect.LayoutSDK, MinSVN: &zero, ProdID: &zero}, inspect.Options{})
 	require.NoError(t, err)
 	require.Equal(t, "it could not be read", r.Enclaves[0].SignatureError)
 	assert.Equal(t, verify.Skipped, checkOf(r, verify.CheckDebug).Status)

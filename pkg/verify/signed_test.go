@@ -26,6 +26,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -68,7 +69,7 @@ trusted_files = ["file:/opt/b"]
 		}
 		return ""
 	}
-	r, err := verify.Verify(ctx, img, source, a.expect, nil, verify.Options{})
+	r, err := verify.Verify(ctx, img, source, a.expect, nil, inspect.Options{})
 	require.NoError(t, err)
 	assert.False(t, r.Trusted)
 	assert.Equal(t, []string{verify.CheckChanges}, r.Unmet())
@@ -86,18 +87,18 @@ trusted_files = ["file:/opt/b"]
 	} {
 		e := a.expect
 		accept(&e)
-		r, err := verify.Verify(ctx, img, source, e, nil, verify.Options{})
+		r, err := verify.Verify(ctx, img, source, e, nil, inspect.Options{})
 		require.NoError(t, err)
 		assert.True(t, r.Trusted, "%s: %v", name, r.Unmet())
 		assert.Contains(t, said(r), "--steal")
 	}
-	r, err = verify.Verify(ctx, img, nil, a.expect, nil, verify.Options{}) // which speaks of no source
+	r, err = verify.Verify(ctx, img, nil, a.expect, nil, inspect.Options{}) // which speaks of no source
 	require.NoError(t, err)
 	assert.True(t, r.Trusted, "%v", r.Unmet())
 	assert.Contains(t, said(r), "--steal")
 
 	any := verify.Expectations{AnyRuntime: true, AllowSimulated: true}
-	r, e, err := verify.BeforeSigning(ctx, img, source, any, verify.Options{})
+	r, e, err := verify.BeforeSigning(ctx, img, source, any, inspect.Options{})
 	require.NoError(t, err)
 	assert.Equal(t, []string{verify.CheckChanges}, r.Unmet())
 	assert.Nil(t, e)
@@ -107,7 +108,7 @@ trusted_files = ["file:/opt/b"]
 func TestRuntimeBeforeSigning(t *testing.T) {
 	a := newVictim(t, nil)
 	ctx, img := context.Background(), open(t, a.reg.Host+"/dst:1")
-	r, e, err := verify.BeforeSigning(ctx, img, nil, verify.Expectations{AllowSimulated: true}, verify.Options{})
+	r, e, err := verify.BeforeSigning(ctx, img, nil, verify.Expectations{AllowSimulated: true}, inspect.Options{})
 	require.NoError(t, err)
 	assert.True(t, r.Consistent)
 	assert.False(t, r.Trusted)
@@ -122,7 +123,7 @@ func TestRuntimeBeforeSigning(t *testing.T) {
 			AllowSimulated: true, RuntimeDigest: []string{digest}, MREnclave: make([]sgx.Measurement, 1),
 		},
 	} {
-		r, e, err := verify.BeforeSigning(ctx, img, nil, x, verify.Options{})
+		r, e, err := verify.BeforeSigning(ctx, img, nil, x, inspect.Options{})
 		require.NoError(t, err)
 		assert.Equal(t, want, strings.Join(r.Unmet(), " "))
 		assert.Equal(t, want == "", e != nil)
@@ -166,8 +167,8 @@ func TestStatedRuntime(t *testing.T) {
 func TestAnnotationsDiffer(t *testing.T) {
 	a := newVictim(t, nil)
 	original, _ := a.image()
-	read := func(ref string) *verify.Converted {
-		c, err := verify.Read(context.Background(), open(t, ref), verify.Options{})
+	read := func(ref string) *inspect.Converted {
+		c, err := inspect.Read(context.Background(), open(t, ref), inspect.Options{})
 		require.NoError(t, err)
 		return c
 	}
@@ -175,7 +176,7 @@ func TestAnnotationsDiffer(t *testing.T) {
 	img := mutate.Annotations(original, map[string]string{"run.oci.handler": "wasm"}).(v1.Image)
 	tag := parse(t, a.reg.Host+"/other:2").Name
 	require.NoError(t, remote.Write(tag, img))
-	changes, err := verify.Compare(was, read(a.reg.Host+"/other:2"))
+	changes, err := inspect.Compare(was, read(a.reg.Host+"/other:2"))
 	require.NoError(t, err)
 	var said []string
 	for _, c := range changes {
@@ -228,7 +229,7 @@ trusted_files = []
 	ref := reg.Push(t, "gsc:9", img)
 	ctx := context.Background()
 	i := open(t, ref)
-	_, e, err := verify.BeforeSigning(ctx, i, nil, verify.Expectations{AnyRuntime: true}, verify.Options{})
+	_, e, err := verify.BeforeSigning(ctx, i, nil, verify.Expectations{AnyRuntime: true}, inspect.Options{})
 	assert.ErrorIs(t, err, convert.ErrNotOurs)
 	assert.Nil(t, e)
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/startcheck"
@@ -47,12 +48,12 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		return nil
 	}
 	n := len(img.Layers) // the verification has found both layers
-	bundle, err := runtimeOf(ctx, img.Layers[n-b.Layers()], r.Recipe.Runtime.Digest)
+	bundle, err := inspect.RuntimeOf(ctx, img.Layers[n-b.Layers()], r.Recipe.Runtime.Digest)
 	if err != nil {
 		return err
 	}
 	want := map[string]bool{r.Places.Manifest: true, libos.SigPath: true}
-	enclave, err := extract(ctx, img.Layers[n-1], want)
+	enclave, err := inspect.ExtractFiles(ctx, img.Layers[n-1], want)
 	if err != nil {
 		return err
 	}

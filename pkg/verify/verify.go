@@ -13,6 +13,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/engines"
@@ -45,37 +46,37 @@ type Check struct {
 
 // Names of checks.
 const (
-	CheckLayers      = "layers"       // blobs, their archives, and their number and order
-	CheckOnTop       = "on-top"       // nothing was put over what was measured
-	CheckSigStruct   = "sigstruct"    // as the CPU checks it
-	CheckMeasurement = "measurement"  // MRENCLAVE of the enclave image and the manifest
-	CheckAttributes  = "attributes"   // what is signed beside MRENCLAVE is what the manifest says
-	CheckRuntime     = "runtime"      // the runtime's files
-	CheckFiles       = "files"        // each trusted file
-	CheckPolicy      = "policy"       // the manifest is what the recipe gives for these files
-	CheckConfig      = "config"       // the configuration starts this enclave and nothing else
-	CheckSource      = "source"       // the image that it was made from
-	CheckEvidence    = "evidence"     // what is attached to the image
-	CheckMREnclave   = "mrenclave"    // expectations
-	CheckMRSigner    = "mrsigner"     //
-	CheckSVN         = "svn"          //
-	CheckProduct     = "product"      //
-	CheckDebug       = "debug"        //
-	CheckRuntimeIs   = "runtime-is"   //
-	CheckAttestedBy  = "attested-by"  //
-	CheckAnyIdentity = "any-identity" // there was an expectation of who signed or what runs
-	CheckLayout      = "layout"       // the image is of a kind whose start can be verified
-	CheckSimulated   = "simulated"    // there is an enclave
-	CheckPlatform    = "platform"     // everybody who runs the name runs this image
-	CheckChanges     = "changes"      // no option of the conversion changes what runs
+	CheckLayers      = inspect.PartLayers      // blobs, their archives, and their number and order
+	CheckOnTop       = inspect.PartOnTop       // nothing was put over what was measured
+	CheckSigStruct   = inspect.PartSigStruct   // as the CPU checks it
+	CheckMeasurement = inspect.PartMeasurement // MRENCLAVE of the enclave image and the manifest
+	CheckAttributes  = "attributes"            // what is signed beside MRENCLAVE is what the manifest says
+	CheckRuntime     = inspect.PartRuntime     // the runtime's files
+	CheckFiles       = "files"                 // each trusted file
+	CheckPolicy      = inspect.PartPolicy      // the manifest is what the recipe gives for these files
+	CheckConfig      = "config"                // the configuration starts this enclave and nothing else
+	CheckSource      = "source"                // the image that it was made from
+	CheckEvidence    = "evidence"              // what is attached to the image
+	CheckMREnclave   = "mrenclave"             // expectations
+	CheckMRSigner    = "mrsigner"              //
+	CheckSVN         = "svn"                   //
+	CheckProduct     = "product"               //
+	CheckDebug       = "debug"                 //
+	CheckRuntimeIs   = "runtime-is"            //
+	CheckAttestedBy  = "attested-by"           //
+	CheckAnyIdentity = "any-identity"          // there was an expectation of who signed or what runs
+	CheckLayout      = "layout"                // the image is of a kind whose start can be verified
+	CheckSimulated   = "simulated"             // there is an enclave
+	CheckPlatform    = "platform"              // everybody who runs the name runs this image
+	CheckChanges     = "changes"               // no option of the conversion changes what runs
 )
 
 // Report is the outcome of a verification.
 type Report struct {
-	*Converted
+	*inspect.Converted
 	Checks []Check `json:"checks"`
 	// Enclaves are those of an image that was not converted, see OwnEnclaves.
-	Enclaves []EnclaveFile `json:"enclaves,omitempty"`
+	Enclaves []inspect.EnclaveFile `json:"enclaves,omitempty"`
 	// Consistent says that nothing in the image contradicts anything else in it.
 	Consistent bool `json:"consistent"`
 	// Trusted says that it is also what was expected.
@@ -111,8 +112,8 @@ const maxProblems = 20
 
 // verification is a verification under way.
 type verification struct {
-	s      *scanned
-	c      *Converted
+	s      *inspect.Scanned
+	c      *inspect.Converted
 	report *Report
 	// sig is the image's SIGSTRUCT, as stored.
 	sig []byte
@@ -158,7 +159,7 @@ func (v *verification) undecided(name, why string) {
 // not known. An image that is not what it says is no error but failed checks; an error means that it could not
 // be read.
 func Verify(
-	ctx context.Context, img, source *image.Image, e Expectations, evidence Evidence, o Options,
+	ctx context.Context, img, source *image.Image, e Expectations, evidence Evidence, o inspect.Options,
 ) (*Report, error) {
 	v := &verification{}
 	r, err := v.consistency(ctx, img, source, evidence, o)
@@ -176,11 +177,11 @@ func Verify(
 // signed before. If the report's Trusted is true, the enclave is the one that was checked; else it is nil. The error is
 // convert.ErrNotOurs for images of other programs, whatever is in their layer on top.
 func BeforeSigning(
-	ctx context.Context, img, source *image.Image, e Expectations, o Options,
+	ctx context.Context, img, source *image.Image, e Expectations, o inspect.Options,
 ) (*Report, *convert.Prepared, error) {
 	v := &verification{signing: true}
 	r, err := v.consistency(ctx, img, source, nil, o)
-	if errors.Is(err, ErrNotConverted) || err == nil && v.readable && v.c.Layout != LayoutOurs {
+	if errors.Is(err, inspect.ErrNotConverted) || err == nil && v.readable && v.c.Layout != inspect.LayoutOurs {
 		err = convert.ErrNotOurs
 	}
 	if err != nil || !v.readable {
@@ -192,7 +193,7 @@ func BeforeSigning(
 	if r.Trusted = len(r.Unmet()) == 0; !r.Trusted {
 		return r, nil, nil
 	}
-	enclave, err := convert.OpenEnclave(ctx, img, o.backends())
+	enclave, err := convert.OpenEnclave(ctx, img, o.Known())
 	if err != nil {
 		return r, nil, err
 	}
@@ -206,23 +207,23 @@ func BeforeSigning(
 
 // consistency makes the checks of an image against itself.
 func (v *verification) consistency(
-	ctx context.Context, img, source *image.Image, evidence Evidence, o Options,
+	ctx context.Context, img, source *image.Image, evidence Evidence, o inspect.Options,
 ) (*Report, error) {
-	r := &Report{Converted: &Converted{Image: img.Ref.String(), Digest: img.Digest}}
+	r := &Report{Converted: &inspect.Converted{Image: img.Ref.String(), Digest: img.Digest}}
 	v.report, v.c, v.limits = r, r.Converted, o.Limits
 	var err error
-	if v.s, err = scan(ctx, img, o); err != nil {
+	if v.s, err = inspect.Scan(ctx, img, o); err != nil {
 		if errors.Is(err, rootfs.ErrDigest) || errors.Is(err, image.ErrDigest) || errors.Is(err, rootfs.ErrOverlay) {
-			err = &damage{CheckLayers, err}
+			err = &inspect.Damage{CheckLayers, err}
 		}
 		return v.unreadable(err)
 	}
-	if v.c, err = v.s.converted(ctx); err != nil {
+	if v.c, err = v.s.Converted(ctx); err != nil {
 		return v.unreadable(err)
 	}
-	r.Converted, v.sig = v.c, v.s.files[v.s.places.SigStruct]
-	if v.s.places.Backend != nil {
-		if v.below, err = rootfs.Merge(v.s.indexes[:max(0, len(v.s.indexes)-v.s.added())]); err != nil {
+	r.Converted, v.sig = v.c, v.s.Files[v.s.Places.SigStruct]
+	if v.s.Places.Backend != nil {
+		if v.below, err = rootfs.Merge(v.s.Indexes[:max(0, len(v.s.Indexes)-v.s.Added())]); err != nil {
 			return nil, err
 		}
 	}
@@ -248,7 +249,7 @@ func (v *verification) consistency(
 	}
 	v.source(source)
 	v.evidence(evidence)
-	if err := v.s.tree.Err(); err != nil {
+	if err := v.s.Tree.Err(); err != nil {
 		return nil, err
 	}
 	if v.below != nil && v.below.Err() != nil {
@@ -260,11 +261,11 @@ func (v *verification) consistency(
 
 // unreadable ends a verification: with a failed check where it is the image's fault.
 func (v *verification) unreadable(err error) (*Report, error) {
-	var part *damage
+	var part *inspect.Damage
 	if !errors.As(err, &part) {
 		return nil, err
 	}
-	v.add(part.check, "it can be read", []string{part.Error()})
+	v.add(part.Part, "it can be read", []string{part.Error()})
 	return v.report, nil
 }
 
@@ -295,65 +296,65 @@ func steeringProblems(img *image.Image) ([]string, error) {
 // layers compares what the engine goes by that runs the image: the archives with the configuration and the recipe, and
 // tables of contents with the archives.
 func (v *verification) layers(ctx context.Context) error {
-	said, problems, err := checkArchives(ctx, v.s.img, v.s.indexes, v.limits)
+	said, problems, err := checkArchives(ctx, v.s.Image, v.s.Indexes, v.limits)
 	if err != nil {
 		return err
 	}
 	if r := v.c.Recipe; r != nil {
-		below := said[:max(0, len(said)-v.s.added())]
+		below := said[:max(0, len(said)-v.s.Added())]
 		if !slices.Equal(r.DiffIDs, below) {
 			problems = append(problems, fmt.Sprintf("the layers below the enclave are not those that were converted, "+
 				"or in another order: the recipe has %d", len(r.DiffIDs)))
 		}
 	}
-	if p := v.s.places; p.Backend == nil { // of ours, nothing but the two layers on top decides
-		problems = append(problems, engines.Disputed(v.s.indexes, []string{p.Manifest, p.SigStruct, p.Image})...)
-		problems = append(problems, engines.Hidden(v.s.indexes, v.s.tree, func(e *rootfs.Entry) bool {
+	if p := v.s.Places; p.Backend == nil { // of ours, nothing but the two layers on top decides
+		problems = append(problems, engines.Disputed(v.s.Indexes, []string{p.Manifest, p.SigStruct, p.Image})...)
+		problems = append(problems, engines.Hidden(v.s.Indexes, v.s.Tree, func(e *rootfs.Entry) bool {
 			return e.Path == p.Manifest || e.Path == p.SigStruct || path.Base(e.Path) == path.Base(p.Image)
 		})...)
 	}
-	v.add(CheckLayers, fmt.Sprintf("%d layers, each by the digests of its blob and its archive", len(v.s.indexes)),
+	v.add(CheckLayers, fmt.Sprintf("%d layers, each by the digests of its blob and its archive", len(v.s.Indexes)),
 		problems)
 	return nil
 }
 
 // onTop looks for layers over the enclave's, and for what else its own layers hold.
 func (v *verification) onTop() {
-	if v.s.places.Backend == nil {
+	if v.s.Places.Backend == nil {
 		v.skip(CheckOnTop, "images of this layout have their enclave in no layer of its own")
 		return
 	}
-	n, added := len(v.s.indexes), v.s.added()
+	n, added := len(v.s.Indexes), v.s.Added()
 	var problems []string
-	if at := v.s.tree.Lookup(v.s.places.Manifest).Layer; at != n-1 {
-		for _, e := range slices.Concat(entriesOf(v.s.indexes[at+1:])...) {
+	if at := v.s.Tree.Lookup(v.s.Places.Manifest).Layer; at != n-1 {
+		for _, e := range slices.Concat(entriesOf(v.s.Indexes[at+1:])...) {
 			problems = append(problems, fmt.Sprintf("a layer over the enclave's %s", whatItDoes(e)))
 		}
 		problems = append(problems, fmt.Sprintf("the enclave is in layer %d of %d", at+1, n))
 	}
-	if at := v.s.tree.Lookup(libos.MetaPath(v.s.places.Backend.Kind())).Layer; at != n-added {
+	if at := v.s.Tree.Lookup(libos.MetaPath(v.s.Places.Backend.Kind())).Layer; at != n-added {
 		problems = append(problems, fmt.Sprintf("the runtime is in layer %d of %d", at+1, n))
 	}
 	app := path.Dir(libos.App) + "/"
 	if n >= added {
-		for _, e := range v.s.indexes[n-added].Entries {
+		for _, e := range v.s.Indexes[n-added].Entries {
 			if e.Path != "/" && !strings.HasPrefix(e.Path+"/", libos.Root+"/") || strings.HasPrefix(e.Path+"/", app) {
 				problems = append(problems,
 					fmt.Sprintf("layer %d, which is for the runtime, %s", n-added+1, whatItDoes(e)))
 			}
 		}
 	}
-	for _, e := range v.s.indexes[n-1].Entries {
+	for _, e := range v.s.Indexes[n-1].Entries {
 		if !strings.HasPrefix(e.Path+"/", app) && (e.Type != rootfs.Dir || !strings.HasPrefix(app, e.Path+"/")) {
 			problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", n, app, whatItDoes(e)))
 		}
 	}
-	if i, entry := engines.Within(v.s.indexes[:max(0, n-added)], libos.Root); entry != "" {
+	if i, entry := engines.Within(v.s.Indexes[:max(0, n-added)], libos.Root); entry != "" {
 		problems = append(problems, fmt.Sprintf("layer %d, below the runtime's, has %q, which leads to %s: what the "+
 			"loader loads would be the image's to decide", i+1, entry, libos.Root))
 	}
-	if v.s.bundle.Foreign != nil {
-		problems = append(problems, fmt.Sprintf("layer %d, the runtime's: %v", n-added+1, v.s.bundle.Foreign))
+	if v.s.Bundle.Foreign != nil {
+		problems = append(problems, fmt.Sprintf("layer %d, the runtime's: %v", n-added+1, v.s.Bundle.Foreign))
 	}
 	slices.Sort(problems)
 	v.add(CheckOnTop, "the enclave's layer is the last, over the runtime's, and they hold nothing else", problems)
@@ -460,10 +461,10 @@ func (v *verification) runtime() {
 			problems = append(problems, p)
 		}
 	}
-	if b := v.s.bundle; b != nil {
+	if b := v.s.Bundle; b != nil {
 		detail += ", the loader by that of the runtime's layer, " + b.Layer.Digest
 		for _, p := range slices.Sorted(maps.Keys(b.Files)) {
-			if n := v.s.tree.Lookup(p); n == nil || n.Type != rootfs.Regular || n.SHA256 != b.Files[p].SHA256 {
+			if n := v.s.Tree.Lookup(p); n == nil || n.Type != rootfs.Regular || n.SHA256 != b.Files[p].SHA256 {
 				problems = append(problems, fmt.Sprintf("%s is not the runtime's", p))
 			}
 		}
@@ -492,7 +493,7 @@ func (v *verification) digestProblem(f libos.FileEntry) string {
 	if !ok || !path.IsAbs(p) {
 		return fmt.Sprintf("%q is not an absolute path", f.URI)
 	}
-	n, _, err := v.s.tree.Resolve(p)
+	n, _, err := v.s.Tree.Resolve(p)
 	switch {
 	case err != nil || n.Type != rootfs.Regular:
 		return fmt.Sprintf("%q is not in the image", p)

@@ -29,6 +29,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
@@ -204,7 +205,7 @@ func flip(at int) func([]byte) []byte {
 
 func check(t testing.TB, ref string, e verify.Expectations, source *image.Image) *verify.Report {
 	t.Helper()
-	r, err := verify.Verify(context.Background(), open(t, ref), source, e, nil, verify.Options{})
+	r, err := verify.Verify(context.Background(), open(t, ref), source, e, nil, inspect.Options{})
 	require.NoError(t, err)
 	return r
 }
@@ -411,7 +412,7 @@ func TestTampering(t *testing.T) {
 			recompress(t, ref, ref+form, forms[form].kind, forms[form].pack)
 			for _, ref := range []string{ref, ref + form} {
 				r, err := verify.Verify(context.Background(), open(t, ref), open(t, from), expect, nil,
-					verify.Options{})
+					inspect.Options{})
 				if err != nil { // not even to be read
 					assert.Contains(t, err.Error(), c.says)
 					assert.Equal(t, "a link in the place of the manifest", what)

@@ -1,4 +1,4 @@
-package verify
+package inspect
 
 import (
 	"bytes"
@@ -53,7 +53,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	var list []Difference
 	differ := func(part, name string, x, y any) {
 		if !reflect.DeepEqual(x, y) {
-			list = append(list, Difference{Part: part, Name: name, A: text(x), B: text(y)})
+			list = append(list, Difference{Part: part, Name: name, A: Text(x), B: Text(y)})
 		}
 	}
 	if a.Recipe != nil && b.Recipe != nil {
@@ -77,7 +77,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	differ("signer", "MRSIGNER", a.MRSigner, b.MRSigner)
 	differ("signer", "date", a.Date, b.Date)
 	differ("signer", "signature", a.SignatureError, b.SignatureError)
-	list = append(list, compareEnclaves(a.said(), b.said())...)
+	list = append(list, CompareEnclaves(a.said(), b.said())...)
 	compareTables("", a.config, b.config, "config", &list)
 	compareTables("", a.notes, b.notes, "image", &list)
 	if len(list) == 0 { // else it differs by what is told
@@ -120,7 +120,7 @@ func (c *Converted) said() *libos.Enclave {
 }
 
 // compareEnclaves compares what two enclaves say beside their measured memory.
-func compareEnclaves(a, b *libos.Enclave) []Difference {
+func CompareEnclaves(a, b *libos.Enclave) []Difference {
 	var list []Difference
 	compareTables("", a.Table, b.Table, "manifest", &list)
 	list = append(list, compareFiles(a.Trusted, b.Trusted)...)
@@ -187,12 +187,12 @@ func compareLists(name string, a, b []any, part string, list *[]Difference) bool
 	before := len(*list)
 	for _, v := range a {
 		if !y[whole(v)] {
-			*list = append(*list, Difference{Part: part, Name: name, A: text(v)})
+			*list = append(*list, Difference{Part: part, Name: name, A: Text(v)})
 		}
 	}
 	for _, v := range b {
 		if !x[whole(v)] {
-			*list = append(*list, Difference{Part: part, Name: name, B: text(v)})
+			*list = append(*list, Difference{Part: part, Name: name, B: Text(v)})
 		}
 	}
 	return len(*list) > before
@@ -213,7 +213,7 @@ func textOf(table map[string]any, key string) string {
 	if !ok {
 		return ""
 	}
-	return text(v)
+	return Text(v)
 }
 
 // compareFiles compares lists of trusted files: what is in them and, if that is the same, the order.

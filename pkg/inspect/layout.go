@@ -1,4 +1,4 @@
-package verify
+package inspect
 
 import (
 	"slices"
@@ -26,7 +26,8 @@ const (
 	LayoutGSC  = "gsc"
 )
 
-func (o Options) backends() []libos.Backend {
+// Known returns the library operating systems that are known.
+func (o Options) Known() []libos.Backend {
 	if o.Backends != nil {
 		return o.Backends
 	}
@@ -36,7 +37,7 @@ func (o Options) backends() []libos.Backend {
 // keep lists the files of images of all kinds whose content is needed, as patterns for rootfs.Scan.
 func (o Options) keep() []string {
 	keep := []string{libos.SigPath, libos.UnsignedPath, libos.RecipePath, libos.ReasonsPath}
-	for _, b := range o.backends() {
+	for _, b := range o.Known() {
 		keep = append(keep, b.Keep()...)
 	}
 	for _, f := range all.Foreign() {
@@ -47,8 +48,8 @@ func (o Options) keep() []string {
 }
 
 // find returns the places of an image.
-func (o Options) find(tree *rootfs.Tree) (Places, bool) {
-	for _, b := range o.backends() {
+func (o Options) Find(tree *rootfs.Tree) (Places, bool) {
+	for _, b := range o.Known() {
 		if tree.Lookup(libos.RecipePath) != nil && tree.Lookup(b.Keep()[0]) != nil &&
 			tree.Lookup(libos.MetaPath(b.Kind())) != nil {
 			return placesOf(b), true

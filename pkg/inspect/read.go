@@ -1,7 +1,7 @@
 // Package verify reads confidential images back. [Read] returns what one says of itself, [Verify] reports whether it is
 // true and what was expected, [Compare] why two measurements differ, and [Rebuild] whether the same image comes out
 // again. [BeforeSigning] is Verify for an image that is to be signed.
-package verify
+package inspect
 
 import (
 	"context"
@@ -32,15 +32,6 @@ const (
 	maxEnclaveFile = manifest.MaxBytes // and more than any other file has
 	maxRuntime     = 512 << 20         // bytes of its layer, compressed
 )
-
-// damage is a part of an image that is there and cannot be read, or is gone: what a check is for.
-type damage struct {
-	check string
-	err   error
-}
-
-func (d *damage) Error() string { return d.err.Error() }
-func (d *damage) Unwrap() error { return d.err }
 
 // Converted is what a converted image says of itself. Nothing of it is verified but the SIGSTRUCT's own
 // consistency.
@@ -116,7 +107,7 @@ type Options struct {
 // Read finds the enclave of a converted image. Of one that this program made, only the two layers on top are
 // fetched, of others all.
 func Read(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
-	c, err := readTop(ctx, img, o)
+	c, err := ReadOurs(ctx, img, o)
 	if err != nil || c != nil {
 		return c, err
 	}
@@ -125,15 +116,15 @@ func Read(ctx context.Context, img *image.Image, o Options) (*Converted, error) 
 
 // ReadLayers is Read with all layers, so that it is known from which of them the trusted files are.
 func ReadLayers(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
-	s, err := scan(ctx, img, o)
+	s, err := Scan(ctx, img, o)
 	if err != nil {
 		return nil, err
 	}
-	return s.converted(ctx)
+	return s.Converted(ctx)
 }
 
 // readTop reads an image of this program; nil if it is not one.
-func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
+func ReadOurs(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
 	n := len(img.Layers)
 	if n < 2 {
 		return nil, nil
@@ -154,7 +145,7 @@ func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, erro
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
 	}
-	backends := o.backends()
+	backends := o.Known()
 	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == recipe.Runtime.Kind })
 	if i < 0 {
 		return nil, fmt.Errorf("the runtime %q of the image is not known", recipe.Runtime.Kind)
@@ -163,11 +154,11 @@ func readTop(ctx context.Context, img *image.Image, o Options) (*Converted, erro
 	if files[places.Manifest] == nil || n < places.Backend.Layers() {
 		return nil, nil
 	}
-	s := &scanned{img: img, places: places, files: files}
-	if s.bundle, err = runtimeOf(ctx, img.Layers[n-places.Backend.Layers()], recipe.Runtime.Digest); err != nil {
+	s := &Scanned{Image: img, Places: places, Files: files}
+	if s.Bundle, err = RuntimeOf(ctx, img.Layers[n-places.Backend.Layers()], recipe.Runtime.Digest); err != nil {
 		return nil, err
 	}
-	c, err := s.converted(ctx)
+	c, err := s.Converted(ctx)
 	if c != nil {
 		c.LayerDigests = nil // the layers were not read
 		c.top = fmt.Sprintf("sha256:%x", sum.Sum(nil))
@@ -186,7 +177,7 @@ func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err erro
 	if config.Config.Labels[convert.LabelEpoch] == "" || len(img.Layers) == 0 {
 		return r, nil
 	}
-	files, err := extract(ctx, img.Layers[len(img.Layers)-1], map[string]bool{libos.RecipePath: true})
+	files, err := ExtractFiles(ctx, img.Layers[len(img.Layers)-1], map[string]bool{libos.RecipePath: true})
 	if err != nil {
 		return r, err
 	}
@@ -194,7 +185,7 @@ func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err erro
 	return r, nil
 }
 
-func extract(ctx context.Context, l *image.Layer, want map[string]bool) (map[string][]byte, error) {
+func ExtractFiles(ctx context.Context, l *image.Layer, want map[string]bool) (map[string][]byte, error) {
 	return extractAndSum(ctx, l, want, nil)
 }
 
@@ -225,7 +216,7 @@ func contentsOf(ctx context.Context, img *image.Image, nodes []*rootfs.Node) (ma
 	for _, n := range nodes {
 		want[n.Origin()] = true
 	}
-	files, err := extract(ctx, img.Layers[nodes[0].Layer], want)
+	files, err := ExtractFiles(ctx, img.Layers[nodes[0].Layer], want)
 	if err != nil {
 		return nil, err
 	}
@@ -233,8 +224,8 @@ func contentsOf(ctx context.Context, img *image.Image, nodes []*rootfs.Node) (ma
 	for _, n := range nodes {
 		content := files[n.Origin()]
 		if sha256.Sum256(content) != n.SHA256 {
-			return nil, &damage{
-				CheckLayers, fmt.Errorf("%s: the layer has several entries of the path %s, and engines unpack another "+
+			return nil, &Damage{
+				PartLayers, fmt.Errorf("%s: the layer has several entries of the path %s, and engines unpack another "+
 					"one here than the last", n.Path, n.Origin()),
 			}
 		}
@@ -244,7 +235,7 @@ func contentsOf(ctx context.Context, img *image.Image, nodes []*rootfs.Node) (ma
 }
 
 // runtimeOf reads the layer that holds a runtime, of which the image says that it has a digest; empty: nothing.
-func runtimeOf(ctx context.Context, l *image.Layer, said string) (*libos.Bundle, error) {
+func RuntimeOf(ctx context.Context, l *image.Layer, said string) (*libos.Bundle, error) {
 	r, err := l.Open(ctx)
 	if err != nil {
 		return nil, err
@@ -256,7 +247,7 @@ func runtimeOf(ctx context.Context, l *image.Layer, said string) (*libos.Bundle,
 	}
 	b, err := libos.ReadBundle(ctx, blob, said)
 	if err != nil {
-		return nil, &damage{CheckRuntime, err}
+		return nil, &Damage{PartRuntime, err}
 	}
 	return b, nil
 }
@@ -273,12 +264,12 @@ func newConverted(img *image.Image, p Places, e *libos.Enclave, files map[string
 	if p.Backend != nil {
 		recipe, err := convert.ParseRecipe(files[libos.RecipePath])
 		if c.Recipe = &recipe; err != nil {
-			return nil, &damage{CheckPolicy, fmt.Errorf("reading %s: %w", libos.RecipePath, err)}
+			return nil, &Damage{PartPolicy, fmt.Errorf("reading %s: %w", libos.RecipePath, err)}
 		}
 		c.readReasons(files[libos.ReasonsPath])
 	}
 	if err := c.readSigStruct(files[p.SigStruct], files[libos.UnsignedPath]); err != nil {
-		return nil, &damage{CheckSigStruct, err}
+		return nil, &Damage{PartSigStruct, err}
 	}
 	if e.LayoutError != nil {
 		c.EnclaveError = e.LayoutError.Error()
@@ -326,7 +317,7 @@ func (c *Converted) readConfig(img *image.Image) error {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	var err error
-	if c.config, err = decodeExactly(img.Config); err != nil {
+	if c.config, err = DecodeExactly(img.Config); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	delete(c.config, "history")

@@ -1,4 +1,4 @@
-package verify
+package inspect
 
 import (
 	"bytes"
@@ -12,10 +12,8 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/attest"
-	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/rootfs"
-	"github.com/cconvert/cconvert/pkg/rootfs/engines"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/sdk"
 )
@@ -38,7 +36,7 @@ type EnclaveFile struct {
 	Config        *sdk.Config `json:"config,omitempty"`
 	MetadataError string      `json:"metadata_error,omitempty"`
 
-	structure *sgx.SigStruct
+	Structure *sgx.SigStruct
 }
 
 // Problem is what keeps the CPU from starting the enclave as it is in the file; empty if nothing is known to.
@@ -50,7 +48,7 @@ func (f EnclaveFile) Problem() string {
 }
 
 // mayDebug is sgx.SigStruct.MayDebug of its SIGSTRUCT; false if there is none.
-func (f EnclaveFile) mayDebug() bool { return f.structure != nil && f.structure.MayDebug() }
+func (f EnclaveFile) MayDebug() bool { return f.Structure != nil && f.Structure.MayDebug() }
 
 // Kinds of files with an enclave.
 const (
@@ -80,7 +78,7 @@ func AsItIs(img *image.Image, size uint64) (*Converted, error) {
 
 // Enclaves finds the signed enclaves in an image, by path.
 func Enclaves(ctx context.Context, img *image.Image, o Options) ([]EnclaveFile, error) {
-	indexes, err := o.scanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits})
+	indexes, err := o.ScanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits})
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +86,11 @@ func Enclaves(ctx context.Context, img *image.Image, o Options) ([]EnclaveFile, 
 	if err != nil {
 		return nil, err
 	}
-	return enclavesOf(ctx, img, tree)
+	return EnclavesOf(ctx, img, tree)
 }
 
 // enclavesOf finds the signed enclaves in an image whose layers were scanned.
-func enclavesOf(ctx context.Context, img *image.Image, tree *rootfs.Tree) ([]EnclaveFile, error) {
+func EnclavesOf(ctx context.Context, img *image.Image, tree *rootfs.Tree) ([]EnclaveFile, error) {
 	var nodes []*rootfs.Node
 	_ = tree.Walk(func(n *rootfs.Node) error {
 		if n.ELF != nil && len(n.ELF.SigStructs) > 0 {
@@ -192,7 +190,7 @@ func (m *measuring) read(ctx context.Context, n *rootfs.Node, content []byte) ([
 	}
 	in := sectionOf(content, oeSection)
 	for _, b := range n.ELF.SigStructs {
-		if f != nil && f.structure != nil && b == string(f.structure.Bytes()) {
+		if f != nil && f.Structure != nil && b == string(f.Structure.Bytes()) {
 			continue
 		}
 		kind := ""
@@ -249,7 +247,7 @@ func sdkEnclave(ctx context.Context, path string, content []byte, left *uint64) 
 			fmt.Sprintf("the enclave would be %s, signed is %s: the file was changed", m, f.MREnclave)
 	default:
 		f.Measured = true
-		if err := f.structure.CheckEnclave(m, e.Attributes, e.MiscSelect); err != nil {
+		if err := f.Structure.CheckEnclave(m, e.Attributes, e.MiscSelect); err != nil {
 			f.MeasurementError = err.Error()
 		}
 	}
@@ -262,7 +260,7 @@ func newEnclaveFile(path, kind string, structure []byte) *EnclaveFile {
 	if s == nil {
 		return nil
 	}
-	f := &EnclaveFile{Path: path, Kind: kind, Enclave: attest.NewEnclave(s), structure: s}
+	f := &EnclaveFile{Path: path, Kind: kind, Enclave: attest.NewEnclave(s), Structure: s}
 	if err != nil {
 		f.SignatureError = err.Error()
 	}
@@ -280,88 +278,4 @@ func sectionOf(file []byte, name string) []byte {
 		return nil
 	}
 	return file[s.Offset : s.Offset+s.FileSize]
-}
-
-// ErrConverted says that an image was converted, so that it starts the enclave of the conversion and none of its own.
-var ErrConverted = errors.New("the image is a converted one")
-
-// OwnEnclaves checks the enclaves of an image that was not converted: each against its own SIGSTRUCT, and against what
-// is expected of MRENCLAVE, MRSIGNER, product and SVN. What starts them, and what else the image holds, is not
-// verified.
-func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, o Options) (*Report, error) {
-	indexes, err := o.scanAll(ctx, img, rootfs.Options{Inflate: o.Inflate, DiffID: true, Limits: o.Limits})
-	if err != nil {
-		return nil, err
-	}
-	r := &Report{Converted: &Converted{
-		Image: img.Ref.String(), Digest: img.Digest, Layout: LayoutSDK, Weaknesses: []string{},
-	}}
-	v := &verification{report: r, c: r.Converted}
-	tree, err := rootfs.Merge(indexes)
-	if err != nil {
-		return nil, err
-	}
-	list, err := enclavesOf(ctx, img, tree)
-	if err != nil {
-		return v.unreadable(err)
-	}
-	if len(list) == 0 {
-		return nil, ErrNotConverted
-	}
-	if _, found := o.find(tree); found || convert.IsResult(img) {
-		return nil, ErrConverted
-	}
-	r.Enclaves = list
-	if err := v.platform(img); err != nil {
-		return nil, err
-	}
-	_, foreign, err := checkArchives(ctx, img, indexes, o.Limits)
-	if err != nil {
-		return nil, err
-	}
-	var paths []string
-	for _, f := range list {
-		paths = append(paths, f.Path)
-	}
-	foreign = append(foreign, engines.Disputed(indexes, paths)...)
-	signed := func(e *rootfs.Entry) bool { return e.ELF != nil && len(e.ELF.SigStructs) > 0 }
-	foreign = append(foreign, engines.Hidden(indexes, tree, signed)...)
-	v.add(CheckLayers, "each layer is the archive that manifest and configuration say, and engines agree on where the "+
-		"enclaves are", foreign)
-	if source != nil {
-		v.add(CheckSource, "the image was made from the given one",
-			[]string{"an image that was not converted was made from no other: verify it without --source"})
-	}
-	for _, f := range list {
-		problems := func(s string) []string {
-			if s == "" {
-				return nil
-			}
-			return []string{s}
-		}
-		v.add(CheckSigStruct, f.Path+": header, vendor, reserved bytes, exponent, signature, Q1 and Q2, as the CPU "+
-			"checks them", problems(f.SignatureError))
-		if !f.Measured && f.Kind != KindSDK {
-			v.undecided(CheckMeasurement, f.Path+": "+f.MeasurementError)
-			continue
-		}
-		v.add(CheckMeasurement, f.Path+": MRENCLAVE computed from segments, metadata and patches, page by page",
-			problems(f.MeasurementError))
-	}
-	r.Consistent = len(r.FailedChecks()) == 0
-	for _, f := range list {
-		v.expectEnclave(e, f)
-	}
-	v.expectKind(e)
-	if e.Attested != nil {
-		v.add(CheckAttestedBy, "the enclaves' identity is stated by the holder of the expected key",
-			[]string{"statements about enclaves that were not converted are not checked: expect --mrsigner or " +
-				"--mrenclave"})
-	}
-	if len(e.RuntimeDigest) > 0 || len(e.Known) > 0 {
-		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"such an image has none"})
-	}
-	v.expectIdentity(e)
-	r.Trusted = len(r.Unmet()) == 0
-	return r, nil
 }

@@ -1,4 +1,4 @@
-package verify
+package inspect
 
 import (
 	"context"
@@ -17,18 +17,18 @@ import (
 )
 
 // scanned is an image of which every layer was read.
-type scanned struct {
-	img     *image.Image
-	indexes []*rootfs.Index
-	tree    *rootfs.Tree
-	places  Places
-	bundle  *libos.Bundle // of images of this program
-	files   map[string][]byte
+type Scanned struct {
+	Image   *image.Image
+	Indexes []*rootfs.Index
+	Tree    *rootfs.Tree
+	Places  Places
+	Bundle  *libos.Bundle // of images of this program
+	Files   map[string][]byte
 }
 
 // scan reads all layers and finds the enclave.
-func scan(ctx context.Context, img *image.Image, o Options) (*scanned, error) {
-	s := &scanned{img: img, files: map[string][]byte{}}
+func Scan(ctx context.Context, img *image.Image, o Options) (*Scanned, error) {
+	s := &Scanned{Image: img, Files: map[string][]byte{}}
 	recipe, err := recipeOf(ctx, img)
 	if err != nil {
 		return nil, err
@@ -36,32 +36,32 @@ func scan(ctx context.Context, img *image.Image, o Options) (*scanned, error) {
 	so := rootfs.Options{Keep: slices.Clone(recipe.Keep()), Inflate: o.Inflate, DiffID: true, Limits: o.Limits}
 	keep := o.keep()
 	so.Keep = append(so.Keep, keep...)
-	if s.indexes, err = o.scanAll(ctx, img, so); err != nil {
+	if s.Indexes, err = o.ScanAll(ctx, img, so); err != nil {
 		return nil, err
 	}
-	if s.tree, err = rootfs.Merge(s.indexes); err != nil {
+	if s.Tree, err = rootfs.Merge(s.Indexes); err != nil {
 		return nil, err
 	}
 	found := false
-	if s.places, found = o.find(s.tree); !found {
+	if s.Places, found = o.Find(s.Tree); !found {
 		return nil, notConverted(img)
 	}
-	if b := s.places.Backend; b != nil {
-		at := s.tree.Lookup(libos.MetaPath(b.Kind())).Layer
-		if s.bundle, err = runtimeOf(ctx, img.Layers[at], recipe.Runtime.Digest); err != nil {
+	if b := s.Places.Backend; b != nil {
+		at := s.Tree.Lookup(libos.MetaPath(b.Kind())).Layer
+		if s.Bundle, err = RuntimeOf(ctx, img.Layers[at], recipe.Runtime.Digest); err != nil {
 			return nil, err
 		}
 	}
 	wanted := glob.Compile(keep).Matcher()
-	err = s.tree.Walk(func(n *rootfs.Node) error {
+	err = s.Tree.Walk(func(n *rootfs.Node) error {
 		if n.Type != rootfs.Regular || !wanted.Match(n.Path) {
 			return nil
 		}
-		s.files[n.Path] = n.Content
+		s.Files[n.Path] = n.Content
 		if n.Content != nil || n.Size == 0 {
 			return nil
 		}
-		s.files[n.Path], err = contentOf(ctx, img, n) // too large to be kept
+		s.Files[n.Path], err = contentOf(ctx, img, n) // too large to be kept
 		return err
 	})
 	return s, err
@@ -70,8 +70,8 @@ func scan(ctx context.Context, img *image.Image, o Options) (*scanned, error) {
 // notConverted says that there is no enclave; of an image whose labels speak of one, that it is gone.
 func notConverted(img *image.Image) error {
 	if convert.IsResult(img) {
-		return &damage{
-			CheckOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no "+
+		return &Damage{
+			PartOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no "+
 				"longer", ErrNotConverted),
 		}
 	}
@@ -79,7 +79,7 @@ func notConverted(img *image.Image) error {
 }
 
 // scanAll reads the layers.
-func (o Options) scanAll(ctx context.Context, img *image.Image, so rootfs.Options) ([]*rootfs.Index, error) {
+func (o Options) ScanAll(ctx context.Context, img *image.Image, so rootfs.Options) ([]*rootfs.Index, error) {
 	index := func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
 		defer bug.Catch(&err)
 		return o.scan(ctx, img.Layers[i], so)
@@ -110,22 +110,22 @@ func (o Options) read(ctx context.Context, l *image.Layer, so rootfs.Options) (*
 }
 
 // added is how many layers the conversion has put on the image; 0 for images of other programs.
-func (s *scanned) added() int {
-	if s.places.Backend == nil {
+func (s *Scanned) Added() int {
+	if s.Places.Backend == nil {
 		return 0
 	}
-	return s.places.Backend.Layers()
+	return s.Places.Backend.Layers()
 }
 
 // read returns a file of the layers that the conversion has added; nil if they have none of the path.
-func (s *scanned) read(ctx context.Context, path string) ([]byte, error) {
-	if content, err := s.bundle.Content(path); err != nil || content != nil {
+func (s *Scanned) read(ctx context.Context, path string) ([]byte, error) {
+	if content, err := s.Bundle.Content(path); err != nil || content != nil {
 		return content, err
 	}
-	n := len(s.img.Layers)
-	from := max(0, n-s.added()+1)
-	for _, l := range s.img.Layers[from:max(from, n-1)] {
-		files, err := extract(ctx, l, map[string]bool{path: true})
+	n := len(s.Image.Layers)
+	from := max(0, n-s.Added()+1)
+	for _, l := range s.Image.Layers[from:max(from, n-1)] {
+		files, err := ExtractFiles(ctx, l, map[string]bool{path: true})
 		if err != nil || files[path] != nil {
 			return files[path], err
 		}
@@ -134,35 +134,35 @@ func (s *scanned) read(ctx context.Context, path string) ([]byte, error) {
 }
 
 // open has the library OS read the enclave.
-func (s *scanned) open(ctx context.Context) (*libos.Enclave, error) {
-	if s.places.Backend == nil {
-		return s.places.foreign.Open(s.places.Places, s.files)
+func (s *Scanned) open(ctx context.Context) (*libos.Enclave, error) {
+	if s.Places.Backend == nil {
+		return s.Places.foreign.Open(s.Places.Places, s.Files)
 	}
-	return s.places.Backend.Open(libos.Stored{
-		Layout: s.bundle.Layout, Files: s.files,
+	return s.Places.Backend.Open(libos.Stored{
+		Layout: s.Bundle.Layout, Files: s.Files,
 		Read: func(path string) ([]byte, error) { return s.read(ctx, path) },
 	})
 }
 
-func (s *scanned) converted(ctx context.Context) (*Converted, error) {
+func (s *Scanned) Converted(ctx context.Context) (*Converted, error) {
 	e, err := s.open(ctx)
 	if err != nil {
-		return nil, &damage{CheckMeasurement, err}
+		return nil, &Damage{PartMeasurement, err}
 	}
-	c, err := newConverted(s.img, s.places, e, s.files)
+	c, err := newConverted(s.Image, s.Places, e, s.Files)
 	if err != nil {
 		return nil, err
 	}
-	if s.bundle != nil {
-		c.runtime = s.bundle.Layer.DiffID
+	if s.Bundle != nil {
+		c.runtime = s.Bundle.Layer.DiffID
 	}
-	c.LayerDigests = s.img.LayerDigests()
-	if s.tree == nil {
+	c.LayerDigests = s.Image.LayerDigests()
+	if s.Tree == nil {
 		return c, nil
 	}
-	c.top = s.indexes[len(s.indexes)-1].DiffID
+	c.top = s.Indexes[len(s.Indexes)-1].DiffID
 	for i, f := range c.Trusted {
-		if n, _, err := s.tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
+		if n, _, err := s.Tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
 			c.Trusted[i].Layer, c.Trusted[i].Size = n.Layer+1, n.Size
 		}
 	}
