@@ -22,6 +22,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -39,7 +40,7 @@ var schemas = map[string]any{
 	"rebuild":          verify.Rebuilt{},
 	"reference":        attest.Enclave{},
 	"enclave-identity": attest.Identity{},
-	"recipe":           convert.Recipe{},
+	"recipe":           recipe.Recipe{},
 	"runtime":          runtimeFacts{},
 	"cache":            []cache.Entry{},
 	"key":              keyInfo{},

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/recipe"
 )
 
 // version is set by the build.
@@ -18,7 +18,7 @@ func versionText() string {
 	if info, ok := debug.ReadBuildInfo(); v == "" && ok {
 		v = info.Main.Version
 	}
-	return fmt.Sprintf("cconvert %s, format epoch %d, %s", v, convert.FormatEpoch, runtime.Version())
+	return fmt.Sprintf("cconvert %s, format epoch %d, %s", v, recipe.FormatEpoch, runtime.Version())
 }
 
 func newVersion() *cobra.Command {

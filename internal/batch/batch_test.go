@@ -37,6 +37,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -843,7 +844,7 @@ func TestForgedIdentity(t *testing.T) {
 	made := b.work(q, b.submit(q, b.jobs(1)))[0]
 	require.Equal(t, batch.Converted, made.Status, made.Error)
 	forged := fixture.Image(t, v1.Config{Labels: map[string]string{
-		convert.LabelIdentity: made.Identity, convert.LabelMREnclave: made.MREnclave.String(),
+		recipe.LabelIdentity: made.Identity, recipe.LabelMREnclave: made.MREnclave.String(),
 	}},
 		fixture.Layer(t, fixture.File("evil", "x")))
 	b.reg.Push(t, "out:0", forged)

@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -24,11 +25,11 @@ type Job struct {
 	Source string `json:"source"`
 	Target string `json:"target"`
 	// Insecure lets the registries be spoken to over HTTP.
-	Insecure bool                  `json:"insecure,omitempty"`
-	Runtime  Runtime               `json:"runtime"`
-	Options  convert.RecipeOptions `json:"options"`
-	Overlay  string                `json:"overlay,omitempty"`
-	Gate     convert.Gate          `json:"gate,omitzero"`
+	Insecure bool           `json:"insecure,omitempty"`
+	Runtime  Runtime        `json:"runtime"`
+	Options  recipe.Options `json:"options"`
+	Overlay  string         `json:"overlay,omitempty"`
+	Gate     convert.Gate   `json:"gate,omitzero"`
 	// Unsigned stores the image without a signature.
 	Unsigned      bool `json:"unsigned,omitempty"`
 	NoEvidence    bool `json:"no_evidence,omitempty"`

@@ -22,6 +22,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -243,7 +244,7 @@ func (w *Worker) mayReplace(ctx context.Context, j Job, o convert.Options) error
 		return err
 	}
 	defer img.Close()
-	if !convert.IsResult(img) {
+	if !recipe.IsResult(img) {
 		return fmt.Errorf("%w: %s", ErrSource, o.Target)
 	}
 	return nil

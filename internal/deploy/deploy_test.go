@@ -18,9 +18,9 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/cconvert/cconvert/internal/deploy"
-	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -35,7 +35,7 @@ func redis() *inspect.Converted {
 			UID: 999, GID: 999,
 			Mounts: []libos.Mount{{Type: "tmpfs", Path: "/tmp"}, {Type: "encrypted", Path: "/data"}},
 		},
-		Recipe: &convert.Recipe{Options: convert.RecipeOptions{Attestation: "dcap"}},
+		Recipe: &recipe.Recipe{Options: recipe.Options{Attestation: "dcap"}},
 	}
 	c.Recipe.Runtime.Kind = "gramine"
 	c.LibOS = &libos.Enclave{Direct: []string{
@@ -46,7 +46,7 @@ func redis() *inspect.Converted {
 
 func root() *inspect.Converted {
 	return &inspect.Converted{
-		Layout: inspect.LayoutOurs, Enclave: sgx.Settings{EnclaveSize: 1 << 30}, Recipe: &convert.Recipe{},
+		Layout: inspect.LayoutOurs, Enclave: sgx.Settings{EnclaveSize: 1 << 30}, Recipe: &recipe.Recipe{},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -19,7 +20,7 @@ import (
 // Conversion is an image that lacks the measurement and the signature: the outcome of a conversion, or read back by
 // OpenEnclave. Nothing changes it.
 type Conversion struct {
-	Recipe Recipe
+	Recipe recipe.Recipe
 	// Manifest is the library OS's, as it is measured.
 	Manifest []byte
 	// Simulated says that there is no enclave.
@@ -54,7 +55,7 @@ func (c *Conversion) Config(s *sgx.SigStruct) (map[string]json.RawMessage, error
 	if err != nil {
 		return nil, err
 	}
-	return config, c.Recipe.label(config, s)
+	return config, c.Recipe.Label(config, s)
 }
 
 // sealed is a conversion with all that is told of it. Nothing changes it either.
@@ -94,20 +95,20 @@ func seal(
 	if err := contents.Tree.Err(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
-	recipe, err := newRecipe(o, source, bundle, date)
+	made, err := recipe.New(o.Recorded(), o.Overlay, source, bundle, date)
 	if err != nil {
 		return nil, err
 	}
 	trusted := fileRuns(parts.Trusted)
-	files, err := ownFiles(recipe, trusted)
+	files, err := ownFiles(made, trusted)
 	if err != nil {
 		return nil, err
 	}
-	begin := start{parts.Entrypoint, []string{}} // Cmd is empty: arguments are measured
+	begin := recipe.Start{Entrypoint: parts.Entrypoint, Cmd: []string{}} // Cmd is empty: arguments are measured
 	if spec.HostArgs {
 		// The host's arguments follow what the image fixes; its CMD is what they replace.
-		begin.entrypoint = slices.Concat(begin.entrypoint, spec.Argv[1:spec.FixedArgs])
-		begin.cmd = spec.Argv[spec.FixedArgs:]
+		begin.Entrypoint = slices.Concat(begin.Entrypoint, spec.Argv[1:spec.FixedArgs])
+		begin.Cmd = spec.Argv[spec.FixedArgs:]
 	}
 	findings, err := findingsOf(parts, bundle, source)
 	if err != nil {
@@ -115,11 +116,11 @@ func seal(
 	}
 	return &sealed{
 		Conversion: Conversion{
-			Recipe: recipe, Manifest: parts.Manifest, Simulated: parts.Simulated, settings: parts.Settings,
+			Recipe: made, Manifest: parts.Manifest, Simulated: parts.Simulated, settings: parts.Settings,
 			unsigned: parts.SigStruct, files: slices.Concat(parts.Files, files),
 			base: source, below: append([]image.NewLayer{bundle.Layer}, parts.Layers...),
 			config: func() (map[string]json.RawMessage, error) {
-				return begin.config(source.Config, o.Backend.Layers())
+				return begin.Config(source.Config, o.Backend.Layers())
 			},
 		},
 		layout: parts.Layout, findings: findings, result: describeResult(spec, bundle, parts, trusted),
@@ -145,12 +146,12 @@ func findingsOf(parts *libos.Sealed, bundle *libos.Bundle, source *image.Image) 
 }
 
 // ownFiles are those that this program adds to the enclave's layer, for whoever reads the image. They are not measured.
-func ownFiles(recipe Recipe, trusted []FileRun) ([]libos.File, error) {
+func ownFiles(r recipe.Recipe, trusted []recipe.FileRun) ([]libos.File, error) {
 	reasons, err := json.Marshal(trusted)
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.MarshalIndent(recipe, "", "  ")
+	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return nil, err
 	}
@@ -179,18 +180,11 @@ func (o Options) date(config []byte) (sgx.Date, error) {
 	return d, nil
 }
 
-// FileRun says why so many of the trusted files, one after the other in the manifest, are listed.
-type FileRun struct {
-	Count   int          `json:"count"`
-	Reason  reach.Reason `json:"reason"`
-	Package string       `json:"package,omitempty"`
-}
-
-func fileRuns(files []reach.File) []FileRun {
-	var runs []FileRun
+func fileRuns(files []reach.File) []recipe.FileRun {
+	var runs []recipe.FileRun
 	for _, f := range files {
 		if n := len(runs); n == 0 || runs[n-1].Reason != f.Reason || runs[n-1].Package != f.Package {
-			runs = append(runs, FileRun{Reason: f.Reason, Package: f.Package})
+			runs = append(runs, recipe.FileRun{Reason: f.Reason, Package: f.Package})
 		}
 		runs[len(runs)-1].Count++
 	}
@@ -198,7 +192,7 @@ func fileRuns(files []reach.File) []FileRun {
 }
 
 // describeResult is what is told of a conversion before it is measured.
-func describeResult(spec *launch.Spec, bundle *libos.Bundle, parts *libos.Sealed, trusted []FileRun) Result {
+func describeResult(spec *launch.Spec, bundle *libos.Bundle, parts *libos.Sealed, trusted []recipe.FileRun) Result {
 	files := 0
 	for _, run := range trusted {
 		files += run.Count

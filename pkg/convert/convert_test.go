@@ -42,6 +42,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -135,7 +136,7 @@ func TestOutputImage(t *testing.T) {
 	source, err := sample(t).Digest()
 	require.NoError(t, err)
 	assert.Equal(t, source.String(), c.Config.Labels["org.opencontainers.image.base.digest"])
-	assert.Equal(t, r.MREnclave.String(), c.Config.Labels[convert.LabelMREnclave])
+	assert.Equal(t, r.MREnclave.String(), c.Config.Labels[recipe.LabelMREnclave])
 	assert.Len(t, c.History, 4)
 
 	m, err := img.Manifest()
@@ -207,7 +208,7 @@ func TestSameInputSameDigest(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	r, err := run(context.Background(), t, options(t, reg.Push(t, "x:1", img)), reg.Host+"/out:1")
 	require.NoError(t, err)
-	file := filepath.Join(root, "testdata", fmt.Sprintf("epoch-%d.digest", convert.FormatEpoch))
+	file := filepath.Join(root, "testdata", fmt.Sprintf("epoch-%d.digest", recipe.FormatEpoch))
 	golden, err := os.ReadFile(file)
 	if os.Getenv("UPDATE_GOLDEN") != "" {
 		require.NoError(t, os.WriteFile(file, []byte(r.Output.Digest+"\n"), 0o644))

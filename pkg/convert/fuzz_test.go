@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
+	"github.com/cconvert/cconvert/pkg/recipe"
 )
 
 // Recipes of images of others: what is understood is understood in full.
@@ -15,13 +16,13 @@ func FuzzRecipe(f *testing.F) {
 		"date":"2026-02-28","replaced":{"Cmd":["x"]},"diff_ids":["sha256:00"]}`,
 		`{"config":{"Env":["A=1"],"Entrypoint":["/x"]},"rootfs":{"diff_ids":["sha256:00"]},"history":[{},{},{}]}`)
 	f.Fuzz(func(t *testing.T, text, config string) {
-		var r Recipe
+		var r recipe.Recipe
 		if json.Unmarshal([]byte(text), &r) != nil {
 			return
 		}
 		_ = r.Keep()
-		_, _ = r.sourceConfig([]byte(config), 2)
-		o, err := r.options(sim.Backend{})
+		_, _ = r.ConfigBefore([]byte(config), 2)
+		o, err := optionsOf(r, sim.Backend{})
 		if err != nil || r.Options.Profile != "" {
 			return
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
-	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/recipe"
 )
 
 // Variables that act on a dynamic linker reach the program by the manifest, and the runtime's loader not at all.
@@ -41,6 +41,6 @@ func TestVariablesOfTheLoader(t *testing.T) {
 
 func TestRecipeProfileIsBounded(t *testing.T) {
 	text := "version = 1\n# " + strings.Repeat("x", 64<<10)
-	_, err := convert.RecipeOptions{Profile: "mine", ProfileText: text}.Launch()
+	_, err := recipe.Options{Profile: "mine", ProfileText: text}.Launch()
 	assert.ErrorContains(t, err, "more than 65536 bytes")
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 )
 
 // ErrNotOurs says that this program did not make an image.
@@ -73,18 +74,18 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 
 // readConversion reads what this program says in the files of an image's topmost layer.
 func readConversion(img *image.Image, files []libos.File) (*Conversion, error) {
-	recipe := contentOf(files, libos.RecipePath)
-	if recipe == nil {
+	text := contentOf(files, libos.RecipePath)
+	if text == nil {
 		return nil, fmt.Errorf("%w: its layer on top has no recipe", ErrNotOurs)
 	}
 	c := &Conversion{
 		files: slices.DeleteFunc(slices.Clone(files), func(f libos.File) bool {
 			return f.Path == libos.SigPath || f.Path == libos.UnsignedPath
 		}),
-		config: func() (map[string]json.RawMessage, error) { return withoutTop(img.Config, len(img.Layers)) },
+		config: func() (map[string]json.RawMessage, error) { return recipe.WithoutTop(img.Config, len(img.Layers)) },
 	}
 	var err error
-	if c.Recipe, err = ParseRecipe(recipe); err != nil {
+	if c.Recipe, err = recipe.Parse(text); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
 	}
 	c.base, err = img.Below(1)

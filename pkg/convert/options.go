@@ -16,9 +16,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// FormatEpoch rises whenever the same input would give another output.
-const FormatEpoch = 6
-
 // Options say what to convert and how.
 type Options struct {
 	Source image.Reference

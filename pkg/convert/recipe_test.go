@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/recipe"
 )
 
 // What an image says of itself is read within bounds, whoever wrote it: little else than brackets takes a hundred times
@@ -26,12 +26,12 @@ func TestRecipesAreBounded(t *testing.T) {
 		`the key "Source" is there twice`:         `{"source":"a","Source":"b"}`,
 		"invalid character 'x' looking for begin": `x`,
 	} {
-		_, err := convert.ParseRecipe([]byte(text))
+		_, err := recipe.Parse([]byte(text))
 		assert.ErrorContains(t, err, want)
 	}
-	_, err := convert.ParseReasons([]byte("[" + strings.Repeat("{},", 1_000_000) + "{}]"))
+	_, err := recipe.ParseReasons([]byte("[" + strings.Repeat("{},", 1_000_000) + "{}]"))
 	assert.ErrorContains(t, err, "a list of more than 1000000 elements")
-	runs, err := convert.ParseReasons([]byte(`[{"count":2,"reason":"libc"}]`))
+	runs, err := recipe.ParseReasons([]byte(`[{"count":2,"reason":"libc"}]`))
 	assert.NoError(t, err)
 	assert.Len(t, runs, 1)
 }

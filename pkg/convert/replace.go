@@ -8,6 +8,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -85,7 +86,7 @@ func present(upload image.Upload) (*sgx.SigStruct, error) {
 		return nil, err
 	}
 	defer now.Close()
-	if !IsResult(now) {
+	if !recipe.IsResult(now) {
 		return nil, nil // so there is no version to fall behind
 	}
 	files, err := topFiles(upload.Context(), now)

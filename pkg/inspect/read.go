@@ -16,10 +16,10 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -44,7 +44,7 @@ type Converted struct {
 	// LibOS is the enclave as its library OS reads it; nil for images whose enclaves are their own.
 	LibOS *libos.Enclave `json:"-"`
 	// Recipe is how it was made; nil for images of other programs.
-	Recipe    *convert.Recipe `json:"recipe,omitempty"`
+	Recipe    *recipe.Recipe  `json:"recipe,omitempty"`
 	SigStruct *sgx.SigStruct  `json:"-"`
 	MREnclave sgx.Measurement `json:"mr_enclave"`
 	MRSigner  sgx.Measurement `json:"mr_signer"`
@@ -141,7 +141,7 @@ func ReadOurs(ctx context.Context, img *image.Image, o Options) (*Converted, err
 	if files[libos.RecipePath] == nil {
 		return nil, nil
 	}
-	recipe, err := convert.ParseRecipe(files[libos.RecipePath])
+	recipe, err := recipe.Parse(files[libos.RecipePath])
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", libos.RecipePath, err)
 	}
@@ -167,21 +167,21 @@ func ReadOurs(ctx context.Context, img *image.Image, o Options) (*Converted, err
 }
 
 // recipeOf reads the recipe of an image of this program; of another one it is the zero value.
-func recipeOf(ctx context.Context, img *image.Image) (r convert.Recipe, err error) {
+func recipeOf(ctx context.Context, img *image.Image) (r recipe.Recipe, err error) {
 	var config struct {
 		Config struct{ Labels map[string]string } `json:"config"`
 	}
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return r, fmt.Errorf("reading the configuration: %w", err)
 	}
-	if config.Config.Labels[convert.LabelEpoch] == "" || len(img.Layers) == 0 {
+	if config.Config.Labels[recipe.LabelEpoch] == "" || len(img.Layers) == 0 {
 		return r, nil
 	}
 	files, err := ExtractFiles(ctx, img.Layers[len(img.Layers)-1], map[string]bool{libos.RecipePath: true})
 	if err != nil {
 		return r, err
 	}
-	r, _ = convert.ParseRecipe(files[libos.RecipePath]) // what is wrong with it is told by those who need it
+	r, _ = recipe.Parse(files[libos.RecipePath]) // what is wrong with it is told by those who need it
 	return r, nil
 }
 
@@ -262,7 +262,7 @@ func newConverted(img *image.Image, p Places, e *libos.Enclave, files map[string
 		Weaknesses: append([]string{}, e.Weaknesses...),
 	}
 	if p.Backend != nil {
-		recipe, err := convert.ParseRecipe(files[libos.RecipePath])
+		recipe, err := recipe.Parse(files[libos.RecipePath])
 		if c.Recipe = &recipe; err != nil {
 			return nil, &Damage{PartPolicy, fmt.Errorf("reading %s: %w", libos.RecipePath, err)}
 		}
@@ -329,7 +329,7 @@ func (c *Converted) readConfig(img *image.Image) error {
 
 // readReasons gives each trusted file its reason, if there are any.
 func (c *Converted) readReasons(b []byte) {
-	runs, err := convert.ParseReasons(b)
+	runs, err := recipe.ParseReasons(b)
 	if err != nil {
 		return // nothing that was measured
 	}

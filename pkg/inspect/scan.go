@@ -8,9 +8,9 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/internal/bug"
-	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/glob"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
@@ -69,7 +69,7 @@ func Scan(ctx context.Context, img *image.Image, o Options) (*Scanned, error) {
 
 // notConverted says that there is no enclave; of an image whose labels speak of one, that it is gone.
 func notConverted(img *image.Image) error {
-	if convert.IsResult(img) {
+	if recipe.IsResult(img) {
 		return &Damage{
 			PartOnTop, fmt.Errorf("%w: its labels speak of an enclave, and the files of one are not there, or no "+
 				"longer", ErrNotConverted),

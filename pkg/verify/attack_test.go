@@ -30,6 +30,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -116,7 +117,7 @@ func (x *tampered) below(more ...fixture.Entry) {
 	x.add(base, more...)
 	id, err := x.layers[base].DiffID()
 	require.NoError(x.t, err)
-	x.recipe(func(r *convert.Recipe) { r.DiffIDs[base] = id.String() })
+	x.recipe(func(r *recipe.Recipe) { r.DiffIDs[base] = id.String() })
 }
 
 // insert puts a layer below the runtime's, and into the recipe.
@@ -124,7 +125,7 @@ func (x *tampered) insert(l v1.Layer) {
 	x.t.Helper()
 	id, err := l.DiffID()
 	require.NoError(x.t, err)
-	x.recipe(func(r *convert.Recipe) { r.DiffIDs = append(r.DiffIDs, id.String()) })
+	x.recipe(func(r *recipe.Recipe) { r.DiffIDs = append(r.DiffIDs, id.String()) })
 	x.layers = append(x.layers[:runtimeLayer:runtimeLayer], append([]v1.Layer{l}, x.layers[runtimeLayer:]...)...)
 }
 
@@ -144,8 +145,8 @@ func TestAttacks(t *testing.T) {
 		change func(*tampered)
 	}{
 		"another epoch": {verify.CheckPolicy, false, func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Epoch = 99; r.Options.Args = []string{"a lie"} })
-			x.config.Config.Labels[convert.LabelEpoch] = "99"
+			x.recipe(func(r *recipe.Recipe) { r.Epoch = 99; r.Options.Args = []string{"a lie"} })
+			x.config.Config.Labels[recipe.LabelEpoch] = "99"
 			x.config.Config.Env = append(x.config.Config.Env, "LD_LIBRARY_PATH=/opt")
 		}},
 		"an attribute of overlay file systems": {verify.CheckLayers, false, func(x *tampered) {
@@ -211,7 +212,7 @@ func TestAttacks(t *testing.T) {
 			x.insert(fixture.Layer(t, fixture.File("var/lib/unlisted", "evil")))
 		}},
 		"another variable outside": {verify.CheckSource, true, func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) {
+			x.recipe(func(r *recipe.Recipe) {
 				r.Options.Env = []string{"A=1"}
 				r.Replaced["Env"] = json.RawMessage(`["A=evil","LD_PRELOAD=/x.so","B=2"]`)
 			})
@@ -310,11 +311,11 @@ func TestDishonestConverter(t *testing.T) {
 		a.expect = verify.Expectations{AllowSimulated: true, AnySigner: true}
 		assert.Contains(t, a.attack(true, func(x *tampered) {
 			x.file(len(x.layers)-1, "cconvert/app/recipe.json", func(b []byte) []byte {
-				var r convert.Recipe
+				var r recipe.Recipe
 				require.NoError(t, json.Unmarshal(b, &r))
 				return bytes.Replace(b, []byte(r.Source), []byte(claimed), 1)
 			})
-			x.config.Config.Labels[convert.LabelBaseDigest] = claimed
+			x.config.Config.Labels[recipe.LabelBaseDigest] = claimed
 		}), verify.CheckSource, what)
 	}
 }
@@ -445,7 +446,7 @@ func TestNoLabels(t *testing.T) {
 	config, err := img.ConfigFile()
 	require.NoError(t, err)
 	config = config.DeepCopy()
-	config.Config.Labels = map[string]string{convert.LabelBaseDigest: "sha256:other"}
+	config.Config.Labels = map[string]string{recipe.LabelBaseDigest: "sha256:other"}
 	img, err = mutate.ConfigFile(img, config)
 	require.NoError(t, err)
 	a.from = a.reg.Push(t, "src:labelled", img)

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 
-	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/engines"
 )
@@ -37,7 +37,7 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 	if len(list) == 0 {
 		return nil, inspect.ErrNotConverted
 	}
-	if _, found := o.Find(tree); found || convert.IsResult(img) {
+	if _, found := o.Find(tree); found || recipe.IsResult(img) {
 		return nil, ErrConverted
 	}
 	r.Enclaves = list

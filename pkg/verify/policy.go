@@ -18,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -33,7 +34,7 @@ func (v *verification) policy(ctx context.Context) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, convert.ErrEpoch):
+	case errors.Is(err, recipe.ErrEpoch):
 		v.add(CheckPolicy, "the conversion can be repeated",
 			[]string{err.Error() + ": verify it with a version of that epoch"})
 		v.foreignConfig()
@@ -310,7 +311,7 @@ func (v *verification) foreignConfig() {
 	for _, kv := range config.Config.Env {
 		name, _, _ := strings.Cut(kv, "=")
 		switch name = strings.TrimSpace(name); {
-		case convert.SteersLoader(kv), name == "LD_LIBRARY_PATH":
+		case recipe.SteersLoader(kv), name == "LD_LIBRARY_PATH":
 			problems = append(problems, fmt.Sprintf("%q acts on the loader", kv))
 		case name == "BASH_ENV", name == "ENV", name == "SHELLOPTS", name == "BASHOPTS",
 			strings.HasPrefix(name, "BASH_FUNC_"):
@@ -319,9 +320,9 @@ func (v *verification) foreignConfig() {
 	}
 	if r := v.c.Recipe; r != nil {
 		for _, l := range []struct{ name, want string }{
-			{convert.LabelBaseDigest, r.Source}, {convert.LabelEpoch, fmt.Sprint(r.Epoch)},
-			{convert.LabelMREnclave, v.c.MREnclave.String()}, {convert.LabelMRSigner, v.c.MRSigner.String()},
-			{convert.LabelIdentity, r.Identity(v.c.MRSigner)},
+			{recipe.LabelBaseDigest, r.Source}, {recipe.LabelEpoch, fmt.Sprint(r.Epoch)},
+			{recipe.LabelMREnclave, v.c.MREnclave.String()}, {recipe.LabelMRSigner, v.c.MRSigner.String()},
+			{recipe.LabelIdentity, r.Identity(v.c.MRSigner)},
 		} {
 			if got := config.Config.Labels[l.name]; got != l.want {
 				problems = append(problems, fmt.Sprintf("the label %s is %q, and must be %q", l.name, got, l.want))

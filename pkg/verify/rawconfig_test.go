@@ -18,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -74,16 +75,16 @@ func TestNullVolume(t *testing.T) {
 	evil := open(t, a.reg.Push(t, "src:evil", fixture.Image(t, config, layer))).Digest
 	run(t, options(t, a.reg.Host+"/src:evil"), otherKey(t), a.reg.Host+"/dst:1")
 	original, x := a.image()
-	var recipe convert.Recipe
+	var made recipe.Recipe
 	x.file(len(x.layers)-1, "cconvert/app/recipe.json", func(b []byte) []byte {
 		b = bytes.Replace(b, []byte(evil), []byte(honest), 1)
-		require.NoError(t, json.Unmarshal(b, &recipe))
+		require.NoError(t, json.Unmarshal(b, &made))
 		return b
 	})
 	var signer sgx.Measurement
-	require.NoError(t, signer.UnmarshalText([]byte(x.config.Config.Labels[convert.LabelMRSigner])))
-	x.config.Config.Labels[convert.LabelBaseDigest] = honest
-	x.config.Config.Labels[convert.LabelIdentity] = recipe.Identity(signer)
+	require.NoError(t, signer.UnmarshalText([]byte(x.config.Config.Labels[recipe.LabelMRSigner])))
+	x.config.Config.Labels[recipe.LabelBaseDigest] = honest
+	x.config.Config.Labels[recipe.LabelIdentity] = made.Identity(signer)
 	x.push(a.reg.Host+"/dst:2", original)
 	ref, err := name.NewTag(a.reg.Host + "/dst:2")
 	require.NoError(t, err)
@@ -182,12 +183,12 @@ func TestCommandOfAnotherEpoch(t *testing.T) {
 	for what, hostArgs := range map[string]bool{"fixed arguments": false, "arguments of the host": true} {
 		a := newVictim(t, func(o *convert.Options) { o.Launch.HostArgs = hostArgs })
 		original, x := a.image()
-		var r convert.Recipe
-		x.recipe(func(r0 *convert.Recipe) { r0.Epoch++; r = *r0 })
+		var made recipe.Recipe
+		x.recipe(func(r0 *recipe.Recipe) { r0.Epoch++; r = *r0 })
 		var m sgx.Measurement
-		require.NoError(t, m.UnmarshalText([]byte(x.config.Config.Labels[convert.LabelMRSigner])))
-		x.config.Config.Labels[convert.LabelEpoch] = "7"
-		x.config.Config.Labels[convert.LabelIdentity] = r.Identity(m)
+		require.NoError(t, m.UnmarshalText([]byte(x.config.Config.Labels[recipe.LabelMRSigner])))
+		x.config.Config.Labels[recipe.LabelEpoch] = "7"
+		x.config.Config.Labels[recipe.LabelIdentity] = r.Identity(m)
 		x.push(a.reg.Host+"/dst:epoch", original)
 		any := verify.Expectations{AnySigner: true, AllowSimulated: true, AnyRuntime: true}
 		rep := check(t, a.reg.Host+"/dst:epoch", any, nil)

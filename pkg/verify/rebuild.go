@@ -51,7 +51,7 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if c.SigStruct == nil {
 		return nil, fmt.Errorf("%s: %s", img.Ref, c.SignatureError)
 	}
-	again, err := c.Recipe.Again(o.Source, c.Places.Backend)
+	again, err := convert.Again(*c.Recipe, o.Source, c.Places.Backend)
 	if err != nil {
 		return nil, err
 	}

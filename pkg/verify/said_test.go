@@ -17,6 +17,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -179,7 +180,7 @@ func TestExpressionsOfAProfile(t *testing.T) {
 		text.WriteString("[[finding]]\ncode = \"a\"\nseverity = \"info\"\nmessage = \"a\"\nif = \"a.{990}b\"\n")
 	}
 	x.file(enclaveLayer-1, "cconvert/app/recipe.json", func(b []byte) []byte {
-		var r convert.Recipe
+		var r recipe.Recipe
 		require.NoError(t, json.Unmarshal(b, &r))
 		r.Options.Profile, r.Options.ProfileText = "x", text.String()
 		b, err := json.MarshalIndent(r, "", "  ")
@@ -206,7 +207,7 @@ func TestOptionsOfAProfile(t *testing.T) {
 		run(t, options(t, a.from), signer(t), reg.Host+"/dst:1")
 		original, x := a.image()
 		x.file(enclaveLayer-1, "cconvert/app/recipe.json", func(b []byte) []byte {
-			var r convert.Recipe
+			var r recipe.Recipe
 			require.NoError(t, json.Unmarshal(b, &r))
 			r.Options.Profile, r.Options.ProfileText = "x", "description = \"a\"\n"+c[1]
 			b, err := json.MarshalIndent(r, "", "  ")

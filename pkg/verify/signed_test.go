@@ -31,6 +31,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -208,11 +209,11 @@ trusted_files = []
 	})
 	require.NoError(t, err)
 	s := opened.SigStruct(evil, date)
-	recipe := convert.Recipe{
-		Epoch: convert.FormatEpoch, Source: "sha256:aa", Date: date.String(), Platform: "linux/amd64",
+	made := recipe.Recipe{
+		Epoch: recipe.FormatEpoch, Source: "sha256:aa", Date: date.String(), Platform: "linux/amd64",
 	}
-	recipe.Runtime.Kind, recipe.Runtime.Layout = "gramine", gramine.LayoutVersion
-	rb, err := json.Marshal(recipe)
+	made.Runtime.Kind, made.Runtime.Layout = "gramine", gramine.LayoutVersion
+	rb, err := json.Marshal(made)
 	require.NoError(t, err)
 	var ar bytes.Buffer
 	require.NoError(t, libos.Pack(&ar, []libos.File{

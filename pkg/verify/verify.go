@@ -214,7 +214,7 @@ func (v *verification) consistency(
 	var err error
 	if v.s, err = inspect.Scan(ctx, img, o); err != nil {
 		if errors.Is(err, rootfs.ErrDigest) || errors.Is(err, image.ErrDigest) || errors.Is(err, rootfs.ErrOverlay) {
-			err = &inspect.Damage{CheckLayers, err}
+			err = &inspect.Damage{Part: CheckLayers, Err: err}
 		}
 		return v.unreadable(err)
 	}

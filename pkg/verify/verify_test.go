@@ -34,6 +34,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -151,10 +152,10 @@ func (x *tampered) file(layer int, p string, change func([]byte) []byte) {
 	require.True(x.t, found, "%s is in layer %d", p, layer)
 }
 
-func (x *tampered) recipe(change func(*convert.Recipe)) {
+func (x *tampered) recipe(change func(*recipe.Recipe)) {
 	x.t.Helper()
 	x.file(enclaveLayer, libos.RecipePath[1:], func(b []byte) []byte {
-		var r convert.Recipe
+		var r recipe.Recipe
 		require.NoError(x.t, json.Unmarshal(b, &r))
 		change(&r)
 		b, err := json.MarshalIndent(r, "", "  ")
@@ -333,29 +334,29 @@ func TestTampering(t *testing.T) {
 			x.edit(base, func(l []fixture.Entry) []fixture.Entry { l[1].Header.Linkname = "opt"; return l })
 		}, verify.CheckPolicy, ""},
 		"the recipe's source": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Source = "sha256:" + strings.Repeat("0", 64) })
+			x.recipe(func(r *recipe.Recipe) { r.Source = "sha256:" + strings.Repeat("0", 64) })
 		}, verify.CheckConfig, "base.digest"},
 		"the recipe's runtime": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Runtime.Digest = "sha256:00" })
+			x.recipe(func(r *recipe.Recipe) { r.Runtime.Digest = "sha256:00" })
 		}, verify.CheckRuntime, "the recipe has"},
 		"the recipe's options": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Options.Args = []string{"y"} })
+			x.recipe(func(r *recipe.Recipe) { r.Options.Args = []string{"y"} })
 		}, verify.CheckPolicy, "loader.argv"},
 		"the recipe's policy": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Options.Trust, r.Options.List = "list", []string{"/srv/a"} })
+			x.recipe(func(r *recipe.Recipe) { r.Options.Trust, r.Options.List = "list", []string{"/srv/a"} })
 		}, verify.CheckPolicy, ""},
 		"the recipe's date": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Date = "2020-01-01" })
+			x.recipe(func(r *recipe.Recipe) { r.Date = "2020-01-01" })
 		}, verify.CheckAttributes, "2020-01-01"},
 		"the recipe's overlay": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Overlay = "[loader]\nlog_level = \"all\"\n" })
+			x.recipe(func(r *recipe.Recipe) { r.Overlay = "[loader]\nlog_level = \"all\"\n" })
 		}, verify.CheckPolicy, "loader.log_level"},
 		"the recipe's layers": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.DiffIDs = r.DiffIDs[1:] })
+			x.recipe(func(r *recipe.Recipe) { r.DiffIDs = r.DiffIDs[1:] })
 		}, verify.CheckLayers, "not those that were converted"},
 		"the recipe's epoch": {func(x *tampered) {
-			x.recipe(func(r *convert.Recipe) { r.Epoch = 1 })
-		}, verify.CheckConfig, fmt.Sprintf("cconvert.epoch is \"%d\"", convert.FormatEpoch)},
+			x.recipe(func(r *recipe.Recipe) { r.Epoch = 1 })
+		}, verify.CheckConfig, fmt.Sprintf("cconvert.epoch is \"%d\"", recipe.FormatEpoch)},
 		"everything signed with another key": {func(x *tampered) {
 			x.resign(func(*sgx.SigStruct) {})
 		}, verify.CheckMRSigner, "expected is"},
@@ -452,8 +453,8 @@ func (x *tampered) resign(change func(*sgx.SigStruct)) {
 		signature, err := key.Sign(context.Background(), s.ToBeSigned())
 		require.NoError(x.t, err)
 		require.NoError(x.t, s.Attach(public, signature))
-		x.config.Config.Labels[convert.LabelMRSigner] = s.MRSigner().String()
-		x.recipe(func(r *convert.Recipe) { x.config.Config.Labels[convert.LabelIdentity] = r.Identity(s.MRSigner()) })
+		x.config.Config.Labels[recipe.LabelMRSigner] = s.MRSigner().String()
+		x.recipe(func(r *recipe.Recipe) { x.config.Config.Labels[recipe.LabelIdentity] = r.Identity(s.MRSigner()) })
 		return s.Bytes()
 	})
 }

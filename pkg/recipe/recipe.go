@@ -1,8 +1,7 @@
-package convert
+package recipe
 
 import (
 	"cmp"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,20 +15,19 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/profile"
-	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Recipe is how an image was made: what it takes to make the same again. It holds no secrets and
 // nothing that depends on where the source was found.
 type Recipe struct {
-	Epoch    int           `json:"epoch"`
-	Source   string        `json:"source"` // digest
-	Platform string        `json:"platform"`
-	Runtime  RecipeRuntime `json:"runtime"`
-	Options  RecipeOptions `json:"options"`
-	Date     string        `json:"date"`
-	Overlay  string        `json:"overlay,omitempty"` // the user's manifest, as it was given
+	Epoch    int     `json:"epoch"`
+	Source   string  `json:"source"` // digest
+	Platform string  `json:"platform"`
+	Runtime  Runtime `json:"runtime"`
+	Options  Options `json:"options"`
+	Date     string  `json:"date"`
+	Overlay  string  `json:"overlay,omitempty"` // the user's manifest, as it was given
 	// Replaced are the values of the source's configuration where the output has others.
 	Replaced map[string]json.RawMessage `json:"replaced"`
 	// DiffIDs are the source's layers (OCI image specification, "rootfs.diff_ids").
@@ -37,13 +35,13 @@ type Recipe struct {
 }
 
 // RecipeRuntime identifies the runtime by its layer.
-type RecipeRuntime struct {
+type Runtime struct {
 	libos.Meta
 	Digest string `json:"digest"`
 }
 
 // RecipeOptions are the user's decisions.
-type RecipeOptions struct {
+type Options struct {
 	EnclaveSize uint64   `json:"enclave_size"`
 	Threads     int      `json:"max_threads"`
 	EDMM        bool     `json:"edmm,omitempty"`
@@ -68,10 +66,9 @@ type RecipeOptions struct {
 	Date        string `json:"date,omitempty"` // empty: that of the source's creation
 }
 
-// Recorded returns the decisions as an output records them.
-func (c Options) Recorded() RecipeOptions {
-	o := c.Launch
-	r := RecipeOptions{
+// Record returns decisions as an output records them. A date that is nil is that of the source's creation.
+func Record(o launch.Options, date *sgx.Date) Options {
+	r := Options{
 		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
 		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation,
 		LogLevel: o.Enclave.LogLevel,
@@ -94,8 +91,8 @@ func (c Options) Recorded() RecipeOptions {
 	for _, m := range o.Encrypted {
 		r.Encrypted = append(r.Encrypted, m.Path+"="+m.Key)
 	}
-	if c.Date != nil {
-		r.Date = c.Date.String()
+	if date != nil {
+		r.Date = date.String()
 	}
 	return r
 }
@@ -105,13 +102,13 @@ func (c Options) Recorded() RecipeOptions {
 // as a label. It needs less of a recipe than what is known of the source before it is read.
 func (r Recipe) Identity(signer sgx.Measurement) string {
 	of := struct {
-		Epoch    int           `json:"epoch"`
-		Source   string        `json:"source"`
-		Platform string        `json:"platform"`
-		Runtime  string        `json:"runtime"`
-		Options  RecipeOptions `json:"options"`
-		Overlay  string        `json:"overlay,omitempty"`
-		Signer   string        `json:"mrsigner,omitempty"`
+		Epoch    int     `json:"epoch"`
+		Source   string  `json:"source"`
+		Platform string  `json:"platform"`
+		Runtime  string  `json:"runtime"`
+		Options  Options `json:"options"`
+		Overlay  string  `json:"overlay,omitempty"`
+		Signer   string  `json:"mrsigner,omitempty"`
 	}{r.Epoch, r.Source, r.Platform, r.Runtime.Digest, r.Options, r.Overlay, ""}
 	if signer != (sgx.Measurement{}) {
 		of.Signer = signer.String()
@@ -124,85 +121,17 @@ func (r Recipe) Identity(signer sgx.Measurement) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// Identity is the one of a conversion by these options, of a source and with a runtime of these digests.
-func (c Options) Identity(source, runtime string, signer sgx.Measurement) string {
-	r := Recipe{Epoch: FormatEpoch, Source: source, Platform: platform, Options: c.Recorded(), Overlay: c.Overlay}
-	r.Runtime.Digest = runtime
-	return r.Identity(signer)
-}
-
-// platform is the one that SGX exists for.
-const platform = "linux/amd64"
-
-// newRecipe describes a conversion by these options.
-func newRecipe(o Options, source *image.Image, bundle *libos.Bundle, date sgx.Date) (Recipe, error) {
-	r := Recipe{
-		Epoch: FormatEpoch, Source: source.Digest, Platform: platform,
-		Runtime: RecipeRuntime{bundle.Meta, bundle.Layer.Digest},
-		Options: o.Recorded(), Date: date.String(), Overlay: o.Overlay,
-		Replaced: map[string]json.RawMessage{},
-	}
-	config, run, err := readConfig(source.Config)
-	if err != nil {
-		return r, err
-	}
-	for _, key := range replaced {
-		raw, ok := run[key]
-		if key == "Env" { // most often it stays as it is
-			env, err := readKey[[]string](run, key)
-			if err != nil {
-				return r, err
-			}
-			ok = slices.ContainsFunc(env, SteersLoader)
-		}
-		if ok {
-			r.Replaced[key] = raw
-		}
-	}
-	var rootfs struct {
-		DiffIDs []string `json:"diff_ids"`
-	}
-	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
-		return r, fmt.Errorf("reading the configuration's rootfs: %w", err)
-	}
-	r.DiffIDs = rootfs.DiffIDs
-	return r, nil
-}
+// Platform is the one that SGX exists for.
+const Platform = "linux/amd64"
 
 // ErrEpoch says that a recipe is of another version, which made other images of the same input.
 var ErrEpoch = errors.New("another format epoch")
-
-// options are those of a conversion by the recipe.
-func (r Recipe) options(backend libos.Backend) (Options, error) {
-	o := Options{Backend: backend, Overlay: r.Overlay}
-	if r.Epoch != FormatEpoch {
-		return o, fmt.Errorf("the image is of the format epoch %d, and this version makes images of %d: %w", r.Epoch,
-			FormatEpoch, ErrEpoch)
-	}
-	if r.Options.Date != "" {
-		date, err := sgx.ParseDate(r.Options.Date)
-		if err != nil {
-			return o, err
-		}
-		o.Date = &date
-	}
-	if r.Overlay != "" {
-		if err := backend.CheckOverlay("the recipe's manifest", r.Overlay); err != nil {
-			return o, err
-		}
-	}
-	var err error
-	if o.Launch, err = r.Options.Launch(); err == nil {
-		err = o.Launch.Check()
-	}
-	return o, err
-}
 
 // maxProfile is how many bytes a recipe's profile may have.
 const maxProfile = 64 << 10
 
 // Launch reads the decisions back: Recorded gives the same again.
-func (r RecipeOptions) Launch() (launch.Options, error) {
+func (r Options) Launch() (launch.Options, error) {
 	o := launch.Options{
 		Args: r.Args, HostArgs: r.HostArgs, AllowedFiles: r.Allowed, Tmpfs: r.Tmpfs,
 		Enclave: launch.Enclave{
@@ -250,7 +179,7 @@ const (
 )
 
 // ParseRecipe reads what an image says of how it was made.
-func ParseRecipe(text []byte) (r Recipe, err error) {
+func Parse(text []byte) (r Recipe, err error) {
 	if len(text) > maxRecipe {
 		return r, fmt.Errorf("it has %d bytes, more than %d", len(text), maxRecipe)
 	}
@@ -292,36 +221,42 @@ func (r Recipe) Keep() []string {
 	return o.Keep()
 }
 
-// Repeat does what Prepare did when an image was made: from what the image itself holds, its recipe, the
-// files below the added layers, its configuration and the runtime. Nothing is measured. The error is ErrEpoch for an
-// image of another version.
-func Repeat(
-	ctx context.Context, r Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, img *image.Image,
-) (*Conversion, error) {
-	o, err := r.options(backend)
+// New describes a conversion by these options, of a source with a runtime.
+func New(
+	o Options, overlay string, source *image.Image, bundle *libos.Bundle, date sgx.Date,
+) (Recipe, error) {
+	r := Recipe{
+		Epoch: FormatEpoch, Source: source.Digest, Platform: Platform,
+		Runtime: Runtime{bundle.Meta, bundle.Layer.Digest},
+		Options: o, Date: date.String(), Overlay: overlay,
+		Replaced: map[string]json.RawMessage{},
+	}
+	config, run, err := readConfig(source.Config)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
-	o.Source = image.Reference{Transport: image.OCILayout, Path: "the image that was converted"} // for messages
-	source, err := img.Below(min(backend.Layers(), len(img.Layers)))
-	if err != nil {
-		return nil, err
+	for _, key := range replaced {
+		raw, ok := run[key]
+		if key == "Env" { // most often it stays as it is
+			env, err := readKey[[]string](run, key)
+			if err != nil {
+				return r, err
+			}
+			ok = slices.ContainsFunc(env, SteersLoader)
+		}
+		if ok {
+			r.Replaced[key] = raw
+		}
 	}
-	source.Digest = r.Source
-	if source.Config, err = r.sourceConfig(img.Config, backend.Layers()); err != nil {
-		return nil, err
+	var rootfs struct {
+		DiffIDs []string `json:"diff_ids"`
 	}
-	runtime := func() (*libos.Bundle, error) { return bundle, nil }
-	s, err := seal(ctx, o, source, launch.Examine(ctx, tree), runtime)
-	if err != nil {
-		return nil, err
+	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
+		return r, fmt.Errorf("reading the configuration's rootfs: %w", err)
 	}
-	return &s.Conversion, nil
+	r.DiffIDs = rootfs.DiffIDs
+	return r, nil
 }
 
-// Again returns the options with which Prepare makes the image of a recipe again, from a source and a runtime.
-func (r Recipe) Again(source image.Reference, backend libos.Backend) (Options, error) {
-	o, err := r.options(backend)
-	o.Source = source
-	return o, err
-}
+// FormatEpoch rises whenever the same input would give another output.
+const FormatEpoch = 6

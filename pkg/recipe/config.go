@@ -1,4 +1,4 @@
-package convert
+package recipe
 
 import (
 	"encoding/json"
@@ -74,14 +74,14 @@ var runKeys = []string{
 	"ArgsEscaped", "Memory", "MemorySwap", "CpuShares", "Shell", "OnBuild", "StopTimeout",
 }
 
-// start is how an image starts.
-type start struct {
-	entrypoint, cmd []string
+// Start is how an image starts.
+type Start struct {
+	Entrypoint, Cmd []string
 }
 
-// config returns the source's configuration with the start of the enclave in it, but for the labels. What is not about
+// Config returns the source's configuration with the start of the enclave in it, but for the labels. What is not about
 // that stays to the letter, fields that nobody knows included. Recipe.sourceConfig is the way back.
-func (s start) config(source []byte, added int) (map[string]json.RawMessage, error) {
+func (s Start) Config(source []byte, added int) (map[string]json.RawMessage, error) {
 	config, run, err := readConfig(source)
 	if err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func (s start) config(source []byte, added int) (map[string]json.RawMessage, err
 		key   string
 		value any
 	}{
-		{"Entrypoint", s.entrypoint}, {"Cmd", s.cmd}, {"StopSignal", "SIGTERM"},
+		{"Entrypoint", s.Entrypoint}, {"Cmd", s.Cmd}, {"StopSignal", "SIGTERM"},
 		{"Env", slices.DeleteFunc(env, SteersLoader)},
 	} {
 		if run[set.key], err = json.Marshal(set.value); err != nil {
@@ -118,8 +118,8 @@ func (s start) config(source []byte, added int) (map[string]json.RawMessage, err
 	return config, nil
 }
 
-// label adds to a configuration what is said of the enclave.
-func (r Recipe) label(config map[string]json.RawMessage, s *sgx.SigStruct) error {
+// Label adds to a configuration what is said of the enclave.
+func (r Recipe) Label(config map[string]json.RawMessage, s *sgx.SigStruct) error {
 	var run map[string]json.RawMessage
 	if err := json.Unmarshal(config["config"], &run); err != nil {
 		return fmt.Errorf("reading the image's configuration: %w", err)
@@ -156,8 +156,8 @@ func readKey[T any](run map[string]json.RawMessage, name string) (value T, err e
 	return value, nil
 }
 
-// withoutTop returns the configuration of an image without its topmost layer.
-func withoutTop(output []byte, layers int) (map[string]json.RawMessage, error) {
+// WithoutTop returns the configuration of an image without its topmost layer.
+func WithoutTop(output []byte, layers int) (map[string]json.RawMessage, error) {
 	config, run, err := readConfig(output)
 	if err != nil {
 		return nil, err
@@ -223,7 +223,7 @@ func addHistory(raw, created json.RawMessage, added int) (json.RawMessage, error
 // SourceConfig returns the configuration that a source must have had, as far as the output with so many added layers
 // tells: what a label of the output has replaced is taken from the source.
 func (r Recipe) SourceConfig(output, source []byte, added int) ([]byte, error) {
-	was, err := r.sourceConfig(output, added)
+	was, err := r.ConfigBefore(output, added)
 	if err != nil {
 		return nil, err
 	}
@@ -262,8 +262,8 @@ func (r Recipe) SourceConfig(output, source []byte, added int) ([]byte, error) {
 	return json.Marshal(config)
 }
 
-// sourceConfig undoes what start.config did, but for labels, which are written anew.
-func (r Recipe) sourceConfig(output []byte, added int) ([]byte, error) {
+// sourceConfig undoes what Start.Config did, but for labels, which are written anew.
+func (r Recipe) ConfigBefore(output []byte, added int) ([]byte, error) {
 	config, run, err := readConfig(output)
 	if err != nil {
 		return nil, err
