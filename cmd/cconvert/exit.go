@@ -16,7 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/manifest"
@@ -129,7 +129,7 @@ func hintFor(err error) string {
 		return "mend the image as the findings say; --ignore CODE goes on in spite of one"
 	case errors.Is(err, inspect.ErrNotConverted):
 		return "convert it first: cconvert IMAGE"
-	case errors.Is(err, launch.ErrImage):
+	case errors.Is(err, process.ErrImage):
 		return "does the image start with \"docker run\"? What does not start there does not start here"
 	case errors.Is(err, libos.ErrPinned):
 		return "cconvert.lock pins the runtime: bring that one back, or pin this one with \"cconvert runtime lock\", " +

@@ -20,6 +20,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
@@ -206,17 +208,14 @@ func (l *launchFlags) add(f *pflag.FlagSet) {
 func (l *launchFlags) options() (launch.Options, error) {
 	o := launch.Options{
 		HostArgs: l.hostArgs, Tmpfs: l.tmpfs, AllowedFiles: l.allow, Args: l.args,
-		Enclave: launch.Enclave{
-			Threads: l.threads, EDMM: l.edmm, Debug: l.debug, ISVProdID: l.prodID, ISVSVN: l.svn,
-			Attestation: l.attestation, LogLevel: l.logLevel,
-		},
+		Threads: l.threads,
 	}
 	var err error
 	if l.memory != "auto" {
-		if o.Enclave.Size, err = manifest.ParseSize(l.memory); err != nil {
+		if o.Memory, err = manifest.ParseSize(l.memory); err != nil {
 			return o, usagef("--memory: %w", err)
 		}
-		if o.Enclave.Size == 0 {
+		if o.Memory == 0 {
 			return o, usagef("--memory %s: an enclave needs some", l.memory)
 		}
 	}
@@ -228,10 +227,10 @@ func (l *launchFlags) options() (launch.Options, error) {
 		if !ok {
 			return o, usagef("--env %s: NAME=VALUE expected; to take the host's value, use --pass-env", kv)
 		}
-		o.Env = append(o.Env, launch.EnvVar{Name: name, Value: value})
+		o.Env = append(o.Env, process.EnvVar{Name: name, Value: value})
 	}
 	for _, name := range l.passEnv {
-		o.Env = append(o.Env, launch.EnvVar{Name: name, PassThrough: true})
+		o.Env = append(o.Env, process.EnvVar{Name: name, PassThrough: true})
 	}
 	for _, v := range l.encrypt {
 		p, key, _ := strings.Cut(v, "=")
@@ -264,6 +263,13 @@ func (l *launchFlags) choose(o *convert.Options) (err error) {
 	if o.Launch, err = l.options(); err != nil {
 		return err
 	}
+	o.Enclave = libos.EnclaveOptions{
+		EDMM: l.edmm, Debug: l.debug, ISVProdID: l.prodID, ISVSVN: l.svn, Attestation: l.attestation,
+		LogLevel: l.logLevel,
+	}
+	if err := o.Enclave.Check(); err != nil {
+		return usagef("--%w", err)
+	}
 	if o.Overlay, err = l.overlay(); err != nil {
 		return err
 	}
@@ -289,7 +295,7 @@ func (l *launchFlags) choices(o *launch.Options) error {
 	default:
 		return usagef("--trust %s: there is auto, all and list:FILE", l.trust)
 	}
-	o.LibC = launch.LibCChoice(l.libc)
+	o.LibC = libc.Choice(l.libc)
 	switch name := l.profile; {
 	case name == "auto":
 	case name == "none":

@@ -91,7 +91,7 @@ func (b *bench) job(i int) batch.Job {
 	o := convert.Options{
 		Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: b.program},
 	}
-	o.Launch.Enclave.Attestation, o.Launch.Enclave.LogLevel = "none", "error"
+	o.Enclave.Attestation, o.Enclave.LogLevel = "none", "error"
 	return batch.NewJob(o, true)
 }
 

@@ -104,7 +104,7 @@ func (j Job) options(own convert.Options, backends []libos.Backend) (o convert.O
 	o.Runtime.Source, o.Runtime.Libs, o.Runtime.Digest, o.Runtime.Layer = j.Runtime.Source, j.Runtime.Libs,
 		j.Runtime.Digest, j.Runtime.Layer
 	o.Runtime.Insecure, o.Runtime.Image, o.Runtime.Cache = j.Insecure, o.Image, o.Cache
-	if o.Launch, err = j.Options.Launch(); err != nil {
+	if o.Launch, o.Enclave, err = j.Options.Decisions(); err != nil {
 		return o, err
 	}
 	if j.Options.Date != "" {

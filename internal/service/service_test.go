@@ -122,7 +122,7 @@ convert:
 		c := convert.Options{
 			Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: program},
 		}
-		c.Launch.Enclave.Attestation, c.Launch.Enclave.LogLevel = "none", "error"
+		c.Enclave.Attestation, c.Enclave.LogLevel = "none", "error"
 		return batch.NewJob(c, true), nil
 	}
 	p.queue, err = batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(dir, "queue")})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
@@ -54,7 +55,7 @@ type PolicyCost struct {
 // Analyze looks at an image as Prepare does, without making anything. A runtime that cannot be read is no
 // error.
 func Analyze(ctx context.Context, o Options) (*Analysis, error) {
-	if err := o.Launch.Check(); err != nil {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
 	if o.Observer == nil {
@@ -88,7 +89,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	a := describe(chosen)
 	a.Source, a.Digest, a.Files = source.Ref.String(), source.Digest, files
 	for policy, s := range specs {
-		c := PolicyCost{Entries: len(s.Trusted), StartSeconds: launch.StartSeconds(len(s.Trusted))}
+		c := PolicyCost{Entries: len(s.Trusted), StartSeconds: o.Backend.StartSeconds(len(s.Trusted))}
 		for _, f := range s.Trusted {
 			c.Bytes += f.Size
 		}
@@ -98,7 +99,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		a.RuntimeError = err.Error()
 	} else {
 		sealed, err := o.Backend.Seal(ctx, libos.Input{
-			Spec: chosen, Bundle: bundle, Overlay: o.Overlay, Tree: tree,
+			Spec: chosen, Enclave: o.Enclave, Bundle: bundle, Overlay: o.Overlay, Tree: tree,
 			Contents: contentsOf(source, tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
 		})
 		if err != nil {
@@ -110,7 +111,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	if err := tree.Err(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
-	a.Findings = append(a.Findings, in.layers.findings...)
+	a.Findings = slices.Concat(a.Findings, longList(o.Backend, chosen), in.layers.findings)
 	switch {
 	case tree.Lookup(libos.RecipePath) != nil:
 		a.Findings = append(a.Findings, finding.New(finding.Converted, finding.Error, libos.RecipePath,
@@ -126,8 +127,8 @@ func describe(s *launch.Spec) *Analysis {
 	a := &Analysis{
 		Program: s.LibC.Program, Entrypoint: s.Entrypoint, Argv: s.Argv, UID: s.UID, GID: s.GID,
 		Profile: s.Profile.Name, ProfileWhy: s.ProfileWhy, LibC: string(s.LibC.Kind), NeedsGLIBC: s.LibC.NeedsGLIBC,
-		EnclaveSize: s.Enclave.Size, SizeWhy: s.SizeWhy, Pages: s.Enclave.Size / sgx.PageSize,
-		Threads: s.Enclave.Threads,
+		EnclaveSize: s.Memory, SizeWhy: s.SizeWhy, Pages: s.Memory / sgx.PageSize,
+		Threads: s.Threads,
 		Policy:  string(s.Policy), Policies: map[launch.Policy]PolicyCost{}, OpenBytes: s.OpenBytes,
 		Packages: append([]string{}, s.Packages...),
 		Findings: s.Findings, Spec: s, Writable: []launch.Mount{},

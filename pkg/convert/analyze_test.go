@@ -83,3 +83,24 @@ func TestAnalyze(t *testing.T) {
 	assert.Equal(t, 3, a.Files)
 	assert.False(t, found(a, finding.Simulated))
 }
+
+// What a start takes is told if the list is long.
+func TestLongListIsTold(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	for n, want := range map[int]bool{5_000: false, 11_000: true} {
+		files := []fixture.Entry{fixture.Program("app", fixture.ELF(""))}
+		for i := range n {
+			files = append(files, fixture.File(fmt.Sprint("d/", i), "x"))
+		}
+		img := fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, fixture.Layer(t, files...))
+		o := options(t, reg.Push(t, "many:1", img))
+		a, err := convert.Analyze(context.Background(), o)
+		require.NoError(t, err)
+		assert.Equal(t, want, found(a, finding.LongList), n)
+		r, err := run(context.Background(), t, o, reg.Host+"/many:2")
+		require.NoError(t, err)
+		assert.Equal(t, want, slices.ContainsFunc(r.Findings, func(f finding.Finding) bool {
+			return f.Code == finding.LongList && f.Remedy != ""
+		}), n)
+	}
+}

@@ -38,7 +38,7 @@ type Conversion struct {
 
 // EnclaveFiles returns the files of the enclave's layer with a SIGSTRUCT, signed or not.
 func (c *Conversion) EnclaveFiles(s *sgx.SigStruct) []libos.File {
-	return append(slices.Clone(c.files), signatureFile(s))
+	return append(slices.Clone(c.files), libos.SignatureFile(s))
 }
 
 // Added are the diff IDs of the new layers below the enclave's, the runtime's first.
@@ -85,7 +85,7 @@ func seal(
 		return nil, err
 	}
 	in := libos.Input{
-		Spec: spec, Bundle: bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date,
+		Spec: spec, Enclave: o.Enclave, Bundle: bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date,
 		Contents: contentsOf(source, contents.Tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
 	}
 	parts, err := o.Backend.Seal(ctx, in)
@@ -110,7 +110,7 @@ func seal(
 		begin.Entrypoint = slices.Concat(begin.Entrypoint, spec.Argv[1:spec.FixedArgs])
 		begin.Cmd = spec.Argv[spec.FixedArgs:]
 	}
-	findings, err := findingsOf(parts, bundle, source)
+	findings, err := findingsOf(o.Backend, spec, parts, bundle, source)
 	if err != nil {
 		return nil, err
 	}
@@ -123,13 +123,15 @@ func seal(
 				return begin.Config(source.Config, o.Backend.Layers())
 			},
 		},
-		layout: parts.Layout, findings: findings, result: describeResult(spec, bundle, parts, trusted),
+		layout: parts.Layout, findings: findings, result: describeResult(spec, o.Backend, bundle, parts, trusted),
 	}, nil
 }
 
 // findingsOf gathers what there is to say of a conversion beside its layers.
-func findingsOf(parts *libos.Sealed, bundle *libos.Bundle, source *image.Image) ([]finding.Finding, error) {
-	findings := slices.Clone(parts.Findings)
+func findingsOf(
+	backend libos.Backend, spec *launch.Spec, parts *libos.Sealed, bundle *libos.Bundle, source *image.Image,
+) ([]finding.Finding, error) {
+	findings := slices.Concat(parts.Findings, longList(backend, spec))
 	if !bundle.Pinned {
 		findings = append(findings, finding.New(finding.RuntimeUnpinned, finding.Warning, bundle.Source,
 			"the runtime was found by a tag, which can move: it is "+bundle.SourceDigest+" now"))
@@ -143,6 +145,20 @@ func findingsOf(parts *libos.Sealed, bundle *libos.Bundle, source *image.Image) 
 			"by this annotation of the manifest engines would run the image otherwise: it is left out"))
 	}
 	return findings, nil
+}
+
+// slowStart is how many seconds of reading a list are worth a finding.
+const slowStart = 2
+
+// longList is the finding that a start takes long because of the list of files, if it does.
+func longList(backend libos.Backend, spec *launch.Spec) []finding.Finding {
+	t := backend.StartSeconds(len(spec.Trusted))
+	if t <= slowStart {
+		return nil
+	}
+	return []finding.Finding{finding.New(finding.LongList, finding.Warning, "",
+		fmt.Sprintf("%d files are listed: reading the list takes about %.1f s at each start of a process, and twice "+
+			"that under SGX", len(spec.Trusted), t))}
 }
 
 // ownFiles are those that this program adds to the enclave's layer, for whoever reads the image. They are not measured.
@@ -192,7 +208,9 @@ func fileRuns(files []reach.File) []recipe.FileRun {
 }
 
 // describeResult is what is told of a conversion before it is measured.
-func describeResult(spec *launch.Spec, bundle *libos.Bundle, parts *libos.Sealed, trusted []recipe.FileRun) Result {
+func describeResult(
+	spec *launch.Spec, backend libos.Backend, bundle *libos.Bundle, parts *libos.Sealed, trusted []recipe.FileRun,
+) Result {
 	files := 0
 	for _, run := range trusted {
 		files += run.Count
@@ -208,6 +226,6 @@ func describeResult(spec *launch.Spec, bundle *libos.Bundle, parts *libos.Sealed
 		EnclaveSize: parts.Settings.EnclaveSize, MaxThreads: parts.Settings.MaxThreads, EDMM: parts.Settings.EDMM,
 		TrustedFiles: files, Trust: string(spec.Policy), LeftOut: spec.LeftOut, Profile: spec.Profile.Name,
 		ProfileWhy: spec.ProfileWhy, SizeWhy: spec.SizeWhy, HostArgs: spec.HostArgs,
-		StartSeconds: launch.StartSeconds(files), ManifestSize: len(parts.Manifest),
+		StartSeconds: backend.StartSeconds(files), ManifestSize: len(parts.Manifest),
 	}
 }

@@ -46,8 +46,8 @@ type Prepared struct {
 	SourceChecked bool
 
 	findings []finding.Finding
-	result   Result        // what is known without the signature
-	packing  *enclaveLayer // the enclave's layer, begun; nil: not yet, or it was used
+	result   Result              // what is known without the signature
+	packing  *libos.EnclaveLayer // the enclave's layer, begun; nil: not yet, or it was used
 	watch    *stopwatch
 	observer Observer
 
@@ -73,7 +73,7 @@ func (p *Prepared) Close() error {
 
 // Prepare reads the image and the runtime, works out how the program starts and measures the enclave.
 func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
-	if err := o.Launch.Check(); err != nil {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
 	if o.Observer == nil {
@@ -143,7 +143,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 // replaced.
 func measure(
 	ctx context.Context, s *sealed, begun *destination, o StoreOptions,
-) (toSign *sgx.SigStruct, packing *enclaveLayer, err error) {
+) (toSign *sgx.SigStruct, packing *libos.EnclaveLayer, err error) {
 	measured := *s.unsigned
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
@@ -154,7 +154,7 @@ func measure(
 		return nil
 	})
 	g.Go(func() (err error) {
-		packing, err = packEnclave(s.files)
+		packing, err = libos.PackEnclave(s.files)
 		return err
 	})
 	if begun != nil {

@@ -38,6 +38,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
@@ -77,9 +78,8 @@ func options(t testing.TB, from string) convert.Options {
 	t.Helper()
 	return convert.Options{
 		Source: parse(t, from), Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: runtimeFile(t)},
-		Launch: launch.Options{Enclave: launch.Enclave{
-			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
-		}},
+		Launch:       launch.Options{Memory: 64 << 20, Threads: 2},
+		Enclave:      libos.EnclaveOptions{Attestation: "none", LogLevel: "error"},
 		StoreOptions: convert.StoreOptions{Image: registry.Options{FirstPause: time.Millisecond}},
 	}
 }
@@ -231,8 +231,8 @@ var root = func() string {
 // used last, and how long a registry is waited for.
 func TestNoClock(t *testing.T) {
 	allowed := map[string]bool{
-		"convert/options.go": true, "cache/cache.go": true, "image/download.go": true, "image/patience.go": true,
-		"image/retry.go": true,
+		"convert/options.go": true, "cache/cache.go": true, "image/registry/download.go": true,
+		"image/internal/roundtrip/patience.go": true, "image/internal/roundtrip/retry.go": true,
 	}
 	err := filepath.WalkDir(filepath.Join(root, ".."), func(p string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go") {
@@ -341,14 +341,14 @@ func TestBadImages(t *testing.T) {
 		img        v1.Image
 		is         error
 	}{
-		{"empty image", "was not found", fixture.Image(t, app), launch.ErrImage},
+		{"empty image", "was not found", fixture.Image(t, app), process.ErrImage},
 		{
 			"no entrypoint", "neither ENTRYPOINT nor CMD", fixture.Image(t, v1.Config{}, fixture.Layer(t, program)),
-			launch.ErrImage,
+			process.ErrImage,
 		},
 		{
 			"entrypoint not in the image", `"/app" was not found, tried /app`,
-			fixture.Image(t, app, fixture.Layer(t, fixture.File("x", ""))), launch.ErrImage,
+			fixture.Image(t, app, fixture.Layer(t, fixture.File("x", ""))), process.ErrImage,
 		},
 		{
 			"path out of the image", `leads out of the layer`,
@@ -370,11 +370,11 @@ func TestBadImages(t *testing.T) {
 	}
 	t.Run("enclave too small", func(t *testing.T) {
 		o := options(t, reg.Push(t, "ok:1", fixture.Image(t, app, fixture.Layer(t, program))))
-		o.Launch.Enclave.Size = 256 << 10
+		o.Launch.Memory = 256 << 10
 		_, err := convert.Prepare(context.Background(), o)
 		var small *gramine.TooSmallError
 		require.ErrorAs(t, err, &small)
-		o.Launch.Enclave.Size = small.Needed
+		o.Launch.Memory = small.Needed
 		_, err = convert.Prepare(context.Background(), o)
 		assert.NoError(t, err, "the size that the error names is enough")
 	})

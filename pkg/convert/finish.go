@@ -11,6 +11,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -96,11 +97,11 @@ func (p *Prepared) complete(key *rsa.PublicKey, signature []byte) (*sgx.SigStruc
 	p.packing = nil
 	if layer == nil { // it was completed before, or never begun
 		var err error
-		if layer, err = packEnclave(p.files); err != nil {
+		if layer, err = libos.PackEnclave(p.files); err != nil {
 			return nil, nil, err
 		}
 	}
-	enclave, err := layer.complete(&signed)
+	enclave, err := layer.Complete(&signed)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -27,11 +27,11 @@ func FuzzRecipe(f *testing.F) {
 			return
 		}
 		again := o.Recorded()
-		second, err := again.Launch()
+		second, enclave, err := again.Decisions()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := (Options{Launch: second, Date: o.Date}).Recorded(); !reflect.DeepEqual(got, again) {
+		if got := (Options{Launch: second, Enclave: enclave, Date: o.Date}).Recorded(); !reflect.DeepEqual(got, again) {
 			t.Fatalf("%+v is not %+v", got, again)
 		}
 	})

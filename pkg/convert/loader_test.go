@@ -41,6 +41,6 @@ func TestVariablesOfTheLoader(t *testing.T) {
 
 func TestRecipeProfileIsBounded(t *testing.T) {
 	text := "version = 1\n# " + strings.Repeat("x", 64<<10)
-	_, err := recipe.Options{Profile: "mine", ProfileText: text}.Launch()
+	_, _, err := recipe.Options{Profile: "mine", ProfileText: text}.Decisions()
 	assert.ErrorContains(t, err, "more than 65536 bytes")
 }

@@ -24,6 +24,7 @@ type Options struct {
 	Backend libos.Backend
 	Runtime libos.LoadOptions
 	Launch  launch.Options
+	Enclave libos.EnclaveOptions
 	// Overlay is the user's own configuration of the library OS, see libos.Backend.CheckOverlay; empty: there is none.
 	Overlay string
 	// Date is what the SIGSTRUCT says of the day; nil: that of the source image's creation.
@@ -50,6 +51,14 @@ type Options struct {
 	Limits rootfs.Limits
 	// Observer is told how the conversion gets on; nil: nobody.
 	Observer Observer
+}
+
+// check reports what is wrong with the options, as a launch.OptionError.
+func (o Options) check() error {
+	if err := o.Launch.Check(); err != nil {
+		return err
+	}
+	return o.Enclave.Check()
 }
 
 func (o Options) jobs() int {

@@ -13,7 +13,7 @@ import (
 )
 
 // Recorded returns the decisions as an output records them.
-func (c Options) Recorded() recipe.Options { return recipe.Record(c.Launch, c.Date) }
+func (c Options) Recorded() recipe.Options { return recipe.Record(c.Launch, c.Enclave, c.Date) }
 
 // Identity is the one of a conversion by these options, of a source and with a runtime of these digests.
 func (c Options) Identity(source, runtime string, signer sgx.Measurement) string {
@@ -42,8 +42,8 @@ func optionsOf(r recipe.Recipe, backend libos.Backend) (Options, error) {
 		}
 	}
 	var err error
-	if o.Launch, err = r.Options.Launch(); err == nil {
-		err = o.Launch.Check()
+	if o.Launch, o.Enclave, err = r.Options.Decisions(); err == nil {
+		err = o.check()
 	}
 	return o, err
 }

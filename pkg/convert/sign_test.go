@@ -137,7 +137,7 @@ func TestSigningRefuses(t *testing.T) {
 	unsigned(t, options(t, from), reg.Host+"/dst:1")
 	before := reg.Digest(t, "dst:1")
 	o := options(t, from)
-	o.Launch.Enclave.ISVProdID = 9
+	o.Enclave.ISVProdID = 9
 	unsigned(t, o, reg.Host+"/dst:other")
 	public, signature, err := convert.Sign(ctx, enclave(t, reg.Host+"/dst:other"), signer(t))
 	require.NoError(t, err)
@@ -323,7 +323,7 @@ func TestRollback(t *testing.T) {
 		to := parse(t, place)
 		convertTo := func(svn uint16, known, allow bool) error {
 			o := o
-			o.Launch.Enclave.ISVSVN, o.AllowRollback = svn, allow
+			o.Enclave.ISVSVN, o.AllowRollback = svn, allow
 			if known {
 				o.Target = &to
 			}
@@ -340,7 +340,7 @@ func TestRollback(t *testing.T) {
 			assert.EqualValues(t, 2, rollback.New)
 		}
 		o := o
-		o.Launch.Enclave.ISVSVN = 1
+		o.Enclave.ISVSVN = 1
 		unsigned(t, o, reg.Host+"/low:1")
 		_, err := finish(t, enclave(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{})
 		var rollback *convert.RollbackError
@@ -351,7 +351,7 @@ func TestRollback(t *testing.T) {
 	}
 	// Nor does it while somebody else moves it on.
 	low, high := o, o
-	low.Launch.Enclave.ISVSVN, high.Launch.Enclave.ISVSVN = 1, 7
+	low.Enclave.ISVSVN, high.Enclave.ISVSVN = 1, 7
 	for place, before := range map[string]func(string){
 		"race:1": func(place string) { _, err := run(ctx, t, o, place); require.NoError(t, err) },
 		"race:2": func(string) {}, // nothing was there

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/launch/libc"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/dustin/go-humanize"
 )
 
@@ -23,6 +25,15 @@ func (e *OptionError) Error() string {
 	return e.Option + " " + e.Value + ": " + e.Why
 }
 
+// OneOf reports, as an OptionError, a value that an option does not have. The empty one is left to others.
+func OneOf(option, value string, known ...string) error {
+	if value == "" || slices.Contains(known, value) {
+		return nil
+	}
+	last := len(known) - 1
+	return &OptionError{option, value, fmt.Sprintf("there is %s and %s", strings.Join(known[:last], ", "), known[last])}
+}
+
 // maxValues is how often an option may be given.
 const maxValues = 1000
 
@@ -32,26 +43,22 @@ func (o Options) Check() error {
 	wrong := func(option, value, format string, args ...any) error {
 		return &OptionError{option, value, fmt.Sprintf(format, args...)}
 	}
-	e := o.Enclave
-	if n := e.Size; n&(n-1) != 0 {
+	if n := o.Memory; n&(n-1) != 0 {
 		return wrong("memory", humanize.IBytes(n),
 			"the size of an enclave is a power of two, such as 512M, 1G, 2G or 4G")
 	}
-	if e.Threads < 0 || e.Threads > maxThreads {
-		return wrong("threads", "", "%d is not between 1 and %d", e.Threads, maxThreads)
+	if o.Threads < 0 || o.Threads > maxThreads {
+		return wrong("threads", "", "%d is not between 1 and %d", o.Threads, maxThreads)
 	}
 	for _, c := range []struct {
 		option, value string
 		known         []string
 	}{
-		{"attestation", e.Attestation, []string{"none", "dcap"}},
-		{"runtime-log-level", e.LogLevel, []string{"none", "error", "warning", "debug", "trace", "all"}},
-		{"libc", string(o.LibC), []string{string(LibCAuto), string(LibCPatched), string(LibCImage)}},
+		{"libc", string(o.LibC), []string{string(libc.Auto), string(libc.Patched), string(libc.Image)}},
 		{"trust", string(o.Trust), []string{string(TrustAuto), string(TrustAll), string(TrustList)}},
 	} {
-		if c.value != "" && !slices.Contains(c.known, c.value) {
-			return wrong(c.option, c.value, "there is %s and %s", strings.Join(c.known[:len(c.known)-1], ", "),
-				c.known[len(c.known)-1])
+		if err := OneOf(c.option, c.value, c.known...); err != nil {
+			return err
 		}
 	}
 	for _, c := range []struct {
@@ -69,7 +76,7 @@ func (o Options) Check() error {
 		switch {
 		case v.PassThrough && (v.Name == "" || strings.ContainsAny(v.Name, "=\x00")):
 			return wrong("pass-env", v.Name, "the name of a variable expected")
-		case v.PassThrough && Steers(v.Name):
+		case v.PassThrough && process.Steers(v.Name):
 			return wrong("pass-env", v.Name, "whoever chooses this variable chooses what code runs in the enclave; "+
 				"set it with --env, which is measured")
 		case v.Name == "" || strings.ContainsAny(v.Name, "= \t\n\x00") || strings.Contains(v.Value, "\x00"):

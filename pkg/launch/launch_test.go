@@ -16,6 +16,8 @@ import (
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 )
 
 func try(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) (*launch.Spec, error) {
@@ -378,7 +380,7 @@ func TestCommand(t *testing.T) {
 	} {
 		_, err := try(t, c, launch.Options{}, files...)
 		assert.ErrorContains(t, err, want)
-		assert.ErrorIs(t, err, launch.ErrImage)
+		assert.ErrorIs(t, err, process.ErrImage)
 	}
 	_, err := try(t, app, launch.Options{}, Program("app", strings.Replace(ELF(""), "\x3e\x00", "\xb7\x00", 1)))
 	assert.ErrorContains(t, err, "not a 64-bit program for x86-64")
@@ -484,7 +486,7 @@ func TestIdentity(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	c := app
 	c.Env = []string{"A=1", "B=x=y\nz", "LD_PRELOAD=/x.so"}
-	s := build(t, c, launch.Options{Env: []launch.EnvVar{
+	s := build(t, c, launch.Options{Env: []process.EnvVar{
 		{Name: "A", Value: "2"}, {Name: "HOSTNAME", PassThrough: true},
 	}}, withApp()...)
 	got := map[string]string{}
@@ -501,16 +503,16 @@ func TestEnvironment(t *testing.T) {
 		"LD_PRELOAD", "LD_X", "GLIBC_TUNABLES", "PYTHONPATH", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "PERL5LIB",
 		"RUBYOPT", "PATH", "BASH_ENV", "ENV",
 	} {
-		assert.True(t, launch.Steers(name), name)
+		assert.True(t, process.Steers(name), name)
 	}
 	for _, name := range []string{"HOSTNAME", "NODE_NAME", "POD_NAME", "ENVIRONMENT", "PATHS", "TZ"} {
-		assert.False(t, launch.Steers(name), name)
+		assert.False(t, process.Steers(name), name)
 	}
 }
 
 func TestLibC(t *testing.T) {
-	for want, interp := range map[launch.LibCKind]string{
-		launch.Static: "", launch.GLIBC: "/lib64/ld-linux-x86-64.so.2", launch.Musl: "/lib/ld-musl-x86_64.so.1",
+	for want, interp := range map[libc.Kind]string{
+		libc.Static: "", libc.GLIBC: "/lib64/ld-linux-x86-64.so.2", libc.Musl: "/lib/ld-musl-x86_64.so.1",
 	} {
 		s := build(t, app, launch.Options{}, Program("app", ELF(interp)))
 		assert.Equal(t, want, s.LibC.Kind)

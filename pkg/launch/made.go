@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -54,7 +55,7 @@ func (f *files) make(p string) {
 		return
 	}
 	_, real, _ := f.tree.Resolve(path.Clean(p))
-	if real == "" || below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
+	if real == "" || process.Below(f.spec.Entrypoint, real) || process.Below(f.spec.LibC.Program, real) {
 		return
 	}
 	if m, ok := f.cover(real); ok && m.Type == Tmpfs && m.Path != real {

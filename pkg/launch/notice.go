@@ -12,22 +12,12 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
-
-// StartSeconds predicts how long a library OS of Gramine's kind reads a list of so many trusted files: it
-// takes each into an array that it copies, and looks for duplicates from the front. The figures fit what
-// was measured with Gramine v1.9 without SGX, between 0.04 s for none and 5.1 s for 17,988; under SGX the
-// list is read twice.
-func StartSeconds(files int) float64 {
-	n := float64(files)
-	return 0.04 + 1.55e-4*n + 6e-9*n*n
-}
-
-// slowStart is how many seconds of reading a list are worth a finding.
-const slowStart = 2
 
 // notice finds what the image's content says about how it will run.
 func (f *files) notice(ctx context.Context, c v1.Config, o Options) error {
@@ -42,7 +32,7 @@ func (f *files) notice(ctx context.Context, c v1.Config, o Options) error {
 			return err
 		}
 		if own.Applies(texts) && !f.canWrite(own.ReadOnly) {
-			s.find(own.Code, finding.Severity(own.Severity), s.LibC.Program, own.Message)
+			s.Find(own.Code, finding.Severity(own.Severity), s.LibC.Program, own.Message)
 		}
 	}
 	f.noticeScripts()
@@ -50,7 +40,7 @@ func (f *files) notice(ctx context.Context, c v1.Config, o Options) error {
 	f.noticeUser()
 	f.noticeList(o)
 	if h := c.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
-		s.find(finding.Healthcheck, finding.Warning, "",
+		s.Find(finding.Healthcheck, finding.Warning, "",
 			"the health check runs outside the enclave, as a second process with the "+
 				"image's own files: it sees neither the enclave's memory nor its temporary files and local sockets")
 	}
@@ -95,7 +85,7 @@ func (f *files) noticeSwitch(p, text string) {
 	if m == nil || f.spec.UID != 0 {
 		return
 	}
-	f.spec.find(finding.UserSwitch, finding.Error, p, m[1]+
+	f.spec.Find(finding.UserSwitch, finding.Error, p, m[1]+
 		" cannot change the user in an enclave: it ends, and the program is not started")
 }
 
@@ -112,7 +102,7 @@ func (f *files) noticeScripts() {
 			script = p
 		}
 		if writes.MatchString(text) {
-			s.find(finding.TmpfsPerProcess, finding.Warning, p,
+			s.Find(finding.TmpfsPerProcess, finding.Warning, p,
 				"the script writes files, and temporary storage is there for each "+
 					"process alone: what one of its commands writes, such as a rendered configuration, is not seen by "+
 					"the "+
@@ -140,9 +130,9 @@ func (f *files) noticeScripts() {
 		commands[s.main] = true
 	}
 	if len(commands) > 1 {
-		s.find(finding.Processes, finding.Warning, script,
+		s.Find(finding.Processes, finding.Warning, script,
 			fmt.Sprintf("the script names %d programs: each that it starts is an "+
-				"enclave of %d MB, made page by page", len(commands), s.Enclave.Size>>20))
+				"enclave of %d MB, made page by page", len(commands), s.Memory>>20))
 	}
 }
 
@@ -151,7 +141,7 @@ func (f *files) noticePrograms() {
 	s := f.spec
 	for i, n := range f.set.Started {
 		if n.Mode&0o4000 != 0 && n.ELF != nil {
-			s.find(finding.SetUID, finding.Warning, n.Path,
+			s.Find(finding.SetUID, finding.Warning, n.Path,
 				"the program has the set-uid bit, which has no effect in an enclave: it runs as the image's user")
 		}
 		if i > 0 {
@@ -159,10 +149,10 @@ func (f *files) noticePrograms() {
 		}
 		for _, m := range f.set.Missing {
 			if m == s.LibC.Interp || m == s.main.ELF.Interp {
-				s.find(finding.InterpreterAbsent, finding.Error, m,
+				s.Find(finding.InterpreterAbsent, finding.Error, m,
 					"the program's dynamic linker is not in the image: it cannot run")
 			} else {
-				s.find(finding.LibraryAbsent, finding.Warning, s.LibC.Program, "it is linked to "+m+
+				s.Find(finding.LibraryAbsent, finding.Warning, s.LibC.Program, "it is linked to "+m+
 					", which is not in the image")
 			}
 		}
@@ -193,7 +183,7 @@ func (f *files) noticePrograms() {
 			}
 			if code != "" && !said[code] {
 				said[code] = true
-				s.find(code, finding.Info, n.Path, message) // most programs do so only where they are told to
+				s.Find(code, finding.Info, n.Path, message) // most programs do so only where they are told to
 			}
 		}
 	}
@@ -205,12 +195,12 @@ func (f *files) noticeUser() {
 	if s.UID == 0 {
 		return
 	}
-	s.find(finding.DeviceUser, finding.Info, "",
+	s.Find(finding.DeviceUser, finding.Info, "",
 		fmt.Sprintf("the image's user is %d, which must be allowed to open /dev/sgx_enclave", s.UID))
 	for _, n := range slices.Concat(f.set.Started, f.set.Linked) {
 		why, _ := f.set.Has(n)
-		if (why.Reason == reach.Program || why.Reason == reach.Library) && !s.may(f.tree, n, mayRead) {
-			s.find(finding.UserCannotRead, finding.Error, n.Path,
+		if (why.Reason == reach.Program || why.Reason == reach.Library) && !s.May(f.tree, n, process.MayRead) {
+			s.Find(finding.UserCannotRead, finding.Error, n.Path,
 				fmt.Sprintf("the image's user %d may not read this file, and what runs it has to", s.UID))
 		}
 	}
@@ -220,17 +210,12 @@ func (f *files) noticeUser() {
 func (f *files) noticeList(o Options) {
 	s := f.spec
 	if s.Policy == TrustAuto && s.LeftOut > 0 {
-		s.find(finding.LeftOut, finding.Info, "",
+		s.Find(finding.LeftOut, finding.Info, "",
 			fmt.Sprintf("%d files that the program is not expected to open are left out, "+
 				"those of %d packages among them", s.LeftOut, len(f.set.LeftOut)))
 	}
 	if s.Policy == TrustAll && (o.Trust == TrustAuto || o.Trust == "") {
-		s.find(finding.NoPackages, finding.Info, "", "the image has no database of packages, so every file is listed")
-	}
-	if t := StartSeconds(len(s.Trusted)); t > slowStart {
-		s.find(finding.LongList, finding.Warning, "",
-			fmt.Sprintf("%d files are listed: reading the list takes about %.1f s at "+
-				"each start of a process, and twice that under SGX", len(s.Trusted), t))
+		s.Find(finding.NoPackages, finding.Info, "", "the image has no database of packages, so every file is listed")
 	}
 }
 
@@ -254,7 +239,7 @@ func (f *files) noticeSecrets() {
 		for _, w := range reach.Words(text) {
 			if belowAny(w, secretPlaces) && !f.exists(w) && !said[w] {
 				said[w] = true
-				f.spec.find(finding.MountedSecrets, finding.Warning, w,
+				f.spec.Find(finding.MountedSecrets, finding.Warning, w,
 					"the image expects a secret to be mounted here: a file "+
 						"that comes from outside has no digest, so the program cannot read it")
 			}
@@ -272,12 +257,12 @@ func (f *files) noticeLocale() {
 		v, _ := f.spec.Getenv(name)
 		switch base, _, _ := strings.Cut(v, "."); {
 		case v == "" || base == "C" || base == "POSIX":
-		case f.spec.LibC.Kind != GLIBC || f.exists("/usr/lib/locale/locale-archive"):
+		case f.spec.LibC.Kind != libc.GLIBC || f.exists("/usr/lib/locale/locale-archive"):
 		default:
 			language, charset, _ := strings.Cut(v, ".")
 			normal := language + "." + strings.ReplaceAll(strings.ToLower(charset), "-", "")
 			if !f.exists("/usr/lib/locale/"+v) && !f.exists("/usr/lib/locale/"+normal) {
-				f.spec.find(finding.Locale, finding.Info, "",
+				f.spec.Find(finding.Locale, finding.Info, "",
 					fmt.Sprintf("%s=%s names a locale that the image does not have: the "+
 						"program uses the C locale", name, v))
 				return
@@ -300,7 +285,7 @@ func (f *files) noticeEnclave() {
 		}
 		name := n.Name()
 		if n.ELF != nil && len(n.ELF.SigStructs) > 0 {
-			f.spec.find(finding.ContainsEnclave, finding.Error, n.Path,
+			f.spec.Find(finding.ContainsEnclave, finding.Error, n.Path,
 				"this is a signed enclave of Intel's SDK, Open Enclave or "+
 					"EGo: the image runs in SGX as it is, and an enclave cannot be started inside another one")
 			return fs.SkipAll
@@ -308,7 +293,7 @@ func (f *files) noticeEnclave() {
 		if slices.Contains(enclaveNames, name) ||
 			slices.ContainsFunc(enclavePrefixes, func(s string) bool { return strings.HasPrefix(name, s) }) ||
 			slices.ContainsFunc(enclaveSuffixes, func(s string) bool { return strings.HasSuffix(name, s) }) {
-			f.spec.find(finding.ContainsEnclave, finding.Warning, n.Path,
+			f.spec.Find(finding.ContainsEnclave, finding.Warning, n.Path,
 				"the image has an enclave of its own, which cannot be started inside another one")
 			return fs.SkipAll
 		}

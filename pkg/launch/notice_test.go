@@ -19,6 +19,7 @@ import (
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
@@ -220,11 +221,10 @@ var findingImages = map[string]struct{ with, without testImage }{
 	finding.ArgumentsFixed: {testImage{}, testImage{options: launch.Options{HostArgs: true}}},
 	finding.HostArguments:  {testImage{options: launch.Options{HostArgs: true}}, testImage{}},
 	finding.PassThrough: {
-		testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", PassThrough: true}}}},
-		testImage{options: launch.Options{Env: []launch.EnvVar{{Name: "A", Value: "1"}}}},
+		testImage{options: launch.Options{Env: []process.EnvVar{{Name: "A", PassThrough: true}}}},
+		testImage{options: launch.Options{Env: []process.EnvVar{{Name: "A", Value: "1"}}}},
 	},
 	finding.AllowedFile: {testImage{options: launch.Options{AllowedFiles: []string{"/x"}}}, testImage{}},
-	finding.Debug:       {testImage{options: launch.Options{Enclave: launch.Enclave{Debug: true}}}, testImage{}},
 	finding.LoaderEnv:   {testImage{config: env("LD_PRELOAD=/x.so")}, testImage{config: env("LD_PRELOAD=")}},
 	finding.PackageDatabase: {
 		testImage{entries: []Entry{File("var/lib/rpm/Packages", "damaged")}},
@@ -243,10 +243,9 @@ var findingImages = map[string]struct{ with, without testImage }{
 			},
 		},
 	},
-	finding.LongList: {testImage{entries: manyFiles(11000, "d/%d")}, testImage{entries: manyFiles(5000, "d/%d")}},
 	finding.Threads: {
 		testImage{
-			config: cmd("/memcached", "-t", "64"), options: launch.Options{Enclave: launch.Enclave{Threads: 16}},
+			config: cmd("/memcached", "-t", "64"), options: launch.Options{Threads: 16},
 			entries: []Entry{Program("memcached", ELF(""))},
 		},
 		testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}},
@@ -357,6 +356,8 @@ var elsewhere = map[string][2]string{
 	finding.EvidenceRefused:  {"../verify/evidence_test.go", "finding.EvidenceRefused"},
 	finding.IndexUnreachable: {"../convert/layers_test.go", "finding.IndexUnreachable"},
 	finding.IndexNotShared:   {"../convert/layers_test.go", "finding.IndexNotShared"},
+	finding.LongList:         {"../convert/analyze_test.go", "finding.LongList"},
+	finding.Debug:            {"../libos/options_test.go", "finding.Debug"},
 	finding.RuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},
 }
 
@@ -398,28 +399,28 @@ func TestSize(t *testing.T) {
 	java := []Entry{Program("usr/bin/java", ELF(""))}
 	s := testImage{config: cmd("java"), entries: java}.build(t)
 	assert.Equal(t, "java", s.Profile.Name)
-	assert.EqualValues(t, 4*gb, s.Enclave.Size)
-	assert.Equal(t, 128, s.Enclave.Threads)
+	assert.EqualValues(t, 4*gb, s.Memory)
+	assert.Equal(t, 128, s.Threads)
 	s = testImage{config: cmd("java", "-Xmx3g"), entries: java}.build(t)
-	assert.EqualValues(t, 8*gb, s.Enclave.Size, "twice the heap and 1.5 GB, to the next power of two")
+	assert.EqualValues(t, 8*gb, s.Memory, "twice the heap and 1.5 GB, to the next power of two")
 	assert.Equal(t, "-Xmx3g", s.SizeWhy)
 	s = testImage{config: v1.Config{Cmd: []string{"java"}, Env: []string{"JAVA_OPTS=-Xmx3g"}}, entries: java}.build(t)
-	assert.EqualValues(t, 8*gb, s.Enclave.Size)
+	assert.EqualValues(t, 8*gb, s.Memory)
 	s = testImage{
 		config: cmd("/s"), entries: append(slices.Clone(java), Program("s", "#!/bin/sh\nexec java -Xmx3g\n")),
 	}.build(t)
-	assert.EqualValues(t, 8*gb, s.Enclave.Size, "a script's flags")
+	assert.EqualValues(t, 8*gb, s.Memory, "a script's flags")
 	s = testImage{
-		config: cmd("java", "-Xmx3g"), entries: java, options: launch.Options{Enclave: launch.Enclave{Size: gb}},
+		config: cmd("java", "-Xmx3g"), entries: java, options: launch.Options{Memory: gb},
 	}.build(t)
-	assert.EqualValues(t, gb, s.Enclave.Size, "as asked for")
+	assert.EqualValues(t, gb, s.Memory, "as asked for")
 	s = testImage{facts: map[string]elf.Facts{"/app": {MemSize: 3 * gb}}}.build(t)
-	assert.EqualValues(t, 8*gb, s.Enclave.Size)
+	assert.EqualValues(t, 8*gb, s.Memory)
 	assert.Contains(t, s.SizeWhy, "3072 MB")
 	s = testImage{facts: map[string]elf.Facts{"/app": {MemSize: 1 << 62}}}.build(t)
-	assert.EqualValues(t, 64*gb, s.Enclave.Size, "the most there is")
+	assert.EqualValues(t, 64*gb, s.Memory, "the most there is")
 	s = testImage{config: cmd("/memcached", "-t", "64"), entries: []Entry{Program("memcached", ELF(""))}}.build(t)
-	assert.Equal(t, 76, s.Enclave.Threads)
+	assert.Equal(t, 76, s.Threads)
 
 	mine, err := profile.Parse("mine", []byte("[enclave]\nsize = \"2G\"\nthreads = 7\n[env]\nA = \"1\"\nB = \"2\"\n"+
 		"[paths]\ntmpfs = [\"/run/mine\", \"/usr/empty\", \"/usr/share\"]\nread = [\"/usr/share/mine/*\"]\n"))
@@ -428,8 +429,8 @@ func TestSize(t *testing.T) {
 		File("var/lib/dpkg/status", oneInstalled), File("var/lib/dpkg/info/base.list", "/usr/share/mine/x\n"),
 		File("usr/share/mine/x", "x"), Dir("usr/empty"),
 	}}.build(t)
-	assert.EqualValues(t, 2*gb, s.Enclave.Size)
-	assert.Equal(t, 7, s.Enclave.Threads)
+	assert.EqualValues(t, 2*gb, s.Memory)
+	assert.Equal(t, 7, s.Threads)
 	a, _ := s.Getenv("A")
 	b, _ := s.Getenv("B")
 	assert.Equal(t, "02", a+b, "what the image says stays")
@@ -536,7 +537,7 @@ func TestProgramBehindOthers(t *testing.T) {
 		} {
 			assert.Contains(t, codes(s), code, name)
 		}
-		assert.EqualValues(t, 8<<30, s.Enclave.Size, name)
+		assert.EqualValues(t, 8<<30, s.Memory, name)
 	}
 }
 
@@ -580,20 +581,20 @@ func TestPreload(t *testing.T) {
 func TestThreadsAndComments(t *testing.T) {
 	memcached := []Entry{Program("memcached", ELF(""))}
 	s := testImage{config: cmd("/memcached", "-t", "1700"), entries: memcached}.build(t)
-	assert.Equal(t, 1712, s.Enclave.Threads)
-	assert.EqualValues(t, 2<<30, s.Enclave.Size)
+	assert.Equal(t, 1712, s.Threads)
+	assert.EqualValues(t, 2<<30, s.Memory)
 	s = testImage{
 		config: cmd("/memcached", "-t", "1700"), entries: memcached,
-		options: launch.Options{Enclave: launch.Enclave{Size: 256 << 20}},
+		options: launch.Options{Memory: 256 << 20},
 	}.build(t)
-	assert.LessOrEqual(t, s.Enclave.Threads*360<<10, 256<<20/2)
+	assert.LessOrEqual(t, s.Threads*360<<10, 256<<20/2)
 	s = testImage{
 		config: cmd("/s"), entries: []Entry{
 			Program("usr/bin/java", ELF("")),
 			Program("s", "#!/bin/sh\n# set -Xmx30g on large machines\nexec java -Xmx256m\n"),
 		},
 	}.build(t)
-	assert.EqualValues(t, 4<<30, s.Enclave.Size)
+	assert.EqualValues(t, 4<<30, s.Memory)
 }
 
 // Supplementary groups count, as engines give them to a user that is named without a group.

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -60,17 +61,17 @@ func (f *files) chooseTrusted(list []string) error {
 				links = append(links, m)
 			}
 		case rootfs.CharDevice, rootfs.BlockDevice, rootfs.FIFO:
-			f.spec.find(finding.DeviceNode, finding.Info, n.Path,
+			f.spec.Find(finding.DeviceNode, finding.Info, n.Path,
 				"a device or pipe is not measured and cannot be opened")
 		}
 	})
 	for _, p := range slices.Sorted(maps.Keys(hiddenFiles)) {
 		switch f.writable[p].Type {
 		case Encrypted:
-			f.spec.find(finding.VolumeHides, finding.Warning, p, named(hiddenFiles[p])+
+			f.spec.Find(finding.VolumeHides, finding.Warning, p, named(hiddenFiles[p])+
 				" of the image cannot be read: this directory holds encrypted files only, and starts empty")
 		default:
-			f.spec.find(finding.HiddenFiles, finding.Warning, p, named(hiddenFiles[p])+
+			f.spec.Find(finding.HiddenFiles, finding.Warning, p, named(hiddenFiles[p])+
 				" of the image cannot be seen: this directory is temporary storage and starts empty")
 		}
 	}
@@ -128,7 +129,7 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]st
 	if over != nil {
 		switch {
 		case f.toConsole(n):
-			f.spec.find(finding.LinkToConsole, finding.Warning, n.Path,
+			f.spec.Find(finding.LinkToConsole, finding.Warning, n.Path,
 				"what is written here does not reach the console: it "+
 					"stays in temporary storage, in the enclave's memory")
 		case n.Type == rootfs.Regular && n.Size > 0, n.Type == rootfs.Symlink:
@@ -138,7 +139,7 @@ func (f *files) visible(n *rootfs.Node, over *Mount, hiddenFiles map[string][]st
 	}
 	if !utf8.ValidString(n.Path) {
 		if n.Type != rootfs.Dir {
-			f.spec.find(finding.NameNotUTF8, finding.Warning, fmt.Sprintf("%q", n.Path),
+			f.spec.Find(finding.NameNotUTF8, finding.Warning, fmt.Sprintf("%q", n.Path),
 				"the name is not UTF-8, so a manifest cannot list it: the program cannot read it")
 		}
 		return false
@@ -176,12 +177,12 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	target, real, err := f.tree.Follow(n)
 	switch {
 	case errors.Is(err, rootfs.ErrLoop):
-		f.spec.find(finding.LinkLoop, finding.Info, n.Path, "the symbolic link leads to itself")
+		f.spec.Find(finding.LinkLoop, finding.Info, n.Path, "the symbolic link leads to itself")
 		return Mount{}, false
 	case real == "" || slices.Contains(f.hostFile, real):
 		return Mount{}, false
 	case !utf8.ValidString(real):
-		f.spec.find(finding.NameNotUTF8, finding.Warning, n.Path,
+		f.spec.Find(finding.NameNotUTF8, finding.Warning, n.Path,
 			fmt.Sprintf("the link leads to %q, whose name is not UTF-8: the program cannot read it", real))
 		return Mount{}, false
 	case target != nil && target.Type != rootfs.Dir && f.mayChange(real):
@@ -191,7 +192,7 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 	case belowAny(real, hostTrees) && belowAny(n.Path, unitDirs): // systemd's way to switch a unit off
 		return Mount{}, false
 	case belowAny(real, hostTrees):
-		f.spec.find(finding.LinkOutside, finding.Info, n.Path, "the link leads to "+real+
+		f.spec.Find(finding.LinkOutside, finding.Info, n.Path, "the link leads to "+real+
 			", which is the library OS's own: it works only by that name")
 		return Mount{}, false
 	}
@@ -218,18 +219,18 @@ func (f *files) linkIntoMount(n, target *rootfs.Node, real string, m Mount) (Mou
 	isDir := real == m.Path || target != nil && target.Type == rootfs.Dir
 	if m.Type == Encrypted {
 		if !isDir {
-			f.spec.find(finding.LinkIntoVolume, finding.Warning, n.Path, "the link leads to "+real+
+			f.spec.Find(finding.LinkIntoVolume, finding.Warning, n.Path, "the link leads to "+real+
 				" among encrypted files: the program must use that name")
 			return Mount{}, false
 		}
 		return Mount{Type: Encrypted, Path: n.Path, Target: real, Key: m.Key}, true
 	}
 	if !isDir {
-		f.spec.find(finding.LinkIntoTmpfs, finding.Warning, n.Path, "the link leads to "+real+
+		f.spec.Find(finding.LinkIntoTmpfs, finding.Warning, n.Path, "the link leads to "+real+
 			" in temporary storage: the program must use that name")
 		return Mount{}, false
 	}
-	f.spec.find(finding.LinkIntoTmpfs, finding.Info, n.Path, "the link leads to "+real+
+	f.spec.Find(finding.LinkIntoTmpfs, finding.Info, n.Path, "the link leads to "+real+
 		": both are temporary storage, but files written under one name do not appear under the other")
 	return Mount{Type: Tmpfs, Path: n.Path, Target: real}, true // the target's subdirectories are wanted here too
 }
@@ -259,7 +260,7 @@ func (f *files) allMounts(links []Mount) []Mount {
 				continue
 			}
 			if left--; left < 0 {
-				f.spec.find(finding.TooManyMounts, finding.Warning, m.Path,
+				f.spec.Find(finding.TooManyMounts, finding.Warning, m.Path,
 					fmt.Sprintf("symbolic links to directories give more "+
 						"than %d names: this one and others are left out", maxMounts))
 				next = nil
@@ -267,7 +268,7 @@ func (f *files) allMounts(links []Mount) []Mount {
 			}
 			mounts[m.Path] = m.Mount
 			// A link to a directory that contains it leads in circles: what is below has a shorter name.
-			circle := slices.ContainsFunc(m.chain, func(dir string) bool { return below(dir, m.Target) })
+			circle := slices.ContainsFunc(m.chain, func(dir string) bool { return process.Below(dir, m.Target) })
 			if m.Target == "" || m.Type == Encrypted || circle {
 				continue
 			}

@@ -12,6 +12,7 @@ import (
 
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
@@ -26,7 +27,7 @@ func TestDistributions(t *testing.T) {
 		command string
 		facts   map[string]elf.Facts
 		entries []Entry
-		libC    launch.LibCKind
+		libC    libc.Kind
 		policy  launch.Policy
 		trusts  []string
 		not     []string
@@ -46,7 +47,7 @@ func TestDistributions(t *testing.T) {
 				File("var/lib/dpkg/info/server.list",
 					"/usr/bin/server\n/usr/share/server/data\n/usr/share/man/man1/server.1\n"),
 			},
-			launch.GLIBC, launch.TrustAuto,
+			libc.GLIBC, launch.TrustAuto,
 			[]string{
 				"/usr/bin/server", "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/lib64/ld-linux-x86-64.so.2",
 				"/usr/share/server/data",
@@ -61,7 +62,7 @@ func TestDistributions(t *testing.T) {
 				Program("usr/lib64/ld-linux-x86-64.so.2", ELF("")), File("usr/lib64/libc.so.6", ELF("")),
 				File("usr/share/server/data", "x"),
 			},
-			launch.GLIBC, launch.TrustAll, // its database of rpm is another test's
+			libc.GLIBC, launch.TrustAll, // its database of rpm is another test's
 			[]string{
 				"/usr/bin/server", "/usr/lib64/libc.so.6", "/usr/lib64/ld-linux-x86-64.so.2", "/usr/share/server/data",
 			}, nil,
@@ -78,7 +79,7 @@ func TestDistributions(t *testing.T) {
 					"F:usr/share/server\nR:data\n\nP:glibc\nV:1\np:so:libc.so.6=6\nF:usr/lib\nR:libc.so.6\n"+
 					"R:ld-linux-x86-64.so.2\n\nP:other\nV:1\nF:usr/share\nR:other\n"),
 			},
-			launch.GLIBC, launch.TrustAuto,
+			libc.GLIBC, launch.TrustAuto,
 			[]string{
 				"/usr/bin/server", "/usr/lib/libc.so.6", "/usr/lib/ld-linux-x86-64.so.2", "/usr/share/server/data",
 			}, []string{"/usr/share/other"},
@@ -91,7 +92,7 @@ func TestDistributions(t *testing.T) {
 				File("lib/apk/db/installed", "P:server\nV:1\nF:usr/bin\nR:server\n\nP:musl\nV:1\nF:lib\n"+
 					"R:ld-musl-x86_64.so.1\nR:libc.musl-x86_64.so.1\n\nP:other\nV:1\nF:usr/share\nR:other\n"),
 			},
-			launch.Musl, launch.TrustAuto,
+			libc.Musl, launch.TrustAuto,
 			[]string{"/usr/bin/server", "/lib/ld-musl-x86_64.so.1", "/lib/libc.musl-x86_64.so.1"},
 			[]string{"/usr/share/other"},
 		},
@@ -106,7 +107,7 @@ func TestDistributions(t *testing.T) {
 				File("var/lib/dpkg/status.d/libc6.md5sums",
 					"0  lib/x86_64-linux-gnu/libc.so.6\n0  usr/share/doc/libc6/copyright\n"),
 			},
-			launch.GLIBC, launch.TrustAuto,
+			libc.GLIBC, launch.TrustAuto,
 			[]string{"/app/server", "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"},
 			[]string{"/usr/share/doc/libc6/copyright"},
 		},
@@ -124,7 +125,7 @@ func TestDistributions(t *testing.T) {
 				File("var/lib/dpkg/status", "Package: libc\nStatus: install ok installed\n"),
 				File("var/lib/dpkg/info/libc.list", "/usr/lib/libc.so.6\n"),
 			},
-			launch.GLIBC, launch.TrustAuto,
+			libc.GLIBC, launch.TrustAuto,
 			[]string{"/opt/app/bin/server", "/opt/app/lib/libmine.so", "/opt/app/lib/libc.so.6"},
 			[]string{"/usr/lib/libc.so.6"},
 		},
@@ -135,10 +136,10 @@ func TestDistributions(t *testing.T) {
 				Program("app", ELF("")), Program("other", ELF("")), Program("lib/ld-musl-x86_64.so.1", ELF("")),
 				Program("lib64/ld-linux-x86-64.so.2", ELF("")), File("lib64/libc.so.6", ELF("")),
 			},
-			launch.Musl, launch.TrustAll, []string{"/app", "/other", "/lib/ld-musl-x86_64.so.1"}, nil,
+			libc.Musl, launch.TrustAll, []string{"/app", "/other", "/lib/ld-musl-x86_64.so.1"}, nil,
 		},
 		"scratch": {
-			"/app", map[string]elf.Facts{"/app": {}}, []Entry{Program("app", ELF(""))}, launch.Static, launch.TrustAll,
+			"/app", map[string]elf.Facts{"/app": {}}, []Entry{Program("app", ELF(""))}, libc.Static, launch.TrustAll,
 			[]string{"/app"}, nil,
 		},
 	} {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -39,11 +40,11 @@ func (s *Spec) chooseProfile(tree *rootfs.Tree, finder *reach.Finder, set *reach
 		finder.Process(s.main)
 	}
 	for name, value := range s.Profile.Env {
-		if !slices.ContainsFunc(s.Env, func(v EnvVar) bool { return v.Name == name }) {
-			s.Env = append(s.Env, EnvVar{Name: name, Value: value})
+		if !slices.ContainsFunc(s.Env, func(v process.EnvVar) bool { return v.Name == name }) {
+			s.Env = append(s.Env, process.EnvVar{Name: name, Value: value})
 		}
 	}
-	s.sortEnv()
+	s.SortEnv()
 	return append(read, s.Profile.Paths.Read...)
 }
 
@@ -67,9 +68,9 @@ func (s *Spec) programs(tree *rootfs.Tree, set *reach.Set) (list []profile.Progr
 		add(tree.Lookup(s.LibC.Program), true)
 	}
 	for _, a := range s.Argv[1:] {
-		if n, _, err := s.lookUp(tree, a); err == nil {
+		if n, _, err := s.LookUp(tree, a); err == nil {
 			add(n, n.ELF != nil, a)
-			if chain, err := s.interpreters(tree, n); err == nil && len(chain) > 0 {
+			if chain, err := s.Interpreters(tree, n); err == nil && len(chain) > 0 {
 				add(chain[len(chain)-1], true)
 			}
 		}
@@ -121,27 +122,27 @@ const maxLooked = 1 << 20
 
 // size chooses the enclave's size and number of threads: the profile's, raised by what the image
 // contains.
-func (s *Spec) size(set *reach.Set, asked Enclave) {
+func (s *Spec) size(set *reach.Set, asked uint64) {
 	texts := s.texts(set)
 	threads, said := profile.Need(s.Profile.Threads, texts)
 	threads = min(threads, maxThreads)
-	if asked.Size != 0 { // half of what was asked for is for the program
-		threads = min(threads, asked.Size/2/threadMemory)
+	if asked != 0 { // half of what was asked for is for the program
+		threads = min(threads, asked/2/threadMemory)
 	}
 	switch {
-	case s.Enclave.Threads == 0:
-		s.Enclave.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
-	case int(threads) > s.Enclave.Threads:
-		s.find(finding.Threads, finding.Warning, "",
+	case s.Threads == 0:
+		s.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
+	case int(threads) > s.Threads:
+		s.Find(finding.Threads, finding.Warning, "",
 			fmt.Sprintf("%s asks for some %d threads, and the enclave has %d: what is "+
-				"more than that fails to start", said, threads, s.Enclave.Threads))
+				"more than that fails to start", said, threads, s.Threads))
 	}
-	if asked.Size != 0 {
+	if asked != 0 {
 		s.SizeWhy = "as asked for"
 		return
 	}
 	size := max(uint64(s.Profile.Enclave.Size), 1<<28)
-	fixed := overhead + uint64(s.Enclave.Threads)*threadMemory
+	fixed := overhead + uint64(s.Threads)*threadMemory
 	s.SizeWhy = "profile " + s.Profile.Name
 	raise := func(need uint64, why string) {
 		// A size is a power of two (SGX SDM, "SECS"); 64 GB is the most that any machine is asked for.
@@ -154,10 +155,10 @@ func (s *Spec) size(set *reach.Set, asked Enclave) {
 	for _, n := range set.Linked {
 		mapped += n.ELF.MemSize
 	}
-	raise(2*fixed, fmt.Sprintf("%d threads", s.Enclave.Threads))
+	raise(2*fixed, fmt.Sprintf("%d threads", s.Threads))
 	raise(2*mapped+fixed, fmt.Sprintf("its program and libraries take %d MB", mapped>>20))
 	if need, said := profile.Need(s.Profile.Memory, texts); need > 0 {
 		raise(need+mapped+fixed, said)
 	}
-	s.Enclave.Size = size
+	s.Memory = size
 }

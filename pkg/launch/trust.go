@@ -24,7 +24,7 @@ func (f *files) follow(ctx context.Context, contents *Contents, o Options) error
 	case err != nil && !errors.Is(err, packages.ErrDamaged):
 		return err // of this machine: the output must not depend on it
 	case err != nil:
-		s.find(finding.PackageDatabase, finding.Warning, "",
+		s.Find(finding.PackageDatabase, finding.Warning, "",
 			fmt.Sprintf("%v: which files belong together is not known", err))
 		db = &packages.DB{}
 	}
@@ -32,15 +32,15 @@ func (f *files) follow(ctx context.Context, contents *Contents, o Options) error
 		f.policy = TrustAll
 	}
 	entry := f.tree.Lookup(s.Entrypoint)
-	chain, err := s.interpreters(f.tree, entry)
+	chain, err := s.Interpreters(f.tree, entry)
 	if err != nil {
 		return err
 	}
 	start := reach.Start{
 		Programs: append([]*rootfs.Node{entry}, chain...),
-		LookUp:   func(name string) (*rootfs.Node, string, error) { return s.lookUp(f.tree, name) },
+		LookUp:   func(name string) (*rootfs.Node, string, error) { return s.LookUp(f.tree, name) },
 		Interpreters: func(n *rootfs.Node) ([]*rootfs.Node, error) {
-			return s.interpreters(f.tree, n)
+			return s.Interpreters(f.tree, n)
 		},
 	}
 	for _, a := range s.Argv[1:] {

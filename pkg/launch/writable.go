@@ -5,10 +5,10 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -34,13 +34,8 @@ var (
 	hostTrees = []string{"/proc", "/sys", "/dev"}
 )
 
-// below reports whether p is dir or under it.
-func below(p, dir string) bool {
-	return p == dir || dir == "/" || strings.HasPrefix(p, dir) && p[len(dir)] == '/'
-}
-
 func belowAny(p string, dirs []string) bool {
-	return slices.ContainsFunc(dirs, func(d string) bool { return below(p, d) })
+	return slices.ContainsFunc(dirs, func(d string) bool { return process.Below(p, d) })
 }
 
 // files decides what can be read and written.
@@ -91,8 +86,8 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 		if real == "" {
 			return fmt.Errorf("%s: %w", p, err)
 		}
-		if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
-			f.spec.find(finding.TmpfsSkipped, finding.Warning, p,
+		if process.Below(f.spec.Entrypoint, real) || process.Below(f.spec.LibC.Program, real) {
+			f.spec.Find(finding.TmpfsSkipped, finding.Warning, p,
 				"the program lies here, so nothing can be written here")
 			continue
 		}
@@ -118,20 +113,20 @@ func (f *files) chooseWritable(volumes map[string]struct{}, o Options) error {
 // add makes a mount that the user asked for.
 func (f *files) add(m Mount) error {
 	if !path.IsAbs(m.Path) {
-		return fmt.Errorf("%w: the mount %q is not an absolute path", ErrImage, m.Path)
+		return fmt.Errorf("%w: the mount %q is not an absolute path", process.ErrImage, m.Path)
 	}
 	_, real, err := f.tree.Resolve(m.Path)
 	if real == "" {
 		return fmt.Errorf("the mount %s: %w", m.Path, err)
 	}
 	if !utf8.ValidString(real) {
-		return fmt.Errorf("%w: the mount %s leads to %q, which is not UTF-8", ErrImage, m.Path, real)
+		return fmt.Errorf("%w: the mount %s leads to %q, which is not UTF-8", process.ErrImage, m.Path, real)
 	}
-	if belowAny(real, hostTrees) && !below(real, "/dev/shm") {
-		return fmt.Errorf("%w: the mount %s is in a directory of the library OS's own", ErrImage, m.Path)
+	if belowAny(real, hostTrees) && !process.Below(real, "/dev/shm") {
+		return fmt.Errorf("%w: the mount %s is in a directory of the library OS's own", process.ErrImage, m.Path)
 	}
-	if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
-		return fmt.Errorf("%w: the mount %s would hide the program %s", ErrImage, m.Path, f.spec.Entrypoint)
+	if process.Below(f.spec.Entrypoint, real) || process.Below(f.spec.LibC.Program, real) {
+		return fmt.Errorf("%w: the mount %s would hide the program %s", process.ErrImage, m.Path, f.spec.Entrypoint)
 	}
 	m.Path = real
 	f.mount(m)
@@ -165,36 +160,36 @@ func (f *files) volume(v string) error {
 		return fmt.Errorf("the volume %s: %w", v, err)
 	}
 	if !utf8.ValidString(real) {
-		return fmt.Errorf("%w: the volume %q is not UTF-8", ErrImage, real)
+		return fmt.Errorf("%w: the volume %q is not UTF-8", process.ErrImage, real)
 	}
 	for _, p := range []string{path.Clean(v), real} { // engines follow links, or do not
-		if below(p, enclaveDir) || below(enclaveDir, p) {
+		if process.Below(p, enclaveDir) || process.Below(enclaveDir, p) {
 			return fmt.Errorf("%w: the volume %q would hide %s, where the enclave is, and keep it after an upgrade",
-				ErrImage, v, enclaveDir)
+				process.ErrImage, v, enclaveDir)
 		}
 	}
 	if belowAny(real, temporary) {
 		f.mount(Mount{Type: Tmpfs, Path: real})
-		f.spec.find(finding.VolumeTemporary, finding.Info, v,
+		f.spec.Find(finding.VolumeTemporary, finding.Info, v,
 			"this volume is in a directory for temporary files: it is temporary storage in the enclave")
 		return nil
 	}
 	if belowAny(real, hostTrees) {
-		f.spec.find(finding.VolumeSkipped, finding.Warning, v,
+		f.spec.Find(finding.VolumeSkipped, finding.Warning, v,
 			"this volume is in a directory of the library OS's own: nothing is mounted there")
 		return nil
 	}
 	if _, ok := f.writable[real]; ok {
 		return nil
 	}
-	if below(f.spec.Entrypoint, real) || below(f.spec.LibC.Program, real) {
-		f.spec.find(finding.VolumeSkipped, finding.Warning, v,
+	if process.Below(f.spec.Entrypoint, real) || process.Below(f.spec.LibC.Program, real) {
+		f.spec.Find(finding.VolumeSkipped, finding.Warning, v,
 			"the program lies in this volume: it stays readable as it is in "+
 				"the image, and nothing can be written to it")
 		return nil
 	}
 	f.mount(Mount{Type: Encrypted, Path: real})
-	f.spec.find(finding.VolumeSealed, finding.Warning, v,
+	f.spec.Find(finding.VolumeSealed, finding.Warning, v,
 		"what is written to this volume is sealed to one CPU and one signer: no "+
 			"other machine can read it, unless --encrypt-mount names a key that is provisioned")
 	return nil
@@ -211,7 +206,7 @@ func (f *files) subdirectories(dir *rootfs.Node, root string) {
 			continue
 		}
 		if f.made++; f.made > maxSubdirectories {
-			f.spec.find(finding.HiddenDirs, finding.Warning, c.Path, "the image has more directories in "+root+
+			f.spec.Find(finding.HiddenDirs, finding.Warning, c.Path, "the image has more directories in "+root+
 				" than are made again: this one does not exist for the program")
 			return
 		}

@@ -49,6 +49,8 @@ type Backend interface {
 	// Seal turns a specification into the files and the enclave that the runtime starts. It does the same each time for
 	// the same input.
 	Seal(ctx context.Context, in Input) (*Sealed, error)
+	// StartSeconds predicts how long each start of a process takes that may read so many files.
+	StartSeconds(files int) float64
 	// Keep lists the files of the enclave's layer that Open reads, as patterns for rootfs.Scan. The first is one that
 	// each enclave has.
 	Keep() []string
@@ -73,8 +75,9 @@ func MetaPath(kind string) string { return Root + "/" + kind + "/" + metaName }
 
 // Input is what a Backend seals.
 type Input struct {
-	Spec   *launch.Spec
-	Bundle *Bundle
+	Spec    *launch.Spec
+	Enclave EnclaveOptions
+	Bundle  *Bundle
 	// Overlay is a user's own configuration of the library OS; empty: there is none.
 	Overlay string
 	Tree    *rootfs.Tree

@@ -17,6 +17,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/templates"
 )
@@ -56,20 +57,20 @@ const (
 
 // New makes the manifest of a launch specification, over the base template and the program's profile.
 // What belongs to the runtime is still missing: loader.entrypoint, and its own files.
-func New(s *launch.Spec) (*Manifest, error) {
+func New(s *launch.Spec, o libos.EnclaveOptions) (*Manifest, error) {
 	m := &Manifest{Table: Table{}}
 	if err := toml.Unmarshal(templates.Base, &m.Table); err != nil {
 		return nil, fmt.Errorf("reading the base manifest: %w", err)
 	}
-	if s.Enclave.Size >= stackEnclaveMin {
+	if s.Memory >= stackEnclaveMin {
 		merge(m.Table, Table{"sys": Table{"stack": Table{"size": FormatSize(stackSize)}}}, "")
 	}
 	if s.Profile != nil {
 		merge(m.Table, s.Profile.Manifest, "")
 	}
 	loader := Table{"uid": int64(s.UID), "gid": int64(s.GID)}
-	if s.Enclave.LogLevel != "" {
-		loader["log_level"] = s.Enclave.LogLevel
+	if o.LogLevel != "" {
+		loader["log_level"] = o.LogLevel
 	}
 	if s.HostArgs {
 		loader["insecure__use_cmdline_argv"] = true
@@ -91,19 +92,19 @@ func New(s *launch.Spec) (*Manifest, error) {
 		mounts = append(mounts, mountTable(mount))
 	}
 	enclave := Table{
-		"enclave_size": FormatSize(s.Enclave.Size),
-		"max_threads":  int64(s.Enclave.Threads),
-		"isvprodid":    int64(s.Enclave.ISVProdID),
-		"isvsvn":       int64(s.Enclave.ISVSVN),
+		"enclave_size": FormatSize(s.Memory),
+		"max_threads":  int64(s.Threads),
+		"isvprodid":    int64(o.ISVProdID),
+		"isvsvn":       int64(o.ISVSVN),
 	}
-	if s.Enclave.EDMM {
+	if o.EDMM {
 		enclave["edmm_enable"] = true
 	}
-	if s.Enclave.Debug {
+	if o.Debug {
 		enclave["debug"] = true
 	}
-	if s.Enclave.Attestation != "" {
-		enclave["remote_attestation"] = s.Enclave.Attestation
+	if o.Attestation != "" {
+		enclave["remote_attestation"] = o.Attestation
 	}
 	if len(s.Allowed) > 0 {
 		allowed := make([]any, 0, len(s.Allowed))

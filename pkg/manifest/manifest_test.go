@@ -12,6 +12,8 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/process"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/profile"
 )
 
@@ -64,12 +66,18 @@ func TestOverlayErrorsNamePlaceAndNearestKey(t *testing.T) {
 	}
 }
 
+var enclaveOptions = libos.EnclaveOptions{
+	Debug: true, ISVProdID: 1, ISVSVN: 2, Attestation: "dcap", LogLevel: "error",
+}
+
 func spec() *launch.Spec {
 	return &launch.Spec{
-		Entrypoint: "/usr/bin/app", Argv: []string{"app", "two words", "quote\" back\\slash\nnew\tline \x01\x7f é"},
-		WorkDir: "/srv",
-		UID:     33, GID: 34, Env: []launch.EnvVar{
-			{Name: "A.b c", Value: "1"}, {Name: "TZ", PassThrough: true}, {Name: "", Value: "odd"},
+		Process: process.Process{
+			Entrypoint: "/usr/bin/app",
+			Argv:       []string{"app", "two words", "quote\" back\\slash\nnew\tline \x01\x7f é"},
+			WorkDir:    "/srv", UID: 33, GID: 34, Env: []process.EnvVar{
+				{Name: "A.b c", Value: "1"}, {Name: "TZ", PassThrough: true}, {Name: "", Value: "odd"},
+			},
 		},
 		Mounts: []launch.Mount{
 			{Type: launch.Bind, Path: "/lib", Target: "/usr/lib"}, {Type: launch.Tmpfs, Path: "/tmp"},
@@ -79,9 +87,7 @@ func spec() *launch.Spec {
 			{Path: "/usr/bin/app", SHA256: [32]byte{1}}, {Path: "/etc/na\nme", SHA256: [32]byte{2}},
 		},
 		Allowed: []string{"/host"},
-		Enclave: launch.Enclave{
-			Size: 1 << 30, Threads: 8, Debug: true, ISVProdID: 1, ISVSVN: 2, Attestation: "dcap", LogLevel: "error",
-		},
+		Memory:  1 << 30, Threads: 8,
 	}
 }
 
@@ -98,7 +104,7 @@ func render(t *testing.T, m *Manifest) string {
 }
 
 func TestRenderGolden(t *testing.T) {
-	m, err := New(spec())
+	m, err := New(spec(), enclaveOptions)
 	require.NoError(t, err)
 	got := render(t, m)
 	const file = "testdata/golden.manifest"
@@ -109,7 +115,7 @@ func TestRenderGolden(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, string(want), got)
 	for range 20 { // no order of a map shows
-		m, err := New(spec())
+		m, err := New(spec(), enclaveOptions)
 		require.NoError(t, err)
 		require.Equal(t, got, render(t, m))
 	}
@@ -120,22 +126,22 @@ func TestStack(t *testing.T) {
 	enough := Table{"size": "8M"}
 	for size, want := range map[uint64]any{64 << 20: nil, 128 << 20: enough, 4 << 30: enough} {
 		s := spec()
-		s.Enclave.Size = size
-		m, err := New(s)
+		s.Memory = size
+		m, err := New(s, enclaveOptions)
 		require.NoError(t, err)
 		assert.Equal(t, want, m.Section("sys")["stack"], size)
 	}
 	s := spec()
-	s.Enclave.Size = 1 << 30
+	s.Memory = 1 << 30
 	stack := map[string]any{"stack": map[string]any{"size": "16M"}}
 	s.Profile = &profile.Profile{Manifest: map[string]any{"sys": stack}}
-	m, err := New(s)
+	m, err := New(s, enclaveOptions)
 	require.NoError(t, err)
 	assert.Equal(t, Table{"size": "16M"}, m.Section("sys")["stack"], "the profile's is the one that counts")
 }
 
 func TestMerge(t *testing.T) {
-	m, err := New(spec())
+	m, err := New(spec(), enclaveOptions)
 	require.NoError(t, err)
 	o, err := ParseOverlay("o.toml", []byte(`
 loader.argv = ["other"]
@@ -170,7 +176,7 @@ sys.stack.size = "1M"
 }
 
 func TestWeaknesses(t *testing.T) {
-	m, err := New(spec())
+	m, err := New(spec(), enclaveOptions)
 	require.NoError(t, err)
 	o, err := ParseOverlay("o.toml", []byte(`
 loader.insecure__use_host_env = true
@@ -214,7 +220,7 @@ func BenchmarkRender(b *testing.B) {
 			launch.TrustedFile{Path: fmt.Sprintf("/usr/share/app/%d/file-%d", i/50, i), SHA256: [32]byte{byte(i)}})
 	}
 	for b.Loop() {
-		m, err := New(s)
+		m, err := New(s, enclaveOptions)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -13,6 +13,8 @@ import (
 	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -67,14 +69,14 @@ type Options struct {
 }
 
 // Record returns decisions as an output records them. A date that is nil is that of the source's creation.
-func Record(o launch.Options, date *sgx.Date) Options {
+func Record(o launch.Options, e libos.EnclaveOptions, date *sgx.Date) Options {
 	r := Options{
-		EnclaveSize: o.Enclave.Size, Threads: o.Enclave.Threads, EDMM: o.Enclave.EDMM, Debug: o.Enclave.Debug,
-		ISVProdID: o.Enclave.ISVProdID, ISVSVN: o.Enclave.ISVSVN, Attestation: o.Enclave.Attestation,
-		LogLevel: o.Enclave.LogLevel,
+		EnclaveSize: o.Memory, Threads: o.Threads, EDMM: e.EDMM, Debug: e.Debug,
+		ISVProdID: e.ISVProdID, ISVSVN: e.ISVSVN, Attestation: e.Attestation,
+		LogLevel: e.LogLevel,
 		Args:     o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
 	}
-	r.Trust, r.List, r.LibC = string(cmp.Or(o.Trust, launch.TrustAuto)), o.List, string(cmp.Or(o.LibC, launch.LibCAuto))
+	r.Trust, r.List, r.LibC = string(cmp.Or(o.Trust, launch.TrustAuto)), o.List, string(cmp.Or(o.LibC, libc.Auto))
 	if o.Profile != nil {
 		r.Profile = o.Profile.Name
 		if profile.Find(o.Profile.Name) != o.Profile {
@@ -130,15 +132,24 @@ var ErrEpoch = errors.New("another format epoch")
 // maxProfile is how many bytes a recipe's profile may have.
 const maxProfile = 64 << 10
 
-// Launch reads the decisions back: Recorded gives the same again.
-func (r Options) Launch() (launch.Options, error) {
+func (r Options) enclave() libos.EnclaveOptions {
+	return libos.EnclaveOptions{
+		EDMM: r.EDMM, Debug: r.Debug, ISVProdID: r.ISVProdID, ISVSVN: r.ISVSVN, Attestation: r.Attestation,
+		LogLevel: r.LogLevel,
+	}
+}
+
+// Decisions reads the decisions back: Record returns the same again.
+func (r Options) Decisions() (launch.Options, libos.EnclaveOptions, error) {
+	o, err := r.launch()
+	return o, r.enclave(), err
+}
+
+func (r Options) launch() (launch.Options, error) {
 	o := launch.Options{
 		Args: r.Args, HostArgs: r.HostArgs, AllowedFiles: r.Allowed, Tmpfs: r.Tmpfs,
-		Enclave: launch.Enclave{
-			Size: r.EnclaveSize, Threads: r.Threads, EDMM: r.EDMM, Debug: r.Debug,
-			ISVProdID: r.ISVProdID, ISVSVN: r.ISVSVN, Attestation: r.Attestation, LogLevel: r.LogLevel,
-		},
-		Trust: launch.Policy(r.Trust), List: r.List, LibC: launch.LibCChoice(r.LibC),
+		Memory: r.EnclaveSize, Threads: r.Threads,
+		Trust: launch.Policy(r.Trust), List: r.List, LibC: libc.Choice(r.LibC),
 	}
 	switch {
 	case len(r.ProfileText) > maxProfile:
@@ -155,10 +166,10 @@ func (r Options) Launch() (launch.Options, error) {
 	}
 	for _, kv := range r.Env {
 		name, value, _ := strings.Cut(kv, "=")
-		o.Env = append(o.Env, launch.EnvVar{Name: name, Value: value})
+		o.Env = append(o.Env, process.EnvVar{Name: name, Value: value})
 	}
 	for _, name := range r.PassEnv {
-		o.Env = append(o.Env, launch.EnvVar{Name: name, PassThrough: true})
+		o.Env = append(o.Env, process.EnvVar{Name: name, PassThrough: true})
 	}
 	for _, m := range r.Encrypted {
 		at := strings.LastIndexByte(m, '=')
@@ -214,7 +225,7 @@ func (r Recipe) Plain() Recipe {
 
 // Keep lists the files whose content repeating the conversion needs, as patterns for rootfs.Scan.
 func (r Recipe) Keep() []string {
-	o, err := r.Options.Launch()
+	o, err := r.Options.launch()
 	if err != nil {
 		return launch.Options{}.Keep() // repeating it tells what is wrong
 	}

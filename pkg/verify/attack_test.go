@@ -381,7 +381,7 @@ func TestRivals(t *testing.T) {
 
 // What was accepted is said as it is.
 func TestAcceptedIsSaid(t *testing.T) {
-	a := newVictim(t, func(o *convert.Options) { o.Launch.Enclave.Debug = true })
+	a := newVictim(t, func(o *convert.Options) { o.Enclave.Debug = true })
 	assert.Equal(t, []string{verify.CheckDebug}, a.attack(true, func(*tampered) {}))
 	a.expect.AllowDebug = true
 	r := check(t, a.reg.Host+"/dst:1", a.expect, nil)

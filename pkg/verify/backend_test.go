@@ -36,6 +36,8 @@ const (
 	crateSettings = libos.Root + "/app/crate.json"
 )
 
+func (crate) StartSeconds(int) float64 { return 0 }
+
 func (crate) Kind() string { return "crate" }
 
 // The runtime's, one for the contents, and the enclave's.

@@ -139,7 +139,7 @@ func TestEvidenceRefused(t *testing.T) {
 	}))
 
 	o.Evidence.Required = true
-	o.Launch.Enclave.ISVSVN = 1
+	o.Enclave.ISVSVN = 1
 	p, err := convert.Prepare(context.Background(), o)
 	require.NoError(t, err)
 	defer p.Close()
@@ -256,9 +256,9 @@ func TestExpectations(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	from := reg.Push(t, "src:1", sample(t))
 	o := options(t, from)
-	o.Launch.Enclave.ISVProdID, o.Launch.Enclave.ISVSVN = 3, 5
+	o.Enclave.ISVProdID, o.Enclave.ISVSVN = 3, 5
 	r := run(t, o, signer(t), reg.Host+"/dst:1")
-	o.Launch.Enclave.Debug = true
+	o.Enclave.Debug = true
 	run(t, o, signer(t), reg.Host+"/debug:1")
 	number := func(n uint16) *uint16 { return &n }
 	signed := []sgx.Measurement{r.MRSigner}

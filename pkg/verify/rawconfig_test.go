@@ -184,11 +184,11 @@ func TestCommandOfAnotherEpoch(t *testing.T) {
 		a := newVictim(t, func(o *convert.Options) { o.Launch.HostArgs = hostArgs })
 		original, x := a.image()
 		var made recipe.Recipe
-		x.recipe(func(r0 *recipe.Recipe) { r0.Epoch++; r = *r0 })
+		x.recipe(func(r0 *recipe.Recipe) { r0.Epoch++; made = *r0 })
 		var m sgx.Measurement
 		require.NoError(t, m.UnmarshalText([]byte(x.config.Config.Labels[recipe.LabelMRSigner])))
 		x.config.Config.Labels[recipe.LabelEpoch] = "7"
-		x.config.Config.Labels[recipe.LabelIdentity] = r.Identity(m)
+		x.config.Config.Labels[recipe.LabelIdentity] = made.Identity(m)
 		x.push(a.reg.Host+"/dst:epoch", original)
 		any := verify.Expectations{AnySigner: true, AllowSimulated: true, AnyRuntime: true}
 		rep := check(t, a.reg.Host+"/dst:epoch", any, nil)

@@ -16,6 +16,9 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
+	"github.com/cconvert/cconvert/pkg/launch/process"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -130,7 +133,7 @@ func TestCompare(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, list)
 
-	o.Launch.Args, o.Launch.Enclave.Size, o.Launch.Enclave.ISVSVN = []string{"else"}, 128<<20, 2
+	o.Launch.Args, o.Launch.Memory, o.Enclave.ISVSVN = []string{"else"}, 128<<20, 2
 	run(t, o, otherKey(t), reg.Host+"/b:1")
 	other := reg.Push(t, "src:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},
 		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("srv/a", "other"),
@@ -210,7 +213,7 @@ func allOptions(t *testing.T) map[string]func(*convert.Options) {
 		"none":      func(o *convert.Options) { o.Launch.Args = []string{} },
 		"host":      func(o *convert.Options) { o.Launch.HostArgs = true },
 		"environment": func(o *convert.Options) {
-			o.Launch.Env = []launch.EnvVar{{Name: "X", Value: "a=b"}, {Name: "Y", PassThrough: true}}
+			o.Launch.Env = []process.EnvVar{{Name: "X", Value: "a=b"}, {Name: "Y", PassThrough: true}}
 		},
 		"mounts": func(o *convert.Options) {
 			o.Launch.Tmpfs, o.Launch.Encrypted = []string{"/scratch"}, []launch.Mount{{Path: "/data", Key: "mine"}}
@@ -218,15 +221,15 @@ func allOptions(t *testing.T) map[string]func(*convert.Options) {
 		"allowed": func(o *convert.Options) { o.Launch.AllowedFiles = []string{"/srv/a"} },
 		"list":    func(o *convert.Options) { o.Launch.Trust, o.Launch.List = launch.TrustList, []string{"/srv/a"} },
 		"all":     func(o *convert.Options) { o.Launch.Trust = launch.TrustAll },
-		"libc":    func(o *convert.Options) { o.Launch.LibC = launch.LibCImage },
+		"libc":    func(o *convert.Options) { o.Launch.LibC = libc.Image },
 		"profile": func(o *convert.Options) { o.Launch.Profile = profile.Find("java") },
 		"own": func(o *convert.Options) {
-			o.Launch.Profile, o.Launch.Enclave.Size, o.Launch.Enclave.Threads = own, 0, 0
+			o.Launch.Profile, o.Launch.Memory, o.Launch.Threads = own, 0, 0
 		},
 		"enclave": func(o *convert.Options) {
-			o.Launch.Enclave = launch.Enclave{
-				Size: 128 << 20, Threads: 3, EDMM: true, Debug: true, ISVProdID: 4, ISVSVN: 5, Attestation: "dcap",
-				LogLevel: "all",
+			o.Launch.Memory, o.Launch.Threads = 128<<20, 3
+			o.Enclave = libos.EnclaveOptions{
+				EDMM: true, Debug: true, ISVProdID: 4, ISVSVN: 5, Attestation: "dcap", LogLevel: "all",
 			}
 		},
 		"date":    func(o *convert.Options) { o.Date = &sgx.Date{Year: 2020, Month: 1, Day: 2} },

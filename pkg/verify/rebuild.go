@@ -56,7 +56,8 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		return nil, err
 	}
 	given := o.Convert
-	given.Source, given.Launch, given.Overlay, given.Date = again.Source, again.Launch, again.Overlay, again.Date
+	given.Source, given.Launch, given.Enclave = again.Source, again.Launch, again.Enclave
+	given.Overlay, given.Date = again.Overlay, again.Date
 	given.Backend, given.Target = again.Backend, nil
 	if o.Runtime != nil {
 		given.Runtime = *o.Runtime

@@ -55,7 +55,7 @@ func TestProfileAddsFiles(t *testing.T) {
 		if text != "" {
 			own, err := profile.Parse("native", []byte(text))
 			require.NoError(t, err)
-			o.Launch.Profile, o.Launch.Enclave.Size = own, 0
+			o.Launch.Profile, o.Launch.Memory = own, 0
 		}
 		run(t, o, signer(t), reg.Host+"/dst:1")
 		r, e, err := verify.BeforeSigning(context.Background(), open(t, reg.Host+"/dst:1"), open(t, from),

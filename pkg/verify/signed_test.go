@@ -27,7 +27,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/inspect"
-	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
@@ -55,9 +55,9 @@ trusted_files = ["file:/opt/b"]
 	a := newVictim(t, func(o *convert.Options) {
 		o.Overlay = text
 		for i := range 30 { // which nobody minds
-			o.Launch.Env = append(o.Launch.Env, launch.EnvVar{Name: fmt.Sprint("APP_", i), Value: "x"})
+			o.Launch.Env = append(o.Launch.Env, process.EnvVar{Name: fmt.Sprint("APP_", i), Value: "x"})
 		}
-		o.Launch.Env = append(o.Launch.Env, launch.EnvVar{Name: "NODE_TLS_REJECT_UNAUTHORIZED", Value: "0"})
+		o.Launch.Env = append(o.Launch.Env, process.EnvVar{Name: "NODE_TLS_REJECT_UNAUTHORIZED", Value: "0"})
 	})
 	ctx, source, img := context.Background(), open(t, a.from), open(t, a.reg.Host+"/dst:1")
 	said := func(r *verify.Report) string {

@@ -70,9 +70,8 @@ func options(t testing.TB, from string) convert.Options {
 	require.NoError(t, os.WriteFile(file, []byte(fixture.ELF("")), 0o755))
 	return convert.Options{
 		Source: parse(t, from), Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: file},
-		Launch: launch.Options{Enclave: launch.Enclave{
-			Size: 64 << 20, Threads: 2, Attestation: "none", LogLevel: "error",
-		}},
+		Launch:  launch.Options{Memory: 64 << 20, Threads: 2},
+		Enclave: libos.EnclaveOptions{Attestation: "none", LogLevel: "error"},
 		StoreOptions: convert.StoreOptions{
 			Image: registry.Options{FirstPause: time.Millisecond}, AllowRollback: true, ReplaceSigner: true,
 		},
@@ -86,7 +85,7 @@ func enclaved(t testing.TB, from string) convert.Options {
 	pal, err := os.ReadFile("../../testdata/vectors/pal/pal-twosegments.so")
 	require.NoError(t, err)
 	o.Backend, o.Runtime.Source = gramine.Backend{}, "dir:"+fixture.Gramine(t, pal)
-	o.Launch.Enclave.Debug = true
+	o.Enclave.Debug = true
 	return o
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
 )
@@ -224,9 +225,9 @@ func TestConvertersAreNotListed(t *testing.T) {
 	}
 	for policy, want := range map[launch.Policy]int{launch.TrustAuto: 2, launch.TrustAll: 3, launch.TrustList: 3} {
 		spec := &launch.Spec{
-			Policy: policy, LibC: launch.LibC{Gconv: "/usr/lib64/gconv", Kinds: []launch.LibCKind{launch.GLIBC}},
+			Policy: policy, LibC: libc.Needs{Gconv: "/usr/lib64/gconv", Kinds: []libc.Kind{libc.GLIBC}},
 		}
-		for choice, want := range map[launch.LibCChoice]int{launch.LibCAuto: want, launch.LibCImage: 3} {
+		for choice, want := range map[libc.Choice]int{libc.Auto: want, libc.Image: 3} {
 			spec.LibC.Choice = choice
 			m := &manifest.Manifest{
 				Table: manifest.Table{"loader": manifest.Table{"env": manifest.Table{}}}, Trusted: slices.Clone(list),

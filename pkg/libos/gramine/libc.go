@@ -10,6 +10,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
@@ -39,7 +40,7 @@ func (l libC) choose() {
 	var dirs, trusted []string
 	for _, kind := range c.Kinds { // the program's own first
 		switch {
-		case kind == launch.GLIBC && l.patchedGLIBC():
+		case kind == libc.GLIBC && l.patchedGLIBC():
 			dirs, trusted = append(dirs, glibcDir), append(trusted, glibcDir)
 			if !l.mountData() {
 				dirs = append(dirs, c.Dirs...)
@@ -48,9 +49,9 @@ func (l libC) choose() {
 				l.find(finding.Gconv, finding.Info, "the runtime's C library does not load the converters in "+
 					c.Gconv+": iconv knows only the built-in character sets")
 			}
-		case kind == launch.Musl && l.in.Bundle.Musl && c.Choice != launch.LibCImage:
+		case kind == libc.Musl && l.in.Bundle.Musl && c.Choice != libc.Image:
 			dirs, trusted = append(dirs, muslDir), append(trusted, muslDir)
-		case kind == launch.GLIBC && l.tooNew() && c.Choice != launch.LibCImage:
+		case kind == libc.GLIBC && l.tooNew() && c.Choice != libc.Image:
 			l.find(finding.GLIBCTooNew, finding.Warning, fmt.Sprintf(
 				"the image needs glibc %s, the runtime has %s: the image's own is used, and every system call is "+
 					"trapped, which is slower", c.NeedsGLIBC, l.in.Bundle.GLIBC))
@@ -76,11 +77,11 @@ func (l libC) choose() {
 	}
 }
 
-func (l libC) why(kind launch.LibCKind) string {
+func (l libC) why(kind libc.Kind) string {
 	switch kind {
-	case launch.Static:
+	case libc.Static:
 		return "it is linked statically"
-	case launch.Musl:
+	case libc.Musl:
 		return "the runtime has no patched musl for it"
 	}
 	return "it uses the image's own C library"
@@ -89,7 +90,7 @@ func (l libC) why(kind launch.LibCKind) string {
 // patchedGLIBC reports whether the runtime's glibc is to be used.
 func (l libC) patchedGLIBC() bool {
 	choice := l.in.Spec.LibC.Choice
-	return l.in.Bundle.GLIBC != "" && (choice == launch.LibCPatched || choice != launch.LibCImage && !l.tooNew())
+	return l.in.Bundle.GLIBC != "" && (choice == libc.Patched || choice != libc.Image && !l.tooNew())
 }
 
 // dropConverters takes the image's converters of character sets out of the list: the runtime's glibc does not load

@@ -26,6 +26,14 @@ func (Backend) CheckOverlay(name, text string) error {
 	return err
 }
 
+// StartSeconds predicts how long Gramine reads a list of so many trusted files: it takes each into an array that it copies, and looks for duplicates from the front. The figures fit what
+// was measured with Gramine v1.9 without SGX, between 0.04 s for none and 5.1 s for 17,988; under SGX the
+// list is read twice.
+func (Backend) StartSeconds(files int) float64 {
+	n := float64(files)
+	return 0.04 + 1.55e-4*n + 6e-9*n*n
+}
+
 // Seal makes the manifest of a specification for this runtime, and the enclave that it starts.
 func (Backend) Seal(_ context.Context, in libos.Input) (*libos.Sealed, error) {
 	r := theRuntime
@@ -52,8 +60,8 @@ const hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 // Seal makes the manifest and lays out the enclave.
 func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
-	out := &libos.Sealed{Findings: slices.Clone(in.Spec.Findings)}
-	m, err := manifest.New(in.Spec)
+	out := &libos.Sealed{Findings: slices.Concat(in.Spec.Findings, in.Enclave.Findings())}
+	m, err := manifest.New(in.Spec, in.Enclave)
 	if err != nil {
 		return nil, err
 	}

@@ -13,13 +13,14 @@ import (
 	. "github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/libc"
 	"github.com/cconvert/cconvert/pkg/libos"
 )
 
 const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
 
 // libcChoice is what the user asks of seal.
-var libcChoice launch.LibCChoice
+var libcChoice libc.Choice
 
 // seal makes the manifest of an image whose program needs a version of glibc and, after a blank, iconv.
 func seal(
@@ -36,7 +37,7 @@ func seal(
 	config, err := json.Marshal(v1.ConfigFile{Config: v1.Config{Cmd: []string{"/app"}, Env: env}})
 	require.NoError(t, err)
 	spec, err := launch.Examine(context.Background(), tree).Build(context.Background(), config,
-		launch.Options{Enclave: launch.Enclave{Size: 64 << 20, Threads: 1}, LibC: libcChoice})
+		launch.Options{Memory: 64 << 20, Threads: 1, LibC: libcChoice})
 	require.NoError(t, err)
 	in := libos.Input{Spec: spec, Bundle: b, Tree: tree, Overlay: overlay}
 	s, err := Backend{}.Seal(context.Background(), in)
@@ -161,8 +162,8 @@ func TestCLibrary(t *testing.T) {
 	s, _ = seal(t, "2.36 iconv", nil, bundle(), "", converters...)
 	assert.Contains(t, codesOf(s), finding.Gconv)
 
-	for choice, want := range map[launch.LibCChoice]string{
-		launch.LibCImage: interpDir, launch.LibCPatched: glibcDir + ":" + interpDir, launch.LibCAuto: interpDir,
+	for choice, want := range map[libc.Choice]string{
+		libc.Image: interpDir, libc.Patched: glibcDir + ":" + interpDir, libc.Auto: interpDir,
 	} {
 		libcChoice = choice
 		_, text := seal(t, "2.41", nil, bundle(), "", glibc...)

@@ -1,4 +1,4 @@
-package launch
+package process
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 
 // identify resolves the image's USER as container engines do, with their own code (OCI image specification, "User"): a
 // name or number, with an optional group. It returns the user's home directory.
-func (s *Spec) identify(tree *rootfs.Tree, spec string) (home string, err error) {
+func (s *Process) identify(tree *rootfs.Tree, spec string) (home string, err error) {
 	passwd, err := account(tree, "/etc/passwd")
 	if err != nil {
 		return "", err
@@ -40,12 +40,12 @@ func (s *Spec) identify(tree *rootfs.Tree, spec string) (home string, err error)
 const (
 	mayExecute uint32 = 1 << iota
 	_
-	mayRead
+	MayRead
 )
 
 // may reports whether the image's user can open or execute a file, by the permissions of the file and of the
 // directories above it. Root may all that anybody may (path_resolution(7)).
-func (s *Spec) may(tree *rootfs.Tree, n *rootfs.Node, bit uint32) bool {
+func (s *Process) May(tree *rootfs.Tree, n *rootfs.Node, bit uint32) bool {
 	for dir := path.Dir(n.Path); dir != "/"; dir = path.Dir(dir) {
 		if d := tree.Lookup(dir); d != nil && !s.mayItself(d, mayExecute) {
 			return false
@@ -55,7 +55,7 @@ func (s *Spec) may(tree *rootfs.Tree, n *rootfs.Node, bit uint32) bool {
 }
 
 // mayItself is may, by the permissions of the file alone.
-func (s *Spec) mayItself(n *rootfs.Node, bit uint32) bool {
+func (s *Process) mayItself(n *rootfs.Node, bit uint32) bool {
 	switch {
 	case s.UID == 0 && bit == mayExecute && n.Type == rootfs.Regular:
 		bit = mayExecute<<6 | mayExecute<<3 | mayExecute
@@ -80,4 +80,10 @@ func account(tree *rootfs.Tree, path string) (io.Reader, error) {
 			"name", ErrImage, path, n.Path)
 	}
 	return bytes.NewReader(n.Content), nil
+}
+
+// accounts are where users and groups are, in whatever distribution.
+var Accounts = []string{
+	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group",
+	"/usr/share/etc/passwd", "/usr/share/etc/group",
 }

@@ -1,8 +1,8 @@
-package launch
+// Package libc works out which C library the programs of an image need, and what the image has of it.
+package libc
 
 import (
 	debugelf "debug/elf"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -12,37 +12,58 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
-// shells are the programs by which an image's script or command line is run.
-var shells = map[string]bool{
-	"sh": true, "bash": true, "dash": true, "ash": true, "busybox": true, "zsh": true, "ksh": true,
+// Kind is the kind of C library that the program is linked to.
+type Kind string
+
+// The kinds of C libraries that matter.
+const (
+	GLIBC  Kind = "glibc"
+	Musl   Kind = "musl"
+	Static Kind = "static" // none: system calls come from the program itself
+)
+
+// Needs is what the program needs of a C library.
+type Needs struct {
+	Kind Kind
+	// Program is the path of the ELF file that was looked at: the entrypoint or its interpreter.
+	Program string
+	// Shell is the path of the shell that runs the entrypoint, if one does.
+	Shell string
+	// Interp is the dynamic linker that the program names.
+	Interp string
+	// Choice is the user's: which C library is to be used.
+	Choice Choice
+	// Interps are the dynamic linkers that the programs of the image name, by base name: the path without
+	// links. That of Program is there too.
+	Interps map[string]string
+	// Kinds are the C libraries of all programs that can be started, Kind first.
+	Kinds []Kind
+	// UsesIconv says that a program that can be started converts character sets.
+	UsesIconv bool
+	// NeedsGLIBC is the highest version that any program of the image needs, as "2.36".
+	NeedsGLIBC string
+	// Cache is the path of the image's ld.so.cache, if it has one.
+	Cache string
+	// Dirs are the directories of ld.so.conf and the usual ones that exist, for when there is no cache.
+	Dirs []string
+	// Localtime, Zoneinfo and Locales are the data that a C library reads from its own paths.
+	Localtime, Zoneinfo, Locales string
+	// Gconv is the directory of character set converters, if there is one.
+	Gconv string
 }
 
-// program finds the ELF file that runs in the end: the entrypoint or its interpreter.
-func (s *Spec) program(tree *rootfs.Tree) error {
-	entry := tree.Lookup(s.Entrypoint)
-	chain, err := s.interpreters(tree, entry)
-	if err != nil {
-		return err
-	}
-	n := entry
-	if len(chain) > 0 {
-		n = chain[len(chain)-1]
-	}
-	switch {
-	case n.ELF == nil:
-		return fmt.Errorf("%w: %s is neither a program nor a script", ErrImage, n.Path)
-	case n.ELF.Machine != debugelf.EM_X86_64 || n.ELF.Class != debugelf.ELFCLASS64:
-		return fmt.Errorf("%w: %s is not a 64-bit program for x86-64", ErrImage, n.Path)
-	}
-	s.LibC.Program = n.Path
-	if shells[path.Base(n.Path)] && (n != entry || slices.Contains(s.Argv, "-c")) {
-		s.LibC.Shell = n.Path
-	}
-	return nil
-}
+// Choice says which C library is to be used.
+type Choice string
+
+// Choices. The zero value is Auto.
+const (
+	Auto    Choice = "auto"    // the runtime's patched one where it works
+	Patched Choice = "patched" // the runtime's, even where the image's is newer
+	Image   Choice = "image"   // the image's own: every system call is trapped
+)
 
 // kind is the C library of a program, told by its dynamic linker.
-func kind(e *elf.Facts) LibCKind {
+func kind(e *elf.Facts) Kind {
 	switch {
 	case e.Interp == "":
 		return Static
@@ -52,13 +73,12 @@ func kind(e *elf.Facts) LibCKind {
 	return GLIBC
 }
 
-// libC finds out which C libraries the programs use and what the image has of them. With all, every
+// Find finds out which C libraries the programs use and what the image has of them. With all, every
 // program of the image counts, otherwise those that are reached.
-func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
-	l := &s.LibC
+func (l *Needs) Find(tree *rootfs.Tree, set *reach.Set, all bool) {
 	program := tree.Lookup(l.Program).ELF
 	l.Kind, l.Interp, l.Interps = kind(program), program.Interp, map[string]string{}
-	l.Kinds = []LibCKind{l.Kind}
+	l.Kinds = []Kind{l.Kind}
 	l.addInterp(tree, l.Interp) // before others of the same name
 	_ = tree.Walk(func(n *rootfs.Node) error {
 		if n.ELF == nil || n.ELF.Machine != debugelf.EM_X86_64 {
@@ -108,7 +128,7 @@ func (s *Spec) libC(tree *rootfs.Tree, set *reach.Set, all bool) {
 }
 
 // addInterp notes a dynamic linker that exists; of two with one name the first stays.
-func (l *LibC) addInterp(tree *rootfs.Tree, interp string) {
+func (l *Needs) addInterp(tree *rootfs.Tree, interp string) {
 	name := path.Base(interp)
 	if interp == "" || l.Interps[name] != "" {
 		return

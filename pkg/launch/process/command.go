@@ -1,4 +1,4 @@
-package launch
+package process
 
 import (
 	"errors"
@@ -26,7 +26,7 @@ const (
 )
 
 // command finds the program that the image starts.
-func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
+func (s *Process) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	cmd := c.Cmd
 	if args != nil {
 		cmd = args
@@ -44,7 +44,7 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 				ErrImage, dir, n.Link)
 		}
 	}
-	n, _, err := s.lookUp(tree, s.Argv[0])
+	n, _, err := s.LookUp(tree, s.Argv[0])
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	s.Entrypoint = n.Path
 	s.FixedArgs = max(len(c.Entrypoint), 1)
 	if s.HostArgs && s.Argv[0] != n.Path {
-		s.find(finding.ArgvZero, finding.Warning, s.Argv[0],
+		s.Find(finding.ArgvZero, finding.Warning, s.Argv[0],
 			"with arguments of the host, the program does not see this name as "+
 				"its first argument: one that acts by its name, as busybox does, will not work")
 	}
@@ -63,7 +63,7 @@ func (s *Spec) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 
 // lookUp finds a program as execvp does: by its path, or by its name in the directories of PATH. It returns
 // the path by which it was found as well.
-func (s *Spec) lookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelled string, err error) {
+func (s *Process) LookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelled string, err error) {
 	if strings.Contains(program, "/") {
 		return s.choose(tree, program, []string{s.abs(program)})
 	}
@@ -94,7 +94,7 @@ type found struct {
 const maxFound = 10_000
 
 // inPath returns the paths at which a program of a name may be: those in directories of PATH that have the name.
-func (s *Spec) inPath(tree *rootfs.Tree, program string) (tried []string, err error) {
+func (s *Process) inPath(tree *rootfs.Tree, program string) (tried []string, err error) {
 	if s.path == nil {
 		list, _ := s.Getenv("PATH")
 		if len(list) > maxPathBytes || strings.Count(list, ":") >= maxPathDirs {
@@ -128,7 +128,7 @@ type pathDir struct {
 }
 
 // choose returns the first of several paths at which engines would find a program.
-func (s *Spec) choose(tree *rootfs.Tree, program string, tried []string) (*rootfs.Node, string, error) {
+func (s *Process) choose(tree *rootfs.Tree, program string, tried []string) (*rootfs.Node, string, error) {
 	var because error
 	var denied *rootfs.Node
 	deniedAs := ""
@@ -152,7 +152,7 @@ func (s *Spec) choose(tree *rootfs.Tree, program string, tried []string) (*rootf
 			because = errors.New(n.Path + " is not a regular file")
 		case n.Mode&0o111 == 0:
 			because = errors.New(n.Path + " is not executable")
-		case s.may(tree, n, mayExecute) && !slices.ContainsFunc(through[:len(through)-1], func(dir *rootfs.Node) bool {
+		case s.May(tree, n, mayExecute) && !slices.ContainsFunc(through[:len(through)-1], func(dir *rootfs.Node) bool {
 			return !s.mayItself(dir, mayExecute)
 		}):
 			return n, p, nil
@@ -169,8 +169,8 @@ func (s *Spec) choose(tree *rootfs.Tree, program string, tried []string) (*rootf
 // leadsInto reports whether a path, or what it leads through, is in one of the directories.
 func leadsInto(p string, through []*rootfs.Node, dirs ...string) bool {
 	return slices.ContainsFunc(dirs, func(dir string) bool {
-		return below(path.Clean(p), dir) ||
-			slices.ContainsFunc(through, func(n *rootfs.Node) bool { return below(n.Path, dir) })
+		return Below(path.Clean(p), dir) ||
+			slices.ContainsFunc(through, func(n *rootfs.Node) bool { return Below(n.Path, dir) })
 	})
 }
 
@@ -208,7 +208,7 @@ func (e *notFoundError) Unwrap() []error {
 }
 
 // abs is a path seen from the working directory. It is not cleaned: ".." is resolved by the tree.
-func (s *Spec) abs(p string) string {
+func (s *Process) abs(p string) string {
 	if path.IsAbs(p) {
 		return p
 	}
@@ -217,7 +217,7 @@ func (s *Spec) abs(p string) string {
 
 // interpreters follows the first lines of scripts to the ELF file that runs in the end, which comes last.
 // It returns every program on the way, env(1) included; none for what is no script.
-func (s *Spec) interpreters(tree *rootfs.Tree, n *rootfs.Node) ([]*rootfs.Node, error) {
+func (s *Process) Interpreters(tree *rootfs.Tree, n *rootfs.Node) ([]*rootfs.Node, error) {
 	var chain []*rootfs.Node
 	for range maxInterpreters {
 		if n.ELF != nil || n.Shebang == "" {
@@ -233,7 +233,7 @@ func (s *Spec) interpreters(tree *rootfs.Tree, n *rootfs.Node) ([]*rootfs.Node, 
 			programs = append(programs, inner)
 		}
 		for _, program := range programs {
-			next, _, err := s.lookUp(tree, program)
+			next, _, err := s.LookUp(tree, program)
 			if err != nil {
 				return nil, fmt.Errorf("the script %s begins with #!%s: %w", n.Path, n.Shebang, err)
 			}
@@ -256,3 +256,6 @@ func envProgram(args []string) string {
 	}
 	return ""
 }
+
+// ErrImage says that an image lacks what starting it needs.
+var ErrImage = errors.New("the image cannot be started")
