@@ -109,6 +109,9 @@ func newBatch() *cobra.Command {
 			if digest, err = planDigest(name, p, own.access.insecure); err != nil {
 				return err
 			}
+			if err := own.layers.reserve(p, own.access.insecure); err != nil {
+				return err
+			}
 		}
 		find := func(ctx context.Context) ([]batch.Job, error) {
 			p.ListTime = listTime

@@ -6,8 +6,10 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
@@ -90,5 +92,17 @@ func (l *layerFlags) choose(o *convert.Options, reg registryFlags) (err error) {
 	}
 	o.TrustTOC, o.Limits = l.toc, reg.limits
 	o.Shared, err = l.shared(reg)
+	return err
+}
+
+// reserve keeps the results of a plan out of the repository with indexes of layers.
+func (l *layerFlags) reserve(p *plan.Plan, insecure bool) error {
+	if l.indexRepo == "" {
+		return nil
+	}
+	repo, err := image.ParseRepository(l.indexRepo, insecure)
+	if err == nil {
+		p.ReserveRepository(repo, "the repository with indexes of layers")
+	}
 	return err
 }

@@ -47,6 +47,7 @@ func TestMissingRuntime(t *testing.T) {
 	}
 	assert.Empty(t, jobs[1].Problem)
 	assert.Equal(t, reg.Digest(t, "gramine:1"), jobs[1].Runtime.Digest)
-	assert.ErrorIs(t, pinRuntimes(context.Background(), []batch.Job{job(missing)}, registry.Options{}), image.ErrNotFound,
+	err := pinRuntimes(context.Background(), []batch.Job{job(missing)}, registry.Options{})
+	assert.ErrorIs(t, err, image.ErrNotFound,
 		"nothing is left to do")
 }

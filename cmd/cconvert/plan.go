@@ -26,7 +26,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/all"
 )
 
 // jobFlags are the options that a plan can set for its images: all of "cconvert convert" that are not about the machine
@@ -140,24 +140,20 @@ func pinRuntimes(ctx context.Context, jobs []batch.Job, o registry.Options) erro
 		if jobs[i].Problem != "" {
 			continue
 		}
-		source := r.Source
-		if source == "" {
-			source = gramine.DefaultSource
+		ref, inImage, err := batch.ImageOf(r, jobs[i].Insecure, all.Backends())
+		if err != nil {
+			return err
 		}
-		if r.Kind != "gramine" || r.Digest != "" || r.Layer != "" || !strings.HasPrefix(source, "docker://") {
+		if r.Digest != "" || r.Layer != "" || !inImage || ref.Transport != image.Registry {
 			continue
 		}
 		digest, ok := known[r]
 		if !ok {
-			ref, err := image.ParseReference(source, jobs[i].Insecure)
-			if err != nil {
-				return err
-			}
 			limited, cancel := context.WithTimeout(ctx, findRuntime)
 			digest, err = registry.ResolveTag(limited, ref, o)
 			cancel()
 			if err != nil {
-				missing[r] = fmt.Errorf("finding the runtime %s: %w", source, err)
+				missing[r] = fmt.Errorf("finding the runtime %s: %w", r.Source, err)
 			}
 			if ctx.Err() != nil {
 				return missing[r]
@@ -288,6 +284,7 @@ func undated(err error) error {
 }
 
 // planDigest is the digest of a plan with all that it leads to: files that its options name, and settings in variables.
+// It reserves the runtimes that the options name.
 // The error is a mistake in the options, whatever images there are.
 func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
 	of := []any{p.Digest}
@@ -301,6 +298,13 @@ func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
 			return "", err
 		}
 		of = append(of, j)
+		ref, ok, err := batch.ImageOf(j.Runtime, insecure, all.Backends())
+		if err != nil {
+			return "", err
+		}
+		if ok {
+			p.Reserve(ref, "the runtime of images")
+		}
 	}
 	b, err := json.Marshal(of)
 	if err != nil {

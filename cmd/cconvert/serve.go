@@ -84,6 +84,9 @@ func newServe() *cobra.Command {
 		if o.Secret, err = door.readSecret(config); err != nil {
 			return err
 		}
+		if err := own.layers.reserve(p, own.access.insecure); err != nil {
+			return err
+		}
 		o.Job = func(img plan.Image) (batch.Job, error) { return planJob(file, img, p, own.access.insecure) }
 
 		ctx, end := context.WithCancelCause(cmd.Context())

@@ -38,7 +38,9 @@ the measurement, the list of files, the configuration. What it was made from is 
 The enclave's own code comes from the runtime in the image, and a signature makes it yours: say
 which one you expect (--runtime-digest, --lock, --known-runtimes), or accept --any-runtime.
 What keeps no secrets is not signed: --allow-debug and --allow-simulated accept it. Say what
-else you expect with --mrenclave and --signed-by.`
+else you expect with --mrenclave and --signed-by. Product and security version number, if they are
+not zero, are the preparer's choice: say yours with --prod-id and --min-svn, or who has signed them
+before with --signed-by.`
 
 // beforeFlags say what is expected of an image before it is signed.
 type beforeFlags struct {
@@ -51,7 +53,7 @@ func (b *beforeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&b.mrEnclave, "mrenclave", "", "the MRENCLAVE that is expected")
 	f.StringVar(&b.signedBy, "signed-by", "", "the MRSIGNER of the signature that is expected to be there now")
 	f.StringVar(&b.source, "source", "", "the image that it was made from, to be compared with it before it is signed")
-	b.expect.minSVN, b.expect.prodID = -1, -1
+	b.expect.addNumbers(f)
 	b.expect.addAccepted(f, "accept any runtime: its code runs in the enclave, and gets what is sealed to your key")
 	b.access.add(f)
 }
@@ -76,6 +78,9 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*verify.Report
 	}
 	if b.mrEnclave != "" {
 		x.MREnclave = []sgx.Measurement{mrEnclave}
+	}
+	if b.signedBy != "" {
+		x.SignedBy = &signedBy
 	}
 	var source *image.Image
 	if b.source != "" {

@@ -84,13 +84,17 @@ func (e *expectFlags) addAccepted(f *pflag.FlagSet, anyRuntime string) {
 		"accept images of the simulated runtime, which have no enclave")
 }
 
+func (e *expectFlags) addNumbers(f *pflag.FlagSet) {
+	f.IntVar(&e.minSVN, "min-svn", -1, "lowest security version number")
+	f.IntVar(&e.prodID, "prod-id", -1, "expected product number")
+}
+
 func (e *expectFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&e.policy, "policy", "", "TOML file with expectations; flags add to it")
 	f.StringSliceVar(&e.mrEnclave, "mrenclave", nil, "expected MRENCLAVE (repeatable: one of them)")
 	f.StringSliceVar(&e.mrSigner, "mrsigner", nil, "expected MRSIGNER (repeatable: one of them)")
 	f.StringVar(&e.signerKey, "signer-key", "", "file with the key, public or private, that must have signed")
-	f.IntVar(&e.minSVN, "min-svn", -1, "lowest security version number")
-	f.IntVar(&e.prodID, "prod-id", -1, "expected product number")
+	e.addNumbers(f)
 	f.StringVar(&e.layout, "layout", "", "kind of image: cconvert (the default), gsc, for images of Gramine Shielded "+
 		"Containers, or sdk, for those with enclaves of their own, of which it is not verified what starts them")
 	e.addAccepted(f, "accept any loader: it is not measured, and runs outside the enclave")

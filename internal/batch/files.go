@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/libos"
 )
 
 // ErrFiles says that a job names something of the worker's machine that it may not.
@@ -24,7 +25,7 @@ type Files struct {
 }
 
 // check reports by ErrFiles what a job names and may not.
-func (f Files) check(j Job) error {
+func (f Files) check(j Job, backends []libos.Backend) error {
 	if f.All {
 		return nil
 	}
@@ -37,7 +38,16 @@ func (f Files) check(j Job) error {
 			return err
 		}
 	}
-	for i, s := range []string{j.Runtime.Source, j.Runtime.Libs} {
+	runtime := []string{j.Runtime.Source, j.Runtime.Libs}
+	if ref, ok, err := ImageOf(j.Runtime, j.Insecure, backends); err != nil {
+		return err
+	} else if ok {
+		if err := f.reference(ref); err != nil {
+			return err
+		}
+		runtime = runtime[1:]
+	}
+	for _, s := range runtime {
 		kind, rest, found := strings.Cut(s, ":")
 		files := []string{s} // of the simulated runtime, and directories of libraries
 		switch {
@@ -47,15 +57,6 @@ func (f Files) check(j Job) error {
 			files = []string{rest}
 		case found && kind == "deb":
 			files = strings.Split(rest, ",")
-		case j.Runtime.Kind == "gramine" && i == 0:
-			ref, err := image.ParseReference(s, j.Insecure)
-			if err == nil {
-				err = f.reference(ref)
-			}
-			if err != nil {
-				return err
-			}
-			continue
 		}
 		for _, file := range files {
 			if err := f.path(file); err != nil {

@@ -63,9 +63,21 @@ type Runtime struct {
 	Layer  string `json:"layer,omitempty"`  // that must come out
 }
 
+// ImageOf returns the image that has a runtime; false if it is not in one, or not known.
+func ImageOf(r Runtime, insecure bool, backends []libos.Backend) (ref image.Reference, ok bool, err error) {
+	i := slices.IndexFunc(backends, func(b libos.Backend) bool { return b.Kind() == r.Kind })
+	if i < 0 {
+		return ref, false, nil
+	}
+	return backends[i].Image(libos.LoadOptions{Source: r.Source, Insecure: insecure})
+}
+
 // NewJob describes a conversion by its options.
 func NewJob(o convert.Options, insecure bool) Job {
 	r := o.Runtime
+	if ref, ok, err := o.Backend.Image(r); err == nil && ok && r.Source == "" {
+		r.Source = ref.String() // its registry is one of the job's, though it goes without saying
+	}
 	return Job{
 		Source: o.Source.String(), Target: o.Target.String(), Insecure: insecure,
 		Runtime: Runtime{o.Backend.Kind(), r.Source, r.Libs, r.Digest, r.Layer},

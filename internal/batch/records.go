@@ -176,3 +176,17 @@ func (q *Queue) follow(ctx context.Context, batch string, see func(*Record), don
 	}
 	return nil
 }
+
+// update replaces the record of a revision, and no other; 0: there is no record yet. If there is another one, the error
+// is jetstream.ErrKeyRevisionMismatch.
+func (q *Queue) update(ctx context.Context, r *Record, revision uint64) (next uint64, err error) {
+	b, err := marshal(r)
+	if err != nil {
+		return 0, err
+	}
+	err = q.try(ctx, func(ctx context.Context) (err error) {
+		next, err = q.records.Update(ctx, r.key(), b, revision)
+		return err
+	})
+	return next, err
+}

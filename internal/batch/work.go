@@ -353,20 +353,6 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 // sameAttempt reports whether a record is of this attempt: two can be of one process.
 func (r *Record) sameAttempt(now *Record) bool { return now.Worker == r.Worker && now.Begun == r.Begun }
 
-// update replaces the record of a revision, and no other; 0: there is no record yet. If there is another one, the error
-// is jetstream.ErrKeyRevisionMismatch.
-func (q *Queue) update(ctx context.Context, r *Record, revision uint64) (next uint64, err error) {
-	b, err := marshal(r)
-	if err != nil {
-		return 0, err
-	}
-	err = q.try(ctx, func(ctx context.Context) (err error) {
-		next, err = q.records.Update(ctx, r.key(), b, revision)
-		return err
-	})
-	return next, err
-}
-
 // ack takes a job out of the queue, and waits until that is so.
 func (q *Queue) ack(ctx context.Context, msg jetstream.Msg) {
 	once, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -111,7 +111,7 @@ func (w *Worker) convert(
 	if j.Insecure && !w.Insecure {
 		return nil, ErrInsecure
 	}
-	if err := w.Files.check(j); err != nil {
+	if err := w.Files.check(j, w.Backends); err != nil {
 		return nil, err
 	}
 	w.once.Do(func() { w.runtimes, w.limits = map[runtimeKey]*loadedRuntime{}, map[string]*limit{} })

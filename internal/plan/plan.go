@@ -42,6 +42,9 @@ type Plan struct {
 	Insecure bool `yaml:"-"`
 	// ListTime is how long finding the images of one entry may take; 0: DefaultListTime.
 	ListTime time.Duration `yaml:"-"`
+	// Reserved are what no result may replace, by their places: images that have runtimes, and repositories with
+	// indexes of layers. See Reserve.
+	Reserved map[string]string `yaml:"-"`
 	// Digest is that of the plan's text, "sha256:…".
 	Digest string `yaml:"-"`
 	// MaxImages is how many images may be found; 0: DefaultMaxImages. An entry may have three tenths of them.

@@ -62,7 +62,9 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 		options[i] = e.Options.Over(p.Defaults.Options)
 		for f := range found(lists[i]) {
 			if f.err != nil {
-				images = append(images, Image{Source: f.name, Line: e.Line, Found: e.Registry != "", Err: f.err})
+				images = append(images, Image{
+					Source: shortened(f.name), Line: e.Line, Found: e.Registry != "", Err: f.err,
+				})
 				missed[i].add(f)
 				continue
 			}
@@ -88,6 +90,12 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 				continue // the first entry that chooses an image decides
 			}
 			chosenBy[img.from] = i
+			if what := p.reserved(target); what != "" && err == nil {
+				err = fmt.Errorf("the result of %s would replace %s, which is %s", img.Source, target, what)
+				if !img.Found {
+					return nil, &Error{file, img.Line, err}
+				}
+			}
 			to := p.targetPlace(target)
 			if first, ok := owner[to]; ok && err == nil {
 				before := &images[first]
@@ -186,6 +194,46 @@ func (p *Plan) decides(i int, missed []missing, ref name.Reference) (entry int, 
 		}
 	}
 	return i, false
+}
+
+// maxSource is how many bytes of a name are kept that is not an image's: a registry lists what it likes.
+const maxSource = 1024
+
+func shortened(s string) string {
+	if len(s) <= maxSource {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxSource], "") + "…"
+}
+
+// Reserve keeps results from replacing an image that has a runtime, for instance. What says what it is.
+func (p *Plan) Reserve(ref image.Reference, what string) {
+	if p.Reserved == nil {
+		p.Reserved = map[string]string{}
+	}
+	p.Reserved[ref.Place()] = what
+}
+
+// ReserveRepository is Reserve of all images of a repository.
+func (p *Plan) ReserveRepository(repo name.Repository, what string) {
+	p.Reserve(image.InRegistry(repo.Tag(anyTag)), what)
+}
+
+// reserved returns what a target is that no result may replace; empty if it may be replaced.
+func (p *Plan) reserved(target string) (what string) {
+	ref, err := image.ParseReference(target, p.Insecure)
+	if err != nil {
+		return ""
+	}
+	if what = p.Reserved[ref.Place()]; what == "" && ref.Transport == image.Registry {
+		what = p.Reserved[place(ref.Name.Context().Tag(anyTag))]
+	}
+	return what
+}
+
+// IsReserved returns what a target in a registry is that no result may replace; empty if it may be replaced.
+func (p *Plan) IsReserved(target name.Reference) (what string) {
+	return p.reserved("docker://" + target.Name())
 }
 
 // targetPlace names where a result goes, whatever its spelling: a registry, a file or a daemon.

@@ -45,7 +45,7 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o reg
 	if err != nil {
 		return fmt.Errorf("reading the signatures of %s: %w", of, err)
 	}
-	var good atomic.Bool
+	var good, another atomic.Bool
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(signaturesAtOnce)
 	for _, d := range m.Layers[:min(len(m.Layers), maxSignatures)] {
@@ -55,6 +55,9 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o reg
 		}
 		g.Go(func() error {
 			payload, err := m.Blob(ctx, d, maxSignedBytes)
+			if errors.Is(err, image.ErrDigest) {
+				another.Store(true)
+			}
 			if err != nil && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrDigest) {
 				return fmt.Errorf("reading the signatures of %s: %w", of, err)
 			}
@@ -71,6 +74,8 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o reg
 	switch {
 	case good.Load():
 		return nil
+	case err == nil && another.Load(): // a proxy has answered with a page of its own
+		return fmt.Errorf("reading the signatures of %s: %w", of, image.ErrNoDocument)
 	case err == nil:
 		return ErrUnsigned
 	}

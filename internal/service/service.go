@@ -265,6 +265,9 @@ func (s *Service) askOnce(
 	if err != nil || targetPlace(target) == image.InRegistry(ref).Place() {
 		return nil, refuse(http.StatusForbidden, "the rule would replace %s by what comes of it", ref)
 	}
+	if what := s.o.Plan.IsReserved(target); what != "" {
+		return nil, refuse(http.StatusForbidden, "the result would replace %s, which is %s", target, what)
+	}
 	if other, line := s.o.Plan.Rival(rule, target); other != nil {
 		return nil, refuse(http.StatusForbidden, "the result would be %s, as that of %s, of which the rule in line %d "+
 			"wants other signatures", target, other, line)

@@ -60,7 +60,7 @@ func Check(text []byte, rules Rules) error {
 			return nil
 		}
 		if err != nil {
-			return err
+			return errors.New(err.Error()) // of the text: io.ErrUnexpectedEOF would be taken for one of reading it
 		}
 		at := len(open) - 1
 		if end := t == json.Delim(']') || t == json.Delim('}'); at >= 0 && open[at].keys == nil && !end {

@@ -144,7 +144,12 @@ func findingsOf(
 		findings = append(findings, finding.New(finding.Annotation, finding.Info, name,
 			"by this annotation of the manifest engines would run the image otherwise: it is left out"))
 	}
-	return findings, nil
+	others, err := source.OtherKeys()
+	for _, key := range others {
+		findings = append(findings, finding.New(finding.Annotation, finding.Info, key,
+			"by this key of the manifest registries would attach the image to another one: it is left out"))
+	}
+	return findings, err
 }
 
 // slowStart is how many seconds of reading a list are worth a finding.

@@ -43,7 +43,9 @@ type layers struct {
 }
 
 func newLayers(o Options) *layers {
-	return &layers{o: o, scan: rootfs.Options{Keep: o.Launch.Keep(), Inflate: o.Inflate, Limits: o.Limits}}
+	return &layers{o: o, scan: rootfs.Options{
+		Keep: o.Launch.Keep(), Inflate: o.Inflate, Limits: o.Limits, Kept: new(rootfs.Kept),
+	}}
 }
 
 // merge reads the layers side by side, and lays them over each other.

@@ -1,6 +1,8 @@
 package convert
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"runtime"
 	"time"
@@ -58,8 +60,18 @@ func (o Options) check() error {
 	if err := o.Launch.Check(); err != nil {
 		return err
 	}
-	return o.Enclave.Check()
+	if err := o.Enclave.Check(); err != nil {
+		return err
+	}
+	runtime, ok, err := o.Backend.Image(o.Runtime)
+	if err == nil && ok && o.Target != nil && o.Target.Same(runtime) {
+		err = fmt.Errorf("%w: %s", ErrRuntime, o.Target)
+	}
+	return err
 }
+
+// ErrRuntime says that a result would replace the image that has the runtime.
+var ErrRuntime = errors.New("the result would replace the runtime")
 
 func (o Options) jobs() int {
 	if o.Jobs > 0 {

@@ -17,7 +17,9 @@ func (c Options) Recorded() recipe.Options { return recipe.Record(c.Launch, c.En
 
 // Identity is the one of a conversion by these options, of a source and with a runtime of these digests.
 func (c Options) Identity(source, runtime string, signer sgx.Measurement) string {
-	r := recipe.Recipe{Epoch: recipe.FormatEpoch, Source: source, Platform: recipe.Platform, Options: c.Recorded(), Overlay: c.Overlay}
+	r := recipe.Recipe{
+		Epoch: recipe.FormatEpoch, Source: source, Platform: recipe.Platform, Options: c.Recorded(), Overlay: c.Overlay,
+	}
 	r.Runtime.Digest = runtime
 	return r.Identity(signer)
 }
@@ -52,7 +54,8 @@ func optionsOf(r recipe.Recipe, backend libos.Backend) (Options, error) {
 // files below the added layers, its configuration and the runtime. Nothing is measured. The error is ErrEpoch for an
 // image of another version.
 func Repeat(
-	ctx context.Context, r recipe.Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree, img *image.Image,
+	ctx context.Context, r recipe.Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree,
+	img *image.Image,
 ) (*Conversion, error) {
 	o, err := optionsOf(r, backend)
 	if err != nil {

@@ -48,6 +48,20 @@ func (img *Image) Close() error {
 // ID is the digest of the configuration, by which engines know the image, however its layers are compressed.
 func (img *Image) ID() string { return DigestOf(img.Config) }
 
+// DiffIDs returns the digests of the layers' archives, as the configuration has them (OCI image specification,
+// "rootfs.diff_ids").
+func (img *Image) DiffIDs() ([]string, error) {
+	var config struct {
+		RootFS struct {
+			DiffIDs []string `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if err := json.Unmarshal(img.Config, &config); err != nil {
+		return nil, fmt.Errorf("reading the layers in the configuration: %w", err)
+	}
+	return config.RootFS.DiffIDs, nil
+}
+
 // LayerDigests are those of the layers, in their order.
 func (img *Image) LayerDigests() []string {
 	digests := make([]string, len(img.Layers))

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -124,9 +126,9 @@ func (img *Image) Below(layers int) (*Image, error) {
 	return &below, nil
 }
 
-// Append puts layers on top of an image. The source's layers stay as they are, and so does all of its manifest that is
-// not about layers or configuration, but for annotations that steer engines. Config is the new configuration but for
-// its rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
+// Append puts layers on top of an image. The source's layers stay as they are, and so do the annotations of its
+// manifest, but for those that steer engines. What else its manifest has is left out. Config is the new configuration
+// but for its rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
 func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Output, error) {
 	raw, err := img.Manifest()
 	if err != nil {
@@ -196,6 +198,7 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	if err != nil {
 		return nil, err
 	}
+	maps.DeleteFunc(manifest, func(key string, _ json.RawMessage) bool { return !slices.Contains(ownKeys, key) })
 	if annotations, ok := manifest["annotations"]; ok {
 		if manifest["annotations"], err = withoutSteering(annotations); err != nil {
 			return nil, err
@@ -208,7 +211,7 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	return out, nil
 }
 
-// newLayers returns new layers of an image, with the media type that suits the manifest's.
+// NewLayers returns new layers of an image, with the media type that suits the manifest's.
 func NewLayers(manifest types.MediaType, add []NewLayer) ([]v1.Layer, []v1.Descriptor, error) {
 	mt := types.OCILayer
 	if manifest == types.DockerManifestSchema2 {
@@ -269,7 +272,7 @@ func (o output) MediaType() (types.MediaType, error) { return o.Output.MediaType
 func (o output) Size() (int64, error)                { return int64(len(o.Output.Manifest)), nil }
 func (o output) ConfigName() (v1.Hash, error)        { return v1.NewHash(o.ImageID) }
 func (o output) ConfigFile() (*v1.ConfigFile, error) { return partial.ConfigFile(o) }
-func (o output) RawConfigFile() ([]byte, error)      { return o.Output.Config, nil }
+func (o output) RawConfigFile() ([]byte, error)      { return o.Config, nil }
 func (o output) Digest() (v1.Hash, error)            { return v1.NewHash(o.Output.Digest) }
 func (o output) Manifest() (*v1.Manifest, error)     { return partial.Manifest(o) }
 func (o output) RawManifest() ([]byte, error)        { return o.Output.Manifest, nil }

@@ -1,9 +1,5 @@
-// Package image reads container images from where they are and writes them to where they shall be: a
-// registry, an OCI layout, an archive of "docker save", or a Docker daemon.
-//
-// [Open] resolves a reference to one image for linux/amd64 and gives its layers as streams. [Append]
-// puts layers on top of it, and [Write] stores the outcome. Layers that the target has already are not
-// sent, and a tag is moved only when everything that it names is there.
+// Package image describes container images, wherever they are: references and names, an [Image] and its layers as
+// streams, and what is put on top of it ([Append]). Package store opens and stores them.
 package image
 
 import (

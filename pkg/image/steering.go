@@ -15,6 +15,7 @@ var describing = []string{
 	"org.opencontainers.image.", "com.docker.official-images.", "vnd.docker.reference.", "org.label-schema.",
 }
 
+// Steers reports whether engines carry an annotation of an image to its containers.
 func Steers(annotation string) bool {
 	return !slices.ContainsFunc(describing, func(prefix string) bool { return strings.HasPrefix(annotation, prefix) })
 }
@@ -28,6 +29,28 @@ func (img *Image) Steering() ([]string, error) {
 	}
 	maps.DeleteFunc(annotations, func(name, _ string) bool { return !Steers(name) })
 	return slices.Sorted(maps.Keys(annotations)), nil
+}
+
+// ownKeys are those of an image's manifest that are about the image itself (OCI image specification, "Image Manifest").
+// By others, registries list it as something that is attached to another one.
+var ownKeys = []string{"schemaVersion", "mediaType", "config", "layers", "annotations"}
+
+// OtherKeys returns the keys of the image's manifest that are not about the image itself, sorted. Append leaves them
+// out.
+func (img *Image) OtherKeys() ([]string, error) {
+	if img.Manifest == nil { // it is one of nothing but a configuration
+		return nil, nil
+	}
+	raw, err := img.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	var manifest map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &manifest); err != nil {
+		return nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	maps.DeleteFunc(manifest, func(key string, _ json.RawMessage) bool { return slices.Contains(ownKeys, key) })
+	return slices.Sorted(maps.Keys(manifest)), nil
 }
 
 // Annotations returns those of the image's manifest.

@@ -18,8 +18,8 @@ type Watcher interface {
 // closed.
 type Upload interface {
 	// Current returns the image that the place has before anything is written; nil if it has none for linux/amd64, or
-	// if the place is replaced as a whole. It is asked for once. What cannot be read is an error: it may be an image all
-	// the same.
+	// if the place is replaced as a whole. It is asked for once. What cannot be read is an error: it may be an image
+	// all the same.
 	Current() (*Image, error)
 	// Begin starts to send an image's layers, and new ones that come on top, if the place takes layers before there is
 	// an image. Write tells what goes wrong.

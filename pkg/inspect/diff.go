@@ -119,7 +119,7 @@ func (c *Converted) said() *libos.Enclave {
 	return &e
 }
 
-// compareEnclaves compares what two enclaves say beside their measured memory.
+// CompareEnclaves compares what two enclaves say beside their measured memory.
 func CompareEnclaves(a, b *libos.Enclave) []Difference {
 	var list []Difference
 	compareTables("", a.Table, b.Table, "manifest", &list)
@@ -170,8 +170,8 @@ func isList(v any) bool {
 	return ok
 }
 
-// compareLists tells which elements one of two lists alone has, if they are too long to be shown as they are. It
-// reports false otherwise, and if there are none: then the order differs, or how often one is there.
+// compareLists tells in what two lists differ that are too long to be shown as they are: which elements one of them
+// alone has, and the places at which the others differ. It reports false if they are shorter.
 func compareLists(name string, a, b []any, part string, list *[]Difference) bool {
 	if len(whole(a)) <= maxText && len(whole(b)) <= maxText {
 		return false
@@ -184,18 +184,34 @@ func compareLists(name string, a, b []any, part string, list *[]Difference) bool
 		return set
 	}
 	x, y := in(a), in(b)
-	before := len(*list)
+	var both [2][]any // the elements that the other list has too
 	for _, v := range a {
-		if !y[whole(v)] {
-			*list = append(*list, Difference{Part: part, Name: name, A: Text(v)})
+		if y[whole(v)] {
+			both[0] = append(both[0], v)
+			continue
 		}
+		*list = append(*list, Difference{Part: part, Name: name, A: Text(v)})
 	}
 	for _, v := range b {
-		if !x[whole(v)] {
-			*list = append(*list, Difference{Part: part, Name: name, B: Text(v)})
+		if x[whole(v)] {
+			both[1] = append(both[1], v)
+			continue
+		}
+		*list = append(*list, Difference{Part: part, Name: name, B: Text(v)})
+	}
+	for i := range max(len(both[0]), len(both[1])) { // the order, or how often an element is there
+		d := Difference{Part: part, Name: fmt.Sprintf("%s, element %d of those in both", name, i+1)}
+		if i < len(both[0]) {
+			d.A = Text(both[0][i])
+		}
+		if i < len(both[1]) {
+			d.B = Text(both[1][i])
+		}
+		if i >= len(both[0]) || i >= len(both[1]) || whole(both[0][i]) != whole(both[1][i]) {
+			*list = append(*list, d)
 		}
 	}
-	return len(*list) > before
+	return true
 }
 
 // whole is a value's text, however long it is.

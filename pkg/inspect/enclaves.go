@@ -36,7 +36,8 @@ type EnclaveFile struct {
 	Config        *sdk.Config `json:"config,omitempty"`
 	MetadataError string      `json:"metadata_error,omitempty"`
 
-	Structure *sgx.SigStruct
+	// Structure is the SIGSTRUCT; nil: it could not be read.
+	Structure *sgx.SigStruct `json:"-"`
 }
 
 // Problem is what keeps the CPU from starting the enclave as it is in the file; empty if nothing is known to.
@@ -47,7 +48,7 @@ func (f EnclaveFile) Problem() string {
 	return f.SignatureError
 }
 
-// mayDebug is sgx.SigStruct.MayDebug of its SIGSTRUCT; false if there is none.
+// MayDebug is sgx.SigStruct.MayDebug of its SIGSTRUCT; false if there is none.
 func (f EnclaveFile) MayDebug() bool { return f.Structure != nil && f.Structure.MayDebug() }
 
 // Kinds of files with an enclave.
@@ -89,7 +90,7 @@ func Enclaves(ctx context.Context, img *image.Image, o Options) ([]EnclaveFile, 
 	return EnclavesOf(ctx, img, tree)
 }
 
-// enclavesOf finds the signed enclaves in an image whose layers were scanned.
+// EnclavesOf finds the signed enclaves in an image whose layers were scanned.
 func EnclavesOf(ctx context.Context, img *image.Image, tree *rootfs.Tree) ([]EnclaveFile, error) {
 	var nodes []*rootfs.Node
 	_ = tree.Walk(func(n *rootfs.Node) error {

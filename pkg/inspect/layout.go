@@ -47,7 +47,7 @@ func (o Options) keep() []string {
 	return slices.Compact(keep)
 }
 
-// find returns the places of an image.
+// Find returns the places of an image.
 func (o Options) Find(tree *rootfs.Tree) (Places, bool) {
 	for _, b := range o.Known() {
 		if tree.Lookup(libos.RecipePath) != nil && tree.Lookup(b.Keep()[0]) != nil &&

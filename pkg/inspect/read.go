@@ -1,6 +1,5 @@
-// Package verify reads confidential images back. [Read] returns what one says of itself, [Verify] reports whether it is
-// true and what was expected, [Compare] why two measurements differ, and [Rebuild] whether the same image comes out
-// again. [BeforeSigning] is Verify for an image that is to be signed.
+// Package inspect reads confidential images. [Read] returns what one says of itself, [Enclaves] the enclaves of an
+// image that was not converted, and [Compare] why two measurements differ. Package verify reports whether it is true.
 package inspect
 
 import (
@@ -123,7 +122,7 @@ func ReadLayers(ctx context.Context, img *image.Image, o Options) (*Converted, e
 	return s.Converted(ctx)
 }
 
-// readTop reads an image of this program; nil if it is not one.
+// ReadOurs reads an image of this program; nil if it is not one.
 func ReadOurs(ctx context.Context, img *image.Image, o Options) (*Converted, error) {
 	n := len(img.Layers)
 	if n < 2 {
@@ -185,6 +184,7 @@ func recipeOf(ctx context.Context, img *image.Image) (r recipe.Recipe, err error
 	return r, nil
 }
 
+// ExtractFiles reads files of a layer, by the paths of their entries.
 func ExtractFiles(ctx context.Context, l *image.Layer, want map[string]bool) (map[string][]byte, error) {
 	return extractAndSum(ctx, l, want, nil)
 }
@@ -234,7 +234,7 @@ func contentsOf(ctx context.Context, img *image.Image, nodes []*rootfs.Node) (ma
 	return contents, nil
 }
 
-// runtimeOf reads the layer that holds a runtime, of which the image says that it has a digest; empty: nothing.
+// RuntimeOf reads the layer that holds a runtime, of which the image says that it has a digest; empty: nothing.
 func RuntimeOf(ctx context.Context, l *image.Layer, said string) (*libos.Bundle, error) {
 	r, err := l.Open(ctx)
 	if err != nil {

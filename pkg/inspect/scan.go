@@ -16,7 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
-// scanned is an image of which every layer was read.
+// Scanned is an image of which every layer was read.
 type Scanned struct {
 	Image   *image.Image
 	Indexes []*rootfs.Index
@@ -26,7 +26,7 @@ type Scanned struct {
 	Files   map[string][]byte
 }
 
-// scan reads all layers and finds the enclave.
+// Scan reads all layers and finds the enclave.
 func Scan(ctx context.Context, img *image.Image, o Options) (*Scanned, error) {
 	s := &Scanned{Image: img, Files: map[string][]byte{}}
 	recipe, err := recipeOf(ctx, img)
@@ -78,8 +78,9 @@ func notConverted(img *image.Image) error {
 	return ErrNotConverted
 }
 
-// scanAll reads the layers.
+// ScanAll reads the layers.
 func (o Options) ScanAll(ctx context.Context, img *image.Image, so rootfs.Options) ([]*rootfs.Index, error) {
+	so.Kept = new(rootfs.Kept)
 	index := func(ctx context.Context, i int) (_ *rootfs.Index, err error) {
 		defer bug.Catch(&err)
 		return o.scan(ctx, img.Layers[i], so)
@@ -109,7 +110,7 @@ func (o Options) read(ctx context.Context, l *image.Layer, so rootfs.Options) (*
 	return rootfs.Scan(ctx, r, l.Digest, so)
 }
 
-// added is how many layers the conversion has put on the image; 0 for images of other programs.
+// Added is how many layers the conversion has put on the image; 0 for images of other programs.
 func (s *Scanned) Added() int {
 	if s.Places.Backend == nil {
 		return 0
@@ -144,6 +145,7 @@ func (s *Scanned) open(ctx context.Context) (*libos.Enclave, error) {
 	})
 }
 
+// Converted returns what the image says of itself.
 func (s *Scanned) Converted(ctx context.Context) (*Converted, error) {
 	e, err := s.open(ctx)
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// decodeExactly reads an object of JSON. Numbers stay as they are written: a float would not tell the times of a health
+// DecodeExactly reads an object of JSON. Numbers stay as they are written: a float would not tell the times of a health
 // check apart.
 func DecodeExactly(text []byte) (m map[string]any, err error) {
 	d := json.NewDecoder(bytes.NewReader(text))
@@ -18,6 +18,7 @@ func DecodeExactly(text []byte) (m map[string]any, err error) {
 // maxText is how much of a value is shown.
 const maxText = 500
 
+// Text returns a value for people, shortened if it is long.
 func Text(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil || v == nil {

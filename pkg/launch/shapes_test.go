@@ -131,7 +131,9 @@ func TestDistributions(t *testing.T) {
 		},
 		"both C libraries": {
 			"/app",
-			map[string]elf.Facts{"/app": program(musl), "/other": program(glibc, "libc.so.6"), "/lib64/libc.so.6": libC},
+			map[string]elf.Facts{
+				"/app": program(musl), "/other": program(glibc, "libc.so.6"), "/lib64/libc.so.6": libC,
+			},
 			[]Entry{
 				Program("app", ELF("")), Program("other", ELF("")), Program("lib/ld-musl-x86_64.so.1", ELF("")),
 				Program("lib64/ld-linux-x86-64.so.2", ELF("")), File("lib64/libc.so.6", ELF("")),

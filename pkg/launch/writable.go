@@ -5,6 +5,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/cconvert/cconvert/pkg/finding"
@@ -155,7 +156,16 @@ func (f *files) volume(v string) error {
 	if !path.IsAbs(v) {
 		v = "/" + v
 	}
-	_, real, err := f.tree.Resolve(v)
+	if slices.Contains(strings.Split(v, "/"), "..") {
+		return fmt.Errorf("%w: engines differ in where the volume %q is", process.ErrImage, v)
+	}
+	// Links of the kernel's lead out of its directories, to "/" as well: /proc/self/root.
+	var through []*rootfs.Node
+	_, real, err := f.tree.Through(v, func(dir *rootfs.Node) { through = append(through, dir) })
+	kernels := process.LeadsInto(v, through, "/proc", "/dev") || process.LeadsInto(real, nil, "/proc", "/dev")
+	if kernels && !process.Below(path.Clean(v), "/dev/shm") {
+		return fmt.Errorf("%w: the volume %q is among what is the kernel's, and can lead anywhere", process.ErrImage, v)
+	}
 	if real == "" {
 		return fmt.Errorf("the volume %s: %w", v, err)
 	}

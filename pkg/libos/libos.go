@@ -44,6 +44,8 @@ type Backend interface {
 	Layers() int
 	// Load finds the runtime and packs it into a layer, the same bytes for the same runtime.
 	Load(ctx context.Context, o LoadOptions) (*Bundle, error)
+	// Image returns the image from which Load takes the runtime; false: it takes it from elsewhere.
+	Image(o LoadOptions) (ref image.Reference, ok bool, err error)
 	// CheckOverlay reports what is wrong with a user's own configuration of the library OS. The name is for messages.
 	CheckOverlay(name, text string) error
 	// Seal turns a specification into the files and the enclave that the runtime starts. It does the same each time for

@@ -13,8 +13,10 @@ import (
 func TestEnclaveOptions(t *testing.T) {
 	assert.NoError(t, libos.EnclaveOptions{}.Check())
 	assert.NoError(t, libos.EnclaveOptions{Attestation: "dcap", LogLevel: "debug"}.Check())
-	assert.ErrorContains(t, libos.EnclaveOptions{Attestation: "epid"}.Check(), "attestation epid: there is none and dcap")
-	assert.ErrorContains(t, libos.EnclaveOptions{LogLevel: "loud"}.Check(), "runtime-log-level loud: there is none, error")
+	err := libos.EnclaveOptions{Attestation: "epid"}.Check()
+	assert.ErrorContains(t, err, "attestation epid: there is none and dcap")
+	err = libos.EnclaveOptions{LogLevel: "loud"}.Check()
+	assert.ErrorContains(t, err, "runtime-log-level loud: there is none, error")
 	assert.Empty(t, libos.EnclaveOptions{ISVSVN: 3}.Findings())
 	found := libos.EnclaveOptions{Debug: true}.Findings()
 	require.Len(t, found, 1)

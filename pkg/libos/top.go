@@ -9,7 +9,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// signatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.
+// SignatureFile is a SIGSTRUCT where the runtime looks for it or, as long as it is not signed, elsewhere.
 func SignatureFile(s *sgx.SigStruct) File {
 	f := File{Path: SigPath, Mode: 0o644, Content: s.Bytes()}
 	if key, _ := s.Signature(); key == nil {
@@ -18,14 +18,14 @@ func SignatureFile(s *sgx.SigStruct) File {
 	return f
 }
 
-// enclaveLayer is the layer on top while it is packed. Manifests, which are most of it, come before the signature.
+// EnclaveLayer is the layer on top while it is packed. Manifests, which are most of it, come before the signature.
 type EnclaveLayer struct {
 	out   *image.LayerWriter
 	files *Packer
 	rest  []File
 }
 
-// packEnclave begins the layer with what comes before the signature.
+// PackEnclave begins the layer with what comes before the signature.
 func PackEnclave(files []File) (*EnclaveLayer, error) {
 	out, err := image.NewLayerWriter(gzip.DefaultCompression)
 	if err != nil {
@@ -46,7 +46,7 @@ func (l *EnclaveLayer) pack(these func(File) bool) error {
 	return nil
 }
 
-// complete ends the layer.
+// Complete ends the layer.
 func (l *EnclaveLayer) Complete(s *sgx.SigStruct) (image.NewLayer, error) {
 	l.rest = SortFiles(append(l.rest, SignatureFile(s)))
 	if err := l.pack(func(File) bool { return true }); err != nil {

@@ -262,7 +262,7 @@ func (r Recipe) SourceConfig(output, source []byte, added int) ([]byte, error) {
 	return json.Marshal(config)
 }
 
-// sourceConfig undoes what Start.Config did, but for labels, which are written anew.
+// ConfigBefore undoes what Start.Config did, but for labels, which are written anew.
 func (r Recipe) ConfigBefore(output []byte, added int) ([]byte, error) {
 	config, run, err := readConfig(output)
 	if err != nil {

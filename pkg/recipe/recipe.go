@@ -1,3 +1,5 @@
+// Package recipe describes how an image was made: what it takes to make the same again, by which name that is known,
+// and what it does to the image's configuration.
 package recipe
 
 import (
@@ -36,13 +38,13 @@ type Recipe struct {
 	DiffIDs []string `json:"diff_ids"`
 }
 
-// RecipeRuntime identifies the runtime by its layer.
+// Runtime identifies the runtime by its layer.
 type Runtime struct {
 	libos.Meta
 	Digest string `json:"digest"`
 }
 
-// RecipeOptions are the user's decisions.
+// Options are the user's decisions.
 type Options struct {
 	EnclaveSize uint64   `json:"enclave_size"`
 	Threads     int      `json:"max_threads"`
@@ -189,7 +191,7 @@ const (
 	maxReasonsKeys = 4_000_000
 )
 
-// ParseRecipe reads what an image says of how it was made.
+// Parse reads what an image says of how it was made.
 func Parse(text []byte) (r Recipe, err error) {
 	if len(text) > maxRecipe {
 		return r, fmt.Errorf("it has %d bytes, more than %d", len(text), maxRecipe)
@@ -218,7 +220,7 @@ func ParseReasons(text []byte) (runs []FileRun, err error) {
 func (r Recipe) Plain() Recipe {
 	o := r.Options
 	o.Args, o.HostArgs, o.Env, o.PassEnv, o.Allowed, o.Tmpfs, o.Encrypted = nil, false, nil, nil, nil, nil, nil
-	o.Profile, o.ProfileText = "", ""
+	o.Profile, o.ProfileText, o.LibC = "", "", string(libc.Auto)
 	r.Options, r.Overlay = o, ""
 	return r
 }
@@ -242,7 +244,7 @@ func New(
 		Options: o, Date: date.String(), Overlay: overlay,
 		Replaced: map[string]json.RawMessage{},
 	}
-	config, run, err := readConfig(source.Config)
+	_, run, err := readConfig(source.Config)
 	if err != nil {
 		return r, err
 	}
@@ -259,15 +261,9 @@ func New(
 			r.Replaced[key] = raw
 		}
 	}
-	var rootfs struct {
-		DiffIDs []string `json:"diff_ids"`
-	}
-	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
-		return r, fmt.Errorf("reading the configuration's rootfs: %w", err)
-	}
-	r.DiffIDs = rootfs.DiffIDs
-	return r, nil
+	r.DiffIDs, err = source.DiffIDs()
+	return r, err
 }
 
 // FormatEpoch rises whenever the same input would give another output.
-const FormatEpoch = 6
+const FormatEpoch = 7

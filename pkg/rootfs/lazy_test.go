@@ -85,7 +85,8 @@ func TestCheckTOC(t *testing.T) {
 	archive := Tar(t, Dir("etc"), File("etc/passwd", strings.Repeat("root\n", 100)),
 		File("etc/evil__", strings.Repeat("evil\n", 100)), Symlink("l", "etc/passwd"),
 		Program("bin/app", strings.Repeat("app", 50_000)), File("empty", ""), Hardlink("bin/app2", "bin/app"),
-		File("etc/.wh.gone", ""), Special("dev", '3'))
+		File("etc/.wh.gone", ""), Special("dev", '3'),
+		Dir("srv"), File("srv/.wh..wh..opq", ""), File("etc/.wh.anew", ""), File("etc/anew", "x"))
 	metadata := map[string]string{}
 	pack := estargz.WithCompression(chunked{
 		&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: metadata}, &zstdchunked.Decompressor{},
@@ -137,7 +138,7 @@ func TestCheckTOC(t *testing.T) {
 			}
 			return l
 		},
-		"11 entries": func(l []estargz.TOCEntry) []estargz.TOCEntry {
+		"15 entries": func(l []estargz.TOCEntry) []estargz.TOCEntry {
 			return append(l, estargz.TOCEntry{Name: "cconvert", Type: "dir"})
 		},
 		"\"/l\"": func(l []estargz.TOCEntry) []estargz.TOCEntry {

@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 	"github.com/cconvert/cconvert/pkg/rootfs/glob"
@@ -46,14 +47,22 @@ type Options struct {
 	DiffID bool
 	// Limits bound what the layer may hold. They do not show in the Index.
 	Limits Limits
+	// Kept bounds what all layers that are read with it keep together; nil: each is bounded alone.
+	Kept *Kept
 }
+
+// Kept is how much of files is kept by scans side by side. The zero value is ready for use.
+type Kept struct{ bytes atomic.Int64 }
+
+// take reports whether so many more bytes may be kept.
+func (k *Kept) take(n int64) bool { return k == nil || k.bytes.Add(n) <= maxKept }
 
 // Scan reads a layer from front to back: a tar stream, plain or compressed with gzip or zstd. The blob
 // must have the given digest ("sha256:…"), else the error is ErrDigest.
 func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index, error) {
 	s := &scanner{
 		ctx: ctx, inflate: o.Inflate, keep: glob.Compile(o.Keep).Matcher(), buf: make([]byte, 128<<10),
-		sum: sha256.New(), room: room{limits: o.Limits.defaults()},
+		sum: sha256.New(), room: room{limits: o.Limits.defaults()}, all: o.Kept,
 	}
 	if err := s.keep.Check(); err != nil {
 		return nil, err
@@ -89,6 +98,9 @@ func checked(ctx context.Context, blob io.Reader, digest string, read func(io.Re
 	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != digest {
 		return fmt.Errorf("layer %s: %w: it is %s", digest, ErrDigest, got)
 	}
+	if errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, inflate.ErrInflater) {
+		err = errors.New(err.Error()) // of the layer, which is the right one: reading it again would not help
+	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", digest, err)
 	}
@@ -112,6 +124,8 @@ type scanner struct {
 	inflate inflate.Inflater
 	keep    *glob.Matcher
 	kept    int64
+	all     *Kept
+	full    error // more would be kept than may be
 	scripts int64
 	room    room
 	entries []Entry
@@ -378,6 +392,9 @@ func (s *scanner) file(e *Entry, r io.Reader) error {
 		}
 	}
 	s.sum.Sum(e.SHA256[:0])
+	if s.full != nil {
+		return s.full
+	}
 	if program != nil {
 		if e.ELF = program.Facts(); e.ELF != nil {
 			s.room.names += e.ELF.NameBytes()
@@ -409,7 +426,7 @@ func (s *scanner) keeper(e *Entry) *bytes.Buffer {
 		return nil
 	}
 	s.kept += e.Size
-	return bytes.NewBuffer(make([]byte, 0, e.Size))
+	return s.buffer(e)
 }
 
 // accounts reports whether a file is one of users or groups (passwd(5), group(5)), wherever it is: /etc/passwd can be a
@@ -430,6 +447,15 @@ func (s *scanner) text(e *Entry) *bytes.Buffer {
 		return nil
 	}
 	s.scripts += e.Size
+	return s.buffer(e)
+}
+
+// buffer returns a buffer for a file's content.
+func (s *scanner) buffer(e *Entry) *bytes.Buffer {
+	if !s.all.take(e.Size) {
+		s.full = fmt.Errorf("the image's databases and scripts have more than %d bytes", maxKept)
+		return nil
+	}
 	return bytes.NewBuffer(make([]byte, 0, e.Size))
 }
 

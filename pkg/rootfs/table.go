@@ -31,7 +31,7 @@ func ScanTOC(
 	}
 	s := &scanner{
 		ctx: ctx, keep: glob.Compile(o.Keep).Matcher(), buf: make([]byte, 128<<10), sum: sha256.New(),
-		room: room{limits: o.Limits.defaults()},
+		room: room{limits: o.Limits.defaults()}, all: o.Kept,
 	}
 	if err := eachListed(t, s.listed); err != nil {
 		if ctx.Err() != nil {
@@ -102,7 +102,7 @@ func (s *scanner) lookInto(e *Entry, r io.ReaderAt) error {
 		kept = s.text(e)
 	}
 	if kept == nil {
-		return nil
+		return s.full
 	}
 	if _, err := io.Copy(kept, io.NewSectionReader(r, 0, e.Size)); err != nil {
 		return err
@@ -185,15 +185,23 @@ func compare(ctx context.Context, t *toc.Table, index *Index, limits Limits) (di
 	}); err != nil {
 		return nil, err
 	}
-	seen := map[string]bool{}
+	seen := map[string]Type{}
 	for i := range index.Entries { // engines keep files by their names
 		e := &index.Entries[i]
-		if e.Type == Regular && seen[e.Path] {
+		if e.Type == Whiteout || e.Type == Opaque { // about lower layers
+			continue
+		}
+		if before, twice := seen[e.Path]; twice && (e.Type != Dir || before != Dir) {
 			differences = append(differences,
 				fmt.Sprintf("the archive has %q twice, of which an engine may take either", e.Path))
 			break
 		}
-		seen[e.Path] = true
+		if e.Type == Hardlink && seen[e.Link] != Regular && seen[e.Link] != Hardlink {
+			differences = append(differences,
+				fmt.Sprintf("%q is a hard link to %q, which is no file before it", e.Path, e.Link))
+			break
+		}
+		seen[e.Path] = e.Type
 	}
 	if len(entries) != len(index.Entries) {
 		differences = append(differences,

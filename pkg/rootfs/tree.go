@@ -381,7 +381,7 @@ func overlay(lower, upper *Node) {
 	}
 }
 
-// component splits a path after its first component, without "." and empty ones; the name is empty if
+// Component splits a path after its first component, without "." and empty ones; the name is empty if
 // there is none.
 func Component(p string) (name, rest string) {
 	for p != "" {

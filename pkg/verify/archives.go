@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -20,15 +19,9 @@ import (
 func checkArchives(
 	ctx context.Context, img *image.Image, indexes []*rootfs.Index, limits rootfs.Limits,
 ) (diffIDs, problems []string, err error) {
-	var config struct {
-		RootFS struct {
-			DiffIDs []string `json:"diff_ids"`
-		} `json:"rootfs"`
+	if diffIDs, err = img.DiffIDs(); err != nil {
+		return nil, []string{err.Error()}, nil
 	}
-	if err := json.Unmarshal(img.Config, &config); err != nil {
-		return nil, []string{"the configuration's list of layers: " + err.Error()}, nil
-	}
-	diffIDs = config.RootFS.DiffIDs
 	for i, index := range indexes {
 		if i >= len(diffIDs) || diffIDs[i] != index.DiffID {
 			problems = append(problems, fmt.Sprintf("layer %d, %s: its archive is %s, which the configuration does "+

@@ -36,6 +36,10 @@ const (
 	crateSettings = libos.Root + "/app/crate.json"
 )
 
+func (crate) Image(libos.LoadOptions) (ref image.Reference, ok bool, err error) {
+	return ref, false, nil
+}
+
 func (crate) StartSeconds(int) float64 { return 0 }
 
 func (crate) Kind() string { return "crate" }

@@ -26,6 +26,8 @@ type Expectations struct {
 	MRSigner  []sgx.Measurement `toml:"mrsigner"`
 	// AnySigner goes without an expectation of who signed or what runs.
 	AnySigner bool `toml:"any_signer"`
+	// SignedBy is the MRSIGNER of the signature that an image has before it is signed again; nil: any, or none.
+	SignedBy *sgx.Measurement `toml:"-"`
 	// MinSVN is the lowest SVN, ProdID the product; nil: any.
 	MinSVN *uint16 `toml:"min_svn"`
 	ProdID *uint16 `toml:"prod_id"`
@@ -127,8 +129,23 @@ func (v *verification) expectItself(e Expectations) {
 			DebugEnclave: c.Debug,
 		},
 	})
+	if v.signing && (e.SignedBy == nil || *e.SignedBy != c.MRSigner) {
+		v.numbers(e)
+	}
 	v.compare(CheckSimulated, c.Simulated(), "there is no enclave, and that was accepted", e.AllowSimulated,
 		"there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
+}
+
+// numbers wants product and security version to be expected that a signer would make his own: whoever has prepared the
+// image chose them.
+func (v *verification) numbers(e Expectations) {
+	if n := v.c.ISVProdID; n != 0 && e.ProdID == nil {
+		v.undecided(CheckProduct, fmt.Sprintf("the product number is %d: if it is yours, say --prod-id %d", n, n))
+	}
+	if n := v.c.ISVSVN; n != 0 && e.MinSVN == nil {
+		v.undecided(CheckSVN, fmt.Sprintf("the SVN is %d, below which nothing replaces it: if it is yours, say "+
+			"--min-svn %d", n, n))
+	}
 }
 
 // compare adds a check that was asked for.

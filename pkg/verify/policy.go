@@ -81,7 +81,8 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
-		v.changes = []string{"without them it could not be converted: " + err.Error()}
+		v.changes = append([]string{"without them it could not be converted: " + err.Error()},
+			optionsThatChange(v.c.Recipe, &plain)...)
 		return nil
 	}
 	without, err := v.opened(p.EnclaveFiles(&sgx.SigStruct{}))
@@ -108,6 +109,33 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 		v.changes = append(v.changes, filesChange("-", "no longer", fewer)...)
 	}
 	return nil
+}
+
+// optionsThatChange tells of all options in which two recipes differ.
+func optionsThatChange(was, plain *recipe.Recipe) (list []string) {
+	keys := func(o recipe.Options) (m map[string]json.RawMessage) {
+		b, err := json.Marshal(o)
+		if err == nil {
+			err = json.Unmarshal(b, &m)
+		}
+		if err != nil {
+			panic(err) // strings, numbers and lists
+		}
+		return m
+	}
+	without := keys(plain.Options)
+	with := keys(was.Options)
+	for _, key := range slices.Sorted(maps.Keys(with)) {
+		if string(with[key]) != string(without[key]) {
+			list = append(list, fmt.Sprintf("option %s: %s", key, with[key]))
+		}
+	}
+	for line := range strings.Lines(was.Overlay) {
+		if line = strings.TrimSpace(line); line != "" && was.Overlay != plain.Overlay {
+			list = append(list, "option manifest: "+line)
+		}
+	}
+	return list
 }
 
 // filesChange tells of trusted files in a line.
@@ -257,7 +285,8 @@ func tableProblems(prefix string, want, got map[string]any, ignore []string) []s
 		case aTable && bTable:
 			problems = append(problems, tableProblems(name+".", a, b, ignore)...)
 		default:
-			problems = append(problems, fmt.Sprintf("%s is %s, and must be %s", name, inspect.Text(got[k]), inspect.Text(want[k])))
+			problems = append(problems,
+				fmt.Sprintf("%s is %s, and must be %s", name, inspect.Text(got[k]), inspect.Text(want[k])))
 		}
 	}
 	return problems
@@ -345,15 +374,15 @@ func (v *verification) source(source *image.Image) {
 		problems = append(problems,
 			fmt.Sprintf("%s is %s, the recipe says %s", source.Ref, source.Digest, v.c.Recipe.Source))
 	}
-	var config struct {
-		RootFS struct {
-			DiffIDs []string `json:"diff_ids"`
-		} `json:"rootfs"`
+	if len(source.Rivals) > 0 {
+		problems = append(problems, fmt.Sprintf("an engine may choose another image by the name %s: %s", source.Ref,
+			strings.Join(source.Rivals, ", ")))
 	}
-	if err := json.Unmarshal(source.Config, &config); err != nil {
+	ids, err := source.DiffIDs()
+	if err != nil {
 		problems = append(problems, err.Error())
 	}
-	for i, id := range config.RootFS.DiffIDs {
+	for i, id := range ids {
 		if i >= len(v.s.Indexes) || v.s.Indexes[i].DiffID != id {
 			problems = append(problems,
 				fmt.Sprintf("layer %d of the source, %s, is not layer %d of the image", i+1, id, i+1))
@@ -363,9 +392,9 @@ func (v *verification) source(source *image.Image) {
 	if v.c.Recipe != nil {
 		detail = "the layers and the configuration of " + source.Ref.String() +
 			" are unchanged underneath, and nothing is in between"
-		if n := len(v.s.Indexes) - v.s.Added(); n != len(config.RootFS.DiffIDs) {
+		if n := len(v.s.Indexes) - v.s.Added(); n != len(ids) {
 			problems = append(problems,
-				fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(config.RootFS.DiffIDs)))
+				fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(ids)))
 		}
 		was, err := v.c.Recipe.SourceConfig(v.s.Image.Config, source.Config, v.s.Added())
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -147,7 +148,8 @@ func TestSpellingOfKeys(t *testing.T) {
 		assert.ErrorContains(t, err, "which must be", c[1])
 		changed := rawConfig(t, reg.Host, "dst", "2", made, c[0], c[1])
 		assert.False(t, check(t, changed, any, open(t, plain)).Trusted, c[1])
-		_, e, err := verify.BeforeSigning(context.Background(), open(t, changed), open(t, plain), any, inspect.Options{})
+		ctx := context.Background()
+		_, e, err := verify.BeforeSigning(ctx, open(t, changed), open(t, plain), any, inspect.Options{})
 		require.NoError(t, err)
 		assert.Nil(t, e, c[1])
 	}
@@ -187,7 +189,7 @@ func TestCommandOfAnotherEpoch(t *testing.T) {
 		x.recipe(func(r0 *recipe.Recipe) { r0.Epoch++; made = *r0 })
 		var m sgx.Measurement
 		require.NoError(t, m.UnmarshalText([]byte(x.config.Config.Labels[recipe.LabelMRSigner])))
-		x.config.Config.Labels[recipe.LabelEpoch] = "7"
+		x.config.Config.Labels[recipe.LabelEpoch] = fmt.Sprint(made.Epoch)
 		x.config.Config.Labels[recipe.LabelIdentity] = made.Identity(m)
 		x.push(a.reg.Host+"/dst:epoch", original)
 		any := verify.Expectations{AnySigner: true, AllowSimulated: true, AnyRuntime: true}

@@ -1,3 +1,6 @@
+// Package verify judges confidential images. [Verify] reports whether what one says of itself is true, and what was
+// expected, and [Rebuild] whether the same image comes out again. [BeforeSigning] is Verify for an image that is to be
+// signed.
 package verify
 
 import (
@@ -283,14 +286,23 @@ func (v *verification) platform(img *image.Image) error {
 	return err
 }
 
-// steeringProblems names the annotations by which an image is run otherwise than others.
-func steeringProblems(img *image.Image) ([]string, error) {
+// steeringProblems names the annotations by which an image is run otherwise than others, and what its manifest says of
+// other images.
+func steeringProblems(img *image.Image) (problems []string, err error) {
 	steering, err := img.Steering()
-	if len(steering) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	return []string{"the manifest has annotations by which engines run it otherwise: " + strings.Join(steering, ", ")},
-		nil
+	if len(steering) > 0 {
+		problems = append(problems,
+			"the manifest has annotations by which engines run it otherwise: "+strings.Join(steering, ", "))
+	}
+	others, err := img.OtherKeys()
+	if len(others) > 0 {
+		problems = append(problems,
+			"the manifest has keys by which registries attach it to another image: "+strings.Join(others, ", "))
+	}
+	return problems, err
 }
 
 // layers compares what the engine goes by that runs the image: the archives with the configuration and the recipe, and

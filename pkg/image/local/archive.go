@@ -327,7 +327,8 @@ func (a *archive) image(ctx context.Context, ref image.Reference) (_ *image.Imag
 	}
 	read := map[v1.Hash]string{} // the entry of each layer
 	out := &image.Image{
-		Ref: ref, Digest: image.DigestOf(config), Config: config, MediaType: types.DockerManifestSchema2, OnClose: a.f.Close,
+		Ref: ref, Digest: image.DigestOf(config), Config: config, MediaType: types.DockerManifestSchema2,
+		OnClose: a.f.Close,
 	}
 	for i, id := range c.RootFS.DiffIDs {
 		l := &savedLayer{ctx: ctx, a: a, name: chosen.Layers[i], id: id}
@@ -339,7 +340,9 @@ func (a *archive) image(ctx context.Context, ref image.Reference) (_ *image.Imag
 			return nil, err
 		}
 		// In an archive only the plain layer has a digest that is written down.
-		out.Layers = append(out.Layers, &image.Layer{Digest: id.String(), Size: -1, Push: core.layers[id], Open: l.open})
+		out.Layers = append(out.Layers, &image.Layer{
+			Digest: id.String(), Size: -1, Push: core.layers[id], Open: l.open,
+		})
 	}
 	img, err := partial.UncompressedToImage(core)
 	if err != nil {

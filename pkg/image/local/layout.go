@@ -11,12 +11,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/internal/document"
+	"github.com/gofrs/flock"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -161,7 +163,7 @@ func openIndex(
 			return nil, err
 		}
 	}
-	img, err := document.NewImage(ctx, ref, d.MediaType, raw, open, func(l *document.BlobLayer) v1.Layer { return l })
+	img, err := document.NewImage(ctx, ref, d.MediaType, raw, open, func(l v1.Layer) v1.Layer { return l })
 	if err != nil {
 		return nil, err
 	}
@@ -169,17 +171,19 @@ func openIndex(
 	return img, nil
 }
 
-// writeLayout adds the image to a layout. Blobs come first, each complete or not there at all; the
-// index, which makes the image visible, is replaced last.
-func writeLayout(ctx context.Context, ref image.Reference, img *image.Output) error {
+// reserved are paths at which layouts have files (OCI image specification, "Image Layout Specification"). Repositories
+// can be called like that.
+var reserved = regexp.MustCompile(`/(index\.json|oci-layout|blobs/sha256)/`)
+
+// writeLayout adds the image to a layout. Blobs come first, each complete or not there at all; the index, which makes
+// the image visible, is replaced last, while nobody else does. Check is asked of the index right before.
+func writeLayout(
+	ctx context.Context, ref image.Reference, img *image.Output, check func(*v1.IndexManifest) error,
+) error {
+	if reserved.MatchString(filepath.ToSlash(ref.Path) + "/") {
+		return fmt.Errorf("%s is where a layout above it has a file", ref.Path)
+	}
 	if err := os.MkdirAll(filepath.Join(ref.Path, "blobs", "sha256"), 0o755); err != nil {
-		return err
-	}
-	index, err := readLayoutIndex(ref.Path)
-	if errors.Is(err, image.ErrNotFound) {
-		index, err = &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}, nil
-	}
-	if err != nil {
 		return err
 	}
 	for _, l := range append(slices.Clone(img.Blobs), img.ConfigBlob()) {
@@ -195,6 +199,21 @@ func writeLayout(ctx context.Context, ref image.Reference, img *image.Output) er
 		return err
 	}
 	if err := renameio.WriteFile(blobPath(ref.Path, digest), img.Manifest, 0o644); err != nil {
+		return err
+	}
+	unlock, err := lockDirectory(ctx, ref.Path)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	index, err := readLayoutIndex(ref.Path)
+	if errors.Is(err, image.ErrNotFound) {
+		index, err = &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}, nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := check(index); err != nil {
 		return err
 	}
 	if ref.Tag == "" {
@@ -223,6 +242,16 @@ func writeLayout(ctx context.Context, ref image.Reference, img *image.Output) er
 		return ctx.Err()
 	}
 	return renameio.WriteFile(filepath.Join(ref.Path, "index.json"), raw, 0o644)
+}
+
+// lockDirectory keeps others who do the same out of a directory: those of this process, and of others on the machine.
+func lockDirectory(ctx context.Context, dir string) (unlock func(), err error) {
+	l := flock.New(dir, flock.SetFlag(os.O_RDONLY))
+	if _, err := l.TryLockContext(ctx, 20*time.Millisecond); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("locking the layout: %w", err)
+	}
+	return func() { l.Close() }, nil
 }
 
 func writeLayoutBlob(ctx context.Context, dir string, l v1.Layer) error {

@@ -119,7 +119,8 @@ func (a *archive) rivals(ctx context.Context, chosen listed, names []string) (ri
 	_, saved := a.parts["manifest.json"]
 	if oldest && !saved { // Docker would take what this list names (Docker image specification v1.0)
 		return nil,
-			fmt.Errorf("%w: it has Docker's oldest list of images, \"repositories\", beside another one", image.ErrAmbiguous)
+			fmt.Errorf("%w: it has Docker's oldest list of images, \"repositories\", beside another one",
+				image.ErrAmbiguous)
 	}
 	if saved {
 		images, err := a.saved(ctx)
@@ -252,5 +253,6 @@ func (a *archive) isElsewhere(ctx context.Context, digest string) bool {
 		return false
 	}
 	c, err := document.ParseConfig(config)
-	return err == nil && document.Elsewhere(v1.Descriptor{Platform: &v1.Platform{OS: c.OS, Architecture: c.Architecture}})
+	platform := &v1.Platform{OS: c.OS, Architecture: c.Architecture}
+	return err == nil && document.Elsewhere(v1.Descriptor{Platform: platform})
 }

@@ -144,9 +144,10 @@ func (s *session) beginBlob(ctx context.Context, query url.Values) (*url.URL, er
 	}
 	// What is sent there carries credentials, and is nobody else's business. Behind a proxy a registry can take itself
 	// for one without TLS.
-	if own := s.repo.Registry; !roundtrip.SameHost(said.location, &url.URL{Scheme: own.Scheme(), Host: own.RegistryStr()}) {
-		return nil, fmt.Errorf("%w: the registry %s wants the upload at %s, which is another host", image.ErrUnsupported, own,
-			said.location.Host)
+	own := s.repo.Registry
+	if !roundtrip.SameHost(said.location, &url.URL{Scheme: own.Scheme(), Host: own.RegistryStr()}) {
+		return nil, fmt.Errorf("%w: the registry %s wants the upload at %s, which is another host",
+			image.ErrUnsupported, own, said.location.Host)
 	}
 	said.location.Scheme = s.repo.Scheme()
 	return said.location, nil

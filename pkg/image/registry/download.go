@@ -135,7 +135,8 @@ func (r *blobReader) read(p []byte) (int, error) {
 			return 0, r.ctx.Err()
 		}
 		r.broken++
-		if !image.Transient(err) || r.broken >= roundtrip.Attempts || r.slow >= roundtrip.Attempts || !r.s.pause(r.ctx, b.NextBackOff()) {
+		tried := max(r.broken, r.slow)
+		if !image.Transient(err) || tried >= roundtrip.Attempts || !r.s.pause(r.ctx, b.NextBackOff()) {
 			return 0, fmt.Errorf("downloading: %w", err)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// findRegistry asks for the digest of the image for linux/amd64 that a reference has now. That is one request, which
+// Find asks for the digest of the image for linux/amd64 that a reference has now. That is one request, which
 // opening the image does not repeat.
 func Find(ctx context.Context, ref image.Reference, o Options) (*image.Found, error) {
 	fail := func(err error) (*image.Found, error) { return nil, fmt.Errorf("opening %s: %w", ref, err) }

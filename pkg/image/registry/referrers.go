@@ -45,6 +45,10 @@ type referrerIndex struct {
 	Manifests     []referrer      `json:"manifests"`
 }
 
+func (i *referrerIndex) has(p *packedArtifact) bool {
+	return slices.ContainsFunc(i.Manifests, func(r referrer) bool { return r.Digest == p.digest })
+}
+
 // attach stores artifacts that refer to a manifest of the repository, which need not be there yet, unless
 // they are attached already. If the registry has no list of referrers, it is kept under a tag (OCI
 // distribution specification, "Referrers Tag Schema").
@@ -53,9 +57,6 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 	if err != nil {
 		return err
 	}
-	listed := func(p *packedArtifact) bool {
-		return slices.ContainsFunc(index.Manifests, func(r referrer) bool { return r.Digest == p.digest })
-	}
 	var missing []*packedArtifact
 	for _, a := range add {
 		p, err := pack(a, &subject)
@@ -63,7 +64,7 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 			return err
 		}
 		// a list under a tag can speak of what was removed
-		if !listed(p) || !s.has(ctx, "manifests", p.digest.String()) {
+		if !index.has(p) || !s.has(ctx, "manifests", p.digest.String()) {
 			missing = append(missing, p)
 		}
 	}
@@ -96,22 +97,45 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 	if !slices.Contains(known, false) {
 		return nil
 	}
-	for _, p := range missing {
-		if listed(p) {
-			continue
+	return s.shared.alone(ctx, s.repo.Name()+"@"+subject.Digest.String(), func() error {
+		return s.list(ctx, subject, missing)
+	})
+}
+
+// maxListings is how often a list is written again because somebody else wrote it at the same time.
+const maxListings = 5
+
+// list puts artifacts on the list of what refers to a manifest, under its tag, until they are there: whoever writes it
+// at the same time takes them off again.
+func (s *session) list(ctx context.Context, subject v1.Descriptor, add []*packedArtifact) error {
+	for range maxListings {
+		index, err := s.referrers(ctx, subject.Digest.String())
+		if err != nil {
+			return err
 		}
-		index.Manifests = append(index.Manifests, referrer{
-			v1.Descriptor{
-				MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest,
-				Annotations: p.manifest.Annotations,
-			}, p.manifest.ArtifactType,
-		})
+		before := len(index.Manifests)
+		for _, p := range add {
+			if !index.has(p) {
+				index.Manifests = append(index.Manifests, referrer{
+					v1.Descriptor{
+						MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest,
+						Annotations: p.manifest.Annotations,
+					}, p.manifest.ArtifactType,
+				})
+			}
+		}
+		if len(index.Manifests) == before {
+			return nil
+		}
+		raw, err := json.Marshal(index)
+		if err != nil {
+			return err
+		}
+		if err := s.putManifest(ctx, fallbackTag(subject.Digest.String()), types.OCIImageIndex, raw); err != nil {
+			return err
+		}
 	}
-	raw, err := json.Marshal(index)
-	if err != nil {
-		return err
-	}
-	return s.putManifest(ctx, fallbackTag(subject.Digest.String()), types.OCIImageIndex, raw)
+	return fmt.Errorf("the list of what refers to %s is written by others all the time", subject.Digest)
 }
 
 func fallbackTag(digest string) string { return strings.ReplaceAll(digest, ":", "-") }

@@ -1,3 +1,4 @@
+// Package registry reads and writes images, artifacts and lists in registries (OCI distribution specification).
 package registry
 
 import (
@@ -81,8 +82,9 @@ func connect(
 	if near != nil && near.repo.Registry == repo.Registry {
 		ping = near.ping
 	}
+	first, idle := cmp.Or(o.FirstPause, time.Second/2), cmp.Or(o.Idle, DefaultIdle)
 	stack := roundtrip.New(repo.Registry, roundtrip.Options{
-		HTTP: o.HTTP, FirstPause: cmp.Or(o.FirstPause, time.Second/2), Idle: cmp.Or(o.Idle, DefaultIdle),
+		HTTP: o.HTTP, FirstPause: first, Idle: idle,
 		MaxAnswer: cmp.Or(o.MaxAnswer, roundtrip.MaxAnswer), Ping: ping,
 		StrictNames: o.StrictNames, Pace: o.Pace, Watch: o.Watch,
 	})
@@ -92,8 +94,7 @@ func connect(
 		return nil, fmt.Errorf("connecting to %s: %w", repo.RegistryStr(), roundtrip.Explain(err))
 	}
 	return &session{
-		repo: repo, rt: rt, stack: stack, ping: ping, first: cmp.Or(o.FirstPause, time.Second/2), idle: cmp.Or(o.Idle, DefaultIdle), shared: o.Shared,
-		watch: o.Watch,
+		repo: repo, rt: rt, stack: stack, ping: ping, first: first, idle: idle, shared: o.Shared, watch: o.Watch,
 	}, nil
 }
 
@@ -118,7 +119,7 @@ func (s *session) get(ctx context.Context, ref name.Reference, o Options) (*remo
 	return d, err
 }
 
-// openRegistry finds the image and the streams of its layers.
+// Open finds the image and the streams of its layers.
 func Open(ctx context.Context, ref image.Reference, o Options) (*image.Image, error) {
 	repo := ref.Name.Context()
 	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)
@@ -182,7 +183,7 @@ func (s *session) assemble(
 				err = fmt.Errorf("%w: the image says that it is elsewhere, and only the registry is asked", err)
 			}
 			return r, err
-		}, func(l *document.BlobLayer) v1.Layer {
+		}, func(l v1.Layer) v1.Layer {
 			return &remote.MountableLayer{Layer: l, Reference: ref.Name}
 		})
 	if err != nil {
@@ -257,7 +258,8 @@ func OpenManifest(ctx context.Context, of name.Reference, o Options) (*Manifest,
 		return nil, err
 	}
 	if !d.MediaType.IsImage() {
-		return nil, fmt.Errorf("the media type %q is %w: it is not a manifest with layers", d.MediaType, image.ErrUnsupported)
+		return nil, fmt.Errorf("the media type %q is %w: it is not a manifest with layers", d.MediaType,
+			image.ErrUnsupported)
 	}
 	m, err := document.ParseManifest(d.Manifest)
 	if err != nil {

@@ -12,9 +12,44 @@ import (
 // Shared is what transfers of many images have in common: how registries are spoken to, and blobs that several of them
 // send to the same repository. The zero value is ready for use.
 type Shared struct {
-	mu      sync.Mutex
-	pings   map[name.Registry]*roundtrip.Ping
-	uploads singleflight.Group
+	mu       sync.Mutex
+	pings    map[name.Registry]*roundtrip.Ping
+	uploads  singleflight.Group
+	subjects map[string]chan struct{} // that are locked: whoever holds it closes it
+}
+
+// alone does something about a manifest while nobody else does who shares this.
+func (s *Shared) alone(ctx context.Context, subject string, do func() error) error {
+	if s == nil {
+		return do()
+	}
+	mine := make(chan struct{})
+	for {
+		s.mu.Lock()
+		held := s.subjects[subject]
+		if held == nil {
+			if s.subjects == nil {
+				s.subjects = map[string]chan struct{}{}
+			}
+			s.subjects[subject] = mine
+		}
+		s.mu.Unlock()
+		if held == nil {
+			break
+		}
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	defer func() {
+		s.mu.Lock()
+		delete(s.subjects, subject)
+		s.mu.Unlock()
+		close(mine)
+	}()
+	return do()
 }
 
 // maxPings is how many registries are remembered. Strangers name them.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -39,7 +40,7 @@ type upload struct {
 	sent    map[v1.Hash]bool // or being sent
 }
 
-// newRegistryUpload begins to store an image.
+// NewUpload begins to store an image.
 func NewUpload(ctx context.Context, to image.Reference, o Options) image.Upload {
 	if o.Shared == nil {
 		o.Shared = &Shared{}
@@ -288,9 +289,32 @@ func (s *session) putManifestFor(
 func (s *session) putOnce(
 	ctx context.Context, at string, mt types.MediaType, raw []byte,
 ) (said *answer, err error) {
-	return s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{
+	said, err = s.do(ctx, http.MethodPut, s.url("manifests/"+at, nil), &body{
 		bytes.NewReader(raw), int64(len(raw)), string(mt),
 	}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
+	if err != nil || said.status == http.StatusCreated {
+		return said, err
+	}
+	// Only 201 says that it is stored (OCI distribution specification, "Pushing Manifests"): a proxy may answer with a
+	// page of its own.
+	ref, err := image.ParseName(s.repo.Name()+separator(at)+at, image.AllowsHTTP(s.repo.Registry))
+	if err != nil {
+		return nil, err
+	}
+	now, err := s.at(ctx, ref)
+	if err == nil && now != image.DigestOf(raw) {
+		err = fmt.Errorf("%w: to storing a manifest it answers %d, and does not have it then", image.ErrNoDocument,
+			said.status)
+	}
+	return said, err
+}
+
+// separator is what is between a repository and a tag or digest.
+func separator(at string) string {
+	if strings.Contains(at, ":") {
+		return "@"
+	}
+	return ":"
 }
 
 // has reports whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.

@@ -1,5 +1,5 @@
-// Package store finds images wherever they are, and stores them wherever they shall be: in a registry, an OCI layout, an
-// archive of "docker save", or a Docker daemon.
+// Package store finds images wherever they are, and stores them wherever they shall be: in a registry, an OCI layout,
+// an archive of "docker save", or a Docker daemon.
 //
 // [Open] resolves a reference to one image for linux/amd64, whose layers are streams. [image.Append] puts layers on top
 // of it, and [Write] stores the outcome. Layers that the target has already are not sent, and a tag is moved only when

@@ -76,7 +76,8 @@ func TestCredentialsGoOverHTTPOnlyIfAllowed(t *testing.T) {
 				rt, plain := elsewhere(t)
 				ref, err := image.ParseReference("docker://"+host+"/a:1", insecure)
 				require.NoError(t, err)
-				_, err = store.Open(context.Background(), ref, registry.Options{HTTP: rt, Keychain: password{}, FirstPause: 1})
+				options := registry.Options{HTTP: rt, Keychain: password{}, FirstPause: 1}
+				_, err = store.Open(context.Background(), ref, options)
 				if local || insecure {
 					require.ErrorIs(t, err, image.ErrNotFound)
 					require.NotEmpty(t, plain())
@@ -126,7 +127,8 @@ func TestRegistryMayNotLeadToHTTP(t *testing.T) {
 			})
 			ref, err := image.ParseReference("docker://registry.example.com/a@"+digest, false)
 			require.NoError(t, err)
-			_, err = store.Open(context.Background(), ref, registry.Options{HTTP: rt, Keychain: password{}, FirstPause: 1})
+			options := registry.Options{HTTP: rt, Keychain: password{}, FirstPause: 1}
+			_, err = store.Open(context.Background(), ref, options)
 			require.Error(t, err)
 			require.NotErrorIs(t, err, image.ErrNotFound)
 		})

@@ -61,7 +61,7 @@ func (s *Process) command(tree *rootfs.Tree, c v1.Config, args []string) error {
 	return nil
 }
 
-// lookUp finds a program as execvp does: by its path, or by its name in the directories of PATH. It returns
+// LookUp finds a program as execvp does: by its path, or by its name in the directories of PATH. It returns
 // the path by which it was found as well.
 func (s *Process) LookUp(tree *rootfs.Tree, program string) (n *rootfs.Node, spelled string, err error) {
 	if strings.Contains(program, "/") {
@@ -108,7 +108,7 @@ func (s *Process) inPath(tree *rootfs.Tree, program string) (tried []string, err
 			if n, _, err := tree.Through(s.abs(path.Clean(dir)), visit); err == nil && n.Type == rootfs.Dir {
 				d.node = n
 			}
-			d.kernels = leadsInto(s.abs(path.Clean(dir)), through, "/proc")
+			d.kernels = LeadsInto(s.abs(path.Clean(dir)), through, "/proc")
 			s.path = append(s.path, d)
 		}
 	}
@@ -139,10 +139,10 @@ func (s *Process) choose(tree *rootfs.Tree, program string, tried []string) (*ro
 			through = append(through, n)
 		}
 		switch {
-		case leadsInto(p, through, "/proc"):
+		case LeadsInto(p, through, "/proc"):
 			return nil, "", fmt.Errorf("%w: its program %q is looked for at %q, which is the kernel's: what is there "+
 				"is not known here", ErrImage, program, p)
-		case leadsInto(p, through, "/dev", "/sys"):
+		case LeadsInto(p, through, "/dev", "/sys"):
 			because = errors.New(p + " is where engines mount file systems of the kernel's")
 		case err != nil:
 			if !errors.Is(err, fs.ErrNotExist) {
@@ -166,8 +166,8 @@ func (s *Process) choose(tree *rootfs.Tree, program string, tried []string) (*ro
 	return nil, "", &notFoundError{program: program, tried: tried, because: because, abs: s.abs}
 }
 
-// leadsInto reports whether a path, or what it leads through, is in one of the directories.
-func leadsInto(p string, through []*rootfs.Node, dirs ...string) bool {
+// LeadsInto reports whether a path, or what it leads through, is in one of the directories.
+func LeadsInto(p string, through []*rootfs.Node, dirs ...string) bool {
 	return slices.ContainsFunc(dirs, func(dir string) bool {
 		return Below(path.Clean(p), dir) ||
 			slices.ContainsFunc(through, func(n *rootfs.Node) bool { return Below(n.Path, dir) })
@@ -215,7 +215,7 @@ func (s *Process) abs(p string) string {
 	return s.WorkDir + "/" + p
 }
 
-// interpreters follows the first lines of scripts to the ELF file that runs in the end, which comes last.
+// Interpreters follows the first lines of scripts to the ELF file that runs in the end, which comes last.
 // It returns every program on the way, env(1) included; none for what is no script.
 func (s *Process) Interpreters(tree *rootfs.Tree, n *rootfs.Node) ([]*rootfs.Node, error) {
 	var chain []*rootfs.Node

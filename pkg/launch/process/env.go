@@ -68,6 +68,7 @@ func (s *Process) fits() error {
 	return nil
 }
 
+// SortEnv sorts the variables by name, after some were added.
 func (s *Process) SortEnv() {
 	slices.SortFunc(s.Env, func(a, b EnvVar) int { return cmp.Compare(a.Name, b.Name) })
 }

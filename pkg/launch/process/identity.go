@@ -43,7 +43,7 @@ const (
 	MayRead
 )
 
-// may reports whether the image's user can open or execute a file, by the permissions of the file and of the
+// May reports whether the image's user can open or execute a file, by the permissions of the file and of the
 // directories above it. Root may all that anybody may (path_resolution(7)).
 func (s *Process) May(tree *rootfs.Tree, n *rootfs.Node, bit uint32) bool {
 	for dir := path.Dir(n.Path); dir != "/"; dir = path.Dir(dir) {
@@ -82,7 +82,7 @@ func account(tree *rootfs.Tree, path string) (io.Reader, error) {
 	return bytes.NewReader(n.Content), nil
 }
 
-// accounts are where users and groups are, in whatever distribution.
+// Accounts are where users and groups are, in whatever distribution.
 var Accounts = []string{
 	"/etc/passwd", "/etc/group", "/usr/lib/passwd", "/usr/lib/group", "/usr/etc/passwd", "/usr/etc/group",
 	"/usr/share/etc/passwd", "/usr/share/etc/group",

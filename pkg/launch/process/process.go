@@ -36,7 +36,7 @@ type Process struct {
 	found  map[string]found // by the name of a program
 }
 
-// newProcess works out what an image of a configuration starts. Args are instead of its CMD, unless nil, and the
+// New works out what an image of a configuration starts. Args are instead of its CMD, unless nil, and the
 // variables of env are added to the image's, or instead of them.
 func New(tree *rootfs.Tree, c v1.Config, args []string, hostArgs bool, env []EnvVar) (*Process, error) {
 	s := &Process{HostArgs: hostArgs, WorkDir: path.Clean("/" + c.WorkingDir)}
@@ -59,12 +59,12 @@ func New(tree *rootfs.Tree, c v1.Config, args []string, hostArgs bool, env []Env
 	return s, s.fits()
 }
 
-// find notes a finding. The path may be empty.
+// Find notes a finding. The path may be empty.
 func (s *Process) Find(code string, severity finding.Severity, path, message string) {
 	s.Findings = append(s.Findings, finding.New(code, severity, path, message))
 }
 
-// below reports whether p is dir or under it.
+// Below reports whether p is dir or under it.
 func Below(p, dir string) bool {
 	return p == dir || dir == "/" || strings.HasPrefix(p, dir) && p[len(dir)] == '/'
 }

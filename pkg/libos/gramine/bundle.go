@@ -2,6 +2,7 @@ package gramine
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -62,6 +63,16 @@ func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, er
 	return bundle, nil
 }
 
+// Image returns the image that has the installation, if it is in one.
+func (Backend) Image(o libos.LoadOptions) (ref image.Reference, ok bool, err error) {
+	source := cmp.Or(o.Source, DefaultSource)
+	if kind, _, _ := strings.Cut(source, ":"); kind == "dir" || kind == "deb" {
+		return ref, false, nil
+	}
+	ref, err = image.ParseReference(source, o.Insecure)
+	return ref, err == nil, err
+}
+
 type loading struct {
 	ctx    context.Context
 	o      libos.LoadOptions
@@ -94,13 +105,13 @@ func (l *loading) load() (*libos.Bundle, error) {
 
 // resolve turns a tag into a digest, once, so that what is reported is what is used.
 func (l *loading) resolve() (source, key string, err error) {
-	if kind, _, _ := strings.Cut(l.name, ":"); kind == "dir" || kind == "deb" {
-		l.pinned = true // the files are what they are
-		return l.name, "", nil
-	}
-	ref, err := image.ParseReference(l.name, l.o.Insecure)
+	ref, ok, err := Backend{}.Image(l.o)
 	if err != nil {
 		return "", "", err
+	}
+	if !ok {
+		l.pinned = true // the files are what they are
+		return l.name, "", nil
 	}
 	if ref.Transport != image.Registry {
 		l.pinned = true

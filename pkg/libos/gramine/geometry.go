@@ -111,6 +111,9 @@ func NewEnclave(version int, pal, manifestText []byte) (*Enclave, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := manifest.Parse(manifestText); err != nil {
+		return nil, err
+	}
 	m, err := manifest.ReadSGX(manifestText)
 	if err != nil {
 		return nil, err

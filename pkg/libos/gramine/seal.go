@@ -26,9 +26,9 @@ func (Backend) CheckOverlay(name, text string) error {
 	return err
 }
 
-// StartSeconds predicts how long Gramine reads a list of so many trusted files: it takes each into an array that it copies, and looks for duplicates from the front. The figures fit what
-// was measured with Gramine v1.9 without SGX, between 0.04 s for none and 5.1 s for 17,988; under SGX the
-// list is read twice.
+// StartSeconds predicts how long Gramine reads a list of so many trusted files: it takes each into an array that it
+// copies, and looks for duplicates from the front. The figures fit what was measured with Gramine v1.9 without SGX,
+// between 0.04 s for none and 5.1 s for 17,988; under SGX the list is read twice.
 func (Backend) StartSeconds(files int) float64 {
 	n := float64(files)
 	return 0.04 + 1.55e-4*n + 6e-9*n*n

@@ -1,3 +1,4 @@
+// Package elf finds facts about programs and libraries, in files that are read from front to back.
 package elf
 
 import (
@@ -12,7 +13,7 @@ import (
 	"strings"
 )
 
-// ELF holds facts about a program or shared object, from its program headers and dynamic section
+// Facts holds facts about a program or shared object, from its program headers and dynamic section
 // (System V gABI, "Program Loading and Dynamic Linking"). Sections are not used: they may be stripped.
 type Facts struct {
 	Class   elf.Class
@@ -51,7 +52,7 @@ const (
 	maxELFRecords = 8192 // of symbol versions, in all chains of a file
 )
 
-// names is how many bytes the file's strings have.
+// NameBytes is how many bytes the file's strings have.
 func (f *Facts) NameBytes() int64 {
 	n := len(f.Interp) + len(f.SOName) + len(f.RPath) + len(f.RunPath)
 	for _, s := range f.Needed {
@@ -62,7 +63,7 @@ func (f *Facts) NameBytes() int64 {
 
 var errNotELF = errors.New("not an ELF file")
 
-// elfCapture keeps the parts of a file, seen front to back, that ParseELF reads: its beginning, and the
+// Capture keeps the parts of a file, seen front to back, that Parse reads: its beginning, and the
 // dynamic section. It is an io.ReaderAt over them.
 type Capture struct {
 	head    []byte
@@ -74,7 +75,7 @@ type Capture struct {
 	sigs    sigFinder
 }
 
-// newELFCapture returns nil if the first bytes are not those of an ELF file.
+// NewCapture returns nil if the first bytes are not those of an ELF file.
 func NewCapture(first []byte, size int64, buf []byte) *Capture {
 	if !bytes.HasPrefix(first, []byte(elf.ELFMAG)) {
 		return nil
@@ -168,7 +169,7 @@ func readStruct(r io.ReaderAt, off int64, v any) error {
 	return err
 }
 
-// ParseELF reads the facts about a 64-bit little-endian ELF file; others give their class and nothing
+// Parse reads the facts about a 64-bit little-endian ELF file; others give their class and nothing
 // else. A file that is damaged gives an error or fewer facts, never a panic.
 func Parse(r io.ReaderAt) (*Facts, error) {
 	var ident [20]byte
@@ -371,7 +372,7 @@ func CompareVersions(a, b string) int {
 	return 0
 }
 
-// parsePart returns what a capture would know of a file that begins with some bytes; nil if it is not a program.
+// ParsePart returns what a capture would know of a file that begins with some bytes; nil if it is not a program.
 func ParsePart(r io.ReaderAt, first []byte, size int64) *Facts {
 	c := NewCapture(first, size, nil)
 	if c == nil {
@@ -384,7 +385,7 @@ func ParsePart(r io.ReaderAt, first []byte, size int64) *Facts {
 	return f
 }
 
-// elfWindow lets ParseELF read what it can read in a scan, so that it finds the same.
+// elfWindow lets Parse read what it can read in a scan, so that it finds the same.
 type elfWindow struct {
 	r              io.ReaderAt
 	size           int64

@@ -20,15 +20,16 @@ func Disputed(layers []*rootfs.Index, paths []string) (problems []string) {
 			names[name] = true
 		}
 	}
-	links := symlinks(layers)
+	links := newAncestors(symlinks(layers))
 	for i, l := range layers {
-		gone := map[string]bool{}
+		gone, told := map[string]bool{}, map[string]bool{}
 		for k := range l.Entries {
 			e := &l.Entries[k]
 			if e.Type == rootfs.Whiteout {
 				gone[e.Path] = true
 			}
 		}
+		removed := newAncestors(gone)
 		for k := range l.Entries {
 			e := &l.Entries[k]
 			switch {
@@ -36,20 +37,20 @@ func Disputed(layers []*rootfs.Index, paths []string) (problems []string) {
 				problems = append(problems, fmt.Sprintf("layer %d removes all that is in lower layers, which overlay "+
 					"file systems do not do", i+1))
 			case e.Type != rootfs.Dir && names[path.Base(e.Path)]:
-				if at := above(e.Path, links); at != "" {
+				if at := links.of(e.Path); at != "" {
 					problems = append(problems, fmt.Sprintf("layer %d: %q goes through %q, which is a link in one of "+
 						"the layers: engines differ in where it leads to", i+1, e.Path, at))
 				}
 			}
 			if i > 0 && len(gone) > 0 && e.Type != rootfs.Whiteout {
-				at := above(e.Path, gone)
+				at := removed.of(e.Path)
 				if at == "" && e.Type == rootfs.Dir && gone[e.Path] {
 					at = e.Path
 				}
-				if at != "" {
+				if at != "" && !told[at] {
+					told[at] = true
 					problems = append(problems, fmt.Sprintf("layer %d removes %q and makes it anew: overlay file "+
 						"systems keep what lower layers have in it", i+1, at))
-					delete(gone, at)
 				}
 			}
 		}
@@ -63,7 +64,7 @@ const maxHidden = 100
 // Hidden returns which files of some kind are not in the tree of all layers, though engines may have them: those that
 // are not replaced or removed in a way that all engines take for the same.
 func Hidden(layers []*rootfs.Index, tree *rootfs.Tree, kind func(*rootfs.Entry) bool) (problems []string) {
-	links := symlinks(layers)
+	links := newAncestors(symlinks(layers))
 	// What later entries have put in the place of something, or removed, and the directories that they have emptied.
 	// The removals of a layer are about lower ones.
 	gone, emptied := map[string]bool{}, map[string]bool{}
@@ -74,7 +75,7 @@ func Hidden(layers []*rootfs.Index, tree *rootfs.Tree, kind func(*rootfs.Entry) 
 			if e.Type == rootfs.Regular && kind(e) {
 				n := tree.Lookup(e.Path)
 				shown := n != nil && n.Type == rootfs.Regular && n.SHA256 == e.SHA256
-				replaced := above(e.Path, links) == "" &&
+				replaced := links.of(e.Path) == "" &&
 					(gone[e.Path] || above(e.Path, gone) != "" || above(e.Path, emptied) != "")
 				if !shown && !replaced {
 					problems = append(problems,
@@ -106,12 +107,43 @@ func Hidden(layers []*rootfs.Index, tree *rootfs.Tree, kind func(*rootfs.Entry) 
 
 // above returns a path above p that is in a set, or the empty string.
 func above(p string, set map[string]bool) string {
-	for d := path.Dir(p); len(d) > 1; d = path.Dir(d) {
-		if set[d] {
-			return d
+	if len(set) == 0 {
+		return ""
+	}
+	for i := strings.LastIndexByte(p, '/'); i > 0; i = strings.LastIndexByte(p[:i], '/') {
+		if set[p[:i]] {
+			return p[:i]
 		}
 	}
 	return ""
+}
+
+// ancestors are paths above others that are in a set, remembered by directory: many files are in each.
+type ancestors struct {
+	set   map[string]bool
+	known map[string]string
+}
+
+func newAncestors(set map[string]bool) *ancestors { return &ancestors{set, map[string]string{}} }
+
+// of is above, of a set that does not change.
+func (a *ancestors) of(p string) string {
+	if len(a.set) == 0 {
+		return ""
+	}
+	i := strings.LastIndexByte(p, '/')
+	if i <= 0 {
+		return ""
+	}
+	dir := p[:i]
+	at, ok := a.known[dir]
+	if !ok {
+		if at = dir; !a.set[dir] {
+			at = a.of(dir)
+		}
+		a.known[dir] = at
+	}
+	return at
 }
 
 // symlinks are the paths of links in any layer. A hard link can be one to a symbolic link.

@@ -1,3 +1,4 @@
+// Package engines finds what container engines do not agree on in the layers of an image.
 package engines
 
 import (
@@ -115,6 +116,10 @@ func (w *walker) learn(layers []*rootfs.Index) {
 // maxDepth is how many links in a chain are followed: more than any engine and the kernel after it.
 const maxDepth = 255
 
+// isKernels reports whether a path is in a directory of the kernel's, in which there are links to anywhere, such as
+// /proc/self/root.
+func isKernels(p string) bool { return strings.HasPrefix(p, "/proc/") || strings.HasPrefix(p, "/dev/") }
+
 // follow walks a path from a directory, and visits each place where it may end.
 func (w *walker) follow(at, p string, visit func(real string)) {
 	if w.deep > maxDepth {
@@ -130,7 +135,7 @@ func (w *walker) follow(at, p string, visit func(real string)) {
 			continue
 		}
 		at = path.Join(at, name)
-		w.reached = w.reached || at == w.dir
+		w.reached = w.reached || at == w.dir || name == w.dir[1:] && isKernels(at)
 		for target := range w.links[at] {
 			from := path.Dir(at)
 			if path.IsAbs(target) {

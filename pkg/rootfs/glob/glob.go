@@ -1,3 +1,4 @@
+// Package glob matches absolute paths against patterns.
 package glob
 
 import (
@@ -35,7 +36,7 @@ const maxBraces = 4
 // maxChoices is how many commas are in all braces of a pattern.
 const maxChoices = 32
 
-// CompilePatterns prepares patterns for matching.
+// Compile prepares patterns for matching.
 func Compile(list []string) Patterns {
 	p := Patterns{exact: map[string]map[string]bool{}, dirs: map[string]bool{}, globs: map[string][]glob{}}
 	for _, g := range list {

@@ -22,6 +22,7 @@ type aheadReader struct {
 	buffers *[4][]byte
 }
 
+// ReadAhead returns a reader that reads ahead, in a goroutine of its own. It is to be closed.
 func ReadAhead(r io.Reader) io.ReadCloser {
 	buffers := chunks.Get().(*[4][]byte)
 	c, ok := r.(io.ReadCloser)

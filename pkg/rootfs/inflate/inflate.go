@@ -1,3 +1,4 @@
+// Package inflate decompresses layers: plain ones, gzip and zstd, in this process or by a faster program.
 package inflate
 
 import (
@@ -49,7 +50,7 @@ var ErrInflater = errors.New("inflating failed")
 // Inflater inflates gzip: in this process, which is the zero value, or by a program.
 type Inflater struct{ name, path string }
 
-// FindInflater finds what inflates gzip: "go" is this process, "igzip" (of Intel's ISA-L) is a program, and "auto" is
+// Find finds what inflates gzip: "go" is this process, "igzip" (of Intel's ISA-L) is a program, and "auto" is
 // igzip where it is installed. It is at least twice as fast. pigz inflates more than gzip, and so another layer.
 func Find(name string) (Inflater, error) {
 	switch name {
@@ -148,7 +149,7 @@ func isZstd(magic []byte) bool {
 		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], zstdSkippable)
 }
 
-// decompress returns the plain bytes of a blob whose compression shows in its first bytes. They are made
+// Open returns the plain bytes of a blob whose compression shows in its first bytes. They are made
 // ahead of the reader, on another processor.
 func (i Inflater) Open(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 	r := bufio.NewReaderSize(blob, smallBlob)
@@ -237,7 +238,7 @@ func (m *members) padding() error {
 	}
 }
 
-// byProgram reports whether what a reader of this package returns comes from a program.
+// ByProgram reports whether what a reader of this package returns comes from a program.
 func ByProgram(r io.ReadCloser) bool {
 	_, ok := r.(*program)
 	return ok

@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// InBlocks returns a reader that reads a blob of so many bytes in large pieces, of which it keeps the last few: neighbouring files are read one
-// after the other.
+// InBlocks returns a reader that reads a blob of so many bytes in large pieces, of which it keeps the last few:
+// neighbouring files are read one after the other.
 func InBlocks(blob io.ReaderAt, size int64) io.ReaderAt { return &blocks{blob: blob, size: size} }
 
 type blocks struct {

@@ -118,7 +118,8 @@ type Stream struct {
 
 var errLimit = errors.New("larger than the limit")
 
-// NewStream begins to read files of the table in their order, of which so many bytes may be inflated. It is to be closed.
+// NewStream begins to read files of the table in their order, of which so many bytes may be inflated. It is to be
+// closed.
 func (t *Table) NewStream(limit int64) *Stream { return &Stream{table: t, left: limit} }
 
 // Close lets go of what is open.

@@ -1,4 +1,5 @@
-// Package toc reads the tables of contents of layers that engines load lazily: eStargz and zstd:chunked. It stands alone.
+// Package toc reads the tables of contents of layers that engines load lazily: eStargz and zstd:chunked. It stands
+// alone.
 package toc
 
 import (
@@ -31,7 +32,7 @@ const (
 	maxTOCBlob = 256 << 20
 	maxTOC     = 256 << 20
 
-	maxTOCEntries = 2_000_000
+	maxTOCEntries = 500_000 // a few bytes of each become two kilobytes
 	maxChunk      = 64 << 20
 )
 
@@ -74,8 +75,8 @@ func Lazy(annotations map[string]string) string {
 // snapshotters begin the names of annotations for those of containerd.
 const snapshotters = "containerd.io/snapshot/"
 
-// Find returns how to read each table that an annotation of a layer names, one at a time: each engine takes the one that
-// it knows. The annotations are those of the layer in the image's manifest. The error is ErrNone if there is none.
+// Find returns how to read each table that an annotation of a layer names, one at a time: each engine takes the one
+// that it knows. The annotations are those of the layer in the image's manifest. The error is ErrNone if there is none.
 func Find(
 	ctx context.Context, blob io.ReaderAt, size int64, annotations map[string]string,
 ) (tables []func() (*Table, error), err error) {

@@ -31,7 +31,7 @@ func isImageEntry(d v1.Descriptor) bool {
 	return !attestation && isDocument(d.MediaType)
 }
 
-// elsewhere reports whether every engine knows that an entry of an index is not for linux/amd64. What an entry leaves
+// Elsewhere reports whether every engine knows that an entry of an index is not for linux/amd64. What an entry leaves
 // out, engines take for their own, and some look at the platform alone and not at the media type.
 func Elsewhere(d v1.Descriptor) bool {
 	if d.Platform == nil {
@@ -41,7 +41,7 @@ func Elsewhere(d v1.Descriptor) bool {
 	return p.OS != "" && p.OS != "linux" || p.Architecture != "" && p.Architecture != "amd64"
 }
 
-// choose picks the manifest for linux/amd64 from an index. Rivals are all others that an engine may run instead.
+// Choose picks the manifest for linux/amd64 from an index. Rivals are all others that an engine may run instead.
 func Choose(manifests []v1.Descriptor) (chosen v1.Descriptor, rivals []string, err error) {
 	var have []string
 	var candidates, vague []v1.Descriptor

@@ -1,3 +1,4 @@
+// Package document reads the documents of images: manifests, indexes and configurations, wherever they are from.
 package document
 
 import (
@@ -14,7 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
-// documentRules are those of manifests and indexes (OCI image specification, "Image Manifest", "Image Index" and
+// Rules are those of manifests and indexes (OCI image specification, "Image Manifest", "Image Index" and
 // "Content Descriptors"), on whose keys readers must agree.
 var Rules = strictjson.Rules{
 	Named: []string{"annotations"}, MaxList: MaxElements,
@@ -25,15 +26,15 @@ var Rules = strictjson.Rules{
 	},
 }
 
-// configRules are those of configurations. Which keys of these count is not for all of them the same.
+// ConfigRules are those of configurations. Which keys of these count is not for all of them the same.
 var ConfigRules = strictjson.Rules{
 	Named: []string{"labels", "annotations", "volumes", "exposedports"}, MaxList: MaxElements,
 }
 
-// maxElements is how many elements a list may have.
+// MaxElements is how many elements a list may have.
 const MaxElements = 10_000
 
-// documentType is the media type of a manifest or index that came with a content type. A document that can be read as
+// Type is the media type of a manifest or index that came with a content type. A document that can be read as
 // two things is refused: who looks at it, who signs it and who runs it would each see another one (CVE-2021-41190).
 func Type(contentType string, raw []byte) (types.MediaType, error) {
 	if err := strictjson.Check(raw, Rules); err != nil {
@@ -70,7 +71,7 @@ func Type(contentType string, raw []byte) (types.MediaType, error) {
 	return kind, nil
 }
 
-// given is the media type in a header, without its parameters.
+// Given is the media type in a header, without its parameters.
 func Given(contentType string) types.MediaType {
 	kind, _, err := mime.ParseMediaType(contentType)
 	if err != nil {
@@ -107,7 +108,7 @@ func foreignKeys(mt types.MediaType) []string {
 	return nil
 }
 
-// readIndex reads an index, whose type was told by documentType.
+// ReadIndex reads an index, whose type was told by Type.
 func ReadIndex(raw []byte) (*v1.IndexManifest, error) {
 	var index v1.IndexManifest
 	if err := json.Unmarshal(raw, &index); err != nil {
@@ -116,7 +117,7 @@ func ReadIndex(raw []byte) (*v1.IndexManifest, error) {
 	return &index, nil
 }
 
-// parseManifest reads an image's manifest, whose type was told by documentType.
+// ParseManifest reads an image's manifest, whose type was told by Type.
 func ParseManifest(raw []byte) (*v1.Manifest, error) {
 	m, err := v1.ParseManifest(bytes.NewReader(raw))
 	if err != nil {
@@ -125,7 +126,7 @@ func ParseManifest(raw []byte) (*v1.Manifest, error) {
 	return m, nil
 }
 
-// parseConfig reads an image's configuration, and refuses what readers disagree on.
+// ParseConfig reads an image's configuration, and refuses what readers disagree on.
 func ParseConfig(raw []byte) (c v1.ConfigFile, err error) {
 	if err = strictjson.Check(raw, ConfigRules); err == nil {
 		err = json.Unmarshal(raw, &c)
@@ -136,7 +137,7 @@ func ParseConfig(raw []byte) (c v1.ConfigFile, err error) {
 // vagueConfigs are what some builders and registries say of configurations.
 var vagueConfigs = []types.MediaType{"", "application/octet-stream", "application/json", "text/plain", "text/html"}
 
-// isConfig reports whether a blob of a type may be an image's configuration.
+// IsConfig reports whether a blob of a type may be an image's configuration.
 func IsConfig(mt types.MediaType) bool {
 	return mt.IsConfig() || slices.Contains(vagueConfigs, Given(string(mt)))
 }

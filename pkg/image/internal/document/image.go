@@ -17,17 +17,18 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// maxConfig is how many bytes a configuration may have.
+// MaxConfig is how many bytes a configuration may have.
 const MaxConfig = 8 << 20
 
-// newImage reads a manifest, whose type was told by documentType, and the configuration that it names.
+// NewImage reads a manifest, whose type was told by Type, and the configuration that it names.
 func NewImage(ctx context.Context, ref image.Reference, mt types.MediaType, raw []byte,
-	open func(context.Context, v1.Descriptor) (io.ReadCloser, error), wrap func(*BlobLayer) v1.Layer,
+	open func(context.Context, v1.Descriptor) (io.ReadCloser, error), wrap func(v1.Layer) v1.Layer,
 ) (*image.Image, error) {
 	switch mt {
 	case types.OCIManifestSchema1, types.DockerManifestSchema2:
 	case types.DockerManifestSchema1, types.DockerManifestSchema1Signed:
-		return nil, fmt.Errorf("manifest schema 1 is %w: push the image again with a current tool", image.ErrUnsupported)
+		return nil,
+			fmt.Errorf("manifest schema 1 is %w: push the image again with a current tool", image.ErrUnsupported)
 	default:
 		if mt.IsIndex() {
 			return nil, fmt.Errorf("an index in an index in an index is %w", image.ErrUnsupported)
@@ -63,7 +64,7 @@ func NewImage(ctx context.Context, ref image.Reference, mt types.MediaType, raw 
 		if !d.MediaType.IsLayer() {
 			return nil, fmt.Errorf("a layer of the media type %q is %w", d.MediaType, image.ErrUnsupported)
 		}
-		l := &BlobLayer{ctx: ctx, desc: d, diffID: c.RootFS.DiffIDs[i], open: open}
+		l := &blobLayer{ctx: ctx, desc: d, diffID: c.RootFS.DiffIDs[i], open: open}
 		img.Layers = append(img.Layers, &image.Layer{
 			Digest: d.Digest.String(), Size: d.Size, Push: wrap(l), Annotations: d.Annotations,
 			Open: func(ctx context.Context) (io.ReadCloser, error) { return open(ctx, d) },
@@ -72,7 +73,7 @@ func NewImage(ctx context.Context, ref image.Reference, mt types.MediaType, raw 
 	return img, nil
 }
 
-// readBlob reads a blob of at most so many bytes and checks its digest.
+// ReadBlob reads a blob of at most so many bytes and checks its digest.
 func ReadBlob(
 	ctx context.Context, d v1.Descriptor, limit int64, open func(context.Context, v1.Descriptor) (io.ReadCloser, error),
 ) ([]byte, error) {
@@ -88,24 +89,24 @@ func ReadBlob(
 }
 
 // blobLayer is a layer in a registry or layout, to be copied as it is.
-type BlobLayer struct {
+type blobLayer struct {
 	ctx    context.Context
 	desc   v1.Descriptor
 	diffID v1.Hash
 	open   func(context.Context, v1.Descriptor) (io.ReadCloser, error)
 }
 
-func (l *BlobLayer) Digest() (v1.Hash, error) { return l.desc.Digest, nil }
+func (l *blobLayer) Digest() (v1.Hash, error) { return l.desc.Digest, nil }
 
-func (l *BlobLayer) DiffID() (v1.Hash, error) { return l.diffID, nil }
+func (l *blobLayer) DiffID() (v1.Hash, error) { return l.diffID, nil }
 
-func (l *BlobLayer) Size() (int64, error) { return l.desc.Size, nil }
+func (l *blobLayer) Size() (int64, error) { return l.desc.Size, nil }
 
-func (l *BlobLayer) MediaType() (types.MediaType, error) { return l.desc.MediaType, nil }
+func (l *blobLayer) MediaType() (types.MediaType, error) { return l.desc.MediaType, nil }
 
-func (l *BlobLayer) Descriptor() (*v1.Descriptor, error) { return &l.desc, nil }
+func (l *blobLayer) Descriptor() (*v1.Descriptor, error) { return &l.desc, nil }
 
-func (l *BlobLayer) Uncompressed() (io.ReadCloser, error) {
+func (l *blobLayer) Uncompressed() (io.ReadCloser, error) {
 	p, err := partial.CompressedToLayer(l)
 	if err != nil {
 		return nil, err
@@ -113,7 +114,7 @@ func (l *BlobLayer) Uncompressed() (io.ReadCloser, error) {
 	return p.Uncompressed()
 }
 
-func (l *BlobLayer) Compressed() (io.ReadCloser, error) {
+func (l *blobLayer) Compressed() (io.ReadCloser, error) {
 	r, err := l.open(l.ctx, l.desc)
 	if err != nil {
 		return nil, err
@@ -148,7 +149,7 @@ func (r *checkedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// partOf makes an error about a part of an image one about the image.
+// PartOf makes an error about a part of an image one about the image.
 func PartOf(err error) error {
 	if errors.Is(err, image.ErrNotFound) {
 		return fmt.Errorf("%w: %v", image.ErrIncomplete, err) //nolint:errorlint // the image itself was found
@@ -156,7 +157,7 @@ func PartOf(err error) error {
 	return err
 }
 
-// checkPlatform closes an image that is not for linux/amd64.
+// CheckPlatform closes an image that is not for linux/amd64.
 func CheckPlatform(img *image.Image) (*image.Image, error) {
 	var c struct{ OS, Architecture string }
 	if err := json.Unmarshal(img.Config, &c); err != nil {

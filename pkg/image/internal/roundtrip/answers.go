@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// explain makes an answer of a registry the error that callers know.
+// Explain makes an answer of a registry the error that callers know.
 func Explain(err error) error {
 	err = withoutQueries(err)
 	var answer *transport.Error
@@ -28,10 +28,20 @@ func Explain(err error) error {
 	return err
 }
 
-// send sends a request. Its errors have addresses without their queries, which can be credentials: registries lead to
-// addresses that are signed.
+// Send sends a request. Its errors have addresses without their queries, which can be credentials: registries lead to
+// addresses that are signed. What writes is not led to where it would be a request of another kind, as to the page of a
+// login.
 func Send(rt http.RoundTripper, req *http.Request) (*http.Response, error) {
-	resp, err := (&http.Client{Transport: rt}).Do(req)
+	client := &http.Client{Transport: rt, CheckRedirect: func(next *http.Request, via []*http.Request) error {
+		switch {
+		case next.Method != req.Method:
+			return fmt.Errorf("%w: what is to be stored there is led to %s", image.ErrRedirect, next.URL.Host)
+		case len(via) >= maxRedirects:
+			return fmt.Errorf("%w: it redirects more than %d times", image.ErrRedirect, maxRedirects)
+		}
+		return nil
+	}}
+	resp, err := client.Do(req)
 	return resp, withoutQueries(err)
 }
 

@@ -19,9 +19,10 @@ type checkedDocuments struct{ inner http.RoundTripper }
 
 func (t *checkedDocuments) RoundTrip(in *http.Request) (*http.Response, error) {
 	out, err := t.inner.RoundTrip(in)
-	list := listPath.FindStringSubmatch(in.URL.Path)
+	asked := first(in).URL.Path // wherever the registry leads to
+	list := listPath.FindStringSubmatch(asked)
 	if err != nil || in.Method != http.MethodGet || out.StatusCode != http.StatusOK ||
-		list == nil && !manifestPath.MatchString(in.URL.Path) {
+		list == nil && !manifestPath.MatchString(asked) {
 		return out, err
 	}
 	raw, err := io.ReadAll(out.Body)

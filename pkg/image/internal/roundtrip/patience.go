@@ -12,7 +12,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
-// leastRate is how many bytes a second a registry must send on average over the idle time.
+// LeastRate is how many bytes a second a registry must send on average over the idle time.
 const LeastRate = 1 << 10
 
 // patient ends requests whose answer does not come, or comes too slowly. Only the time counts in which the registry is

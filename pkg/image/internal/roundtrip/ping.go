@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// manifestTypes are what manifests are asked for as.
+// ManifestTypes are what manifests are asked for as.
 var ManifestTypes = []types.MediaType{
 	types.OCIManifestSchema1, types.DockerManifestSchema2, types.OCIImageIndex, types.DockerManifestList,
 }

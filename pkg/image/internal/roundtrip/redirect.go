@@ -41,7 +41,7 @@ func (t *sameRepository) RoundTrip(in *http.Request) (*http.Response, error) {
 	return t.inner.RoundTrip(in)
 }
 
-// sameHost reports whether two addresses are of the same host and port, whatever the scheme.
+// SameHost reports whether two addresses are of the same host and port, whatever the scheme.
 func SameHost(a, b *url.URL) bool {
 	return a.Hostname() == b.Hostname() && (port(a) == port(b) || a.Port() == "" && b.Port() == "")
 }

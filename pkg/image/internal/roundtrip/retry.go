@@ -20,12 +20,15 @@ import (
 )
 
 const (
-	Attempts      = 5
+	// Attempts is how often a request is sent at most.
+	Attempts = 5
+	// MaxAnswer is how many bytes answers have that are read whole: manifests, tokens, pages of lists.
+	MaxAnswer = 4 << 20
+
 	maxRetryAfter = 2 * time.Minute
-	MaxAnswer     = 4 << 20 // of answers that are read whole: manifests, tokens, pages of lists
 )
 
-// pause waits between attempts; false when the context ended.
+// Pause waits between attempts; false when the context ended.
 func Pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -37,6 +40,7 @@ func Pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// NewBackoff returns the pauses between repetitions, of which each is twice the one before.
 func NewBackoff(first time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.Multiplier = first, 30*first, 2
@@ -92,7 +96,8 @@ func (t *retryTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		if err != nil && ctx.Err() == nil && !lasting(err) {
 			err = fmt.Errorf("%w: %w", image.ErrBroken, err)
 		}
-		again := err != nil && image.Transient(err) || err == nil && slices.Contains(image.TransientStatus, out.StatusCode)
+		again := err != nil && image.Transient(err) ||
+			err == nil && slices.Contains(image.TransientStatus, out.StatusCode)
 		if !again || once || i == Attempts {
 			return out, err
 		}

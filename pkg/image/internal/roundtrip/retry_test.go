@@ -24,7 +24,8 @@ func TestLastingFailuresAreNotRepeated(t *testing.T) {
 	})
 	req, err := http.NewRequest(http.MethodGet, "http://registry.test/", nil)
 	require.NoError(t, err)
-	resp, err := (&http.Client{Transport: &retryTransport{inner: inner, first: time.Millisecond, limit: 1 << 20}}).Do(req)
+	repeated := &retryTransport{inner: inner, first: time.Millisecond, limit: 1 << 20}
+	resp, err := (&http.Client{Transport: repeated}).Do(req)
 	if err == nil {
 		resp.Body.Close()
 	}

@@ -36,7 +36,7 @@ type Options struct {
 	Watch       image.Watcher
 }
 
-// NewStack prepares to speak to a registry.
+// New prepares to speak to a registry.
 func New(registry name.Registry, o Options) *Stack {
 	s := &Stack{}
 	inner := o.HTTP

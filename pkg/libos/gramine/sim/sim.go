@@ -15,6 +15,7 @@ import (
 	"runtime"
 
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
@@ -98,6 +99,11 @@ var simulated = gramine.Runtime{Loader: loaderPath, PAL: loaderPath, LibOS: load
 
 // Layers are the runtime's and the enclave's.
 func (Backend) Layers() int { return 2 }
+
+// Image is that the runtime is no image: it is a file, or part of the program.
+func (Backend) Image(libos.LoadOptions) (ref image.Reference, ok bool, err error) {
+	return ref, false, nil
+}
 
 // StartSeconds is Gramine's.
 func (Backend) StartSeconds(files int) float64 { return gramine.Backend{}.StartSeconds(files) }
