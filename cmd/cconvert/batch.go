@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 const batchLong = `Convert the images of a plan: a YAML file that names images, repositories or whole registries,
@@ -48,7 +48,7 @@ type interruption struct{ then string }
 func (e *interruption) Error() string { return "interrupted: " + e.then }
 
 func newBatch() *cobra.Command {
-	var queue queueFlags
+	var from queueFlags
 	var own ownFlags
 	var work workFlags
 	var dry, force, detach bool
@@ -71,7 +71,7 @@ func newBatch() *cobra.Command {
 	f.StringVar(&jsonFile, "output-json", "", "file that gets a description of each image")
 	f.DurationVar(&listTime, "list-timeout", plan.DefaultListTime,
 		"how long finding the images of one entry of the plan may take")
-	queue.add(f)
+	from.add(f)
 	own.add(f)
 	work.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -82,7 +82,7 @@ func newBatch() *cobra.Command {
 			return usagef("--dry-run and --force are about a PLAN that is queued, and --resume goes on with one that " +
 				"was")
 		}
-		if detach && queue.url == "" {
+		if detach && from.url == "" {
 			return usagef("--detach: the queue in this process has no workers elsewhere; name one with --nats")
 		}
 		options, err := own.options()
@@ -113,7 +113,7 @@ func newBatch() *cobra.Command {
 				return err
 			}
 		}
-		find := func(ctx context.Context) ([]batch.Job, error) {
+		find := func(ctx context.Context) ([]queue.Job, error) {
 			p.ListTime = listTime
 			jobs, err := planJobs(ctx, name, p, options.Image, own.access.insecure)
 			for i := range jobs {
@@ -129,9 +129,9 @@ func newBatch() *cobra.Command {
 			return printJobs(cmd.OutOrStdout(), jobs)
 		}
 		r := batchRun{
-			queue: queue, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == "",
+			from: from, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == "",
 		}
-		if queue.url == "" {
+		if from.url == "" {
 			if r.signer, err = own.key.openOrMake(cmd.Context()); err != nil {
 				return err
 			}
@@ -140,7 +140,7 @@ func newBatch() *cobra.Command {
 		if resume != "" {
 			return r.resume(cmd, resume, name, digest)
 		}
-		return r.run(cmd, &batch.Batch{Name: name, Plan: digest}, func(ctx context.Context) ([]batch.Job, error) {
+		return r.run(cmd, &queue.Batch{Name: name, Plan: digest}, func(ctx context.Context) ([]queue.Job, error) {
 			jobs, err := find(ctx)
 			if err != nil {
 				return nil, err
@@ -152,7 +152,7 @@ func newBatch() *cobra.Command {
 	return cmd
 }
 
-func printJobs(w io.Writer, jobs []batch.Job) error {
+func printJobs(w io.Writer, jobs []queue.Job) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, j := range jobs {
 		if j.Problem != "" {

@@ -13,7 +13,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -38,14 +38,14 @@ func newBatchProgress(w io.Writer, total int) *batchProgress {
 }
 
 // tell is for batch.Queue.Wait.
-func (p *batchProgress) tell(r *batch.Record) {
+func (p *batchProgress) tell(r *queue.Record) {
 	if p.bars == nil {
 		switch {
-		case r.Status == batch.Retrying:
+		case r.Status == queue.Retrying:
 			logrus.Warnf("%s: attempt %d failed, and another one follows: %s", r.Job.Source, r.Attempts, r.Error)
-		case r.Status == batch.Skipped:
+		case r.Status == queue.Skipped:
 			logrus.Infof("%s: skipped: %s", r.Job.Source, r.Error)
-		case r.Status == batch.Failed:
+		case r.Status == queue.Failed:
 			logrus.Errorf("%s: %s", r.Job.Source, r.Error)
 		case r.Status.Final():
 			logrus.Infof("%s: %s as %s, MRENCLAVE %s, %.1f s", r.Job.Source, r.Status, r.Ref, r.MREnclave, r.Seconds)
@@ -54,10 +54,10 @@ func (p *batchProgress) tell(r *batch.Record) {
 	}
 	bar := p.active[r.ID]
 	switch {
-	case r.Status == batch.Running && bar == nil:
+	case r.Status == queue.Running && bar == nil:
 		p.active[r.ID] = p.bars.New(0, mpb.SpinnerStyle(), mpb.BarWidth(1),
 			mpb.AppendDecorators(decor.Name(printable(r.Job.Source)+" "), decor.Elapsed(decor.ET_STYLE_GO)))
-	case r.Status != batch.Running && bar != nil:
+	case r.Status != queue.Running && bar != nil:
 		bar.Abort(true)
 		delete(p.active, r.ID)
 	}
@@ -74,14 +74,14 @@ func (p *batchProgress) finish() {
 }
 
 // batchTable lists what became of a batch's images.
-func batchTable(w io.Writer, records []*batch.Record) {
+func batchTable(w io.Writer, records []*queue.Record) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, r := range records {
 		what := r.Error
 		if r.MREnclave != (sgx.Measurement{}) {
 			what = r.MREnclave.String()
 		}
-		if r.Status == batch.Failed && r.Transient {
+		if r.Status == queue.Failed && r.Transient {
 			what = "may pass: " + what
 		}
 		what, _, _ = strings.Cut(what, "\n")
@@ -91,17 +91,17 @@ func batchTable(w io.Writer, records []*batch.Record) {
 }
 
 // counts says how many images are in which state.
-func counts(records []*batch.Record) string {
-	n := map[batch.Status]int{}
+func counts(records []*queue.Record) string {
+	n := map[queue.Status]int{}
 	for _, r := range records {
 		n[r.Status]++
 	}
-	text := fmt.Sprintf("%d converted, %d unchanged, %d failed", n[batch.Converted], n[batch.Unchanged],
-		n[batch.Failed])
-	if n[batch.Skipped] > 0 {
-		text += fmt.Sprintf(", %d skipped", n[batch.Skipped])
+	text := fmt.Sprintf("%d converted, %d unchanged, %d failed", n[queue.Converted], n[queue.Unchanged],
+		n[queue.Failed])
+	if n[queue.Skipped] > 0 {
+		text += fmt.Sprintf(", %d skipped", n[queue.Skipped])
 	}
-	if left := n[batch.Queued] + n[batch.Running] + n[batch.Retrying]; left > 0 {
+	if left := n[queue.Queued] + n[queue.Running] + n[queue.Retrying]; left > 0 {
 		text += fmt.Sprintf(", %d to do", left)
 	}
 	return text

@@ -7,18 +7,18 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 func newBatchStatus() *cobra.Command {
-	var queue queueFlags
+	var from queueFlags
 	cmd := &cobra.Command{
 		Use:     "status",
 		Short:   "List the batches, and how far they are",
 		Example: `  cconvert batch status --nats nats://nats.example:4222`,
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			q, err := queue.openFor(cmd.Context(), true)
+			q, err := from.openFor(cmd.Context(), true)
 			if err != nil {
 				return err
 			}
@@ -34,7 +34,7 @@ func newBatchStatus() *cobra.Command {
 					return err
 				}
 				if b.Finding {
-					fmt.Fprintf(t, "%s\t%s\t%s ago\t%v\n", b.ID, printable(b.Name), age(b.Created), batch.ErrFinding)
+					fmt.Fprintf(t, "%s\t%s\t%s ago\t%v\n", b.ID, printable(b.Name), age(b.Created), queue.ErrFinding)
 					continue
 				}
 				fmt.Fprintf(t, "%s\t%s\t%s ago\t%d images: %s\n", b.ID, printable(b.Name), age(b.Created), b.Total,
@@ -43,12 +43,12 @@ func newBatchStatus() *cobra.Command {
 			return t.Flush()
 		},
 	}
-	queue.addReading(cmd.Flags())
+	from.addReading(cmd.Flags())
 	return cmd
 }
 
 func newBatchResults() *cobra.Command {
-	var queue queueFlags
+	var from queueFlags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "results [BATCH]",
@@ -57,7 +57,7 @@ func newBatchResults() *cobra.Command {
   cconvert batch results --json`,
 		Args: atMostOne("BATCH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q, b, err := findBatch(cmd, queue, args, true)
+			q, b, err := findBatch(cmd, from, args, true)
 			if err != nil {
 				return err
 			}
@@ -74,12 +74,12 @@ func newBatchResults() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a record for each image")
-	queue.addReading(cmd.Flags())
+	from.addReading(cmd.Flags())
 	return cmd
 }
 
 func newBatchRetry() *cobra.Command {
-	var queue queueFlags
+	var from queueFlags
 	cmd := &cobra.Command{
 		Use:   "retry [BATCH]",
 		Short: "Queue again what has failed in a batch",
@@ -88,7 +88,7 @@ otherwise "cconvert batch --resume=BATCH" does.`,
 		Example: `  cconvert batch retry --nats nats://nats.example:4222`,
 		Args:    atMostOne("BATCH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q, b, err := findBatch(cmd, queue, args, false)
+			q, b, err := findBatch(cmd, from, args, false)
 			if err != nil {
 				return err
 			}
@@ -100,13 +100,13 @@ otherwise "cconvert batch --resume=BATCH" does.`,
 			return err
 		},
 	}
-	queue.addReading(cmd.Flags())
+	from.addReading(cmd.Flags())
 	return cmd
 }
 
 // findBatch opens the queue and finds the batch that the arguments name, the newest by default.
-func findBatch(cmd *cobra.Command, queue queueFlags, args []string, read bool) (*batch.Queue, *batch.Batch, error) {
-	q, err := queue.openFor(cmd.Context(), read)
+func findBatch(cmd *cobra.Command, from queueFlags, args []string, read bool) (*queue.Queue, *queue.Batch, error) {
+	q, err := from.openFor(cmd.Context(), read)
 	if err != nil {
 		return nil, nil, err
 	}

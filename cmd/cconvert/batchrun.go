@@ -13,13 +13,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // batchRun queues jobs, and waits until they are done: by a worker in this process, or by others.
 type batchRun struct {
-	queue  queueFlags
+	from   queueFlags
 	own    convert.Options
 	signer sgx.Signer
 	work   batch.WorkOptions
@@ -40,9 +41,9 @@ const newest = "newest"
 
 // run queues what is found as a batch, and waits for it.
 func (r *batchRun) run(
-	cmd *cobra.Command, b *batch.Batch, find func(context.Context) ([]batch.Job, error),
+	cmd *cobra.Command, b *queue.Batch, find func(context.Context) ([]queue.Job, error),
 ) error {
-	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (_ *batch.Batch, err error) {
+	return r.wait(cmd, func(ctx context.Context, q *queue.Queue) (_ *queue.Batch, err error) {
 		if b.MRSigner, err = mrsigner(ctx, r.signer); err != nil {
 			return nil, err
 		}
@@ -52,7 +53,7 @@ func (r *batchRun) run(
 
 // resume goes on with a batch, which has to be one of the plan, as it is, if there is one, and of the same key.
 func (r *batchRun) resume(cmd *cobra.Command, id, name, plan string) error {
-	return r.wait(cmd, func(ctx context.Context, q *batch.Queue) (*batch.Batch, error) {
+	return r.wait(cmd, func(ctx context.Context, q *queue.Queue) (*queue.Batch, error) {
 		if id == newest {
 			id = ""
 		}
@@ -81,9 +82,9 @@ func (r *batchRun) resume(cmd *cobra.Command, id, name, plan string) error {
 }
 
 // wait waits until a batch is done: by a worker in this process, or by others.
-func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Queue) (*batch.Batch, error)) error {
+func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *queue.Queue) (*queue.Batch, error)) error {
 	ctx := cmd.Context()
-	q, err := r.queue.open(ctx)
+	q, err := r.from.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -101,13 +102,13 @@ func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Q
 	defer done()
 	worked := make(chan struct{})
 	close(worked)
-	if r.queue.url == "" {
+	if r.from.url == "" {
 		worked = make(chan struct{})
 		go func() {
 			defer close(worked)
 			r.work.Batch = b.ID // what others have left in the queue is theirs, and for their key
-			_ = q.Work(working, working, newBatchWorker(r.own, r.signer, batch.Files{All: true}, true, r.defaultKey),
-				r.work)
+			w := newBatchWorker(r.own, r.signer, batch.Files{All: true}, true, r.defaultKey)
+			_ = w.Work(working, working, q, r.work)
 		}()
 	}
 	progress := newBatchProgress(cmd.ErrOrStderr(), b.Total)
@@ -118,15 +119,15 @@ func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Q
 		}
 	})
 	defer lonely.Stop()
-	err = q.Wait(ctx, b, func(r *batch.Record) {
-		taken.Store(taken.Load() || r.Status != batch.Queued)
+	err = q.Wait(ctx, b, func(r *queue.Record) {
+		taken.Store(taken.Load() || r.Status != queue.Queued)
 		progress.tell(r)
 	})
 	progress.finish()
 	done()
 	<-worked
 	if ctx.Err() != nil {
-		if r.queue.url != "" {
+		if r.from.url != "" {
 			return &interruption{"the workers go on; \"cconvert batch status\" says how far they are"}
 		}
 		if r.passing {
@@ -144,13 +145,13 @@ func (r *batchRun) wait(cmd *cobra.Command, begin func(context.Context, *batch.Q
 	return r.report(cmd, records)
 }
 
-func (r *batchRun) report(cmd *cobra.Command, records []*batch.Record) error {
+func (r *batchRun) report(cmd *cobra.Command, records []*queue.Record) error {
 	failed := &batchError{}
 	var refs strings.Builder
 	for _, record := range records {
 		switch {
-		case record.Status == batch.Skipped:
-		case record.Status == batch.Converted, record.Status == batch.Unchanged:
+		case record.Status == queue.Skipped:
+		case record.Status == queue.Converted, record.Status == queue.Unchanged:
 			fmt.Fprintln(&refs, record.Ref)
 		case record.Transient, !record.Status.Final(): // or somebody has just had it tried again
 			failed.passing++

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -102,14 +102,14 @@ func newConvert() *cobra.Command {
 		}
 		var conversions []convert.Options // of each image, the same but for source and target
 		var named []string                // each as it was written
-		var problems []batch.Job          // names in a list that are not images
+		var problems []queue.Job          // names in a list that are not images
 		for _, name := range images {
 			source, target, err := endsOf(name, to, suffix, repo, cmd.Flags().Changed("suffix"), access.insecure)
 			if err != nil && len(images) == 1 {
 				return err
 			}
 			if err != nil {
-				problems = append(problems, batch.Job{Source: name, Problem: err.Error()})
+				problems = append(problems, queue.Job{Source: name, Problem: err.Error()})
 				continue
 			}
 			for _, c := range conversions {
@@ -166,7 +166,7 @@ func newConvert() *cobra.Command {
 			for i, c := range conversions {
 				each := o
 				each.Source, each.Target = c.Source, c.Target
-				j := batch.NewJob(each, access.insecure)
+				j := queue.NewJob(each, access.insecure)
 				j.Gate, j.Unsigned, j.Found = gate, unsigned, listed[named[i]] // a list can hold results
 				j.ResultsOnly = slices.ContainsFunc(conversions, func(other convert.Options) bool {
 					return other.Source.Same(*c.Target)

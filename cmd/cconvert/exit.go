@@ -11,8 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
@@ -74,7 +74,7 @@ func exitCode(ctx context.Context, err error) int {
 		errors.Is(err, image.ErrDigest):
 		return exitRefused
 	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, nats.ErrNoServers),
-		errors.Is(err, batch.ErrBusy):
+		errors.Is(err, queue.ErrBusy):
 		return exitTransient
 	}
 	return exitFailed
@@ -168,9 +168,9 @@ func hintFor(err error) string {
 		return "give the passphrase in CCONVERT_KEY_PASSPHRASE or by --key-passphrase-file; no image was stored"
 	case errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):
 		return "the image is damaged where it is stored, or on its way: push it again"
-	case errors.Is(err, batch.ErrBusy):
+	case errors.Is(err, queue.ErrBusy):
 		return "wait for it; or, for a queue that several can work on, use --nats"
-	case errors.Is(err, batch.ErrSigner):
+	case errors.Is(err, queue.ErrSigner):
 		return "an image's signer must not depend on which worker takes it: use the same key, or another queue. To " +
 			"change the key of all workers, start them anew, the first with --new-signer"
 	case errors.Is(err, syscall.ENOSPC):

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 )
@@ -32,14 +32,14 @@ func TestHarmless(t *testing.T) {
 func TestMissingRuntime(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	there := reg.Push(t, "gramine:1", fixture.Image(t, v1.Config{}, fixture.Layer(t, fixture.File("a", "1"))))
-	job := func(runtime string) batch.Job {
-		return batch.Job{
+	job := func(runtime string) queue.Job {
+		return queue.Job{
 			Source: "registry.example/app:1", Insecure: true,
-			Runtime: batch.Runtime{Kind: "gramine", Source: "docker://" + runtime},
+			Runtime: queue.Runtime{Kind: "gramine", Source: "docker://" + runtime},
 		}
 	}
 	missing := reg.Host + "/none:1"
-	jobs := []batch.Job{job(missing), job(there), job(missing)}
+	jobs := []queue.Job{job(missing), job(there), job(missing)}
 	require.NoError(t, pinRuntimes(context.Background(), jobs, registry.Options{}))
 	for _, i := range []int{0, 2} {
 		assert.Contains(t, jobs[i].Problem, "finding the runtime docker://"+missing)
@@ -47,7 +47,7 @@ func TestMissingRuntime(t *testing.T) {
 	}
 	assert.Empty(t, jobs[1].Problem)
 	assert.Equal(t, reg.Digest(t, "gramine:1"), jobs[1].Runtime.Digest)
-	err := pinRuntimes(context.Background(), []batch.Job{job(missing)}, registry.Options{})
+	err := pinRuntimes(context.Background(), []queue.Job{job(missing)}, registry.Options{})
 	assert.ErrorIs(t, err, image.ErrNotFound,
 		"nothing is left to do")
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // All images of a batch get the same runtime, however its name is written.
@@ -33,7 +33,7 @@ convert:
 		require.Zero(t, code, out)
 		text, err := os.ReadFile(results)
 		require.NoError(t, err)
-		var records []batch.Record
+		var records []queue.Record
 		require.NoError(t, json.Unmarshal(text, &records))
 		assert.NotEmpty(t, records[0].Job.Runtime.Digest, name)
 	}

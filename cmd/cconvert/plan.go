@@ -20,8 +20,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
@@ -51,7 +51,7 @@ func (j *jobFlags) add(f *pflag.FlagSet) {
 }
 
 // planJob makes the job for an image of a plan.
-func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Job, error) {
+func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (queue.Job, error) {
 	var j jobFlags
 	f := pflag.NewFlagSet("", pflag.ContinueOnError)
 	j.add(f)
@@ -59,34 +59,34 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (batch.Jo
 		if f.Lookup(o.Name) == nil {
 			var known []string
 			f.VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
-			return batch.Job{}, &plan.Error{
+			return queue.Job{}, &plan.Error{
 				File: file, Line: o.Line,
 				Err: fmt.Errorf("there is no option %q for an image%s", o.Name, plan.Nearest(o.Name, known)),
 			}
 		}
 		for _, v := range o.Values {
 			if err := f.Set(o.Name, besides(file, o.Name, v)); err != nil {
-				return batch.Job{}, &plan.Error{File: file, Line: o.Line, Err: err}
+				return queue.Job{}, &plan.Error{File: file, Line: o.Line, Err: err}
 			}
 		}
 	}
 	asked := f.Changed("attest")
 	err := fromEnvironment(f)
 	if err != nil {
-		return batch.Job{}, err
+		return queue.Job{}, err
 	}
 	o, err := j.options(img, insecure)
 	if err == nil {
 		err = checkGate(j.gate)
 	}
 	if err != nil {
-		return batch.Job{}, &plan.Error{File: file, Line: img.Line, Err: err}
+		return queue.Job{}, &plan.Error{File: file, Line: img.Line, Err: err}
 	}
 	o.AllowRollback, o.ReplaceSigner, o.TrustTOC = j.rollback, j.another, j.toc
 	if j.attest {
 		o.Evidence = &convert.Evidence{Required: asked}
 	}
-	job := batch.NewJob(o, insecure)
+	job := queue.NewJob(o, insecure)
 	job.Gate, job.Unsigned, job.Limits, job.Found, job.ResultsOnly = j.gate, j.unsigned, p.Limits, img.Found,
 		img.ResultsOnly
 	return job, nil
@@ -133,14 +133,14 @@ const findRuntime = 5 * time.Minute
 
 // pinRuntimes finds out once which runtimes the tags in jobs name now, so that all images of a batch get the same. A
 // runtime that cannot be found is a problem of the jobs that want it, and an error if no job wants another one.
-func pinRuntimes(ctx context.Context, jobs []batch.Job, o registry.Options) error {
-	known, missing := map[batch.Runtime]string{}, map[batch.Runtime]error{}
+func pinRuntimes(ctx context.Context, jobs []queue.Job, o registry.Options) error {
+	known, missing := map[queue.Runtime]string{}, map[queue.Runtime]error{}
 	for i := range jobs {
 		r := jobs[i].Runtime
 		if jobs[i].Problem != "" {
 			continue
 		}
-		ref, inImage, err := batch.ImageOf(r, jobs[i].Insecure, all.Backends())
+		ref, inImage, err := queue.ImageOf(r, jobs[i].Insecure, all.Backends())
 		if err != nil {
 			return err
 		}
@@ -167,7 +167,7 @@ func pinRuntimes(ctx context.Context, jobs []batch.Job, o registry.Options) erro
 		}
 		jobs[i].Runtime.Digest = digest
 	}
-	if slices.ContainsFunc(jobs, func(j batch.Job) bool { return j.Problem == "" }) {
+	if slices.ContainsFunc(jobs, func(j queue.Job) bool { return j.Problem == "" }) {
 		return nil
 	}
 	for _, err := range missing {
@@ -298,7 +298,7 @@ func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
 			return "", err
 		}
 		of = append(of, j)
-		ref, ok, err := batch.ImageOf(j.Runtime, insecure, all.Backends())
+		ref, ok, err := queue.ImageOf(j.Runtime, insecure, all.Backends())
 		if err != nil {
 			return "", err
 		}
@@ -315,7 +315,7 @@ func planDigest(file string, p *plan.Plan, insecure bool) (string, error) {
 }
 
 // planJobs finds a plan's images, and makes a job of each. The plan's options were checked, as planDigest does.
-func planJobs(ctx context.Context, file string, p *plan.Plan, o registry.Options, insecure bool) ([]batch.Job, error) {
+func planJobs(ctx context.Context, file string, p *plan.Plan, o registry.Options, insecure bool) ([]queue.Job, error) {
 	p.Insecure = insecure
 	o.OnlyRegistry = true // whoever may push to a repository sends nobody elsewhere
 	images, err := p.Select(ctx, file, catalog{o, insecure, new(sync.Map)})
@@ -325,10 +325,10 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o registry.Options
 	if len(images) == 0 {
 		logrus.Warnf("%s chooses no image", file)
 	}
-	jobs := make([]batch.Job, 0, len(images))
+	jobs := make([]queue.Job, 0, len(images))
 	for _, img := range images {
 		if img.Err != nil {
-			jobs = append(jobs, batch.Job{
+			jobs = append(jobs, queue.Job{
 				Source: img.Source, Problem: img.Err.Error(), Passing: image.Transient(img.Err),
 				Found: img.Found && errors.Is(img.Err, plan.ErrNone),
 			})
@@ -339,7 +339,7 @@ func planJobs(ctx context.Context, file string, p *plan.Plan, o registry.Options
 			return nil, err
 		}
 		if err != nil { // the options are right: it is a name of the registry's
-			j = batch.Job{Source: img.Source, Problem: err.Error()}
+			j = queue.Job{Source: img.Source, Problem: err.Error()}
 		}
 		jobs = append(jobs, j)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/pflag"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -43,11 +43,11 @@ func (q *queueFlags) addReading(f *pflag.FlagSet) {
 		"where the queue in this process keeps its files (default: $XDG_STATE_HOME/cconvert)")
 }
 
-func (q *queueFlags) open(ctx context.Context) (*batch.Queue, error) { return q.openFor(ctx, false) }
+func (q *queueFlags) open(ctx context.Context) (*queue.Queue, error) { return q.openFor(ctx, false) }
 
 // openFor opens the queue, to read alone or to work on it.
-func (q *queueFlags) openFor(ctx context.Context, read bool) (*batch.Queue, error) {
-	o := batch.QueueOptions{Read: read, URL: q.url, Lease: q.lease, Replicas: q.replicas}
+func (q *queueFlags) openFor(ctx context.Context, read bool) (*queue.Queue, error) {
+	o := queue.Options{Read: read, URL: q.url, Lease: q.lease, Replicas: q.replicas}
 	if q.lease != 0 && q.lease < time.Second {
 		return nil, usagef("--lease %s: a second is the least", q.lease)
 	}
@@ -79,7 +79,7 @@ func (q *queueFlags) openFor(ctx context.Context, read bool) (*batch.Queue, erro
 			return nil, err
 		}
 	}
-	return batch.Open(ctx, o)
+	return queue.Open(ctx, o)
 }
 
 // stateDir is the queue's, and exists.

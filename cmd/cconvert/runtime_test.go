@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 type bench struct {
@@ -71,7 +71,7 @@ convert:
 	runtimeOf := func(results string) (digest string, statuses string) {
 		text, err := os.ReadFile(results)
 		require.NoError(t, err)
-		var records []batch.Record
+		var records []queue.Record
 		require.NoError(t, json.Unmarshal(text, &records))
 		for _, r := range records {
 			statuses += fmt.Sprintln(r.Job.Source, r.Status, r.MREnclave, r.Job.Runtime.Digest, r.Error)

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -44,7 +44,7 @@ var schemas = map[string]any{
 	"runtime":          runtimeFacts{},
 	"cache":            []cache.Entry{},
 	"key":              keyInfo{},
-	"batch":            []batch.Record{},
+	"batch":            []queue.Record{},
 }
 
 const schemaDir = "../../docs/schemas"

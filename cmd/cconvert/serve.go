@@ -18,6 +18,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/internal/service"
 	"github.com/cconvert/cconvert/pkg/attest"
 )
@@ -42,7 +43,7 @@ type serveFlags struct {
 }
 
 func newServe() *cobra.Command {
-	var queue queueFlags
+	var from queueFlags
 	var own ownFlags
 	var work workFlags
 	var door serveFlags
@@ -59,7 +60,7 @@ func newServe() *cobra.Command {
 	f.StringVar(&door.cert, "tls-cert", "", "file with the service's certificate")
 	f.StringVar(&door.key, "tls-key", "", "file with the key of --tls-cert")
 	f.StringVar(&door.clientCA, "client-ca", "", "file with the authorities whose certificates let clients in")
-	queue.add(f)
+	from.add(f)
 	own.add(f)
 	work.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -87,7 +88,7 @@ func newServe() *cobra.Command {
 		if err := own.layers.reserve(p, own.access.insecure); err != nil {
 			return err
 		}
-		o.Job = func(img plan.Image) (batch.Job, error) { return planJob(file, img, p, own.access.insecure) }
+		o.Job = func(img plan.Image) (queue.Job, error) { return planJob(file, img, p, own.access.insecure) }
 
 		ctx, end := context.WithCancelCause(cmd.Context())
 		defer end(nil)
@@ -96,7 +97,7 @@ func newServe() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if queue.url == "" {
+		if from.url == "" {
 			signer, err := own.key.open(ctx)
 			if err != nil {
 				return err
@@ -104,7 +105,7 @@ func newServe() *cobra.Command {
 			defer signer.Close()
 			worker = newBatchWorker(options, signer, batch.Files{All: true}, own.access.insecure, own.key.name == "")
 		}
-		q, err := queue.open(ctx)
+		q, err := from.open(ctx)
 		if err != nil {
 			return err
 		}
@@ -122,8 +123,8 @@ func newServe() *cobra.Command {
 		go func() {
 			defer close(worked)
 			if worker != nil {
-				times.Batch = batch.Requests
-				if err := q.Work(context.WithoutCancel(ctx), ctx, worker, times); err != nil {
+				times.Batch = queue.Requests
+				if err := worker.Work(context.WithoutCancel(ctx), ctx, q, times); err != nil {
 					end(fmt.Errorf("nothing is converted any more: %w", err))
 				}
 			}

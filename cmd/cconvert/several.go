@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -45,7 +45,7 @@ func imageList(args []string, stdin io.Reader) (images []string, listed map[stri
 
 // convertAll converts several images by a queue that is there for as long as this takes.
 func convertAll(
-	cmd *cobra.Command, own convert.Options, signer sgx.Signer, work workFlags, jobs []batch.Job, jsonFile string,
+	cmd *cobra.Command, own convert.Options, signer sgx.Signer, work workFlags, jobs []queue.Job, jsonFile string,
 	names nameFiles,
 ) error {
 	o, err := work.options()
@@ -58,9 +58,9 @@ func convertAll(
 	}
 	defer os.RemoveAll(dir)
 	r := batchRun{
-		queue: queueFlags{dir: dir}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true,
+		from: queueFlags{dir: dir}, own: own, signer: signer, work: o, json: jsonFile, refs: names.refs, passing: true,
 	}
-	return r.run(cmd, &batch.Batch{Name: "the command line"}, func(context.Context) ([]batch.Job, error) {
+	return r.run(cmd, &queue.Batch{Name: "the command line"}, func(context.Context) ([]queue.Job, error) {
 		return jobs, nil
 	})
 }

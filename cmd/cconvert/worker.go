@@ -85,7 +85,7 @@ func newBatchWorker(
 }
 
 func newWorker() *cobra.Command {
-	var queue queueFlags
+	var from queueFlags
 	var own ownFlags
 	var work workFlags
 	var unsigned, newSigner bool
@@ -105,7 +105,7 @@ it at once, and what it had begun is given to others.`,
 		Args: exactArgs(),
 	}
 	f := cmd.Flags()
-	queue.add(f)
+	from.add(f)
 	own.add(f)
 	work.add(f)
 	f.BoolVar(&unsigned, "unsigned", false, "have no key: only images that are to be signed later can be converted")
@@ -115,7 +115,7 @@ it at once, and what it had begun is given to others.`,
 		"and archives (repeatable; default: registries only)")
 	f.DurationVar(&grace, "grace", 5*time.Minute, "how long images that were begun may take after SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if queue.url == "" {
+		if from.url == "" {
 			return usagef("--nats is missing: a queue in a process of its own has no workers elsewhere")
 		}
 		o, err := work.options()
@@ -140,7 +140,7 @@ it at once, and what it had begun is given to others.`,
 			logrus.Info("finishing what was begun; nothing new is taken")
 			time.AfterFunc(grace, cancel)
 		})()
-		q, err := queue.open(drain)
+		q, err := from.open(drain)
 		if err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ it at once, and what it had begun is given to others.`,
 		}
 		w := newBatchWorker(options, signer, files, own.access.insecure, own.key.name == "")
 		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)
-		return q.Work(ctx, drain, w, o)
+		return w.Work(ctx, drain, q, o)
 	}
 	return cmd
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -82,7 +83,7 @@ func (b *bench) push(n int) {
 	}
 }
 
-func (b *bench) job(i int) batch.Job {
+func (b *bench) job(i int) queue.Job {
 	b.t.Helper()
 	source, err := image.ParseReference(fmt.Sprintf("%s/app:%d", b.reg.Host, i), true)
 	require.NoError(b.t, err)
@@ -92,32 +93,32 @@ func (b *bench) job(i int) batch.Job {
 		Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: b.program},
 	}
 	o.Enclave.Attestation, o.Enclave.LogLevel = "none", "error"
-	return batch.NewJob(o, true)
+	return queue.NewJob(o, true)
 }
 
-func (b *bench) jobs(n int) (list []batch.Job) {
+func (b *bench) jobs(n int) (list []queue.Job) {
 	for i := range n {
 		list = append(list, b.job(i))
 	}
 	return list
 }
 
-func (b *bench) open() *batch.Queue {
+func (b *bench) open() *queue.Queue {
 	b.t.Helper()
-	q, err := batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue")})
+	q, err := queue.Open(context.Background(), queue.Options{Dir: filepath.Join(b.dir, "queue")})
 	require.NoError(b.t, err)
 	b.t.Cleanup(q.Close)
 	return q
 }
 
 // work has the worker work until a batch is done.
-func (b *bench) work(q *batch.Queue, of *batch.Batch) []*batch.Record {
+func (b *bench) work(q *queue.Queue, of *queue.Batch) []*queue.Record {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var working sync.WaitGroup
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
-	require.NoError(b.t, q.Wait(ctx, of, func(*batch.Record) {}))
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
+	require.NoError(b.t, q.Wait(ctx, of, func(*queue.Record) {}))
 	cancel()
 	working.Wait()
 	records, err := q.Records(context.Background(), of.ID)
@@ -125,7 +126,7 @@ func (b *bench) work(q *batch.Queue, of *batch.Batch) []*batch.Record {
 	return records
 }
 
-func (b *bench) submit(q *batch.Queue, jobs []batch.Job) *batch.Batch {
+func (b *bench) submit(q *queue.Queue, jobs []queue.Job) *queue.Batch {
 	b.t.Helper()
 	of, err := q.Submit(context.Background(), "test", jobs)
 	require.NoError(b.t, err)
@@ -133,7 +134,7 @@ func (b *bench) submit(q *batch.Queue, jobs []batch.Job) *batch.Batch {
 }
 
 // request asks for a conversion of what was found out just now.
-func request(ctx context.Context, q *batch.Queue, j batch.Job) (*batch.Record, error) {
+func request(ctx context.Context, q *queue.Queue, j queue.Job) (*queue.Record, error) {
 	last, err := q.Last(ctx, j.Target, j.Insecure)
 	if err != nil {
 		return nil, err
@@ -142,8 +143,8 @@ func request(ctx context.Context, q *batch.Queue, j batch.Job) (*batch.Record, e
 	return r, err
 }
 
-func statuses(records []*batch.Record) map[batch.Status]int {
-	n := map[batch.Status]int{}
+func statuses(records []*queue.Record) map[queue.Status]int {
+	n := map[queue.Status]int{}
 	for _, r := range records {
 		n[r.Status]++
 	}
@@ -160,7 +161,7 @@ func TestUnchanged(t *testing.T) {
 	require.Len(t, records, 5)
 	digests := map[string]string{}
 	for i, r := range records {
-		require.Equal(t, batch.Converted, r.Status, r.Error)
+		require.Equal(t, queue.Converted, r.Status, r.Error)
 		assert.Equal(t, b.reg.Digest(t, fmt.Sprint("out:", i)), r.Digest)
 		assert.NotZero(t, r.MREnclave)
 		digests[r.Job.Target] = r.Digest
@@ -168,7 +169,7 @@ func TestUnchanged(t *testing.T) {
 
 	b.reg.Intercept(nil)
 	records = b.work(q, b.submit(q, b.jobs(5)))
-	assert.Equal(t, map[batch.Status]int{batch.Unchanged: 5}, statuses(records))
+	assert.Equal(t, map[queue.Status]int{queue.Unchanged: 5}, statuses(records))
 	var asked []string
 	for _, r := range b.reg.Requests() {
 		if !strings.HasSuffix(r, "/v2/") {
@@ -180,7 +181,7 @@ func TestUnchanged(t *testing.T) {
 	// Another machine, which remembers nothing, makes the same again.
 	b.worker.Own.Cache = nil
 	records = b.work(q, b.submit(q, b.jobs(5)))
-	assert.Equal(t, map[batch.Status]int{batch.Unchanged: 5}, statuses(records))
+	assert.Equal(t, map[queue.Status]int{queue.Unchanged: 5}, statuses(records))
 	for _, r := range records {
 		assert.Equal(t, digests[r.Job.Target], r.Digest)
 	}
@@ -191,8 +192,8 @@ func TestUnchanged(t *testing.T) {
 	newer.Options.ISVSVN = 1
 	b.reg.Push(t, "app:2", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}, Env: []string{"N=other"}},
 		fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
-	records = b.work(q, b.submit(q, []batch.Job{forced, newer, b.job(2), b.job(3)}))
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 3, batch.Unchanged: 1}, statuses(records))
+	records = b.work(q, b.submit(q, []queue.Job{forced, newer, b.job(2), b.job(3)}))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 3, queue.Unchanged: 1}, statuses(records))
 	assert.Equal(t, digests[forced.Target], b.reg.Digest(t, "out:0"))
 	assert.NotEqual(t, digests[newer.Target], b.reg.Digest(t, "out:1"))
 }
@@ -203,7 +204,7 @@ func TestChangedTarget(t *testing.T) {
 	b.push(1)
 	q := b.open()
 	made := b.work(q, b.submit(q, b.jobs(1)))[0]
-	require.Equal(t, batch.Converted, made.Status, made.Error)
+	require.Equal(t, queue.Converted, made.Status, made.Error)
 	tag, err := name.NewTag(b.reg.Host + "/out:0")
 	require.NoError(t, err)
 	good, err := remote.Image(tag)
@@ -245,8 +246,8 @@ func TestChangedTarget(t *testing.T) {
 	weak := b.job(0)
 	weak.Target = b.reg.Host + "/weak:0"
 	weak.Options.Debug, weak.Options.PassEnv = true, []string{"SECRET_URL"}
-	weaker := b.work(q, b.submit(q, []batch.Job{weak}))[0]
-	require.Equal(t, batch.Converted, weaker.Status, weaker.Error)
+	weaker := b.work(q, b.submit(q, []queue.Job{weak}))[0]
+	require.Equal(t, queue.Converted, weaker.Status, weaker.Error)
 	weakTag, err := name.NewTag(weak.Target)
 	require.NoError(t, err)
 	weakImage, err := remote.Image(weakTag)
@@ -314,7 +315,7 @@ func TestChangedTarget(t *testing.T) {
 			}
 			r := b.work(q, b.submit(q, b.jobs(1)))[0]
 			b.worker.Own.Cache = own
-			assert.Equal(t, batch.Converted, r.Status, "%s: %s", what, r.Error)
+			assert.Equal(t, queue.Converted, r.Status, "%s: %s", what, r.Error)
 			assert.Equal(t, made.Digest, b.reg.Digest(t, "out:0"), what)
 		}
 	}
@@ -328,39 +329,39 @@ func TestJobsOfStrangers(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(outside, "secret"), []byte(fixture.ELF("")), 0o600))
 	require.NoError(t, os.Symlink(outside, filepath.Join(b.dir, "link")))
 	for what, c := range map[string]struct {
-		change func(*batch.Job)
+		change func(*queue.Job)
 		ok     bool
 	}{
-		"an archive as the target": {change: func(j *batch.Job) {
+		"an archive as the target": {change: func(j *queue.Job) {
 			j.Target = "docker-archive:" + outside + "/x.tar"
 		}},
-		"a layout as the target": {change: func(j *batch.Job) { j.Target = "oci:" + outside + "/x" }},
-		"a layout behind a link": {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/link/x" }},
-		"a layout behind dots":   {change: func(j *batch.Job) { j.Target = "oci:" + b.dir + "/../x" }},
-		"libraries like a registry": {change: func(j *batch.Job) {
+		"a layout as the target": {change: func(j *queue.Job) { j.Target = "oci:" + outside + "/x" }},
+		"a layout behind a link": {change: func(j *queue.Job) { j.Target = "oci:" + b.dir + "/link/x" }},
+		"a layout behind dots":   {change: func(j *queue.Job) { j.Target = "oci:" + b.dir + "/../x" }},
+		"libraries like a registry": {change: func(j *queue.Job) {
 			j.Runtime.Kind, j.Runtime.Source, j.Runtime.Libs = "gramine", "etc/ssl", "etc/ssl"
 		}},
-		"dots behind a link":     {change: func(j *batch.Job) { j.Runtime.Source = b.dir + "/link/../secret" }},
-		"a daemon as the target": {change: func(j *batch.Job) { j.Target = "docker-daemon:x:1" }},
-		"a daemon as the source": {change: func(j *batch.Job) { j.Source = "docker-daemon:x:1" }},
-		"an archive as the source": {change: func(j *batch.Job) {
+		"dots behind a link":     {change: func(j *queue.Job) { j.Runtime.Source = b.dir + "/link/../secret" }},
+		"a daemon as the target": {change: func(j *queue.Job) { j.Target = "docker-daemon:x:1" }},
+		"a daemon as the source": {change: func(j *queue.Job) { j.Source = "docker-daemon:x:1" }},
+		"an archive as the source": {change: func(j *queue.Job) {
 			j.Source = "docker-archive:" + outside + "/secret"
 		}},
-		"a secret as the runtime": {change: func(j *batch.Job) { j.Runtime.Source = outside + "/secret" }},
-		"a directory as the runtime": {change: func(j *batch.Job) {
+		"a secret as the runtime": {change: func(j *queue.Job) { j.Runtime.Source = outside + "/secret" }},
+		"a directory as the runtime": {change: func(j *queue.Job) {
 			j.Runtime.Kind, j.Runtime.Source = "gramine", "dir:"+outside
 		}},
-		"a package as the runtime": {change: func(j *batch.Job) {
+		"a package as the runtime": {change: func(j *queue.Job) {
 			j.Runtime.Kind, j.Runtime.Source = "gramine", "deb:"+b.dir+"/x,"+outside+"/y"
 		}},
-		"a layout as the runtime": {change: func(j *batch.Job) {
+		"a layout as the runtime": {change: func(j *queue.Job) {
 			j.Runtime.Kind, j.Runtime.Source = "gramine", "oci:"+outside
 		}},
-		"a directory of libraries": {change: func(j *batch.Job) { j.Runtime.Libs = outside }},
-		"a layout where layouts may be": {change: func(j *batch.Job) {
+		"a directory of libraries": {change: func(j *queue.Job) { j.Runtime.Libs = outside }},
+		"a layout where layouts may be": {change: func(j *queue.Job) {
 			j.Target = "oci:" + b.dir + "/new/out:1"
 		}, ok: true},
-		"an archive where files may be": {change: func(j *batch.Job) {
+		"an archive where files may be": {change: func(j *queue.Job) {
 			j.Target = "docker-archive:" + b.dir + "/out.tar:a:1"
 		}, ok: true},
 	} {
@@ -385,18 +386,18 @@ func TestUnsignedTarget(t *testing.T) {
 	q := b.open()
 	key := b.worker.Signer
 	signed := b.work(q, b.submit(q, b.jobs(1)))[0] // as it will be when somebody has signed it
-	require.Equal(t, batch.Converted, signed.Status, signed.Error)
+	require.Equal(t, queue.Converted, signed.Status, signed.Error)
 	b.worker.Signer, b.worker.Own.Cache = nil, nil
 	later := b.job(0)
 	later.Unsigned = true
-	r := b.work(q, b.submit(q, []batch.Job{later}))[0]
-	require.Equal(t, batch.Unchanged, r.Status, r.Error)
+	r := b.work(q, b.submit(q, []queue.Job{later}))[0]
+	require.Equal(t, queue.Unchanged, r.Status, r.Error)
 	public, err := key.Public(context.Background())
 	require.NoError(t, err)
 	assert.Equal(t, sgx.MRSigner(public), r.MRSigner)
 	assert.Equal(t, signed.Digest, r.Digest)
-	r = b.work(q, b.submit(q, []batch.Job{later}))[0]
-	require.Equal(t, batch.Unchanged, r.Status, r.Error)
+	r = b.work(q, b.submit(q, []queue.Job{later}))[0]
+	require.Equal(t, queue.Unchanged, r.Status, r.Error)
 }
 
 // A batch is waited for until all of it is done, also if one of its images is tried again meanwhile.
@@ -416,26 +417,26 @@ func TestRetriedWhileWaiting(t *testing.T) {
 	q := b.open()
 	held := slow.job(0)
 	held.Runtime = b.job(0).Runtime
-	of := b.submit(q, []batch.Job{held, b.job(1)})
+	of := b.submit(q, []queue.Job{held, b.job(1)})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var working sync.WaitGroup
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
 	waited := make(chan error, 1)
-	go func() { waited <- q.Wait(ctx, of, func(*batch.Record) {}) }()
-	status := func(want batch.Status) {
+	go func() { waited <- q.Wait(ctx, of, func(*queue.Record) {}) }()
+	status := func(want queue.Status) {
 		require.Eventually(t, func() bool {
 			records, err := q.Records(ctx, of.ID)
-			return err == nil && slices.ContainsFunc(records, func(r *batch.Record) bool {
+			return err == nil && slices.ContainsFunc(records, func(r *queue.Record) bool {
 				return r.Job.Target == b.job(1).Target && r.Status == want
 			})
 		}, 20*time.Second, 20*time.Millisecond)
 	}
-	status(batch.Failed)
+	status(queue.Failed)
 	b.push(2)
 	_, err := q.Retry(ctx, of)
 	require.NoError(t, err)
-	status(batch.Converted)
+	status(queue.Converted)
 	select {
 	case err := <-waited:
 		require.Fail(t, "an image was not done", "%v", err)
@@ -464,7 +465,7 @@ func TestFailures(t *testing.T) {
 	q := b.open()
 	of := b.submit(q, append(b.jobs(3), absent))
 	records := b.work(q, of)
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 2, batch.Failed: 2}, statuses(records))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 2, queue.Failed: 2}, statuses(records))
 	busy, missing := records[1], records[3]
 	assert.True(t, busy.Transient)
 	assert.Equal(t, 3, busy.Attempts)
@@ -478,7 +479,7 @@ func TestFailures(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 2, n)
 	records = b.work(q, of)
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 3, batch.Failed: 1}, statuses(records))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 3, queue.Failed: 1}, statuses(records))
 }
 
 // Workers without a key, and jobs that this worker does not know, fail with the reason.
@@ -489,10 +490,10 @@ func TestRefusedJobs(t *testing.T) {
 	strange, broken, unsigned := b.job(0), b.job(0), b.job(0)
 	strange.Runtime.Kind, broken.Source, unsigned.Unsigned = "occlum", "UPPER CASE", true
 	q := b.open()
-	for _, r := range b.work(q, b.submit(q, []batch.Job{b.job(0), strange, broken, unsigned})) {
+	for _, r := range b.work(q, b.submit(q, []queue.Job{b.job(0), strange, broken, unsigned})) {
 		switch {
 		case r.Job.Unsigned:
-			assert.Equal(t, batch.Converted, r.Status, r.Error)
+			assert.Equal(t, queue.Converted, r.Status, r.Error)
 			assert.Zero(t, r.MRSigner)
 		case r.Job.Runtime.Kind == "occlum":
 			assert.Contains(t, r.Error, `no runtime "occlum"`)
@@ -512,9 +513,9 @@ func TestResume(t *testing.T) {
 	of := b.submit(q, b.jobs(8))
 	ctx, cancel := context.WithCancel(context.Background())
 	var working sync.WaitGroup
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
 	seen := 0
-	assert.ErrorIs(t, q.Wait(ctx, of, func(r *batch.Record) {
+	assert.ErrorIs(t, q.Wait(ctx, of, func(r *queue.Record) {
 		if r.Status.Final() {
 			if seen++; seen == 3 {
 				cancel()
@@ -527,22 +528,22 @@ func TestResume(t *testing.T) {
 	q.Close()
 
 	again := b.open()
-	_, err = batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue")})
-	assert.ErrorIs(t, err, batch.ErrBusy)
+	_, err = queue.Open(context.Background(), queue.Options{Dir: filepath.Join(b.dir, "queue")})
+	assert.ErrorIs(t, err, queue.ErrBusy)
 	of, err = again.Find(context.Background(), "")
 	require.NoError(t, err)
 	left, err := again.Resume(context.Background(), of)
 	require.NoError(t, err)
-	assert.Equal(t, 8-statuses(before)[batch.Converted], left)
+	assert.Equal(t, 8-statuses(before)[queue.Converted], left)
 	records := b.work(again, of)
-	assert.Equal(t, 8, statuses(records)[batch.Converted]+statuses(records)[batch.Unchanged])
+	assert.Equal(t, 8, statuses(records)[queue.Converted]+statuses(records)[queue.Unchanged])
 	for i, r := range before {
 		if r.Status.Final() {
 			assert.Equal(t, r, records[i], "what was done is as it was")
 		}
 	}
 	_, err = again.Find(context.Background(), "none")
-	assert.ErrorIs(t, err, batch.ErrNoBatch)
+	assert.ErrorIs(t, err, queue.ErrNoBatch)
 }
 
 // Requests keep to the limits of their registry.
@@ -569,7 +570,7 @@ func TestLimits(t *testing.T) {
 	q := b.open()
 	begin := time.Now()
 	records := b.work(q, b.submit(q, jobs))
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 4}, statuses(records))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 4}, statuses(records))
 	assert.LessOrEqual(t, most.Load(), int32(2))
 	requests := len(b.reg.Requests())
 	require.Greater(t, requests, 30)
@@ -588,7 +589,7 @@ func TestPoison(t *testing.T) {
 		q = b.open()
 		records, err := q.Records(context.Background(), of.ID)
 		require.NoError(t, err)
-		if records[0].Status == batch.Failed {
+		if records[0].Status == queue.Failed {
 			assert.Contains(t, records[0].Error, "did not finish")
 			assert.Equal(t, 6, i, "three times among others, three times alone, and once more to see")
 			return
@@ -597,7 +598,7 @@ func TestPoison(t *testing.T) {
 }
 
 // dieAt has a worker end, without leaving word, at the manifest of an image.
-func (b *bench) dieAt(q *batch.Queue, image string) {
+func (b *bench) dieAt(q *queue.Queue, image string) {
 	b.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	name, tag, _ := strings.Cut(image, ":")
@@ -611,7 +612,7 @@ func (b *bench) dieAt(q *batch.Queue, image string) {
 		return false
 	})
 	defer time.AfterFunc(2*time.Second, cancel).Stop()
-	_ = q.Work(ctx, ctx, b.worker, b.options)
+	_ = b.worker.Work(ctx, ctx, q, b.options)
 	cancel()
 	q.Close()
 }
@@ -623,7 +624,7 @@ func TestBesideAPoison(t *testing.T) {
 	b.options.Parallel = 4
 	q := b.open()
 	of := b.submit(q, b.jobs(6))
-	var records []*batch.Record
+	var records []*queue.Record
 	for i := 0; ; i++ {
 		require.Less(t, i, 60, "it comes again and again")
 		b.dieAt(q, "app:3")
@@ -631,15 +632,15 @@ func TestBesideAPoison(t *testing.T) {
 		var err error
 		records, err = q.Records(context.Background(), of.ID)
 		require.NoError(t, err)
-		if n := statuses(records); n[batch.Failed]+n[batch.Converted]+n[batch.Unchanged] == 6 {
+		if n := statuses(records); n[queue.Failed]+n[queue.Converted]+n[queue.Unchanged] == 6 {
 			break
 		}
 	}
 	for i, r := range records {
 		if i == 3 {
-			assert.Equal(t, batch.Failed, r.Status)
+			assert.Equal(t, queue.Failed, r.Status)
 		} else {
-			assert.NotEqual(t, batch.Failed, r.Status, r.Error)
+			assert.NotEqual(t, queue.Failed, r.Status, r.Error)
 		}
 	}
 }
@@ -649,15 +650,15 @@ func TestPassingProblem(t *testing.T) {
 	b := newBench(t)
 	b.push(1)
 	q := b.open()
-	down := batch.Job{Source: "down.example/app", Problem: "connection refused", Passing: true, Found: true}
+	down := queue.Job{Source: "down.example/app", Problem: "connection refused", Passing: true, Found: true}
 	jobs := append(b.jobs(1), down)
 	for _, r := range b.work(q, b.submit(q, jobs)) {
 		if r.Job.Problem != "" {
-			assert.Equal(t, batch.Failed, r.Status)
+			assert.Equal(t, queue.Failed, r.Status)
 			assert.True(t, r.Transient)
 			assert.Equal(t, 1, r.Attempts)
 		} else {
-			assert.Equal(t, batch.Converted, r.Status)
+			assert.Equal(t, queue.Converted, r.Status)
 		}
 	}
 }
@@ -672,11 +673,11 @@ func TestStoppedOften(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		b.reg.Intercept(func(http.ResponseWriter, *http.Request, int) bool { cancel(); return false })
 		timeout := time.AfterFunc(5*time.Second, cancel)
-		_ = q.Work(ctx, ctx, b.worker, b.options)
+		_ = b.worker.Work(ctx, ctx, q, b.options)
 		timeout.Stop()
 	}
 	b.reg.Intercept(nil)
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 1}, statuses(b.work(q, of)))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 1}, statuses(b.work(q, of)))
 }
 
 // Images of a registry that never gets done do not keep those of others waiting, nor last for ever.
@@ -688,7 +689,7 @@ func TestSilentRegistry(t *testing.T) {
 	}
 	b.push(4)
 	silent.Silence(t)
-	var jobs []batch.Job
+	var jobs []queue.Job
 	for i := range 16 {
 		j := b.job(0)
 		j.Source = fmt.Sprintf("%s/app:%d", silent.Host, i)
@@ -699,11 +700,11 @@ func TestSilentRegistry(t *testing.T) {
 	q := b.open()
 	of := b.submit(q, append(jobs, b.jobs(4)...))
 	records := b.work(q, of)
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 4, batch.Failed: 16}, statuses(records))
-	slices.SortFunc(records, func(a, b *batch.Record) int { return a.Updated.Compare(b.Updated) })
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 4, queue.Failed: 16}, statuses(records))
+	slices.SortFunc(records, func(a, b *queue.Record) int { return a.Updated.Compare(b.Updated) })
 	last := 0
 	for i, r := range records {
-		if r.Status == batch.Failed {
+		if r.Status == queue.Failed {
 			assert.Contains(t, r.Error, "it took longer than 2s")
 		} else {
 			last = i
@@ -719,18 +720,18 @@ func TestReadWhileWorking(t *testing.T) {
 	q := b.open()
 	of := b.submit(q, b.jobs(3))
 	b.work(q, of)
-	_, err := batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(b.dir, "queue")})
-	require.ErrorIs(t, err, batch.ErrBusy)
+	_, err := queue.Open(context.Background(), queue.Options{Dir: filepath.Join(b.dir, "queue")})
+	require.ErrorIs(t, err, queue.ErrBusy)
 	for range 3 {
-		reader, err := batch.Open(context.Background(),
-			batch.QueueOptions{Dir: filepath.Join(b.dir, "queue"), Read: true})
+		reader, err := queue.Open(context.Background(),
+			queue.Options{Dir: filepath.Join(b.dir, "queue"), Read: true})
 		require.NoError(t, err)
 		records, err := reader.Records(context.Background(), of.ID)
 		require.NoError(t, err)
-		assert.Equal(t, map[batch.Status]int{batch.Converted: 3}, statuses(records))
+		assert.Equal(t, map[queue.Status]int{queue.Converted: 3}, statuses(records))
 		reader.Close()
 	}
-	b.work(q, b.submit(q, []batch.Job{b.job(1)}))
+	b.work(q, b.submit(q, []queue.Job{b.job(1)}))
 }
 
 // A record that cannot be read hides no other one, and is not waited for.
@@ -761,7 +762,7 @@ func testUnreadableRecord(t *testing.T, text string) {
 		require.NoError(t, err)
 	}
 	done := b.work(q, of)
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 1, batch.Failed: 1}, statuses(done))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 1, queue.Failed: 1}, statuses(done))
 	found, err := q.Find(ctx, "")
 	require.NoError(t, err)
 	assert.Equal(t, of.ID, found.ID)
@@ -773,10 +774,10 @@ func testUnreadableRecord(t *testing.T, text string) {
 func TestPanic(t *testing.T) {
 	b := newBench(t)
 	b.push(1)
-	b.worker.Observe = func(batch.Job) convert.Observer { panic("for the test") }
+	b.worker.Observe = func(queue.Job) convert.Observer { panic("for the test") }
 	q := b.open()
 	r := b.work(q, b.submit(q, b.jobs(1)))[0]
-	assert.Equal(t, batch.Failed, r.Status)
+	assert.Equal(t, queue.Failed, r.Status)
 	assert.Contains(t, r.Error, "this is a bug in cconvert: for the test")
 }
 
@@ -786,12 +787,12 @@ func TestOtherBatches(t *testing.T) {
 	b.push(3)
 	q := b.open()
 	left := b.submit(q, b.jobs(2))
-	mine := b.submit(q, []batch.Job{b.job(2)})
+	mine := b.submit(q, []queue.Job{b.job(2)})
 	b.options.Batch = mine.ID
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 1}, statuses(b.work(q, mine)))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 1}, statuses(b.work(q, mine)))
 	records, err := q.Records(context.Background(), left.ID)
 	require.NoError(t, err)
-	assert.Equal(t, map[batch.Status]int{batch.Queued: 2}, statuses(records))
+	assert.Equal(t, map[queue.Status]int{queue.Queued: 2}, statuses(records))
 	now, err := q.Find(context.Background(), "")
 	require.NoError(t, err)
 	assert.Equal(t, mine.ID, now.ID, "the newest is the one that was made last")
@@ -812,10 +813,10 @@ func TestRequests(t *testing.T) {
 	second, err := request(ctx, q, newer)
 	require.NoError(t, err)
 	var working sync.WaitGroup
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
-	final := func(id string) (r *batch.Record) {
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
+	final := func(id string) (r *queue.Record) {
 		seen, done := context.WithCancel(ctx)
-		_ = q.Watch(seen, batch.Requests, func(now *batch.Record) {
+		_ = q.Watch(seen, queue.Requests, func(now *queue.Record) {
 			if now.ID == id && now.Status.Final() {
 				r = now
 				done()
@@ -824,13 +825,13 @@ func TestRequests(t *testing.T) {
 		require.NotNil(t, r)
 		return r
 	}
-	assert.Equal(t, batch.Skipped, final(first.ID).Status)
-	assert.Equal(t, batch.Converted, final(second.ID).Status)
+	assert.Equal(t, queue.Skipped, final(first.ID).Status)
+	assert.Equal(t, queue.Converted, final(second.ID).Status)
 	assert.Equal(t, final(second.ID).Digest, b.reg.Digest(t, "out:0"))
 	for range 30 {
 		_, err := request(ctx, q, newer)
 		require.NoError(t, err)
-		assert.Equal(t, batch.Unchanged, final(second.ID).Status)
+		assert.Equal(t, queue.Unchanged, final(second.ID).Status)
 	}
 	cancel()
 	working.Wait()
@@ -842,7 +843,7 @@ func TestForgedIdentity(t *testing.T) {
 	b.push(1)
 	q := b.open()
 	made := b.work(q, b.submit(q, b.jobs(1)))[0]
-	require.Equal(t, batch.Converted, made.Status, made.Error)
+	require.Equal(t, queue.Converted, made.Status, made.Error)
 	forged := fixture.Image(t, v1.Config{Labels: map[string]string{
 		recipe.LabelIdentity: made.Identity, recipe.LabelMREnclave: made.MREnclave.String(),
 	}},
@@ -850,13 +851,13 @@ func TestForgedIdentity(t *testing.T) {
 	b.reg.Push(t, "out:0", forged)
 	b.worker.Own.Cache = nil
 	again := b.work(q, b.submit(q, b.jobs(1)))[0]
-	assert.Equal(t, batch.Failed, again.Status)
+	assert.Equal(t, queue.Failed, again.Status)
 	assert.ErrorContains(t, errors.New(again.Error), convert.ErrVersionUnknown.Error(),
 		"what claims to be converted is not replaced without a word")
 	over := b.job(0)
 	over.AllowRollback = true
-	again = b.work(q, b.submit(q, []batch.Job{over}))[0]
-	assert.Equal(t, batch.Converted, again.Status, again.Error)
+	again = b.work(q, b.submit(q, []queue.Job{over}))[0]
+	assert.Equal(t, queue.Converted, again.Status, again.Error)
 	assert.Equal(t, made.Digest, b.reg.Digest(t, "out:0"))
 }
 
@@ -865,11 +866,11 @@ func TestStricterJob(t *testing.T) {
 	b := newBench(t)
 	b.push(1)
 	q := b.open()
-	require.Equal(t, batch.Converted, b.work(q, b.submit(q, b.jobs(1)))[0].Status)
+	require.Equal(t, queue.Converted, b.work(q, b.submit(q, b.jobs(1)))[0].Status)
 	strict := b.job(0)
 	strict.Gate.Strict = true // the simulated runtime is a warning
-	r := b.work(q, b.submit(q, []batch.Job{strict}))[0]
-	assert.Equal(t, batch.Failed, r.Status)
+	r := b.work(q, b.submit(q, []queue.Job{strict}))[0]
+	assert.Equal(t, queue.Failed, r.Status)
 	assert.Contains(t, r.Error, "because of what was found")
 }
 
@@ -883,13 +884,13 @@ func TestSharedQueue(t *testing.T) {
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
 	require.True(t, s.ReadyForConnections(10*time.Second))
 	ctx := context.Background()
-	open := func(lease time.Duration) *batch.Queue {
-		q, err := batch.Open(ctx, batch.QueueOptions{URL: s.ClientURL(), Lease: lease})
+	open := func(lease time.Duration) *queue.Queue {
+		q, err := queue.Open(ctx, queue.Options{URL: s.ClientURL(), Lease: lease})
 		require.NoError(t, err)
 		t.Cleanup(q.Close)
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		_ = q.Work(ctx, ended, &batch.Worker{}, batch.WorkOptions{Parallel: 1, Attempts: 1, FirstPause: time.Second})
+		_ = (&batch.Worker{}).Work(ctx, ended, q, batch.WorkOptions{Parallel: 1, Attempts: 1, FirstPause: time.Second})
 		return q
 	}
 	lease := func() time.Duration {
@@ -903,7 +904,7 @@ func TestSharedQueue(t *testing.T) {
 		return c.CachedInfo().Config.AckWait
 	}
 	q := open(0)
-	assert.Equal(t, batch.DefaultLease, lease())
+	assert.Equal(t, queue.DefaultLease, lease())
 	open(2 * time.Minute)
 	assert.Equal(t, 2*time.Minute, lease())
 	open(0)
@@ -912,9 +913,9 @@ func TestSharedQueue(t *testing.T) {
 	one, other := sgx.Measurement{1}, sgx.Measurement{2}
 	require.NoError(t, q.Claim(ctx, one, false))
 	require.NoError(t, q.Claim(ctx, one, false))
-	assert.ErrorIs(t, q.Claim(ctx, other, false), batch.ErrSigner)
+	assert.ErrorIs(t, q.Claim(ctx, other, false), queue.ErrSigner)
 	require.NoError(t, q.Claim(ctx, other, true))
-	assert.ErrorIs(t, q.Claim(ctx, one, false), batch.ErrSigner)
+	assert.ErrorIs(t, q.Claim(ctx, one, false), queue.ErrSigner)
 }
 
 func TestJobID(t *testing.T) {
@@ -937,8 +938,8 @@ func TestOvertaken(t *testing.T) {
 	_, _, err = q.Request(ctx, newer, last)
 	require.NoError(t, err)
 	_, _, err = q.Request(ctx, older, last)
-	assert.ErrorIs(t, err, batch.ErrOvertaken)
-	records, err := q.Records(ctx, batch.Requests)
+	assert.ErrorIs(t, err, queue.ErrOvertaken)
+	records, err := q.Records(ctx, queue.Requests)
 	require.NoError(t, err)
 	for _, r := range records {
 		assert.Equal(t, r.ID == newer.ID(), !r.Status.Final(), r.Job.Source)

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -28,7 +28,7 @@ func TestStatementsOfSeveralTags(t *testing.T) {
 	layer := fixture.Layer(t, fixture.Program("app", fixture.ELF("")))
 	img := fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, layer)
 	const n = 6
-	var jobs []batch.Job
+	var jobs []queue.Job
 	for i := range n {
 		b.reg.Push(t, fmt.Sprint("app:", i), img)
 		j := b.job(i)
@@ -38,7 +38,7 @@ func TestStatementsOfSeveralTags(t *testing.T) {
 	q := b.open()
 	sources := map[string]bool{}
 	for _, r := range b.work(q, b.submit(q, jobs)) {
-		require.Equal(t, batch.Converted, r.Status, r.Error)
+		require.Equal(t, queue.Converted, r.Status, r.Error)
 		ref, err := image.ParseReference(r.Job.Target, true)
 		require.NoError(t, err)
 		img, err := store.Open(ctx, ref, registry.Options{})

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 )
@@ -25,7 +26,7 @@ type Files struct {
 }
 
 // check reports by ErrFiles what a job names and may not.
-func (f Files) check(j Job, backends []libos.Backend) error {
+func (f Files) check(j queue.Job, backends []libos.Backend) error {
 	if f.All {
 		return nil
 	}
@@ -39,7 +40,7 @@ func (f Files) check(j Job, backends []libos.Backend) error {
 		}
 	}
 	runtime := []string{j.Runtime.Source, j.Runtime.Libs}
-	if ref, ok, err := ImageOf(j.Runtime, j.Insecure, backends); err != nil {
+	if ref, ok, err := queue.ImageOf(j.Runtime, j.Insecure, backends); err != nil {
 		return err
 	} else if ok {
 		if err := f.reference(ref); err != nil {

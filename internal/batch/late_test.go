@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // lateTag has a worker's request that moves the tag hang for longer than the lease, while its heartbeats do not arrive.
@@ -61,7 +61,7 @@ func lateTag(t *testing.T, how string) {
 	})
 	of := b.submit(q, b.jobs(1))
 	var working sync.WaitGroup
-	working.Go(func() { _ = far.Work(work, work, anotherWorker(b), b.options) })
+	working.Go(func() { _ = anotherWorker(b).Work(work, work, far, b.options) })
 	<-reached
 	between.cut()
 	if how == "answered" { // a second worker fails for good, and somebody has it tried again
@@ -70,14 +70,14 @@ func lateTag(t *testing.T, how string) {
 		good := b.worker
 		b.worker = w
 		records := b.work(q, of)
-		require.Equal(t, batch.Failed, records[0].Status)
+		require.Equal(t, queue.Failed, records[0].Status)
 		b.worker = good
 		_, err := q.Retry(ctx, of)
 		require.NoError(t, err)
 	}
 	b.reg.Push(t, "app:0", b.image("app:1")) // the tag of the source is moved on
 	records := b.work(q, of)
-	require.Equal(t, batch.Converted, records[0].Status)
+	require.Equal(t, queue.Converted, records[0].Status)
 	require.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"))
 	between.heal()
 	time.Sleep(time.Second)
@@ -88,7 +88,7 @@ func lateTag(t *testing.T, how string) {
 	time.Sleep(time.Second)
 	records, err := q.Records(ctx, of.ID)
 	require.NoError(t, err)
-	if s := records[0].Status; s == batch.Converted || s == batch.Unchanged {
+	if s := records[0].Status; s == queue.Converted || s == queue.Unchanged {
 		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"))
 	}
 	stop()
@@ -119,7 +119,7 @@ func TestMovingWhileAskedAgain(t *testing.T) {
 		if r.Method != http.MethodPut || !strings.HasSuffix(r.URL.Path, "/out/manifests/0") || once.Swap(true) {
 			return false
 		}
-		for _, j := range []batch.Job{c, a, c} {
+		for _, j := range []queue.Job{c, a, c} {
 			x, err := request(ctx, q, j)
 			assert.NoError(t, err)
 			final = x.ID
@@ -136,9 +136,9 @@ func TestMovingWhileAskedAgain(t *testing.T) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
-	working.Go(func() { _ = q.Work(one, one, b.worker, b.options) })
+	working.Go(func() { _ = b.worker.Work(one, one, q, b.options) })
 	time.Sleep(500 * time.Millisecond)
-	working.Go(func() { _ = q.Work(ctx, ctx, anotherWorker(b), b.options) })
+	working.Go(func() { _ = anotherWorker(b).Work(ctx, ctx, q, b.options) })
 	<-stored
 	time.Sleep(4 * time.Second)
 	tagIsOf(t, b, q, final)
@@ -154,8 +154,8 @@ func TestFindingsSignedSince(t *testing.T) {
 	b.worker.Own.Cache = nil
 	j := b.job(0)
 	j.Unsigned = true
-	again := b.work(q, b.submit(q, []batch.Job{j}))[0]
-	require.Equal(t, batch.Unchanged, again.Status)
+	again := b.work(q, b.submit(q, []queue.Job{j}))[0]
+	require.Equal(t, queue.Unchanged, again.Status)
 	assert.Positive(t, made.Findings)
 	assert.Equal(t, made.Findings, again.Findings)
 }

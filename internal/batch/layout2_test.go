@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
@@ -21,7 +21,7 @@ func TestTagsOfOneLayout(t *testing.T) {
 	const n = 12
 	b.push(n)
 	b.options.Parallel = 4
-	var jobs []batch.Job
+	var jobs []queue.Job
 	for i := range n {
 		j := b.job(i)
 		j.Target = "oci:" + filepath.Join(b.dir, "layouts/app") + fmt.Sprint(":", i)
@@ -29,7 +29,7 @@ func TestTagsOfOneLayout(t *testing.T) {
 	}
 	q := b.open()
 	for _, r := range b.work(q, b.submit(q, jobs)) {
-		require.Equal(t, batch.Converted, r.Status, r.Error)
+		require.Equal(t, queue.Converted, r.Status, r.Error)
 		ref, err := image.ParseReference(r.Job.Target, true)
 		require.NoError(t, err)
 		img, err := store.Open(context.Background(), ref, registry.Options{})
@@ -45,7 +45,7 @@ func TestTagsOfOneLayoutMoved(t *testing.T) {
 	b := newBench(t)
 	const n = 12
 	b.push(n)
-	var jobs []batch.Job
+	var jobs []queue.Job
 	for i := range n {
 		j := b.job(i)
 		j.Target = "oci:" + filepath.Join(b.dir, "layouts/app") + fmt.Sprint(":", i)
@@ -57,7 +57,7 @@ func TestTagsOfOneLayoutMoved(t *testing.T) {
 	b.options.Parallel = 4
 	q := b.open()
 	for _, r := range b.work(q, b.submit(q, jobs)) {
-		require.Equal(t, batch.Converted, r.Status, r.Error)
+		require.Equal(t, queue.Converted, r.Status, r.Error)
 		ref, err := image.ParseReference(r.Job.Target, true)
 		require.NoError(t, err)
 		img, err := store.Open(context.Background(), ref, registry.Options{})

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 )
 
@@ -28,7 +29,7 @@ func TestMovedAndNotAnswered(t *testing.T) {
 	earlier, later := b.job(0), b.job(1)
 	later.Target = earlier.Target
 	var once atomic.Bool
-	var second *batch.Record
+	var second *queue.Record
 	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		if r.Method != http.MethodPut || !strings.HasSuffix(r.URL.Path, "/out/manifests/0") || once.Swap(true) {
 			return false
@@ -47,8 +48,8 @@ func TestMovedAndNotAnswered(t *testing.T) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
-	settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
+	settled(t, q, func(records []*queue.Record) bool { return len(records) == 2 })
 	time.Sleep(3 * time.Second)
 	tagIsOf(t, b, q, second.ID)
 }
@@ -65,7 +66,7 @@ func TestStoppedAfterTheTagMoved(t *testing.T) {
 	earlier, later := b.job(0), b.job(1)
 	later.Target = earlier.Target
 	var once atomic.Bool
-	var second *batch.Record
+	var second *queue.Record
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
@@ -84,10 +85,10 @@ func TestStoppedAfterTheTagMoved(t *testing.T) {
 	})
 	_, err := request(ctx, q, earlier)
 	require.NoError(t, err)
-	working.Go(func() { _ = q.Work(one, one, b.worker, b.options) })
+	working.Go(func() { _ = b.worker.Work(one, one, q, b.options) })
 	time.Sleep(500 * time.Millisecond)
-	working.Go(func() { _ = q.Work(ctx, ctx, anotherWorker(b), b.options) })
-	settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
+	working.Go(func() { _ = anotherWorker(b).Work(ctx, ctx, q, b.options) })
+	settled(t, q, func(records []*queue.Record) bool { return len(records) == 2 })
 	time.Sleep(2 * time.Second)
 	tagIsOf(t, b, q, second.ID)
 }
@@ -127,14 +128,14 @@ func TestMovedWhileUnchanged(t *testing.T) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
 	<-put
 	second, err := request(ctx, q, later)
 	require.NoError(t, err)
 	<-held
 	requestDone(ctx, q, first.ID)
 	close(stored)
-	settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
+	settled(t, q, func(records []*queue.Record) bool { return len(records) == 2 })
 	time.Sleep(2 * time.Second)
 	tagIsOf(t, b, q, second.ID)
 }
@@ -159,7 +160,7 @@ func TestCutOffFromTheQueue(t *testing.T) {
 	of := b.submit(q, b.jobs(1))
 	work, stop := context.WithCancel(ctx)
 	var working sync.WaitGroup
-	working.Go(func() { _ = far.Work(work, work, anotherWorker(b), b.options) })
+	working.Go(func() { _ = anotherWorker(b).Work(work, work, far, b.options) })
 	<-reached
 	between.cut()
 	b.reg.Push(t, "app:0", b.image("app:1")) // the tag of the source is moved on
@@ -218,7 +219,7 @@ func movedAndFailed(t *testing.T, second func(*bench) *batch.Worker) {
 		}
 		return false
 	})
-	of := b.submit(q, []batch.Job{j})
+	of := b.submit(q, []queue.Job{j})
 	work, stop := context.WithCancel(ctx)
 	var working sync.WaitGroup
 	defer working.Wait()
@@ -229,12 +230,12 @@ func movedAndFailed(t *testing.T, second func(*bench) *batch.Worker) {
 	if second != nil {
 		w = second(b)
 	}
-	working.Go(func() { _ = far.Work(work, work, w, first) })
+	working.Go(func() { _ = w.Work(work, work, far, first) })
 	<-reached
 	between.cut()
 	b.reg.Push(t, "app:0", newer)
 	if second != nil {
-		working.Go(func() { _ = q.Work(work, work, b.worker, b.options) })
+		working.Go(func() { _ = b.worker.Work(work, work, q, b.options) })
 		<-held
 		between.heal()
 	} else {
@@ -248,12 +249,12 @@ func movedAndFailed(t *testing.T, second func(*bench) *batch.Worker) {
 	time.Sleep(3 * time.Second) // the first worker has failed
 	failing.Store(false)
 	close(goOn)
-	require.NoError(t, q.Wait(ctx, of, func(r *batch.Record) { t.Log(r.Status, r.Worker, r.Digest, r.Error) }))
+	require.NoError(t, q.Wait(ctx, of, func(r *queue.Record) { t.Log(r.Status, r.Worker, r.Digest, r.Error) }))
 	time.Sleep(4 * time.Second)
 	records, err := q.Records(ctx, of.ID)
 	require.NoError(t, err)
-	if records[0].Status != batch.Failed { // as it is if the first worker is given it again, and fails again
-		require.Contains(t, []batch.Status{batch.Converted, batch.Unchanged}, records[0].Status, records[0].Error)
+	if records[0].Status != queue.Failed { // as it is if the first worker is given it again, and fails again
+		require.Contains(t, []queue.Status{queue.Converted, queue.Unchanged}, records[0].Status, records[0].Error)
 		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "%s", records[0].Status)
 	}
 }

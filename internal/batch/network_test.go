@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // natsServer starts a server with JetStream, and completes its options.
@@ -84,12 +85,12 @@ func (n *link) cut() {
 func (n *link) heal() { n.down.Store(false) }
 
 // twoSides opens a queue whose lease is a second, here and at the other end of a link.
-func twoSides(ctx context.Context, t *testing.T) (near, far *batch.Queue, between *link) {
+func twoSides(ctx context.Context, t *testing.T) (near, far *queue.Queue, between *link) {
 	t.Helper()
 	s := natsServer(t, &server.Options{})
 	between = newLink(t, s.Addr().String())
-	open := func(url string) *batch.Queue {
-		q, err := batch.Open(ctx, batch.QueueOptions{URL: url, Lease: time.Second})
+	open := func(url string) *queue.Queue {
+		q, err := queue.Open(ctx, queue.Options{URL: url, Lease: time.Second})
 		require.NoError(t, err)
 		t.Cleanup(q.Close)
 		return q
@@ -131,9 +132,9 @@ func pass(w http.ResponseWriter, answer *httptest.ResponseRecorder) {
 }
 
 // requestDone waits until a request is done.
-func requestDone(ctx context.Context, q *batch.Queue, id string) {
+func requestDone(ctx context.Context, q *queue.Queue, id string) {
 	for ctx.Err() == nil {
-		records, err := q.Records(ctx, batch.Requests)
+		records, err := q.Records(ctx, queue.Requests)
 		for _, r := range records {
 			if err == nil && r.ID == id && r.Status.Final() {
 				return
@@ -144,13 +145,13 @@ func requestDone(ctx context.Context, q *batch.Queue, id string) {
 }
 
 // tagIsOf checks that the tag has, in the end, what a request says.
-func tagIsOf(t *testing.T, b *bench, q *batch.Queue, id string) {
+func tagIsOf(t *testing.T, b *bench, q *queue.Queue, id string) {
 	t.Helper()
-	records, err := q.Records(context.Background(), batch.Requests)
+	records, err := q.Records(context.Background(), queue.Requests)
 	require.NoError(t, err)
 	for _, r := range records {
 		if r.ID == id {
-			require.Contains(t, []batch.Status{batch.Converted, batch.Unchanged}, r.Status, r.Error)
+			require.Contains(t, []queue.Status{queue.Converted, queue.Unchanged}, r.Status, r.Error)
 			assert.Equal(t, r.Digest, b.reg.Digest(t, "out:0"), "the tag has what was asked for last")
 			return
 		}

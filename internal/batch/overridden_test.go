@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // A worker that is cut off from the queue has an outcome, which it cannot tell. Another one is given the job, finds a
@@ -63,7 +63,7 @@ func overridden(t *testing.T, first, second string) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer stop()
-	working.Go(func() { _ = far.Work(work, work, anotherWorker(b), b.options) })
+	working.Go(func() { _ = anotherWorker(b).Work(work, work, far, b.options) })
 	<-reached
 	older := b.reg.Digest(t, "out:0")
 	between.cut()
@@ -74,23 +74,23 @@ func overridden(t *testing.T, first, second string) {
 	if second == "failed" {
 		o.Attempts = 1
 	}
-	working.Go(func() { _ = q.Work(secondWork, secondWork, b.worker, o) })
+	working.Go(func() { _ = b.worker.Work(secondWork, secondWork, q, o) })
 	<-lost
-	want := map[string]batch.Status{"retrying": batch.Retrying, "failed": batch.Failed}[second]
+	want := map[string]queue.Status{"retrying": queue.Retrying, "failed": queue.Failed}[second]
 	require.True(t, firstBecomes(ctx, t, q, of.ID, want).Moving)
 	stopSecond() // it has done what it does
 	failing.Store(false)
 	require.NotEqual(t, older, b.reg.Digest(t, "out:0"), "the second worker has moved the tag")
 	between.heal()
-	require.NoError(t, q.Wait(ctx, of, func(r *batch.Record) { t.Log(r.Status, r.Worker, r.Digest, r.Error) }))
+	require.NoError(t, q.Wait(ctx, of, func(r *queue.Record) { t.Log(r.Status, r.Worker, r.Digest, r.Error) }))
 	time.Sleep(2 * time.Second)
-	working.Go(func() { _ = q.Work(work, work, b.worker, b.options) }) // there are workers enough
+	working.Go(func() { _ = b.worker.Work(work, work, q, b.options) }) // there are workers enough
 	time.Sleep(6 * time.Second)
-	require.NoError(t, q.Wait(ctx, of, func(*batch.Record) {}))
+	require.NoError(t, q.Wait(ctx, of, func(*queue.Record) {}))
 	records, err := q.Records(ctx, of.ID)
 	require.NoError(t, err)
 	t.Log(records[0].Status, records[0].Worker, records[0].Begun)
-	if s := records[0].Status; s == batch.Converted || s == batch.Unchanged {
+	if s := records[0].Status; s == queue.Converted || s == queue.Unchanged {
 		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "%s: the tag has what the record says", s)
 	}
 }
@@ -141,7 +141,7 @@ func TestConvertedOverRunning(t *testing.T) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer stop()
-	working.Go(func() { _ = far.Work(work, work, anotherWorker(b), b.options) })
+	working.Go(func() { _ = anotherWorker(b).Work(work, work, far, b.options) })
 	<-reached
 	older := b.reg.Digest(t, "out:0")
 	between.cut()
@@ -149,9 +149,9 @@ func TestConvertedOverRunning(t *testing.T) {
 	b.reg.Push(t, "app:0", b.image("app:1")) // the tag of the source is moved on
 	o := b.options
 	o.FirstPause = 2 * time.Second
-	working.Go(func() { _ = q.Work(work, work, b.worker, o) })
+	working.Go(func() { _ = b.worker.Work(work, work, q, o) })
 	<-lost
-	firstBecomes(ctx, t, q, of.ID, batch.Retrying)
+	firstBecomes(ctx, t, q, of.ID, queue.Retrying)
 	hold.Store(true)
 	failing.Store(false)
 	<-held
@@ -159,17 +159,17 @@ func TestConvertedOverRunning(t *testing.T) {
 	between.heal()
 	time.Sleep(3 * time.Second) // the first one has come back
 	close(goOn)
-	require.NoError(t, q.Wait(ctx, of, func(*batch.Record) {}))
+	require.NoError(t, q.Wait(ctx, of, func(*queue.Record) {}))
 	records, err := q.Records(ctx, of.ID)
 	require.NoError(t, err)
 	t.Log(records[0].Status, records[0].Worker, records[0].Begun)
-	if s := records[0].Status; s == batch.Converted || s == batch.Unchanged {
+	if s := records[0].Status; s == queue.Converted || s == queue.Unchanged {
 		assert.Equal(t, records[0].Digest, b.reg.Digest(t, "out:0"), "%s: the tag has what the record says", s)
 	}
 }
 
 // firstBecomes waits until the first record of a batch has the status, and returns it.
-func firstBecomes(ctx context.Context, t *testing.T, q *batch.Queue, id string, status batch.Status) *batch.Record {
+func firstBecomes(ctx context.Context, t *testing.T, q *queue.Queue, id string, status queue.Status) *queue.Record {
 	t.Helper()
 	for {
 		records, err := q.Records(ctx, id)

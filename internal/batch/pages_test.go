@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // A source that was found, and for which its registry answers by a page, has failed.
@@ -51,8 +51,8 @@ func TestPageInPlaceOfAManifest(t *testing.T) {
 			})
 			j := b.job(0)
 			j.Found = true
-			r := b.work(q, b.submit(q, []batch.Job{j}))[0]
-			assert.Equal(t, batch.Failed, r.Status, "what was found is not passed over")
+			r := b.work(q, b.submit(q, []queue.Job{j}))[0]
+			assert.Equal(t, queue.Failed, r.Status, "what was found is not passed over")
 		})
 	}
 }
@@ -85,6 +85,6 @@ func TestManifestWithoutMediaType(t *testing.T) {
 	})
 	j := b.job(0)
 	j.Found = true
-	r := b.work(q, b.submit(q, []batch.Job{j}))[0]
-	assert.Equal(t, batch.Converted, r.Status, r.Error)
+	r := b.work(q, b.submit(q, []queue.Job{j}))[0]
+	assert.Equal(t, queue.Converted, r.Status, r.Error)
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
@@ -61,7 +61,7 @@ func TestFindingsOfTheUnchanged(t *testing.T) {
 	q := b.open()
 	made := b.work(q, b.submit(q, b.jobs(1)))[0]
 	again := b.work(q, b.submit(q, b.jobs(1)))[0]
-	require.Equal(t, batch.Unchanged, again.Status)
+	require.Equal(t, queue.Unchanged, again.Status)
 	assert.Positive(t, made.Findings)
 	assert.Equal(t, made.Findings, again.Findings)
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirupsen/logrus"
 )
@@ -106,7 +107,7 @@ func (s *source) take() *task {
 			if msg == nil {
 				break
 			}
-			t := &task{msg: msg, lease: c.CachedInfo().Config.AckWait, begun: now, hosts: hostsIn(msg.Data())}
+			t := &task{msg: msg, lease: c.CachedInfo().Config.AckWait, begun: now, hosts: queue.HostsIn(msg.Data())}
 			if !slices.ContainsFunc(t.hosts, full) && !(extra && slices.ContainsFunc(t.hosts, func(h string) bool {
 				return busy[h]
 			})) {

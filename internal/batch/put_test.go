@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // A page in place of an answer to a manifest that is stored, of a proxy or a login, does not say that it was.
@@ -38,7 +38,7 @@ func TestPageInPlaceOfStoring(t *testing.T) {
 			})
 			out, err := b.worker.Convert(context.Background(), b.job(0))
 			if err == nil {
-				assert.Equal(t, batch.Converted, out.Status)
+				assert.Equal(t, queue.Converted, out.Status)
 				assert.Equal(t, out.Digest, b.reg.Digest(t, "out:0"), "it is %s as %s", out.Status, out.Ref)
 			}
 		})

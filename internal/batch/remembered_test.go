@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -30,10 +30,10 @@ func TestUnchangedWithoutStatements(t *testing.T) {
 	j.NoEvidence, j.NeedsEvidence = false, true
 	out, err := b.worker.Convert(ctx, j)
 	require.NoError(t, err)
-	assert.Equal(t, batch.Converted, out.Status)
+	assert.Equal(t, queue.Converted, out.Status)
 	out, err = b.worker.Convert(ctx, j)
 	require.NoError(t, err)
-	assert.Equal(t, batch.Unchanged, out.Status)
+	assert.Equal(t, queue.Unchanged, out.Status)
 
 	from, err := name.ParseReference(out.Ref)
 	require.NoError(t, err)

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -28,8 +28,8 @@ func TestSignerOfTheUnsigned(t *testing.T) {
 	b.worker.Own.Evidence = &convert.Evidence{Required: true}
 	j := b.job(0)
 	j.Unsigned, j.ReplaceSigner, j.NoEvidence, j.NeedsEvidence = true, true, false, true
-	r := b.work(q, b.submit(q, []batch.Job{j}))[0]
-	require.Equal(t, batch.Converted, r.Status, r.Error)
+	r := b.work(q, b.submit(q, []queue.Job{j}))[0]
+	require.Equal(t, queue.Converted, r.Status, r.Error)
 	require.NotEqual(t, first.Digest, r.Digest)
 	require.Equal(t, r.Digest, b.reg.Digest(t, "out:0"), "the tag has the image without a signature")
 	assert.Equal(t, sgx.Measurement{}, r.MRSigner, "the record names a signer of an image that nobody has signed")

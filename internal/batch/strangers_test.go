@@ -31,6 +31,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -42,10 +43,10 @@ import (
 )
 
 // server is a queue's of its own, to which anybody can write.
-func (b *bench) server() (q *batch.Queue, js jetstream.JetStream) {
+func (b *bench) server() (q *queue.Queue, js jetstream.JetStream) {
 	b.t.Helper()
 	s := natsServer(b.t, &server.Options{})
-	q, err := batch.Open(context.Background(), batch.QueueOptions{URL: s.ClientURL()})
+	q, err := queue.Open(context.Background(), queue.Options{URL: s.ClientURL()})
 	require.NoError(b.t, err)
 	b.t.Cleanup(q.Close)
 	nc, err := nats.Connect(s.ClientURL())
@@ -69,7 +70,7 @@ func TestMessagesWithoutRecord(t *testing.T) {
 		}
 	}
 	records := b.work(q, b.submit(q, b.jobs(1)))
-	assert.Equal(t, map[batch.Status]int{batch.Converted: 1}, statuses(records))
+	assert.Equal(t, map[queue.Status]int{queue.Converted: 1}, statuses(records))
 }
 
 // A worker that was started for TLS does not speak HTTP because a job says so, nor take a runtime that came over it.
@@ -89,10 +90,10 @@ func TestInsecureJobs(t *testing.T) {
 func TestOptionsOfStrangers(t *testing.T) {
 	b := newBench(t)
 	b.push(1)
-	for _, change := range []func(*batch.Job){
-		func(j *batch.Job) { j.Options.PassEnv = []string{"LD_PRELOAD"} },
-		func(j *batch.Job) { j.Options.Tmpfs = []string{"relative"} },
-		func(j *batch.Job) { j.Options.EnclaveSize = 3 << 20 },
+	for _, change := range []func(*queue.Job){
+		func(j *queue.Job) { j.Options.PassEnv = []string{"LD_PRELOAD"} },
+		func(j *queue.Job) { j.Options.Tmpfs = []string{"relative"} },
+		func(j *queue.Job) { j.Options.EnclaveSize = 3 << 20 },
 	} {
 		j := b.job(0)
 		change(&j)
@@ -145,14 +146,14 @@ func TestSkippedForTheImageAlone(t *testing.T) {
 		&v1.ConfigFile{OS: "linux", Architecture: "arm64"})
 	require.NoError(t, err)
 	runtime := b.job(0)
-	runtime.Found, runtime.Runtime = true, batch.Runtime{Kind: "gramine", Source: b.reg.Push(t, "runtime:arm", arm)}
+	runtime.Found, runtime.Runtime = true, queue.Runtime{Kind: "gramine", Source: b.reg.Push(t, "runtime:arm", arm)}
 	itself := b.job(0)
 	itself.Found, itself.Source = true, runtime.Runtime.Source
 	q := b.open()
-	for _, r := range b.work(q, b.submit(q, []batch.Job{runtime, itself})) {
-		want := batch.Failed
+	for _, r := range b.work(q, b.submit(q, []queue.Job{runtime, itself})) {
+		want := queue.Failed
 		if r.Job.Source == itself.Source {
-			want = batch.Skipped
+			want = queue.Skipped
 		}
 		assert.Equal(t, want, r.Status, r.Error)
 	}
@@ -168,7 +169,7 @@ func lane(host string) uint32 {
 // Registries that hardly answer, however they do so and whatever they are for, keep no other jobs waiting.
 func TestRegistriesThatHardlyAnswer(t *testing.T) {
 	const many = 200
-	sources := func(b *bench, reg *fixture.Registry) (list []batch.Job) {
+	sources := func(b *bench, reg *fixture.Registry) (list []queue.Job) {
 		for i := range many {
 			j := b.job(0)
 			j.Source, j.Target = fmt.Sprintf("%s/app:%d", reg.Host, i), fmt.Sprintf("%s/silent:%d", b.reg.Host, i)
@@ -176,8 +177,8 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 		}
 		return list
 	}
-	for name, jobs := range map[string]func(t *testing.T, b *bench) []batch.Job{
-		"one in the same lane": func(t *testing.T, b *bench) []batch.Job {
+	for name, jobs := range map[string]func(t *testing.T, b *bench) []queue.Job{
+		"one in the same lane": func(t *testing.T, b *bench) []queue.Job {
 			silent := fixture.NewRegistry(t)
 			for lane(silent.Host) != lane(b.reg.Host) {
 				silent = fixture.NewRegistry(t)
@@ -185,7 +186,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			silent.Silence(t)
 			return sources(b, silent)
 		},
-		"three": func(t *testing.T, b *bench) (list []batch.Job) {
+		"three": func(t *testing.T, b *bench) (list []queue.Job) {
 			for range 3 {
 				silent := fixture.NewRegistry(t)
 				silent.Silence(t)
@@ -193,7 +194,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			}
 			return list
 		},
-		"a target": func(t *testing.T, b *bench) (list []batch.Job) {
+		"a target": func(t *testing.T, b *bench) (list []queue.Job) {
 			silent := fixture.NewRegistry(t)
 			silent.Silence(t)
 			for i := range many {
@@ -203,7 +204,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			}
 			return list
 		},
-		"byte by byte": func(t *testing.T, b *bench) []batch.Job {
+		"byte by byte": func(t *testing.T, b *bench) []queue.Job {
 			slow := fixture.NewRegistry(t)
 			over := make(chan struct{})
 			t.Cleanup(func() { close(over) })
@@ -222,7 +223,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			})
 			return sources(b, slow)
 		},
-		"try again later": func(t *testing.T, b *bench) []batch.Job {
+		"try again later": func(t *testing.T, b *bench) []queue.Job {
 			busy := fixture.NewRegistry(t)
 			busy.Intercept(func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 				w.Header().Set("Retry-After", "100")
@@ -231,7 +232,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			})
 			return sources(b, busy)
 		},
-		"just enough": func(t *testing.T, b *bench) (list []batch.Job) {
+		"just enough": func(t *testing.T, b *bench) (list []queue.Job) {
 			slow := fixture.NewRegistry(t)
 			content := make([]byte, 60<<20)
 			_, _ = rand.Read(content)
@@ -262,7 +263,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			})
 			return sources(b, slow)[:8]
 		},
-		"a target that takes just enough": func(t *testing.T, b *bench) (list []batch.Job) {
+		"a target that takes just enough": func(t *testing.T, b *bench) (list []queue.Job) {
 			content := make([]byte, 60<<20)
 			_, _ = rand.Read(content)
 			layer := fixture.Layer(t, fixture.Program("app", fixture.ELF("")), fixture.File("big", string(content)))
@@ -286,12 +287,12 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			}
 			return list
 		},
-		"a runtime's": func(t *testing.T, b *bench) []batch.Job {
+		"a runtime's": func(t *testing.T, b *bench) []queue.Job {
 			silent := fixture.NewRegistry(t)
 			silent.Silence(t)
 			list := sources(b, b.reg)
 			for i := range list {
-				list[i].Runtime = batch.Runtime{
+				list[i].Runtime = queue.Runtime{
 					Kind: "gramine", Source: "docker://" + silent.Host + "/gramine:1", Libs: b.dir,
 				}
 			}
@@ -311,7 +312,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			b.submit(q, jobs(t, b))
 			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 			var working sync.WaitGroup
-			working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+			working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
 			defer working.Wait()
 			defer cancel()
 			time.Sleep(time.Second) // they have all places
@@ -319,7 +320,7 @@ func TestRegistriesThatHardlyAnswer(t *testing.T) {
 			begin := time.Now()
 			for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
 				records, err := q.Records(ctx, of.ID)
-				if err == nil && statuses(records)[batch.Converted] == 4 {
+				if err == nil && statuses(records)[queue.Converted] == 4 {
 					t.Logf("done after %s", time.Since(begin))
 					return
 				}
@@ -366,23 +367,23 @@ func TestNewSignerEndsOldWorkers(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, q.Claim(ctx, sgx.MRSigner(key), false))
 	ended := make(chan error, 1)
-	go func() { ended <- q.Work(ctx, ctx, b.worker, b.options) }()
+	go func() { ended <- b.worker.Work(ctx, ctx, q, b.options) }()
 	first := b.submit(q, b.jobs(1))
-	require.NoError(t, q.Wait(ctx, first, func(*batch.Record) {}))
+	require.NoError(t, q.Wait(ctx, first, func(*queue.Record) {}))
 
 	// Whoever takes over is another process, with a connection of its own.
 	other := *q
 	require.NoError(t, (&other).Claim(ctx, sgx.Measurement{1}, true))
-	second := b.submit(q, []batch.Job{b.job(1)})
+	second := b.submit(q, []queue.Job{b.job(1)})
 	select {
 	case err := <-ended:
-		assert.ErrorIs(t, err, batch.ErrSigner)
+		assert.ErrorIs(t, err, queue.ErrSigner)
 	case <-ctx.Done():
 		t.Fatal("the worker goes on")
 	}
 	records, err := q.Records(ctx, second.ID)
 	require.NoError(t, err)
-	assert.True(t, slices.ContainsFunc(records, func(r *batch.Record) bool { return r.Status == batch.Queued }))
+	assert.True(t, slices.ContainsFunc(records, func(r *queue.Record) bool { return r.Status == queue.Queued }))
 }
 
 // Of two requests for a target the last one counts, however late the first one is, and whatever it may replace.
@@ -430,8 +431,8 @@ func lateRequest(t *testing.T, held func(r *http.Request, config string) bool) {
 	defer img.Close()
 	b.worker.Own.Cache = nil // it would know it without a look at the source
 	hold(img.ID())
-	status := func(r *batch.Record) batch.Status {
-		records, err := q.Records(ctx, batch.Requests)
+	status := func(r *queue.Record) queue.Status {
+		records, err := q.Records(ctx, queue.Requests)
 		require.NoError(t, err)
 		for _, now := range records {
 			if now.ID == r.ID {
@@ -442,26 +443,26 @@ func lateRequest(t *testing.T, held func(r *http.Request, config string) bool) {
 	}
 	one, err := request(ctx, q, earlier)
 	require.NoError(t, err)
-	go func() { _ = q.Work(ctx, ctx, b.worker, b.options) }()
+	go func() { _ = b.worker.Work(ctx, ctx, q, b.options) }()
 	<-reached
 	two, err := request(ctx, q, later)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return status(two) == batch.Converted }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return status(two) == queue.Converted }, 30*time.Second, 20*time.Millisecond)
 	want := b.reg.Digest(t, "out:0")
 	close(release)
 	require.Eventually(t, func() bool { return status(one).Final() }, 30*time.Second, 20*time.Millisecond)
-	assert.Equal(t, batch.Skipped, status(one))
+	assert.Equal(t, queue.Skipped, status(one))
 	assert.Equal(t, want, b.reg.Digest(t, "out:0"))
 }
 
 // settled waits until all requests are done, and more is true of them.
-func settled(t *testing.T, q *batch.Queue, and func([]*batch.Record) bool) (records []*batch.Record) {
+func settled(t *testing.T, q *queue.Queue, and func([]*queue.Record) bool) (records []*queue.Record) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		var err error
-		records, err = q.Records(context.Background(), batch.Requests)
+		records, err = q.Records(context.Background(), queue.Requests)
 		require.NoError(t, err)
-		return !slices.ContainsFunc(records, func(r *batch.Record) bool { return !r.Status.Final() }) && and(records)
+		return !slices.ContainsFunc(records, func(r *queue.Record) bool { return !r.Status.Final() }) && and(records)
 	}, 30*time.Second, 20*time.Millisecond)
 	return records
 }
@@ -494,13 +495,13 @@ func TestRequestedOnceMore(t *testing.T) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
 	<-reached
 	_, err = request(ctx, q, other)
 	require.NoError(t, err)
 	close(release)
-	var last *batch.Record
-	settled(t, q, func(records []*batch.Record) bool {
+	var last *queue.Record
+	settled(t, q, func(records []*queue.Record) bool {
 		for _, r := range records {
 			if r.ID == first.ID {
 				last = r
@@ -508,7 +509,7 @@ func TestRequestedOnceMore(t *testing.T) {
 		}
 		return last.Request == 1
 	})
-	assert.Equal(t, batch.Converted, last.Status, last.Error)
+	assert.Equal(t, queue.Converted, last.Status, last.Error)
 	assert.Equal(t, last.Digest, b.reg.Digest(t, "out:0"))
 }
 
@@ -523,14 +524,14 @@ func TestSignedSince(t *testing.T) {
 		require.NoError(t, err)
 	}
 	b.worker.Own.Cache = nil
-	unsigned := func(i int) batch.Job {
+	unsigned := func(i int) queue.Job {
 		j := b.job(i)
 		j.Unsigned, j.ReplaceSigner = true, true
 		return j
 	}
 	out, err := b.worker.Convert(ctx, unsigned(0))
 	require.NoError(t, err)
-	require.Equal(t, batch.Unchanged, out.Status)
+	require.Equal(t, queue.Unchanged, out.Status)
 
 	tag, err := name.NewTag(b.reg.Host + "/out:0")
 	require.NoError(t, err)
@@ -548,7 +549,7 @@ func TestSignedSince(t *testing.T) {
 		})))
 	out, err = b.worker.Convert(ctx, unsigned(0))
 	require.NoError(t, err)
-	assert.Equal(t, batch.Converted, out.Status)
+	assert.Equal(t, queue.Converted, out.Status)
 	assert.Equal(t, out.Digest, b.reg.Digest(t, "out:0"))
 
 	b.worker.Own.Evidence = &convert.Evidence{Required: true}
@@ -556,7 +557,7 @@ func TestSignedSince(t *testing.T) {
 	j.NoEvidence, j.NeedsEvidence = false, true
 	out, err = b.worker.Convert(ctx, j)
 	require.NoError(t, err)
-	assert.Equal(t, batch.Converted, out.Status)
+	assert.Equal(t, queue.Converted, out.Status)
 }
 
 // What is asked right before the tag moves is asked before each attempt at that.
@@ -590,11 +591,11 @@ func TestLaterRequestWhileRepeating(t *testing.T) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer cancel()
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
-	records := settled(t, q, func(records []*batch.Record) bool { return len(records) == 2 })
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
+	records := settled(t, q, func(records []*queue.Record) bool { return len(records) == 2 })
 	for _, r := range records {
 		if r.ID == first.ID {
-			assert.Equal(t, batch.Skipped, r.Status)
+			assert.Equal(t, queue.Skipped, r.Status)
 		} else {
 			assert.Equal(t, b.reg.Digest(t, "out:0"), r.Digest)
 		}
@@ -685,21 +686,21 @@ func TestManifestOnItsWay(t *testing.T) {
 	q := b.open()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	var working sync.WaitGroup
-	working.Go(func() { _ = q.Work(ctx, ctx, b.worker, b.options) })
+	working.Go(func() { _ = b.worker.Work(ctx, ctx, q, b.options) })
 	defer working.Wait()
 	defer cancel()
 	older, newer := b.job(0), b.job(1)
 	newer.Target = older.Target
-	ask := func(j batch.Job) *batch.Record {
+	ask := func(j queue.Job) *queue.Record {
 		r, err := request(ctx, q, j)
 		require.NoError(t, err)
 		return r
 	}
-	done := func(r *batch.Record) {
+	done := func(r *queue.Record) {
 		require.Eventually(t, func() bool {
-			records, err := q.Records(ctx, batch.Requests)
+			records, err := q.Records(ctx, queue.Requests)
 			require.NoError(t, err)
-			return slices.ContainsFunc(records, func(now *batch.Record) bool {
+			return slices.ContainsFunc(records, func(now *queue.Record) bool {
 				return now.ID == r.ID && now.Request >= r.Request && now.Status.Final()
 			})
 		}, 30*time.Second, 20*time.Millisecond)

@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -78,7 +78,7 @@ func TestSubjectOfTheSource(t *testing.T) {
 	require.NoError(t, err)
 	out, err := b.worker.Convert(ctx, victim)
 	require.NoError(t, err)
-	require.Equal(t, batch.Unchanged, out.Status)
+	require.Equal(t, queue.Unchanged, out.Status)
 
 	// The stranger may push to "app" alone, and says that its image is about the victim's result, in "out".
 	tag, err := name.NewTag(b.reg.Host + "/app:1")

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 )
@@ -29,7 +29,7 @@ func (b *bench) withoutConfiguration(ref string) {
 }
 
 // lower converts an image with a high security version, and returns a job of a lower one for the same target.
-func (b *bench) lower() batch.Job {
+func (b *bench) lower() queue.Job {
 	b.t.Helper()
 	higher := b.job(0)
 	higher.Options.ISVSVN = 9

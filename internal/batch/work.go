@@ -1,3 +1,4 @@
+// Package batch works on a queue of conversions: many images, side by side, in one process or in many.
 package batch
 
 import (
@@ -14,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/image"
 )
 
@@ -53,10 +55,14 @@ const (
 // idle is how long a worker waits that finds nothing to do.
 const idle = 250 * time.Millisecond
 
+// working is a queue that is worked on.
+type working struct{ *queue.Queue }
+
 // Work converts what is queued until drain ends, and then finishes what it has begun; when ctx ends, it gives that
 // back at once.
-func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error {
-	consumers, err := q.consumers(ctx, o.Batch)
+func (w *Worker) Work(ctx, drain context.Context, on *queue.Queue, o WorkOptions) error {
+	q := working{on}
+	consumers, err := q.Consumers(ctx, o.Batch)
 	if err != nil {
 		return err
 	}
@@ -68,7 +74,7 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(drain, func() { cancel(nil) })()
-	defer context.AfterFunc(q.closed, func() { cancel(context.Cause(q.closed)) })()
+	defer context.AfterFunc(q.Closed, func() { cancel(context.Cause(q.Closed)) })()
 	var all sync.WaitGroup
 	for range slots(o.Parallel) {
 		all.Go(func() {
@@ -78,21 +84,21 @@ func (q *Queue) Work(ctx, drain context.Context, w *Worker, o WorkOptions) error
 		})
 	}
 	all.Wait()
-	if err := context.Cause(stop); errors.Is(err, ErrSigner) || errors.Is(err, ErrClosed) {
+	if err := context.Cause(stop); errors.Is(err, queue.ErrSigner) || errors.Is(err, queue.ErrClosed) {
 		return err
 	}
 	return ctx.Err()
 }
 
 // slot does one job after the other. The error is ErrSigner if others sign for this queue now.
-func (q *Queue) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from *source) error {
+func (q working) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from *source) error {
 	for {
 		t := from.next(stop)
 		if t == nil {
 			return nil
 		}
-		err := q.claimed(ctx)
-		if errors.Is(err, ErrSigner) {
+		err := q.Claimed(ctx)
+		if errors.Is(err, queue.ErrSigner) {
 			_ = t.msg.Nak()
 			return err
 		}
@@ -116,16 +122,16 @@ func pause(ctx context.Context, d time.Duration) {
 
 // handle does a job and says what became of it, first in its record and then to the queue: a worker that dies
 // between the two leaves a job that is given to another one, who sees that it is done.
-func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *source, t *task) {
+func (q working) handle(ctx context.Context, w *Worker, o WorkOptions, from *source, t *task) {
 	msg := t.msg
 	beat, still := context.WithCancel(ctx)
 	defer still()
 	go heartbeat(beat, msg, t.lease/4)
 	key, request, _ := strings.Cut(string(msg.Data()), " ")
 	request, _, _ = strings.Cut(request, " ")
-	r, revision, err := q.get(ctx, key)
+	r, revision, err := q.Get(ctx, key)
 	switch {
-	case errors.Is(err, errRecord), errors.Is(err, jetstream.ErrInvalidKey):
+	case errors.Is(err, queue.ErrRecord), errors.Is(err, jetstream.ErrInvalidKey):
 		logrus.Errorf("%s: %v", key, err)
 		q.ack(ctx, msg)
 		return
@@ -137,7 +143,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		return
 	}
 	wanted := func(ctx context.Context) error {
-		over, err := q.superseded(ctx, r)
+		over, err := q.Superseded(ctx, r)
 		if over {
 			err = errSuperseded
 		}
@@ -152,7 +158,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		return
 	}
 	if r.BegunAlone >= maxAlone {
-		r.Status, r.Transient = Failed, false
+		r.Status, r.Transient = queue.Failed, false
 		r.Error = fmt.Sprintf("%d workers have begun it alone, and did not finish: they may lack memory", r.BegunAlone)
 		q.finish(ctx, r, revision, msg)
 		return
@@ -164,9 +170,9 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		}
 		r.BegunAlone++
 	}
-	r.Status, r.Worker, r.Updated = Running, w.Name, time.Now().UTC()
+	r.Status, r.Worker, r.Updated = queue.Running, w.Name, time.Now().UTC()
 	r.Begun++
-	if revision, err = q.update(ctx, r, revision); err != nil {
+	if revision, err = q.Update(ctx, r, revision); err != nil {
 		_ = msg.NakWithDelay(o.FirstPause) // somebody else is about it
 		return
 	}
@@ -177,12 +183,12 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 			return err
 		}
 		r.Moving, r.Updated = true, time.Now().UTC()
-		next, err := q.update(ctx, r, revision)
+		next, err := q.Update(ctx, r, revision)
 		if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 			return errTaken
 		}
 		if err == nil {
-			revision, r.sent = next, true
+			revision, r.Sent = next, true
 		}
 		return err
 	}
@@ -207,7 +213,7 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner, r.Findings = out.Identity, out.Ref, out.Digest,
 			out.MREnclave, out.MRSigner, out.Findings
 		if err := wanted(ctx); errors.Is(err, errSuperseded) {
-			if err := q.repeatLatest(ctx, r.Job); err != nil {
+			if err := q.RepeatLatest(ctx, r.Job); err != nil {
 				_ = msg.NakWithDelay(o.FirstPause)
 				return
 			}
@@ -231,15 +237,15 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 			q.supersede(ctx, r, revision, msg, o)
 			return
 		}
-		r.Status = Failed
+		r.Status = queue.Failed
 		if r.Job.Found && !r.Job.Passing && Unsuitable(err) {
-			r.Status = Skipped
+			r.Status = queue.Skipped
 		}
 		q.finish(ctx, r, revision, msg)
 		return
 	}
-	r.Status, r.Updated = Retrying, time.Now().UTC()
-	switch _, err := q.update(ctx, r, revision); {
+	r.Status, r.Updated = queue.Retrying, time.Now().UTC()
+	switch _, err := q.Update(ctx, r, revision); {
 	case err == nil:
 		_ = msg.NakWithDelay(wait(o.FirstPause, r.Attempts))
 	case errors.Is(err, jetstream.ErrKeyRevisionMismatch):
@@ -248,33 +254,33 @@ func (q *Queue) handle(ctx context.Context, w *Worker, o WorkOptions, from *sour
 }
 
 // lost has the job looked at again if this worker may have moved the tag before the job was taken from it.
-func (q *Queue) lost(ctx context.Context, r *Record) {
-	if r.sent {
-		_ = q.lookAgain(ctx, r)
+func (q working) lost(ctx context.Context, r *queue.Record) {
+	if r.Sent {
+		_ = q.LookAgain(ctx, r)
 	}
 }
 
 // giveBack notes that a job was not finished because the worker was told to stop, which is not the job's fault.
-func (q *Queue) giveBack(r *Record, revision uint64) {
+func (q working) giveBack(r *queue.Record, revision uint64) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	r.Begun, r.BegunAlone = r.Begun-1, max(0, r.BegunAlone-1)
-	r.Status, r.Updated = Queued, time.Now().UTC()
+	r.Status, r.Updated = queue.Queued, time.Now().UTC()
 	// Otherwise it counts as one that was left.
-	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+	if _, err := q.Update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		q.lost(ctx, r)
 	}
 }
 
 // supersede ends a request in whose place another one is. If it may have moved the tag, the other one is done again.
-func (q *Queue) supersede(ctx context.Context, r *Record, revision uint64, msg jetstream.Msg, o WorkOptions) {
+func (q working) supersede(ctx context.Context, r *queue.Record, revision uint64, msg jetstream.Msg, o WorkOptions) {
 	if r.Moving {
-		if err := q.repeatLatest(ctx, r.Job); err != nil {
+		if err := q.RepeatLatest(ctx, r.Job); err != nil {
 			_ = msg.NakWithDelay(o.FirstPause)
 			return
 		}
 	}
-	r.Status, r.Error, r.Transient = Skipped, errSuperseded.Error(), false
+	r.Status, r.Error, r.Transient = queue.Skipped, errSuperseded.Error(), false
 	q.finish(ctx, r, revision, msg)
 }
 
@@ -312,34 +318,34 @@ func heartbeat(ctx context.Context, msg jetstream.Msg, every time.Duration) {
 // finish notes what is final. If another attempt was quicker, its record stays, and so does that of one which is not
 // done; but what has succeeded takes the place of a failure, which can be of a worker that was cut off. If the tag may
 // have been moved since it was looked at, for the source may have changed, the job is done again.
-func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jetstream.Msg) {
+func (q working) finish(ctx context.Context, r *queue.Record, revision uint64, msg jetstream.Msg) {
 	r.Updated = time.Now().UTC()
 	for {
-		_, err := q.update(ctx, r, revision)
+		_, err := q.Update(ctx, r, revision)
 		if err == nil {
 			q.ack(ctx, msg)
 			return
 		}
-		now, at, getErr := q.get(ctx, r.key())
+		now, at, getErr := q.Get(ctx, r.Key())
 		switch {
 		case getErr != nil || now == nil:
 			return // the job is given to somebody again
 		case now.Request != r.Request, // it was asked for once more, which has a message of its own
-			now.Status.Final() && (now.Status != Failed || r.Status == Failed || r.Status == Skipped):
-			if r.sent && now.Digest != r.Digest && q.lookAgain(ctx, r) != nil {
+			now.Status.Final() && (now.Status != queue.Failed || r.Status == queue.Failed || r.Status == queue.Skipped):
+			if r.Sent && now.Digest != r.Digest && q.LookAgain(ctx, r) != nil {
 				return
 			}
 			q.ack(ctx, msg)
 			return
-		case !r.sameAttempt(now) && !now.Status.Final():
+		case !sameAttempt(r, now) && !now.Status.Final():
 			// Whoever has it now, or will have it, says what came of it, and needs the message, but may have looked at
 			// the tag before this one moved it.
-			if r.sent {
-				_ = q.lookAgain(ctx, r)
+			if r.Sent {
+				_ = q.LookAgain(ctx, r)
 			}
 			return
-		case !r.sameAttempt(now) && now.Moving: // it has failed, and may have moved the tag
-			if q.lookAgain(ctx, r) == nil {
+		case !sameAttempt(r, now) && now.Moving: // it has failed, and may have moved the tag
+			if q.LookAgain(ctx, r) == nil {
 				q.ack(ctx, msg)
 			}
 			return
@@ -350,11 +356,13 @@ func (q *Queue) finish(ctx context.Context, r *Record, revision uint64, msg jets
 	}
 }
 
-// sameAttempt reports whether a record is of this attempt: two can be of one process.
-func (r *Record) sameAttempt(now *Record) bool { return now.Worker == r.Worker && now.Begun == r.Begun }
+// sameAttempt reports whether two records are of one attempt: two attempts can be of one process.
+func sameAttempt(r, now *queue.Record) bool {
+	return now.Worker == r.Worker && now.Begun == r.Begun
+}
 
 // ack takes a job out of the queue, and waits until that is so.
-func (q *Queue) ack(ctx context.Context, msg jetstream.Msg) {
+func (q working) ack(ctx context.Context, msg jetstream.Msg) {
 	once, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	_ = msg.DoubleAck(once) // otherwise it comes again, and is seen to be done

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
@@ -43,7 +44,7 @@ type Worker struct {
 	// DefaultKey says that the signer's key is one that nobody has named: it takes no tag from another one.
 	DefaultKey bool
 	// Observe returns the observer of a conversion; nil: nobody is told.
-	Observe func(Job) convert.Observer
+	Observe func(queue.Job) convert.Observer
 
 	once     sync.Once
 	shared   registry.Shared
@@ -82,7 +83,7 @@ func Unsuitable(err error) bool {
 
 // Outcome is what became of a job.
 type Outcome struct {
-	Status    Status // Converted or Unchanged
+	Status    queue.Status // Converted or Unchanged
 	Identity  string
 	Ref       string
 	Digest    string
@@ -94,7 +95,7 @@ type Outcome struct {
 // Convert does a job. Its outcome is Unchanged if the target has, to the byte, what this worker remembers to have made,
 // or what it makes now. What is written in an image is no proof: whoever can push to the target can put an old or a
 // weaker enclave of the same key there, with the recipe and the labels of what is wanted now.
-func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
+func (w *Worker) Convert(ctx context.Context, j queue.Job) (*Outcome, error) {
 	always := func(context.Context) error { return nil }
 	return w.convert(ctx, j, &meter{}, always, always)
 }
@@ -102,7 +103,7 @@ func (w *Worker) Convert(ctx context.Context, j Job) (*Outcome, error) {
 // convert is Convert that asks before it signs whether the image is still wanted, and before it moves the tag whether
 // it may.
 func (w *Worker) convert(
-	ctx context.Context, j Job, m *meter, wanted, moving func(context.Context) error,
+	ctx context.Context, j queue.Job, m *meter, wanted, moving func(context.Context) error,
 ) (_ *Outcome, err error) {
 	defer bug.Catch(&err)
 	if j.Problem != "" {
@@ -122,7 +123,7 @@ func (w *Worker) convert(
 	}
 	// Other places of layers are whatever a stranger writes: a worker is sent nowhere.
 	own.Image.OnlyRegistry, own.Image.StrictNames, own.Image.Watch, own.Image.BeforeTag = true, j.StrictNames, m, moving
-	o, err := j.options(own, w.Backends)
+	o, err := j.Conversion(own, w.Backends)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +148,7 @@ func (w *Worker) convert(
 	}
 	runtime := w.runtime(runtimeKey{j.Runtime, j.Insecure})
 	o.Backend = &onceLoaded{o.Backend, runtime}
-	over := m.Waiting(registryOf(j.Runtime.Source)) // another job may be loading it
+	over := m.Waiting(queue.RegistryOf(j.Runtime.Source)) // another job may be loading it
 	bundle, err := o.Backend.Load(ctx, o.Runtime)
 	over()
 	if err != nil {
@@ -158,7 +159,8 @@ func (w *Worker) convert(
 		return nil, err
 	}
 	out := &Outcome{
-		Status: Unchanged, Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner), MRSigner: mrsigner,
+		Status: queue.Unchanged, MRSigner: mrsigner,
+		Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner),
 	}
 	key := w.outputKey(out.Identity, j, bundle.Pinned)
 	before := ""
@@ -197,7 +199,7 @@ func (w *Worker) convert(
 	}
 	out.Ref, out.Digest, out.MREnclave, out.Findings = r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
 	if j.Force || out.Digest != before {
-		out.Status = Converted
+		out.Status = queue.Converted
 	}
 	w.remember(key, out)
 	return out, nil
@@ -232,7 +234,7 @@ func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert
 var ErrSource = errors.New("the result would replace an image that is to be converted too")
 
 // mayReplace reports why a job must not write its target.
-func (w *Worker) mayReplace(ctx context.Context, j Job, o convert.Options) error {
+func (w *Worker) mayReplace(ctx context.Context, j queue.Job, o convert.Options) error {
 	if !j.ResultsOnly {
 		return nil
 	}
@@ -290,7 +292,7 @@ func (w *Worker) stated(ctx context.Context, o convert.Options, digest string) b
 
 // outputKey names what is remembered: the identity, what else a job wants of its outcome, whether the runtime was
 // pinned, whom was believed about what is in layers, and whose statements are attached.
-func (w *Worker) outputKey(identity string, j Job, pinned bool) string {
+func (w *Worker) outputKey(identity string, j queue.Job, pinned bool) string {
 	believed, stated := "", ""
 	if w.Own.Shared != nil && w.Own.Shared.Reads() {
 		believed = w.Own.Shared.Trust()
@@ -345,7 +347,7 @@ type loadedRuntime struct {
 
 // runtimeKey is all that decides on which runtime is loaded, and from where.
 type runtimeKey struct {
-	Runtime
+	queue.Runtime
 	insecure bool
 }
 

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/bug"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // later holds images that registries told of while too many conversions of their repository, or registry, were waiting.
@@ -30,7 +30,7 @@ type postponed struct {
 	image  string
 	repo   name.Repository
 	order  uint64     // by Service.arrived
-	last   batch.Last // the last request for its target, of those that came before it
+	last   queue.Last // the last request for its target, of those that came before it
 	failed time.Time  // for the first time; zero: it has not
 }
 
@@ -39,8 +39,8 @@ type postponed struct {
 type request struct {
 	of          string
 	order       uint64
-	before, now batch.Last
-	row         []batch.Last
+	before, now queue.Last
+	row         []queue.Last
 }
 
 const (
@@ -58,7 +58,7 @@ func (l *later) put(target string, p *postponed) bool {
 	if l.of == nil {
 		l.of, l.counts, l.working = map[string]*postponed{}, map[name.Repository]int{}, map[string]bool{}
 	}
-	if r := l.done[target]; r.order < p.order && r.before == p.last && r.now != (batch.Last{}) {
+	if r := l.done[target]; r.order < p.order && r.before == p.last && r.now != (queue.Last{}) {
 		p.last = r.now // an earlier one was queued since the last one was asked for
 	}
 	switch known := l.of[target]; {
@@ -93,14 +93,14 @@ func (l *later) at(target string) *postponed {
 
 // requested notes that an image was requested for a target, which was asked for at some time: what is kept from before
 // is forgotten, and what came after it will follow this request.
-func (l *later) requested(target string, ref name.Reference, order uint64, before, now batch.Last) {
+func (l *later) requested(target string, ref name.Reference, order uint64, before, now queue.Last) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.done == nil || len(l.done) >= maxLater {
 		l.done = map[string]request{}
 	}
 	was := l.done[target]
-	row := []batch.Last{before}
+	row := []queue.Last{before}
 	if was.row != nil && was.now == before {
 		row = was.row[max(0, len(was.row)-maxRow):]
 	}
@@ -124,7 +124,7 @@ func (l *later) overtaken(target string, ref name.Reference, order uint64) bool 
 }
 
 // follows reports whether all requests for a target since one of them are of here, where their order is known.
-func (l *later) follows(target string, since, last batch.Last) bool {
+func (l *later) follows(target string, since, last queue.Last) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.done[target]

@@ -3,7 +3,7 @@ package service
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // metrics are what Prometheus asks for.
@@ -35,12 +35,12 @@ func (m *metrics) Describe(c chan<- *prometheus.Desc) { c <- m.images; c <- m.se
 
 // Collect is of prometheus.Collector.
 func (m *metrics) Collect(c chan<- prometheus.Metric) {
-	count := map[batch.Status]int{}
+	count := map[queue.Status]int{}
 	buckets := map[float64]uint64{0.1: 0, 0.3: 0, 1: 0, 3: 0, 10: 0, 30: 0, 100: 0}
 	sum, n := 0.0, uint64(0)
 	for _, r := range m.s.all() {
 		count[r.Status]++
-		if r.Status != batch.Converted {
+		if r.Status != queue.Converted {
 			continue
 		}
 		sum, n = sum+r.Seconds, n+1
@@ -50,8 +50,8 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 			}
 		}
 	}
-	for _, status := range []batch.Status{
-		batch.Queued, batch.Running, batch.Retrying, batch.Converted, batch.Unchanged, batch.Skipped, batch.Failed,
+	for _, status := range []queue.Status{
+		queue.Queued, queue.Running, queue.Retrying, queue.Converted, queue.Unchanged, queue.Skipped, queue.Failed,
 	} {
 		c <- prometheus.MustNewConstMetric(m.images, prometheus.GaugeValue, float64(count[status]), string(status))
 	}

@@ -14,9 +14,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 )
@@ -36,7 +36,7 @@ type push struct {
 // was then, of whichever service; nil: that is not known, or it was just now.
 type moment struct {
 	order uint64
-	last  *batch.Last
+	last  *queue.Last
 }
 
 var digestPattern = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
@@ -62,7 +62,7 @@ type notice struct {
 	target  string
 	host    string // the registry
 	done    chan struct{}
-	records []*batch.Record
+	records []*queue.Record
 	err     error // of what may pass
 	ended   time.Time
 }
@@ -84,7 +84,7 @@ const (
 // begin returns what comes of images of one target, which are asked for one after the other; nil if too many of their
 // registry are.
 func (n *notices) begin(
-	key, target, host string, since moment, ask func(context.Context) ([]*batch.Record, error),
+	key, target, host string, since moment, ask func(context.Context) ([]*queue.Record, error),
 ) *notice {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -111,7 +111,7 @@ func (n *notices) begin(
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), askFor)
 		defer cancel()
-		records, err := func() (_ []*batch.Record, err error) {
+		records, err := func() (_ []*queue.Record, err error) {
 			defer bug.Catch(&err)
 			return ask(ctx)
 		}()
@@ -263,7 +263,7 @@ func (s *Service) askAll(ctx context.Context, images []push) (int, any, error) {
 			}
 		}
 		n := s.notices.begin(key, same[0].target, same[0].repo.RegistryStr(), since,
-			func(ctx context.Context) ([]*batch.Record, error) {
+			func(ctx context.Context) ([]*queue.Record, error) {
 				return s.askEach(ctx, same)
 			})
 		if n == nil {
@@ -335,7 +335,7 @@ func (s *Service) postpone(ctx context.Context, p push) (bool, error) {
 }
 
 // askEach asks for images one after the other. One that fails keeps none of the others from being asked for.
-func (s *Service) askEach(ctx context.Context, images []push) (records []*batch.Record, failed error) {
+func (s *Service) askEach(ctx context.Context, images []push) (records []*queue.Record, failed error) {
 	for _, p := range images {
 		r, err := s.ask(ctx, p.image, p.digest, p.since, nil)
 		kept := false

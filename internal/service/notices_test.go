@@ -7,16 +7,16 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // What a notification has asked for is what the same one asks for when it is sent again, unless something else was
 // asked for the target since, or it has failed.
 func TestNotices(t *testing.T) {
 	var n notices
-	asked, made := 0, []*batch.Record{{}}
+	asked, made := 0, []*queue.Record{{}}
 	begin := func(key, target string, err error) *notice {
-		at := n.begin(key, target, "host", moment{}, func(context.Context) ([]*batch.Record, error) {
+		at := n.begin(key, target, "host", moment{}, func(context.Context) ([]*queue.Record, error) {
 			asked++
 			return made, err
 		})

@@ -13,15 +13,15 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
 type noQueue struct{ Queue }
 
-func (noQueue) Last(context.Context, string, bool) (batch.Last, error) { return batch.Last{}, nil }
+func (noQueue) Last(context.Context, string, bool) (queue.Last, error) { return queue.Last{}, nil }
 
 // A push that was postponed for long, as by a thousand conversions that wait, is left out only after it has failed for
 // ten minutes.

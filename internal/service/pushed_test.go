@@ -18,8 +18,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/internal/service"
 )
 
@@ -84,7 +84,7 @@ type crowdedWhen struct {
 	done       chan struct{}
 }
 
-func (q crowdedWhen) Watch(ctx context.Context, id string, tell func(*batch.Record)) error {
+func (q crowdedWhen) Watch(ctx context.Context, id string, tell func(*queue.Record)) error {
 	for !q.full.Load() {
 		time.Sleep(20 * time.Millisecond)
 		if ctx.Err() != nil {
@@ -196,7 +196,7 @@ func TestKeptNotice(t *testing.T) {
 			}, 20*time.Second, 50*time.Millisecond)
 			for _, r := range p.records() {
 				if strings.HasSuffix(r.Job.Source, a) {
-					assert.Contains(t, []batch.Status{batch.Converted, batch.Unchanged}, r.Status)
+					assert.Contains(t, []queue.Status{queue.Converted, queue.Unchanged}, r.Status)
 				}
 			}
 			assert.Contains(t, p.sources(), a)
@@ -233,7 +233,7 @@ func TestKeptWhileAnotherIsUnderWay(t *testing.T) {
 	time.Sleep(3 * time.Second)
 	for _, r := range p.records() {
 		if strings.HasSuffix(r.Job.Source, a) {
-			assert.Contains(t, []batch.Status{batch.Converted, batch.Unchanged}, r.Status, "it was pushed last")
+			assert.Contains(t, []queue.Status{queue.Converted, queue.Unchanged}, r.Status, "it was pushed last")
 		}
 	}
 	assert.Contains(t, p.sources(), a)
@@ -344,8 +344,8 @@ func TestCutBody(t *testing.T) {
 // late is a queue whose news come late, in their order.
 type late struct{ service.Queue }
 
-func (q late) Watch(ctx context.Context, id string, tell func(*batch.Record)) error {
-	return q.Queue.Watch(ctx, id, func(r *batch.Record) {
+func (q late) Watch(ctx context.Context, id string, tell func(*queue.Record)) error {
+	return q.Queue.Watch(ctx, id, func(r *queue.Record) {
 		c := *r
 		go func() { time.Sleep(2 * time.Second); tell(&c) }()
 	})
@@ -399,9 +399,9 @@ convert:
 		require.NoError(t, err)
 		o.Plan = rules
 		job := o.Job
-		o.Job = func(img plan.Image) (batch.Job, error) {
+		o.Job = func(img plan.Image) (queue.Job, error) {
 			if absent.Load() { // a file that an option names, while it is replaced
-				return batch.Job{}, &fs.PathError{Op: "open", Path: "own.toml", Err: fs.ErrNotExist}
+				return queue.Job{}, &fs.PathError{Op: "open", Path: "own.toml", Err: fs.ErrNotExist}
 			}
 			return job(img)
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/sirupsen/logrus"
 
-	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/internal/strictjson"
 )
 
@@ -97,7 +97,7 @@ type conversion struct {
 	Updated   string `json:"updated"`
 }
 
-func told(r *batch.Record) conversion {
+func told(r *queue.Record) conversion {
 	c := conversion{
 		ID: r.ID, Source: r.Job.Source, Target: r.Job.Target, Status: string(r.Status), Error: r.Error, Ref: r.Ref,
 		Updated: r.Updated.UTC().Format("2006-01-02T15:04:05Z"),
@@ -110,7 +110,7 @@ func told(r *batch.Record) conversion {
 
 func (s *Service) list(w http.ResponseWriter, _ *http.Request) {
 	list := s.all()
-	counts := map[batch.Status]int{}
+	counts := map[queue.Status]int{}
 	for _, r := range list {
 		counts[r.Status]++
 	}

@@ -20,8 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 
-	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
@@ -29,9 +29,9 @@ import (
 
 // Queue is where conversions are asked for.
 type Queue interface {
-	Last(ctx context.Context, target string, insecure bool) (batch.Last, error)
-	Request(ctx context.Context, j batch.Job, last batch.Last) (r *batch.Record, now batch.Last, err error)
-	Watch(ctx context.Context, batch string, tell func(*batch.Record)) error
+	Last(ctx context.Context, target string, insecure bool) (queue.Last, error)
+	Request(ctx context.Context, j queue.Job, last queue.Last) (r *queue.Record, now queue.Last, err error)
+	Watch(ctx context.Context, batch string, tell func(*queue.Record)) error
 	Ready(ctx context.Context) error
 }
 
@@ -41,7 +41,7 @@ type Options struct {
 	// Keys are the public keys that an entry of the plan names.
 	Keys map[*plan.Entry][]*attest.PublicKey
 	// Job makes the job for an image of the plan.
-	Job   func(plan.Image) (batch.Job, error)
+	Job   func(plan.Image) (queue.Job, error)
 	Queue Queue
 	Image registry.Options
 	// Secret must be in every request, as a bearer token or as the password of basic authentication, but where the
@@ -84,8 +84,8 @@ type Service struct {
 	metrics *metrics
 
 	mu      sync.Mutex
-	records map[string]*batch.Record
-	final   []*batch.Record // that were done, in their order
+	records map[string]*queue.Record
+	final   []*queue.Record // that were done, in their order
 
 	notices notices
 	later   later
@@ -97,7 +97,7 @@ type Service struct {
 func New(o Options) *Service {
 	s := &Service{
 		o: o, few: make(chan struct{}, atOnce), sources: places{most: perRegistry}, targets: places{most: 1},
-		records: map[string]*batch.Record{}, mux: http.NewServeMux(),
+		records: map[string]*queue.Record{}, mux: http.NewServeMux(),
 	}
 	s.o.Image.OnlyRegistry, s.o.Image.StrictNames, s.o.Image.MaxAnswer = true, true, maxManifest
 	s.metrics = newMetrics(s)
@@ -114,7 +114,7 @@ func New(o Options) *Service {
 // Run follows what becomes of conversions until the context ends.
 func (s *Service) Run(ctx context.Context) error {
 	go s.askLater(ctx)
-	return s.o.Queue.Watch(ctx, batch.Requests, func(r *batch.Record) {
+	return s.o.Queue.Watch(ctx, queue.Requests, func(r *queue.Record) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if known := s.records[r.ID]; known != nil && known.Request > r.Request {
@@ -133,14 +133,14 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // all returns the conversions, the latest first.
-func (s *Service) all() []*batch.Record {
+func (s *Service) all() []*queue.Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]*batch.Record, 0, len(s.records))
+	list := make([]*queue.Record, 0, len(s.records))
 	for _, r := range s.records {
 		list = append(list, r)
 	}
-	slices.SortFunc(list, func(a, b *batch.Record) int {
+	slices.SortFunc(list, func(a, b *queue.Record) int {
 		if c := b.Updated.Compare(a.Updated); c != 0 {
 			return c
 		}
@@ -233,9 +233,9 @@ var errMany = errors.New("too many conversions are waiting")
 // it has. Since is when it was asked for. If something else was requested for its target since, nil is returned.
 func (s *Service) ask(
 	ctx context.Context, named, digest string, since moment, was *postponed,
-) (r *batch.Record, err error) {
+) (r *queue.Record, err error) {
 	for range 5 {
-		if r, err = s.askOnce(ctx, named, digest, since, was); !errors.Is(err, batch.ErrOvertaken) {
+		if r, err = s.askOnce(ctx, named, digest, since, was); !errors.Is(err, queue.ErrOvertaken) {
 			break
 		}
 	}
@@ -245,7 +245,7 @@ func (s *Service) ask(
 // askOnce is ask, with ErrOvertaken if another service was asked about the same target meanwhile.
 func (s *Service) askOnce(
 	ctx context.Context, named, digest string, since moment, was *postponed,
-) (*batch.Record, error) {
+) (*queue.Record, error) {
 	ref, err := image.ParseName(named, s.o.Plan.Insecure)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%w", err)
@@ -360,7 +360,7 @@ func (s *Service) askOnce(
 }
 
 // isOf reports whether a request is known to be about an image of a repository.
-func (s *Service) isOf(last batch.Last, repo name.Repository) bool {
+func (s *Service) isOf(last queue.Last, repo name.Repository) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.records {

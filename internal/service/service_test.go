@@ -42,6 +42,7 @@ import (
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/internal/plan"
+	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/internal/service"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -59,7 +60,7 @@ type place struct {
 	t      *testing.T
 	reg    *fixture.Registry
 	url    string
-	queue  *batch.Queue
+	queue  *queue.Queue
 	silent *fixture.Registry // of a rule, and answers nothing
 	keys   [2]crypto.Signer  // of the rule: ECDSA and Ed25519
 	worker *batch.Worker
@@ -110,22 +111,22 @@ convert:
 		require.NoError(t, err)
 		o.Keys[&rules.Convert[1]] = append(o.Keys[&rules.Convert[1]], public)
 	}
-	o.Job = func(img plan.Image) (batch.Job, error) {
+	o.Job = func(img plan.Image) (queue.Job, error) {
 		source, err := image.ParseReference(img.Source, true)
 		if err != nil {
-			return batch.Job{}, err
+			return queue.Job{}, err
 		}
 		target, err := image.ParseReference(img.Target, true)
 		if err != nil {
-			return batch.Job{}, err
+			return queue.Job{}, err
 		}
 		c := convert.Options{
 			Source: source, Target: &target, Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: program},
 		}
 		c.Enclave.Attestation, c.Enclave.LogLevel = "none", "error"
-		return batch.NewJob(c, true), nil
+		return queue.NewJob(c, true), nil
 	}
-	p.queue, err = batch.Open(context.Background(), batch.QueueOptions{Dir: filepath.Join(dir, "queue")})
+	p.queue, err = queue.Open(context.Background(), queue.Options{Dir: filepath.Join(dir, "queue")})
 	require.NoError(t, err)
 	t.Cleanup(p.queue.Close)
 	o.Queue, o.AnswerIn = p.queue, 20*time.Second
@@ -147,7 +148,7 @@ func (p *place) work() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var working sync.WaitGroup
 	working.Go(func() {
-		_ = p.queue.Work(ctx, ctx, p.worker,
+		_ = p.worker.Work(ctx, ctx, p.queue,
 			batch.WorkOptions{Parallel: 2, Attempts: 2, FirstPause: 10 * time.Millisecond})
 	})
 	p.t.Cleanup(func() { cancel(); working.Wait() })
@@ -440,7 +441,7 @@ func TestBadRequests(t *testing.T) {
 	assert.Equal(t, http.StatusMethodNotAllowed, code)
 	code, _ = p.ask("GET", "/api/v1/conversions/none", "")
 	assert.Equal(t, http.StatusNotFound, code)
-	records, err := p.queue.Records(context.Background(), batch.Requests)
+	records, err := p.queue.Records(context.Background(), queue.Requests)
 	require.NoError(t, err)
 	assert.Empty(t, records, "nothing was queued")
 }
@@ -474,7 +475,7 @@ func TestNamesAroundTheRules(t *testing.T) {
 		code, _ := p.convert(p.reg.Host + "/free:1")
 		assert.Equal(t, http.StatusBadRequest, code)
 	}
-	records, err := p.queue.Records(context.Background(), batch.Requests)
+	records, err := p.queue.Records(context.Background(), queue.Requests)
 	require.NoError(t, err)
 	assert.Empty(t, records, "nothing was queued")
 }
@@ -688,17 +689,17 @@ func TestOrderInNotification(t *testing.T) {
 	require.Equal(t, http.StatusAccepted, code, "%v", answer)
 	require.Len(t, answer["conversions"], 9)
 	p.work()
-	var records []*batch.Record
+	var records []*queue.Record
 	require.Eventually(t, func() bool {
 		var err error
-		records, err = p.queue.Records(context.Background(), batch.Requests)
+		records, err = p.queue.Records(context.Background(), queue.Requests)
 		require.NoError(t, err)
-		return !slices.ContainsFunc(records, func(r *batch.Record) bool { return !r.Status.Final() })
+		return !slices.ContainsFunc(records, func(r *queue.Record) bool { return !r.Status.Final() })
 	}, 30*time.Second, 20*time.Millisecond)
 	for _, r := range records {
-		want := batch.Skipped
+		want := queue.Skipped
 		if strings.HasSuffix(r.Job.Source, "@"+p.reg.Digest(t, "last:1")) {
-			want = batch.Converted
+			want = queue.Converted
 		}
 		assert.Equal(t, want, r.Status, "%s: %s", r.Job.Source, r.Error)
 	}
@@ -767,7 +768,7 @@ func TestNotificationsThatTakeLong(t *testing.T) {
 	}, 20*time.Second, 10*time.Millisecond, "%v", codes)
 	assert.Positive(t, codes[http.StatusServiceUnavailable])
 	assert.Len(t, codes, 2)
-	records, err := p.queue.Records(context.Background(), batch.Requests)
+	records, err := p.queue.Records(context.Background(), queue.Requests)
 	require.NoError(t, err)
 	assert.Len(t, records, 1)
 }
@@ -782,9 +783,9 @@ func TestSourceOfAnotherRule(t *testing.T) {
 	require.Equal(t, http.StatusAccepted, code)
 	p.work()
 	require.Eventually(t, func() bool {
-		records, err := p.queue.Records(context.Background(), batch.Requests)
+		records, err := p.queue.Records(context.Background(), queue.Requests)
 		require.NoError(t, err)
-		return len(records) == 1 && records[0].Status == batch.Failed
+		return len(records) == 1 && records[0].Status == queue.Failed
 	}, 20*time.Second, 20*time.Millisecond)
 	assert.Equal(t, source, p.reg.Digest(t, "free:1"))
 }
@@ -792,9 +793,9 @@ func TestSourceOfAnotherRule(t *testing.T) {
 // many is a queue in which much was done.
 type many struct{ service.Queue }
 
-func (many) Watch(ctx context.Context, _ string, tell func(*batch.Record)) error {
+func (many) Watch(ctx context.Context, _ string, tell func(*queue.Record)) error {
 	for i := range 12_000 {
-		tell(&batch.Record{ID: fmt.Sprint(i % 11_000), Status: batch.Converted})
+		tell(&queue.Record{ID: fmt.Sprint(i % 11_000), Status: queue.Converted})
 	}
 	<-ctx.Done()
 	return nil
@@ -817,15 +818,15 @@ type crowded struct {
 	done       chan struct{}
 }
 
-func (q crowded) Watch(ctx context.Context, id string, tell func(*batch.Record)) error {
-	for _, status := range []batch.Status{batch.Queued, batch.Converted} {
+func (q crowded) Watch(ctx context.Context, id string, tell func(*queue.Record)) error {
+	for _, status := range []queue.Status{queue.Queued, queue.Converted} {
 		for i := range 1000 {
-			tell(&batch.Record{
+			tell(&queue.Record{
 				ID: fmt.Sprint(i), Status: status,
-				Job: batch.Job{Source: fmt.Sprintf("%s@sha256:%064d", q.repository, i)},
+				Job: queue.Job{Source: fmt.Sprintf("%s@sha256:%064d", q.repository, i)},
 			})
 		}
-		if status == batch.Queued {
+		if status == queue.Queued {
 			<-q.done
 		}
 	}
@@ -856,7 +857,7 @@ func TestToldWhileManyWait(t *testing.T) {
 	assert.Zero(t, tell("last:2"))
 	assert.Equal(t, 1, tell("free:1"))
 	sources := func() (list []string) {
-		records, err := p.queue.Records(context.Background(), batch.Requests)
+		records, err := p.queue.Records(context.Background(), queue.Requests)
 		require.NoError(t, err)
 		for _, r := range records {
 			list = append(list, strings.TrimPrefix(r.Job.Source, p.reg.Host))
@@ -912,12 +913,12 @@ func TestTwoServices(t *testing.T) {
 	require.Equal(t, http.StatusAccepted, <-ended)
 	p.work()
 	require.Eventually(t, func() bool {
-		records, err := p.queue.Records(ctx, batch.Requests)
+		records, err := p.queue.Records(ctx, queue.Requests)
 		require.NoError(t, err)
 		for _, r := range records {
 			require.Contains(t, r.Job.Source, newer)
 		}
-		return len(records) == 1 && records[0].Status == batch.Converted
+		return len(records) == 1 && records[0].Status == queue.Converted
 	}, 20*time.Second, 50*time.Millisecond)
 }
 
@@ -940,7 +941,7 @@ func TestPostponedBesideOthers(t *testing.T) {
 		return code == http.StatusNotFound
 	}, 10*time.Second, 5*time.Millisecond)
 	require.Eventually(t, func() bool {
-		records, err := p.queue.Records(context.Background(), batch.Requests)
+		records, err := p.queue.Records(context.Background(), queue.Requests)
 		require.NoError(t, err)
 		return len(records) == 1
 	}, 20*time.Second, 50*time.Millisecond)
@@ -1058,9 +1059,9 @@ func (p *place) sources() string {
 	return strings.Join(list, " ")
 }
 
-func (p *place) records() []*batch.Record {
+func (p *place) records() []*queue.Record {
 	p.t.Helper()
-	records, err := p.queue.Records(context.Background(), batch.Requests)
+	records, err := p.queue.Records(context.Background(), queue.Requests)
 	require.NoError(p.t, err)
 	return records
 }
@@ -1070,7 +1071,7 @@ func (p *place) targetIsOf(source, target string) {
 	p.t.Helper()
 	for _, r := range p.records() {
 		if strings.Contains(r.Job.Source, source) {
-			require.Contains(p.t, []batch.Status{batch.Converted, batch.Unchanged}, r.Status, r.Error)
+			require.Contains(p.t, []queue.Status{queue.Converted, queue.Unchanged}, r.Status, r.Error)
 			assert.Equal(p.t, r.Digest, p.reg.Digest(p.t, target), "the target has what was told of last")
 			return
 		}

@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"testing"
@@ -19,5 +19,15 @@ func TestHostOfTheDefaultRuntime(t *testing.T) {
 	require.NoError(t, err)
 	job := NewJob(convert.Options{Source: source, Target: &target, Backend: all.Backends()[0]}, false)
 	assert.Equal(t, []string{"a.example", "b.example", "index.docker.io"},
-		hostsIn(message(&Record{Batch: "b", ID: "i", Job: job})))
+		HostsIn(message(&Record{Batch: "b", ID: "i", Job: job})))
+}
+
+// A registry has one name, however it is written.
+func TestHostsOfAJob(t *testing.T) {
+	r := &Record{
+		Batch: "b", ID: "i", Job: Job{
+			Source: "docker://nginx", Target: "registry.example:443/a:1", Runtime: Runtime{Source: "dir:/opt/gramine"},
+		},
+	}
+	assert.Equal(t, []string{"index.docker.io", "registry.example:443"}, HostsIn(message(r)))
 }

@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"context"
@@ -83,7 +83,7 @@ var ErrOvertaken = errors.New("something was requested for the same target meanw
 func (q *Queue) Request(ctx context.Context, j Job, last Last) (_ *Record, now Last, err error) {
 	r := &Record{Batch: Requests, ID: j.ID(), Job: j}
 	for {
-		before, revision, err := q.get(ctx, r.key())
+		before, revision, err := q.Get(ctx, r.Key())
 		if err != nil {
 			return nil, last, err
 		}
@@ -100,7 +100,7 @@ func (q *Queue) Request(ctx context.Context, j Job, last Last) (_ *Record, now L
 		if before != nil {
 			r.Request, r.Moving = before.Request+1, before.Moving
 		}
-		if revision, err = q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		if revision, err = q.Update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 			continue // somebody else has changed it
 		} else if err != nil {
 			return nil, last, err
@@ -109,7 +109,7 @@ func (q *Queue) Request(ctx context.Context, j Job, last Last) (_ *Record, now L
 			return nil, last, err
 		}
 		// Whoever resumed requests between the two may have skipped it.
-		kept, _, err := q.get(ctx, r.key())
+		kept, _, err := q.Get(ctx, r.Key())
 		if err != nil {
 			return nil, last, err
 		}
@@ -138,7 +138,7 @@ func (q *Queue) setLatest(ctx context.Context, r *Record, revision uint64, last 
 		return latest, nil
 	}
 	r.Status, r.Error, r.Updated = Skipped, ErrOvertaken.Error(), time.Now().UTC()
-	if _, err := q.update(ctx, r, revision); err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+	if _, err := q.Update(ctx, r, revision); err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return last, err
 	}
 	return last, ErrOvertaken // if the record is another one's by now, that one goes on
@@ -153,8 +153,8 @@ func targetKey(j Job) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// superseded reports whether something else was requested for a request's target since.
-func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
+// Superseded reports whether something else was requested for a request's target since.
+func (q *Queue) Superseded(ctx context.Context, r *Record) (bool, error) {
 	if r.Batch != Requests {
 		return false, nil
 	}
@@ -162,9 +162,9 @@ func (q *Queue) superseded(ctx context.Context, r *Record) (bool, error) {
 	return latest.id != "" && latest.id != r.ID, err
 }
 
-// repeatLatest has the last request for a job's target done again, if it is done or somebody is at it: an earlier one
+// RepeatLatest has the last request for a job's target done again, if it is done or somebody is at it: an earlier one
 // may have moved the tag after the last one has found there what it wanted.
-func (q *Queue) repeatLatest(ctx context.Context, j Job) error {
+func (q *Queue) RepeatLatest(ctx context.Context, j Job) error {
 	latest, err := q.lastFor(ctx, j)
 	if err != nil || latest.id == "" {
 		return err
@@ -172,17 +172,17 @@ func (q *Queue) repeatLatest(ctx context.Context, j Job) error {
 	return q.repeat(ctx, Requests+"."+latest.id)
 }
 
-// lookAgain has done again what a job's tag should have: this one, or what was requested since.
-func (q *Queue) lookAgain(ctx context.Context, r *Record) error {
+// LookAgain has done again what a job's tag should have: this one, or what was requested since.
+func (q *Queue) LookAgain(ctx context.Context, r *Record) error {
 	if r.Batch == Requests {
-		return q.repeatLatest(ctx, r.Job)
+		return q.RepeatLatest(ctx, r.Job)
 	}
-	return q.repeat(ctx, r.key())
+	return q.repeat(ctx, r.Key())
 }
 
 // repeat has a job done again, if it is done or somebody is at it, who cannot end it then.
 func (q *Queue) repeat(ctx context.Context, key string) error {
-	r, revision, err := q.get(ctx, key)
+	r, revision, err := q.Get(ctx, key)
 	if err != nil || r == nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func (q *Queue) repeat(ctx context.Context, key string) error {
 		return nil
 	}
 	r.repeat()
-	if _, err := q.update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+	if _, err := q.Update(ctx, r, revision); errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return nil // somebody else has asked for it
 	} else if err != nil {
 		return err
@@ -207,8 +207,8 @@ func (q *Queue) ResumeRequests(ctx context.Context) error {
 	return err
 }
 
-// claimed reports by ErrSigner that the queue's workers have come to sign by another key than this one has claimed.
-func (q *Queue) claimed(ctx context.Context) error {
+// Claimed reports by ErrSigner that the queue's workers have come to sign by another key than this one has claimed.
+func (q *Queue) Claimed(ctx context.Context) error {
 	if q.signer == (sgx.Measurement{}) {
 		return nil
 	}

@@ -1,8 +1,6 @@
-// Package batch converts many images: a queue of jobs that outlives the processes which work on it, and the workers.
-//
-// The queue is NATS JetStream: inside the process, with its files in a directory, or a server or cluster elsewhere, for
-// workers on many machines. A [Job] is all that a worker has to know; keys and credentials are the worker's own.
-package batch
+// Package queue keeps jobs of conversions, and what became of them, so that they outlive the processes which work on
+// them.
+package queue
 
 import (
 	"crypto/sha256"
@@ -97,8 +95,8 @@ func (j Job) ID() string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// options are those of the conversion, over what is the worker's own.
-func (j Job) options(own convert.Options, backends []libos.Backend) (o convert.Options, err error) {
+// Conversion are those of the conversion, over what is the worker's own.
+func (j Job) Conversion(own convert.Options, backends []libos.Backend) (o convert.Options, err error) {
 	o = own
 	if o.Source, err = image.ParseReference(j.Source, j.Insecure); err != nil {
 		return o, err
@@ -178,7 +176,7 @@ type Record struct {
 	BegunAlone int `json:"begun_alone,omitempty"`
 	// Moving says that an attempt may have moved the tag, whatever became of it.
 	Moving bool `json:"moving,omitempty"`
-	sent   bool // this process may have moved it
+	Sent   bool `json:"-"` // this process may have moved it
 	// Identity is that of the conversion, as on the output.
 	Identity  string          `json:"identity,omitempty"`
 	Ref       string          `json:"ref,omitempty"` // the output by its digest
@@ -200,5 +198,5 @@ func (r *Record) repeat() {
 	}
 }
 
-// key is that of the record in the queue.
-func (r *Record) key() string { return r.Batch + "." + r.ID }
+// Key is that of the record in the queue.
+func (r *Record) Key() string { return r.Batch + "." + r.ID }

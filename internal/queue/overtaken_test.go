@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"context"
@@ -30,7 +30,7 @@ func (h *hooked) Get(ctx context.Context, key string) (jetstream.KeyValueEntry, 
 func TestSkippedRecordOfAnother(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	q, err := Open(ctx, QueueOptions{Dir: filepath.Join(t.TempDir(), "queue")})
+	q, err := Open(ctx, Options{Dir: filepath.Join(t.TempDir(), "queue")})
 	require.NoError(t, err)
 	defer q.Close()
 	other := *q // another service
@@ -66,7 +66,7 @@ func TestSkippedRecordOfAnother(t *testing.T) {
 	_, _, err = q.Request(ctx, j, l)
 	require.ErrorIs(t, err, ErrOvertaken)
 	require.NotNil(t, last)
-	now, _, err := other.get(ctx, last.key())
+	now, _, err := other.Get(ctx, last.Key())
 	require.NoError(t, err)
 	assert.Equal(t, Queued, now.Status)
 }

@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"fmt"
@@ -10,7 +10,7 @@ import (
 
 // message is what is queued of a job: the key of its record, the request, and its registries.
 func message(r *Record) []byte {
-	hosts := []string{registryOf(r.Job.Source), registryOf(r.Job.Target), registryOf(r.Job.Runtime.Source)}
+	hosts := []string{RegistryOf(r.Job.Source), RegistryOf(r.Job.Target), RegistryOf(r.Job.Runtime.Source)}
 	return fmt.Appendf(nil, "%s.%s %d %s", r.Batch, r.ID, r.Request, strings.Join(hosts, " "))
 }
 
@@ -20,8 +20,8 @@ const (
 	maxHost  = 300
 )
 
-// hostsIn returns the registries that a message names, each once.
-func hostsIn(message []byte) (hosts []string) {
+// HostsIn returns the registries that a message names, each once.
+func HostsIn(message []byte) (hosts []string) {
 	fields := strings.SplitN(string(message), " ", 2+maxHosts+1)
 	for _, host := range fields[min(2, len(fields)):min(2+maxHosts, len(fields))] {
 		if host != "" && len(host) <= maxHost && !slices.Contains(hosts, host) {
@@ -31,9 +31,9 @@ func hostsIn(message []byte) (hosts []string) {
 	return hosts
 }
 
-// registryOf returns the registry of a reference, under the one name by which a Watcher is told of it; empty: it is in
+// RegistryOf returns the registry of a reference, under the one name by which a Watcher is told of it; empty: it is in
 // none, or cannot be read.
-func registryOf(reference string) string {
+func RegistryOf(reference string) string {
 	ref, err := image.ParseReference(reference, true)
 	if err != nil || ref.Transport != image.Registry {
 		return ""

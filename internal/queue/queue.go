@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"cmp"
@@ -52,12 +52,12 @@ type Queue struct {
 	lease   time.Duration   // 0: as it is
 	alone   bool            // the server is in this process, and so are all workers
 	signer  sgx.Measurement // that was claimed; zero: none
-	closed  context.Context // ends when there is no connection any more
+	Closed  context.Context // ends when there is no connection any more
 	close   []func()
 }
 
-// QueueOptions say how a queue is reached.
-type QueueOptions struct {
+// Options say how a queue is reached.
+type Options struct {
 	// URL of NATS servers, with commas between; empty: a server in this process, with its files in Dir.
 	URL string
 	// Dir is where the server in this process keeps its files.
@@ -80,9 +80,9 @@ var ErrBusy = errors.New("another process is working on the batches in this dire
 var ErrClosed = errors.New("the connection to the queue has ended")
 
 // Open reaches the queue, and makes what is missing.
-func Open(ctx context.Context, o QueueOptions) (_ *Queue, err error) {
+func Open(ctx context.Context, o Options) (_ *Queue, err error) {
 	closed, end := context.WithCancelCause(context.Background())
-	q := &Queue{lease: o.Lease, alone: o.URL == "", closed: closed}
+	q := &Queue{lease: o.Lease, alone: o.URL == "", Closed: closed}
 	defer func() {
 		if err != nil {
 			q.Close()
@@ -164,7 +164,7 @@ func (q *Queue) copy(dir string) (string, error) {
 
 // ensure makes the stream and the buckets, if they are missing. What is there stays as it is, for others use it,
 // unless it is asked for otherwise.
-func (q *Queue) ensure(ctx context.Context, o QueueOptions) error {
+func (q *Queue) ensure(ctx context.Context, o Options) error {
 	replicas := o.Replicas
 	if replicas == 0 {
 		if replicas = 1; len(q.conn.Servers()) >= 3 {
@@ -223,9 +223,9 @@ func (q *Queue) readLeader(ctx context.Context, kv jetstream.KeyValue) (jetstrea
 	return q.js.KeyValue(ctx, kv.Bucket()) // which knows how to read since it was bound
 }
 
-// consumers are the lanes, for a worker to take jobs from: of one batch, or of all if that is empty. Their lease is
+// Consumers are the lanes, for a worker to take jobs from: of one batch, or of all if that is empty. Their lease is
 // that of whoever made them, unless this queue was opened with another.
-func (q *Queue) consumers(ctx context.Context, batch string) ([]jetstream.Consumer, error) {
+func (q *Queue) Consumers(ctx context.Context, batch string) ([]jetstream.Consumer, error) {
 	list := make([]jetstream.Consumer, lanes)
 	for lane := range list {
 		config := jetstream.ConsumerConfig{
@@ -269,7 +269,7 @@ func (q *Queue) Close() {
 // lasting are answers of JetStream that stay the same.
 var lasting = []error{
 	jetstream.ErrKeyNotFound, jetstream.ErrKeyExists, jetstream.ErrKeyRevisionMismatch, jetstream.ErrInvalidKey,
-	jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, errRecord, ErrSigner,
+	jetstream.ErrConsumerNotFound, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound, ErrRecord, ErrSigner,
 	jetstream.ErrBadRequest, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
 	nats.ErrMaxPayload, nats.ErrAuthorization, nats.ErrPermissionViolation,
 }

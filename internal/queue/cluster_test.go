@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"context"
@@ -69,7 +69,7 @@ func TestReadsOfACluster(t *testing.T) {
 		require.NoError(t, ctx.Err(), "%v", err)
 	}
 	for range 2 { // a queue that is made, and one that is there
-		q, err := Open(ctx, QueueOptions{URL: url, Replicas: 3})
+		q, err := Open(ctx, Options{URL: url, Replicas: 3})
 		require.NoError(t, err)
 		for bucket, kv := range map[string]jetstream.KeyValue{
 			recordBucket: q.records, latestBucket: q.latest, batchBucket: q.batches,

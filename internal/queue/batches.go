@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"cmp"
@@ -137,7 +137,7 @@ const storeFailed = 10077
 // subject puts a job into the lane of its source's registry.
 func subject(r *Record) string {
 	h := fnv.New32a()
-	h.Write([]byte(cmp.Or(registryOf(r.Job.Source), r.Job.Source)))
+	h.Write([]byte(cmp.Or(RegistryOf(r.Job.Source), r.Job.Source)))
 	return fmt.Sprintf("%s%d.%s.%s.%d", subjects, h.Sum32()%lanes, r.Batch, r.ID, r.Request)
 }
 
@@ -147,7 +147,7 @@ func (q *Queue) Batches(ctx context.Context) ([]*Batch, error) {
 	err := q.scan(ctx, q.batches, ">", func(e jetstream.KeyValueEntry) {
 		b := &Batch{}
 		if err := json.Unmarshal(e.Value(), b); err != nil {
-			logrus.Errorf("the batch %s: %v: %v", e.Key(), errRecord, err)
+			logrus.Errorf("the batch %s: %v: %v", e.Key(), ErrRecord, err)
 			return
 		}
 		list = append(list, b)

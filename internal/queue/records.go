@@ -1,4 +1,4 @@
-package batch
+package queue
 
 import (
 	"context"
@@ -25,20 +25,20 @@ func (q *Queue) put(ctx context.Context, r *Record) error {
 	if err != nil {
 		return err
 	}
-	return q.try(ctx, func(ctx context.Context) error { _, err := q.records.Put(ctx, r.key(), b); return err })
+	return q.try(ctx, func(ctx context.Context) error { _, err := q.records.Put(ctx, r.Key(), b); return err })
 }
 
-// errRecord says that a record cannot be read, or is of another version of this program.
-var errRecord = errors.New("a record of the queue cannot be read")
+// ErrRecord says that a record cannot be read, or is of another version of this program.
+var ErrRecord = errors.New("a record of the queue cannot be read")
 
 func parseRecord(b []byte) (*Record, error) {
 	r := &Record{}
 	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("%w: %w", errRecord, err)
+		return nil, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	if min(r.Request, r.Attempts, r.Begun, r.BegunAlone) < 0 {
 		return nil, fmt.Errorf("%w: it counts %d attempts of %d that were begun, %d alone, for request %d",
-			errRecord, r.Attempts, r.Begun, r.BegunAlone, r.Request)
+			ErrRecord, r.Attempts, r.Begun, r.BegunAlone, r.Request)
 	}
 	return r, nil
 }
@@ -55,8 +55,8 @@ func recordOf(key string, value []byte) *Record {
 	return r
 }
 
-// get returns a record by its key, or nil.
-func (q *Queue) get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
+// Get returns a record by its key, or nil.
+func (q *Queue) Get(ctx context.Context, key string) (r *Record, revision uint64, err error) {
 	err = q.try(ctx, func(ctx context.Context) error {
 		e, err := q.records.Get(ctx, key)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -177,15 +177,15 @@ func (q *Queue) follow(ctx context.Context, batch string, see func(*Record), don
 	return nil
 }
 
-// update replaces the record of a revision, and no other; 0: there is no record yet. If there is another one, the error
+// Update replaces the record of a revision, and no other; 0: there is no record yet. If there is another one, the error
 // is jetstream.ErrKeyRevisionMismatch.
-func (q *Queue) update(ctx context.Context, r *Record, revision uint64) (next uint64, err error) {
+func (q *Queue) Update(ctx context.Context, r *Record, revision uint64) (next uint64, err error) {
 	b, err := marshal(r)
 	if err != nil {
 		return 0, err
 	}
 	err = q.try(ctx, func(ctx context.Context) (err error) {
-		next, err = q.records.Update(ctx, r.key(), b, revision)
+		next, err = q.records.Update(ctx, r.Key(), b, revision)
 		return err
 	})
 	return next, err
