@@ -11,7 +11,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -99,8 +98,8 @@ func seal(
 	if err != nil {
 		return nil, err
 	}
-	trusted := fileRuns(parts.Trusted)
-	files, err := ownFiles(made, trusted)
+	trusted := recipe.FileRuns(parts.Trusted)
+	files, err := recipe.Files(made, trusted)
 	if err != nil {
 		return nil, err
 	}
@@ -166,22 +165,6 @@ func longList(backend libos.Backend, spec *launch.Spec) []finding.Finding {
 			"that under SGX", len(spec.Trusted), t))}
 }
 
-// ownFiles are those that this program adds to the enclave's layer, for whoever reads the image. They are not measured.
-func ownFiles(r recipe.Recipe, trusted []recipe.FileRun) ([]libos.File, error) {
-	reasons, err := json.Marshal(trusted)
-	if err != nil {
-		return nil, err
-	}
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return nil, err
-	}
-	return []libos.File{
-		{Path: libos.ReasonsPath, Mode: 0o644, Content: append(reasons, '\n')},
-		{Path: libos.RecipePath, Mode: 0o644, Content: append(text, '\n')},
-	}, nil
-}
-
 // date is the SIGSTRUCT's: what the user says or the day on which the source image was created.
 func (o Options) date(config []byte) (sgx.Date, error) {
 	if o.Date != nil {
@@ -199,17 +182,6 @@ func (o Options) date(config []byte) (sgx.Date, error) {
 		return sgx.Date{}, nil // absent, or one of the values by which builders say "none"
 	}
 	return d, nil
-}
-
-func fileRuns(files []reach.File) []recipe.FileRun {
-	var runs []recipe.FileRun
-	for _, f := range files {
-		if n := len(runs); n == 0 || runs[n-1].Reason != f.Reason || runs[n-1].Package != f.Package {
-			runs = append(runs, recipe.FileRun{Reason: f.Reason, Package: f.Package})
-		}
-		runs[len(runs)-1].Count++
-	}
-	return runs
 }
 
 // describeResult is what is told of a conversion before it is measured.

@@ -10,7 +10,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
-	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 const (
@@ -67,27 +66,4 @@ func topArchive(ctx context.Context, img *image.Image) ([]byte, error) {
 		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
 	}
 	return archive, nil
-}
-
-// contentOf returns the content of a file; nil if there is none of that path.
-func contentOf(files []libos.File, path string) []byte {
-	for _, f := range files {
-		if f.Path == path {
-			return f.Content
-		}
-	}
-	return nil
-}
-
-// sigStructOf returns the SIGSTRUCT among the files of the topmost layer, signed or not.
-func sigStructOf(files []libos.File) (s *sgx.SigStruct, err error) {
-	if signed := contentOf(files, libos.SigPath); signed != nil {
-		s, err = sgx.ParseSigStruct(signed)
-	} else {
-		s, err = sgx.ParseUnsigned(contentOf(files, libos.UnsignedPath))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the signature structure: %w", err)
-	}
-	return s, nil
 }

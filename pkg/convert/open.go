@@ -30,7 +30,7 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 	if err != nil {
 		return nil, err
 	}
-	now, err := sigStructOf(files)
+	now, err := libos.SigStructOf(files)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 
 // readConversion reads what this program says in the files of an image's topmost layer.
 func readConversion(img *image.Image, files []libos.File) (*Conversion, error) {
-	text := contentOf(files, libos.RecipePath)
+	text := libos.ContentOf(files, libos.RecipePath)
 	if text == nil {
 		return nil, fmt.Errorf("%w: its layer on top has no recipe", ErrNotOurs)
 	}

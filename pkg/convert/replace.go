@@ -8,6 +8,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -93,7 +94,7 @@ func present(upload image.Upload) (*sgx.SigStruct, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrVersionUnknown, err)
 	}
-	enclave, err := sigStructOf(files)
+	enclave, err := libos.SigStructOf(files)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrVersionUnknown, err)
 	}

@@ -36,6 +36,8 @@ var (
 	ErrTarget = errors.New("the target's repository does not exist")
 	// ErrCredentials says that a credential helper has failed.
 	ErrCredentials = errors.New("finding credentials failed")
+	// ErrTooMany says that a list is longer than is read.
+	ErrTooMany = errors.New("there are too many")
 	// ErrPlatform says that the image exists, but not for linux/amd64.
 	ErrPlatform = errors.New("no image for linux/amd64")
 )

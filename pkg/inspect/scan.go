@@ -170,3 +170,22 @@ func (s *Scanned) Converted(ctx context.Context) (*Converted, error) {
 	}
 	return c, nil
 }
+
+// Steering names the annotations by which an image is run otherwise than others, and what its manifest says of
+// other images.
+func Steering(img *image.Image) (problems []string, err error) {
+	steering, err := img.Steering()
+	if err != nil {
+		return nil, err
+	}
+	if len(steering) > 0 {
+		problems = append(problems,
+			"the manifest has annotations by which engines run it otherwise: "+strings.Join(steering, ", "))
+	}
+	others, err := img.OtherKeys()
+	if len(others) > 0 {
+		problems = append(problems,
+			"the manifest has keys by which registries attach it to another image: "+strings.Join(others, ", "))
+	}
+	return problems, err
+}

@@ -82,7 +82,7 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 		return ctx.Err()
 	case err != nil:
 		v.changes = append([]string{"without them it could not be converted: " + err.Error()},
-			optionsThatChange(v.c.Recipe, &plain)...)
+			recipe.Differences(v.c.Recipe, &plain)...)
 		return nil
 	}
 	without, err := v.opened(p.EnclaveFiles(&sgx.SigStruct{}))
@@ -109,33 +109,6 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 		v.changes = append(v.changes, filesChange("-", "no longer", fewer)...)
 	}
 	return nil
-}
-
-// optionsThatChange tells of all options in which two recipes differ.
-func optionsThatChange(was, plain *recipe.Recipe) (list []string) {
-	keys := func(o recipe.Options) (m map[string]json.RawMessage) {
-		b, err := json.Marshal(o)
-		if err == nil {
-			err = json.Unmarshal(b, &m)
-		}
-		if err != nil {
-			panic(err) // strings, numbers and lists
-		}
-		return m
-	}
-	without := keys(plain.Options)
-	with := keys(was.Options)
-	for _, key := range slices.Sorted(maps.Keys(with)) {
-		if string(with[key]) != string(without[key]) {
-			list = append(list, fmt.Sprintf("option %s: %s", key, with[key]))
-		}
-	}
-	for line := range strings.Lines(was.Overlay) {
-		if line = strings.TrimSpace(line); line != "" && was.Overlay != plain.Overlay {
-			list = append(list, "option manifest: "+line)
-		}
-	}
-	return list
 }
 
 // filesChange tells of trusted files in a line.

@@ -105,7 +105,7 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		if err != nil {
 			return nil, err
 		}
-		steering, err := steeringProblems(img)
+		steering, err := inspect.Steering(img)
 		if err != nil {
 			return nil, err
 		}

@@ -279,30 +279,11 @@ func (v *verification) platform(img *image.Image) error {
 			[]string{fmt.Sprintf("the index names other images for linux/amd64, which an engine may run instead of "+
 				"%s: %s", img.Digest, strings.Join(rivals, ", "))})
 	}
-	problems, err := steeringProblems(img)
+	problems, err := inspect.Steering(img)
 	if len(problems) > 0 {
 		v.add(CheckPlatform, "engines run it as they run others", problems)
 	}
 	return err
-}
-
-// steeringProblems names the annotations by which an image is run otherwise than others, and what its manifest says of
-// other images.
-func steeringProblems(img *image.Image) (problems []string, err error) {
-	steering, err := img.Steering()
-	if err != nil {
-		return nil, err
-	}
-	if len(steering) > 0 {
-		problems = append(problems,
-			"the manifest has annotations by which engines run it otherwise: "+strings.Join(steering, ", "))
-	}
-	others, err := img.OtherKeys()
-	if len(others) > 0 {
-		problems = append(problems,
-			"the manifest has keys by which registries attach it to another image: "+strings.Join(others, ", "))
-	}
-	return problems, err
 }
 
 // layers compares what the engine goes by that runs the image: the archives with the configuration and the recipe, and

@@ -2,33 +2,15 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/internal/document"
 	"github.com/cconvert/cconvert/pkg/image/internal/roundtrip"
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-	"github.com/google/go-containerregistry/pkg/v1/static"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 )
-
-// emptyConfig is what artifacts have for a configuration.
-var emptyConfig = []byte("{}")
-
-const emptyConfigType = "application/vnd.oci.empty.v1+json"
-
-type artifactManifest struct {
-	SchemaVersion int               `json:"schemaVersion"`
-	MediaType     types.MediaType   `json:"mediaType"`
-	ArtifactType  string            `json:"artifactType"`
-	Config        v1.Descriptor     `json:"config"`
-	Layers        []v1.Descriptor   `json:"layers"`
-	Subject       *v1.Descriptor    `json:"subject,omitempty"`
-	Annotations   map[string]string `json:"annotations,omitempty"`
-}
 
 // Artifacts are those of a repository.
 type Artifacts struct {
@@ -82,48 +64,17 @@ func (as *Artifacts) Push(ctx context.Context, tag string, a image.Artifact) err
 }
 
 func (s *session) pushArtifact(ctx context.Context, tag string, a image.Artifact) error {
-	p, err := pack(a, nil)
+	p, err := document.PackArtifact(a, nil)
 	if err != nil {
 		return err
 	}
-	if err := s.upload(ctx, p.manifest.Layers[0].Digest, p.blob, nil); err != nil {
+	if err := s.upload(ctx, p.Manifest.Layers[0].Digest, p.Blob, nil); err != nil {
 		return err
 	}
-	if err := s.upload(ctx, p.manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType), nil); err != nil {
+	if err := s.upload(ctx, p.Manifest.Config.Digest, document.EmptyConfigBlob(), nil); err != nil {
 		return err
 	}
-	return s.putManifest(ctx, tag, p.manifest.MediaType, p.raw)
-}
-
-// packedArtifact is an artifact as it is stored.
-type packedArtifact struct {
-	manifest artifactManifest
-	raw      []byte // the manifest
-	digest   v1.Hash
-	blob     v1.Layer
-}
-
-// pack makes the manifest of an artifact that refers to another manifest, or to none.
-func pack(a image.Artifact, subject *v1.Descriptor) (*packedArtifact, error) {
-	p := &packedArtifact{blob: static.NewLayer(a.Blob, types.MediaType(a.MediaType))}
-	p.manifest = artifactManifest{
-		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: a.Type, Annotations: a.Annotations,
-		Subject: subject,
-		Config:  v1.Descriptor{MediaType: emptyConfigType, Size: int64(len(emptyConfig))},
-		Layers:  []v1.Descriptor{{MediaType: types.MediaType(a.MediaType), Size: int64(len(a.Blob))}},
-	}
-	var err error
-	if p.manifest.Config.Digest, err = v1.NewHash(image.DigestOf(emptyConfig)); err != nil {
-		return nil, err
-	}
-	if p.manifest.Layers[0].Digest, err = v1.NewHash(image.DigestOf(a.Blob)); err != nil {
-		return nil, err
-	}
-	if p.raw, err = json.Marshal(p.manifest); err != nil {
-		return nil, err
-	}
-	p.digest, err = v1.NewHash(image.DigestOf(p.raw))
-	return p, err
+	return s.putManifest(ctx, tag, p.Manifest.MediaType, p.Raw)
 }
 
 // Has reports whether there is something of a tag. An error is a no.

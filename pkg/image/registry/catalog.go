@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 
@@ -14,7 +13,7 @@ import (
 )
 
 // Repositories lists what a registry holds (distribution's "Listing Repositories", which not all registries offer). An
-// error is the last of the list. It is ErrTooMany if the registry does not come to an end.
+// error is the last of the list. It is image.ErrTooMany if the registry does not come to an end.
 func Repositories(ctx context.Context, registry name.Registry, o Options) iter.Seq2[string, error] {
 	return passed("the repositories of "+registry.RegistryStr(), func(yield func(string, error) bool) error {
 		return repositories(ctx, registry, o, yield)
@@ -34,7 +33,7 @@ func repositories(ctx context.Context, registry name.Registry, o Options, yield 
 	if err != nil {
 		return roundtrip.Explain(err)
 	}
-	return (&list{yield: yield}).pass(pages.HasNext, func() ([]string, error) {
+	return roundtrip.Pages(yield, pages.HasNext, func() ([]string, error) {
 		page, err := pages.Next(ctx)
 		if err != nil {
 			return nil, roundtrip.Explain(err)
@@ -72,54 +71,13 @@ func tags(ctx context.Context, repo name.Repository, o Options, yield func(strin
 	if err != nil {
 		return roundtrip.Explain(err)
 	}
-	return (&list{yield: yield}).pass(pages.HasNext, func() ([]string, error) {
+	return roundtrip.Pages(yield, pages.HasNext, func() ([]string, error) {
 		page, err := pages.Next(ctx)
 		if err != nil {
 			return nil, roundtrip.Explain(err)
 		}
 		return page.Tags, nil
 	})
-}
-
-// maxListed is how many names and pages a list may have, and maxListedBytes how long the names may be together.
-// Registries limit a repository to some 100,000 images.
-const (
-	maxListed      = 1 << 20
-	maxListedBytes = 64 << 20
-)
-
-// ErrTooMany says that a list is longer than is read.
-var ErrTooMany = errors.New("there are too many")
-
-// list is one whose end only the registry knows. It is passed on page by page, so that none is in memory as a whole.
-type list struct {
-	yield              func(string, error) bool
-	names, pages, size int
-}
-
-func (l *list) pass(more func() bool, next func() ([]string, error)) error {
-	for more() {
-		page, err := next()
-		if err != nil && l.pages > 0 { // such as "not found", of what was found just now
-			return fmt.Errorf("%w: after %d pages: %s", image.ErrNoDocument, l.pages, err.Error())
-		}
-		if err != nil {
-			return err
-		}
-		l.names, l.pages = l.names+len(page), l.pages+1
-		for _, s := range page {
-			l.size += len(s)
-		}
-		if l.names > maxListed || l.pages > maxListed || l.size > maxListedBytes {
-			return fmt.Errorf("%w: the list is longer than %d names or %d bytes", ErrTooMany, maxListed, maxListedBytes)
-		}
-		for _, s := range page {
-			if !l.yield(s, nil) {
-				return nil
-			}
-		}
-	}
-	return nil
 }
 
 // At asks a registry which digest a tag has, of whatever kind; it is empty if the tag is not there.

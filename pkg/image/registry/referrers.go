@@ -15,7 +15,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
 
@@ -45,8 +44,8 @@ type referrerIndex struct {
 	Manifests     []referrer      `json:"manifests"`
 }
 
-func (i *referrerIndex) has(p *packedArtifact) bool {
-	return slices.ContainsFunc(i.Manifests, func(r referrer) bool { return r.Digest == p.digest })
+func (i *referrerIndex) has(p *document.PackedArtifact) bool {
+	return slices.ContainsFunc(i.Manifests, func(r referrer) bool { return r.Digest == p.Digest })
 }
 
 // attach stores artifacts that refer to a manifest of the repository, which need not be there yet, unless
@@ -57,35 +56,34 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 	if err != nil {
 		return err
 	}
-	var missing []*packedArtifact
+	var missing []*document.PackedArtifact
 	for _, a := range add {
-		p, err := pack(a, &subject)
+		p, err := document.PackArtifact(a, &subject)
 		if err != nil {
 			return err
 		}
 		// a list under a tag can speak of what was removed
-		if !index.has(p) || !s.has(ctx, "manifests", p.digest.String()) {
+		if !index.has(p) || !s.has(ctx, "manifests", p.Digest.String()) {
 			missing = append(missing, p)
 		}
 	}
 	if len(missing) == 0 {
 		return nil
 	}
-	if err := s.upload(ctx, missing[0].manifest.Config.Digest, static.NewLayer(emptyConfig, emptyConfigType),
-		nil); err != nil {
+	if err := s.upload(ctx, missing[0].Manifest.Config.Digest, document.EmptyConfigBlob(), nil); err != nil {
 		return err
 	}
 	known := make([]bool, len(missing)) // whether the registry lists it by itself
 	g, gctx := errgroup.WithContext(ctx)
 	for i, p := range missing {
 		g.Go(func() error {
-			if err := s.upload(gctx, p.manifest.Layers[0].Digest, p.blob, nil); err != nil {
+			if err := s.upload(gctx, p.Manifest.Layers[0].Digest, p.Blob, nil); err != nil {
 				return err
 			}
-			said, err := s.putManifestFor(gctx, p.digest.String(), p.manifest.MediaType, p.raw)
+			said, err := s.putManifestFor(gctx, p.Digest.String(), p.Manifest.MediaType, p.Raw)
 			if err != nil && refusal(err) { // some registries take manifests by tag alone
-				said, err = s.putManifestFor(gctx, fallbackTag(p.digest.String())+".artifact", p.manifest.MediaType,
-					p.raw)
+				said, err = s.putManifestFor(gctx, fallbackTag(p.Digest.String())+".artifact", p.Manifest.MediaType,
+					p.Raw)
 			}
 			known[i] = err == nil && said.subject != ""
 			return err
@@ -107,7 +105,7 @@ const maxListings = 5
 
 // list puts artifacts on the list of what refers to a manifest, under its tag, until they are there: whoever writes it
 // at the same time takes them off again.
-func (s *session) list(ctx context.Context, subject v1.Descriptor, add []*packedArtifact) error {
+func (s *session) list(ctx context.Context, subject v1.Descriptor, add []*document.PackedArtifact) error {
 	for range maxListings {
 		index, err := s.referrers(ctx, subject.Digest.String())
 		if err != nil {
@@ -118,9 +116,9 @@ func (s *session) list(ctx context.Context, subject v1.Descriptor, add []*packed
 			if !index.has(p) {
 				index.Manifests = append(index.Manifests, referrer{
 					v1.Descriptor{
-						MediaType: p.manifest.MediaType, Size: int64(len(p.raw)), Digest: p.digest,
-						Annotations: p.manifest.Annotations,
-					}, p.manifest.ArtifactType,
+						MediaType: p.Manifest.MediaType, Size: int64(len(p.Raw)), Digest: p.Digest,
+						Annotations: p.Manifest.Annotations,
+					}, p.Manifest.ArtifactType,
 				})
 			}
 		}
@@ -246,7 +244,8 @@ func Referrers(ctx context.Context, img *image.Image, kinds ...string) ([]image.
 	fetched := 0
 	for _, r := range index.Manifests {
 		// Some registries list the configuration's type in the place of the artifact's, or none.
-		if r.ArtifactType != "" && r.ArtifactType != emptyConfigType && !slices.Contains(kinds, r.ArtifactType) {
+		told := r.ArtifactType != "" && r.ArtifactType != document.EmptyConfigType
+		if told && !slices.Contains(kinds, r.ArtifactType) {
 			continue
 		}
 		if fetched++; fetched > maxReferrers {
@@ -305,7 +304,7 @@ func (s *session) artifact(
 	if err != nil {
 		return nil, err
 	}
-	var m artifactManifest
+	var m document.ArtifactManifest
 	if err := json.Unmarshal(d.Manifest, &m); err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}

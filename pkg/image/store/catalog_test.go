@@ -45,7 +45,7 @@ func TestEndlessLists(t *testing.T) {
 		for _, err := range list {
 			last = err
 		}
-		assert.ErrorIs(t, last, registry.ErrTooMany)
+		assert.ErrorIs(t, last, image.ErrTooMany)
 		assert.NotErrorIs(t, last, image.ErrUnsupported, "nobody has looked at what is in it")
 	}
 	assert.Less(t, pages, 100)
