@@ -17,7 +17,7 @@ import (
 func TestPageElsewhere(t *testing.T) {
 	for what, redirected := range map[string]bool{"in place": false, "redirected": true} {
 		t.Run(what, func(t *testing.T) {
-			b := newAttackBench(t)
+			b := newPlanBench(t)
 			reg := fixture.NewRegistry(t)
 			for _, repo := range []string{"app", "other"} {
 				reg.Push(t, repo+":1", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},

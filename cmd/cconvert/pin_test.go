@@ -17,7 +17,7 @@ import (
 
 // All images of a batch get the same runtime, however its name is written.
 func TestRuntimeWithoutTransport(t *testing.T) {
-	b := newAttackBench(t)
+	b := newPlanBench(t)
 	reg := fixture.NewRegistry(t)
 	reg.Push(t, "gramine:stable", gramineImage(t, "pal-twosegments.so"))
 	reg.Push(t, "app:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},

@@ -112,9 +112,8 @@ func TestSubjectOfTheSource(t *testing.T) {
 	assert.NoError(t, err, "the evidence of the victim's result can be read")
 	assert.Len(t, found, 2)
 	again, err := b.worker.Convert(ctx, victim)
-	if assert.NoError(t, err) {
-		t.Log(again.Status)
-	}
+	require.NoError(t, err)
+	assert.Equal(t, queue.Unchanged, again.Status)
 }
 
 func kindOf(raw []byte) types.MediaType {

@@ -90,7 +90,7 @@ func (p *Plan) Select(ctx context.Context, file string, c Catalog) ([]Image, err
 				continue // the first entry that chooses an image decides
 			}
 			chosenBy[img.from] = i
-			if what := p.reserved(target); what != "" && err == nil {
+			if what := p.targetReserved(target); what != "" && err == nil {
 				err = fmt.Errorf("the result of %s would replace %s, which is %s", img.Source, target, what)
 				if !img.Found {
 					return nil, &Error{file, img.Line, err}
@@ -219,21 +219,21 @@ func (p *Plan) ReserveRepository(repo name.Repository, what string) {
 	p.Reserve(image.InRegistry(repo.Tag(anyTag)), what)
 }
 
-// reserved returns what a target is that no result may replace; empty if it may be replaced.
-func (p *Plan) reserved(target string) (what string) {
+// targetReserved is IsReserved of a target as it is written; empty if it cannot be read.
+func (p *Plan) targetReserved(target string) (what string) {
 	ref, err := image.ParseReference(target, p.Insecure)
 	if err != nil {
 		return ""
 	}
+	return p.IsReserved(ref)
+}
+
+// IsReserved returns what a target is that no result may replace; empty if it may be replaced.
+func (p *Plan) IsReserved(ref image.Reference) (what string) {
 	if what = p.Reserved[ref.Place()]; what == "" && ref.Transport == image.Registry {
 		what = p.Reserved[place(ref.Name.Context().Tag(anyTag))]
 	}
 	return what
-}
-
-// IsReserved returns what a target in a registry is that no result may replace; empty if it may be replaced.
-func (p *Plan) IsReserved(target name.Reference) (what string) {
-	return p.reserved("docker://" + target.Name())
 }
 
 // targetPlace names where a result goes, whatever its spelling: a registry, a file or a daemon.

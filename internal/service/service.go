@@ -265,7 +265,7 @@ func (s *Service) askOnce(
 	if err != nil || targetPlace(target) == image.InRegistry(ref).Place() {
 		return nil, refuse(http.StatusForbidden, "the rule would replace %s by what comes of it", ref)
 	}
-	if what := s.o.Plan.IsReserved(target); what != "" {
+	if what := s.o.Plan.IsReserved(image.InRegistry(target)); what != "" {
 		return nil, refuse(http.StatusForbidden, "the result would replace %s, which is %s", target, what)
 	}
 	if other, line := s.o.Plan.Rival(rule, target); other != nil {

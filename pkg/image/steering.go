@@ -38,16 +38,9 @@ var ownKeys = []string{"schemaVersion", "mediaType", "config", "layers", "annota
 // OtherKeys returns the keys of the image's manifest that are not about the image itself, sorted. Append leaves them
 // out.
 func (img *Image) OtherKeys() ([]string, error) {
-	if img.Manifest == nil { // it is one of nothing but a configuration
-		return nil, nil
-	}
-	raw, err := img.Manifest()
-	if err != nil {
-		return nil, err
-	}
 	var manifest map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &manifest); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
+	if err := img.readManifest(&manifest); err != nil {
+		return nil, err
 	}
 	maps.DeleteFunc(manifest, func(key string, _ json.RawMessage) bool { return slices.Contains(ownKeys, key) })
 	return slices.Sorted(maps.Keys(manifest)), nil
@@ -55,20 +48,26 @@ func (img *Image) OtherKeys() ([]string, error) {
 
 // Annotations returns those of the image's manifest.
 func (img *Image) Annotations() (map[string]string, error) {
-	if img.Manifest == nil { // it is one of nothing but a configuration
-		return nil, nil
-	}
-	raw, err := img.Manifest()
-	if err != nil {
-		return nil, err
-	}
 	var manifest struct {
 		Annotations map[string]string `json:"annotations"`
 	}
-	if err := json.Unmarshal(raw, &manifest); err != nil {
-		return nil, fmt.Errorf("reading the manifest's annotations: %w", err)
+	err := img.readManifest(&manifest)
+	return manifest.Annotations, err
+}
+
+// readManifest decodes the image's manifest, if it has one.
+func (img *Image) readManifest(to any) error {
+	if img.Manifest == nil { // it is one of nothing but a configuration
+		return nil
 	}
-	return manifest.Annotations, nil
+	raw, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, to); err != nil {
+		return fmt.Errorf("reading the manifest: %w", err)
+	}
+	return nil
 }
 
 // withoutSteering returns annotations as they are but for those of Steering.

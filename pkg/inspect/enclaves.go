@@ -48,7 +48,7 @@ func (f EnclaveFile) Problem() string {
 	return f.SignatureError
 }
 
-// MayDebug is sgx.SigStruct.MayDebug of its SIGSTRUCT; false if there is none.
+// MayDebug is sgx.SigStruct.MayDebug of its SIGSTRUCT; false if it has no SIGSTRUCT.
 func (f EnclaveFile) MayDebug() bool { return f.Structure != nil && f.Structure.MayDebug() }
 
 // Kinds of files with an enclave.

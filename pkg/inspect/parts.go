@@ -7,7 +7,7 @@ const (
 	PartSigStruct   = "sigstruct"   // as the CPU checks it
 	PartMeasurement = "measurement" // MRENCLAVE of the enclave image and the manifest
 	PartRuntime     = "runtime"     // the runtime's files
-	PartPolicy      = "policy"      // the manifest is what the recipe gives for these files
+	PartPolicy      = "policy"      // the manifest is what comes of the recipe and these files
 )
 
 // Damage is a part of an image that is there and cannot be read, or is gone: what a check is for.

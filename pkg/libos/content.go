@@ -6,7 +6,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// ContentOf returns the content of a file; nil if there is none of that path.
+// ContentOf returns the content of a file; nil if no file has the path.
 func ContentOf(files []File, path string) []byte {
 	for _, f := range files {
 		if f.Path == path {

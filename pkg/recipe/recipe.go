@@ -265,5 +265,5 @@ func New(
 	return r, err
 }
 
-// FormatEpoch rises whenever the same input would give another output.
+// FormatEpoch rises whenever the same input would become another output.
 const FormatEpoch = 7

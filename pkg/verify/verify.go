@@ -56,7 +56,7 @@ const (
 	CheckAttributes  = "attributes"            // what is signed beside MRENCLAVE is what the manifest says
 	CheckRuntime     = inspect.PartRuntime     // the runtime's files
 	CheckFiles       = "files"                 // each trusted file
-	CheckPolicy      = inspect.PartPolicy      // the manifest is what the recipe gives for these files
+	CheckPolicy      = inspect.PartPolicy      // the manifest is what comes of the recipe and these files
 	CheckConfig      = "config"                // the configuration starts this enclave and nothing else
 	CheckSource      = "source"                // the image that it was made from
 	CheckEvidence    = "evidence"              // what is attached to the image

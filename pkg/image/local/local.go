@@ -81,7 +81,7 @@ func (u *upload) named(index *v1.IndexManifest) (digests string) {
 	return digests
 }
 
-// unmoved reports a tag that has something else than Current gave, whose reader decided by it.
+// unmoved reports a tag that has something else than Current returned, whose reader decided by it.
 func (u *upload) unmoved(index *v1.IndexManifest) error {
 	if now := u.named(index); u.found != nil && now != *u.found {
 		return fmt.Errorf("%w: it has %s", image.ErrMoved, now)

@@ -99,9 +99,9 @@ func (u *upload) possibly(digest string) bool {
 	return err == nil && now != nil && now.Digest == digest
 }
 
-// unmoved reports a tag that has another image than Current gave, whose reader decided by it. Between this and moving
-// the tag there is no time that a registry would let anybody exclude. An earlier attempt can have moved the tag to what
-// is wanted, though it was answered by an error.
+// unmoved reports a tag that has another image than Current returned, whose reader decided by it. Between this and
+// moving the tag there is no time that a registry would let anybody exclude. An earlier attempt can have moved the tag
+// to what is wanted, though it was answered by an error.
 func (u *upload) unmoved(ctx context.Context, s *session, wanted string) error {
 	if !u.asked.Load() {
 		return nil
@@ -297,9 +297,9 @@ func (s *session) putOnce(
 	}
 	// Only 201 says that it is stored (OCI distribution specification, "Pushing Manifests"): a proxy may answer with a
 	// page of its own.
-	ref, err := image.ParseName(s.repo.Name()+separator(at)+at, image.AllowsHTTP(s.repo.Registry))
-	if err != nil {
-		return nil, err
+	ref := name.Reference(s.repo.Tag(at))
+	if strings.Contains(at, ":") {
+		ref = s.repo.Digest(at)
 	}
 	now, err := s.at(ctx, ref)
 	if err == nil && now != image.DigestOf(raw) {
@@ -307,14 +307,6 @@ func (s *session) putOnce(
 			said.status)
 	}
 	return said, err
-}
-
-// separator is what is between a repository and a tag or digest.
-func separator(at string) string {
-	if strings.Contains(at, ":") {
-		return "@"
-	}
-	return ":"
 }
 
 // has reports whether the repository has a blob or manifest. An error is a no: sending shows what is wrong.

@@ -169,7 +169,7 @@ func readStruct(r io.ReaderAt, off int64, v any) error {
 	return err
 }
 
-// Parse reads the facts about a 64-bit little-endian ELF file; others give their class and nothing
+// Parse reads the facts about a 64-bit little-endian ELF file; of others it returns the class and nothing
 // else. A file that is damaged gives an error or fewer facts, never a panic.
 func Parse(r io.ReaderAt) (*Facts, error) {
 	var ident [20]byte

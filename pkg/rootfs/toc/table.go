@@ -58,8 +58,8 @@ type tocFormat interface {
 }
 
 // Lazy returns an annotation of a layer by which an engine may take the files from somewhere else than the layer's
-// archive, empty if there is none: eStargz and zstd:chunked have a table of contents, other snapshotters of containerd
-// (nydus, overlaybd and others) have files and indexes of their own.
+// archive, empty if it has no such annotation: eStargz and zstd:chunked have a table of contents, other snapshotters of
+// containerd (nydus, overlaybd and others) have files and indexes of their own.
 func Lazy(annotations map[string]string) string {
 	for _, k := range slices.Sorted(maps.Keys(annotations)) {
 		if k == tocDigest || strings.HasPrefix(k, snapshotters) ||
@@ -76,7 +76,8 @@ func Lazy(annotations map[string]string) string {
 const snapshotters = "containerd.io/snapshot/"
 
 // Find returns how to read each table that an annotation of a layer names, one at a time: each engine takes the one
-// that it knows. The annotations are those of the layer in the image's manifest. The error is ErrNone if there is none.
+// that it knows. The annotations are those of the layer in the image's manifest. The error is ErrNone if none names
+// one.
 func Find(
 	ctx context.Context, blob io.ReaderAt, size int64, annotations map[string]string,
 ) (tables []func() (*Table, error), err error) {
@@ -253,7 +254,7 @@ var tocTypes = map[string]byte{
 // File is an entry of a table: what a tar archive would have.
 type File struct {
 	Header *tar.Header
-	// Content is that of a regular file; nil for what is none, and for the table itself.
+	// Content is that of a regular file; nil for anything else, and for the table itself.
 	Content *Content
 
 	listed *estargz.TOCEntry

@@ -9,11 +9,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// EmptyConfig is what artifacts have for a configuration (OCI image specification, "Guidance for an Empty Descriptor").
-var EmptyConfig = []byte("{}")
+// emptyConfig is what artifacts have for a configuration (OCI image specification, "Guidance for an Empty Descriptor").
+var emptyConfig = []byte("{}")
 
 // EmptyConfigBlob is the configuration of artifacts, to be stored.
-func EmptyConfigBlob() v1.Layer { return static.NewLayer(EmptyConfig, EmptyConfigType) }
+func EmptyConfigBlob() v1.Layer { return static.NewLayer(emptyConfig, EmptyConfigType) }
 
 // EmptyConfigType is its media type.
 const EmptyConfigType = "application/vnd.oci.empty.v1+json"
@@ -43,11 +43,11 @@ func PackArtifact(a image.Artifact, subject *v1.Descriptor) (*PackedArtifact, er
 	p.Manifest = ArtifactManifest{
 		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: a.Type, Annotations: a.Annotations,
 		Subject: subject,
-		Config:  v1.Descriptor{MediaType: EmptyConfigType, Size: int64(len(EmptyConfig))},
+		Config:  v1.Descriptor{MediaType: EmptyConfigType, Size: int64(len(emptyConfig))},
 		Layers:  []v1.Descriptor{{MediaType: types.MediaType(a.MediaType), Size: int64(len(a.Blob))}},
 	}
 	var err error
-	if p.Manifest.Config.Digest, err = v1.NewHash(image.DigestOf(EmptyConfig)); err != nil {
+	if p.Manifest.Config.Digest, err = v1.NewHash(image.DigestOf(emptyConfig)); err != nil {
 		return nil, err
 	}
 	if p.Manifest.Layers[0].Digest, err = v1.NewHash(image.DigestOf(a.Blob)); err != nil {

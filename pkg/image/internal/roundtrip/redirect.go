@@ -24,11 +24,9 @@ type sameRepository struct {
 const maxRedirects = 10
 
 func (t *sameRepository) RoundTrip(in *http.Request) (*http.Response, error) {
-	first := in
-	for n := 0; first.Response != nil && first.Response.Request != nil; n++ {
-		if first = first.Response.Request; n >= maxRedirects {
-			return nil, fmt.Errorf("%w: it redirects more than %d times", image.ErrRedirect, maxRedirects)
-		}
+	first := first(in)
+	if first.Response != nil && first.Response.Request != nil {
+		return nil, fmt.Errorf("%w: it redirects more than %d times", image.ErrRedirect, maxRedirects)
 	}
 	asked := manifestPath.FindStringSubmatch(first.URL.Path)
 	if first == in || asked == nil {

@@ -56,7 +56,7 @@ func isStream(r *http.Request) bool {
 	return r.Method == http.MethodGet && blobRequest.MatchString(first(r).URL.Path)
 }
 
-// first is the request that led to another one by redirects.
+// first is the request that led to another one by redirects. Of more than maxRedirects, it is one that was led itself.
 func first(r *http.Request) *http.Request {
 	for n := 0; r.Response != nil && r.Response.Request != nil && n < maxRedirects; n++ {
 		r = r.Response.Request
