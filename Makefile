@@ -64,6 +64,7 @@ fuzz:
 
 lint:
 	test -z "$$(gofmt -l .)"
+	test -z "$$(git ls-files -z | xargs -0 -I{} find {} -size +1M)"
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags pkcs11 ./pkg/sgx/signer
