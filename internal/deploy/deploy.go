@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/cconvert/cconvert/pkg/inspect"
 )
@@ -124,6 +126,11 @@ func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	w := &workload{Converted: c, Options: o}
 	for _, m := range c.Program.Mounts {
 		if m.Type == "encrypted" {
+			if !utf8.ValidString(m.Path) ||
+				strings.ContainsFunc(m.Path, func(c rune) bool { return !unicode.IsPrint(c) }) {
+				return nil, fmt.Errorf("%w: the path %q of a volume has characters that cannot be printed", ErrOption,
+					m.Path)
+			}
 			w.sealed = append(w.sealed, m.Path)
 		}
 	}

@@ -73,6 +73,33 @@ func decode(t *testing.T, text string) (d appsv1.Deployment, claims []corev1.Per
 	return d, claims
 }
 
+// A path is the image's: what is in it is one text in what is written, or it is refused.
+func TestOddPaths(t *testing.T) {
+	group := int64(107)
+	odd := func(path string) *inspect.Converted {
+		c := redis()
+		c.Program.Mounts = []libos.Mount{{Type: "encrypted", Path: path}}
+		return c
+	}
+	for _, path := range []string{
+		"/a: b", "/a #b", "/- x", `/"q"`, "/'q'", "/a\\b", "/é", "/ ", "/%a", "/&a *b !c | > @ `", "/{{.a}}",
+		"/" + strings.Repeat("long ", 60),
+	} {
+		d, _ := decode(t, write(t, odd(path), deploy.Options{Target: deploy.Intel, DeviceGroup: &group}))
+		assert.Equal(t, path, d.Spec.Template.Spec.Containers[0].VolumeMounts[0].MountPath)
+		var f struct {
+			Services map[string]struct{ Volumes []string }
+		}
+		text := write(t, odd(path), deploy.Options{Target: deploy.Compose, DeviceGroup: &group})
+		require.NoError(t, yaml.Unmarshal([]byte(text), &f), path)
+		assert.True(t, strings.HasSuffix(f.Services["my-app"].Volumes[1], ":"+path), "%q %q", path, f.Services)
+	}
+	for _, path := range []string{"/a\nkind: Pod", "/a\u2028b", "/a\u0085b", "/\x7f", "/\t", "/\xff"} {
+		_, err := deploy.Write(odd(path), deploy.Options{Target: deploy.Intel, Image: image, DeviceGroup: &group})
+		assert.ErrorIs(t, err, deploy.ErrOption, "%q", path)
+	}
+}
+
 func TestKubernetes(t *testing.T) {
 	group := int64(107)
 	for _, target := range []deploy.Target{deploy.Intel, deploy.AKS, deploy.Alibaba} {

@@ -2,16 +2,13 @@ package deploy
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 )
 
@@ -26,158 +23,72 @@ const (
 	alibabaEPC     = "alibabacloud.com/sgx_epc_MiB"
 )
 
+// object is a part of an object of Kubernetes, by the names of its API. The types of k8s.io/api would be a tenth of the
+// program, and are started with it; the tests read what is written with them, strictly.
+type object = map[string]any
+
+// quantity is a size of Kubernetes that is not negative (k8s.io/apimachinery/pkg/api/resource, "Quantity").
+var quantity = regexp.MustCompile(`^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$`)
+
 // kubernetes writes a Deployment, and a claim for each encrypted mount.
 func (w *workload) kubernetes() ([]byte, error) {
-	labels := map[string]string{"app.kubernetes.io/name": w.Name}
-	pod := corev1.PodSpec{
-		// A token that is mounted has no digest: the program could not read it.
-		AutomountServiceAccountToken: new(false),
-		Containers:                   []corev1.Container{w.container()},
+	if !quantity.MatchString(w.Storage) {
+		return nil, fmt.Errorf("%w: the size %q of a volume is not one such as 5Gi", ErrOption, w.Storage)
 	}
-	meta := metav1.ObjectMeta{Labels: labels, Annotations: map[string]string{}}
-	if !w.root() && !w.Simulated() {
-		pod.SecurityContext = &corev1.PodSecurityContext{SupplementalGroups: []int64{*w.DeviceGroup}}
+	labels := object{"app.kubernetes.io/name": w.Name}
+	meta := func(name string) object {
+		m := object{"name": name, "labels": labels}
+		if w.Namespace != "" {
+			m["namespace"] = w.Namespace
+		}
+		return m
 	}
-	var objects []any
+	var objects, volumes []object
 	for _, path := range w.sealed {
 		name := w.volumeName(path)
-		storage, err := resource.ParseQuantity(w.Storage)
-		if err != nil {
-			return nil, fmt.Errorf("%w: the size %q of a volume: %w", ErrOption, w.Storage, err)
-		}
-		pod.Volumes = append(pod.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
-		}})
-		objects = append(objects, corev1.PersistentVolumeClaim{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "PersistentVolumeClaim"},
-			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: w.Namespace, Labels: labels},
-			Spec: corev1.PersistentVolumeClaimSpec{
-				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				Resources: corev1.VolumeResourceRequirements{
-					Requests: corev1.ResourceList{corev1.ResourceStorage: storage},
-				},
+		volumes = append(volumes, object{"name": name, "persistentVolumeClaim": object{"claimName": name}})
+		objects = append(objects, object{
+			"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta(name),
+			"spec": object{
+				"accessModes": []string{"ReadWriteOnce"},
+				"resources":   object{"requests": object{"storage": w.Storage}},
 			},
 		})
 	}
+	container := w.container()
+	// A token that is mounted has no digest: the program could not read it.
+	pod := object{"automountServiceAccountToken": false, "containers": []object{container}}
+	if !w.root() && !w.Simulated() {
+		pod["securityContext"] = object{"supplementalGroups": []int64{*w.DeviceGroup}}
+	}
+	podMeta := object{"labels": labels}
 	if !w.Simulated() {
-		w.schedule(&pod, &meta)
+		w.schedule(pod)
 	}
-	d := appsv1.Deployment{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
-		ObjectMeta: metav1.ObjectMeta{Name: w.Name, Namespace: w.Namespace, Labels: labels},
-		Spec: appsv1.DeploymentSpec{
-			Replicas: &w.Replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
-			Template: corev1.PodTemplateSpec{ObjectMeta: meta, Spec: pod},
-		},
-	}
-	if len(w.sealed) > 0 { // two pods must not have the files open
-		d.Spec.Strategy.Type = appsv1.RecreateDeploymentStrategyType
-	}
-	return documents(append(objects, d))
-}
-
-// container is the program's. It has no arguments: they are measured, and others would be ignored.
-func (w *workload) container() corev1.Container {
-	c := corev1.Container{
-		Name: w.Name, Image: w.Options.Image,
-		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-		},
-	}
-	limits := corev1.ResourceList{}
-	count := func(name string, n uint64) {
-		limits[corev1.ResourceName(name)] = *resource.NewQuantity(int64(n), resource.DecimalSI)
-	}
-	mebibytes := (w.epc() + 1<<20 - 1) >> 20
-	switch {
-	case w.Simulated(): // it runs on any node
-	case w.Target == Alibaba:
-		count(alibabaEPC, mebibytes)
-	case w.Target == AKS && w.LegacyEPC:
-		count(aksLegacyEPC, mebibytes)
-	default:
-		limits[intelEPC] = *resource.NewQuantity(int64(w.epc()), resource.BinarySI)
-		if w.Target == Intel {
-			count(intelEnclave, 1)
-			if w.quotes() {
-				count(intelProvision, 1)
-			}
-		}
-	}
-	c.Resources = corev1.ResourceRequirements{Limits: limits}
-	for _, p := range w.ports {
-		c.Ports = append(c.Ports,
-			corev1.ContainerPort{ContainerPort: p.number, Protocol: corev1.Protocol(strings.ToUpper(p.protocol))})
-		if c.ReadinessProbe == nil && p.protocol == "tcp" {
-			c.ReadinessProbe = w.probe(p.number)
-		}
-	}
-	for _, path := range w.sealed {
-		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: w.volumeName(path), MountPath: path})
-	}
-	return c
-}
-
-// probe asks for a port from outside: what a probe starts in the container is not in the enclave. How often, and how
-// often in vain, is as the image's health check has it.
-func (w *workload) probe(port int32) *corev1.Probe {
-	p := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(
-		port)}}}
-	if !w.checked() {
-		return p
-	}
-	seconds := func(d time.Duration) int32 {
-		return int32(min((max(d, 0)+time.Second-1)/time.Second, time.Hour/time.Second))
-	}
-	p.InitialDelaySeconds, p.PeriodSeconds, p.TimeoutSeconds = seconds(w.Health.StartPeriod),
-		seconds(w.Health.Interval), seconds(w.Health.Timeout)
-	p.FailureThreshold = int32(min(max(w.Health.Retries, 0), 100))
-	return p
-}
-
-// schedule has the pod run on nodes with SGX, and reach the service that signs quotes.
-func (w *workload) schedule(pod *corev1.PodSpec, meta *metav1.ObjectMeta) {
-	if w.Target == Intel {
-		pod.NodeSelector = map[string]string{intelNode: "true"}
-	}
-	// Clusters often keep other work off the nodes with SGX; these are the taints that their makers suggest.
-	key := map[Target]string{Intel: intelEPC, AKS: intelEPC, Alibaba: alibabaEPC}[w.Target]
-	if w.LegacyEPC {
-		key = aksLegacyEPC
-	}
-	pod.Tolerations = []corev1.Toleration{{
-		Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule,
-	}}
 	switch {
 	case !w.quotes():
 	case w.Target == Intel:
-		meta.Annotations[intelQuotes] = "aesmd"
+		podMeta["annotations"] = object{intelQuotes: "aesmd"}
 	default:
-		directory := corev1.HostPathDirectory
-		pod.Volumes = append(pod.Volumes, corev1.Volume{
-			Name: "aesmd", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: aesmDir,
-				Type: &directory}},
-		})
-		pod.Containers[0].VolumeMounts = append(pod.Containers[0].VolumeMounts,
-			corev1.VolumeMount{Name: "aesmd", MountPath: aesmDir})
+		volumes = append(volumes, object{"name": "aesmd", "hostPath": object{"path": aesmDir, "type": "Directory"}})
+		mounts, _ := container["volumeMounts"].([]object)
+		container["volumeMounts"] = append(mounts, object{"name": "aesmd", "mountPath": aesmDir})
 	}
-}
-
-// documents writes objects as one YAML stream, without the parts that a cluster fills in.
-func documents(objects []any) ([]byte, error) {
+	if len(volumes) > 0 {
+		pod["volumes"] = volumes
+	}
+	spec := object{
+		"replicas": w.Replicas, "selector": object{"matchLabels": labels},
+		"template": object{"metadata": podMeta, "spec": pod},
+	}
+	if len(w.sealed) > 0 { // two pods must not have the files open
+		spec["strategy"] = object{"type": "Recreate"}
+	}
+	objects = append(objects,
+		object{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta(w.Name), "spec": spec})
 	var b bytes.Buffer
 	for _, o := range objects {
-		raw, err := json.Marshal(o)
-		if err != nil {
-			return nil, err
-		}
-		var tree map[string]any
-		if err := json.Unmarshal(raw, &tree); err != nil {
-			return nil, err
-		}
-		delete(tree, "status")
-		prune(tree)
-		text, err := yaml.Marshal(tree)
+		text, err := yaml.Marshal(o)
 		if err != nil {
 			return nil, err
 		}
@@ -187,17 +98,97 @@ func documents(objects []any) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// prune drops what is empty: the API's types write some of it.
-func prune(tree map[string]any) {
-	for k, v := range tree {
-		if sub, ok := v.(map[string]any); ok {
-			prune(sub)
-			if len(sub) == 0 {
-				delete(tree, k)
-			}
-		}
-		if v == nil {
-			delete(tree, k)
+// container is the program's. It has no arguments: they are measured, and others would be ignored.
+func (w *workload) container() object {
+	c := object{
+		"name": w.Name, "image": w.Options.Image,
+		"securityContext": object{"allowPrivilegeEscalation": false, "capabilities": object{"drop": []string{"ALL"}}},
+	}
+	if limits := w.limits(); len(limits) > 0 {
+		c["resources"] = object{"limits": limits}
+	}
+	var ports, mounts []object
+	for _, p := range w.ports {
+		ports = append(ports, object{"containerPort": p.number, "protocol": strings.ToUpper(p.protocol)})
+	}
+	if i := slices.IndexFunc(w.ports, func(p port) bool { return p.protocol == "tcp" }); i >= 0 {
+		c["readinessProbe"] = w.probe(w.ports[i].number)
+	}
+	for _, path := range w.sealed {
+		mounts = append(mounts, object{"name": w.volumeName(path), "mountPath": path})
+	}
+	if len(ports) > 0 {
+		c["ports"] = ports
+	}
+	if len(mounts) > 0 {
+		c["volumeMounts"] = mounts
+	}
+	return c
+}
+
+// limits are the resources of SGX that the container takes of its node.
+func (w *workload) limits() object {
+	mebibytes := strconv.FormatUint((w.epc()+1<<20-1)>>20, 10)
+	switch {
+	case w.Simulated(): // it runs on any node
+		return nil
+	case w.Target == Alibaba:
+		return object{alibabaEPC: mebibytes}
+	case w.Target == AKS && w.LegacyEPC:
+		return object{aksLegacyEPC: mebibytes}
+	}
+	limits := object{intelEPC: binary(w.epc())}
+	if w.Target == Intel {
+		limits[intelEnclave] = "1"
+		if w.quotes() {
+			limits[intelProvision] = "1"
 		}
 	}
+	return limits
+}
+
+// binary writes a size in bytes with the largest suffix that divides it.
+func binary(n uint64) string {
+	for i, suffix := range []string{"Ti", "Gi", "Mi", "Ki"} {
+		if unit := uint64(1) << (40 - 10*i); n >= unit && n%unit == 0 {
+			return strconv.FormatUint(n/unit, 10) + suffix
+		}
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// probe asks for a port from outside: what a probe starts in the container is not in the enclave. How often, and how
+// often in vain, is as the image's health check has it.
+func (w *workload) probe(port int32) object {
+	p := object{"tcpSocket": object{"port": port}}
+	if !w.checked() {
+		return p
+	}
+	// What is 0 is left to Kubernetes.
+	set := func(name string, n int32) {
+		if n != 0 {
+			p[name] = n
+		}
+	}
+	seconds := func(d time.Duration) int32 {
+		return int32(min((max(d, 0)+time.Second-1)/time.Second, time.Hour/time.Second))
+	}
+	set("initialDelaySeconds", seconds(w.Health.StartPeriod))
+	set("periodSeconds", seconds(w.Health.Interval))
+	set("timeoutSeconds", seconds(w.Health.Timeout))
+	set("failureThreshold", int32(min(max(w.Health.Retries, 0), 100)))
+	return p
+}
+
+// schedule has the pod run on nodes with SGX.
+func (w *workload) schedule(pod object) {
+	if w.Target == Intel {
+		pod["nodeSelector"] = object{intelNode: "true"}
+	}
+	// Clusters often keep other work off the nodes with SGX; these are the taints that their makers suggest.
+	key := map[Target]string{Intel: intelEPC, AKS: intelEPC, Alibaba: alibabaEPC}[w.Target]
+	if w.LegacyEPC {
+		key = aksLegacyEPC
+	}
+	pod["tolerations"] = []object{{"key": key, "operator": "Exists", "effect": "NoSchedule"}}
 }
