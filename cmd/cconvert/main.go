@@ -25,7 +25,6 @@ func main() {
 	if sim.Invoked(os.Args) {
 		os.Exit(sim.Main(os.Args))
 	}
-	collectLater()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	err := run(ctx)

@@ -9,9 +9,9 @@ import (
 	"github.com/cconvert/cconvert/cmd/cconvert/internal/heap"
 )
 
-// collectLater puts off the collector until the memory is used that was made ready for the program. Afterwards it works
-// as always.
-func collectLater() {
+// prepareMemory makes memory ready and puts off the collector until it is used. Afterwards it works as always.
+func prepareMemory() {
+	heap.Prepare()
 	percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(-1)
 	debug.SetMemoryLimit(min(limit, heap.Size))
 	runtime.AddCleanup(new([16]byte), func(int) {

@@ -7,8 +7,8 @@ import (
 	"runtime/debug"
 )
 
-// collectLater is what debug.SetGCPercent alone can do, for BenchmarkHeap to compare with.
-func collectLater() {
+// prepareMemory is what debug.SetGCPercent alone can do, for BenchmarkHeap to compare with.
+func prepareMemory() {
 	percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(-1)
 	debug.SetMemoryLimit(min(limit, 96<<20))
 	runtime.AddCleanup(new([16]byte), func(int) {

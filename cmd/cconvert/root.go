@@ -45,6 +45,9 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			hidePassphrase()
+			if converts(cmd) || slices.Contains([]string{"verify", "rebuild"}, cmd.Name()) {
+				prepareMemory()
+			}
 			if err := noneEmpty(cmd.Flags()); err != nil {
 				return err
 			}
