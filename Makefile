@@ -1,16 +1,22 @@
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-# The program is also the simulated runtime, which is measured: nothing of this machine may be in it.
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
+LOADER   = pkg/libos/gramine/sim/embedded/loader
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build build-pkcs11 test demo e2e bench bench-go fuzz lint image release
+.PHONY: build loader build-pkcs11 test demo e2e bench bench-go fuzz lint image release
 
-build:
+build: loader
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
 
+# The loader of simulated images, which every program has in it that is built afterwards. It is measured: the same source
+# and version of Go must give the same bytes, so nothing of this machine or of the commit is in it.
+loader:
+	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -buildid=" \
+		-o $(LOADER) ./cmd/cconvert-sim-loader
+
 # With keys in PKCS#11 tokens, whose drivers are libraries in C: needs a C compiler.
-build-pkcs11:
+build-pkcs11: loader
 	CGO_ENABLED=1 $(GO) build -trimpath -tags pkcs11 -ldflags "-s -w -X main.version=$(VERSION)" -o bin/cconvert-pkcs11 ./cmd/cconvert
 
 # Everything that needs nothing but Go.
@@ -78,7 +84,7 @@ ARCHIVE   = tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --use
 
 # What is published of a version, in bin/release: an archive for each platform, with manual pages and completions, a list
 # of what each program is made of, and checksums. Needs no network but the Go module proxy.
-release:
+release: loader
 	rm -rf bin/release bin/share
 	mkdir -p bin/release bin/share/man bin/share/completions
 	$(GO) run -tags man ./cmd/cconvert man bin/share/man

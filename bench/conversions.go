@@ -11,7 +11,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
-	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -144,8 +144,8 @@ func (b *bench) measurements(ctx context.Context) error {
 		return err
 	}
 	for _, size := range []uint64{256 << 20, 4 << 30, 64 << 30} {
-		text := fmt.Appendf(nil, "sgx.enclave_size = %q\nsgx.max_threads = 8\n", manifest.FormatSize(size))
-		e, err := gramine.NewEnclave(gramine.LayoutVersion, pal, text)
+		text := fmt.Appendf(nil, "sgx.enclave_size = %q\nsgx.max_threads = 8\n", enclave.FormatSize(size))
+		e, err := gramine.NewEnclave(pal, text)
 		if err != nil {
 			return err
 		}

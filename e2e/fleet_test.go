@@ -54,7 +54,7 @@ type record struct {
 // newFleet makes so many images over so many bases: a repository for each base, a tag for each image.
 func newFleet(t *testing.T, source string, images, bases int) *fleet {
 	f := &fleet{t: t, dir: t.TempDir(), source: source, bases: bases, images: images}
-	// the simulated one would be cconvert itself, which takes longer to send
+	// the simulated one is larger
 	f.runtime = filepath.Join(f.dir, "runtime")
 	require.NoError(t, os.WriteFile(f.runtime, []byte(fixture.ELF("")), 0o755))
 	var g errgroup.Group

@@ -11,7 +11,7 @@ import (
 	"github.com/cconvert/cconvert/internal/deploy"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
-	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 )
 
 const deployLong = `Write what starts a confidential image: objects for Kubernetes, a Compose file, or a command line
@@ -73,7 +73,7 @@ func newDeploy() *cobra.Command {
 		o.Image = img.Ref.Name.Context().Name() + "@" + img.Digest
 		c, err := inspect.Read(cmd.Context(), img, access.reading())
 		if errors.Is(err, inspect.ErrNotConverted) && epc != "" {
-			size, sizeErr := manifest.ParseSize(epc)
+			size, sizeErr := enclave.ParseSize(epc)
 			if sizeErr != nil {
 				return usagef("--epc: %w", sizeErr)
 			}

@@ -18,7 +18,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
@@ -82,7 +82,7 @@ func exitCode(ctx context.Context, err error) int {
 
 // hintFor says what to do about an error, where there is something to do.
 func hintFor(err error) string {
-	var small *gramine.TooSmallError
+	var small *enclave.TooSmallError
 	var rollback *convert.RollbackError
 	var signed *convert.SignerError
 	var dns *net.DNSError
@@ -90,7 +90,7 @@ func hintFor(err error) string {
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &small):
-		return "give the enclave more memory: --memory " + manifest.FormatSize(small.Needed)
+		return "give the enclave more memory: --memory " + enclave.FormatSize(small.Needed)
 	case errors.Is(err, fs.ErrExist):
 		return "it is never written over: if it is a key, use it, or choose another file with --out"
 	case errors.As(err, &dns):

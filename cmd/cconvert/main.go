@@ -14,7 +14,7 @@ import (
 	"github.com/moby/sys/reexec"
 
 	"github.com/cconvert/cconvert/internal/bug"
-	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/loader"
 )
 
 func main() {
@@ -22,9 +22,7 @@ func main() {
 	if reexec.Init() {
 		return // a child that reads a database for this program
 	}
-	if sim.Invoked(os.Args) {
-		os.Exit(sim.Main(os.Args))
-	}
+	loader.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	err := run(ctx)

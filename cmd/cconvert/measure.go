@@ -78,7 +78,7 @@ it is what its SIGSTRUCT says: the exit code is 4 if not.`,
 			if day == nil {
 				day = &sgx.Date{}
 			}
-			e, err := gramine.NewEnclave(gramine.LayoutVersion, pal, text)
+			e, err := gramine.NewEnclave(pal, text)
 			if err != nil {
 				return err
 			}

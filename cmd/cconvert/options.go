@@ -24,6 +24,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/profile"
@@ -94,11 +95,11 @@ func (s sizeFlag) String() string {
 	if s.bytes == nil {
 		return ""
 	}
-	return manifest.FormatSize(uint64(*s.bytes))
+	return enclave.FormatSize(uint64(*s.bytes))
 }
 
 func (s sizeFlag) Set(text string) error {
-	n, err := manifest.ParseSize(text)
+	n, err := enclave.ParseSize(text)
 	if err != nil || n == 0 || n > 1<<50 {
 		return errors.New("a size such as 64G expected")
 	}
@@ -212,7 +213,7 @@ func (l *launchFlags) options() (launch.Options, error) {
 	}
 	var err error
 	if l.memory != "auto" {
-		if o.Memory, err = manifest.ParseSize(l.memory); err != nil {
+		if o.Memory, err = enclave.ParseSize(l.memory); err != nil {
 			return o, usagef("--memory: %w", err)
 		}
 		if o.Memory == 0 {

@@ -44,7 +44,7 @@ measurement is another one.`,
 				return err
 			}
 			if backend.Kind() == "sim" {
-				return usagef("the simulated runtime is cconvert itself: there is nothing to pin")
+				return usagef("the simulated runtime is part of cconvert: there is nothing to pin")
 			}
 			b, err := backend.Load(cmd.Context(), o)
 			if err != nil {

@@ -42,7 +42,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
 )
 
-// program is cconvert as it is shipped: static, since it is the simulated runtime as well.
+// program is cconvert as it is shipped: static, and with the loader of simulated images in it.
 var program string
 
 func TestMain(m *testing.M) {
@@ -51,15 +51,38 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	program = filepath.Join(dir, "cconvert")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
+	if err := build(program, filepath.Join(dir, "loader")); err != nil {
 		panic(err)
 	}
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// build makes the program, and the loader that is put into it.
+func build(program, loader string) error {
+	place, err := filepath.Abs("../../pkg/libos/gramine/sim/embedded/loader")
+	if err != nil {
+		return err
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{place: loader}})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(loader+".json", overlay, 0o600); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"-o", loader, "../cconvert-sim-loader"}, {"-overlay", loader + ".json", "-o", program, "."},
+	} {
+		build := exec.Command("go", append([]string{"build", "-ldflags", "-s -w"}, args...)...)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		build.Stderr = os.Stderr
+		if err := build.Run(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func TestScripts(t *testing.T) {

@@ -26,7 +26,7 @@ func newVersion() *cobra.Command {
 		Use:   "version",
 		Short: "Print the version and the format epoch",
 		Long: `Print the version and the format epoch. Two versions with the same epoch convert the same
-input to the same output; but for the simulated runtime, which is cconvert itself.`,
+input to the same output; but for the simulated runtime, which is part of cconvert.`,
 		Example: "  cconvert version",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

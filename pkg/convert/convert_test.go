@@ -40,7 +40,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/recipe"
@@ -372,7 +372,7 @@ func TestBadImages(t *testing.T) {
 		o := options(t, reg.Push(t, "ok:1", fixture.Image(t, app, fixture.Layer(t, program))))
 		o.Launch.Memory = 256 << 10
 		_, err := convert.Prepare(context.Background(), o)
-		var small *gramine.TooSmallError
+		var small *enclave.TooSmallError
 		require.ErrorAs(t, err, &small)
 		o.Launch.Memory = small.Needed
 		_, err = convert.Prepare(context.Background(), o)

@@ -50,7 +50,7 @@ func unsigned(t *testing.T, o convert.Options, to string) {
 	require.NoError(t, err)
 }
 
-func enclave(t *testing.T, ref string) *convert.Prepared {
+func prepared(t *testing.T, ref string) *convert.Prepared {
 	t.Helper()
 	img, err := store.Open(context.Background(), parse(t, ref), registry.Options{})
 	require.NoError(t, err)
@@ -80,10 +80,10 @@ func TestSigningLater(t *testing.T) {
 	require.NoError(t, err)
 
 	unsigned(t, o, reg.Host+"/dst:1")
-	e := enclave(t, reg.Host+"/dst:1")
+	e := prepared(t, reg.Host+"/dst:1")
 	assert.Equal(t, want.MREnclave, e.SigStruct.MREnclave)
 	before := len(reg.Requests())
-	out, err := finish(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
+	out, err := finish(t, prepared(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
 		convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
 	assert.Equal(t, want.Output.Digest, out.Output.Digest)
@@ -98,12 +98,12 @@ func TestSigningLater(t *testing.T) {
 
 	other, err := sgx.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	e = enclave(t, reg.Host+"/dst:1")
+	e = prepared(t, reg.Host+"/dst:1")
 	assert.Equal(t, want.MRSigner, e.Now.MRSigner())
 	out, err = finish(t, e, other, reg.Host+"/dst:2", convert.StoreOptions{Evidence: o.Evidence})
 	require.NoError(t, err)
 	assert.NotEqual(t, want.Output.Digest, out.Output.Digest)
-	again, err := finish(t, enclave(t, reg.Host+"/dst:2"), signer(t), reg.Host+"/dst:3", convert.StoreOptions{})
+	again, err := finish(t, prepared(t, reg.Host+"/dst:2"), signer(t), reg.Host+"/dst:3", convert.StoreOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, want.Output.Digest, again.Output.Digest)
 
@@ -139,9 +139,9 @@ func TestSigningRefuses(t *testing.T) {
 	o := options(t, from)
 	o.Enclave.ISVProdID = 9
 	unsigned(t, o, reg.Host+"/dst:other")
-	public, signature, err := convert.Sign(ctx, enclave(t, reg.Host+"/dst:other"), signer(t))
+	public, signature, err := convert.Sign(ctx, prepared(t, reg.Host+"/dst:other"), signer(t))
 	require.NoError(t, err)
-	_, err = convert.Finish(ctx, enclave(t, reg.Host+"/dst:1"), public, signature, parse(t, reg.Host+"/dst:1"),
+	_, err = convert.Finish(ctx, prepared(t, reg.Host+"/dst:1"), public, signature, parse(t, reg.Host+"/dst:1"),
 		convert.StoreOptions{})
 	assert.ErrorContains(t, err, "does not belong to this enclave")
 	assert.Equal(t, before, reg.Digest(t, "dst:1"))
@@ -156,7 +156,7 @@ func TestSigningRefuses(t *testing.T) {
 func TestTestKey(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	unsigned(t, options(t, reg.Push(t, "src:1", sample(t))), reg.Host+"/dst:1")
-	_, _, err := convert.Sign(context.Background(), enclave(t, reg.Host+"/dst:1"), signer(t))
+	_, _, err := convert.Sign(context.Background(), prepared(t, reg.Host+"/dst:1"), signer(t))
 	require.NoError(t, err, "the simulation protects nothing")
 
 	// The manifest says what protects; what the recipe says beside it is not measured.
@@ -174,7 +174,7 @@ func TestTestKey(t *testing.T) {
 			return strings.Replace(s, `"kind": "sim"`, `"kind": "gramine"`, 1)
 		},
 	})
-	_, _, err = convert.Sign(context.Background(), enclave(t, reg.Host+"/dst:3"), signer(t))
+	_, _, err = convert.Sign(context.Background(), prepared(t, reg.Host+"/dst:3"), signer(t))
 	assert.ErrorIs(t, err, convert.ErrTestKey)
 }
 
@@ -247,7 +247,7 @@ func TestForgedStructure(t *testing.T) {
 	}
 	// A configuration without labels is completed, and not a panic.
 	forge(t, reg, "dst:1", "dst:3", map[string]func(string) string{"config": func(s string) string { return s }})
-	_, err := finish(t, enclave(t, reg.Host+"/dst:3"), signer(t), reg.Host+"/dst:4", convert.StoreOptions{})
+	_, err := finish(t, prepared(t, reg.Host+"/dst:3"), signer(t), reg.Host+"/dst:4", convert.StoreOptions{})
 	assert.NoError(t, err)
 }
 
@@ -261,7 +261,7 @@ func TestForgedEvidence(t *testing.T) {
 		o := options(t, from)
 		o.Evidence = &convert.Evidence{Key: key}
 		unsigned(t, o, reg.Host+"/"+name+":1")
-		e := enclave(t, reg.Host+"/"+name+":1")
+		e := prepared(t, reg.Host+"/"+name+":1")
 		e.SourceChecked = name == "checked"
 		_, err := finish(t, e, signer(t), reg.Host+"/"+name+":2",
 			convert.StoreOptions{Evidence: &convert.Evidence{Key: mine}})
@@ -286,7 +286,7 @@ func TestForgedEvidence(t *testing.T) {
 	}
 	// A registry that will not list what is attached does not keep anybody from signing.
 	unsigned(t, options(t, from), reg.Host+"/dst:1")
-	e := enclave(t, reg.Host+"/dst:1")
+	e := prepared(t, reg.Host+"/dst:1")
 	reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		if strings.Contains(r.URL.Path, "/referrers/") {
 			w.WriteHeader(http.StatusTeapot)
@@ -342,10 +342,10 @@ func TestRollback(t *testing.T) {
 		o := o
 		o.Enclave.ISVSVN = 1
 		unsigned(t, o, reg.Host+"/low:1")
-		_, err := finish(t, enclave(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{})
+		_, err := finish(t, prepared(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{})
 		var rollback *convert.RollbackError
 		require.ErrorAs(t, err, &rollback, place)
-		_, err = finish(t, enclave(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{AllowRollback: true})
+		_, err = finish(t, prepared(t, reg.Host+"/low:1"), signer(t), place, convert.StoreOptions{AllowRollback: true})
 		require.NoError(t, err)
 		require.NoError(t, convertTo(0, true, true))
 	}
@@ -502,12 +502,12 @@ func TestReplacedSigner(t *testing.T) {
 		}
 		require.NoError(t, attempt(signer(t), known, false), "its own signer")
 	}
-	_, err = finish(t, enclave(t, reg.Host+"/dst:1"), other, reg.Host+"/dst:1", convert.StoreOptions{})
+	_, err = finish(t, prepared(t, reg.Host+"/dst:1"), other, reg.Host+"/dst:1", convert.StoreOptions{})
 	require.ErrorAs(t, err, &changed)
 	assert.Equal(t, first.Output.Digest, reg.Digest(t, "dst:1"))
 	require.NoError(t, attempt(other, true, true))
 	assert.NotEqual(t, first.Output.Digest, reg.Digest(t, "dst:1"))
-	_, err = finish(t, enclave(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
+	_, err = finish(t, prepared(t, reg.Host+"/dst:1"), signer(t), reg.Host+"/dst:1",
 		convert.StoreOptions{ReplaceSigner: true})
 	require.NoError(t, err)
 	// What must not be read may be anybody's; some registries deny reading to those who ask for that alone.

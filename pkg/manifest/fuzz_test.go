@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 )
 
 // Manifests of users and of images, whatever is in them. What is accepted can be rendered, and is then read again.
@@ -17,7 +19,7 @@ func FuzzManifest(f *testing.F) {
 		f.Add(string(b))
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		_, _ = ReadSGX([]byte(text))
+		_, _ = enclave.ReadSettings([]byte(text))
 		o, err := ParseOverlay("fuzz", []byte(text))
 		if err != nil {
 			return

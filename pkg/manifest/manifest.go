@@ -18,6 +18,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/templates"
 )
@@ -63,7 +64,7 @@ func New(s *launch.Spec, o libos.EnclaveOptions) (*Manifest, error) {
 		return nil, fmt.Errorf("reading the base manifest: %w", err)
 	}
 	if s.Memory >= stackEnclaveMin {
-		merge(m.Table, Table{"sys": Table{"stack": Table{"size": FormatSize(stackSize)}}}, "")
+		merge(m.Table, Table{"sys": Table{"stack": Table{"size": enclave.FormatSize(stackSize)}}}, "")
 	}
 	if s.Profile != nil {
 		merge(m.Table, s.Profile.Manifest, "")
@@ -92,7 +93,7 @@ func New(s *launch.Spec, o libos.EnclaveOptions) (*Manifest, error) {
 		mounts = append(mounts, mountTable(mount))
 	}
 	enclave := Table{
-		"enclave_size": FormatSize(s.Memory),
+		"enclave_size": enclave.FormatSize(s.Memory),
 		"max_threads":  int64(s.Threads),
 		"isvprodid":    int64(o.ISVProdID),
 		"isvsvn":       int64(o.ISVSVN),

@@ -41,7 +41,7 @@ enclave_size = "64M"
 max_threads = 4
 trusted_files = [ { uri = "file:/usr/bin/app", sha256 = "%x" } ]
 `, lib, sha256.Sum256([]byte("libos")), sha256.Sum256([]byte("program")))
-	e, err := gramine.NewEnclave(gramine.LayoutVersion, pal, []byte(text))
+	e, err := gramine.NewEnclave(pal, []byte(text))
 	require.NoError(t, err)
 	m, err := sgx.Measure(context.Background(), e.Layout)
 	require.NoError(t, err)

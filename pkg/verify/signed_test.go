@@ -30,6 +30,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -205,14 +206,14 @@ trusted_files = []
 `
 	date := sgx.Date{Year: 2026, Month: 2, Day: 28}
 	opened, err := gramine.Backend{}.Open(libos.Stored{
-		Layout: gramine.LayoutVersion, Files: map[string][]byte{libos.ManifestPath: []byte(text)},
+		Layout: enclave.Version, Files: map[string][]byte{libos.ManifestPath: []byte(text)},
 	})
 	require.NoError(t, err)
 	s := opened.SigStruct(evil, date)
 	made := recipe.Recipe{
 		Epoch: recipe.FormatEpoch, Source: "sha256:aa", Date: date.String(), Platform: "linux/amd64",
 	}
-	made.Runtime.Kind, made.Runtime.Layout = "gramine", gramine.LayoutVersion
+	made.Runtime.Kind, made.Runtime.Layout = "gramine", enclave.Version
 	rb, err := json.Marshal(made)
 	require.NoError(t, err)
 	var ar bytes.Buffer

@@ -1,3 +1,4 @@
+// Package gramine is the library OS Gramine: what an image needs of an installation, and the manifest for it.
 package gramine
 
 import (
@@ -11,12 +12,12 @@ import (
 	"path"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 	"github.com/cconvert/cconvert/templates"
 )
@@ -174,7 +175,7 @@ func (l *loading) pack(s libos.Source) ([]byte, error) {
 		p := path.Join(Prefix, "licenses", name)
 		files[p] = libos.File{Path: p, Mode: 0o644, Content: text}
 	}
-	m := libos.Meta{Kind: "gramine", Layout: LayoutVersion, Musl: hasMusl, Version: commit(files[libosPath].Content)}
+	m := libos.Meta{Kind: "gramine", Layout: enclave.Version, Musl: hasMusl, Version: commit(files[libosPath].Content)}
 	if libc, ok := files[path.Join(glibcDir, "libc.so.6")]; ok {
 		m.GLIBC, m.GLIBCData = patchedVersion(files), dataPaths(libc.Content)
 	}
@@ -306,47 +307,9 @@ func (l *loading) checkOffsets(s libos.Source) error {
 	if err != nil {
 		return err
 	}
-	return layouts[LayoutVersion].compare(string(contents[found[0]]))
-}
-
-// constants are the geometry under the names that Gramine gives its numbers.
-func (g geometry) constants() map[string]uint64 {
-	c := map[string]uint64{
-		"SSA_FRAME_NUM": g.ssaFrames, "SSA_FRAME_SIZE": g.ssaFrameSize, "SGX_GPR_SIZE": g.gprSize,
-		"ENCLAVE_STACK_SIZE": g.stackSize, "ENCLAVE_SIG_STACK_SIZE": g.sigStackSize, "MMAP_MIN_ADDR": g.heapMin,
-		"DEFAULT_ENCLAVE_BASE": 0, "STACK_PROTECTOR_CANARY_DEFAULT": g.canary, "SGX_XFRM_MASK_CONST": g.xfrmMask,
-		"SGX_COMMON_SELF": uint64(g.tls.self), "SGX_COMMON_STACK_PROTECTOR_CANARY": uint64(g.tls.canary),
-		"SGX_ENCLAVE_SIZE": uint64(g.tls.enclaveSize), "SGX_TCS_OFFSET": uint64(g.tls.tcs),
-		"SGX_INITIAL_STACK_ADDR": uint64(g.tls.stack), "SGX_SIG_STACK_LOW": uint64(g.tls.sigStackLow),
-		"SGX_SIG_STACK_HIGH": uint64(g.tls.sigStackHigh), "SGX_SSA": uint64(g.tls.ssa), "SGX_GPR": uint64(g.tls.gpr),
-		"SGX_MANIFEST_SIZE": uint64(g.tls.manifestSize), "SGX_HEAP_MIN": uint64(g.tls.heapMin),
-		"SGX_HEAP_MAX": uint64(g.tls.heapMax),
+	g, err := enclave.GeometryOf(enclave.Version)
+	if err != nil {
+		return err
 	}
-	for _, f := range g.features {
-		c["SGX_XFRM_"+strings.ToUpper(f.name)] = f.xfrm
-	}
-	return c
-}
-
-// compare checks lines NAME = 0x… against the geometry.
-func (g geometry) compare(text string) error {
-	known := g.constants()
-	for line := range strings.Lines(text) {
-		name, value, ok := strings.Cut(line, "=")
-		name = strings.TrimSpace(name)
-		want, isKnown := known[name]
-		if !ok || !isKnown {
-			continue
-		}
-		delete(known, name)
-		if got, err := strconv.ParseUint(strings.TrimSpace(value), 0, 64); err != nil || got != want {
-			return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is %s, not %#x", name,
-				strings.TrimSpace(value), want)
-		}
-	}
-	if len(known) > 0 {
-		return fmt.Errorf("this version of Gramine lays out enclaves differently: %s is not among its constants",
-			slices.Sorted(maps.Keys(known))[0])
-	}
-	return nil
+	return g.Compare(string(contents[found[0]]))
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -26,23 +25,6 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
 )
-
-// offsets writes the geometry as an installation ships it.
-func offsets(g geometry) string {
-	var b strings.Builder
-	for name, v := range g.constants() {
-		fmt.Fprintf(&b, "%s = %#x\n", name, v)
-	}
-	return "# generated\nSOMETHING_ELSE = 0x1\n" + b.String()
-}
-
-func TestOffsetsOfAnInstallation(t *testing.T) {
-	g := layouts[LayoutVersion]
-	assert.NoError(t, g.compare(offsets(g)))
-	assert.ErrorContains(t, g.compare(strings.Replace(offsets(g), "ENCLAVE_STACK_SIZE = 0x40000",
-		"ENCLAVE_STACK_SIZE = 0x80000", 1)), "ENCLAVE_STACK_SIZE is 0x80000, not 0x40000")
-	assert.ErrorContains(t, g.compare("SSA_FRAME_NUM = 0x2\n"), "is not among its constants")
-}
 
 func install(t *testing.T, without string) string {
 	t.Helper()

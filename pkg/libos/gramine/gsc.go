@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -54,7 +55,7 @@ func (GSC) Open(p libos.Places, files map[string][]byte) (*libos.Enclave, error)
 		return nil, err
 	}
 	e.Start = p.Start
-	if e.layOut(LayoutVersion); e.LayoutError == nil {
+	if e.layOut(enclave.Version); e.LayoutError == nil {
 		e.load(files[p.Image])
 	}
 	return e.Enclave, nil

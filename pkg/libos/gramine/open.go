@@ -8,6 +8,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -17,6 +18,15 @@ func (Backend) Keep() []string { return Keep() }
 
 // Keep is that of all runtimes of Gramine's manifests.
 func Keep() []string { return []string{libos.ManifestPath, libos.HostsPath, launch.StarterPath + "*"} }
+
+// NewEnclave lays out the enclave that the newest known loader builds from an enclave image (libpal.so) and a manifest,
+// which it checks first.
+func NewEnclave(pal, manifestText []byte) (*enclave.Enclave, error) {
+	if _, err := manifest.Parse(manifestText); err != nil {
+		return nil, err
+	}
+	return enclave.New(enclave.Version, pal, manifestText)
+}
 
 // Open reads the enclave of an image that Seal has made.
 func (Backend) Open(in libos.Stored) (*libos.Enclave, error) {
@@ -54,21 +64,21 @@ func (r Runtime) Open(in libos.Stored) (*libos.Enclave, error) {
 // opened is an enclave while it is read.
 type opened struct {
 	*libos.Enclave
-	geometry geometry
+	geometry enclave.Geometry
 }
 
 // layOut finds the version of the geometry, which decides on what is signed.
 func (e *opened) layOut(version int) {
-	if e.geometry, e.LayoutError = geometryOf(version); e.LayoutError == nil {
+	if e.geometry, e.LayoutError = enclave.GeometryOf(version); e.LayoutError == nil {
 		e.SigStruct = func(m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
-			return e.geometry.sigStruct(e.Settings, m, date)
+			return e.geometry.SigStruct(e.Settings, m, date)
 		}
 	}
 }
 
 // load adds the enclave image.
 func (e *opened) load(pal []byte) {
-	laidOut, err := e.geometry.enclave(pal, e.Manifest, e.Settings)
+	laidOut, err := e.geometry.Enclave(pal, e.Manifest, e.Settings)
 	if err != nil {
 		e.LayoutError, e.SigStruct = err, nil
 		return
@@ -109,14 +119,14 @@ func readManifest(name string, text []byte) (*opened, error) {
 	e := &libos.Enclave{
 		Manifest: text, Weaknesses: whole.Weaknesses(), First: &libos.FileEntry{}, Table: map[string]any{},
 	}
-	if e.Settings, err = manifest.ReadSGX(text); err != nil {
+	if e.Settings, err = enclave.ReadSettings(text); err != nil {
 		return nil, err
 	}
 	if err := toml.Unmarshal(text, &e.Table); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", name, err)
 	}
-	if enclave, ok := e.Table["sgx"].(map[string]any); ok { // too many to be one value
-		delete(enclave, "trusted_files")
+	if section, ok := e.Table["sgx"].(map[string]any); ok { // too many to be one value
+		delete(section, "trusted_files")
 	}
 	switch first := m.Loader.Entrypoint.(type) {
 	case string: // Gramine 1.7: the digest is among the trusted files

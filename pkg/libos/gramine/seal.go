@@ -11,6 +11,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -113,11 +114,16 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if out.Manifest, err = m.Render(); err != nil {
 		return nil, err
 	}
-	g, err := geometryOf(in.Bundle.Layout)
+	g, err := enclave.GeometryOf(in.Bundle.Layout)
 	if err != nil {
 		return nil, err
 	}
-	settings, err := m.SGX()
+	// Without the trusted files, of which there can be very many.
+	text, err := (&manifest.Manifest{Table: m.Table}).Render()
+	if err != nil {
+		return nil, err
+	}
+	settings, err := enclave.ReadSettings(text)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +131,7 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := g.enclave(pal, out.Manifest, settings)
+	e, err := g.Enclave(pal, out.Manifest, settings)
 	if err != nil {
 		return nil, err
 	}
@@ -153,16 +159,16 @@ func hexSum(sum [sha256.Size]byte) string { return hex.EncodeToString(sum[:]) }
 
 // normalise writes the sizes as the loader reads them: in decimal.
 func normalise(m *manifest.Manifest) error {
-	enclave := m.Section("sgx")
-	if s, ok := enclave["enclave_size"].(string); ok {
-		n, err := manifest.ParseSize(s)
+	section := m.Section("sgx")
+	if s, ok := section["enclave_size"].(string); ok {
+		n, err := enclave.ParseSize(s)
 		if err != nil {
 			return fmt.Errorf("sgx.enclave_size: %w", err)
 		}
-		enclave["enclave_size"] = manifest.FormatSize(n)
+		section["enclave_size"] = enclave.FormatSize(n)
 	}
 	// What the host may change cannot have a digest as well.
-	if allowed, _ := enclave["allowed_files"].([]any); len(allowed) > 0 {
+	if allowed, _ := section["allowed_files"].([]any); len(allowed) > 0 {
 		changeable := map[any]bool{}
 		for _, uri := range allowed {
 			if s, ok := uri.(string); ok {

@@ -15,6 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/launch/libc"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 )
 
 const glibcInterp, muslInterp = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
@@ -48,10 +49,11 @@ func seal(
 func bundle() *libos.Bundle {
 	b := &libos.Bundle{
 		Files: map[string]libos.RuntimeFile{},
-		Meta: libos.Meta{Kind: "gramine", Layout: LayoutVersion, GLIBC: "2.39", Musl: true, GLIBCData: libos.DataPaths{
-			Cache: "/opt/g/etc/ld.so.cache", Localtime: "/opt/g/etc/localtime", Zoneinfo: "/opt/g/share/zoneinfo",
-			Locales: "/opt/g/locale",
-		}},
+		Meta: libos.Meta{Kind: "gramine", Layout: enclave.Version, GLIBC: "2.39", Musl: true,
+			GLIBCData: libos.DataPaths{
+				Cache: "/opt/g/etc/ld.so.cache", Localtime: "/opt/g/etc/localtime", Zoneinfo: "/opt/g/share/zoneinfo",
+				Locales: "/opt/g/locale",
+			}},
 	}
 	for p, content := range map[string]string{
 		palPath: ELF(""), libosPath: "libos", loaderPath: "loader",

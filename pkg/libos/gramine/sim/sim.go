@@ -8,7 +8,9 @@ import (
 	"bytes"
 	"context"
 	debugelf "debug/elf"
+	"embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,14 +20,17 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/loader"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
-// loaderPath is cconvert's own program in a converted image. It is both the loader and the enclave
-// image that is measured.
-const loaderPath = libos.Root + "/sim/loader"
-
 const maxProgram = 512 << 20
+
+// embedded has the loader for linux/amd64, if this program was built with one: make loader puts it there.
+//
+//go:embed all:embedded
+var embedded embed.FS
 
 // Backend is the simulation.
 type Backend struct{}
@@ -33,38 +38,44 @@ type Backend struct{}
 // Kind is "sim".
 func (Backend) Kind() string { return "sim" }
 
-// Load packs this program, or the one that the source names, which must be a build of cconvert for
-// linux/amd64.
+// Load packs the loader: the file that the source names, else the one in this program, else this program itself, if its
+// main begins with loader.Init.
 func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, error) {
-	file := o.Source
-	if file == "" {
-		if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-			return nil, fmt.Errorf("this build of cconvert is for %s/%s and cannot run in the image: name one for "+
-				"linux/amd64 with --runtime sim=FILE",
-				runtime.GOOS, runtime.GOARCH)
-		}
-		var err error
-		if file, err = os.Executable(); err != nil {
-			return nil, fmt.Errorf("finding the simulated runtime: %w", err)
-		}
-	}
-	program, err := readProgram(file)
+	program, err := readLoader(o.Source)
 	if err != nil {
 		return nil, fmt.Errorf("reading the simulated runtime: %w", err)
 	}
-	// A build of cconvert knows its own version only by its digest.
+	// A program's version is only known by its digest.
 	content := libos.NewRuntimeFile(program)
 	version := hex.EncodeToString(content.SHA256[:])
 	b, err := libos.Cached(ctx, o.Cache, "runtime/sim-"+version, func(context.Context) ([]byte, error) {
-		return libos.PackRuntime(libos.Meta{Kind: "sim", Version: version, Layout: gramine.LayoutVersion},
-			[]libos.File{{Path: loaderPath, Mode: 0o755, Content: program}})
+		return libos.PackRuntime(libos.Meta{Kind: "sim", Version: version, Layout: enclave.Version},
+			[]libos.File{{Path: loader.Path, Mode: 0o755, Content: program}})
 	})
 	if err != nil {
 		return nil, err
 	}
-	b.Files[loaderPath] = content
+	b.Files[loader.Path] = content
 	b.Source, b.Pinned = "cconvert", true
 	return b, nil
+}
+
+func readLoader(file string) ([]byte, error) {
+	if file != "" {
+		return readProgram(file)
+	}
+	program, err := embedded.ReadFile("embedded/loader")
+	if err == nil {
+		return program, checkProgram("the loader that was built into this program", program)
+	}
+	if !loader.Initialised() || runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+		return nil, errors.New("this program was built without the loader: name one with --runtime sim=FILE, made by " +
+			"CGO_ENABLED=0 GOOS=linux GOARCH=amd64 go build github.com/cconvert/cconvert/cmd/cconvert-sim-loader")
+	}
+	if file, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	return readProgram(file)
 }
 
 func readProgram(file string) ([]byte, error) {
@@ -84,18 +95,24 @@ func readProgram(file string) ([]byte, error) {
 	if _, err := io.ReadFull(f, program); err != nil {
 		return nil, err
 	}
-	facts, err := elf.Parse(bytes.NewReader(program))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	if facts.Machine != debugelf.EM_X86_64 || facts.Interp != "" {
-		return nil, fmt.Errorf("%s is not a static program for x86-64: build cconvert with CGO_ENABLED=0", file)
-	}
-	return program, nil
+	return program, checkProgram(file, program)
 }
 
+func checkProgram(name string, program []byte) error {
+	facts, err := elf.Parse(bytes.NewReader(program))
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if facts.Machine != debugelf.EM_X86_64 || facts.Interp != "" {
+		return fmt.Errorf("%s is not a static program for x86-64: build it with CGO_ENABLED=0", name)
+	}
+	return nil
+}
+
+var _ libos.Backend = Backend{}
+
 // simulated has this program in all places.
-var simulated = gramine.Runtime{Loader: loaderPath, PAL: loaderPath, LibOS: loaderPath}
+var simulated = gramine.Runtime{Loader: loader.Path, PAL: loader.Path, LibOS: loader.Path}
 
 // Layers are the runtime's and the enclave's.
 func (Backend) Layers() int { return 2 }

@@ -1,4 +1,4 @@
-package manifest
+package enclave
 
 import (
 	"fmt"
@@ -18,18 +18,9 @@ const (
 	maxThreadsLimit        = 1 << 16
 )
 
-// SGX reads the manifest's own sgx table, as ReadSGX does that of its text.
-func (m *Manifest) SGX() (sgx.Settings, error) {
-	text, err := (&Manifest{Table: m.Table}).Render() // without the trusted files, of which there can be very many
-	if err != nil {
-		return sgx.Settings{}, err
-	}
-	return ReadSGX(text)
-}
-
-// ReadSGX reads the sgx table of a manifest. Like the signing tool, it accepts sizes in hexadecimal and
+// ReadSettings reads the sgx table of a manifest. Like the signing tool, it accepts sizes in hexadecimal and
 // fills in defaults; it does not check the rest of the manifest.
-func ReadSGX(text []byte) (sgx.Settings, error) {
+func ReadSettings(text []byte) (sgx.Settings, error) {
 	var m struct {
 		SGX struct {
 			EnclaveSize *string           `toml:"enclave_size"`

@@ -1,6 +1,6 @@
-// Package gramine is the library OS Gramine: what an image needs of an installation, the manifest for it,
-// and how its loader lays out an enclave, so that the measurement can be computed without it.
-package gramine
+// Package enclave lays out enclaves as Gramine's loader does, so that they can be measured without it: from an enclave
+// image (libpal.so), the bytes of a manifest, and the settings in its sgx table. It imports nothing that knows images.
+package enclave
 
 import (
 	"bytes"
@@ -9,13 +9,12 @@ import (
 	"fmt"
 	"math/bits"
 
-	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-// geometry holds the numbers by which one version of Gramine lays out an enclave. They are compiled
+// Geometry holds the numbers by which one version of Gramine lays out an enclave. They are compiled
 // into its loader; sources of a full installation carry them in _graminelibos_offsets.py.
-type geometry struct {
+type Geometry struct {
 	ssaFrames    uint64 // frames in a thread's state save area
 	ssaFrameSize uint64 // bytes
 	gprSize      uint64 // the general registers at a frame's end
@@ -40,7 +39,7 @@ type feature struct {
 }
 
 // layouts are the known layout versions. Version 1 is that of Gramine v1.7 to v1.9.
-var layouts = map[int]geometry{
+var layouts = map[int]Geometry{
 	1: {
 		ssaFrames: 2, ssaFrameSize: 0x4000, gprSize: 0xb8,
 		stackSize: 0x40000, sigStackSize: 0x10000, heapMin: 0x10000,
@@ -55,7 +54,8 @@ var layouts = map[int]geometry{
 	},
 }
 
-func geometryOf(version int) (geometry, error) {
+// GeometryOf returns the geometry of a layout version. A version that is unknown is an error.
+func GeometryOf(version int) (Geometry, error) {
 	g, ok := layouts[version]
 	if !ok {
 		return g, fmt.Errorf("enclave layout version %d is unknown", version)
@@ -63,8 +63,8 @@ func geometryOf(version int) (geometry, error) {
 	return g, nil
 }
 
-// LayoutVersion is the newest known layout version.
-const LayoutVersion = 1
+// Version is the newest known layout version.
+const Version = 1
 
 // Fields of a thread control structure (SDM 3D, TCS).
 const (
@@ -93,7 +93,7 @@ type TooSmallError struct {
 
 func (e *TooSmallError) Error() string {
 	return fmt.Sprintf("enclave size %s is too small: at least %s is needed",
-		manifest.FormatSize(e.Size), manifest.FormatSize(e.Needed))
+		FormatSize(e.Size), FormatSize(e.Needed))
 }
 
 // Enclave is how Gramine builds an enclave: its memory, and what the signature says of it.
@@ -101,27 +101,25 @@ type Enclave struct {
 	Layout sgx.Layout
 	SGX    sgx.Settings
 
-	geometry geometry
+	geometry Geometry
 }
 
-// NewEnclave lays out the enclave that the loader builds from an enclave image (libpal.so) and a
-// manifest, byte for byte. The manifest's bytes are referred to, not copied.
-func NewEnclave(version int, pal, manifestText []byte) (*Enclave, error) {
-	g, err := geometryOf(version)
+// New lays out the enclave that the loader builds from an enclave image (libpal.so) and a manifest, byte for byte. Of
+// the manifest only the sgx table is read. Its bytes are referred to, not copied.
+func New(version int, pal, manifestText []byte) (*Enclave, error) {
+	g, err := GeometryOf(version)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := manifest.Parse(manifestText); err != nil {
-		return nil, err
-	}
-	m, err := manifest.ReadSGX(manifestText)
+	settings, err := ReadSettings(manifestText)
 	if err != nil {
 		return nil, err
 	}
-	return g.enclave(pal, manifestText, m)
+	return g.Enclave(pal, manifestText, settings)
 }
 
-func (g geometry) enclave(pal, manifestText []byte, m sgx.Settings) (*Enclave, error) {
+// Enclave lays out an enclave as New does, with settings that were read before.
+func (g Geometry) Enclave(pal, manifestText []byte, m sgx.Settings) (*Enclave, error) {
 	image, err := readPAL(pal)
 	if err != nil {
 		return nil, fmt.Errorf("reading the enclave image: %w", err)
@@ -135,10 +133,11 @@ func (g geometry) enclave(pal, manifestText []byte, m sgx.Settings) (*Enclave, e
 
 // SigStruct is the signature structure to be signed for the enclave with the given measurement.
 func (e *Enclave) SigStruct(m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
-	return e.geometry.sigStruct(e.SGX, m, date)
+	return e.geometry.SigStruct(e.SGX, m, date)
 }
 
-func (g geometry) sigStruct(settings sgx.Settings, m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
+// SigStruct is the signature structure to be signed for an enclave with these settings and this measurement.
+func (g Geometry) SigStruct(settings sgx.Settings, m sgx.Measurement, date sgx.Date) *sgx.SigStruct {
 	s := &sgx.SigStruct{
 		Date: date, MREnclave: m, ISVProdID: settings.ISVProdID, ISVSVN: settings.ISVSVN,
 		MiscMask: sgx.MiscMaskAll, Attributes: sgx.Attributes{Flags: sgx.FlagMode64, XFRM: sgx.XFRMLegacy},
@@ -236,7 +235,7 @@ func readPAL(file []byte) (*palImage, error) {
 
 // layout places the areas from the enclave's top downwards and lists them in the order in which they
 // are added.
-func (g geometry) layout(pal *palImage, manifestText []byte, m sgx.Settings) (sgx.Layout, error) {
+func (g Geometry) layout(pal *palImage, manifestText []byte, m sgx.Settings) (sgx.Layout, error) {
 	l := sgx.Layout{Size: m.EnclaveSize, SSAFrameSize: uint32(g.ssaFrameSize / sgx.PageSize)}
 	threads := uint64(m.MaxThreads)
 	ssaPerThread := g.ssaFrames * g.ssaFrameSize
@@ -245,13 +244,13 @@ func (g geometry) layout(pal *palImage, manifestText []byte, m sgx.Settings) (sg
 	needed := manifestArea + threads*(ssaPerThread+2*sgx.PageSize+g.stackSize+g.sigStackSize) + pal.size + g.heapMin
 	if l.Size&(l.Size-1) != 0 || l.Size == 0 {
 		return l,
-			fmt.Errorf("enclave size %s is not a power of two: the nearest are %s and %s", manifest.FormatSize(l.Size),
-				manifest.FormatSize(1<<max(bits.Len64(l.Size)-1, 12)),
-				manifest.FormatSize(1<<max(bits.Len64(l.Size), 13)))
+			fmt.Errorf("enclave size %s is not a power of two: the nearest are %s and %s", FormatSize(l.Size),
+				FormatSize(1<<max(bits.Len64(l.Size)-1, 12)),
+				FormatSize(1<<max(bits.Len64(l.Size), 13)))
 	}
 	if l.Size > maxEnclave {
 		return l, fmt.Errorf("enclave size %s is more than any CPU has memory for: at most %s is laid out",
-			manifest.FormatSize(l.Size), manifest.FormatSize(maxEnclave))
+			FormatSize(l.Size), FormatSize(maxEnclave))
 	}
 	if needed > l.Size {
 		return l, &TooSmallError{l.Size, 1 << bits.Len64(needed-1)}

@@ -1,4 +1,7 @@
-package sim
+// Package loader starts the program of an image whose runtime is simulated. It checks what the CPU and a library OS
+// would check, confines itself to the files of the manifest, and replaces itself by the program. It is in every such
+// image, so it imports little.
+package loader
 
 import (
 	"context"
@@ -18,8 +21,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cconvert/cconvert/pkg/libos"
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -31,15 +33,39 @@ func (e *refusedError) Unwrap() error { return e.err }
 
 func refused(format string, args ...any) error { return &refusedError{fmt.Errorf(format, args...)} }
 
-// Invoked reports whether a command line is that of the loader in a converted image.
-func Invoked(args []string) bool {
-	return len(args) >= 4 && args[0] == loaderPath && args[2] == "init" && strings.HasPrefix(args[3], libos.Root+"/")
+// Path is the loader in a converted image. It is also the enclave image that is measured.
+const Path = root + "/sim/loader"
+
+// root is libos.Root, whose package this one does not import.
+const root = "/cconvert"
+
+// initialised reports whether Init was called.
+var initialised bool
+
+// Init turns the process into the loader if it was started as one, and does not return then. A program whose main
+// begins with it can be the loader itself.
+func Init() {
+	initialised = true
+	if invoked(os.Args) {
+		os.Exit(Main(os.Args))
+	}
+}
+
+// Initialised reports whether this program's main began with Init.
+func Initialised() bool { return initialised }
+
+// invoked reports whether a command line is that of the loader in a converted image.
+func invoked(args []string) bool {
+	return len(args) >= 4 && args[0] == Path && args[2] == "init" && strings.HasPrefix(args[3], root+"/")
 }
 
 // Main is the loader: LOADER LIBPAL init APP [ARGS…]. It replaces itself by the program and returns
-// only an exit code: 4 where something was tampered with, else 1.
+// only an exit code: 4 if something was tampered with, else 1.
 func Main(args []string) int {
-	err := start(args)
+	err := errors.New("this is the loader of images that cconvert made with --runtime sim, and is started by them")
+	if invoked(args) {
+		err = start(args)
+	}
 	fmt.Fprintln(os.Stderr, "cconvert sim:", err)
 	var r *refusedError
 	if errors.As(err, &r) {
@@ -128,15 +154,15 @@ func checkSignature(pal, app string, manifestText []byte) error {
 	if err != nil {
 		return refused("%s: %w", app+".sig", err)
 	}
-	enclave, err := gramine.NewEnclave(gramine.LayoutVersion, image, manifestText)
+	e, err := enclave.New(enclave.Version, image, manifestText)
 	if err != nil {
 		return refused("%s or %s was changed after signing: %w", app+".manifest.sgx", pal, err)
 	}
-	m, err := sgx.Measure(context.Background(), enclave.Layout)
+	m, err := sgx.Measure(context.Background(), e.Layout)
 	if err != nil {
 		return refused("%w", err)
 	}
-	own := enclave.SigStruct(m, sgx.Date{})
+	own := e.SigStruct(m, sgx.Date{})
 	if err := signed.CheckEnclave(m, own.Attributes, own.MiscSelect); err != nil {
 		return refused("%s or %s was changed after signing: %w", app+".manifest.sgx", pal, err)
 	}

@@ -1,4 +1,4 @@
-package sim
+package loader
 
 import (
 	"fmt"
@@ -8,13 +8,11 @@ import (
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	landlocksys "github.com/landlock-lsm/go-landlock/landlock/syscall"
-
-	"github.com/cconvert/cconvert/pkg/libos"
 )
 
 // unconfined is a file by which whoever starts the container accepts that the program is not confined. No image has it:
 // conversions refuse what has files there, and it is in no layer of theirs. A variable could be the image's own.
-const unconfined = libos.Root + "/unconfined"
+const unconfined = root + "/unconfined"
 
 // run confines this process and replaces it by the program. The signature is a file that the program must
 // not be able to read.
@@ -101,5 +99,3 @@ func (p *program) assume() error {
 	}
 	return nil
 }
-
-var _ libos.Backend = Backend{}

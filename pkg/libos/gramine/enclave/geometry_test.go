@@ -1,4 +1,4 @@
-package gramine
+package enclave
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-const vectors = "../../../testdata/vectors"
+const vectors = "../../../../testdata/vectors"
 
 func read(t *testing.T, elem ...string) []byte {
 	t.Helper()
@@ -38,7 +38,7 @@ func TestVectors(t *testing.T) {
 			ctx := context.Background()
 			date, err := sgx.ParseDate(c.Date)
 			require.NoError(t, err)
-			e, err := NewEnclave(LayoutVersion, read(t, vectors, "pal", c.PAL), read(t, vectors, "cases", c.Manifest))
+			e, err := New(Version, read(t, vectors, "pal", c.PAL), read(t, vectors, "cases", c.Manifest))
 			require.NoError(t, err)
 			m, err := sgx.Measure(ctx, e.Layout)
 			require.NoError(t, err)
@@ -72,37 +72,24 @@ func TestEnclaveSize(t *testing.T) {
 		{"sgx.isvsvn = 65536", "not between 0 and 65535"},
 		{"sgx.cpu_features.mpx = \"unspecified\"", "not allowed"},
 	} {
-		_, err := NewEnclave(LayoutVersion, pal, []byte(c.manifest))
+		_, err := New(Version, pal, []byte(c.manifest))
 		assert.ErrorContains(t, err, c.want, c.manifest)
 	}
-	_, err := NewEnclave(LayoutVersion, pal, []byte(`sgx.enclave_size = "1M"`))
+	_, err := New(Version, pal, []byte(`sgx.enclave_size = "1M"`))
 	var small *TooSmallError
 	require.True(t, errors.As(err, &small))
-	_, err = NewEnclave(LayoutVersion, pal, []byte(`sgx.enclave_size = "0x200000"`))
+	_, err = New(Version, pal, []byte(`sgx.enclave_size = "0x200000"`))
 	assert.NoError(t, err, "the size that the error names is enough")
 }
 
 func TestDamagedEnclaveImage(t *testing.T) {
 	pal := read(t, vectors, "pal/pal-foursegments.so")
 	for n := 0; n < len(pal); n += 97 {
-		_, _ = NewEnclave(LayoutVersion, pal[:n], nil) // must not panic
+		_, _ = New(Version, pal[:n], nil) // must not panic
 	}
 	for i := range 200 {
 		b := append([]byte(nil), pal...)
 		b[i] ^= 0xff
-		_, _ = NewEnclave(LayoutVersion, b, nil)
-	}
-}
-
-// Gramine's keys are in lower case: of others nothing is measured.
-func TestSpellingOfKeys(t *testing.T) {
-	pal, err := os.ReadFile("../../../testdata/vectors/pal/pal-twosegments.so")
-	require.NoError(t, err)
-	for _, text := range []string{
-		"[sgx]\nenclave_size = \"256M\"\nDebug = true\n", "[SGX]\nenclave_size = \"1G\"\nmax_threads = 64\n",
-		"[sgx]\nEnclave_Size = \"1G\"\n",
-	} {
-		_, err := NewEnclave(LayoutVersion, pal, []byte(text))
-		assert.Error(t, err, text)
+		_, _ = New(Version, b, nil)
 	}
 }

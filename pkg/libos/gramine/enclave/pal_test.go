@@ -1,4 +1,4 @@
-package gramine
+package enclave
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package sim
+package loader
 
 import (
 	"context"
@@ -15,11 +15,11 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/pkg/libos/gramine"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-const vectors = "../../../../testdata/vectors/"
+const vectors = "../../../../../testdata/vectors/"
 
 // signed puts an enclave image, a manifest and their signature into a directory, as in an image.
 func signed(t *testing.T, manifest string) (pal, app string) {
@@ -32,7 +32,7 @@ func signed(t *testing.T, manifest string) (pal, app string) {
 	require.NoError(t, err)
 	key, err := sgx.ParseKey(text, nil)
 	require.NoError(t, err)
-	e, err := gramine.NewEnclave(gramine.LayoutVersion, image, []byte(manifest))
+	e, err := enclave.New(enclave.Version, image, []byte(manifest))
 	require.NoError(t, err)
 	m, err := sgx.Measure(context.Background(), e.Layout)
 	require.NoError(t, err)
@@ -146,7 +146,7 @@ func TestHostEnvironmentDoesNotOverrule(t *testing.T) {
 }
 
 func TestInvoked(t *testing.T) {
-	assert.True(t, Invoked([]string{loaderPath, loaderPath, "init", "/cconvert/app/entrypoint"}))
-	assert.False(t, Invoked([]string{"cconvert", "x", "init", "/cconvert/app/entrypoint"}))
-	assert.False(t, Invoked([]string{loaderPath}))
+	assert.True(t, invoked([]string{Path, Path, "init", "/cconvert/app/entrypoint"}))
+	assert.False(t, invoked([]string{"cconvert", "x", "init", "/cconvert/app/entrypoint"}))
+	assert.False(t, invoked([]string{Path}))
 }
