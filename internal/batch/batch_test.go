@@ -200,6 +200,7 @@ func TestUnchanged(t *testing.T) {
 
 // What somebody has changed at the target is not taken for done, however much of it is left, and is mended.
 func TestChangedTarget(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(1)
 	q := b.open()
@@ -402,6 +403,7 @@ func TestUnsignedTarget(t *testing.T) {
 
 // A batch is waited for until all of it is done, also if one of its images is tried again meanwhile.
 func TestRetriedWhileWaiting(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	slow := newBench(t)
 	slow.push(1)
@@ -548,6 +550,7 @@ func TestResume(t *testing.T) {
 
 // Requests keep to the limits of their registry.
 func TestLimits(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(4)
 	var now, most atomic.Int32
@@ -579,6 +582,7 @@ func TestLimits(t *testing.T) {
 
 // A job that ends every worker is given up in the end.
 func TestPoison(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(1)
 	q := b.open()
@@ -619,6 +623,7 @@ func (b *bench) dieAt(q *queue.Queue, image string) {
 
 // What a worker had in hand when another image ended it does not fail by that.
 func TestBesideAPoison(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(6)
 	b.options.Parallel = 4
@@ -682,6 +687,7 @@ func TestStoppedOften(t *testing.T) {
 
 // Images of a registry that never gets done do not keep those of others waiting, nor last for ever.
 func TestSilentRegistry(t *testing.T) {
+	t.Parallel()
 	b, silent := newBench(t), fixture.NewRegistry(t)
 	// in which case it is noticed after five seconds, which no job takes here
 	for lane(silent.Host) == lane(b.reg.Host) {
@@ -801,6 +807,7 @@ func TestOtherBatches(t *testing.T) {
 // What is asked for again while its message is still there is done again; what was asked for the same target since
 // takes its place.
 func TestRequests(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(2)
 	q := b.open()

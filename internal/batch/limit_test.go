@@ -15,6 +15,7 @@ import (
 
 // The port that goes without saying, which a request to the service may write, does not lift a registry's limit.
 func TestLimitByPort(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.push(1)
 	b.worker.Own.Image.HTTP, b.worker.Own.Cache = fixture.ToHost(b.reg.Host), nil

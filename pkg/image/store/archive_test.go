@@ -24,6 +24,7 @@ import (
 
 // Archives come compressed as a whole, with links, with several images that have no name, and as layouts.
 func TestFormsOfArchives(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
 	layer := string(fixture.Tar(t, fixture.File("a", "1")))
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
