@@ -20,6 +20,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/manifest"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
+	"github.com/cconvert/cconvert/pkg/protectedfs/filekey"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -68,10 +70,11 @@ func exitCode(ctx context.Context, err error) int {
 		!errors.Is(err, image.ErrUnauthorized):
 		return exitUsage
 	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference),
-		errors.Is(err, signer.ErrName):
+		errors.Is(err, signer.ErrName), errors.Is(err, filekey.ErrKey), errors.Is(err, filekey.ErrSource):
 		return exitUsage
 	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest),
-		errors.Is(err, image.ErrDigest):
+		errors.Is(err, image.ErrDigest), errors.Is(err, protectedfs.ErrFormat), errors.Is(err, protectedfs.ErrKey),
+		errors.Is(err, protectedfs.ErrPath), errors.Is(err, protectedfs.ErrChanged):
 		return exitRefused
 	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, nats.ErrNoServers),
 		errors.Is(err, queue.ErrBusy):

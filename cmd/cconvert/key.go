@@ -9,6 +9,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/cconvert/cconvert/pkg/protectedfs/filekey"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
 )
@@ -16,6 +17,7 @@ import (
 func newKeygen() *cobra.Command {
 	var (
 		out        string
+		files      string
 		encrypt    bool
 		passphrase passphraseFlags
 	)
@@ -24,11 +26,21 @@ func newKeygen() *cobra.Command {
 		Short: "Make a key that signs enclaves",
 		Long: `Make a key that signs enclaves: RSA-3072 with public exponent 3, the only kind that SGX
 accepts. Prints the MRSIGNER, the hash of its public half, by which others recognise what
-you signed. The key is your enclaves' identity: whoever has it can sign in your name.`,
+you signed. The key is your enclaves' identity: whoever has it can sign in your name.
+
+With --files, make a key to encrypted files instead: 32 random bytes, from which each image
+gets a key of its own.`,
 		Example: `  cconvert keygen --out enclave-key.pem
-  cconvert keygen --out encrypted-key.pem --encrypt`,
+  cconvert keygen --out encrypted-key.pem --encrypt
+  cconvert keygen --files app-files.key`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if files != "" {
+				if out != "" || encrypt {
+					return usagef("--files makes another kind of key, without --out and --encrypt")
+				}
+				return filekey.Create(files)
+			}
 			var err error
 			if out == "" {
 				if out, err = defaultKey(); err != nil {
@@ -62,6 +74,7 @@ you signed. The key is your enclaves' identity: whoever has it can sign in your 
 	cmd.Flags().StringVar(&out, "out", "",
 		"file to write (default: enclave-key.pem in the configuration directory); it must not exist")
 	cmd.Flags().BoolVar(&encrypt, "encrypt", false, "encrypt the key with a passphrase")
+	cmd.Flags().StringVar(&files, "files", "", "make a key to encrypted files, in this file; it must not exist")
 	passphrase.add(cmd.Flags())
 	return cmd
 }

@@ -2,41 +2,23 @@ package signer
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/cconvert/cconvert/internal/secret"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
-const maxKeyFile = 64 << 10
-
 // ReadFile reads a private key from a PEM file.
 func ReadFile(file string, o Options) (*sgx.Key, error) {
-	f, err := os.Open(file)
+	text, exposed, err := secret.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the signing key: %w", err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading the signing key: %w", err)
-	}
-	buffer := make([]byte, maxKeyFile+1) // one that does not grow, and leaves no copies
-	defer clear(buffer)
-	n, err := io.ReadFull(f, buffer)
-	switch {
-	case err == nil:
-		return nil,
-			fmt.Errorf("reading the signing key %s: it has more than %d bytes, which no key has", file, maxKeyFile)
-	case !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("reading the signing key: %w", err)
-	}
-	text := buffer[:n]
+	defer clear(text)
 	key, err := parse(text, file, o)
-	if err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 && o.Exposed != nil {
+	if err == nil && exposed && o.Exposed != nil {
 		o.Exposed(file)
 	}
 	return key, err

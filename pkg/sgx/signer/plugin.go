@@ -11,14 +11,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
-	"regexp"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/google/shlex"
 
+	"github.com/cconvert/cconvert/internal/secret"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -27,11 +25,6 @@ const ProtocolVersion = 1
 
 // DefaultTimeout is how long a plug-in may take: somebody may have to touch a token.
 const DefaultTimeout = 2 * time.Minute
-
-const (
-	maxAnswer = 64 << 10
-	grace     = 2 * time.Second // for a plug-in that is told to end
-)
 
 // Request is what a plug-in gets on standard input, as one line of JSON.
 type Request struct {
@@ -73,7 +66,7 @@ type Answer struct {
 // Errors of plug-ins.
 var (
 	ErrPlugin  = errors.New("signing plug-in")
-	ErrTimeout = errors.New("no answer in time")
+	ErrTimeout = secret.ErrTimeout
 )
 
 // plugin signs by a program of the user's.
@@ -173,84 +166,18 @@ func (p *plugin) ask(ctx context.Context, r Request) ([]byte, error) {
 
 // run returns what the plug-in wrote to standard output.
 func (p *plugin) run(ctx context.Context, in []byte) ([]byte, error) {
-	limited, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
-	cmd := exec.CommandContext(limited, p.command[0], p.command[1:]...)
-	out, said := &bounded{max: maxAnswer, kept: make([]byte, 0, maxAnswer)}, &bounded{max: maxAnswer}
-	defer func() { clear(said.kept) }()
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), out, said
-	asGroup(cmd)
-	cmd.WaitDelay = grace
-	err := cmd.Run()
-	// a program that it started still has its output open; what it said is checked
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil
-	}
+	out, err := secret.Run(ctx, p.command, in, p.timeout)
 	switch {
 	case ctx.Err() != nil:
-		err = ctx.Err()
-	case limited.Err() != nil:
-		err = p.failed("%w: it was stopped after %s; --key-timeout gives it longer", ErrTimeout, p.timeout)
-	case out.over:
-		err = p.failed("it wrote more than %d bytes", maxAnswer)
+		return nil, ctx.Err()
+	case errors.Is(err, ErrTimeout):
+		return nil, p.failed("%w: it was stopped after %s; --key-timeout gives it longer", ErrTimeout, p.timeout)
 	case err != nil:
-		if text := harmless(said.kept); text != "" {
-			err = p.failed("%w: it says: %s", err, text)
-		} else {
-			err = p.failed("%w", err)
-		}
+		return nil, p.failed("%w", err)
 	}
-	if err != nil {
-		clear(out.kept)
-		return nil, err
-	}
-	return out.kept, nil
+	return out, nil
 }
 
 func (p *plugin) failed(format string, args ...any) error {
 	return fmt.Errorf("%w %s: %w", ErrPlugin, p.command[0], fmt.Errorf(format, args...))
-}
-
-// secretLike is text that could be a part of a key, in base64, hexadecimal or decimal digits, and digitsLike what is
-// left of dumps of one without the spaces between.
-var (
-	secretLike = regexp.MustCompile(`[A-Za-z0-9+/=:_-]{24,}`)
-	digitsLike = regexp.MustCompile(`[0-9a-fA-F]{32,}`)
-	between    = regexp.MustCompile(`[\s:.,_-]+`)
-)
-
-// harmless is the last line of what a plug-in said to people, without anything that could be a key.
-func harmless(said []byte) string {
-	if bytes.Contains(said, []byte("PRIVATE KEY")) {
-		return "(a private key, which is not repeated here)"
-	}
-	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
-	last := strings.Map(func(c rune) rune {
-		if !unicode.IsPrint(c) {
-			return ' '
-		}
-		return c
-	}, strings.ToValidUTF8(lines[len(lines)-1], "?"))
-	if digitsLike.MatchString(between.ReplaceAllString(last, "")) {
-		return "(something that looks like a key, which is not repeated here)"
-	}
-	last = secretLike.ReplaceAllString(last, "…")
-	if runes := []rune(last); len(runes) > 300 {
-		last = string(runes[:300]) + "…"
-	}
-	return last
-}
-
-// bounded keeps no more than so many bytes.
-type bounded struct {
-	kept []byte
-	max  int
-	over bool
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	n := min(len(p), b.max-len(b.kept))
-	b.over = b.over || n < len(p)
-	b.kept = append(b.kept, p[:n]...)
-	return len(p), nil
 }

@@ -7,11 +7,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 	"time"
 
+	"github.com/cconvert/cconvert/internal/secret"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -26,8 +26,8 @@ type Options struct {
 }
 
 var (
-	// ErrName says that a key's name is none.
-	ErrName = errors.New("not the name of a key")
+	// ErrName says that a key's name cannot be one.
+	ErrName = secret.ErrName
 	// ErrNoPKCS11 says that this program was built without PKCS#11, whose modules are libraries in C.
 	ErrNoPKCS11 = errors.New("this build of cconvert is static and cannot load PKCS#11 modules")
 )
@@ -69,9 +69,6 @@ func isKey(name string) bool {
 // keyLike is PEM in base64.
 var keyLike = regexp.MustCompile(`LS0tLS1CRUdJT|^(env:)?[A-Za-z0-9+/=]{200,}$`)
 
-// plainVariable is the name of a variable.
-var plainVariable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-
 // parse reads a key from PEM, asking for a passphrase by the name of where it is.
 func parse(text []byte, of string, o Options) (*sgx.Key, error) {
 	var ask func() ([]byte, error)
@@ -88,15 +85,11 @@ func parse(text []byte, of string, o Options) (*sgx.Key, error) {
 // fromEnv reads a key from a variable, which holds PEM, or PEM in base64: some systems keep secrets of one line
 // only. The variable is taken away, so that no program inherits it.
 func fromEnv(variable string, o Options) (*sgx.Key, error) {
-	if !plainVariable.MatchString(variable) {
-		return nil, fmt.Errorf("%w: what follows env: is not the name of a variable, and is not repeated here", ErrName)
-	}
-	text := []byte(os.Getenv(variable))
-	if len(text) == 0 {
-		return nil, fmt.Errorf("reading the signing key: the variable %q is not set: %w", variable, ErrName)
+	text, err := secret.Variable(variable)
+	if err != nil {
+		return nil, fmt.Errorf("reading the signing key: %w", err)
 	}
 	defer clear(text)
-	os.Unsetenv(variable)
 	if !strings.Contains(string(text), "-----BEGIN") {
 		if plain, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(text)), "")); err == nil {
 			defer clear(plain)

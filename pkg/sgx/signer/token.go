@@ -208,6 +208,9 @@ func explain(err error) error {
 	return err
 }
 
+// grace is how long a module may take to log out.
+const grace = 2 * time.Second
+
 // Close logs out, unless the module hangs.
 func (t *token) Close() error {
 	_, err := patient(context.Background(), grace, func() (struct{}, error) { return struct{}{}, t.module.Close() })

@@ -1,0 +1,169 @@
+// Package filekey reads the keys to which files are encrypted, and derives from the key of an owner those of images.
+package filekey
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/shlex"
+
+	"github.com/cconvert/cconvert/internal/secret"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
+)
+
+// Errors of keys.
+var (
+	// ErrName says that the name of a key cannot be one.
+	ErrName = secret.ErrName
+	// ErrKey says that what was read is not a key to encrypted files.
+	ErrKey = errors.New("not a key to encrypted files: 16 bytes, or what cconvert keygen --files has made")
+	// ErrSource says that a key of an owner was used without the digest of an image.
+	ErrSource = errors.New("the key is an owner's, which has another for each image: say which by its digest")
+)
+
+const (
+	pemType    = "CCONVERT FILES KEY"
+	masterSize = 32
+	timeout    = 2 * time.Minute // for a program that tells a key: somebody may have to touch a token
+)
+
+// Secret is a key that was read: that of an owner, or one that is used as it is. It must be closed.
+type Secret struct {
+	master []byte // nil for one that is used as it is
+	wrap   protectedfs.Key
+}
+
+// Create makes a key of an owner in a file that only its owner can read. A file that exists is never written over: the
+// error is fs.ErrExist.
+func Create(file string) error {
+	master := make([]byte, masterSize)
+	defer clear(master)
+	rand.Read(master)
+	text := pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: master})
+	defer clear(text)
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return fmt.Errorf("writing the key: %w", err)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing the key: %w", err)
+	}
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		os.Remove(file)
+		return fmt.Errorf("writing the key: %w", err)
+	}
+	return nil
+}
+
+// keyLike is a key in the place of a name.
+var keyLike = regexp.MustCompile(`-----BEGIN|[\r\n]|^(env:)?[0-9a-fA-F]{32}$|^(env:)?[A-Za-z0-9+/=]{60,}$`)
+
+// Open reads a key: from a file or a pipe, from a variable (env:VARIABLE), which is taken away, or from what a program
+// writes to its standard output (exec:COMMAND). A key is PEM, also in base64, or 16 bytes, also in hexadecimal. Exposed
+// is told of a file that others than its owner can read; nil: nobody is.
+func Open(ctx context.Context, name string, exposed func(file string)) (*Secret, error) {
+	if keyLike.MatchString(name) {
+		return nil, fmt.Errorf("%w: this is a key itself, which is not repeated here. Put it in a file, or in a "+
+			"variable and say env:VARIABLE", ErrName)
+	}
+	scheme, rest, _ := strings.Cut(name, ":")
+	var text []byte
+	var err error
+	switch scheme {
+	case "env":
+		text, err = secret.Variable(rest)
+	case "exec":
+		text, err = run(ctx, rest)
+	default:
+		var open bool
+		text, open, err = secret.ReadFile(name)
+		if err == nil && open && exposed != nil {
+			exposed(name)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the key to encrypted files: %w", err)
+	}
+	defer clear(text)
+	s, err := parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("reading the key to encrypted files from %s: %w", scheme, err)
+	}
+	return s, nil
+}
+
+func run(ctx context.Context, command string) ([]byte, error) {
+	words, err := shlex.Split(command)
+	if err != nil || len(words) == 0 {
+		return nil, fmt.Errorf("%w: exec: has no command", ErrName)
+	}
+	return secret.Run(ctx, words, nil, timeout)
+}
+
+func parse(text []byte) (*Secret, error) {
+	if len(text) == len(protectedfs.Key{}) {
+		return &Secret{wrap: protectedfs.Key(text)}, nil
+	}
+	compact := strings.Join(strings.Fields(string(text)), "")
+	if b, err := hex.DecodeString(compact); err == nil && len(b) == len(protectedfs.Key{}) {
+		defer clear(b)
+		return &Secret{wrap: protectedfs.Key(b)}, nil
+	}
+	if !strings.Contains(string(text), "-----BEGIN") {
+		plain, err := base64.StdEncoding.DecodeString(compact)
+		if err != nil {
+			return nil, ErrKey
+		}
+		defer clear(plain)
+		text = plain
+	}
+	block, rest := pem.Decode(text)
+	if block == nil || block.Type != pemType || len(block.Bytes) != masterSize ||
+		len(strings.TrimSpace(string(rest))) > 0 {
+		return nil, ErrKey
+	}
+	return &Secret{master: block.Bytes}, nil
+}
+
+var digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+// For returns the key for the files of an image, by the digest of the image that it is made of ("sha256:…"). A key that
+// is used as it is needs none. The error is ErrSource if a digest is needed.
+func (s *Secret) For(source string) (protectedfs.Key, error) {
+	if s.master == nil {
+		return s.wrap, nil
+	}
+	if !digestPattern.MatchString(source) {
+		return protectedfs.Key{}, ErrSource
+	}
+	mac := hmac.New(sha256.New, s.master)
+	mac.Write([]byte("cconvert files of an image, version 1\x00" + source))
+	sum := mac.Sum(nil)
+	defer clear(sum)
+	return protectedfs.Key(sum[:len(protectedfs.Key{})]), nil
+}
+
+// Close forgets the key.
+func (s *Secret) Close() {
+	clear(s.master)
+	s.wrap = protectedfs.Key{}
+}
