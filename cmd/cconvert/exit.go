@@ -70,7 +70,8 @@ func exitCode(ctx context.Context, err error) int {
 		!errors.Is(err, image.ErrUnauthorized):
 		return exitUsage
 	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference),
-		errors.Is(err, signer.ErrName), errors.Is(err, filekey.ErrKey), errors.Is(err, filekey.ErrSource):
+		errors.Is(err, signer.ErrName), errors.Is(err, filekey.ErrKey), errors.Is(err, filekey.ErrSource),
+		errors.Is(err, protectedfs.ErrPathForm), errors.Is(err, protectedfs.ErrFile):
 		return exitUsage
 	case errors.Is(err, errRefused), errors.Is(err, errDifferent), errors.Is(err, rootfs.ErrDigest),
 		errors.Is(err, image.ErrDigest), errors.Is(err, protectedfs.ErrFormat), errors.Is(err, protectedfs.ErrKey),

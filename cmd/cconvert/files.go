@@ -34,6 +34,9 @@ func (k *fileKeyFlags) open(cmd *cobra.Command) (key protectedfs.Key, err error)
 		return key, err
 	}
 	defer s.Close()
+	if k.image != "" && !s.Owners() {
+		return key, usagef("--image is for a key of keygen --files; this one is used as it is")
+	}
 	return s.For(k.image)
 }
 
@@ -68,7 +71,7 @@ two files are the same and nothing else; --random has them differ.`,
 			if err != nil {
 				return err
 			}
-			return protectedfs.EncryptFile(args[0], args[1],
+			return protectedfs.EncryptFile(cmd.Context(), args[0], args[1],
 				protectedfs.File{Path: key.path, Version: protectedfs.Version(format), Random: random}, k)
 		},
 	}
@@ -93,7 +96,7 @@ changed, or is for another path or key.`,
 			if err != nil {
 				return err
 			}
-			return protectedfs.DecryptFile(args[0], args[1], key.path, k)
+			return protectedfs.DecryptFile(cmd.Context(), args[0], args[1], key.path, k)
 		},
 	}
 	key.add(cmd.Flags())

@@ -56,9 +56,9 @@ func Run(ctx context.Context, command []string, in []byte, timeout time.Duration
 // secretLike is text that could be a part of a key, in base64, hexadecimal or decimal digits, and digitsLike what is
 // left of dumps of one without the spaces between.
 var (
-	secretLike = regexp.MustCompile(`[A-Za-z0-9+/=:_-]{24,}`)
-	digitsLike = regexp.MustCompile(`[0-9a-fA-F]{32,}`)
-	between    = regexp.MustCompile(`[\s:.,_-]+`)
+	secretLike = regexp.MustCompile(`[A-Za-z0-9+/=:_-]{20,}`)
+	digitsLike = regexp.MustCompile(`[0-9a-fA-F]{24,}`)
+	between    = regexp.MustCompile(`(0x|\\x|[\s:.,_{}\[\]-])+`)
 )
 
 // harmless is the last line of what a program said to people, without anything that could be a key.

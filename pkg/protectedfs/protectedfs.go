@@ -70,7 +70,7 @@ const (
 	offRoot    = 780
 	offInline  = 812
 	metaSize   = offInline + inline
-	maxContent = 1 << 50 // bytes: more than any file, and small enough to reckon with
+	maxContent = 1 << 44 // bytes
 )
 
 // metaOffset returns the offset of the encrypted part of node 0: the second version has flags before it.
@@ -113,7 +113,7 @@ func Length(size int64) int64 {
 // CheckLength reports whether an encrypted file can have this size in bytes.
 func CheckLength(length int64) bool {
 	nodes := length/NodeSize - 1
-	if length <= 0 || length%NodeSize != 0 || length > maxContent {
+	if length <= 0 || length%NodeSize != 0 || length > Length(maxContent) {
 		return false
 	}
 	data := nodes - (nodes+perTree)/(perTree+1)

@@ -2,6 +2,7 @@ package protectedfs
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
 
@@ -257,11 +259,80 @@ func TestContentIsTheAnnouncedOne(t *testing.T) {
 	}
 	for _, bad := range []File{
 		{Path: "", Version: Version2}, {Path: strings.Repeat("x", MaxPath+1), Version: Version2},
+		{Path: "/a\x00b", Version: Version2}, {Path: "/a/../b", Version: Version2}, {Path: "/a/", Version: Version2},
 		{Path: "/a", Version: 3}, {Path: "/a", Version: Version2, Size: -1},
 	} {
 		assert.Error(t, Encrypt(out, bytes.NewReader(nil), bad, Key{}), fmt.Sprint(bad))
 	}
 	assert.ErrorIs(t, Encrypt(out[:NodeSize], bytes.NewReader(plain), f, Key{}), io.ErrShortWrite)
+}
+
+// What is announced costs nothing before it is there.
+func TestAnnouncedSize(t *testing.T) {
+	f := File{Path: "/a", Size: maxContent, Version: Version2}
+	assert.ErrorIs(t, Encrypt(make(file, 1<<20), bytes.NewReader(content(10_000)), f, Key{}), ErrContent)
+	assert.True(t, CheckLength(Length(maxContent)))
+}
+
+// flaky is a file that a host serves otherwise after it has failed once.
+type flaky struct {
+	before, after []byte
+	failed        bool
+}
+
+func (f *flaky) ReadAt(b []byte, offset int64) (int, error) {
+	if !f.failed && offset == 2*NodeSize {
+		f.failed = true
+		return 0, errors.New("once")
+	}
+	if f.failed {
+		return bytes.NewReader(f.after).ReadAt(b, offset)
+	}
+	return bytes.NewReader(f.before).ReadAt(b, offset)
+}
+
+// After an error nothing more is read: the tree would be read again, and nodes be taken for others.
+func TestErrorsStay(t *testing.T) {
+	key, plain := testKey(t), content(13_000_000)
+	good := encrypt(t, plain, announced("/a", plain, Version2), key)
+	moved := bytes.Clone(good)
+	copy(moved[treeNumber(33)*NodeSize:][:3*NodeSize], good[treeNumber(1)*NodeSize:])
+	r, err := Open(&flaky{before: good, after: moved}, int64(len(good)), "/a", key)
+	require.NoError(t, err)
+	head, err := io.ReadAll(r)
+	require.ErrorContains(t, err, "once")
+	assert.Len(t, head, inline)
+	n, again := r.Read(make([]byte, 10))
+	assert.Zero(t, n)
+	assert.Equal(t, err, again)
+}
+
+func TestFiles(t *testing.T) {
+	ctx, dir := context.Background(), t.TempDir()
+	name := func(n string) string { return filepath.Join(dir, n) }
+	plain, f := content(10_000), File{Path: "/a", Version: Version2}
+	require.NoError(t, os.WriteFile(name("in"), plain, 0o644))
+	require.NoError(t, os.Symlink("in", name("link")))
+	require.NoError(t, syscall.Mkfifo(name("pipe"), 0o600))
+	require.NoError(t, EncryptFile(ctx, name("in"), name("out"), f, Key{}))
+	require.NoError(t, DecryptFile(ctx, name("out"), name("back"), "/a", Key{}))
+	back, err := os.ReadFile(name("back"))
+	require.NoError(t, err)
+	assert.Equal(t, plain, back)
+	for _, c := range [][2]string{
+		{"in", "link"}, {"in", "in"}, {"in", "pipe"}, {"pipe", "new"}, {"in", "."}, {".", "new"},
+	} {
+		assert.ErrorIs(t, EncryptFile(ctx, name(c[0]), name(c[1]), f, Key{}), ErrFile, c)
+		assert.ErrorIs(t, DecryptFile(ctx, name(c[0]), name(c[1]), "/a", Key{}), ErrFile, c)
+	}
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	assert.ErrorIs(t, EncryptFile(ended, name("in"), name("new"), f, Key{}), context.Canceled)
+	assert.ErrorIs(t, DecryptFile(ended, name("out"), name("new"), "/a", Key{}), context.Canceled)
+	assert.ErrorIs(t, DecryptFile(ctx, name("out"), name("new"), "/b", Key{}), ErrPath)
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Len(t, left, 5, "nothing is left of what failed")
 }
 
 // No key is used twice: not by another path, nor by another content, however little it differs.

@@ -40,7 +40,7 @@ func ReadHeader(node []byte) (*Header, error) {
 
 // Reader reads the content of an encrypted file from its beginning. All that it returns was authenticated.
 type Reader struct {
-	Version Version
+	Version Version // which is not authenticated: a host can turn the one into the other
 
 	src   io.ReaderAt
 	size  int64
@@ -51,6 +51,7 @@ type Reader struct {
 	plain []byte
 	tree  []byte
 	trees []slot // of the nodes of the tree, as far as they are known
+	err   error  // of what was read before
 }
 
 // Open begins to read an encrypted file with so many bytes, which must be for this path.
@@ -92,15 +93,17 @@ func Open(src io.ReaderAt, length int64, path string, key Key) (*Reader, error) 
 // Size is that of the content in bytes.
 func (r *Reader) Size() int64 { return r.size }
 
-// Read reads the content. The error is ErrChanged from the first node on that was changed.
+// Read reads the content. The error is ErrChanged from the first node on that was changed. After an error, of whatever
+// kind, there is only that error.
 func (r *Reader) Read(p []byte) (int, error) {
-	if len(r.rest) == 0 {
+	if r.err == nil && len(r.rest) == 0 {
 		if r.left == 0 {
 			return 0, io.EOF
 		}
-		if err := r.nextNode(); err != nil {
-			return 0, err
-		}
+		r.err = r.nextNode()
+	}
+	if r.err != nil {
+		return 0, r.err
 	}
 	n := copy(p, r.rest)
 	r.rest = r.rest[n:]

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"path"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -26,18 +28,23 @@ type File struct {
 	Random bool
 }
 
+// ErrPathForm says that a path is not one by which Gramine opens a file.
+var ErrPathForm = errors.New("not the path of an encrypted file")
+
 // ErrContent says that a content is not the one whose size and digest were given.
 var ErrContent = errors.New("the content is not the one that was announced")
 
 // Encrypt writes a file of Length(f.Size) bytes. It reads the content once, and keeps 32 bytes in memory for each 4096
-// of it. After an error what was written must be removed, above all after ErrContent: its keys are those of another
-// content.
+// of it. Until it has returned without an error, nobody may read dst who must not know the content, and after an error
+// what was written must be removed: if the content is not the announced one (ErrContent), it was encrypted with the
+// keys of another, which tells of both.
 func Encrypt(dst io.WriterAt, content io.Reader, f File, key Key) error {
 	if f.Version != Version1 && f.Version != Version2 {
 		return fmt.Errorf("version %d of the format of encrypted files is unknown", f.Version)
 	}
-	if f.Path == "" || len(f.Path) > MaxPath {
-		return fmt.Errorf("the path of an encrypted file has 1 to %d bytes, not %d", MaxPath, len(f.Path))
+	if len(f.Path) > MaxPath || f.Path == "." || path.Clean(f.Path) != f.Path || strings.Contains(f.Path, "\x00") {
+		return fmt.Errorf("%w: %q, which must be without links, \"..\" or repeated slashes, and at most %d bytes",
+			ErrPathForm, f.Path, MaxPath)
 	}
 	if f.Size < 0 || f.Size > maxContent {
 		return fmt.Errorf("%d bytes cannot be the size of an encrypted file", f.Size)
@@ -55,7 +62,7 @@ type writer struct {
 	dst   io.WriterAt
 	keys  nodeKeys
 	sum   hash.Hash // nil if nothing follows from the content's digest
-	data  []slot
+	data  [][]slot  // below each node of the tree
 	trees []slot
 }
 
@@ -66,8 +73,6 @@ func (w *writer) write(content io.Reader, key Key) error {
 	if err := w.read(content, meta[offInline:][:min(w.Size, inline)]); err != nil {
 		return err
 	}
-	n := dataNodes(w.Size)
-	w.data, w.trees = make([]slot, n), make([]slot, treeNodes(n))
 	if err := w.writeData(content); err != nil {
 		return err
 	}
@@ -80,6 +85,7 @@ func (w *writer) write(content io.Reader, key Key) error {
 	if w.sum != nil && [sha256.Size]byte(w.sum.Sum(nil)) != w.SHA256 {
 		return fmt.Errorf("%w: its digest is another", ErrContent)
 	}
+	w.trees = make([]slot, len(w.data))
 	if err := w.writeTree(); err != nil {
 		return err
 	}
@@ -109,20 +115,22 @@ func (w *writer) writeData(content io.Reader) error {
 		free <- &run{keys: w.keys.clone()}
 	}
 	g.SetLimit(workers)
-	left := w.Size - inline
+	left, total := w.Size-inline, dataNodes(w.Size)
 	var err error
-	for first := int64(0); first < int64(len(w.data)) && ctx.Err() == nil; first += perTree {
+	for first := int64(0); first < total && ctx.Err() == nil; first += perTree {
 		r := <-free
 		n := min(left, perTree*NodeSize)
 		left -= n
-		r.resize(int(min(int64(len(w.data))-first, perTree)))
+		slots := make([]slot, min(total-first, perTree))
+		w.data = append(w.data, slots) // as the content arrives: its size is only what was announced
+		r.resize(len(slots))
 		clear(r.plain[n:])
 		if err = w.read(content, r.plain[:n]); err != nil {
 			break
 		}
 		g.Go(func() error {
 			defer func() { free <- r }()
-			r.encrypt(w.data[first:], first)
+			r.encrypt(slots, first)
 			_, err := w.dst.WriteAt(r.sealed, dataOffset(first))
 			return err
 		})
@@ -167,7 +175,7 @@ func (w *writer) writeTree() error {
 	plain, sealed := make([]byte, NodeSize), make([]byte, 0, NodeSize+tagSize)
 	for j := len(w.trees) - 1; j >= 0; j-- {
 		clear(plain)
-		for i, s := range w.data[j*perTree : min((j+1)*perTree, len(w.data))] {
+		for i, s := range w.data[j] {
 			copy(plain[i*slotSize:], s[:])
 		}
 		for i, s := range w.trees[min(j*children+1, len(w.trees)):min((j+1)*children+1, len(w.trees))] {

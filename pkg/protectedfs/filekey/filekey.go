@@ -74,14 +74,15 @@ func Create(file string) error {
 	return nil
 }
 
-// keyLike is a key in the place of a name.
-var keyLike = regexp.MustCompile(`-----BEGIN|[\r\n]|^(env:)?[0-9a-fA-F]{32}$|^(env:)?[A-Za-z0-9+/=]{60,}$`)
+// keyLike is a key, or most of one, in the place of a name: PEM, or 16 bytes in hexadecimal or base64.
+var keyLike = regexp.MustCompile(`-----BEGIN|[\r\n]|(^|[^0-9A-Za-z_/.-])(0x)?[0-9a-fA-F]{24,}([^0-9A-Za-z_/.-]|$)|` +
+	`^\s*((env|exec|file):)?\s*([A-Za-z0-9+/_-]{22}(==)?|[A-Za-z0-9+/=]{60,})\s*$`)
 
 // Open reads a key: from a file or a pipe, from a variable (env:VARIABLE), which is taken away, or from what a program
 // writes to its standard output (exec:COMMAND). A key is PEM, also in base64, or 16 bytes, also in hexadecimal. Exposed
 // is told of a file that others than its owner can read; nil: nobody is.
 func Open(ctx context.Context, name string, exposed func(file string)) (*Secret, error) {
-	if keyLike.MatchString(name) {
+	if _, err := os.Lstat(name); err != nil && keyLike.MatchString(name) {
 		return nil, fmt.Errorf("%w: this is a key itself, which is not repeated here. Put it in a file, or in a "+
 			"variable and say env:VARIABLE", ErrName)
 	}
@@ -119,8 +120,19 @@ func run(ctx context.Context, command string) ([]byte, error) {
 	return secret.Run(ctx, words, nil, timeout)
 }
 
+// printed reports whether these are characters: 16 of them are a part of a key in hexadecimal, or a word. Of random
+// keys one in ten millions is so.
+func printed(text []byte) bool {
+	for _, c := range text {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
 func parse(text []byte) (*Secret, error) {
-	if len(text) == len(protectedfs.Key{}) {
+	if len(text) == len(protectedfs.Key{}) && !printed(text) {
 		return &Secret{wrap: protectedfs.Key(text)}, nil
 	}
 	compact := strings.Join(strings.Fields(string(text)), "")
@@ -147,7 +159,7 @@ func parse(text []byte) (*Secret, error) {
 var digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 // For returns the key for the files of an image, by the digest of the image that it is made of ("sha256:…"). A key that
-// is used as it is needs none. The error is ErrSource if a digest is needed.
+// is used as it is does not depend on it. The error is ErrSource if a digest is needed.
 func (s *Secret) For(source string) (protectedfs.Key, error) {
 	if s.master == nil {
 		return s.wrap, nil
@@ -161,6 +173,9 @@ func (s *Secret) For(source string) (protectedfs.Key, error) {
 	defer clear(sum)
 	return protectedfs.Key(sum[:len(protectedfs.Key{})]), nil
 }
+
+// Owners reports whether the key is an owner's, which has another for each image.
+func (s *Secret) Owners() bool { return s.master != nil }
 
 // Close forgets the key.
 func (s *Secret) Close() {

@@ -77,7 +77,7 @@ func TestRefused(t *testing.T) {
 	file := filepath.Join(dir, "k")
 	key := "e92502ca5670109484d3f749a9bd647b"
 	for _, text := range []string{
-		"", "x", key + "00", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+		"", "x", key + "00", key[:16], "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
 		"-----BEGIN CCONVERT FILES KEY-----\nAAAA\n-----END CCONVERT FILES KEY-----\n", strings.Repeat("a", 1<<17),
 	} {
 		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
@@ -86,13 +86,22 @@ func TestRefused(t *testing.T) {
 		assert.NotContains(t, err.Error(), key)
 	}
 	for _, name := range []string{
-		key, "env:" + key, "env:", "env:MISSING", "exec:", "exec:'", "-----BEGIN", filepath.Join(dir, "none"),
+		key, "exec:" + key, "file:" + key, "0x" + key, " " + key, key + "0", key[:31], key[:24], "exec:echo " + key,
+		"6SUCylZwEJSE0/dJqb1kew==", "6SUCylZwEJSE0/dJqb1kew", "env:6SUCylZwEJSE0/dJqb1kew", "env:" + key, "env:",
+		"env:MISSING", "exec:", "exec:'", "-----BEGIN", filepath.Join(dir, "none"),
 	} {
 		_, err := Open(ctx, name, nil)
 		require.Error(t, err, name)
-		assert.NotContains(t, err.Error(), key)
+		assert.NotContains(t, err.Error(), key[:24])
+		assert.NotContains(t, err.Error(), "6SUCyl")
 	}
-	_, err := Open(ctx, "exec:sh -c 'echo "+key+" >&2; exit 1'", nil)
-	require.Error(t, err)
-	assert.NotContains(t, err.Error(), key)
+	program := filepath.Join(dir, "tell")
+	for _, said := range []string{
+		key, "6SUCylZwEJSE0/dJqb1kew", "0xe9, 0x25, 0x02, 0xca, 0x56, 0x70, 0x10, 0x94, 0x84, 0xd3, 0xf7, 0x49",
+	} {
+		require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\necho '"+said+"' >&2; exit 1"), 0o700))
+		_, err := Open(ctx, "exec:"+program, nil)
+		require.ErrorContains(t, err, "it says")
+		assert.NotContains(t, err.Error(), said)
+	}
 }

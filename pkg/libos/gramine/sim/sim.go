@@ -66,16 +66,17 @@ func readLoader(file string) ([]byte, error) {
 	}
 	program, err := embedded.ReadFile("embedded/loader")
 	if err == nil {
+		if !bytes.Contains(program, []byte(loader.Marker)) {
+			return nil, errors.New("the loader that was built into this program is of another version: build it with " +
+				"make")
+		}
 		return program, checkProgram("the loader that was built into this program", program)
 	}
 	if !loader.Initialised() || runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		return nil, errors.New("this program was built without the loader: name one with --runtime sim=FILE, made by " +
 			"CGO_ENABLED=0 GOOS=linux GOARCH=amd64 go build github.com/cconvert/cconvert/cmd/cconvert-sim-loader")
 	}
-	if file, err = os.Executable(); err != nil {
-		return nil, err
-	}
-	return readProgram(file)
+	return readProgram("/proc/self/exe") // which is this program also after another one was put in its place
 }
 
 func readProgram(file string) ([]byte, error) {

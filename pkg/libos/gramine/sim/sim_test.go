@@ -3,6 +3,7 @@ package sim_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/loader"
 )
@@ -87,6 +90,9 @@ func TestLoader(t *testing.T) {
 	assert.Less(t, info.Size(), int64(8<<20))
 
 	assert.Equal(t, "false "+b.Version, run(t, strings.ReplaceAll(main, "INIT", "false"), built))
+	other := filepath.Join(t.TempDir(), "other")
+	require.NoError(t, os.WriteFile(other, []byte(fixture.ELF("")), 0o755))
+	assert.Contains(t, run(t, strings.ReplaceAll(main, "INIT", "false"), other), "is of another version")
 	assert.Equal(t, "false "+b.Version, run(t, strings.ReplaceAll(main, "INIT", "true"), built))
 	assert.Contains(t, run(t, strings.ReplaceAll(main, "INIT", "false"), ""),
 		"this program was built without the loader")
@@ -94,6 +100,7 @@ func TestLoader(t *testing.T) {
 }
 
 func TestPlaceOfTheLoader(t *testing.T) {
+	assert.Regexp(t, fmt.Sprintf(" layout %d$", enclave.Version), loader.Marker)
 	assert.True(t, strings.HasPrefix(loader.Path, libos.Root+"/"))
 }
 

@@ -36,6 +36,9 @@ func refused(format string, args ...any) error { return &refusedError{fmt.Errorf
 // Path is the loader in a converted image. It is also the enclave image that is measured.
 const Path = root + "/sim/loader"
 
+// Marker is in every build of the loader: it says which layout of enclaves it checks.
+const Marker = "cconvert's simulated runtime, enclave layout 1"
+
 // root is libos.Root, whose package this one does not import.
 const root = "/cconvert"
 
@@ -62,7 +65,7 @@ func invoked(args []string) bool {
 // Main is the loader: LOADER LIBPAL init APP [ARGS…]. It replaces itself by the program and returns
 // only an exit code: 4 if something was tampered with, else 1.
 func Main(args []string) int {
-	err := errors.New("this is the loader of images that cconvert made with --runtime sim, and is started by them")
+	err := errors.New(Marker + ": it is started by images that were converted with --runtime sim")
 	if invoked(args) {
 		err = start(args)
 	}
