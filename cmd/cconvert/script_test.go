@@ -38,6 +38,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
 )
@@ -254,6 +255,13 @@ func TestHelpExamplesRun(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	selfSigned(t, filepath.Join(dir, "tls.pem"), filepath.Join(dir, "tls-key.pem"))
+	wrap := make([]byte, len(protectedfs.Key{}))
+	for name, content := range map[string][]byte{"wrap-key": wrap, "model.bin": []byte("weights")} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
+	}
+	require.NoError(t, protectedfs.EncryptFile(t.Context(), filepath.Join(dir, "model.bin"),
+		filepath.Join(dir, "model.bin.encrypted"),
+		protectedfs.File{Path: "/srv/app/model.bin", Version: protectedfs.Version2}, protectedfs.Key(wrap)))
 	for _, e := range examples {
 		e, input, _ := strings.Cut(e, " < ")
 		args := strings.Fields(strings.ReplaceAll(replace.Replace(e), `"`, ""))[1:]
