@@ -12,8 +12,8 @@ build: loader
 # The loader of simulated images, which every program has in it that is built afterwards. It is measured: the same source
 # and version of Go must give the same bytes, so nothing of this machine or of the commit is in it.
 loader:
-	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -buildid=" \
-		-o $(LOADER) ./cmd/cconvert-sim-loader
+	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= \
+		$(GO) build -trimpath -buildvcs=false -ldflags "-s -w -buildid=" -o $(LOADER) ./cmd/cconvert-sim-loader
 
 # With keys in PKCS#11 tokens, whose drivers are libraries in C: needs a C compiler.
 build-pkcs11: loader

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 )
 
@@ -39,6 +40,28 @@ func ReadFile(file string) (text []byte, exposed bool, err error) {
 		return nil, false, err
 	}
 	return buffer[:n], info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0, nil
+}
+
+// CreateFile writes a key to a new file that only its owner can read. A file that exists is never written over: the
+// error is fs.ErrExist.
+func CreateFile(file string, write func(io.Writer) error) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err = write(f); err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		os.Remove(file)
+	}
+	return err
 }
 
 // plainVariable is the name of a variable.

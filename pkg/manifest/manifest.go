@@ -92,33 +92,33 @@ func New(s *launch.Spec, o libos.EnclaveOptions) (*Manifest, error) {
 	for _, mount := range s.Mounts {
 		mounts = append(mounts, mountTable(mount))
 	}
-	enclave := Table{
+	section := Table{
 		"enclave_size": enclave.FormatSize(s.Memory),
 		"max_threads":  int64(s.Threads),
 		"isvprodid":    int64(o.ISVProdID),
 		"isvsvn":       int64(o.ISVSVN),
 	}
 	if o.EDMM {
-		enclave["edmm_enable"] = true
+		section["edmm_enable"] = true
 	}
 	if o.Debug {
-		enclave["debug"] = true
+		section["debug"] = true
 	}
 	if o.Attestation != "" {
-		enclave["remote_attestation"] = o.Attestation
+		section["remote_attestation"] = o.Attestation
 	}
 	if len(s.Allowed) > 0 {
 		allowed := make([]any, 0, len(s.Allowed))
 		for _, p := range s.Allowed {
 			allowed = append(allowed, "file:"+p)
 		}
-		enclave["allowed_files"] = allowed
+		section["allowed_files"] = allowed
 	}
 	merge(m.Table, Table{
 		"libos":  Table{"entrypoint": s.Entrypoint},
 		"loader": loader,
 		"fs":     Table{"start_dir": s.WorkDir, "mounts": mounts},
-		"sgx":    enclave,
+		"sgx":    section,
 	}, "")
 	m.Trusted = make([]TrustedFile, 0, len(s.Trusted))
 	for _, f := range s.Trusted {

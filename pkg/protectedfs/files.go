@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/cconvert/cconvert/internal/ctxio"
 )
 
 // ErrFile says that a file cannot be encrypted or decrypted, or cannot be written over.
@@ -20,86 +22,84 @@ var ErrFile = errors.New("not a file for this")
 // EncryptFile encrypts a file to another one, which appears only if all went well, and is its owner's alone. Size and
 // SHA256 of f are found out. What is read must not change meanwhile: the error is ErrContent.
 func EncryptFile(ctx context.Context, from, to string, f File, key Key) error {
-	return convertFile(from, to, func(in *os.File, write func(func(*os.File) error) error) error {
-		sum := sha256.New()
-		var err error
-		if f.Size, err = io.Copy(sum, &contextReader{ctx, in}); err != nil {
-			return err
+	in, _, err := openInput(from, to)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	sum := sha256.New()
+	if f.Size, err = io.Copy(sum, ctxio.NewReader(ctx, in)); err != nil {
+		return fmt.Errorf("reading %s: %w", from, err)
+	}
+	sum.Sum(f.SHA256[:0])
+	if _, err := in.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return create(to, func(out *os.File) error {
+		if err := Encrypt(out, ctxio.NewReader(ctx, in), f, key); err != nil {
+			return fmt.Errorf("encrypting %s: %w", from, err)
 		}
-		sum.Sum(f.SHA256[:0])
-		if _, err := in.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		return write(func(out *os.File) error { return Encrypt(out, &contextReader{ctx, in}, f, key) })
+		return nil
 	})
 }
 
 // DecryptFile decrypts a file to another one, which appears only if all was authentic, and is its owner's alone.
 func DecryptFile(ctx context.Context, from, to, path string, key Key) error {
-	return convertFile(from, to, func(in *os.File, write func(func(*os.File) error) error) error {
-		info, err := in.Stat()
-		if err != nil {
-			return err
-		}
-		r, err := Open(in, info.Size(), path, key)
-		if err != nil {
-			return err
-		}
-		return write(func(out *os.File) error {
-			_, err := io.Copy(out, &contextReader{ctx, r})
-			return err
-		})
-	})
-}
-
-// convertFile opens one regular file and has another one written, beside its place and then put there.
-func convertFile(from, to string, convert func(in *os.File, write func(func(*os.File) error) error) error) error {
-	in, err := os.OpenFile(from, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would wait for its writer
+	in, size, err := openInput(from, to)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	r, err := Open(in, size, path, key)
+	if err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	return create(to, func(out *os.File) error {
+		if _, err := io.Copy(out, ctxio.NewReader(ctx, r)); err != nil {
+			return fmt.Errorf("%s: %w", from, err)
+		}
+		return nil
+	})
+}
+
+// openInput opens a regular file from which another one can be made: a new one, or in place of a regular one.
+func openInput(from, to string) (in *os.File, size int64, err error) {
+	if in, err = os.OpenFile(from, os.O_RDONLY|syscall.O_NONBLOCK, 0); err != nil { // a pipe would wait for its writer
+		return nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			in.Close()
+		}
+	}()
 	info, err := in.Stat()
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%w: %s is not a regular one", ErrFile, from)
+		return nil, 0, fmt.Errorf("%w: %s is not a regular one", ErrFile, from)
 	}
 	switch there, err := os.Lstat(to); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return err
+		return nil, 0, err
 	case !there.Mode().IsRegular():
-		return fmt.Errorf("%w: %s is there, and is not a regular one", ErrFile, to)
+		return nil, 0, fmt.Errorf("%w: %s is there, and is not a regular one", ErrFile, to)
 	case os.SameFile(info, there):
-		return fmt.Errorf("%w: %s is what is read", ErrFile, to)
+		return nil, 0, fmt.Errorf("%w: %s is what is read", ErrFile, to)
 	}
-	err = convert(in, func(write func(*os.File) error) error {
-		out, err := renameio.NewPendingFile(to, renameio.WithTempDir(filepath.Dir(to)), renameio.WithPermissions(0o600))
-		if err != nil {
-			return err
-		}
-		defer out.Cleanup() //nolint:errcheck // after the file was put in its place there is nothing to remove
-		if err := write(out.File); err != nil {
-			return err
-		}
-		return out.CloseAtomicallyReplace()
-	})
+	return in, info.Size(), nil
+}
+
+// create writes a file beside its place, and then puts it there.
+func create(name string, write func(*os.File) error) error {
+	out, err := renameio.NewPendingFile(name, renameio.WithTempDir(filepath.Dir(name)), renameio.WithPermissions(0o600))
 	if err != nil {
-		return fmt.Errorf("%s: %w", from, err)
+		return err
 	}
-	return nil
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
+	defer out.Cleanup() //nolint:errcheck // after the file was put in its place there is nothing to remove
+	if err := write(out.File); err != nil {
+		return err
 	}
-	return r.r.Read(p)
+	return out.CloseAtomicallyReplace()
 }

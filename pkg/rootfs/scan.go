@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/cconvert/cconvert/internal/ctxio"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 	"github.com/cconvert/cconvert/pkg/rootfs/glob"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
@@ -85,7 +86,7 @@ func Scan(ctx context.Context, blob io.Reader, digest string, o Options) (*Index
 // damaged image.
 func checked(ctx context.Context, blob io.Reader, digest string, read func(io.Reader) error) error {
 	sum := sha256.New()
-	ahead := inflate.ReadAhead(&contextReader{ctx, io.TeeReader(blob, sum)})
+	ahead := inflate.ReadAhead(ctxio.NewReader(ctx, io.TeeReader(blob, sum)))
 	defer ahead.Close()
 	err := read(ahead)
 	if ctx.Err() != nil {
@@ -105,18 +106,6 @@ func checked(ctx context.Context, blob io.Reader, digest string, read func(io.Re
 		return fmt.Errorf("layer %s: %w", digest, err)
 	}
 	return nil
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
 }
 
 type scanner struct {

@@ -17,7 +17,7 @@ import (
 const maxLinks = 40
 
 // maxFollowed is how many bytes of targets are followed in all look-ups of a tree together: each look-up may go through
-// 40 links of 4 KB, and an image has millions of paths. It is two seconds' work.
+// 40 links of 4 KB, and an image has millions of paths. It is some seconds' work.
 const maxFollowed = 1 << 27
 
 // ErrFollowed says that an image's symbolic links cannot be followed to the end.

@@ -1,13 +1,14 @@
 package toc
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+
+	"github.com/cconvert/cconvert/internal/ctxio"
 )
 
 // Content is that of a file, which is read chunk by chunk. The last chunk stays unpacked.
@@ -92,19 +93,7 @@ func (t *Table) piece(offset, inner int64) (io.ReadCloser, error) {
 	if offset < 0 || offset >= t.end || inner < 0 {
 		return nil, fmt.Errorf("the table of contents has a chunk at %d", offset)
 	}
-	return t.format.Reader(&contextReader{t.ctx, io.NewSectionReader(t.blob, offset, t.end-offset)})
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
+	return t.format.Reader(ctxio.NewReader(t.ctx, io.NewSectionReader(t.blob, offset, t.end-offset)))
 }
 
 // Stream reads files one after the other, of which several can be in one compressed piece.

@@ -3,8 +3,7 @@ package signer
 import (
 	"crypto/rand"
 	"fmt"
-	"os"
-	"path/filepath"
+	"io"
 
 	"github.com/cconvert/cconvert/internal/secret"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -27,39 +26,24 @@ func ReadFile(file string, o Options) (*sgx.Key, error) {
 // CreateFile makes a new key in a file that only its owner can read, encrypted if there is a passphrase. A file
 // that exists is never written over: the error is fs.ErrExist.
 func CreateFile(file string, passphrase []byte) (*sgx.Key, error) {
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	var key *sgx.Key
+	err := secret.CreateFile(file, func(w io.Writer) (err error) {
+		if key, err = sgx.GenerateKey(rand.Reader); err != nil {
+			return err
+		}
+		text, err := key.PEM(passphrase)
+		if err != nil {
+			return err
+		}
+		defer clear(text)
+		_, err = w.Write(text)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("writing the signing key: %w", err)
-	}
-	key, err := writeKey(f, passphrase)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		os.Remove(file)
 		if key != nil {
 			key.Close()
 		}
 		return nil, fmt.Errorf("writing the signing key: %w", err)
 	}
 	return key, nil
-}
-
-func writeKey(f *os.File, passphrase []byte) (*sgx.Key, error) {
-	key, err := sgx.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	text, err := key.PEM(passphrase)
-	if err != nil {
-		return key, err
-	}
-	defer clear(text)
-	if _, err := f.Write(text); err != nil {
-		return key, err
-	}
-	return key, f.Sync()
 }
