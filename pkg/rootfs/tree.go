@@ -186,13 +186,20 @@ func newDir(p string, layer int) *Node {
 // Merge lays layers over each other, the first being the lowest. A layer is unpacked by itself and then
 // laid over the others, as overlay filesystems do: what it puts below a path that is a symbolic link in
 // a lower layer replaces the link.
-func Merge(layers []*Index) (*Tree, error) {
+func Merge(layers []*Index) (*Tree, error) { return MergePlaced(layers, nil) }
+
+// MergePlaced is Merge, and tells of each file of each layer where it goes: of those too that another layer replaces.
+// The node is that of entry k of layer i, and a hard link has the content of another one.
+func MergePlaced(layers []*Index, placed func(i, k int, n *Node)) (*Tree, error) {
 	t := &Tree{root: newDir("/", 0), followed: new(atomic.Int64)}
 	var room implied
 	for i, l := range layers {
 		own := &Tree{root: newDir("/", i), followed: t.followed}
 		b := &layerBuilder{lower: t, room: &room, own: own, layer: i, nodes: make([]Node, len(l.Entries))}
 		for k := range l.Entries {
+			if placed != nil {
+				b.placed = func(n *Node) { placed(i, k, n) }
+			}
 			if err := b.add(&l.Entries[k]); err != nil {
 				return nil, fmt.Errorf("layer %s: %w", l.Digest, err)
 			}
@@ -229,6 +236,7 @@ type layerBuilder struct {
 	layer      int
 	room       *implied
 	nodes      []Node // room for the layer's, made at once
+	placed     func(*Node)
 
 	// The directory that was used last, and its path as it was given: archives list a directory's entries one
 	// after the other.
@@ -299,6 +307,9 @@ func (b *layerBuilder) add(e *Entry) error {
 		n.Entry, n.Layer, n.origin = target.at(n.Path), target.Layer, target.Origin()
 	}
 	parent.put(name, n)
+	if b.placed != nil {
+		b.placed(n)
+	}
 	if old != nil {
 		b.last = nil // it may have been in what is replaced
 	}

@@ -16,29 +16,29 @@ import (
 // Facts holds facts about a program or shared object, from its program headers and dynamic section
 // (System V gABI, "Program Loading and Dynamic Linking"). Sections are not used: they may be stripped.
 type Facts struct {
-	Class   elf.Class
-	Machine elf.Machine
-	Type    elf.Type
+	Class   elf.Class   `json:"class"`
+	Machine elf.Machine `json:"machine"`
+	Type    elf.Type    `json:"type"`
 	// Interp is the dynamic linker that the program asks for; empty in static programs and libraries.
-	Interp  string
-	SOName  string
-	Needed  []string
-	RPath   string
-	RunPath string
+	Interp  string   `json:"interp,omitempty"`
+	SOName  string   `json:"soname,omitempty"`
+	Needed  []string `json:"needed,omitempty"`
+	RPath   string   `json:"rpath,omitempty"`
+	RunPath string   `json:"runpath,omitempty"`
 	// NeedsGLIBC is the highest version GLIBC_x.y that it needs, as "x.y"; empty if none.
-	NeedsGLIBC string
+	NeedsGLIBC string `json:"needs_glibc,omitempty"`
 	// DefinesGLIBC is the highest version GLIBC_x.y that it provides, as libc.so.6 does.
-	DefinesGLIBC string
+	DefinesGLIBC string `json:"defines_glibc,omitempty"`
 	// MemSize is the memory that its segments take, in bytes.
-	MemSize uint64
+	MemSize uint64 `json:"mem_size"`
 	// Go says that the Go linker made it.
-	Go bool
+	Go bool `json:"go,omitempty"`
 	// Dynamic says that it has a dynamic section.
-	Dynamic bool
+	Dynamic bool `json:"dynamic,omitempty"`
 	// Imports are those functions of the list in imports.go that it takes from libraries, sorted.
-	Imports []string
+	Imports []string `json:"imports,omitempty"`
 	// SigStructs are those of SGX enclaves in the file, as found there, of 1808 bytes each: up to four.
-	SigStructs []string
+	SigStructs []string `json:"-"`
 }
 
 // Bounds on what is read of one file.
