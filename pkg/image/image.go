@@ -90,6 +90,18 @@ type Layer struct {
 	Push v1.Layer
 }
 
+// Again returns the layer as one that can be put on an image. Its archive has the given digest.
+func (l *Layer) Again(ctx context.Context, diffID string) (NewLayer, error) {
+	mt, err := l.Push.MediaType()
+	if err != nil {
+		return NewLayer{}, err
+	}
+	return NewLayer{
+		Digest: l.Digest, DiffID: diffID, Size: int(l.Size), MediaType: mt,
+		Open: func() (io.ReadCloser, error) { return l.Open(ctx) },
+	}, nil
+}
+
 // DigestOf returns the SHA-256 of some bytes, as "sha256:…".
 func DigestOf(b []byte) string {
 	sum := sha256.Sum256(b)

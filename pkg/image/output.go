@@ -19,18 +19,33 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// NewLayer is a layer to be put on top of an image: a tar archive compressed with gzip.
+// NewLayer is a layer that is put on top of an image, or in the place of another one.
 type NewLayer struct {
 	Digest string // of the blob
 	DiffID string // of the archive
 	Size   int    // of the blob, in bytes
-	// Blob returns the blob, to be sent to a place that does not have it.
-	Blob func() ([]byte, error)
+	// MediaType is that of the blob; empty: that of an archive which is compressed with gzip, in such an image.
+	MediaType types.MediaType
+	// Open opens the blob, to be sent to a place that does not have it.
+	Open func() (io.ReadCloser, error)
 }
 
 // BlobLayer is a layer of which the blob is known, and the digest of the archive in it.
 func BlobLayer(blob []byte, diffID string) NewLayer {
-	return NewLayer{DigestOf(blob), diffID, len(blob), func() ([]byte, error) { return blob, nil }}
+	return NewLayer{
+		Digest: DigestOf(blob), DiffID: diffID, Size: len(blob),
+		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil },
+	}
+}
+
+// Blob reads the whole blob.
+func (l NewLayer) Blob() ([]byte, error) {
+	r, err := l.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
 }
 
 // LayerWriter compresses a layer while its tar archive is written to it: the same archive gives the same layer.
@@ -213,13 +228,17 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 
 // NewLayers returns new layers of an image, with the media type that suits the manifest's.
 func NewLayers(manifest types.MediaType, add []NewLayer) ([]v1.Layer, []v1.Descriptor, error) {
-	mt := types.OCILayer
-	if manifest == types.DockerManifestSchema2 {
-		mt = types.DockerLayer
-	}
 	var layers []v1.Layer
 	var descriptors []v1.Descriptor
 	for _, l := range add {
+		mt := l.MediaType
+		switch {
+		case mt != "":
+		case manifest == types.DockerManifestSchema2:
+			mt = types.DockerLayer
+		default:
+			mt = types.OCILayer
+		}
 		digest, err := v1.NewHash(l.Digest)
 		if err != nil {
 			return nil, nil, err
@@ -246,20 +265,14 @@ func (l *addedLayer) DiffID() (v1.Hash, error)            { return l.diffID, nil
 func (l *addedLayer) Size() (int64, error)                { return int64(l.NewLayer.Size), nil }
 func (l *addedLayer) MediaType() (types.MediaType, error) { return l.mediaType, nil }
 
-func (l *addedLayer) Compressed() (io.ReadCloser, error) {
-	blob, err := l.Blob()
-	if err != nil {
-		return nil, err
-	}
-	return io.NopCloser(bytes.NewReader(blob)), nil
-}
+func (l *addedLayer) Compressed() (io.ReadCloser, error) { return l.Open() }
 
 func (l *addedLayer) Uncompressed() (io.ReadCloser, error) {
-	r, err := l.Compressed()
+	r, err := l.Open()
 	if err != nil {
 		return nil, err
 	}
-	return gzip.NewReader(r)
+	return decompress(l.mediaType, r)
 }
 
 // output is a v1.Image over an Output, whose fields have the methods' names.

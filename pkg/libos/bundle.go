@@ -320,15 +320,15 @@ func keptBundle(store cache.Store, key string, pack func() ([]byte, error)) *Bun
 		copy(file.SHA256[:], f.SHA256)
 		b.Files[f.Path] = file
 	}
-	b.Layer.Blob = func() ([]byte, error) {
+	b.Layer.Open = func() (io.ReadCloser, error) {
 		if blob, ok := store.Get(layerKey(b.Layer.Digest)); ok {
-			return blob, nil
+			return io.NopCloser(bytes.NewReader(blob)), nil
 		}
 		packed, err := again()
 		if err != nil {
 			return nil, err
 		}
-		return packed.Layer.Blob()
+		return packed.Layer.Open()
 	}
 	return b
 }
