@@ -71,7 +71,7 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	if err := b.registry.push("mixed:1", v1.Config{Cmd: []string{"redis-server"}}, layer); err != nil {
 		return err
 	}
-	b.image = b.registry.host + "/mixed:1"
+	b.mixed, b.image = layer, b.registry.host+"/mixed:1"
 	digest, err := layer.Digest()
 	if err != nil {
 		return err

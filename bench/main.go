@@ -15,12 +15,13 @@ import (
 	"syscall"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 )
 
 func main() {
 	runs := flag.Int("runs", 5, "how often each is run: the median counts")
-	only := flag.String("only", "references,conversions,warm,second,measure,fleet,files,bytes,layers",
+	only := flag.String("only", "references,conversions,encrypted,warm,second,measure,fleet,files,bytes,layers",
 		"what is measured; the last three take some minutes")
 	bare := flag.String("bare", "", "send the requests in this file, as fast as possible, and end")
 	dir := flag.String("dir", "bin/bench", "where images and tools are kept")
@@ -81,6 +82,7 @@ func run(ctx context.Context, dir string, runs int, only []string) error {
 	}{
 		{"references", b.references},
 		{"conversions", b.conversions}, // needs the references
+		{"encrypted", b.encrypted},
 		{"warm", b.warm},
 		{"second", b.second},
 		{"measure", b.measurements},
@@ -105,6 +107,7 @@ type bench struct {
 	runs     int
 	registry *registry
 	layer    string // the layer's blob in the registry's storage
+	mixed    v1.Layer
 	image    string // its name in the registry
 	program  string // cconvert
 	runtime  string // an enclave image in the place of Gramine's
