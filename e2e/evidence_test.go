@@ -19,9 +19,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/cconvert/cconvert/internal/fixture"
 )
 
 // Other programs find what is attached, in a registry that has no list of referrers, and agree with it: skopeo finds

@@ -21,6 +21,7 @@ func newAnalyze() *cobra.Command {
 		layers  layerFlags
 		library runtimeFlags
 		start   launchFlags
+		files   encryptFlags
 		gate    convert.Gate
 		asJSON  bool
 	)
@@ -44,6 +45,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 	f.StringSliceVar(&gate.Ignore, "ignore", nil, "codes of findings not to fail on (repeatable)")
 	library.add(f)
 	start.add(f)
+	files.addPaths(f)
 	layers.add(f)
 	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -58,6 +60,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		if err != nil {
 			return err
 		}
+		files.addTo(&o)
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress

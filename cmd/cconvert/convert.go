@@ -50,6 +50,7 @@ func newConvert() *cobra.Command {
 		layers                     layerFlags
 		library                    runtimeFlags
 		start                      launchFlags
+		files                      encryptFlags
 		key                        keyFlags
 		to, suffix, repo, jsonFile string
 		platform                   string
@@ -84,6 +85,7 @@ func newConvert() *cobra.Command {
 	key.add(f, "the signing key (default: enclave-key.pem in the configuration directory)")
 	library.add(f)
 	start.add(f)
+	files.add(f)
 	layers.add(f)
 	evidence.add(f)
 	access.add(f)
@@ -129,6 +131,16 @@ func newConvert() *cobra.Command {
 		o, err := conversion(conversions[0].Source, access, layers, library, start)
 		if err != nil {
 			return err
+		}
+		if len(images) > 1 && len(files.paths) > 0 {
+			return usagef("--encrypt is for one image")
+		}
+		secret, err := files.choose(cmd.Context(), &o)
+		if err != nil {
+			return err
+		}
+		if secret != nil {
+			defer secret.Close()
 		}
 		for _, f := range []struct{ flag, file string }{
 			{"output-json", jsonFile}, {"image-refs", names.refs}, {"digest-file", names.digest},

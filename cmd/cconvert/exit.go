@@ -26,6 +26,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
+	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // Exit codes, as documented in the README.
@@ -168,6 +169,10 @@ func hintFor(err error) string {
 			"exec:COMMAND and pkcs11-tool, see docs/signing.md"
 	case errors.Is(err, signer.ErrPlugin):
 		return "nothing was stored. docs/signing.md has the protocol, and plug-ins to start from"
+	case errors.Is(err, verify.ErrFilesKey):
+		return "give it with --encrypt-key"
+	case errors.Is(err, verify.ErrNotEncrypted):
+		return "convert the image that it was made from with --encrypt"
 	case errors.Is(err, sgx.ErrPassphrase):
 		return "give the passphrase in CCONVERT_KEY_PASSPHRASE or by --key-passphrase-file; no image was stored"
 	case errors.Is(err, rootfs.ErrDigest), errors.Is(err, image.ErrDigest):

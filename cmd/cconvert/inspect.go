@@ -204,7 +204,7 @@ func printConverted(w io.Writer, c *inspect.Converted) {
 	}
 	writable := []string{}
 	for _, m := range c.Program.Mounts {
-		if m.Type == "tmpfs" || m.Type == "encrypted" {
+		if m.Type == "tmpfs" || m.Type == "encrypted" && (c.Encrypted == nil || m.Key != c.Encrypted.Key) {
 			writable = append(writable, m.Path+" ("+m.Type+")")
 		}
 	}
@@ -214,6 +214,16 @@ func printConverted(w io.Writer, c *inspect.Converted) {
 		if m.Type == "" {
 			line(label, "%s shows %s", m.Path, strings.TrimPrefix(m.URI, "file:"))
 			label = ""
+		}
+	}
+	if e := c.Encrypted; e != nil {
+		line("encrypted", "%d files, under the key %q with the id %s%s", len(e.Files), e.Key, e.KeyID,
+			when(len(c.LibOS.Keys) > 0, ", which is in the manifest for everybody to read"))
+		for _, f := range e.Files[:min(len(e.Files), maxListed)] {
+			line("", "%s", f.Path)
+		}
+		if more := len(e.Files) - maxListed; more > 0 {
+			line("", "and %d more, in --json", more)
 		}
 	}
 	if len(c.AllowedFiles) > 0 {
@@ -226,6 +236,9 @@ func printConverted(w io.Writer, c *inspect.Converted) {
 	printAreas(w, c)
 	printLayers(w, c)
 }
+
+// maxListed is how many encrypted files are listed by their names.
+const maxListed = 20
 
 // printAreas shows the enclave's memory, from its top.
 func printAreas(w io.Writer, c *inspect.Converted) {

@@ -19,6 +19,7 @@ func newRebuild() *cobra.Command {
 		library runtimeFlags
 		source  string
 		asJSON  bool
+		key     filesKeyFlag
 	)
 	cmd := &cobra.Command{
 		Use:   "rebuild IMAGE",
@@ -34,6 +35,7 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 	f := cmd.Flags()
 	f.StringVar(&source, "source", "", "the image that it was made from")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
+	key.add(f, "the key to the image's encrypted files: without it their ciphertexts are taken from the image")
 	library.add(f)
 	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -58,6 +60,11 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 		if f := cmd.Flags(); f.Changed("runtime") || f.Changed("runtime-libs") || f.Changed("lock") {
 			o.Runtime = &load
 		}
+		var closeKey func()
+		if o.FilesKey, closeKey, err = key.reader(cmd.Context()); err != nil {
+			return err
+		}
+		defer closeKey()
 		// Nothing that was kept, here or by others, is believed.
 		o.Convert = convert.Options{
 			StoreOptions: convert.StoreOptions{Image: access.options()}, Jobs: access.jobs, Inflate: o.Read.Inflate,
@@ -83,6 +90,9 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 			for _, why := range r.Why {
 				fmt.Fprintln(cmd.OutOrStdout(), "  "+printable(why))
 			}
+		}
+		if r.Ciphertexts != "" && !asJSON {
+			fmt.Fprintln(cmd.OutOrStdout(), "  the encrypted files are "+r.Ciphertexts)
 		}
 		if err == nil && !r.Same {
 			err = fmt.Errorf("%s: %w", img.Ref, errDifferent)

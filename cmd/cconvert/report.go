@@ -41,6 +41,10 @@ func report(to io.Writer, r *convert.Result) {
 		line("", "%s other files are not expected to be opened, and cannot be; --trust all lists them",
 			humanize.Comma(int64(r.LeftOut)))
 	}
+	if e := r.Encrypted; e != nil {
+		line("encrypted", "%d files, %s, under the key %s with the id %s", e.Files, humanize.Bytes(uint64(e.Bytes)),
+			e.Key, e.KeyID)
+	}
 	line("added", "%s in two layers", humanize.Bytes(uint64(r.Output.AddedBytes)))
 	line("MRENCLAVE", "%s", r.MREnclave)
 	line("", "what runs: the hash of the enclave, another one after any change")

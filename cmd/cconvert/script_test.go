@@ -39,6 +39,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/protectedfs"
+	"github.com/cconvert/cconvert/pkg/protectedfs/filekey"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
 )
@@ -115,6 +116,11 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 	for _, name := range []string{"app:1", "app:1.4", "redis:7", "redis:7-confidential"} {
 		reg.Push(t, name, img)
 	}
+	reg.Push(t, "secret:1", fixture.Image(t, config, app, fixture.Layer(t,
+		fixture.File("srv/app/model", "the weights of a model that nobody else may have"),
+		fixture.File("srv/app/lib/rules", "rules by which it decides, which are a secret, too"),
+		fixture.Symlink("current", "srv/app"), fixture.File("etc/app/tls.pem", "a private key that was shipped"),
+		fixture.File("etc/app/public.conf", "for everybody"))))
 	reg.Push(t, "packaged:1", fixture.Image(t, config, app, fixture.Layer(t,
 		fixture.File("var/lib/dpkg/status", "Package: other\nStatus: install ok installed\n"),
 		fixture.File("var/lib/dpkg/info/other.list", "/usr/share/other\n"),
@@ -281,6 +287,15 @@ func TestHelpExamplesRun(t *testing.T) {
 		}
 		if args[0] == "sign" && args[1] == "attach" {
 			signApart(t, dir, args[2], key)
+		}
+		if args[0] == "rekey" {
+			for _, name := range []string{"app-files.key", "app-files-2.key"} {
+				require.NoError(t, filekey.Create(filepath.Join(dir, name)))
+			}
+			out, err := exec.Command(program, "convert", reg.Host+"/secret:1", "--to", args[1], "--runtime", "sim",
+				"--key", key, "--encrypt", "/srv/app", "--encrypt-key", filepath.Join(dir, "app-files.key"),
+			).CombinedOutput()
+			require.NoError(t, err, string(out))
 		}
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, "cconvert"), 0o700))
 		require.NoError(t, copyFile(key, filepath.Join(dir, "cconvert", "enclave-key.pem")))

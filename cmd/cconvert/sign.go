@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rsa"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -46,6 +48,8 @@ before with --signed-by.`
 type beforeFlags struct {
 	mrEnclave, signedBy, source string
 	expect                      expectFlags
+	key                         filesKeyFlag
+	anyContents                 bool
 	access                      registryFlags
 }
 
@@ -53,17 +57,32 @@ func (b *beforeFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&b.mrEnclave, "mrenclave", "", "the MRENCLAVE that is expected")
 	f.StringVar(&b.signedBy, "signed-by", "", "the MRSIGNER of the signature that is expected to be there now")
 	f.StringVar(&b.source, "source", "", "the image that it was made from, to be compared with it before it is signed")
+	b.key.add(f, "the key to the image's encrypted files, to check their contents before they are signed")
+	f.BoolVar(&b.anyContents, "any-contents", false, "sign an image whose encrypted files nobody has looked into")
 	b.expect.addNumbers(f)
 	b.expect.addAccepted(f, "accept any runtime: its code runs in the enclave, and gets what is sealed to your key")
 	b.access.add(f)
 }
 
+// opener verifies an image that is to be signed, and returns its enclave.
+type opener func(
+	ctx context.Context, img, source *image.Image, e verify.Expectations, o inspect.Options,
+) (*verify.Report, *convert.Prepared, error)
+
 // open verifies an image, shows what is wrong with it, and returns its enclave if that may be signed.
-func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*verify.Report, *convert.Prepared, error) {
+func (b *beforeFlags) open(
+	cmd *cobra.Command, img *image.Image, open opener,
+) (*verify.Report, *convert.Prepared, error) {
 	x, err := b.expect.expectations()
 	if err != nil {
 		return nil, nil, err
 	}
+	var closeKey func()
+	if x.FilesKey, closeKey, err = b.key.reader(cmd.Context()); err != nil {
+		return nil, nil, err
+	}
+	defer closeKey()
+	x.AnyContents = b.anyContents
 	var mrEnclave, signedBy sgx.Measurement
 	for _, m := range []struct {
 		flag, text string
@@ -93,7 +112,7 @@ func (b *beforeFlags) open(cmd *cobra.Command, img *image.Image) (*verify.Report
 	defer progress.finish()
 	o := b.access.reading()
 	o.Observe = progress.Layer
-	r, e, err := verify.BeforeSigning(cmd.Context(), img, source, x, o)
+	r, e, err := open(cmd.Context(), img, source, x, o)
 	progress.finish()
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", img.Ref, err)
@@ -168,9 +187,7 @@ func newSign() *cobra.Command {
 				return err
 			}
 			defer k.Close()
-			return flags.run(cmd, args[0], func(e *convert.Prepared) (*rsa.PublicKey, []byte, error) {
-				return convert.Sign(cmd.Context(), e, k)
-			})
+			return flags.run(cmd, args[0], verify.BeforeSigning, signWith(cmd, k))
 		},
 	}
 	key.add(cmd.Flags(), "the signing key (default: enclave-key.pem in the configuration directory)")
@@ -179,9 +196,14 @@ func newSign() *cobra.Command {
 	return cmd
 }
 
+// signWith has a key sign.
+func signWith(cmd *cobra.Command, key sgx.Signer) func(*convert.Prepared) (*rsa.PublicKey, []byte, error) {
+	return func(e *convert.Prepared) (*rsa.PublicKey, []byte, error) { return convert.Sign(cmd.Context(), e, key) }
+}
+
 // run signs an image, and stores the result.
 func (s *signFlags) run(
-	cmd *cobra.Command, of string, sign func(*convert.Prepared) (*rsa.PublicKey, []byte, error),
+	cmd *cobra.Command, of string, open opener, sign func(*convert.Prepared) (*rsa.PublicKey, []byte, error),
 ) error {
 	source, err := image.ParseReference(of, s.before.access.insecure)
 	if err != nil {
@@ -212,7 +234,7 @@ func (s *signFlags) run(
 		return usagef("%s is an index of several images, which one signed image would replace: say where it goes with "+
 			"--to", source)
 	}
-	r, e, err := s.before.open(cmd, img)
+	r, e, err := s.before.open(cmd, img, open)
 	if err != nil {
 		return err
 	}
@@ -229,6 +251,9 @@ func (s *signFlags) run(
 	}
 	for _, f := range result.Findings { // of the evidence: others are told when an image is converted
 		logrus.Warnf("%s: the image is stored without evidence: %s", f.Path, f.Message)
+	}
+	if result.MREnclave != r.MREnclave {
+		logrus.Infof("MRENCLAVE is another one now: %s", result.MREnclave)
 	}
 	logrus.Infof("signed, by MRSIGNER %s", result.MRSigner)
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), result.Output.Ref)
@@ -288,7 +313,7 @@ RSA PKCS#1 v1.5 with SHA-256, wherever the key is, and complete the image with "
 				return err
 			}
 			defer img.Close()
-			r, e, err := before.open(cmd, img)
+			r, e, err := before.open(cmd, img, verify.BeforeSigning)
 			if err != nil {
 				return err
 			}
@@ -330,9 +355,8 @@ signature is one of these bytes by the key.`,
 				return usagef("--signature %s: it has %d bytes, a signature by this key has %d, without any encoding",
 					signature, len(raw), n)
 			}
-			return flags.run(cmd, args[0], func(*convert.Prepared) (*rsa.PublicKey, []byte, error) {
-				return key, raw, nil
-			})
+			signed := func(*convert.Prepared) (*rsa.PublicKey, []byte, error) { return key, raw, nil }
+			return flags.run(cmd, args[0], verify.BeforeSigning, signed)
 		},
 	}
 	cmd.Flags().StringVar(&signature, "signature", "", "file with the signature, 384 bytes as RSA gives them")

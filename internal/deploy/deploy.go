@@ -15,6 +15,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/inspect"
 )
 
@@ -89,8 +90,22 @@ func Write(c *inspect.Converted, o Options) ([]byte, error) {
 	if err == nil && c.Simulated() {
 		text = append([]byte("# "+inspect.SimulatedNotice+".\n"), text...)
 	}
+	if e := c.Encrypted; err == nil && e != nil {
+		text = append([]byte(encryptedNotice(e)), text...)
+	}
 	return text, err
 }
+
+// encryptedNotice says what starting an image with encrypted files needs, as comments.
+func encryptedNotice(e *encrypted.List) string {
+	return fmt.Sprintf("# The image has %d encrypted files. Their key, of the id %s, must be written to\n"+
+		"# /dev/attestation/keys/%s in the enclave. The root file system must not be read-only: the\n"+
+		"# library OS opens the files for writing, always, and up to %s of them are copied into the\n"+
+		"# container's writable layer.\n",
+		len(e.Files), e.KeyID, e.Key, binary(roundUp(e.Bytes())))
+}
+
+func roundUp(n int64) uint64 { return (uint64(n) + 1<<20 - 1) &^ (1<<20 - 1) }
 
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 
@@ -125,7 +140,7 @@ func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	}
 	w := &workload{Converted: c, Options: o}
 	for _, m := range c.Program.Mounts {
-		if m.Type == "encrypted" {
+		if m.Type == "encrypted" && (c.Encrypted == nil || m.Key != c.Encrypted.Key) { // else the image has the files
 			if !utf8.ValidString(m.Path) ||
 				strings.ContainsFunc(m.Path, func(c rune) bool { return !unicode.IsPrint(c) }) {
 				return nil, fmt.Errorf("%w: the path %q of a volume has characters that cannot be printed", ErrOption,

@@ -104,8 +104,15 @@ func (w *workload) container() object {
 		"name": w.Name, "image": w.Options.Image,
 		"securityContext": object{"allowPrivilegeEscalation": false, "capabilities": object{"drop": []string{"ALL"}}},
 	}
+	resources := object{}
 	if limits := w.limits(); len(limits) > 0 {
-		c["resources"] = object{"limits": limits}
+		resources["limits"] = limits
+	}
+	if e := w.Encrypted; e != nil {
+		resources["requests"] = object{"ephemeral-storage": binary(roundUp(e.Bytes()))}
+	}
+	if len(resources) > 0 {
+		c["resources"] = resources
 	}
 	var ports, mounts []object
 	for _, p := range w.ports {

@@ -75,6 +75,11 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		}
 		return nil
 	})
+	if len(o.Launch.Encrypt.Paths) > 0 {
+		if _, err := in.contents.ToEncrypt(source.Config, o.Launch); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Source, err)
+		}
+	}
 	specs, asked := map[launch.Policy]*launch.Spec{}, cmp.Or(o.Launch.Trust, launch.TrustAuto)
 	for _, policy := range []launch.Policy{launch.TrustAll, launch.TrustAuto, asked} {
 		if specs[policy] != nil {

@@ -69,7 +69,7 @@ type sealed struct {
 // seal works out how the program starts, and what the enclave consists of.
 func seal(
 	ctx context.Context, o Options, source *image.Image, contents *launch.Contents,
-	runtime func() (*libos.Bundle, error),
+	runtime func() (*libos.Bundle, error), encrypted *libos.Encrypted,
 ) (*sealed, error) {
 	spec, err := contents.Build(ctx, source.Config, o.Launch)
 	if err != nil {
@@ -85,7 +85,8 @@ func seal(
 	}
 	in := libos.Input{
 		Spec: spec, Enclave: o.Enclave, Bundle: bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date,
-		Contents: contentsOf(source, contents.Tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
+		Encrypted: encrypted,
+		Contents:  contentsOf(source, contents.Tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
 	}
 	parts, err := o.Backend.Seal(ctx, in)
 	if err != nil {

@@ -82,6 +82,9 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if o.Image.Shared == nil {
 		o.Image.Shared = &registry.Shared{}
 	}
+	if (o.Encrypt == nil) != (len(o.Launch.Encrypt.Paths) == 0) {
+		return nil, &launch.OptionError{Option: "encrypt", Why: "paths and a key belong together"}
+	}
 	watch := startWatch()
 	var begun *destination
 	var in *inputs
@@ -108,7 +111,14 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if err := in.layers.reserved; err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
-	s, err := seal(ctx, o, in.source, in.contents, in.runtime)
+	if o.Encrypt != nil {
+		o.Observer.Stage("encrypting files")
+		if o.Launch.Encrypt, err = in.encrypt(ctx, o); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Source, err)
+		}
+		watch.lap("encrypt")
+	}
+	s, err := seal(ctx, o, in.source, in.contents, in.runtime, in.encrypted)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +140,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		Conversion: s.Conversion, findings: findings, result: s.result, watch: watch, observer: o.Observer,
 		target: o.Target, store: o.StoreOptions, begun: begun,
 	}
-	p.result.Layers = in.layers.counts
+	p.result.Layers, p.result.Encrypted = in.layers.counts, in.told
 	o.Observer.Stage("measuring the enclave")
 	if p.SigStruct, p.packing, err = measure(ctx, s, begun, o.StoreOptions); err != nil {
 		return nil, err
@@ -170,6 +180,9 @@ type inputs struct {
 	layers *layers
 	// contents are the image's files.
 	contents *launch.Contents
+	// encrypted is what is added for encrypted files, and told what there is to say of them; nil if there are none.
+	encrypted *libos.Encrypted
+	told      *Encrypted
 	// runtime waits for the library OS, which is needed last.
 	runtime func() (*libos.Bundle, error)
 	// stop ends loading it if nobody needs it any more.

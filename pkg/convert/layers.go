@@ -40,6 +40,11 @@ type layers struct {
 	counts   LayerCounts
 	findings []finding.Finding
 	reserved error // ErrReserved and where, if a layer has something where the enclave goes
+	// What is to be kept of layers, by digest, once it is known which have files that are encrypted: no digest of these
+	// is kept, nor told to others.
+	later map[string]func() error
+	// indexes are those of all layers.
+	indexes []*rootfs.Index
 }
 
 func newLayers(o Options) *layers {
@@ -62,6 +67,7 @@ func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, er
 	if err != nil {
 		return nil, err
 	}
+	ls.indexes = indexes
 	if i, entry := engines.Within(indexes, libos.Root); entry != "" {
 		ls.reserved = fmt.Errorf("%w: layer %d has %q", ErrReserved, i+1, entry)
 	}
@@ -77,7 +83,7 @@ func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, err
 	}
 	if index := ls.kept("index/"+key, l.Digest); index != nil {
 		ls.count(&ls.counts.Cached)
-		return index, ls.publish(ctx, key, index)
+		return index, ls.keep(l.Digest, func() error { return ls.publish(ctx, key, index) })
 	}
 	if index := ls.shared(ctx, key, l.Digest); index != nil {
 		return index, nil
@@ -91,7 +97,34 @@ func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, err
 		return nil, err
 	}
 	ls.count(&ls.counts.Read)
-	return index, ls.share(ctx, key, index)
+	return index, ls.keep(l.Digest, func() error { return ls.share(ctx, key, index) })
+}
+
+// keep has what is known of a layer kept, or shared: at once, unless files of the image are encrypted.
+func (ls *layers) keep(digest string, how func() error) error {
+	if ls.o.Encrypt == nil {
+		return how()
+	}
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.later == nil {
+		ls.later = map[string]func() error{}
+	}
+	ls.later[digest] = how
+	return nil
+}
+
+// keepOthers is keep of the layers that have no files which are encrypted.
+func (ls *layers) keepOthers(img *image.Image, without []int) error {
+	for _, i := range without {
+		delete(ls.later, img.Layers[i].Digest)
+	}
+	for _, how := range ls.later {
+		if err := how(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (ls *layers) read(ctx context.Context, l *image.Layer, o rootfs.Options) (*rootfs.Index, error) {
@@ -166,7 +199,7 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 
 // contents returns a layer's index by its own table of contents, or nil if none is to be used.
 func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *rootfs.Index {
-	if !ls.o.TrustTOC || l.At == nil {
+	if !ls.o.TrustTOC || l.At == nil || ls.o.Encrypt != nil { // what leaves a layer must be known of the layer
 		return nil
 	}
 	// Others may say otherwise of the same layer: a registry of its parts, an image of its table.

@@ -29,6 +29,8 @@ type Options struct {
 	Enclave libos.EnclaveOptions
 	// Overlay is the user's own configuration of the library OS, see libos.Backend.CheckOverlay; empty: there is none.
 	Overlay string
+	// Encrypt says how the files are encrypted that Launch.Encrypt names; nil if it names none.
+	Encrypt *Encryption
 	// Date is what the SIGSTRUCT says of the day; nil: that of the source image's creation.
 	Date *sgx.Date
 	// Target is where the result will go, if that is known: what does not depend on the signature is sent
@@ -107,6 +109,8 @@ type Result struct {
 	MaxThreads   int             `json:"max_threads"`
 	EDMM         bool            `json:"edmm"`
 	TrustedFiles int             `json:"trusted_files"`
+	// Encrypted are the image's files that are encrypted; nil if there are none.
+	Encrypted *Encrypted `json:"encrypted,omitempty"`
 	// Trust is the policy by which they were chosen, and LeftOut how many files of the image it leaves out.
 	Trust      string `json:"trust"`
 	LeftOut    int    `json:"left_out"`
@@ -125,12 +129,20 @@ type Result struct {
 	HostArgs bool `json:"insecure_args"`
 }
 
+// Encrypted is what there is of encrypted files.
+type Encrypted struct {
+	Files int    `json:"files"`
+	Bytes int64  `json:"bytes"` // of ciphertext
+	Key   string `json:"key"`   // its name in the manifest
+	KeyID string `json:"key_id"`
+}
+
 // Output is where the converted image is.
 type Output struct {
 	// Ref names the image by its digest; in an archive or daemon, by its ID.
 	Ref        string `json:"ref"`
 	Digest     string `json:"digest"`
-	AddedBytes int    `json:"added_bytes"` // compressed, of the two new layers
+	AddedBytes int    `json:"added_bytes"` // compressed, of the runtime's and the enclave's layer
 }
 
 // Runtime is what runs the program.

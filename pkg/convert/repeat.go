@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -50,32 +52,85 @@ func optionsOf(r recipe.Recipe, backend libos.Backend) (Options, error) {
 	return o, err
 }
 
-// Repeat does what Prepare did when an image was made: from what the image itself holds, its recipe, the
-// files below the added layers, its configuration and the runtime. Nothing is measured. The error is ErrEpoch for an
-// image of another version.
-func Repeat(
-	ctx context.Context, r recipe.Recipe, backend libos.Backend, bundle *libos.Bundle, tree *rootfs.Tree,
-	img *image.Image,
-) (*Conversion, error) {
-	o, err := optionsOf(r, backend)
+// Parts are what an image holds of its conversion.
+type Parts struct {
+	Image   *image.Image
+	Recipe  recipe.Recipe
+	Backend libos.Backend
+	Bundle  *libos.Bundle
+	// Tree are the files below the added layers, those that are encrypted as encrypted.List.Describe has them.
+	Tree *rootfs.Tree
+	// Encrypted is the list of encrypted files, nil if there are none, and Keys those that the manifest has.
+	Encrypted *encrypted.List
+	Keys      map[string]protectedfs.Key
+}
+
+// Repeat does what Prepare did when an image was made, from what the image itself holds. Nothing is measured. The error
+// is ErrEpoch for an image of another version.
+func Repeat(ctx context.Context, p Parts) (*Conversion, error) {
+	o, err := optionsOf(p.Recipe, p.Backend)
 	if err != nil {
 		return nil, err
 	}
-	o.Source = image.Reference{Transport: image.OCILayout, Path: "the image that was converted"} // for messages
-	source, err := img.Below(min(backend.Layers(), len(img.Layers)))
+	source, err := p.source()
 	if err != nil {
 		return nil, err
 	}
-	source.Digest = r.Source
-	if source.Config, err = r.ConfigBefore(img.Config, backend.Layers()); err != nil {
-		return nil, err
-	}
-	runtime := func() (*libos.Bundle, error) { return bundle, nil }
-	s, err := seal(ctx, o, source, launch.Examine(ctx, tree), runtime)
+	s, err := p.seal(ctx, o, source)
 	if err != nil {
 		return nil, err
 	}
 	return &s.Conversion, nil
+}
+
+// source is what the image was made from, without the files that are encrypted.
+func (p Parts) source() (*image.Image, error) {
+	source, err := p.Image.Below(min(p.Backend.Layers(), len(p.Image.Layers)))
+	if err != nil {
+		return nil, err
+	}
+	source.Digest = p.Recipe.Source
+	source.Config, err = p.Recipe.ConfigBefore(p.Image.Config, p.Backend.Layers())
+	return source, err
+}
+
+// seal is what Prepare does after the source was read, without measuring.
+func (p Parts) seal(ctx context.Context, o Options, source *image.Image) (*sealed, error) {
+	o.Source = image.Reference{Transport: image.OCILayout, Path: "the image that was converted"} // for messages
+	added, err := p.encrypted(&o.Launch.Encrypt)
+	if err != nil {
+		return nil, err
+	}
+	runtime := func() (*libos.Bundle, error) { return p.Bundle, nil }
+	return seal(ctx, o, source, launch.Examine(ctx, p.Tree), runtime, added)
+}
+
+// encrypted is what the image's conversion added for encrypted files.
+func (p Parts) encrypted(o *launch.Encryption) (*libos.Encrypted, error) {
+	if len(o.Paths) == 0 && p.Encrypted == nil {
+		return nil, nil
+	}
+	if len(o.Paths) == 0 || p.Encrypted == nil {
+		return nil, fmt.Errorf("%w: recipe and enclave do not agree that there are encrypted files", encrypted.ErrList)
+	}
+	l := p.Encrypted
+	if l.Key != o.Key || l.KeyID != o.KeyID || l.Random != o.Random {
+		return nil, fmt.Errorf("%w: the recipe has another key", encrypted.ErrList)
+	}
+	o.Also = l.Paths()
+	text, err := l.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	out := &libos.Encrypted{List: text}
+	if o.AtStart {
+		key, ok := p.Keys[l.Key]
+		if !ok || key.ID() != l.KeyID {
+			return nil, fmt.Errorf("%w: by the recipe the manifest has the key, and it does not", encrypted.ErrList)
+		}
+		out.KeyName, out.Key = l.Key, key
+	}
+	return out, nil
 }
 
 // Again returns the options with which Prepare makes the image of a recipe again, from a source and a runtime.

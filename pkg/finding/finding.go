@@ -98,6 +98,14 @@ const (
 	IndexNotShared    = "index-not-shared"
 	IndexUnreachable  = "index-unreachable"
 	EvidenceRefused   = "evidence-refused"
+	EncryptedKey      = "encrypted-needs-key"
+	EncryptedAtStart  = "encrypted-at-start"
+	EncryptedWritable = "encrypted-writable-root"
+	EncryptedScript   = "encrypted-script"
+	EncryptedLink     = "encrypted-link"
+	PlainCopy         = "plain-copy"
+	PlainQuote        = "plain-quote"
+	InsecureKey       = "insecure-key"
 )
 
 // remedies say what to do, by code. docs/findings.md has them in its last column.
@@ -176,6 +184,17 @@ var remedies = map[string]string{
 	IndexInsecure:     "--index-verify-key in the place of --insecure-index.",
 	IndexRejected:     "Find out who wrote the entry, and remove it.",
 	EvidenceRefused:   "--attest=false, or a registry that takes OCI artifacts.",
-	IndexUnreachable:  "None needed: the layer was read. Try again if it should be shared.",
-	IndexNotShared:    "Give the right to write to the repository, or leave --index-sign-key out.",
+	EncryptedKey: "Have something bring the key before the program opens the files, or try the image with " +
+		"--insecure-key-in-manifest.",
+	EncryptedAtStart: "Leave the program and its libraries unencrypted, or try the image with " +
+		"--insecure-key-in-manifest.",
+	EncryptedWritable: "Do not start it with --read-only, and allow that much ephemeral storage.",
+	EncryptedScript:   "--trust all, or --trust list:FILE, if the program misses a file.",
+	EncryptedLink:     "None needed; name the file with --encrypt to see it in the command line.",
+	PlainCopy: "Name the copy with --encrypt as well; one that a later layer removes is gone if the image is built " +
+		"without it, as by a stage that copies what is needed.",
+	PlainQuote:       "Build the image without the text: from a file, or a secret mount of the builder.",
+	InsecureKey:      "Leave --insecure-key-in-manifest out: everybody who has the image has the key.",
+	IndexUnreachable: "None needed: the layer was read. Try again if it should be shared.",
+	IndexNotShared:   "Give the right to write to the repository, or leave --index-sign-key out.",
 }

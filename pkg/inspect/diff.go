@@ -11,13 +11,14 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/libos"
 )
 
 // Difference is a reason why two measurements differ.
 type Difference struct {
-	// Part is what differs: "source", "runtime", "options", "enclave", "manifest", "files", "config", "image" or
-	// "signer".
+	// Part is what differs: "source", "runtime", "options", "enclave", "manifest", "files", "encrypted", "config",
+	// "image" or "signer".
 	Part string `json:"part"`
 	// Name is a key of the part, or a file.
 	Name string `json:"name"`
@@ -78,6 +79,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	differ("signer", "date", a.Date, b.Date)
 	differ("signer", "signature", a.SignatureError, b.SignatureError)
 	list = append(list, CompareEnclaves(a.said(), b.said())...)
+	list = append(list, compareEncrypted(a.Encrypted, b.Encrypted)...)
 	compareTables("", a.config, b.config, "config", &list)
 	compareTables("", a.notes, b.notes, "image", &list)
 	if len(list) == 0 { // else it differs by what is told
@@ -117,6 +119,34 @@ func (c *Converted) said() *libos.Enclave {
 		e.Table = c.LibOS.Table
 	}
 	return &e
+}
+
+// compareEncrypted compares lists of encrypted files. Of what they hold nothing is known: only that the same file under
+// the same key has the same ciphertext.
+func compareEncrypted(a, b *encrypted.List) (list []Difference) {
+	if a == nil {
+		a = &encrypted.List{}
+	}
+	if b == nil {
+		b = &encrypted.List{}
+	}
+	if a.KeyID != b.KeyID {
+		list = append(list, Difference{Part: "encrypted", Name: "key", A: a.KeyID, B: b.KeyID})
+	}
+	names := append(a.Paths(), b.Paths()...)
+	slices.Sort(names)
+	text := func(f *encrypted.File) string {
+		if f == nil {
+			return ""
+		}
+		return fmt.Sprintf("a ciphertext of %d bytes, %.12s", f.Size, f.SHA256)
+	}
+	for _, name := range slices.Compact(names) {
+		if x, y := text(a.Find(name)), text(b.Find(name)); x != y {
+			list = append(list, Difference{Part: "encrypted", Name: name, A: x, B: y})
+		}
+	}
+	return list
 }
 
 // CompareEnclaves compares what two enclaves say beside their measured memory.

@@ -7,6 +7,7 @@ const (
 	PartSigStruct   = "sigstruct"   // as the CPU checks it
 	PartMeasurement = "measurement" // MRENCLAVE of the enclave image and the manifest
 	PartRuntime     = "runtime"     // the runtime's files
+	PartEncrypted   = "encrypted"   // ciphertexts, and that there is no plain text of them
 	PartPolicy      = "policy"      // the manifest is what comes of the recipe and these files
 )
 

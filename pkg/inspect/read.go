@@ -15,6 +15,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
@@ -74,6 +75,8 @@ type Converted struct {
 	Trusted       []libos.FileEntry `json:"-"`
 	TrustedFiles  int               `json:"trusted_files"`
 	AllowedFiles  []string          `json:"allowed_files,omitempty"`
+	// Encrypted are the image's encrypted files; nil if there are none.
+	Encrypted *encrypted.List `json:"encrypted,omitempty"`
 	// LayerDigests are those of the blobs, missing if the layers were not read.
 	LayerDigests []string `json:"layers,omitempty"`
 
@@ -267,6 +270,11 @@ func newConverted(img *image.Image, p Places, e *libos.Enclave, files map[string
 			return nil, &Damage{PartPolicy, fmt.Errorf("reading %s: %w", libos.RecipePath, err)}
 		}
 		c.readReasons(files[libos.ReasonsPath])
+		if text := files[libos.EncryptedPath]; text != nil {
+			if c.Encrypted, err = encrypted.ParseList(text); err != nil {
+				return nil, &Damage{PartEncrypted, fmt.Errorf("reading %s: %w", libos.EncryptedPath, err)}
+			}
+		}
 	}
 	if err := c.readSigStruct(files[p.SigStruct], files[libos.UnsignedPath]); err != nil {
 		return nil, &Damage{PartSigStruct, err}

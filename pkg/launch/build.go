@@ -68,6 +68,9 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 	s.LibC.Find(tree, f.set, f.policy == TrustAll)
 	s.LibC.Choice = cmp.Or(o.LibC, libc.Auto)
 	s.size(f.set, o.Memory)
+	if err := f.encrypt(c.Config, o); err != nil {
+		return nil, err
+	}
 	if err := f.chooseWritable(c.Config.Volumes, o); err != nil {
 		return nil, err
 	}

@@ -5,9 +5,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dustin/go-humanize"
+
 	"github.com/cconvert/cconvert/pkg/launch/libc"
 	"github.com/cconvert/cconvert/pkg/launch/process"
-	"github.com/dustin/go-humanize"
 )
 
 // OptionError says what is wrong with one of Options.
@@ -66,7 +67,7 @@ func (o Options) Check() error {
 		n      int
 	}{
 		{"allow-file", len(o.AllowedFiles)}, {"tmpfs", len(o.Tmpfs)}, {"encrypt-mount", len(o.Encrypted)},
-		{"env", len(o.Env)},
+		{"env", len(o.Env)}, {"encrypt", len(o.Encrypt.Paths)},
 	} {
 		if c.n > maxValues {
 			return wrong(c.option, "", "it is given %d times, more than %d", c.n, maxValues)
@@ -86,7 +87,7 @@ func (o Options) Check() error {
 	for _, c := range []struct {
 		option string
 		paths  []string
-	}{{"allow-file", o.AllowedFiles}, {"tmpfs", o.Tmpfs}} {
+	}{{"allow-file", o.AllowedFiles}, {"tmpfs", o.Tmpfs}, {"encrypt", o.Encrypt.Paths}} {
 		for _, p := range c.paths {
 			if !isPath(p) {
 				return wrong(c.option, p, "an absolute path expected")

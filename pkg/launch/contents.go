@@ -2,8 +2,13 @@ package launch
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"sync"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/packages"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
@@ -23,4 +28,17 @@ func Examine(ctx context.Context, tree *rootfs.Tree) *Contents {
 		Tree: tree, kinds: reach.Classify(tree),
 		packages: sync.OnceValues(func() (*packages.DB, error) { return packages.Read(ctx, tree) }),
 	}
+}
+
+// Identity returns the user and group as which the image's program runs.
+func (contents *Contents) Identity(config []byte, o Options) (uid, gid uint32, err error) {
+	var c v1.ConfigFile
+	if err := json.Unmarshal(config, &c); err != nil {
+		return 0, 0, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	p, err := process.New(contents.Tree, c.Config, o.Args, o.HostArgs, o.Env)
+	if err != nil {
+		return 0, 0, err
+	}
+	return p.UID, p.GID, nil
 }

@@ -100,6 +100,26 @@ func TestNamedConfiguration(t *testing.T) {
 
 // Each code with an image that has the finding and one that all but has it.
 var findingImages = map[string]struct{ with, without testImage }{
+	finding.EncryptedKey: {
+		testImage{entries: secrets, options: encrypt("/srv/app")},
+		testImage{entries: secrets, options: launch.Options{
+			Encrypt: launch.Encryption{Paths: []string{"/srv/app"}, Key: "k", AtStart: true},
+		}},
+	},
+	finding.EncryptedAtStart: {
+		testImage{options: encrypt("/app")},
+		testImage{entries: secrets, options: encrypt("/srv/app")},
+	},
+	finding.EncryptedWritable: {
+		testImage{entries: secrets, options: encrypt("/srv/app")},
+		testImage{entries: secrets},
+	},
+	finding.EncryptedScript: {
+		testImage{config: cmd("/start"), entries: []Entry{Program("start", "#!/bin/sh\nexec /app\n")},
+			options: encrypt("/start")},
+		testImage{config: cmd("/start"), entries: append(secrets, Program("start", "#!/bin/sh\nexec /app\n")),
+			options: encrypt("/srv/app")},
+	},
 	finding.Semaphores: {
 		testImage{config: v1.Config{Cmd: []string{"/usr/bin/celery", "-A", "app", "worker"}}, entries: celery},
 		testImage{
@@ -358,6 +378,10 @@ var elsewhere = map[string][2]string{
 	finding.IndexNotShared:   {"../convert/layers_test.go", "finding.IndexNotShared"},
 	finding.LongList:         {"../convert/analyze_test.go", "finding.LongList"},
 	finding.Debug:            {"../libos/options_test.go", "finding.Debug"},
+	finding.InsecureKey:      {"../verify/encrypted_test.go", "finding.InsecureKey"},
+	finding.PlainCopy:        {"../verify/encrypted_test.go", "finding.PlainCopy"},
+	finding.PlainQuote:       {"../verify/encrypted_test.go", "finding.PlainQuote"},
+	finding.EncryptedLink:    {"../verify/encrypted_test.go", "finding.EncryptedLink"},
 	finding.RuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},
 }
 

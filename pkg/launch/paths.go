@@ -47,6 +47,14 @@ func (f *files) chooseTrusted(list []string) error {
 	var links []Mount // every directory link, at its path free of links
 	hiddenFiles := map[string][]string{}
 	f.walk(f.tree.Root(), f.over("/", nil), func(n *rootfs.Node, over *Mount) {
+		if over != nil && over.Shipped {
+			if n.Type == rootfs.Symlink {
+				if m, ok := f.linkAmongEncrypted(n); ok {
+					links = append(links, m)
+				}
+			}
+			return
+		}
 		if !f.visible(n, over, hiddenFiles) {
 			return
 		}
@@ -216,6 +224,9 @@ func (f *files) link(n *rootfs.Node) (Mount, bool) {
 // linkIntoMount handles a link to a place below a writable mount. A plain mount of the target would
 // reach the host's files there.
 func (f *files) linkIntoMount(n, target *rootfs.Node, real string, m Mount) (Mount, bool) {
+	if m.Shipped {
+		return Mount{Type: Encrypted, Path: n.Path, Target: real, Key: m.Key, Shipped: true}, target != nil
+	}
 	isDir := real == m.Path || target != nil && target.Type == rootfs.Dir
 	if m.Type == Encrypted {
 		if !isDir {
@@ -269,7 +280,7 @@ func (f *files) allMounts(links []Mount) []Mount {
 			mounts[m.Path] = m.Mount
 			// A link to a directory that contains it leads in circles: what is below has a shorter name.
 			circle := slices.ContainsFunc(m.chain, func(dir string) bool { return process.Below(dir, m.Target) })
-			if m.Target == "" || m.Type == Encrypted || circle {
+			if m.Target == "" || m.Type == Encrypted && !m.Shipped || circle {
 				continue
 			}
 			prefix := strings.TrimSuffix(m.Target, "/") + "/"

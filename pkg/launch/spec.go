@@ -32,6 +32,8 @@ type Spec struct {
 	SizeWhy string
 	// OpenBytes are the bytes of files that are opened at every start: the program's and its libraries.
 	OpenBytes int64
+	// EncryptedBytes are the bytes of the image's encrypted files.
+	EncryptedBytes int64
 	// Packages are those that have files among the trusted, sorted.
 	Packages []string
 	// Allowed are paths that the program may use without protection.
@@ -55,7 +57,7 @@ type MountType string
 const (
 	Bind      MountType = "bind"      // another directory or file of the image
 	Tmpfs     MountType = "tmpfs"     // an empty directory in the enclave's memory
-	Encrypted MountType = "encrypted" // a directory of the host whose files are encrypted
+	Encrypted MountType = "encrypted" // a directory or file of the host that is encrypted
 )
 
 // Mount makes something else appear at a path.
@@ -66,6 +68,8 @@ type Mount struct {
 	Target string
 	// Key names the key of an Encrypted mount.
 	Key string
+	// Shipped says that the image has the encrypted files of the mount. Others start empty.
+	Shipped bool
 }
 
 // TrustedFile is a file that the program may read because its content is measured.
@@ -100,6 +104,8 @@ type Options struct {
 	AllowedFiles []string
 	Tmpfs        []string
 	Encrypted    []Mount // Path and Key
+	// Encrypt are files of the image that are encrypted.
+	Encrypt Encryption
 	// Memory, in bytes, and Threads are the enclave's; zero leaves them to the profile and the image.
 	Memory  uint64
 	Threads int

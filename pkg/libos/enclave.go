@@ -1,6 +1,7 @@
 package libos
 
 import (
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -39,6 +40,8 @@ type Enclave struct {
 	// that the host may change.
 	Trusted []FileEntry
 	Allowed []string
+	// Keys to encrypted files that are in the manifest, for everybody to read, by their names.
+	Keys map[string]protectedfs.Key
 	// Weaknesses names the settings by which the enclave is weaker than the defaults.
 	Weaknesses []string
 	// Table is the manifest but for its trusted files, to be compared key by key.

@@ -12,6 +12,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -32,6 +33,8 @@ const (
 	ReasonsPath = Root + "/app/files.json"
 	// RecipePath describes how the image was made.
 	RecipePath = Root + "/app/recipe.json"
+	// EncryptedPath lists the image's encrypted files. It is measured.
+	EncryptedPath = Root + "/app/encrypted.json"
 	// HostsPath replaces /etc/hosts, which container engines write.
 	HostsPath = Root + "/app/hosts"
 )
@@ -51,6 +54,9 @@ type Backend interface {
 	// Seal turns a specification into the files and the enclave that the runtime starts. It does the same each time for
 	// the same input.
 	Seal(ctx context.Context, in Input) (*Sealed, error)
+	// EncryptedFormat is the version of encrypted files that the runtime writes, and reads. That it does not know such
+	// files is an error.
+	EncryptedFormat(b *Bundle) (protectedfs.Version, error)
 	// StartSeconds predicts how long each start of a process takes that may read so many files.
 	StartSeconds(files int) float64
 	// Keep lists the files of the enclave's layer that Open reads, as patterns for rootfs.Scan. The first is one that
@@ -84,9 +90,20 @@ type Input struct {
 	Overlay string
 	Tree    *rootfs.Tree
 	Date    sgx.Date
+	// Encrypted is what there is of files that the image has encrypted; nil: it has none.
+	Encrypted *Encrypted
 	// Contents reads regular files of the tree that are wanted, in the order of the layers. What is in memory of the
 	// image does not hold them, so it takes another pass over the layers that have some.
 	Contents Contents
+}
+
+// Encrypted is what a conversion adds for files that the image has encrypted.
+type Encrypted struct {
+	// List is the content of EncryptedPath, which is measured.
+	List []byte
+	// Key is put into the manifest by this name; empty: it comes from elsewhere.
+	KeyName string
+	Key     protectedfs.Key
 }
 
 // Contents visits the contents of files of an image, in one pass over each layer that has some. The nodes are those

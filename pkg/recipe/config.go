@@ -111,7 +111,7 @@ func (s Start) Config(source []byte, added int) (map[string]json.RawMessage, err
 		return nil, err
 	}
 	if raw, ok := config["history"]; ok {
-		if config["history"], err = addHistory(raw, config["created"], added); err != nil {
+		if config["history"], err = addHistory(raw, config["created"], layersBy(added)...); err != nil {
 			return nil, err
 		}
 	}
@@ -190,8 +190,25 @@ func exactKeys(m map[string]json.RawMessage, known ...string) error {
 	return nil
 }
 
+// WithEncrypted notes in the history of a configuration that a layer with encrypted files was added.
+func WithEncrypted(config []byte) ([]byte, error) {
+	var c map[string]json.RawMessage
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	raw, ok := c["history"]
+	if !ok {
+		return config, nil
+	}
+	var err error
+	if c["history"], err = addHistory(raw, c["created"], "cconvert: encrypted files"); err != nil {
+		return nil, err
+	}
+	return json.Marshal(c)
+}
+
 // addHistory notes the new layers, at the time of the source's creation: there is no clock here.
-func addHistory(raw, created json.RawMessage, added int) (json.RawMessage, error) {
+func addHistory(raw, created json.RawMessage, added ...string) (json.RawMessage, error) {
 	var history []json.RawMessage
 	if err := json.Unmarshal(raw, &history); err != nil {
 		return nil, fmt.Errorf("reading the history in the image's configuration: %w", err)
@@ -199,14 +216,7 @@ func addHistory(raw, created json.RawMessage, added int) (json.RawMessage, error
 	if len(history) == 0 {
 		return raw, nil // none is kept: it would have to be of every layer
 	}
-	for i := range added {
-		by := "cconvert: contents"
-		switch i {
-		case 0:
-			by = "cconvert: runtime"
-		case added - 1:
-			by = "cconvert: enclave"
-		}
+	for _, by := range added {
 		entry := map[string]any{"created_by": by}
 		if created != nil {
 			entry["created"] = created
@@ -218,6 +228,13 @@ func addHistory(raw, created json.RawMessage, added int) (json.RawMessage, error
 		history = append(history, b)
 	}
 	return json.Marshal(history)
+}
+
+// layersBy are what the history says of so many new layers: the runtime's comes first, the enclave's last.
+func layersBy(added int) []string {
+	by := slices.Repeat([]string{"cconvert: contents"}, added)
+	by[0], by[added-1] = "cconvert: runtime", "cconvert: enclave"
+	return by
 }
 
 // SourceConfig returns the configuration that a source must have had, as far as the output with so many added layers

@@ -61,6 +61,7 @@ type Options struct {
 	Allowed     []string `json:"allow_file,omitempty"`
 	Tmpfs       []string `json:"tmpfs,omitempty"`
 	Encrypted   []string `json:"encrypt_mount,omitempty"`
+	Encrypt     *Encrypt `json:"encrypt,omitempty"`
 	Trust       string   `json:"trust"`
 	List        []string `json:"trust_list,omitempty"`
 	LibC        string   `json:"libc"`
@@ -68,6 +69,16 @@ type Options struct {
 	// ProfileText is the profile if it is not one that comes with the program.
 	ProfileText string `json:"profile_text,omitempty"`
 	Date        string `json:"date,omitempty"` // empty: that of the source's creation
+}
+
+// Encrypt are the decisions about files of the image that are encrypted.
+type Encrypt struct {
+	Paths  []string `json:"paths"`
+	Key    string   `json:"key"` // its name in the manifest
+	KeyID  string   `json:"key_id"`
+	Random bool     `json:"random,omitempty"`
+	// Insecure puts the key into the manifest.
+	Insecure bool `json:"insecure_key_in_manifest,omitempty"`
 }
 
 // Record returns decisions as an output records them. A date that is nil is that of the source's creation.
@@ -94,6 +105,9 @@ func Record(o launch.Options, e libos.EnclaveOptions, date *sgx.Date) Options {
 	}
 	for _, m := range o.Encrypted {
 		r.Encrypted = append(r.Encrypted, m.Path+"="+m.Key)
+	}
+	if e := o.Encrypt; len(e.Paths) > 0 {
+		r.Encrypt = &Encrypt{Paths: e.Paths, Key: e.Key, KeyID: e.KeyID, Random: e.Random, Insecure: e.AtStart}
 	}
 	if date != nil {
 		r.Date = date.String()
@@ -180,6 +194,9 @@ func (r Options) launch() (launch.Options, error) {
 		}
 		o.Encrypted = append(o.Encrypted, launch.Mount{Path: m[:at], Key: m[at+1:]})
 	}
+	if e := r.Encrypt; e != nil {
+		o.Encrypt = launch.Encryption{Paths: e.Paths, Key: e.Key, KeyID: e.KeyID, Random: e.Random, AtStart: e.Insecure}
+	}
 	return o, nil
 }
 
@@ -216,7 +233,8 @@ func ParseReasons(text []byte) (runs []FileRun, err error) {
 	return runs, err
 }
 
-// Plain is the recipe without the options that change what is run: by it, what runs is what the image says.
+// Plain is the recipe without the options that change what is run: by it, what runs is what the image says. Which files
+// are encrypted is no such option: their contents are another question.
 func (r Recipe) Plain() Recipe {
 	o := r.Options
 	o.Args, o.HostArgs, o.Env, o.PassEnv, o.Allowed, o.Tmpfs, o.Encrypted = nil, false, nil, nil, nil, nil, nil

@@ -21,6 +21,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
@@ -65,6 +66,10 @@ func (crate) Load(context.Context, libos.LoadOptions) (*libos.Bundle, error) {
 	}
 	b.Source, b.Pinned = "crate", true
 	return b, nil
+}
+
+func (crate) EncryptedFormat(*libos.Bundle) (protectedfs.Version, error) {
+	return 0, errors.New("it has no encrypted files")
 }
 
 func (crate) Seal(ctx context.Context, in libos.Input) (*libos.Sealed, error) {

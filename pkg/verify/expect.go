@@ -15,6 +15,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -49,6 +50,11 @@ type Expectations struct {
 	// enclave's identity must be signed.
 	SignerKey string `toml:"signer_key"`
 	AttestKey string `toml:"attest_verify_key"`
+
+	// FilesKey returns the key to encrypted files, for an image that was made from the source of a digest; nil: it is
+	// not known. AnyContents accepts to sign what it would be needed for.
+	FilesKey    func(source string) (protectedfs.Key, error) `toml:"-"`
+	AnyContents bool                                         `toml:"-"`
 
 	// Attested is the key of AttestKey, nil if none.
 	Attested *attest.PublicKey `toml:"-"`

@@ -30,7 +30,7 @@ func (v *verification) policy(ctx context.Context) error {
 		v.foreignConfig()
 		return nil
 	}
-	p, err := convert.Repeat(ctx, *v.c.Recipe, v.s.Places.Backend, v.s.Bundle, v.below, v.s.Image)
+	p, err := convert.Repeat(ctx, v.parts(*v.c.Recipe))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -70,13 +70,21 @@ func (v *verification) policy(ctx context.Context) error {
 	return v.compareWithPlain(ctx)
 }
 
+// parts are what the image holds of its conversion, with a recipe.
+func (v *verification) parts(r recipe.Recipe) convert.Parts {
+	return convert.Parts{
+		Image: v.s.Image, Recipe: r, Backend: v.s.Places.Backend, Bundle: v.s.Bundle, Tree: v.below,
+		Encrypted: v.c.Encrypted, Keys: v.c.LibOS.Keys,
+	}
+}
+
 // compareWithPlain finds what the conversion's options change of what runs.
 func (v *verification) compareWithPlain(ctx context.Context) error {
 	plain := v.c.Recipe.Plain()
 	if plain.Overlay == v.c.Recipe.Overlay && reflect.DeepEqual(plain.Options, v.c.Recipe.Options) {
 		return nil
 	}
-	p, err := convert.Repeat(ctx, plain, v.s.Places.Backend, v.s.Bundle, v.below, v.s.Image)
+	p, err := convert.Repeat(ctx, v.parts(plain))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -336,13 +344,29 @@ func (v *verification) foreignConfig() {
 }
 
 // source compares the layers and the configuration with the image that was converted.
-func (v *verification) source(source *image.Image) {
+func (v *verification) source(ctx context.Context, source *image.Image, o inspect.Options) error {
 	if source == nil {
 		v.skip(CheckSource, "not compared with the image that it was made from, which --source names: what is not "+
 			"measured, such as a health check, labels and volumes, can be anything")
-		return
+		return nil
 	}
 	var problems []string
+	unchanged := "are unchanged underneath"
+	if v.c.Encrypted != nil && v.c.Recipe != nil && len(v.encryptedProblems) == 0 {
+		stripped, found, closing, err := v.withoutPlain(ctx, source, o)
+		defer closing()
+		if err != nil {
+			return err
+		}
+		problems = append(problems, found...)
+		if stripped != nil {
+			source = stripped
+		}
+		unchanged = "are underneath, without the files that are encrypted"
+		if v.plain != nil {
+			unchanged += ", whose contents are the source's"
+		}
+	}
 	if v.c.Recipe != nil && v.c.Recipe.Source != source.Digest {
 		problems = append(problems,
 			fmt.Sprintf("%s is %s, the recipe says %s", source.Ref, source.Digest, v.c.Recipe.Source))
@@ -361,10 +385,10 @@ func (v *verification) source(source *image.Image) {
 				fmt.Sprintf("layer %d of the source, %s, is not layer %d of the image", i+1, id, i+1))
 		}
 	}
-	detail := "the layers of " + source.Ref.String() + " are unchanged underneath"
+	detail := "the layers of " + source.Ref.String() + " " + unchanged
 	if v.c.Recipe != nil {
 		detail = "the layers and the configuration of " + source.Ref.String() +
-			" are unchanged underneath, and nothing is in between"
+			" " + unchanged + ", and nothing is in between"
 		if n := len(v.s.Indexes) - v.s.Added(); n != len(ids) {
 			problems = append(problems,
 				fmt.Sprintf("%d layers are below the runtime's, the source has %d", n, len(ids)))
@@ -377,4 +401,5 @@ func (v *verification) source(source *image.Image) {
 		}
 	}
 	v.add(CheckSource, detail, problems)
+	return nil
 }

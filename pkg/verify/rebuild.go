@@ -7,9 +7,11 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -23,6 +25,9 @@ type Rebuilt struct {
 	Same   bool   `json:"same"`
 	// Recompressed says that the same layers are compressed otherwise.
 	Recompressed bool `json:"recompressed,omitempty"`
+	// Ciphertexts says that the encrypted files were taken from the image: without the key, or if they were encrypted
+	// at random, they do not come out again.
+	Ciphertexts string `json:"ciphertexts,omitempty"`
 	// Why says what differs, where that is known.
 	Why []string `json:"why,omitempty"`
 }
@@ -32,6 +37,8 @@ type RebuildOptions struct {
 	Source image.Reference
 	// Runtime is loaded by these options; with the zero value, the image's own runtime layer is used.
 	Runtime *libos.LoadOptions
+	// FilesKey returns the key to encrypted files by the source's digest; nil: it is not known.
+	FilesKey func(source string) (protectedfs.Key, error)
 	// Convert has the options that do not show in the output: jobs, caches, observers.
 	Convert convert.Options
 	Read    inspect.Options
@@ -64,8 +71,11 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	} else {
 		given.Backend = sameRuntime{again.Backend, img, c.Recipe.Runtime.Digest}
 	}
+	if given.Encrypt, err = o.encryption(ctx, img, c, out); err != nil {
+		return nil, err
+	}
 	p, err := convert.Prepare(ctx, given)
-	if errors.Is(err, errForeign) {
+	if errors.Is(err, errForeign) || errors.Is(err, convert.ErrCiphertexts) {
 		out.Why = append(out.Why, err.Error())
 		return out, nil
 	}
@@ -118,6 +128,45 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 		out.Why = []string{"the measurement is the same; the manifest or the configuration of the image is not"}
 	}
 	return out, nil
+}
+
+// encryption says how the files are encrypted again that the image has encrypted.
+func (o RebuildOptions) encryption(
+	ctx context.Context, img *image.Image, c *inspect.Converted, out *Rebuilt,
+) (*convert.Encryption, error) {
+	if c.Recipe.Options.Encrypt == nil {
+		return nil, nil
+	}
+	if c.Encrypted == nil {
+		return nil, fmt.Errorf("%w: by the recipe there are encrypted files", encrypted.ErrList)
+	}
+	key, public := c.LibOS.Keys[c.Encrypted.Key]
+	switch {
+	case c.Encrypted.Random:
+		out.Ciphertexts = "the image's: they were encrypted at random"
+	case o.FilesKey != nil:
+		return &convert.Encryption{Key: o.FilesKey}, nil
+	case public:
+		return &convert.Encryption{Key: func(string) (protectedfs.Key, error) { return key, nil }}, nil
+	default:
+		out.Ciphertexts = "the image's: to encrypt the files again needs the key"
+	}
+	at := len(img.Layers) - c.Places.Backend.Layers() - 1
+	if at < 0 {
+		return nil, fmt.Errorf("%w: there is no layer for encrypted files", encrypted.ErrList)
+	}
+	indexes, err := o.Read.ScanAll(ctx, &image.Image{Layers: img.Layers[at : at+1]},
+		rootfs.Options{DiffID: true, Limits: o.Read.Limits})
+	if err != nil {
+		return nil, err
+	}
+	index, err := c.Encrypted.Describe(indexes[0])
+	if err != nil {
+		return nil, err
+	}
+	return &convert.Encryption{Made: &convert.Ciphertexts{
+		Layer: img.Layers[at], Index: index, List: c.Encrypted, Key: key,
+	}}, nil
 }
 
 // foreignLayers are the layers of an image that are not what its configuration says, which alone does not make them so.

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -58,6 +59,8 @@ const (
 	CheckFiles       = "files"                 // each trusted file
 	CheckPolicy      = inspect.PartPolicy      // the manifest is what comes of the recipe and these files
 	CheckConfig      = "config"                // the configuration starts this enclave and nothing else
+	CheckEncrypted   = inspect.PartEncrypted   // ciphertexts, and that there is no plain text of them
+	CheckContents    = "encrypted-contents"    // what the encrypted files hold
 	CheckSource      = "source"                // the image that it was made from
 	CheckEvidence    = "evidence"              // what is attached to the image
 	CheckMREnclave   = "mrenclave"             // expectations
@@ -127,6 +130,10 @@ type verification struct {
 	signing bool
 	// changes are in what the manifest differs from one by a recipe without options that change what runs.
 	changes []string
+	// encryptedProblems are what is wrong with the list of encrypted files, and plain what they hold, by path, if they
+	// were decrypted.
+	encryptedProblems []string
+	plain             map[string]encrypted.Plain
 	// readable says that all parts of the image could be read.
 	readable bool
 }
@@ -165,7 +172,7 @@ func Verify(
 	ctx context.Context, img, source *image.Image, e Expectations, evidence Evidence, o inspect.Options,
 ) (*Report, error) {
 	v := &verification{}
-	r, err := v.consistency(ctx, img, source, evidence, o)
+	r, err := v.consistency(ctx, img, source, e, evidence, o)
 	if err != nil || !v.readable {
 		return r, err
 	}
@@ -183,7 +190,13 @@ func BeforeSigning(
 	ctx context.Context, img, source *image.Image, e Expectations, o inspect.Options,
 ) (*Report, *convert.Prepared, error) {
 	v := &verification{signing: true}
-	r, err := v.consistency(ctx, img, source, nil, o)
+	return v.beforeSigning(ctx, img, source, e, o)
+}
+
+func (v *verification) beforeSigning(
+	ctx context.Context, img, source *image.Image, e Expectations, o inspect.Options,
+) (*Report, *convert.Prepared, error) {
+	r, err := v.consistency(ctx, img, source, e, nil, o)
 	if errors.Is(err, inspect.ErrNotConverted) || err == nil && v.readable && v.c.Layout != inspect.LayoutOurs {
 		err = convert.ErrNotOurs
 	}
@@ -210,7 +223,7 @@ func BeforeSigning(
 
 // consistency makes the checks of an image against itself.
 func (v *verification) consistency(
-	ctx context.Context, img, source *image.Image, evidence Evidence, o inspect.Options,
+	ctx context.Context, img, source *image.Image, e Expectations, evidence Evidence, o inspect.Options,
 ) (*Report, error) {
 	r := &Report{Converted: &inspect.Converted{Image: img.Ref.String(), Digest: img.Digest}}
 	v.report, v.c, v.limits = r, r.Converted, o.Limits
@@ -226,7 +239,8 @@ func (v *verification) consistency(
 	}
 	r.Converted, v.sig = v.c, v.s.Files[v.s.Places.SigStruct]
 	if v.s.Places.Backend != nil {
-		if v.below, err = rootfs.Merge(v.s.Indexes[:max(0, len(v.s.Indexes)-v.s.Added())]); err != nil {
+		below := v.s.Indexes[:max(0, len(v.s.Indexes)-v.s.Added())]
+		if v.below, err = rootfs.Merge(v.describe(below)); err != nil {
 			return nil, err
 		}
 	}
@@ -250,7 +264,12 @@ func (v *verification) consistency(
 	if err := v.policy(ctx); err != nil {
 		return nil, err
 	}
-	v.source(source)
+	if err := v.encrypted(ctx, e); err != nil {
+		return nil, err
+	}
+	if err := v.source(ctx, source, o); err != nil {
+		return nil, err
+	}
 	v.evidence(evidence)
 	if err := v.s.Tree.Err(); err != nil {
 		return nil, err

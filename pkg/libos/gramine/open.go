@@ -17,7 +17,9 @@ import (
 func (Backend) Keep() []string { return Keep() }
 
 // Keep is that of all runtimes of Gramine's manifests.
-func Keep() []string { return []string{libos.ManifestPath, libos.HostsPath, launch.StarterPath + "*"} }
+func Keep() []string {
+	return []string{libos.ManifestPath, libos.HostsPath, launch.StarterPath + "*", libos.EncryptedPath}
+}
 
 // NewEnclave lays out the enclave that the newest known loader builds from an enclave image (libpal.so) and a manifest,
 // which it checks first.
@@ -127,6 +129,9 @@ func readManifest(name string, text []byte) (*opened, error) {
 	}
 	if section, ok := e.Table["sgx"].(map[string]any); ok { // too many to be one value
 		delete(section, "trusted_files")
+	}
+	if e.Keys, err = keysIn(e.Table); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	switch first := m.Loader.Entrypoint.(type) {
 	case string: // Gramine 1.7: the digest is among the trusted files

@@ -71,6 +71,14 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	}
 	m.AddMounts(manifest.Table{"path": "/etc/hosts", "uri": "file:" + libos.HostsPath})
 	own := []libos.File{{Path: libos.HostsPath, Mode: 0o644, Content: []byte(hosts)}}
+	if e := in.Encrypted; e != nil {
+		own = append(own, libos.File{Path: libos.EncryptedPath, Mode: 0o644, Content: e.List})
+		if e.KeyName != "" {
+			m.Section("fs")[insecureKeys] = manifest.Table{e.KeyName: hex.EncodeToString(e.Key[:])}
+			out.Findings = append(out.Findings, finding.New(finding.InsecureKey, finding.Warning, e.KeyName,
+				"the key to the encrypted files is in the manifest, for everybody to read: nothing is confidential"))
+		}
+	}
 	for _, s := range in.Spec.Starters {
 		own = append(own, libos.File{Path: s.Path, Mode: 0o755, Content: []byte(s.Text())})
 	}
@@ -147,6 +155,9 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 	}, own...)
 	return out, nil
 }
+
+// insecureKeys is the table of keys in the "fs" section of a manifest (Gramine, "Manifest syntax", "Encrypted files").
+const insecureKeys = "insecure__keys"
 
 // trusted is the entry of a file that the runtime brings.
 func trusted(p string, sum [sha256.Size]byte) manifest.TrustedFile {

@@ -71,7 +71,7 @@ var keyLike = regexp.MustCompile(`-----BEGIN|[\r\n]|(^|[^0-9A-Za-z_/.-])(0x)?[0-
 // writes to its standard output (exec:COMMAND). A key is PEM, also in base64, or 16 bytes, also in hexadecimal. Exposed
 // is told of a file that others than its owner can read; nil: nobody is.
 func Open(ctx context.Context, name string, exposed func(file string)) (*Secret, error) {
-	if _, err := os.Lstat(name); err != nil && keyLike.MatchString(name) {
+	if isKey(name) {
 		return nil, fmt.Errorf("%w: this is a key itself, which is not repeated here. Put it in a file, or in a "+
 			"variable and say env:VARIABLE", ErrName)
 	}
@@ -99,6 +99,17 @@ func Open(ctx context.Context, name string, exposed func(file string)) (*Secret,
 		return nil, fmt.Errorf("reading the key to encrypted files from %s: %w", scheme, err)
 	}
 	return s, nil
+}
+
+// isKey reports whether a name is a key itself, unless it names a file or variable that there is.
+func isKey(name string) bool {
+	if variable, ok := strings.CutPrefix(name, "env:"); ok {
+		if _, ok := os.LookupEnv(variable); ok {
+			return false
+		}
+	}
+	_, err := os.Lstat(name)
+	return err != nil && keyLike.MatchString(name)
 }
 
 func run(ctx context.Context, command string) ([]byte, error) {

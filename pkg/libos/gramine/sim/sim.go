@@ -22,6 +22,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos/gramine"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/loader"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
 
@@ -154,4 +155,9 @@ func (Backend) Seal(_ context.Context, in libos.Input) (*libos.Sealed, error) {
 	out.Findings = append(out.Findings, finding.New(finding.Simulated, finding.Warning, "",
 		"the runtime is simulated: there is no enclave, and nothing is confidential"))
 	return out, nil
+}
+
+// EncryptedFormat is the newest.
+func (Backend) EncryptedFormat(*libos.Bundle) (protectedfs.Version, error) {
+	return protectedfs.Version2, nil
 }

@@ -3,6 +3,7 @@ package loader
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -17,6 +18,13 @@ const unconfined = root + "/unconfined"
 // run confines this process and replaces it by the program. The signature is a file that the program must
 // not be able to read.
 func (p *program) run(argv, env, readable []string, sig string) error {
+	if err := p.decrypt(); err != nil {
+		return err
+	}
+	readable = slices.DeleteFunc(readable, func(name string) bool { // the loader, which plain files can hide
+		_, err := os.Lstat(name)
+		return err != nil
+	})
 	// The first version could not allow moving files between directories; the library would then confine
 	// nothing at all. So it counts as none.
 	if abi, err := landlocksys.LandlockGetABIVersion(); err != nil || abi < 2 {
@@ -51,7 +59,7 @@ func (p *program) run(argv, env, readable []string, sig string) error {
 // are emulated in an enclave and are the real ones here.
 func (p *program) confine(readable []string) error {
 	const list = landlocksys.AccessFSReadDir
-	writable, err := p.writable()
+	writable, files, err := p.writable()
 	if err != nil {
 		return err
 	}
@@ -63,6 +71,7 @@ func (p *program) confine(readable []string) error {
 		landlock.RWDirs("/dev").WithIoctlDev().IgnoreIfMissing(),
 		landlock.ROFiles("/etc/resolv.conf", "/etc/hosts", "/etc/hostname").IgnoreIfMissing(),
 		landlock.RWDirs(writable...).WithRefer().IgnoreIfMissing(),
+		landlock.RWFiles(files...),
 	}
 	for _, uri := range p.SGX.Allowed {
 		name := strings.TrimPrefix(uri, "file:")

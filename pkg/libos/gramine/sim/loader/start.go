@@ -83,16 +83,13 @@ type program struct {
 		Entrypoint string `toml:"entrypoint"`
 	} `toml:"libos"`
 	Loader struct {
-		Entrypoint struct {
-			URI    string `toml:"uri"`
-			SHA256 string `toml:"sha256"`
-		} `toml:"entrypoint"`
-		Argv     []string       `toml:"argv"`
-		HostArgs bool           `toml:"insecure__use_cmdline_argv"`
-		HostEnv  bool           `toml:"insecure__use_host_env"`
-		Env      map[string]any `toml:"env"`
-		UID      int            `toml:"uid"`
-		GID      int            `toml:"gid"`
+		Entrypoint trustedFile    `toml:"entrypoint"`
+		Argv       []string       `toml:"argv"`
+		HostArgs   bool           `toml:"insecure__use_cmdline_argv"`
+		HostEnv    bool           `toml:"insecure__use_host_env"`
+		Env        map[string]any `toml:"env"`
+		UID        int            `toml:"uid"`
+		GID        int            `toml:"gid"`
 	} `toml:"loader"`
 	FS struct {
 		StartDir string `toml:"start_dir"`
@@ -101,14 +98,18 @@ type program struct {
 			Path string `toml:"path"`
 			URI  string `toml:"uri"`
 		} `toml:"mounts"`
+		InsecureKeys map[string]string `toml:"insecure__keys"`
 	} `toml:"fs"`
 	SGX struct {
-		Trusted []struct {
-			URI    string `toml:"uri"`
-			SHA256 string `toml:"sha256"`
-		} `toml:"trusted_files"`
-		Allowed []string `toml:"allowed_files"`
+		Trusted []trustedFile `toml:"trusted_files"`
+		Allowed []string      `toml:"allowed_files"`
 	} `toml:"sgx"`
+}
+
+// trustedFile is a file that is measured by its digest.
+type trustedFile struct {
+	URI    string `toml:"uri"`
+	SHA256 string `toml:"sha256"`
 }
 
 func start(args []string) error {
@@ -250,13 +251,15 @@ func (p *program) environment() []string {
 	return env
 }
 
-// writable returns the directories that the program may change, making those that are missing. Each must
-// lead to one of them: a link that was put there could lead to any files.
-func (p *program) writable() ([]string, error) {
-	var dirs []string
+// writable returns the directories and files that the program may change, making directories that are missing. Each
+// must lead to one of them: a link that was put there could lead to any files.
+func (p *program) writable() (dirs, files []string, err error) {
 	known := map[string]bool{}
 	for _, m := range p.FS.Mounts {
-		known[m.Path] = m.Type == "tmpfs" || m.Type == "encrypted"
+		if m.Type == "tmpfs" || m.Type == "encrypted" {
+			known[m.Path] = true
+			known[strings.TrimPrefix(m.URI, "file:")] = true // of a link to encrypted files
+		}
 	}
 	for _, m := range p.FS.Mounts {
 		if m.Type != "tmpfs" && m.Type != "encrypted" {
@@ -268,9 +271,13 @@ func (p *program) writable() ([]string, error) {
 			continue
 		}
 		if !known[real] {
-			return nil, refused("%s leads to %s, which the signed manifest does not", m.Path, real)
+			return nil, nil, refused("%s leads to %s, which the signed manifest does not", m.Path, real)
+		}
+		if info, err := os.Stat(real); err == nil && !info.IsDir() {
+			files = append(files, real)
+			continue
 		}
 		dirs = append(dirs, real)
 	}
-	return dirs, nil
+	return dirs, files, nil
 }

@@ -127,12 +127,12 @@ func TestWritableDirectoriesLeadToEachOther(t *testing.T) {
 	require.NoError(t, toml.Unmarshal(fmt.Appendf(nil,
 		"fs.mounts = [{ type = \"tmpfs\", path = %q }, { type = \"tmpfs\", path = %q }]\n", tmp, link), &p))
 	require.NoError(t, os.Symlink("tmp", link))
-	dirs, err := p.writable()
+	dirs, _, err := p.writable()
 	require.NoError(t, err)
 	assert.Equal(t, []string{tmp, tmp}, dirs, "made, and found through the link")
 	require.NoError(t, os.Remove(tmp))
 	require.NoError(t, os.Symlink(secret, tmp))
-	_, err = p.writable()
+	_, _, err = p.writable()
 	assert.True(t, isRefused(err))
 }
 

@@ -1,0 +1,257 @@
+package convert
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cconvert/cconvert/pkg/encrypted"
+	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
+	"github.com/cconvert/cconvert/pkg/recipe"
+	"github.com/cconvert/cconvert/pkg/rootfs"
+)
+
+// Encryption says how files of an image are encrypted.
+type Encryption struct {
+	// Key returns the key for an image that is made from the source of a digest.
+	Key func(source string) (protectedfs.Key, error)
+	// Made are ciphertexts that are used as they are, in the place of new ones: no key is needed.
+	Made *Ciphertexts
+}
+
+// Ciphertexts are the encrypted files of a converted image.
+type Ciphertexts struct {
+	Layer *image.Layer
+	// Index is that of the layer, as encrypted.List.Describe has it.
+	Index *rootfs.Index
+	List  *encrypted.List
+	// Key is the one in the manifest, if the recipe says that it is there.
+	Key protectedfs.Key
+}
+
+// ErrCiphertexts says that the ciphertexts of an image are not those of the files that are to be encrypted.
+var ErrCiphertexts = errors.New("the encrypted files are not those that the source has")
+
+// encrypt takes the files out of the source's layers that are to be encrypted, and puts them on top. It returns the
+// options with what is known by then.
+func (in *inputs) encrypt(ctx context.Context, o Options) (launch.Encryption, error) {
+	e := o.Launch.Encrypt
+	chosen, err := in.contents.ToEncrypt(in.source.Config, o.Launch)
+	if err != nil {
+		return e, err
+	}
+	selected, err := encrypted.Select(in.layers.indexes, chosen)
+	if err != nil {
+		return e, err
+	}
+	e.Also = nil
+	for _, n := range selected.Files {
+		e.Also = append(e.Also, n.Path)
+	}
+	// The others by whose names the content is there must not be what something else needs, either.
+	all := o.Launch
+	all.Encrypt = e
+	if _, err := in.contents.ToEncrypt(in.source.Config, all); err != nil {
+		return e, err
+	}
+	if err := in.layers.keepOthers(in.source, selected.Layers()); err != nil {
+		return e, err
+	}
+	in.layers.findCopies(selected, chosen)
+	v := &vault{in: in, o: o, e: e, selected: selected, quotes: encrypted.NewQuotes(publicTexts(in.source.Config))}
+	if err := v.fill(ctx); err != nil {
+		return e, err
+	}
+	for _, t := range slices.Sorted(maps.Keys(v.quotes.Found)) {
+		in.layers.find(finding.PlainQuote, finding.Warning, v.quotes.Found[t][0],
+			"the image says in public what is in this file: "+t)
+	}
+	return v.e, nil
+}
+
+// findCopies tells of what has the content of encrypted files by other names.
+func (ls *layers) findCopies(s *encrypted.Selection, chosen []*rootfs.Node) {
+	named := map[string]bool{}
+	for _, n := range chosen {
+		named[n.Path] = true
+	}
+	for _, n := range s.Files {
+		if !named[n.Path] {
+			ls.find(finding.EncryptedLink, finding.Info, n.Path,
+				"it is a hard link to an encrypted file, and encrypted as well")
+		}
+	}
+	for _, c := range s.Copies {
+		hidden := ""
+		if c.Hidden {
+			hidden = ", though a layer above removes it,"
+		}
+		ls.find(finding.PlainCopy, finding.Warning, c.Path,
+			fmt.Sprintf("layer %d has here%s what is in %s, in plain text", c.Layer+1, hidden, c.Of))
+	}
+}
+
+// publicTexts are what a configuration says, for everybody to read.
+func publicTexts(config []byte) (texts []encrypted.Text) {
+	var c struct {
+		History []struct {
+			By      string `json:"created_by"`
+			Comment string `json:"comment"`
+		} `json:"history"`
+		Config struct {
+			Env    []string
+			Labels map[string]string
+		} `json:"config"`
+	}
+	if json.Unmarshal(config, &c) != nil {
+		return nil // which others tell of
+	}
+	for i, h := range c.History {
+		for _, text := range []string{h.By, h.Comment} {
+			texts = append(texts, encrypted.Text{Name: fmt.Sprintf("entry %d of its history", i+1), Text: text})
+		}
+	}
+	for _, kv := range c.Config.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		texts = append(texts, encrypted.Text{Name: "the variable " + name, Text: value})
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Config.Labels)) {
+		texts = append(texts, encrypted.Text{Name: "the label " + name, Text: c.Config.Labels[name]})
+	}
+	return texts
+}
+
+// vault makes the image without the plain files, and with the encrypted ones.
+type vault struct {
+	in       *inputs
+	o        Options
+	e        launch.Encryption
+	selected *encrypted.Selection
+	quotes   *encrypted.Quotes
+	key      protectedfs.Key
+}
+
+// fill replaces the source, and what is known of its files.
+func (v *vault) fill(ctx context.Context) (err error) {
+	in := v.in
+	scan := rootfs.Options{Limits: v.o.Limits}
+	var w *encrypted.Writer
+	var done func() error
+	var top image.NewLayer
+	var index *rootfs.Index
+	var list *encrypted.List
+	closing := func() error { return nil }
+	if made := v.o.Encrypt.Made; made != nil {
+		if err := v.matches(made); err != nil {
+			return err
+		}
+		if top, err = made.Layer.Again(ctx, made.Index.DiffID); err != nil {
+			return err
+		}
+		index, list, v.key = made.Index, made.List, made.Key
+	} else {
+		if w, err = v.writer(); err != nil {
+			return err
+		}
+		closing = w.Close
+		done = func() (err error) {
+			top, index, list, err = w.Layer(ctx, in.source)
+			return err
+		}
+	}
+	stripped, err := v.selected.Cut(ctx, in.source, in.layers.indexes, scan, v.looking(ctx, w))
+	if err == nil && done != nil {
+		if err = done(); err != nil {
+			stripped.Close()
+		}
+	}
+	if err != nil {
+		return errors.Join(err, closing())
+	}
+	closeAll := func() error { return errors.Join(stripped.Close(), closing()) }
+	source, err := in.source.Replace(stripped.Layers, []image.NewLayer{top}, closeAll)
+	if err != nil {
+		return errors.Join(err, closeAll())
+	}
+	in.source = source // which closes the others
+	if source.Config, err = recipe.WithEncrypted(source.Config); err != nil {
+		return err
+	}
+	tree, err := rootfs.Merge(append(stripped.Indexes, index))
+	if err != nil {
+		return err
+	}
+	in.contents = launch.Examine(ctx, tree)
+	v.e.KeyID = list.KeyID
+	in.encrypted = &libos.Encrypted{}
+	if in.encrypted.List, err = list.Marshal(); err != nil {
+		return err
+	}
+	if v.e.AtStart {
+		in.encrypted.KeyName, in.encrypted.Key = list.Key, v.key
+	}
+	in.told = &Encrypted{Files: len(list.Files), Bytes: list.Bytes(), Key: list.Key, KeyID: list.KeyID}
+	return nil
+}
+
+// looking shows contents to the search for quotes, and then to what encrypts them, if anything does.
+func (v *vault) looking(ctx context.Context, w *encrypted.Writer) encrypted.Visit {
+	return func(n *rootfs.Node, modified time.Time, content io.Reader) (err error) {
+		r, look := v.quotes.Reader(n.Path, content)
+		if w == nil {
+			_, err = io.Copy(io.Discard, r)
+		} else {
+			err = w.Add(ctx, n, encrypted.Plain{Size: n.Size, SHA256: n.SHA256}, modified, r)
+		}
+		look()
+		return err
+	}
+}
+
+// writer begins the layer with the ciphertexts.
+func (v *vault) writer() (*encrypted.Writer, error) {
+	bundle, err := v.in.runtime()
+	if err != nil {
+		return nil, err
+	}
+	version, err := v.o.Backend.EncryptedFormat(bundle)
+	if err != nil {
+		return nil, err
+	}
+	if v.key, err = v.o.Encrypt.Key(v.in.source.Digest); err != nil {
+		return nil, err
+	}
+	uid, gid, err := v.in.contents.Identity(v.in.source.Config, v.o.Launch)
+	if err != nil {
+		return nil, err
+	}
+	return encrypted.NewWriter(v.in.contents.Tree, encrypted.Options{
+		Key: v.key, KeyName: v.e.Key, Version: version, Random: v.e.Random, UID: int(uid), GID: int(gid),
+	})
+}
+
+// matches reports ciphertexts that are not of the selected files.
+func (v *vault) matches(made *Ciphertexts) error {
+	var want []string
+	for _, n := range v.selected.Files {
+		want = append(want, n.Path)
+		if f := made.List.Find(n.Path); f != nil && f.Size != protectedfs.Length(n.Size) {
+			return fmt.Errorf("%w: that of %s has another length", ErrCiphertexts, n.Path)
+		}
+	}
+	if !slices.Equal(want, made.List.Paths()) {
+		return fmt.Errorf("%w: %d files are to be encrypted, and %d are", ErrCiphertexts, len(want),
+			len(made.List.Files))
+	}
+	return nil
+}
