@@ -77,6 +77,10 @@ func TestSelect(t *testing.T) {
 		"a link of the name below": {
 			[][]fixture.Entry{{sym("a", "b"), file("b", "1")}, {file("a", "2")}}, "/a", "/a", "0/a 0/b", "",
 		},
+		"an eStargz layer": {
+			[][]fixture.Entry{{file("a", "1"), file("stargz.index.json", "digests")}, {file("stargz.index.json", "b")}},
+			"/a", "/a", "1/stargz.index.json", "",
+		},
 		"copies": {
 			[][]fixture.Entry{
 				{file("a", "1"), file("gone", "1"), file("b", "1"), file("empty", "")}, {file(".wh.gone", "")},

@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/containerd/stargz-snapshotter/estargz"
+
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -124,6 +126,13 @@ func Select(indexes []*rootfs.Index, chosen []*rootfs.Node) (*Selection, error) 
 			s.layers[p.layer][p.entry].files, files[p.content] = files[p.content], nil
 		}
 	}
+	for i, index := range indexes {
+		for k := range index.Entries {
+			if len(s.layers[i]) > 0 && index.Entries[k].Path == tableOfContents {
+				s.layers[i][k] = &piece{}
+			}
+		}
+	}
 	for _, list := range files {
 		if len(list) > 0 {
 			return nil, fmt.Errorf("%w: the content of %s is not where it says", ErrLayer, list[0].Path)
@@ -132,6 +141,9 @@ func Select(indexes []*rootfs.Index, chosen []*rootfs.Node) (*Selection, error) 
 	s.Copies = copies(places, found, of, tree)
 	return s, nil
 }
+
+// tableOfContents has the digests of all files of an eStargz layer. It is not that of a layer without some of them.
+const tableOfContents = "/" + estargz.TOCTarName
 
 // contentOf identifies a file's content.
 func contentOf(n *rootfs.Node) content { return content{n.Layer, n.Origin(), n.SHA256} }

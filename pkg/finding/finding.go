@@ -105,6 +105,7 @@ const (
 	EncryptedLink     = "encrypted-link"
 	PlainCopy         = "plain-copy"
 	PlainQuote        = "plain-quote"
+	PlainDigest       = "plain-digest"
 	InsecureKey       = "insecure-key"
 )
 
@@ -193,6 +194,8 @@ var remedies = map[string]string{
 	EncryptedLink:     "None needed; name the file with --encrypt to see it in the command line.",
 	PlainCopy: "Name the copy with --encrypt as well; one that a later layer removes is gone if the image is built " +
 		"without it, as by a stage that copies what is needed.",
+	PlainDigest: "Copy the files into the image otherwise than by a package manager, or remove its record of them in the " +
+		"same layer.",
 	PlainQuote:       "Build the image without the text: from a file, or a secret mount of the builder.",
 	InsecureKey:      "Leave --insecure-key-in-manifest out: everybody who has the image has the key.",
 	IndexUnreachable: "None needed: the layer was read. Try again if it should be shared.",

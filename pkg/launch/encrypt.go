@@ -257,7 +257,47 @@ func (f *files) encrypt(c v1.Config, o Options) error {
 		f.spec.EncryptedBytes += n.Size
 	}
 	f.noticeEncrypted(areas[0].path, list, o.Encrypt)
+	f.noticeDigests(list)
 	return nil
+}
+
+// noticeDigests says which encrypted files have a digest in a package manager's records, which stay readable.
+func (f *files) noticeDigests(list []*rootfs.Node) {
+	said, python := map[string]bool{}, map[*rootfs.Node]string{} // by directory
+	for _, n := range list {
+		record, known := python[n.Parent()]
+		if !known {
+			record = f.pythonRecord(n.Parent())
+			python[n.Parent()] = record
+		}
+		if owner := f.db.Owner(n); owner != nil {
+			record = owner.Manager + ", of the package " + owner.Name
+		}
+		if record != "" && !said[record] {
+			said[record] = true
+			f.spec.Find(finding.PlainDigest, finding.Warning, n.Path, "a digest of this file is in the records of "+record)
+		}
+	}
+}
+
+// pythonRecord returns the list of files, with their digests, of a package of Python in a directory or above it, unless
+// it is encrypted ("Recording installed projects", RECORD); empty if there is none.
+func (f *files) pythonRecord(dir *rootfs.Node) string {
+	for ; dir != nil; dir = dir.Parent() {
+		for _, c := range dir.Children() {
+			if !strings.HasSuffix(c.Path, ".dist-info") {
+				continue
+			}
+			record := c.Child("RECORD")
+			if record == nil {
+				continue
+			}
+			if m, ok := f.cover(record.Path); !ok || !m.Shipped {
+				return record.Path
+			}
+		}
+	}
+	return ""
 }
 
 // noticeEncrypted says what encrypted files mean for starting the image.

@@ -114,6 +114,14 @@ var findingImages = map[string]struct{ with, without testImage }{
 		testImage{entries: secrets, options: encrypt("/srv/app")},
 		testImage{entries: secrets},
 	},
+	finding.PlainDigest: {
+		testImage{options: encrypt("/lib/mine/a.py"), entries: []Entry{
+			File("lib/mine/a.py", "x"), File("lib/mine-1.dist-info/RECORD", "mine/a.py,sha256=...,1\n"),
+		}},
+		testImage{options: encrypt("/lib"), entries: []Entry{
+			File("lib/mine/a.py", "x"), File("lib/mine-1.dist-info/RECORD", "mine/a.py,sha256=...,1\n"),
+		}},
+	},
 	finding.EncryptedScript: {
 		testImage{config: cmd("/start"), entries: []Entry{Program("start", "#!/bin/sh\nexec /app\n")},
 			options: encrypt("/start")},

@@ -28,6 +28,7 @@ func (f *files) follow(ctx context.Context, contents *Contents, o Options) error
 			fmt.Sprintf("%v: which files belong together is not known", err))
 		db = &packages.DB{}
 	}
+	f.db = db
 	if len(db.Packages) == 0 && f.policy == TrustAuto {
 		f.policy = TrustAll
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch/process"
+	"github.com/cconvert/cconvert/pkg/packages"
 	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
@@ -47,6 +48,7 @@ type files struct {
 	made     int              // directories below temporary storage
 	hostFile []string         // hostFiles and where they lead to
 	set      *reach.Set       // what the program reaches
+	db       *packages.DB
 	policy   Policy
 	// what of Spec.Allowed is, for look-ups: an image can have very many names of such files
 	allowed  map[string]bool

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ func Rewrite(ctx context.Context, blob io.Reader, digest string, o Options, out 
 				if err := c.decide(true); err != nil {
 					return err
 				}
+				c.out = &zeros{out: out}
 				_, err := io.Copy(io.Discard, c)
 				return err
 			}
@@ -106,6 +108,21 @@ func (c *cutter) Read(p []byte) (int, error) {
 		return n, err
 	}
 	return n, err
+}
+
+// zeros passes on what fills the last record of an archive, up to the first byte that is not zero: nothing says what
+// follows the end.
+type zeros struct {
+	out   io.Writer
+	ended bool
+}
+
+func (z *zeros) Write(b []byte) (int, error) {
+	n := len(b) - len(bytes.TrimLeft(b, "\x00"))
+	if z.ended = z.ended || n < len(b); z.ended {
+		return len(b), nil
+	}
+	return z.out.Write(b)
 }
 
 // decide passes on what was kept, and the rest of the entry, or leaves it out.

@@ -112,6 +112,17 @@ func pipe(in []byte, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
+// What follows the end of an archive is no part of it, and could be anything.
+func TestRewriteTrailer(t *testing.T) {
+	archive := fixture.Tar(t, fixture.File("a", "x"))
+	same, _, err := without(t, append(bytes.Clone(archive), make([]byte, 4096)...), "")
+	require.NoError(t, err)
+	assert.Len(t, same, len(archive)+4096)
+	less, _, err := without(t, append(bytes.Clone(archive), fixture.Tar(t, fixture.File("secret", "s"))...), "")
+	require.NoError(t, err)
+	assert.NotContains(t, string(less), "secret")
+}
+
 func TestRewriteRefuses(t *testing.T) {
 	archive := fixture.Tar(t, fixture.File("a", "x"), fixture.File("b", "y"))
 	var out bytes.Buffer
