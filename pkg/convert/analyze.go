@@ -76,7 +76,7 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 		return nil
 	})
 	if len(o.Launch.Encrypt.Paths) > 0 {
-		if _, err := in.contents.ToEncrypt(source.Config, o.Launch); err != nil {
+		if o.Launch.Encrypt, _, err = in.toEncrypt(o); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Source, err)
 		}
 	}

@@ -83,7 +83,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		o.Image.Shared = &registry.Shared{}
 	}
 	if (o.Encrypt == nil) != (len(o.Launch.Encrypt.Paths) == 0) {
-		return nil, &launch.OptionError{Option: "encrypt", Why: "paths and a key belong together"}
+		return nil, &launch.OptionError{Option: "encrypt", Why: "--encrypt and --encrypt-key must be given together"}
 	}
 	watch := startWatch()
 	var begun *destination

@@ -19,6 +19,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/rootfs/engines"
 )
 
 // Encryption says how files of an image are encrypted.
@@ -45,30 +46,15 @@ var ErrCiphertexts = errors.New("the encrypted files are not those that the sour
 // encrypt takes the files out of the source's layers that are to be encrypted, and puts them on top. It returns the
 // options with what is known by then.
 func (in *inputs) encrypt(ctx context.Context, o Options) (launch.Encryption, error) {
-	e := o.Launch.Encrypt
-	chosen, err := in.contents.ToEncrypt(in.source.Config, o.Launch)
+	e, selected, err := in.toEncrypt(o)
 	if err != nil {
 		return e, err
 	}
-	selected, err := encrypted.Select(in.layers.indexes, chosen)
+	texts, err := publicTexts(in.source)
 	if err != nil {
 		return e, err
 	}
-	e.Also = nil
-	for _, n := range selected.Files {
-		e.Also = append(e.Also, n.Path)
-	}
-	// The others by whose names the content is there must not be what something else needs, either.
-	all := o.Launch
-	all.Encrypt = e
-	if _, err := in.contents.ToEncrypt(in.source.Config, all); err != nil {
-		return e, err
-	}
-	if err := in.layers.keepOthers(in.source, selected.Layers()); err != nil {
-		return e, err
-	}
-	in.layers.findCopies(selected, chosen)
-	v := &vault{in: in, o: o, e: e, selected: selected, quotes: encrypted.NewQuotes(publicTexts(in.source.Config))}
+	v := &vault{in: in, o: o, e: e, selected: selected, quotes: encrypted.NewQuotes(texts)}
 	if err := v.fill(ctx); err != nil {
 		return e, err
 	}
@@ -77,6 +63,44 @@ func (in *inputs) encrypt(ctx context.Context, o Options) (launch.Encryption, er
 			"the image says in public what is in this file: "+t)
 	}
 	return v.e, nil
+}
+
+// toEncrypt finds what has to leave the source's layers, and what else has the same content. What is known of other
+// layers is kept from then on. It returns the options with all files that are to be encrypted.
+func (in *inputs) toEncrypt(o Options) (launch.Encryption, *encrypted.Selection, error) {
+	e := o.Launch.Encrypt
+	chosen, wanted, err := in.contents.ToEncrypt(in.source.Config, o.Launch)
+	if err != nil {
+		return e, nil, err
+	}
+	selected, err := encrypted.Select(in.layers.indexes, wanted)
+	if err != nil {
+		return e, nil, err
+	}
+	e.Also = nil
+	last := map[string]bool{}
+	for _, n := range selected.Files {
+		e.Also = append(e.Also, n.Path)
+		last[n.Name()] = true
+	}
+	// The others by whose names the content is there must not be what something else needs, either.
+	all := o.Launch
+	all.Encrypt = e
+	if _, _, err := in.contents.ToEncrypt(in.source.Config, all); err != nil {
+		return e, nil, err
+	}
+	in.layers.findCopies(selected, chosen)
+	for _, problem := range engines.Through(in.layers.indexes, last) {
+		in.layers.find(finding.PlainCopy, finding.Warning, "",
+			"some engines may take this for another version of an encrypted file, which stays in plain text: "+problem)
+	}
+	if t := o.Target; t != nil && t.Transport == image.Registry && o.Source.Transport == image.Registry &&
+		t.Name.Context() == o.Source.Name.Context() {
+		in.layers.find(finding.PlainSource, finding.Warning, o.Source.String(),
+			"the source, with the files in plain text, is in the repository to which the result goes: whoever "+
+				"may read the one may read the other")
+	}
+	return e, selected, in.layers.keepOthers(in.source, selected.Layers())
 }
 
 // findCopies tells of what has the content of encrypted files by other names.
@@ -94,41 +118,46 @@ func (ls *layers) findCopies(s *encrypted.Selection, chosen []*rootfs.Node) {
 	for _, c := range s.Copies {
 		hidden := ""
 		if c.Hidden {
-			hidden = ", though a layer above removes it,"
+			hidden = ", though a layer above hides it"
 		}
 		ls.find(finding.PlainCopy, finding.Warning, c.Path,
-			fmt.Sprintf("layer %d has here%s what is in %s, in plain text", c.Layer+1, hidden, c.Of))
+			fmt.Sprintf("layer %d has the content of %s at this path%s, in plain text", c.Layer+1, c.Of, hidden))
 	}
 }
 
-// publicTexts are what a configuration says, for everybody to read.
-func publicTexts(config []byte) (texts []encrypted.Text) {
-	var c struct {
-		History []struct {
-			By      string `json:"created_by"`
-			Comment string `json:"comment"`
-		} `json:"history"`
-		Config struct {
-			Env    []string
-			Labels map[string]string
-		} `json:"config"`
+// publicTexts are what an image says beside its files, for everybody to read.
+func publicTexts(img *image.Image) (texts []encrypted.Text, err error) {
+	var config any
+	if err := json.Unmarshal(img.Config, &config); err != nil {
+		return nil, fmt.Errorf("reading the image's configuration: %w", err)
 	}
-	if json.Unmarshal(config, &c) != nil {
-		return nil // which others tell of
+	annotations, err := img.Annotations()
+	if err != nil {
+		return nil, err
 	}
-	for i, h := range c.History {
-		for _, text := range []string{h.By, h.Comment} {
-			texts = append(texts, encrypted.Text{Name: fmt.Sprintf("entry %d of its history", i+1), Text: text})
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		texts = append(texts, encrypted.Text{Name: "the annotation " + name, Text: annotations[name]})
+	}
+	var visit func(name string, v any)
+	visit = func(name string, v any) {
+		switch v := v.(type) {
+		case string:
+			if _, value, ok := strings.Cut(v, "="); ok { // of a variable
+				texts = append(texts, encrypted.Text{Name: name, Text: value})
+			}
+			texts = append(texts, encrypted.Text{Name: name, Text: v})
+		case []any:
+			for i, e := range v {
+				visit(fmt.Sprintf("%s[%d]", name, i), e)
+			}
+		case map[string]any:
+			for _, key := range slices.Sorted(maps.Keys(v)) {
+				visit(strings.TrimPrefix(name+"."+key, "."), v[key])
+			}
 		}
 	}
-	for _, kv := range c.Config.Env {
-		name, value, _ := strings.Cut(kv, "=")
-		texts = append(texts, encrypted.Text{Name: "the variable " + name, Text: value})
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Config.Labels)) {
-		texts = append(texts, encrypted.Text{Name: "the label " + name, Text: c.Config.Labels[name]})
-	}
-	return texts
+	visit("", config)
+	return texts, nil
 }
 
 // vault makes the image without the plain files, and with the encrypted ones.
@@ -184,6 +213,10 @@ func (v *vault) fill(ctx context.Context) (err error) {
 		return errors.Join(err, closeAll())
 	}
 	in.source = source // which closes the others
+	if problems, err := v.misplaced(list, stripped.Indexes, index); err != nil || len(problems) > 0 {
+		return errors.Join(err, fmt.Errorf("%w: engines would not find what they find now: %s", ErrCiphertexts,
+			strings.Join(problems, "; ")))
+	}
 	if source.Config, err = recipe.WithEncrypted(source.Config); err != nil {
 		return err
 	}
@@ -202,6 +235,20 @@ func (v *vault) fill(ctx context.Context) (err error) {
 	}
 	in.told = &Encrypted{Files: len(list.Files), Bytes: list.Bytes(), Key: list.Key, KeyID: list.KeyID}
 	return nil
+}
+
+// misplaced are problems of putting the ciphertexts where the plain files were: a file can have made a directory in the
+// place of a link, for instance.
+func (v *vault) misplaced(list *encrypted.List, stripped []*rootfs.Index, top *rootfs.Index) ([]string, error) {
+	below, err := rootfs.Merge(stripped)
+	if err != nil {
+		return nil, err
+	}
+	uid, gid, err := v.in.contents.Identity(v.in.source.Config, v.o.Launch)
+	if err != nil {
+		return nil, err
+	}
+	return list.CheckLayer(top, below, int(uid), int(gid)), nil
 }
 
 // looking shows contents to the search for quotes, and then to what encrypts them, if anything does.

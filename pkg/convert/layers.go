@@ -102,7 +102,7 @@ func (ls *layers) index(ctx context.Context, l *image.Layer) (*rootfs.Index, err
 
 // keep has what is known of a layer kept, or shared: at once, unless files of the image are encrypted.
 func (ls *layers) keep(digest string, how func() error) error {
-	if ls.o.Encrypt == nil {
+	if len(ls.o.Launch.Encrypt.Paths) == 0 {
 		return how()
 	}
 	ls.mu.Lock()
@@ -199,7 +199,7 @@ func (ls *layers) shared(ctx context.Context, key, digest string) *rootfs.Index 
 
 // contents returns a layer's index by its own table of contents, or nil if none is to be used.
 func (ls *layers) contents(ctx context.Context, key string, l *image.Layer) *rootfs.Index {
-	if !ls.o.TrustTOC || l.At == nil || ls.o.Encrypt != nil { // what leaves a layer must be known of the layer
+	if !ls.o.TrustTOC || l.At == nil || len(ls.o.Launch.Encrypt.Paths) > 0 { // files leave layers, not tables
 		return nil
 	}
 	// Others may say otherwise of the same layer: a registry of its parts, an image of its table.

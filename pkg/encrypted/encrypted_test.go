@@ -77,6 +77,12 @@ func TestSelect(t *testing.T) {
 		"a link of the name below": {
 			[][]fixture.Entry{{sym("a", "b"), file("b", "1")}, {file("a", "2")}}, "/a", "/a", "0/a 0/b", "",
 		},
+		"a file that is gone": {
+			[][]fixture.Entry{{file("a", "1"), file("b", "2")}, {file(".wh.a", "")}}, "/a", "", "0/b 1/a", "",
+		},
+		"a file in whose place is a link": {
+			[][]fixture.Entry{{file("a", "1"), file("b", "2")}, {sym("a", "b")}}, "/a", "", "0/b 1/a", "",
+		},
 		"an eStargz layer": {
 			[][]fixture.Entry{{file("a", "1"), file("stargz.index.json", "digests")}, {file("stargz.index.json", "b")}},
 			"/a", "/a", "1/stargz.index.json", "",
@@ -91,8 +97,8 @@ func TestSelect(t *testing.T) {
 			[][]fixture.Entry{{file("a", ""), file("b", "")}}, "/a", "/a", "0/b", "",
 		},
 	} {
-		indexes, tree := scan(t, c.layers...)
-		s, err := encrypted.Select(indexes, []*rootfs.Node{tree.Lookup(c.chosen)})
+		indexes, _ := scan(t, c.layers...)
+		s, err := encrypted.Select(indexes, func(p string) bool { return p == c.chosen })
 		require.NoError(t, err, what)
 		var files, copies, left []string
 		for _, n := range s.Files {
@@ -158,8 +164,8 @@ func cut(
 // A layer that is not what its index says is not cut.
 func TestCutRefuses(t *testing.T) {
 	layers := [][]fixture.Entry{{fixture.File("a", "1"), fixture.File("b", "2")}}
-	indexes, tree := scan(t, layers...)
-	s, err := encrypted.Select(indexes, []*rootfs.Node{tree.Lookup("/a")})
+	indexes, _ := scan(t, layers...)
+	s, err := encrypted.Select(indexes, func(p string) bool { return p == "/a" })
 	require.NoError(t, err)
 	lying := *indexes[0]
 	lying.Entries = lying.Entries[:1]
@@ -261,6 +267,54 @@ func TestWriterLayer(t *testing.T) {
 	assert.Equal(t, map[string]string{
 		"/srv": "0:0 755", "/srv/private": "33:0 710", "/srv/private/run": "1000:100 755", "/srv/app": "1000:100 755",
 	}, owners)
+}
+
+// A layer with ciphertexts changes nothing of the layers below it.
+func TestCheckLayer(t *testing.T) {
+	dir := func(p string, mode int64, uid int) fixture.Entry {
+		e := fixture.Dir(p)
+		e.Header.Mode, e.Header.Uid = mode, uid
+		return e
+	}
+	cipher := func(p string, mode int64, uid int) fixture.Entry {
+		e := fixture.File(p, strings.Repeat("x", protectedfs.NodeSize))
+		e.Header.Mode, e.Header.Uid, e.Header.Gid = mode, uid, uid
+		return e
+	}
+	below := []fixture.Entry{
+		dir("srv", 0o711, 3), dir("srv/app", 0o700, 5), fixture.File("etc/deny.conf", "x"),
+		fixture.Symlink("link", "srv"),
+	}
+	list := &encrypted.List{Files: []encrypted.File{{Path: "/new/b"}, {Path: "/srv/app/a"}}}
+	good := []fixture.Entry{
+		dir("srv", 0o711, 3), dir("srv/app", 0o700, 5), cipher("srv/app/a", 0o640, 9), dir("new", 0o755, 0),
+		cipher("new/b", 0o600, 9),
+	}
+	attributes := dir("srv", 0o711, 3)
+	attributes.Header.PAXRecords = map[string]string{"SCHILY.xattr.user.x": "y"}
+	for says, change := range map[string][]fixture.Entry{
+		"":                                     nil,
+		"is no directory of an encrypted file": {dir("etc/deny.conf", 0o777, 0)},
+		"has the mode 777":                     {dir("srv", 0o777, 3)},
+		"belongs to 0:0, below it has 711":     {dir("srv", 0o711, 0)},
+		"is a new directory":                   {dir("new", 0o777, 0)},
+		"belongs to 8:8, not to 9:9":           {cipher("srv/app/a", 0o640, 8)},
+		"has the mode 400":                     {cipher("srv/app/a", 0o400, 9)},
+		"has extended attributes":              {attributes},
+	} {
+		indexes, _ := scan(t, below, append(good, change...))
+		_, tree := scan(t, below)
+		problems := strings.Join(list.CheckLayer(indexes[1], tree, 9, 9), "\n")
+		if says == "" {
+			assert.Empty(t, problems)
+			continue
+		}
+		assert.Contains(t, problems, says)
+	}
+	links := &encrypted.List{Files: []encrypted.File{{Path: "/link/a"}}}
+	_, tree := scan(t, below)
+	top, _ := scan(t, []fixture.Entry{dir("link", 0o755, 0), cipher("link/a", 0o600, 9)})
+	assert.Contains(t, strings.Join(links.CheckLayer(top[0], tree, 9, 9), "\n"), "the place of what is no directory")
 }
 
 func TestParseList(t *testing.T) {

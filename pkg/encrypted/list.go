@@ -140,7 +140,7 @@ func (l *List) Paths() []string {
 func (l *List) Describe(index *rootfs.Index) (*rootfs.Index, error) {
 	out := *index
 	out.Entries = slices.Clone(index.Entries)
-	left := len(l.Files)
+	seen := map[string]bool{}
 	for i := range out.Entries {
 		e := &out.Entries[i]
 		if e.Type == rootfs.Dir {
@@ -148,6 +148,8 @@ func (l *List) Describe(index *rootfs.Index) (*rootfs.Index, error) {
 		}
 		f := l.Find(e.Path)
 		switch {
+		case seen[e.Path]:
+			return nil, fmt.Errorf("%w: the layer for encrypted files has %s twice", ErrList, e.Path)
 		case e.Type != rootfs.Regular || f == nil:
 			return nil, fmt.Errorf("%w: the layer for encrypted files has %s, which the list does not", ErrList, e.Path)
 		case e.Size != f.Size || hex.EncodeToString(e.SHA256[:]) != f.SHA256:
@@ -155,11 +157,55 @@ func (l *List) Describe(index *rootfs.Index) (*rootfs.Index, error) {
 				e.Size, e.SHA256, f.Size, f.SHA256)
 		}
 		e.Content, e.Shebang, e.ELF = nil, f.Interpreter, f.ELF
-		left--
+		seen[e.Path] = true
 	}
-	if left != 0 { // as each is found once: an archive with a path twice has another layer than a Writer writes
-		return nil, fmt.Errorf("%w: the layer for encrypted files has %d of %d", ErrList, len(l.Files)-left,
-			len(l.Files))
+	if len(seen) != len(l.Files) {
+		return nil, fmt.Errorf("%w: the layer for encrypted files has %d of %d", ErrList, len(seen), len(l.Files))
 	}
 	return &out, nil
 }
+
+// CheckLayer returns in what the layer with the ciphertexts differs from one that a Writer makes: it may change nothing
+// of the layers below it. Its files belong to the program, by uid and gid, and its directories are those above them, as
+// they are below.
+func (l *List) CheckLayer(index *rootfs.Index, below *rootfs.Tree, uid, gid int) (problems []string) {
+	wrong := func(e *rootfs.Entry, format string, args ...any) {
+		problems = append(problems,
+			fmt.Sprintf("the layer for encrypted files: %q ", e.Path)+fmt.Sprintf(format, args...))
+	}
+	above := map[string]bool{}
+	for _, f := range l.Files {
+		for dir := path.Dir(f.Path); dir != "/" && !above[dir]; dir = path.Dir(dir) {
+			above[dir] = true
+		}
+	}
+	for i := range index.Entries {
+		e := &index.Entries[i]
+		if e.Attributes != "" {
+			wrong(e, "has extended attributes")
+		}
+		if e.Type != rootfs.Dir {
+			if e.UID != uid || e.GID != gid || e.Mode&0o600 != 0o600 {
+				wrong(e, "has the mode %o and belongs to %d:%d, not to %d:%d who must be able to write to it", e.Mode,
+					e.UID, e.GID, uid, gid)
+			}
+			continue
+		}
+		n := below.Lookup(e.Path)
+		switch {
+		case !above[e.Path]:
+			wrong(e, "is no directory of an encrypted file")
+		case n == nil && (e.Mode != impliedMode || e.UID != 0 || e.GID != 0):
+			wrong(e, "is a new directory with the mode %o, of %d:%d", e.Mode, e.UID, e.GID)
+		case n != nil && n.Type != rootfs.Dir:
+			wrong(e, "takes the place of what is no directory")
+		case n != nil && (n.Mode != e.Mode || n.UID != e.UID || n.GID != e.GID):
+			wrong(e, "has the mode %o and belongs to %d:%d, below it has %o and belongs to %d:%d", e.Mode, e.UID, e.GID,
+				n.Mode, n.UID, n.GID)
+		}
+	}
+	return problems
+}
+
+// impliedMode is that of directories of which only the paths of files speak.
+const impliedMode = 0o755

@@ -56,7 +56,8 @@ func (q *Quotes) look(path, content string) {
 
 // quotes reports whether a text has a line of a content, or is in it as a whole.
 func quotes(text, content string) bool {
-	if strings.Contains(content, text) {
+	// Paths, and lists of them, are in every script.
+	if !strings.HasPrefix(text, "/") && strings.Contains(content, text) {
 		return true
 	}
 	for line := range strings.Lines(content) {

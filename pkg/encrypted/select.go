@@ -58,9 +58,9 @@ type place struct {
 	content      content
 }
 
-// Select finds all that has the content of the chosen files, in whatever version and by whatever name: what a lower
-// layer has at their paths, and hard links to that.
-func Select(indexes []*rootfs.Index, chosen []*rootfs.Node) (*Selection, error) {
+// Select finds all that has the content of files at the chosen paths, in whatever version and by whatever name: what
+// any layer has there, be it hidden by another one, and hard links to that.
+func Select(indexes []*rootfs.Index, chosen func(path string) bool) (*Selection, error) {
 	var places []place
 	byPath, byContent := map[string][]int{}, map[content][]int{}
 	tree, err := rootfs.MergePlaced(indexes, func(i, k int, n *rootfs.Node) {
@@ -78,8 +78,10 @@ func Select(indexes []*rootfs.Index, chosen []*rootfs.Node) (*Selection, error) 
 	s := &Selection{layers: make([]map[int]*piece, len(indexes))}
 	names, found := map[string]bool{}, map[content]bool{}
 	var todo []string
-	for _, n := range chosen {
-		todo = append(todo, n.Path)
+	for p := range byPath {
+		if chosen(p) {
+			todo = append(todo, p)
+		}
 	}
 	for len(todo) > 0 {
 		name := todo[0]

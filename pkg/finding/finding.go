@@ -106,6 +106,7 @@ const (
 	PlainCopy         = "plain-copy"
 	PlainQuote        = "plain-quote"
 	PlainDigest       = "plain-digest"
+	PlainSource       = "plain-source"
 	InsecureKey       = "insecure-key"
 )
 
@@ -194,8 +195,9 @@ var remedies = map[string]string{
 	EncryptedLink:     "None needed; name the file with --encrypt to see it in the command line.",
 	PlainCopy: "Name the copy with --encrypt as well; one that a later layer removes is gone if the image is built " +
 		"without it, as by a stage that copies what is needed.",
-	PlainDigest: "Copy the files into the image otherwise than by a package manager, or remove its record of them in the " +
-		"same layer.",
+	PlainSource: "--to or --repo with a repository that those may read who may not read the source.",
+	PlainDigest: "Copy the files into the image otherwise than by a package manager, or remove its record of them in " +
+		"the same layer.",
 	PlainQuote:       "Build the image without the text: from a file, or a secret mount of the builder.",
 	InsecureKey:      "Leave --insecure-key-in-manifest out: everybody who has the image has the key.",
 	IndexUnreachable: "None needed: the layer was read. Try again if it should be shared.",

@@ -135,16 +135,18 @@ func decompress(mt types.MediaType, blob io.ReadCloser) (io.ReadCloser, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading a layer: %w", err)
 		}
-		return readCloser{z, blob}, nil
+		return readCloser{z, func() error { z.Close(); return blob.Close() }}, nil
 	}
 	z, err := gzip.NewReader(blob)
 	if err != nil {
 		return nil, fmt.Errorf("reading a layer: %w", err)
 	}
-	return readCloser{z, blob}, nil
+	return readCloser{z, blob.Close}, nil
 }
 
 type readCloser struct {
 	io.Reader
-	io.Closer
+	close func() error
 }
+
+func (r readCloser) Close() error { return r.close() }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/launch/process"
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/glob"
 )
@@ -43,17 +44,46 @@ type area struct {
 const maxEncryptedPath = 771
 
 // ToEncrypt returns the files of the image that are to be encrypted, in the order of the tree. What cannot be is an
-// OptionError with the reason.
-func (contents *Contents) ToEncrypt(config []byte, o Options) ([]*rootfs.Node, error) {
+// OptionError with the reason. Chosen reports whether a path is one of theirs, or one that they could have: files are
+// there that another layer removes.
+func (contents *Contents) ToEncrypt(
+	config []byte, o Options,
+) (files []*rootfs.Node, chosen func(path string) bool, err error) {
 	var c v1.ConfigFile
 	if err := json.Unmarshal(config, &c); err != nil {
-		return nil, fmt.Errorf("reading the image's configuration: %w", err)
+		return nil, nil, fmt.Errorf("reading the image's configuration: %w", err)
 	}
-	_, files, err := o.Encrypt.choose(contents.Tree)
+	areas, files, err := o.Encrypt.choose(contents.Tree)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := o.mayEncrypt(contents.Tree, c.Config, files); err != nil {
+		return nil, nil, err
+	}
+	chosen, err = o.Encrypt.chosen(areas)
+	return files, chosen, err
+}
+
+// Chosen is that of ToEncrypt, of an image whose files are encrypted already.
+func (contents *Contents) Chosen(o Options) (chosen func(path string) bool, err error) {
+	areas, _, err := o.Encrypt.choose(contents.Tree)
 	if err != nil {
 		return nil, err
 	}
-	return files, o.mayEncrypt(contents.Tree, c.Config, files)
+	return o.Encrypt.chosen(areas)
+}
+
+func (e Encryption) chosen(areas []area) (func(path string) bool, error) {
+	found := map[string]bool{}
+	for _, a := range areas {
+		found[a.path] = true
+	}
+	patterns := glob.Compile(e.Paths)
+	if err := patterns.Check(); err != nil {
+		return nil, notEncrypted("", "%v", err)
+	}
+	m := patterns.Matcher()
+	return func(p string) bool { return covered(p, found) || m.Match(p) }, nil
 }
 
 func notEncrypted(p, format string, args ...any) error {
@@ -234,6 +264,13 @@ func (o Options) reserved(tree *rootfs.Tree, c v1.Config) map[string]string {
 		if err == nil { // else the check has never worked
 			add(s.Entrypoint, "the health check runs it outside of the enclave")
 		}
+		for _, arg := range h.Test[1:] {
+			for _, w := range append(reach.Words(arg), arg) {
+				if path.IsAbs(w) && path.Clean(w) != "/" {
+					add(w, "the health check names it, which runs outside of the enclave")
+				}
+			}
+		}
 	}
 	return reserved
 }
@@ -275,7 +312,8 @@ func (f *files) noticeDigests(list []*rootfs.Node) {
 		}
 		if record != "" && !said[record] {
 			said[record] = true
-			f.spec.Find(finding.PlainDigest, finding.Warning, n.Path, "a digest of this file is in the records of "+record)
+			f.spec.Find(finding.PlainDigest, finding.Warning, n.Path,
+				"a digest of this file is in the records of "+record)
 		}
 	}
 }

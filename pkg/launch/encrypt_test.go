@@ -25,7 +25,7 @@ func toEncrypt(t *testing.T, c v1.Config, o launch.Options, entries ...Entry) (s
 	t.Helper()
 	config, err := json.Marshal(v1.ConfigFile{Config: c})
 	require.NoError(t, err)
-	files, err := launch.Examine(context.Background(), Tree(t, o.Keep(), nil, entries...)).ToEncrypt(config, o)
+	files, _, err := launch.Examine(context.Background(), Tree(t, o.Keep(), nil, entries...)).ToEncrypt(config, o)
 	var paths []string
 	for _, f := range files {
 		paths = append(paths, f.Path)
@@ -109,9 +109,13 @@ func TestNotEncrypted(t *testing.T) {
 		assert.Equal(t, "encrypt", option.Option)
 		assert.ErrorContains(t, err, why, path)
 	}
+	config.Healthcheck.Test = []string{"CMD", "check", "--file=/srv/app/a.py"}
+	o.Encrypt = encrypt("/srv/app").Encrypt
+	_, err := toEncrypt(t, config, o, entries...)
+	require.ErrorContains(t, err, "/srv/app/a.py: the health check names it")
 	config.Healthcheck.Test = []string{"CMD-SHELL", "check || exit 1"}
 	o.Encrypt = encrypt("/usr/bin/sh").Encrypt
-	_, err := toEncrypt(t, config, o, entries...)
+	_, err = toEncrypt(t, config, o, entries...)
 	assert.ErrorContains(t, err, "the health check runs it")
 	require.Error(t, encrypt("srv").Check())
 }

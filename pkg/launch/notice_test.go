@@ -389,6 +389,7 @@ var elsewhere = map[string][2]string{
 	finding.InsecureKey:      {"../verify/encrypted_test.go", "finding.InsecureKey"},
 	finding.PlainCopy:        {"../verify/encrypted_test.go", "finding.PlainCopy"},
 	finding.PlainQuote:       {"../verify/encrypted_test.go", "finding.PlainQuote"},
+	finding.PlainSource:      {"../verify/encrypted_test.go", "finding.PlainSource"},
 	finding.EncryptedLink:    {"../verify/encrypted_test.go", "finding.EncryptedLink"},
 	finding.RuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},
 }

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,13 +41,17 @@ func (v *verification) describe(below []*rootfs.Index) []*rootfs.Index {
 func (v *verification) encrypted(ctx context.Context, e Expectations) error {
 	list := v.c.Encrypted
 	asked := v.c.Recipe != nil && v.c.Recipe.Options.Encrypt != nil
-	if list == nil && !asked {
+	if list == nil && !asked && e.FilesKey == nil {
 		return nil
 	}
 	const disagree = "the recipe and the enclave do not agree that there are encrypted files"
 	const detail = "encrypted files: each ciphertext by its digest in the measured list, its structure and length, " +
 		"and no layer has a file of its path in plain text"
-	if list == nil || !asked {
+	switch {
+	case list == nil && !asked:
+		v.add(CheckEncrypted, "the image has encrypted files", []string{"a key to them was given, and there are none"})
+		return nil
+	case list == nil || !asked:
 		v.add(CheckEncrypted, detail, []string{disagree})
 		return nil
 	}
@@ -55,7 +60,7 @@ func (v *verification) encrypted(ctx context.Context, e Expectations) error {
 	if len(below) == 0 {
 		problems = append(problems, "there is no layer for them")
 	} else {
-		plain, err := plainFiles(below[:len(below)-1], list)
+		plain, err := v.plainFiles(ctx, below)
 		if err != nil {
 			return err
 		}
@@ -74,7 +79,8 @@ func (v *verification) encrypted(ctx context.Context, e Expectations) error {
 		contents = append(contents, fmt.Sprintf("the key is another one: its id is %s, the list's is %s", key.ID(),
 			list.KeyID))
 	}
-	if !known || len(contents) > 0 {
+	sound := len(v.report.FailedChecks()) == 0
+	if !known || len(contents) > 0 || !sound {
 		problems, err = v.structure(ctx, below[len(below)-1])
 	} else {
 		problems, contents, err = v.decrypt(ctx, below[len(below)-1], key)
@@ -85,6 +91,8 @@ func (v *verification) encrypted(ctx context.Context, e Expectations) error {
 	v.add(CheckEncrypted, fmt.Sprintf("%d %s", len(list.Files), detail), problems)
 	what := fmt.Sprintf("the contents of the %d encrypted files, under the key %s", len(list.Files), list.KeyID)
 	switch {
+	case known && !sound && len(contents) == 0:
+		v.skip(CheckContents, what+", were not decrypted: the image is not what it says that it is")
 	case known:
 		v.add(CheckContents, what+": each was decrypted, and is authentic for its path", contents)
 	case v.signing && !e.AnyContents:
@@ -107,14 +115,30 @@ func (v *verification) filesKey(e Expectations) (key protectedfs.Key, known bool
 	return key, known, nil
 }
 
-// plainFiles are the files that layers have in plain text, though the list has them encrypted.
-func plainFiles(below []*rootfs.Index, list *encrypted.List) (problems []string, err error) {
-	_, err = rootfs.MergePlaced(below, func(i, _ int, n *rootfs.Node) {
-		if n.Type == rootfs.Regular && list.Find(n.Path) != nil {
+// plainFiles are the files that layers have in plain text, though the list or the recipe has them encrypted, and what
+// else the layer with the ciphertexts does to those below it.
+func (v *verification) plainFiles(
+	ctx context.Context, below []*rootfs.Index,
+) (problems []string, err error) {
+	list, last := v.c.Encrypted, len(below)-1
+	o, _, err := v.c.Recipe.Options.Decisions()
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	o.Encrypt.Also = list.Paths()
+	chosen, err := launch.Examine(ctx, v.below).Chosen(o)
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	tree, err := rootfs.MergePlaced(below[:last], func(i, _ int, n *rootfs.Node) {
+		if n.Type == rootfs.Regular && chosen(n.Path) {
 			problems = append(problems, fmt.Sprintf("layer %d has %q in plain text", i+1, n.Path))
 		}
 	})
-	return problems, err
+	if err != nil {
+		return nil, err
+	}
+	return append(problems, list.CheckLayer(below[last], tree, v.c.Program.UID, v.c.Program.GID)...), nil
 }
 
 // structure looks at what can be seen of ciphertexts without the key.
@@ -153,7 +177,20 @@ func (v *verification) decrypt(
 	}
 	defer spool.Close()
 	err = v.visit(ctx, index, func(f *encrypted.File, content io.Reader) error {
-		if _, err := io.Copy(io.NewOffsetWriter(spool, 0), content); err != nil {
+		node := make([]byte, protectedfs.NodeSize)
+		if _, err := io.ReadFull(content, node); err != nil {
+			return err
+		}
+		problems = append(problems, v.headProblems(f, node)...)
+		// The first node says, authentically, how long the file is: nothing is written to disk for less.
+		if _, err := protectedfs.Open(bytes.NewReader(node), f.Size, f.Path, key); err != nil {
+			contents = append(contents, fmt.Sprintf("%s: %v", f.Path, err))
+			return nil
+		}
+		if _, err := spool.WriteAt(node, 0); err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.NewOffsetWriter(spool, protectedfs.NodeSize), content); err != nil {
 			return err
 		}
 		plain, said, err := v.open(ctx, f, spool, key)
@@ -162,11 +199,6 @@ func (v *verification) decrypt(
 		}
 		v.plain[f.Path] = plain
 		contents = append(contents, said...)
-		node := make([]byte, protectedfs.NodeSize)
-		if _, err := spool.ReadAt(node, 0); err != nil {
-			return err
-		}
-		problems = append(problems, v.headProblems(f, node)...)
 		return nil
 	})
 	return problems, contents, err
@@ -233,7 +265,7 @@ func (v *verification) withoutPlain(
 	if err != nil {
 		return nil, nil, closing, err
 	}
-	chosen, err := launch.Examine(ctx, tree).ToEncrypt(source.Config, wanted)
+	_, chosen, err := launch.Examine(ctx, tree).ToEncrypt(source.Config, wanted)
 	if option := (*launch.OptionError)(nil); errors.As(err, &option) {
 		return nil, []string{"of the source, " + err.Error()}, closing, nil
 	}
@@ -262,6 +294,14 @@ func (v *verification) withoutPlain(
 	return out, problems, closing, err
 }
 
+// modeOf returns the mode of a ciphertext.
+func (v *verification) modeOf(p string) uint32 {
+	if n := v.s.Tree.Lookup(p); n != nil {
+		return n.Mode
+	}
+	return 0
+}
+
 // sourceProblems compares the files of the source with those that the image has encrypted.
 func (v *verification) sourceProblems(files []*rootfs.Node) (problems []string) {
 	want := map[string]bool{}
@@ -273,14 +313,18 @@ func (v *verification) sourceProblems(files []*rootfs.Node) (problems []string) 
 		case f == nil:
 			problems = append(problems, fmt.Sprintf("%s is not encrypted", n.Path))
 		case f.Size != protectedfs.Length(n.Size):
-			problems = append(problems, fmt.Sprintf("the ciphertext of %s has not the length of the source's", n.Path))
+			problems = append(problems,
+				fmt.Sprintf("the ciphertext of %s does not have the length that the source's file needs", n.Path))
+		case v.modeOf(n.Path) != n.Mode&0o7777|0o600:
+			problems = append(problems, fmt.Sprintf("%s has the mode %o, by the source it must be %o", n.Path,
+				v.modeOf(n.Path), n.Mode&0o7777|0o600))
 		case decrypted && (plain.SHA256 != n.SHA256 || plain.Size != n.Size):
 			problems = append(problems, fmt.Sprintf("the content of %s is not the source's", n.Path))
 		}
 	}
 	for _, f := range v.c.Encrypted.Files {
 		if !want[f.Path] {
-			problems = append(problems, fmt.Sprintf("%s is encrypted, and is not to be", f.Path))
+			problems = append(problems, fmt.Sprintf("%s is encrypted, but should not be", f.Path))
 		}
 	}
 	return problems

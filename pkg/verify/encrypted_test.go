@@ -182,6 +182,17 @@ func encryptedSamples(t testing.TB) map[string]encryptedSample {
 					fixture.Layer(t, fixture.File("opt/name", versions[2]), fixture.Hardlink("srv/secret", "opt/name")))
 			},
 		},
+		"a file that another layer removes": {
+			paths: []string{"/srv", "/etc/*.key"}, secret: []string{lines(14, 30), lines(15, 3), lines(16, 3)},
+			files: []string{"/etc/new.key", "/srv/a"},
+			image: func(t testing.TB) v1.Image {
+				return fixture.Image(t, start, fixture.Layer(t, base(fixture.File("srv/gone", lines(14, 30)),
+					fixture.File("etc/new.key", "2"),
+					fixture.File("etc/old.key", lines(15, 3)), fixture.File("srv/link", lines(16, 3)))...),
+					fixture.Layer(t, fixture.File("srv/.wh.gone", ""), fixture.File("etc/.wh.old.key", ""),
+						fixture.Symlink("srv/link", "/etc/conf"), fixture.File("srv/a", "1")))
+			},
+		},
 		"layers in all forms": {
 			paths: []string{"/srv"}, secret: []string{lines(11, 30), lines(12, 30), lines(13, 30)},
 			files: []string{"/srv/gzip", "/srv/none", "/srv/zstd"},
@@ -516,6 +527,19 @@ func TestTamperingWithEncryptedFiles(t *testing.T) {
 				return append(l, fixture.File("srv/v1/new", "plain"))
 			})
 		}, verify.CheckEncrypted, "has /srv/v1/new"},
+		"a directory in the place of a file": {func(x *tampered) {
+			x.edit(encryptedLayer, func(l []fixture.Entry) []fixture.Entry {
+				return append(l, fixture.Dir("etc/conf"))
+			})
+		}, verify.CheckEncrypted, "is no directory of an encrypted file"},
+		"another mode of a directory": {func(x *tampered) {
+			x.edit(encryptedLayer, func(l []fixture.Entry) []fixture.Entry { l[0].Header.Mode = 0o777; return l })
+		}, verify.CheckEncrypted, "has the mode 777"},
+		"a file of the directory that another layer removes": {func(x *tampered) {
+			x.edit(plainLayer, func(l []fixture.Entry) []fixture.Entry {
+				return append(l, fixture.File("srv/v1/gone", "plain"))
+			})
+		}, verify.CheckEncrypted, `layer 1 has "/srv/v1/gone" in plain text`},
 		"a link among the ciphertexts": {func(x *tampered) {
 			x.edit(encryptedLayer, func(l []fixture.Entry) []fixture.Entry {
 				return append(l, fixture.Symlink("srv/v1/new", "/etc/conf"))
@@ -523,7 +547,7 @@ func TestTamperingWithEncryptedFiles(t *testing.T) {
 		}, verify.CheckEncrypted, "has /srv/v1/new"},
 		"another owner of a ciphertext": {func(x *tampered) {
 			x.edit(encryptedLayer, func(l []fixture.Entry) []fixture.Entry { l[len(l)-1].Header.Uid = 7; return l })
-		}, verify.CheckLayers, "not those that were converted"},
+		}, verify.CheckEncrypted, "belongs to 7:"},
 		"the plain file again": {func(x *tampered) {
 			x.edit(plainLayer, func(l []fixture.Entry) []fixture.Entry {
 				return append(l, fixture.File(ciphertext, lines(9, 80)))
@@ -645,6 +669,20 @@ func TestEncryptedContentsOfAnotherSource(t *testing.T) {
 	assert.False(t, r.Trusted)
 }
 
+// Who gives a key expects encrypted files.
+func TestKeyWithoutEncryptedFiles(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", sample(t))
+	run(t, options(t, from), signer(t), reg.Host+"/dst:1")
+	e := verify.Expectations{AnySigner: true, AllowSimulated: true, FilesKey: filesKey("one")}
+	r := check(t, reg.Host+"/dst:1", e, nil)
+	assert.False(t, r.Trusted)
+	assert.Equal(t, verify.Failed, status(r, verify.CheckEncrypted))
+	_, err := verify.Rebuild(context.Background(), open(t, reg.Host+"/dst:1"),
+		verify.RebuildOptions{Source: parse(t, from), FilesKey: filesKey("one")})
+	assert.ErrorIs(t, err, verify.ErrNotEncrypted)
+}
+
 // Nobody signs contents that nobody has looked into without saying so.
 func TestSigningEncryptedImages(t *testing.T) {
 	reg := fixture.NewRegistry(t)
@@ -668,8 +706,11 @@ func TestSigningEncryptedImages(t *testing.T) {
 		AllowSimulated: true, AnyRuntime: true, AnyContents: true,
 	}, filesKey("new"), inspect.Options{})
 	require.ErrorIs(t, err, verify.ErrFilesKey)
+	_, _, err = verify.Rekey(ctx, open(t, reg.Host+"/dst:1"), nil, e, filesKey("one"), inspect.Options{})
+	require.ErrorIs(t, err, verify.ErrSameKey)
 	plain := reg.Push(t, "plain:1", sample(t))
 	run(t, options(t, plain), signer(t), reg.Host+"/plain:2")
+	e.FilesKey = nil
 	_, _, err = verify.Rekey(ctx, open(t, reg.Host+"/plain:2"), nil, e, filesKey("new"), inspect.Options{})
 	assert.ErrorIs(t, err, verify.ErrNotEncrypted)
 }
@@ -736,18 +777,23 @@ func TestPlainCopies(t *testing.T) {
 		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF("")), fixture.File("build/copy", secret)),
 		fixture.Layer(t, fixture.File("srv/a", secret), fixture.Hardlink("srv/b", "srv/a"),
 			fixture.File("opt/copy", secret), fixture.File("build/.wh.copy", "")))
-	r := run(t, encrypting(options(t, reg.Push(t, "src:1", img)), "/srv/a"), signer(t), reg.Host+"/dst:1")
+	o, target := encrypting(options(t, reg.Push(t, "src:1", img)), "/srv/a"), parse(t, reg.Host+"/src:2")
+	o.Target = &target
+	r := run(t, o, signer(t), target.String())
 	var told []string
 	for _, f := range r.Findings {
 		switch f.Code {
-		case finding.PlainCopy, finding.PlainQuote, finding.EncryptedLink:
+		case finding.PlainCopy, finding.PlainQuote, finding.PlainSource, finding.EncryptedLink:
 			told = append(told, f.Code+" "+f.Path+": "+f.Message)
 		}
 	}
 	assert.Equal(t, []string{
 		"encrypted-link /srv/b: it is a hard link to an encrypted file, and encrypted as well",
-		"plain-copy /build/copy: layer 1 has here, though a layer above removes it, what is in /srv/a, in plain text",
-		"plain-copy /opt/copy: layer 2 has here what is in /srv/a, in plain text",
-		"plain-quote /srv/a: the image says in public what is in this file: the variable TOKEN",
+		"plain-copy /build/copy: layer 1 has the content of /srv/a at this path, though a layer above hides it, in " +
+			"plain text",
+		"plain-copy /opt/copy: layer 2 has the content of /srv/a at this path, in plain text",
+		"plain-source " + reg.Host + "/src:1: the source, with the files in plain text, is in the repository to " +
+			"which the result goes: whoever may read the one may read the other",
+		"plain-quote /srv/a: the image says in public what is in this file: config.Env[0]",
 	}, told)
 }

@@ -364,7 +364,7 @@ func (v *verification) source(ctx context.Context, source *image.Image, o inspec
 		}
 		unchanged = "are underneath, without the files that are encrypted"
 		if v.plain != nil {
-			unchanged += ", whose contents are the source's"
+			unchanged += " (which have the source's contents)"
 		}
 	}
 	if v.c.Recipe != nil && v.c.Recipe.Source != source.Digest {

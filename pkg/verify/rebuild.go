@@ -134,6 +134,9 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 func (o RebuildOptions) encryption(
 	ctx context.Context, img *image.Image, c *inspect.Converted, out *Rebuilt,
 ) (*convert.Encryption, error) {
+	if c.Recipe.Options.Encrypt == nil && o.FilesKey != nil {
+		return nil, ErrNotEncrypted
+	}
 	if c.Recipe.Options.Encrypt == nil {
 		return nil, nil
 	}

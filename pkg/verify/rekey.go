@@ -18,6 +18,9 @@ import (
 // ErrNotEncrypted says that an image has no encrypted files.
 var ErrNotEncrypted = errors.New("the image has no encrypted files")
 
+// ErrSameKey says that files are encrypted with a key already that they were to be encrypted with.
+var ErrSameKey = errors.New("the files are encrypted with this key already")
+
 // ErrFilesKey says that the key to an image's encrypted files is needed.
 var ErrFilesKey = errors.New("the present key to the encrypted files is needed")
 
@@ -45,6 +48,9 @@ func Rekey(
 	}
 	if !known {
 		return nil, nil, ErrFilesKey
+	}
+	if key == old {
+		return nil, nil, ErrSameKey
 	}
 	again, err := v.reencrypt(ctx, old, key)
 	if err != nil {

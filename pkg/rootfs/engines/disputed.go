@@ -37,9 +37,8 @@ func Disputed(layers []*rootfs.Index, paths []string) (problems []string) {
 				problems = append(problems, fmt.Sprintf("layer %d removes all that is in lower layers, which overlay "+
 					"file systems do not do", i+1))
 			case e.Type != rootfs.Dir && names[path.Base(e.Path)]:
-				if at := links.of(e.Path); at != "" {
-					problems = append(problems, fmt.Sprintf("layer %d: %q goes through %q, which is a link in one of "+
-						"the layers: engines differ in where it leads to", i+1, e.Path, at))
+				if problem := through(links, i, e); problem != "" {
+					problems = append(problems, problem)
 				}
 			}
 			if i > 0 && len(gone) > 0 && e.Type != rootfs.Whiteout {
@@ -157,4 +156,29 @@ func symlinks(layers []*rootfs.Index) map[string]bool {
 		}
 	}
 	return links
+}
+
+// Through returns the files of layers that may be one of some others, by the last names of their paths: their own paths
+// go through links of other layers, which engines that unpack all layers into one directory follow.
+func Through(layers []*rootfs.Index, last map[string]bool) (problems []string) {
+	links := newAncestors(symlinks(layers))
+	for i, l := range layers {
+		for k := range l.Entries {
+			if e := &l.Entries[k]; e.Type != rootfs.Dir && last[path.Base(e.Path)] {
+				if problem := through(links, i, e); problem != "" {
+					problems = append(problems, problem)
+				}
+			}
+		}
+	}
+	return problems
+}
+
+func through(links *ancestors, layer int, e *rootfs.Entry) string {
+	at := links.of(e.Path)
+	if at == "" {
+		return ""
+	}
+	return fmt.Sprintf("layer %d: %q goes through %q, which is a link in one of the layers: engines differ in where "+
+		"it leads to", layer+1, e.Path, at)
 }
