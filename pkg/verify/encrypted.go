@@ -37,6 +37,8 @@ func (v *verification) describe(below []*rootfs.Index) []*rootfs.Index {
 	return below
 }
 
+const noEncrypted = "a key to them was given, and there are none"
+
 // encrypted checks the image's encrypted files: without the key what everybody can see of them, with it their contents.
 func (v *verification) encrypted(ctx context.Context, e Expectations) error {
 	list := v.c.Encrypted
@@ -49,7 +51,7 @@ func (v *verification) encrypted(ctx context.Context, e Expectations) error {
 		"and no layer has a file of its path in plain text"
 	switch {
 	case list == nil && !asked:
-		v.add(CheckEncrypted, "the image has encrypted files", []string{"a key to them was given, and there are none"})
+		v.add(CheckEncrypted, "the image has encrypted files", []string{noEncrypted})
 		return nil
 	case list == nil || !asked:
 		v.add(CheckEncrypted, detail, []string{disagree})

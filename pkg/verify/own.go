@@ -87,6 +87,9 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 			[]string{"statements about enclaves that were not converted are not checked: expect --mrsigner or " +
 				"--mrenclave"})
 	}
+	if e.FilesKey != nil {
+		v.add(CheckEncrypted, "the image has encrypted files", []string{noEncrypted})
+	}
 	if len(e.RuntimeDigest) > 0 || len(e.Known) > 0 {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"such an image has none"})
 	}
