@@ -44,6 +44,7 @@ var schemas = map[string]any{
 	"runtime":          runtimeFacts{},
 	"cache":            []cache.Entry{},
 	"key":              keyInfo{},
+	"quote":            quoteFacts{},
 	"batch":            []queue.Record{},
 }
 

@@ -98,6 +98,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("XDG_CONFIG_HOME", e.WorkDir+"/config")
 			e.Setenv("XDG_CACHE_HOME", e.WorkDir+"/cache")
 			e.Setenv("VECTORS", vectors)
+			e.Setenv("QUOTES", quoteVectors(e.T().(testing.TB)))
 			e.Setenv("KEY", filepath.Join(vectors, "test-signing-key.pem"))
 			reg := fixture.NewRegistry(e.T().(testing.TB))
 			e.Setenv("REG", reg.Host)
@@ -105,6 +106,12 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exitcode": exitcode, "lines": lines},
+		Condition: func(name string) (bool, error) {
+			if name != "quotes" {
+				return false, fmt.Errorf("unknown condition %s", name)
+			}
+			return quoteVectors(t) != "", nil
+		},
 	})
 }
 
@@ -268,7 +275,16 @@ func TestHelpExamplesRun(t *testing.T) {
 	require.NoError(t, protectedfs.EncryptFile(t.Context(), filepath.Join(dir, "model.bin"),
 		filepath.Join(dir, "model.bin.encrypted"),
 		protectedfs.File{Path: "/srv/app/model.bin", Version: protectedfs.Version2}, protectedfs.Key(wrap)))
+	quotes := quoteVectors(t)
+	if quotes != "" {
+		require.NoError(t, copyFile(quotes+"/good/phala-sgx_quote", filepath.Join(dir, "app.quote")))
+		require.NoError(t,
+			copyFile(quotes+"/good/phala-sgx_quote_collateral.json", filepath.Join(dir, "collateral.json")))
+	}
 	for _, e := range examples {
+		if quotes == "" && strings.HasPrefix(e, "cconvert quote") {
+			continue
+		}
 		e, input, _ := strings.Cut(e, " < ")
 		args := strings.Fields(strings.ReplaceAll(replace.Replace(e), `"`, ""))[1:]
 		if args[0] == "runtime" && args[1] == "lock" {
@@ -577,4 +593,17 @@ func secrets(t *testing.T, text []byte) []string {
 		}
 	}
 	return list
+}
+
+// quoteVectors is the directory of public quotes, which is beside the checkout where it is tested; empty: it is not
+// here.
+func quoteVectors(t testing.TB) string {
+	t.Helper()
+	dir, err := filepath.Abs("../../../shared/vectors/quotes")
+	require.NoError(t, err)
+	if _, err := os.Stat(dir); err != nil {
+		require.Empty(t, os.Getenv("CI"), "the public quotes are missing")
+		return ""
+	}
+	return dir
 }

@@ -1,0 +1,313 @@
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/quote"
+)
+
+func newQuote() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "quote",
+		Short: "Look at quotes, by which a CPU says what runs in an enclave, and verify them",
+		Long: `Look at quotes, by which an SGX CPU tells a stranger what runs in an enclave, and verify them: DCAP
+quotes of versions 3 and 4, as a file with the bytes, or with their hexadecimal form.`,
+		Args: exactArgs("COMMAND"),
+	}
+	cmd.AddCommand(newQuoteInspect(), newQuoteVerify())
+	return cmd
+}
+
+// quoteFacts describes a quote for programs.
+type quoteFacts struct {
+	Version    uint16          `json:"version"`
+	MREnclave  sgx.Measurement `json:"mr_enclave"`
+	MRSigner   sgx.Measurement `json:"mr_signer"`
+	ISVProdID  uint16          `json:"isv_prod_id"`
+	ISVSVN     uint16          `json:"isv_svn"`
+	Debug      bool            `json:"debug_enclave"`
+	ReportData string          `json:"report_data"`
+	Attributes string          `json:"attributes"`
+	CPUSVN     string          `json:"cpu_svn"`
+	// Of a verified quote.
+	Checks     []quoteCheck `json:"checks,omitempty"`
+	Trusted    bool         `json:"trusted"`
+	Status     quote.Status `json:"status,omitempty"`
+	Advisories []string     `json:"advisories,omitempty"`
+	FMSPC      string       `json:"fmspc,omitempty"`
+	TCBDate    string       `json:"tcb_date,omitempty"`
+	Evaluation int          `json:"tcb_evaluation,omitempty"`
+	Expires    string       `json:"collateral_expires,omitempty"`
+}
+
+type quoteCheck struct {
+	Name    string `json:"name"`
+	Status  string `json:"status"`
+	Problem string `json:"problem,omitempty"`
+}
+
+func factsOf(q *quote.Quote) quoteFacts {
+	r := &q.Report
+	return quoteFacts{
+		Version: q.Version, MREnclave: r.MREnclave, MRSigner: r.MRSigner, ISVProdID: r.ISVProdID, ISVSVN: r.ISVSVN,
+		Debug: r.Debug(), ReportData: hex.EncodeToString(r.Data[:]), CPUSVN: hex.EncodeToString(r.CPUSVN[:]),
+		Attributes: fmt.Sprintf("flags %#x, XFRM %#x", r.Attributes.Flags, r.Attributes.XFRM),
+	}
+}
+
+const maxQuoteFile = 1 << 20
+
+// readQuote reads a quote from a file.
+func readQuote(name string) (*quote.Quote, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxQuoteFile+1))
+	if err != nil {
+		return nil, err
+	}
+	text := strings.TrimPrefix(strings.Join(strings.Fields(string(b)), ""), "0x")
+	if plain, err := hex.DecodeString(text); err == nil && len(plain) > 0 {
+		b = plain
+	}
+	q, err := quote.Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s is %w: %w", name, errRefused, err)
+	}
+	return q, nil
+}
+
+func newQuoteInspect() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "inspect FILE",
+		Short:   "Show what a quote says. Nothing is verified",
+		Example: `  cconvert quote inspect app.quote`,
+		Args:    exactArgs("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q, err := readQuote(args[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd, factsOf(q))
+			}
+			printQuote(cmd.OutOrStdout(), factsOf(q))
+			fmt.Fprintln(cmd.OutOrStdout(), "\nNothing of it was verified: anybody can have written it.")
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printQuote(w io.Writer, f quoteFacts) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, l := range [][2]string{
+		{"version", fmt.Sprint(f.Version)}, {"MRENCLAVE", f.MREnclave.String()}, {"MRSIGNER", f.MRSigner.String()},
+		{"product", fmt.Sprintf("%d, security version %d%s", f.ISVProdID, f.ISVSVN,
+			when(f.Debug, ", DEBUG: keeps no secrets"))},
+		{"attributes", f.Attributes}, {"report data", f.ReportData}, {"CPU SVN", f.CPUSVN},
+	} {
+		fmt.Fprintf(t, "%s\t%s\n", l[0], l[1])
+	}
+	t.Flush()
+}
+
+// quotePolicyFlags are about which quotes are trusted.
+type quotePolicyFlags struct {
+	mrEnclave, mrSigner, accept []string
+	minDate, reportData         string
+	prodID, minSVN              int
+	allowDebug, anyEnclave      bool
+}
+
+func (p *quotePolicyFlags) policy() (policy quote.Policy, err error) {
+	policy.AllowDebug, policy.AnyEnclave = p.allowDebug, p.anyEnclave
+	for _, l := range []struct {
+		flag string
+		from []string
+		to   *[]sgx.Measurement
+	}{{"mrenclave", p.mrEnclave, &policy.MREnclave}, {"mrsigner", p.mrSigner, &policy.MRSigner}} {
+		for _, s := range l.from {
+			var m sgx.Measurement
+			if err := m.UnmarshalText([]byte(s)); err != nil {
+				return policy, usagef("--%s: %w", l.flag, err)
+			}
+			*l.to = append(*l.to, m)
+		}
+	}
+	for _, n := range []struct {
+		flag string
+		from int
+		to   **uint16
+	}{{"prod-id", p.prodID, &policy.ProdID}, {"min-svn", p.minSVN, &policy.MinSVN}} {
+		if n.from > 0xffff || n.from < -1 {
+			return policy, usagef("--%s %d: it is between 0 and 65535", n.flag, n.from)
+		}
+		if n.from >= 0 {
+			v := uint16(n.from)
+			*n.to = &v
+		}
+	}
+	for _, s := range p.accept {
+		if quote.Status(s) == quote.Revoked || !slices.Contains(quote.Statuses, quote.Status(s)) {
+			return policy, usagef("--accept-tcb %s: there is no such status that can be accepted", s)
+		}
+		policy.Status = append(policy.Status, quote.Status(s))
+	}
+	if p.minDate != "" {
+		if policy.MinTCBDate, err = time.Parse(time.DateOnly, p.minDate); err != nil {
+			return policy, usagef("--min-tcb-date %s: YYYY-MM-DD expected", p.minDate)
+		}
+	}
+	if p.reportData != "" {
+		b, err := hex.DecodeString(p.reportData)
+		if err != nil || len(b) != 64 {
+			return policy, usagef("--report-data: 64 bytes in hexadecimal expected")
+		}
+		data := [64]byte(b)
+		policy.Data = &data
+	}
+	return policy, nil
+}
+
+func newQuoteVerify() *cobra.Command {
+	var p quotePolicyFlags
+	var collateral, at string
+	var minEvaluation int
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "verify FILE",
+		Short: "Check that a quote is authentic, how current its platform is, and which enclave it is of",
+		Long: `Check that a quote is authentic: its signatures up to Intel's root, what Intel says of the platform and
+its quoting enclave, and that no certificate is revoked. Then compare the enclave with what is expected.
+Nothing is fetched: what Intel publishes (the collateral) is in a file, one JSON object as dcap-qvl
+writes it, or in a directory with tcb_info.json, tcb_info_issuer_chain.pem, qe_identity.json,
+qe_identity_issuer_chain.pem, pck_crl.der and root_ca_crl.der, as Intel's service answers.
+
+Platforms that are UpToDate or SWHardeningNeeded are accepted, others by --accept-tcb. The exit code is 4
+if a check failed, which is named, or if nobody said which enclave is expected.`,
+		Example: `  cconvert quote verify app.quote --collateral collateral.json --any-enclave \
+    --at 2025-07-19T10:00:00Z --accept-tcb ConfigurationAndSWHardeningNeeded`,
+		Args: exactArgs("FILE"),
+	}
+	f := cmd.Flags()
+	f.StringVar(&collateral, "collateral", "", "file or directory with what Intel publishes of the platform")
+	f.StringVar(&at, "at", "", "time for which it is verified, as 2006-01-02T15:04:05Z (default: now)")
+	f.IntVar(&minEvaluation, "min-tcb-evaluation", 0, "lowest number of Intel's evaluations that is accepted")
+	f.StringSliceVar(&p.accept, "accept-tcb", nil, "status of a platform that is accepted as well (repeatable)")
+	f.StringVar(&p.minDate, "min-tcb-date", "", "oldest date of a platform that --accept-tcb accepts, YYYY-MM-DD")
+	f.StringSliceVar(&p.mrEnclave, "mrenclave", nil, "expected MRENCLAVE (repeatable: one of them)")
+	f.StringSliceVar(&p.mrSigner, "mrsigner", nil, "expected MRSIGNER (repeatable: one of them)")
+	f.IntVar(&p.prodID, "prod-id", -1, "expected product number")
+	f.IntVar(&p.minSVN, "min-svn", -1, "lowest security version number")
+	f.StringVar(&p.reportData, "report-data", "", "expected report data, 64 bytes in hexadecimal")
+	f.BoolVar(&p.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
+	f.BoolVar(&p.anyEnclave, "any-enclave", false, "accept whatever enclave it is of")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		policy, err := p.policy()
+		if err != nil {
+			return err
+		}
+		if collateral == "" {
+			return usagef("--collateral is needed: what Intel publishes of the platform")
+		}
+		o := quote.Options{At: time.Now(), MinEvaluation: minEvaluation}
+		if at != "" {
+			if o.At, err = time.Parse(time.RFC3339, at); err != nil {
+				return usagef("--at %s: a time such as 2006-01-02T15:04:05Z expected", at)
+			}
+		}
+		q, err := readQuote(args[0])
+		if err != nil {
+			return err
+		}
+		c, err := quote.ReadCollateral(collateral)
+		if err != nil {
+			return fmt.Errorf("--collateral: %w", err)
+		}
+		facts, err := verifyQuote(q, c, o, policy)
+		if asJSON {
+			if err := printJSON(cmd, facts); err != nil {
+				return err
+			}
+		} else {
+			printVerifiedQuote(cmd.OutOrStdout(), facts)
+		}
+		return err
+	}
+	return cmd
+}
+
+// verifyQuote makes all checks up to the first that fails.
+func verifyQuote(
+	q *quote.Quote, c *quote.Collateral, o quote.Options, policy quote.Policy,
+) (quoteFacts, error) {
+	facts := factsOf(q)
+	r, err := q.Verify(c, o)
+	if err == nil {
+		facts.Status, facts.Advisories, facts.Evaluation = r.Status, r.Advisories, r.Evaluation
+		facts.FMSPC = hex.EncodeToString(r.Platform.FMSPC[:])
+		facts.TCBDate, facts.Expires = r.TCBDate.Format(time.DateOnly), r.Expires.Format(time.RFC3339)
+		err = r.Check(policy)
+	}
+	var wrong *quote.Error
+	for _, name := range quote.Checks {
+		if errors.As(err, &wrong) && wrong.Check == name {
+			facts.Checks = append(facts.Checks, quoteCheck{name, "failed", wrong.Err.Error()})
+			return facts, fmt.Errorf("the quote is %w: %s", errRefused, name)
+		}
+		facts.Checks = append(facts.Checks, quoteCheck{Name: name, Status: "ok"})
+	}
+	facts.Trusted = err == nil
+	return facts, err
+}
+
+func printVerifiedQuote(w io.Writer, f quoteFacts) {
+	printQuote(w, f)
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range f.Checks {
+		fmt.Fprintf(t, "%s\t%s\t%s%s\n", c.Status, c.Name, quoteDetails[c.Name],
+			printable(when(c.Problem != "", ": ")+c.Problem))
+	}
+	t.Flush()
+	if f.Status != "" {
+		fmt.Fprintf(w, "\nThe platform, of the kind %s, is %s, of %s, by Intel's evaluation %d%s. What Intel says "+
+			"expires at %s.\n", f.FMSPC, f.Status, f.TCBDate, f.Evaluation,
+			when(len(f.Advisories) > 0, ", with "+strings.Join(f.Advisories, ", ")), f.Expires)
+	}
+	if f.Trusted {
+		fmt.Fprintln(w, "\ntrusted: it is authentic, and of an enclave that was expected, or accepted whatever it is")
+	}
+}
+
+// quoteDetails say what each check compares.
+var quoteDetails = map[string]string{
+	quote.CheckChain:      "the certificates of the platform's key lead to Intel's root, and are valid at that time",
+	quote.CheckQEReport:   "that key signs the report of the quoting enclave",
+	quote.CheckKey:        "that report names the key that signs the quote",
+	quote.CheckSignature:  "this key signs the report of the enclave",
+	quote.CheckTCBInfo:    "what Intel says of platforms of this kind is signed by Intel, and current",
+	quote.CheckQEIdentity: "so is what Intel says of its quoting enclave",
+	quote.CheckCRL:        "none of the certificates is revoked, by lists that are current",
+	quote.CheckPlatform:   "Intel lists the versions of the platform",
+	quote.CheckQE:         "the quoting enclave is Intel's, in a version that Intel lists",
+	quote.CheckStatus:     "the platform is in a state that is accepted",
+	quote.CheckEnclave:    "the enclave is initialised, not for debugging, and as it was expected",
+}
