@@ -137,31 +137,17 @@ type quotePolicyFlags struct {
 
 func (p *quotePolicyFlags) policy() (policy quote.Policy, err error) {
 	policy.AllowDebug, policy.AnyEnclave = p.allowDebug, p.anyEnclave
-	for _, l := range []struct {
-		flag string
-		from []string
-		to   *[]sgx.Measurement
-	}{{"mrenclave", p.mrEnclave, &policy.MREnclave}, {"mrsigner", p.mrSigner, &policy.MRSigner}} {
-		for _, s := range l.from {
-			var m sgx.Measurement
-			if err := m.UnmarshalText([]byte(s)); err != nil {
-				return policy, usagef("--%s: %w", l.flag, err)
-			}
-			*l.to = append(*l.to, m)
-		}
+	if policy.MREnclave, err = measurements("mrenclave", p.mrEnclave); err != nil {
+		return policy, err
 	}
-	for _, n := range []struct {
-		flag string
-		from int
-		to   **uint16
-	}{{"prod-id", p.prodID, &policy.ProdID}, {"min-svn", p.minSVN, &policy.MinSVN}} {
-		if n.from > 0xffff || n.from < -1 {
-			return policy, usagef("--%s %d: it is between 0 and 65535", n.flag, n.from)
-		}
-		if n.from >= 0 {
-			v := uint16(n.from)
-			*n.to = &v
-		}
+	if policy.MRSigner, err = measurements("mrsigner", p.mrSigner); err != nil {
+		return policy, err
+	}
+	if policy.ProdID, err = number("prod-id", p.prodID); err != nil {
+		return policy, err
+	}
+	if policy.MinSVN, err = number("min-svn", p.minSVN); err != nil {
+		return policy, err
 	}
 	for _, s := range p.accept {
 		if quote.Status(s) == quote.Revoked || !slices.Contains(quote.Statuses, quote.Status(s)) {

@@ -19,8 +19,8 @@ func newRekey() *cobra.Command {
 		Use:   "rekey IMAGE",
 		Short: "Encrypt the files of a converted image with another key",
 		Long: `Encrypt the files of a converted image that are encrypted with another key, and sign the result. The
-image that it was made from is not needed. What comes out is what converting that image with the
-new key gives; its MRENCLAVE is another one, as the list of ciphertexts is measured.
+image that it was made from is not needed. The result is the same as from converting that image
+with the new key; its MRENCLAVE is another one, as the list of ciphertexts is measured.
 
 Before that, the image is checked as "cconvert sign" does, and each file is decrypted. The old image
 and whoever has its key can still read the files as they were.`,

@@ -107,6 +107,30 @@ func (e *expectFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&e.anySigner, "any-signer", false, "accept an image that is consistent, whoever signed it")
 }
 
+// measurements reads what a flag lists.
+func measurements(flag string, texts []string) (list []sgx.Measurement, err error) {
+	for _, s := range texts {
+		var m sgx.Measurement
+		if err := m.UnmarshalText([]byte(s)); err != nil {
+			return nil, usagef("--%s: %w", flag, err)
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+// number reads a number of 16 bits from a flag; -1: the flag was not set.
+func number(flag string, n int) (*uint16, error) {
+	if n > 0xffff || n < -1 {
+		return nil, usagef("--%s %d: it is between 0 and 65535", flag, n)
+	}
+	if n == -1 {
+		return nil, nil
+	}
+	v := uint16(n)
+	return &v, nil
+}
+
 // expectations puts the policy and the flags together.
 func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 	if e.policy != "" {
@@ -119,30 +143,28 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		from []string
 		to   *[]sgx.Measurement
 	}{{"mrenclave", e.mrEnclave, &x.MREnclave}, {"mrsigner", e.mrSigner, &x.MRSigner}} {
-		for _, s := range l.from {
-			var m sgx.Measurement
-			if err := m.UnmarshalText([]byte(s)); err != nil {
-				return x, usagef("--%s: %w", l.flag, err)
-			}
-			*l.to = append(*l.to, m)
+		list, err := measurements(l.flag, l.from)
+		if err != nil {
+			return x, err
 		}
+		*l.to = append(*l.to, list...)
 	}
 	for _, n := range []struct {
 		flag string
 		from int
 		to   **uint16
 	}{{"min-svn", e.minSVN, &x.MinSVN}, {"prod-id", e.prodID, &x.ProdID}} {
-		if n.from > 0xffff || n.from < -1 {
-			return x, usagef("--%s %d: it is between 0 and 65535", n.flag, n.from)
+		v, err := number(n.flag, n.from)
+		if err != nil {
+			return x, err
 		}
-		if n.from >= 0 {
-			v := uint16(n.from)
+		if v != nil {
 			if old := *n.to; n.flag == "min-svn" && old != nil {
-				v = max(v, *old)
-			} else if old != nil && *old != v {
-				return x, usagef("--%s %d: the policy expects %d", n.flag, v, *old)
+				*v = max(*v, *old)
+			} else if old != nil && *old != *v {
+				return x, usagef("--%s %d: the policy expects %d", n.flag, *v, *old)
 			}
-			*n.to = &v
+			*n.to = v
 		}
 	}
 	x.RuntimeDigest = append(x.RuntimeDigest, e.runtime...)

@@ -213,9 +213,13 @@ func (v *vault) fill(ctx context.Context) (err error) {
 		return errors.Join(err, closeAll())
 	}
 	in.source = source // which closes the others
-	if problems, err := v.misplaced(list, stripped.Indexes, index); err != nil || len(problems) > 0 {
-		return errors.Join(err, fmt.Errorf("%w: engines would not find what they find now: %s", ErrCiphertexts,
-			strings.Join(problems, "; ")))
+	problems, err := v.misplaced(list, stripped.Indexes, index)
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return fmt.Errorf("%w: engines would not find what they find now: %s", ErrCiphertexts,
+			strings.Join(problems, "; "))
 	}
 	if source.Config, err = recipe.WithEncrypted(source.Config); err != nil {
 		return err

@@ -17,7 +17,7 @@ type Reencrypted struct {
 	Index *rootfs.Index
 	List  *encrypted.List
 	Key   protectedfs.Key
-	// Close gives back what the layer takes.
+	// Close frees what the layer takes.
 	Close func() error
 }
 

@@ -25,7 +25,7 @@ type Stripped struct {
 	spools []*os.File
 }
 
-// Close gives the space back that the layers take.
+// Close frees the space that the layers take.
 func (s *Stripped) Close() error {
 	var err error
 	for _, f := range s.spools {

@@ -23,7 +23,7 @@ type List struct {
 	Key   string `json:"key"`
 	// Version is that of the format.
 	Version protectedfs.Version `json:"version"`
-	// Random says that encrypting the same files again gives other ciphertexts.
+	// Random says that encrypting the same files again makes other ciphertexts.
 	Random bool   `json:"random,omitempty"`
 	Files  []File `json:"files"` // sorted by path
 }

@@ -55,7 +55,7 @@ func NewWriter(tree *rootfs.Tree, o Options) (*Writer, error) {
 	return &Writer{o: o, tree: tree, spool: spool, made: map[string]bool{"/": true}}, nil
 }
 
-// Close gives the space back that the layer takes.
+// Close frees the space that the layer takes.
 func (w *Writer) Close() error { return w.spool.Close() }
 
 // Plain is what is to be known of a file's content before it is encrypted.
@@ -64,8 +64,10 @@ type Plain struct {
 	SHA256 [sha256.Size]byte
 }
 
-// Add encrypts a file of the tree, with this content. It has the mode of the plain one, and its owner may also write to
-// it.
+// Mode returns the mode of a file's ciphertext: that of the plain one, and its owner may also read and write it.
+func Mode(plain *rootfs.Node) uint32 { return plain.Mode&0o7777 | 0o600 }
+
+// Add encrypts a file of the tree, with this content.
 func (w *Writer) Add(
 	ctx context.Context, n *rootfs.Node, plain Plain, modified time.Time, content io.Reader,
 ) error {
@@ -74,7 +76,7 @@ func (w *Writer) Add(
 	}
 	length := protectedfs.Length(plain.Size)
 	e := rootfs.Entry{
-		Path: n.Path, Type: rootfs.Regular, Mode: n.Mode&0o7777 | 0o600, UID: w.o.UID, GID: w.o.GID, Size: length,
+		Path: n.Path, Type: rootfs.Regular, Mode: Mode(n), UID: w.o.UID, GID: w.o.GID, Size: length,
 	}
 	if err := w.header(e, modified); err != nil {
 		return err

@@ -48,7 +48,7 @@ func (l NewLayer) Blob() ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// LayerWriter compresses a layer while its tar archive is written to it: the same archive gives the same layer.
+// LayerWriter compresses a layer while its tar archive is written to it: the same archive makes the same layer.
 type LayerWriter struct {
 	packed *gzip.Writer
 	blob   bytes.Buffer
@@ -112,6 +112,21 @@ type Output struct {
 	Blobs []v1.Layer
 }
 
+// descriptors returns the manifest's members, and its layers' descriptors to the letter: they may carry annotations.
+func (img *Image) descriptors() (manifest map[string]json.RawMessage, layers []json.RawMessage, err error) {
+	raw, err := img.Manifest()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := json.Unmarshal(raw, &manifest); err != nil {
+		return nil, nil, fmt.Errorf("reading the manifest: %w", err)
+	}
+	if err := json.Unmarshal(manifest["layers"], &layers); err != nil {
+		return nil, nil, fmt.Errorf("reading the manifest's layers: %w", err)
+	}
+	return manifest, layers, nil
+}
+
 // Below returns an image without its topmost layers, for others to be put in their place.
 func (img *Image) Below(layers int) (*Image, error) {
 	left := len(img.Layers) - layers
@@ -121,17 +136,9 @@ func (img *Image) Below(layers int) (*Image, error) {
 	below := *img
 	below.Layers = img.Layers[:left]
 	below.Manifest = func() ([]byte, error) {
-		raw, err := img.Manifest()
+		manifest, list, err := img.descriptors()
 		if err != nil {
 			return nil, err
-		}
-		var manifest map[string]json.RawMessage
-		if err := json.Unmarshal(raw, &manifest); err != nil {
-			return nil, fmt.Errorf("reading the manifest: %w", err)
-		}
-		var list []json.RawMessage
-		if err := json.Unmarshal(manifest["layers"], &list); err != nil {
-			return nil, fmt.Errorf("reading the manifest's layers: %w", err)
 		}
 		if manifest["layers"], err = json.Marshal(list[:min(left, len(list))]); err != nil {
 			return nil, err
@@ -145,17 +152,9 @@ func (img *Image) Below(layers int) (*Image, error) {
 // manifest, but for those that steer engines. What else its manifest has is left out. Config is the new configuration
 // but for its rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
 func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Output, error) {
-	raw, err := img.Manifest()
+	manifest, layers, err := img.descriptors()
 	if err != nil {
 		return nil, err
-	}
-	var manifest map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &manifest); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
-	}
-	var layers []json.RawMessage // descriptors are kept to the letter: they may carry annotations
-	if err := json.Unmarshal(manifest["layers"], &layers); err != nil {
-		return nil, fmt.Errorf("reading the manifest's layers: %w", err)
 	}
 	if len(layers) != len(img.Layers) {
 		return nil, fmt.Errorf("the manifest lists %d layers, %d were read", len(layers), len(img.Layers))

@@ -64,17 +64,9 @@ func (img *Image) Replace(layers map[int]NewLayer, top []NewLayer, onClose func(
 
 // replaceDescriptors is an image's manifest with other layers.
 func replaceDescriptors(img *Image, other map[int]v1.Descriptor, layers int) ([]byte, error) {
-	raw, err := img.Manifest()
+	manifest, list, err := img.descriptors()
 	if err != nil {
 		return nil, err
-	}
-	var manifest map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &manifest); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
-	}
-	var list []json.RawMessage
-	if err := json.Unmarshal(manifest["layers"], &list); err != nil {
-		return nil, fmt.Errorf("reading the manifest's layers: %w", err)
 	}
 	if len(list) != len(img.Layers) {
 		return nil, fmt.Errorf("the manifest lists %d layers, %d were read", len(list), len(img.Layers))

@@ -36,7 +36,7 @@ func SpooledLayer(spool *os.File, size int64, digest, diffID string, mt types.Me
 	}
 }
 
-// LayerSpool writes a layer to a spool while its archive is written to it: the same archive gives the same layer.
+// LayerSpool writes a layer to a spool while its archive is written to it: the same archive makes the same layer.
 type LayerSpool struct {
 	mediaType types.MediaType
 	spool     *os.File

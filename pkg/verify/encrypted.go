@@ -317,9 +317,9 @@ func (v *verification) sourceProblems(files []*rootfs.Node) (problems []string) 
 		case f.Size != protectedfs.Length(n.Size):
 			problems = append(problems,
 				fmt.Sprintf("the ciphertext of %s does not have the length that the source's file needs", n.Path))
-		case v.modeOf(n.Path) != n.Mode&0o7777|0o600:
+		case v.modeOf(n.Path) != encrypted.Mode(n):
 			problems = append(problems, fmt.Sprintf("%s has the mode %o, by the source it must be %o", n.Path,
-				v.modeOf(n.Path), n.Mode&0o7777|0o600))
+				v.modeOf(n.Path), encrypted.Mode(n)))
 		case decrypted && (plain.SHA256 != n.SHA256 || plain.Size != n.Size):
 			problems = append(problems, fmt.Sprintf("the content of %s is not the source's", n.Path))
 		}

@@ -431,7 +431,7 @@ func TestEncryptedImages(t *testing.T) {
 			require.NoError(t, err)
 			assert.False(t, rebuilt.Same)
 
-			// Another key, without the source: what a conversion with it gives.
+			// Another key, without the source: it is as if converted with that.
 			o.Encrypt = &convert.Encryption{Key: filesKey("other")}
 			want := run(t, o, signer(t), repo+":other")
 			before := withKey
@@ -669,7 +669,7 @@ func TestEncryptedContentsOfAnotherSource(t *testing.T) {
 	assert.False(t, r.Trusted)
 }
 
-// Who gives a key expects encrypted files.
+// Whoever passes a key expects encrypted files.
 func TestKeyWithoutEncryptedFiles(t *testing.T) {
 	reg := fixture.NewRegistry(t)
 	from := reg.Push(t, "src:1", sample(t))

@@ -34,7 +34,7 @@ func keysIn(table map[string]any) (map[string]protectedfs.Key, error) {
 		text, _ := v.(string)
 		b, err := hex.DecodeString(text)
 		if err != nil || len(b) != len(protectedfs.Key{}) {
-			return nil, fmt.Errorf("the key %q in the manifest is none", name)
+			return nil, fmt.Errorf("the key %q in the manifest is not 16 bytes in hexadecimal", name)
 		}
 		keys[name] = protectedfs.Key(b)
 	}

@@ -98,7 +98,7 @@ func (p *program) filesKey(name string) (key protectedfs.Key, err error) {
 	return s.For(recipe.Source)
 }
 
-// privateMounts gives this thread mounts of its own, with a place in memory for plain files.
+// privateMounts moves this thread to mounts of its own, with a place in memory for plain files.
 func privateMounts() error {
 	runtime.LockOSThread()
 	err := syscall.Unshare(syscall.CLONE_NEWNS)
