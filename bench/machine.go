@@ -50,9 +50,12 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	if err := b.standIn(); err != nil {
 		return err
 	}
-	root := filepath.Join(b.dir, "mixed.tar")
+	root := filepath.Join("bin/e2e", strings.ReplaceAll(mixed, ",", "+")+".tar") // which the end-to-end tests have made
 	if _, err := os.Stat(root); err != nil {
 		fmt.Fprintln(os.Stderr, "making the image")
+		if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
+			return err
+		}
 		if _, err := command(ctx, "mmdebstrap", "--quiet", "--variant=minbase", "--include="+mixed, "bookworm", root+
 			".part.tar"); err != nil {
 			return err

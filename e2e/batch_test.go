@@ -48,15 +48,19 @@ func TestBatchIsResumed(t *testing.T) {
 	final := func(r record) bool { return r.Status == "converted" || r.Status == "unchanged" || r.Status == "failed" }
 
 	finished := map[string]record{}
-	deaths, cmd := 0, batch(f.plan(target))
-	for deaths < 10 {
-		require.NoError(t, cmd.Start())
-		time.Sleep(200*time.Millisecond + rand.N(400*time.Millisecond))
-		require.NoError(t, cmd.Process.Kill())
-		if cmd.Wait() == nil {
-			break // it was quicker
+	deaths := 0
+	for ; deaths < 10; deaths++ {
+		cmd := batch("--resume")
+		if deaths == 0 {
+			cmd = batch(f.plan(target))
 		}
-		deaths++
+		// An image that is in hand at one death after the other is given up in the end. So most deaths come after
+		// something was finished, however slow the machine is.
+		progress := len(finished) + 1 + rand.N(2) // what was finished is said again
+		if deaths == 3 || deaths == 7 {
+			progress = 0
+		}
+		killAfter(t, cmd, progress, rand.N(200*time.Millisecond))
 		now := results()
 		for tag, before := range finished {
 			require.Equal(t, before, now[tag], "what was finished is as it was")
@@ -66,7 +70,6 @@ func TestBatchIsResumed(t *testing.T) {
 				finished[tag] = r
 			}
 		}
-		cmd = batch("--resume")
 	}
 	require.Less(t, len(finished), images, "the last death came before the end")
 	out, err := batch("--resume", "--output-json", filepath.Join(f.dir, "end.json")).CombinedOutput()
@@ -80,6 +83,24 @@ func TestBatchIsResumed(t *testing.T) {
 		}
 	}
 	t.Logf("%d deaths, %d of %d images finished before the last", deaths, len(finished), images)
+}
+
+// killAfter starts a batch and kills it a while after it has said of so many images what became of them.
+func killAfter(t *testing.T, cmd *exec.Cmd, progress int, while time.Duration) {
+	t.Helper()
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	var said strings.Builder
+	for lines := bufio.NewScanner(io.TeeReader(stderr, &said)); progress > 0 && lines.Scan(); {
+		if strings.Contains(lines.Text(), "MRENCLAVE") {
+			progress--
+		}
+	}
+	time.Sleep(while)
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait(), "it ended by itself")
+	require.Zero(t, progress, "%s", &said)
 }
 
 // serve starts the service and returns its address.

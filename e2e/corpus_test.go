@@ -280,7 +280,7 @@ func (s *sample) image(t *testing.T) v1.Image {
 // push stores the sample's image in a registry and returns its name.
 func (s *sample) push(t *testing.T, registry string) string {
 	t.Helper()
-	tag, err := name.NewTag(registry + "/corpus/" + s.name + ":1")
+	tag, err := name.NewTag(registry + "/corpus:" + s.name)
 	require.NoError(t, err)
 	require.NoError(t, remote.Write(tag, s.image(t)))
 	return tag.String()

@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -122,18 +123,31 @@ var roots sync.Map
 
 func makeDebian(packages string) (file string, err error) {
 	made, _ := roots.LoadOrStore(packages, sync.OnceValues(func() (string, error) {
-		file := filepath.Join(project, "bin", "e2e", strings.ReplaceAll(packages, ",", "+")+".tar")
+		file := filepath.Join(project, "bin", "e2e", cmp.Or(strings.ReplaceAll(packages, ",", "+"), "minimal")+".tar")
 		if _, err := os.Stat(file); err == nil {
 			return file, nil
 		}
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			return "", err
 		}
-		if _, err := try("mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages, "bookworm", file+
-			".part.tar"); err != nil {
+		part := file + ".part.tar"
+		args := []string{"--quiet", "--variant=minbase", "--skip=cleanup", "bookworm", part}
+		if packages != "" {
+			minimal, err := makeDebian("")
+			if err != nil {
+				return "", err
+			}
+			// The image's package manager installs them, as a Dockerfile has it do, and marks which were asked for.
+			args = []string{
+				"--quiet", "--variant=custom", "--setup-hook=tar -C \"$1\" -xf '" + minimal + "'",
+				`--customize-hook=chroot "$1" env -u APT_CONFIG DEBIAN_FRONTEND=noninteractive apt-get install -q -y ` +
+					"-o APT::Install-Recommends=false " + strings.ReplaceAll(packages, ",", " "), "bookworm", part,
+			}
+		}
+		if _, err := try("mmdebstrap", args...); err != nil {
 			return "", err
 		}
-		return file, os.Rename(file+".part.tar", file)
+		return file, os.Rename(part, file)
 	}))
 	return made.(func() (string, error))()
 }
