@@ -47,6 +47,7 @@ var (
 
 // Attribute flags (SDM 3D, ATTRIBUTES).
 const (
+	FlagInit     uint64 = 0x1 // set by EINIT
 	FlagDebug    uint64 = 0x2
 	FlagMode64   uint64 = 0x4
 	FlagKSS      uint64 = 0x80 // key separation and sharing: family and extended product

@@ -54,7 +54,7 @@ func ReadCollateral(name string) (*Collateral, error) {
 		if err != nil {
 			return nil, err
 		}
-		c, err := parseDocument(text)
+		c, err := ParseDocument(text)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -70,7 +70,7 @@ func ReadCollateral(name string) (*Collateral, error) {
 	}
 	c := &Collateral{
 		TCBInfoChain: files[fileTCBInfoChain], QEIdentityChain: files[fileQEIdentityChain],
-		PCKCRL: der(files[filePCKCRL]), RootCRL: der(files[fileRootCRL]),
+		PCKCRL: RevocationList(files[filePCKCRL]), RootCRL: RevocationList(files[fileRootCRL]),
 	}
 	if c.TCBInfo, c.TCBInfoSignature, err = ParseSigned(files[fileTCBInfo], "tcbInfo"); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(name, fileTCBInfo), err)
@@ -115,27 +115,19 @@ func ParseSigned(answer []byte, name string) (value, signature []byte, err error
 	return parts[name], signature, nil
 }
 
-// parseDocument reads collateral as dcap-qvl writes it.
-func parseDocument(text []byte) (*Collateral, error) {
+// ParseDocument reads collateral as dcap-qvl writes it: one JSON object.
+func ParseDocument(text []byte) (*Collateral, error) {
 	if err := strictjson.Check(text, strictjson.Rules{MaxList: 10_000}); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCollateral, err)
 	}
-	var d struct {
-		TCBInfo             string `json:"tcb_info"`
-		TCBInfoSignature    string `json:"tcb_info_signature"`
-		TCBInfoChain        string `json:"tcb_info_issuer_chain"`
-		QEIdentity          string `json:"qe_identity"`
-		QEIdentitySignature string `json:"qe_identity_signature"`
-		QEIdentityChain     string `json:"qe_identity_issuer_chain"`
-		PCKCRL              string `json:"pck_crl"`
-		RootCRL             string `json:"root_ca_crl"`
-	}
+	var d document
 	if err := json.Unmarshal(text, &d); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCollateral, err)
 	}
 	c := &Collateral{
 		TCBInfo: []byte(d.TCBInfo), TCBInfoChain: []byte(d.TCBInfoChain), QEIdentity: []byte(d.QEIdentity),
-		QEIdentityChain: []byte(d.QEIdentityChain), PCKCRL: der([]byte(d.PCKCRL)), RootCRL: der([]byte(d.RootCRL)),
+		QEIdentityChain: []byte(d.QEIdentityChain), PCKCRL: RevocationList([]byte(d.PCKCRL)),
+		RootCRL: RevocationList([]byte(d.RootCRL)),
 	}
 	var err error
 	if c.TCBInfoSignature, err = hex.DecodeString(d.TCBInfoSignature); err != nil {
@@ -147,8 +139,30 @@ func parseDocument(text []byte) (*Collateral, error) {
 	return c, nil
 }
 
-// der returns a list in DER, which caches give in hexadecimal, and files have in PEM.
-func der(b []byte) []byte {
+// document is collateral as dcap-qvl writes it.
+type document struct {
+	TCBInfo             string `json:"tcb_info"`
+	TCBInfoSignature    string `json:"tcb_info_signature"`
+	TCBInfoChain        string `json:"tcb_info_issuer_chain"`
+	QEIdentity          string `json:"qe_identity"`
+	QEIdentitySignature string `json:"qe_identity_signature"`
+	QEIdentityChain     string `json:"qe_identity_issuer_chain"`
+	PCKCRL              string `json:"pck_crl"`
+	RootCRL             string `json:"root_ca_crl"`
+}
+
+// Document is the form that ParseDocument reads.
+func (c *Collateral) Document() ([]byte, error) {
+	return json.Marshal(document{
+		TCBInfo: string(c.TCBInfo), TCBInfoSignature: hex.EncodeToString(c.TCBInfoSignature),
+		TCBInfoChain: string(c.TCBInfoChain), QEIdentity: string(c.QEIdentity),
+		QEIdentitySignature: hex.EncodeToString(c.QEIdentitySignature), QEIdentityChain: string(c.QEIdentityChain),
+		PCKCRL: hex.EncodeToString(c.PCKCRL), RootCRL: hex.EncodeToString(c.RootCRL),
+	})
+}
+
+// RevocationList returns a list in DER, which caches answer in hexadecimal, and files have in PEM.
+func RevocationList(b []byte) []byte {
 	if block, _ := pem.Decode(b); block != nil {
 		return block.Bytes
 	}

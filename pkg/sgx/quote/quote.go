@@ -49,8 +49,6 @@ var ErrQuote = errors.New("not a quote of an SGX enclave that can be verified")
 
 // Attributes of enclaves (SDM 3D, "ATTRIBUTES").
 const (
-	flagInit         = 0x1
-	flagMode64       = 0x4
 	flagProvisionKey = 0x10
 	flagEInitToken   = 0x20
 )

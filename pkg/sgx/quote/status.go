@@ -86,6 +86,23 @@ var Checks = []string{
 	CheckQE, CheckStatus, CheckEnclave,
 }
 
+// Describe says what a check compares.
+func Describe(check string) string { return descriptions[check] }
+
+var descriptions = map[string]string{
+	CheckChain:      "the certificates of the platform's key lead to Intel's root, and are valid at that time",
+	CheckQEReport:   "that key signs the report of the quoting enclave",
+	CheckKey:        "that report names the key that signs the quote",
+	CheckSignature:  "this key signs the report of the enclave",
+	CheckTCBInfo:    "what Intel says of platforms of this kind is signed by Intel, and current",
+	CheckQEIdentity: "so is what Intel says of its quoting enclave",
+	CheckCRL:        "none of the certificates is revoked, by lists that are current",
+	CheckPlatform:   "Intel lists the versions of the platform",
+	CheckQE:         "the quoting enclave is Intel's, in a version that Intel lists",
+	CheckStatus:     "the platform is in a state that is accepted",
+	CheckEnclave:    "the enclave is initialised, not for debugging, and as it was expected",
+}
+
 // Check reports, as an Error, a platform or enclave that the policy does not accept.
 func (r *Result) Check(p Policy) error {
 	switch {
@@ -100,7 +117,7 @@ func (r *Result) Check(p Policy) error {
 	report := r.Quote.Report
 	flags := report.Attributes.Flags
 	switch {
-	case flags&flagInit == 0 || flags&flagMode64 == 0:
+	case flags&sgx.FlagInit == 0 || flags&sgx.FlagMode64 == 0:
 		return failed(CheckEnclave, "its attributes are %#x: no enclave that runs has these", flags)
 	case report.Debug() && !p.AllowDebug:
 		return failed(CheckEnclave, "a debugger can read it")

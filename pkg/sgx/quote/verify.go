@@ -170,6 +170,28 @@ func (q *Quote) Verify(c *Collateral, o Options) (*Result, error) {
 	return r, nil
 }
 
+// Authorities of platforms' certificates, as Intel's service names them.
+const (
+	Processor  = "processor"
+	PlatformCA = "platform"
+)
+
+// Platform returns what the certificate in a quote says of its platform, and which authority it is by. The chain up to
+// the root is verified, and nothing else: it is for fetching what the rest is verified with. The error is an Error.
+func (q *Quote) Platform(o Options) (p Platform, authority string, err error) {
+	pck, ca, _, err := q.certificates(o)
+	if err == nil {
+		p, err = parsePlatform(pck)
+	}
+	if err != nil {
+		return p, "", &Error{CheckChain, err}
+	}
+	if ca.Subject.CommonName == nameProcessor {
+		return p, Processor, nil
+	}
+	return p, PlatformCA, nil
+}
+
 // certificates are those of the platform's key, of its authority, and the root.
 func (q *Quote) certificates(o Options) (pck, ca, root *x509.Certificate, err error) {
 	if q.Certification != typeChain {

@@ -1,0 +1,4 @@
+package quote
+
+// ParseExtension is for the fuzzer.
+var ParseExtension = parseExtension
