@@ -18,9 +18,11 @@ type cacheFlags struct {
 	limit string
 }
 
+var defaultCacheSize = humanize.IBytes(cache.DefaultLimit)
+
 func (c *cacheFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&c.off, "no-cache", false, "neither use nor keep what is known of layers and runtimes from other runs")
-	f.StringVar(&c.limit, "cache-size", humanize.IBytes(cache.DefaultLimit),
+	f.StringVar(&c.limit, "cache-size", defaultCacheSize,
 		"how much is kept; what was used last stays")
 }
 

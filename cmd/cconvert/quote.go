@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -25,7 +24,7 @@ func newQuote() *cobra.Command {
 quotes of versions 3 and 4, as a file with the bytes, or with their hexadecimal form.`,
 		Args: exactArgs("COMMAND"),
 	}
-	cmd.AddCommand(newQuoteInspect(), newQuoteVerify())
+	cmd.AddCommand(newQuoteInspect(), newQuoteVerify(), newQuoteCollateral())
 	return cmd
 }
 
@@ -129,13 +128,17 @@ func printQuote(w io.Writer, f quoteFacts) {
 
 // quotePolicyFlags are about which quotes are trusted.
 type quotePolicyFlags struct {
-	mrEnclave, mrSigner, accept []string
-	minDate, reportData         string
-	prodID, minSVN              int
-	allowDebug, anyEnclave      bool
+	platformFlags
+	mrEnclave, mrSigner    []string
+	reportData             string
+	prodID, minSVN         int
+	allowDebug, anyEnclave bool
 }
 
 func (p *quotePolicyFlags) policy() (policy quote.Policy, err error) {
+	if policy, err = p.platformFlags.policy(); err != nil {
+		return policy, err
+	}
 	policy.AllowDebug, policy.AnyEnclave = p.allowDebug, p.anyEnclave
 	if policy.MREnclave, err = measurements("mrenclave", p.mrEnclave); err != nil {
 		return policy, err
@@ -149,41 +152,35 @@ func (p *quotePolicyFlags) policy() (policy quote.Policy, err error) {
 	if policy.MinSVN, err = number("min-svn", p.minSVN); err != nil {
 		return policy, err
 	}
-	for _, s := range p.accept {
-		if quote.Status(s) == quote.Revoked || !slices.Contains(quote.Statuses, quote.Status(s)) {
-			return policy, usagef("--accept-tcb %s: there is no such status that can be accepted", s)
-		}
-		policy.Status = append(policy.Status, quote.Status(s))
+	policy.Data, err = reportData(p.reportData)
+	return policy, err
+}
+
+// reportData reads the flag of this name; nil: it was not set.
+func reportData(text string) (*[64]byte, error) {
+	if text == "" {
+		return nil, nil
 	}
-	if p.minDate != "" {
-		if policy.MinTCBDate, err = time.Parse(time.DateOnly, p.minDate); err != nil {
-			return policy, usagef("--min-tcb-date %s: YYYY-MM-DD expected", p.minDate)
-		}
+	b, err := hex.DecodeString(text)
+	if err != nil || len(b) != 64 {
+		return nil, usagef("--report-data: 64 bytes in hexadecimal expected")
 	}
-	if p.reportData != "" {
-		b, err := hex.DecodeString(p.reportData)
-		if err != nil || len(b) != 64 {
-			return policy, usagef("--report-data: 64 bytes in hexadecimal expected")
-		}
-		data := [64]byte(b)
-		policy.Data = &data
-	}
-	return policy, nil
+	data := [64]byte(b)
+	return &data, nil
 }
 
 func newQuoteVerify() *cobra.Command {
 	var p quotePolicyFlags
-	var collateral, at string
-	var minEvaluation int
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "Check that a quote is authentic, how current its platform is, and which enclave it is of",
 		Long: `Check that a quote is authentic: its signatures up to Intel's root, what Intel says of the platform and
 its quoting enclave, and that no certificate is revoked. Then compare the enclave with what is expected.
-Nothing is fetched: what Intel publishes (the collateral) is in a file, one JSON object as dcap-qvl
-writes it, or in a directory with tcb_info.json, tcb_info_issuer_chain.pem, qe_identity.json,
-qe_identity_issuer_chain.pem, pck_crl.der and root_ca_crl.der, as Intel's service answers.
+What Intel publishes (the collateral) is fetched from its service, or from a cache of that at another
+address, and kept until it expires. Or it is in a file, one JSON object as dcap-qvl writes it, or in a
+directory with tcb_info.json, tcb_info_issuer_chain.pem, qe_identity.json, pck_crl.der, root_ca_crl.der
+and qe_identity_issuer_chain.pem, as Intel's service answers.
 
 Platforms that are UpToDate or SWHardeningNeeded are accepted, others by --accept-tcb. The exit code is 4
 if a check failed, which is named, or if nobody said which enclave is expected.`,
@@ -192,11 +189,7 @@ if a check failed, which is named, or if nobody said which enclave is expected.`
 		Args: exactArgs("FILE"),
 	}
 	f := cmd.Flags()
-	f.StringVar(&collateral, "collateral", "", "file or directory with what Intel publishes of the platform")
-	f.StringVar(&at, "at", "", "time for which it is verified, as 2006-01-02T15:04:05Z (default: now)")
-	f.IntVar(&minEvaluation, "min-tcb-evaluation", 0, "lowest number of Intel's evaluations that is accepted")
-	f.StringSliceVar(&p.accept, "accept-tcb", nil, "status of a platform that is accepted as well (repeatable)")
-	f.StringVar(&p.minDate, "min-tcb-date", "", "oldest date of a platform that --accept-tcb accepts, YYYY-MM-DD")
+	p.add(f)
 	f.StringSliceVar(&p.mrEnclave, "mrenclave", nil, "expected MRENCLAVE (repeatable: one of them)")
 	f.StringSliceVar(&p.mrSigner, "mrsigner", nil, "expected MRSIGNER (repeatable: one of them)")
 	f.IntVar(&p.prodID, "prod-id", -1, "expected product number")
@@ -210,24 +203,20 @@ if a check failed, which is named, or if nobody said which enclave is expected.`
 		if err != nil {
 			return err
 		}
-		if collateral == "" {
-			return usagef("--collateral is needed: what Intel publishes of the platform")
-		}
-		o := quote.Options{At: time.Now(), MinEvaluation: minEvaluation}
-		if at != "" {
-			if o.At, err = time.Parse(time.RFC3339, at); err != nil {
-				return usagef("--at %s: a time such as 2006-01-02T15:04:05Z expected", at)
-			}
+		o, err := p.options()
+		if err != nil {
+			return err
 		}
 		q, err := readQuote(args[0])
 		if err != nil {
 			return err
 		}
-		c, err := quote.ReadCollateral(collateral)
-		if err != nil {
-			return fmt.Errorf("--collateral: %w", err)
+		r, _, err := p.verify(cmd.Context(), q, o)
+		var unproven *quote.Error
+		if err != nil && !errors.As(err, &unproven) {
+			return err
 		}
-		facts, err := verifyQuote(q, c, o, policy)
+		facts, err := checkQuote(q, r, err, policy)
 		if asJSON {
 			if err := printJSON(cmd, facts); err != nil {
 				return err
@@ -240,12 +229,9 @@ if a check failed, which is named, or if nobody said which enclave is expected.`
 	return cmd
 }
 
-// verifyQuote makes all checks up to the first that fails.
-func verifyQuote(
-	q *quote.Quote, c *quote.Collateral, o quote.Options, policy quote.Policy,
-) (quoteFacts, error) {
+// checkQuote lists the checks up to the first that fails.
+func checkQuote(q *quote.Quote, r *quote.Result, err error, policy quote.Policy) (quoteFacts, error) {
 	facts := factsOf(q)
-	r, err := q.Verify(c, o)
 	if err == nil {
 		facts.Status, facts.Advisories, facts.Evaluation = r.Status, r.Advisories, r.Evaluation
 		facts.FMSPC = hex.EncodeToString(r.Platform.FMSPC[:])
@@ -269,7 +255,7 @@ func printVerifiedQuote(w io.Writer, f quoteFacts) {
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, c := range f.Checks {
-		fmt.Fprintf(t, "%s\t%s\t%s%s\n", c.Status, c.Name, quoteDetails[c.Name],
+		fmt.Fprintf(t, "%s\t%s\t%s%s\n", c.Status, c.Name, quote.Describe(c.Name),
 			printable(when(c.Problem != "", ": ")+c.Problem))
 	}
 	t.Flush()
@@ -283,17 +269,43 @@ func printVerifiedQuote(w io.Writer, f quoteFacts) {
 	}
 }
 
-// quoteDetails say what each check compares.
-var quoteDetails = map[string]string{
-	quote.CheckChain:      "the certificates of the platform's key lead to Intel's root, and are valid at that time",
-	quote.CheckQEReport:   "that key signs the report of the quoting enclave",
-	quote.CheckKey:        "that report names the key that signs the quote",
-	quote.CheckSignature:  "this key signs the report of the enclave",
-	quote.CheckTCBInfo:    "what Intel says of platforms of this kind is signed by Intel, and current",
-	quote.CheckQEIdentity: "so is what Intel says of its quoting enclave",
-	quote.CheckCRL:        "none of the certificates is revoked, by lists that are current",
-	quote.CheckPlatform:   "Intel lists the versions of the platform",
-	quote.CheckQE:         "the quoting enclave is Intel's, in a version that Intel lists",
-	quote.CheckStatus:     "the platform is in a state that is accepted",
-	quote.CheckEnclave:    "the enclave is initialised, not for debugging, and as it was expected",
+func newQuoteCollateral() *cobra.Command {
+	var p platformFlags
+	cmd := &cobra.Command{
+		Use:   "collateral FILE",
+		Short: "Fetch what Intel publishes of the platform of a quote, to verify it elsewhere or later",
+		Long: `Fetch what Intel publishes of the platform of a quote, and print it as one JSON object, which
+--collateral reads: to verify the quote without a network, or after it expires, with --at. The quote is
+verified as by "cconvert quote verify --any-enclave"; whether the platform is current does not matter.`,
+		Example: `  cconvert quote collateral app.quote --at 2025-07-19T10:00:00Z \
+    --collateral https://pccs.example/sgx/certification/v4`,
+		Args: exactArgs("FILE"),
+	}
+	p.addCollateral(cmd.Flags())
+	p.addTime(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o, err := p.options()
+		if err != nil {
+			return err
+		}
+		q, err := readQuote(args[0])
+		if err != nil {
+			return err
+		}
+		_, c, err := p.verify(cmd.Context(), q, o)
+		var unproven *quote.Error
+		if errors.As(err, &unproven) {
+			return fmt.Errorf("the quote is %w: %w", errRefused, err)
+		}
+		if err != nil {
+			return err
+		}
+		text, err := c.Document()
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(append(text, '\n'))
+		return err
+	}
+	return cmd
 }

@@ -42,6 +42,10 @@ Of encrypted files, everybody can check that the ciphertexts are those that were
 layer has one of them in plain text. With --encrypt-key they are decrypted, and with --source
 compared with those of the image that it was made from.
 
+With --quote or --endpoint, it is also checked that what runs is this image: the quote is verified up to
+Intel's root, its platform must be current, and it must be of the image's enclave. --endpoint asks a
+server for its certificate, which must have a quote about its key (RA-TLS).
+
 Images of Gramine Shielded Containers (GSC) can be verified too. The exit code is 4 if a check
 failed, and each failed check is named.`
 
@@ -51,6 +55,10 @@ const verifyExamples = `  # Is it signed by this key, and is everything in it wh
   # And is the original image unchanged underneath?
   cconvert verify registry.example/redis:7-confidential \
     --signer-key enclave-key.pem --source registry.example/redis:7 --any-runtime
+
+  # And is it this image that answers there?
+  cconvert verify registry.example/redis:7-confidential \
+    --signer-key enclave-key.pem --any-runtime --endpoint app.example:8443
 
   # For a policy that is kept in a file
   cconvert verify registry.example/redis:7-confidential --policy policy.toml
@@ -230,6 +238,7 @@ func newVerify() *cobra.Command {
 		start  bool
 		asJSON bool
 		key    filesKeyFlag
+		runs   runningFlags
 	)
 	cmd := &cobra.Command{
 		Use:     "verify IMAGE",
@@ -245,9 +254,14 @@ func newVerify() *cobra.Command {
 		"enclave (Linux 5.14 on x86-64; needs no SGX)")
 	key.add(f, "the key to the image's encrypted files: without it their contents are not checked")
 	expect.add(f)
+	runs.add(f)
 	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		x, err := expect.expectations()
+		if err != nil {
+			return err
+		}
+		running, err := runs.running(cmd.Context(), cmd.Flags(), x.AllowDebug)
 		if err != nil {
 			return err
 		}
@@ -261,34 +275,17 @@ func newVerify() *cobra.Command {
 			return err
 		}
 		defer img.Close()
-		var from *image.Image
-		if source != "" {
-			if from, err = access.open(cmd, source); err != nil {
-				return err
-			}
-			defer from.Close()
-		}
-		artifacts, err := registry.Referrers(cmd.Context(), img, attest.Kinds...)
+		r, err := access.verify(cmd, img, source, x)
 		if err != nil {
 			return err
-		}
-		evidence := attest.Read(cmd.Context(), artifacts, x.Attested)
-		progress := newProgress(cmd.ErrOrStderr())
-		defer progress.finish()
-		o := access.reading()
-		o.Observe = progress.Layer
-		r, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
-		if errors.Is(err, inspect.ErrNotConverted) {
-			r, err = verify.OwnEnclaves(cmd.Context(), img, from, x, o)
-		}
-		progress.finish()
-		if err != nil {
-			return fmt.Errorf("%s: %w", img.Ref, err)
 		}
 		if start {
 			if err := r.Start(cmd.Context(), img); err != nil {
 				return fmt.Errorf("%s: %w", img.Ref, err)
 			}
+		}
+		if running != nil {
+			r.Attested(*running)
 		}
 		if asJSON {
 			err = printJSON(cmd, r)
@@ -301,6 +298,37 @@ func newVerify() *cobra.Command {
 		return err
 	}
 	return cmd
+}
+
+// verify checks an image, with what is attached to it, and with its source if that is named.
+func (r *registryFlags) verify(
+	cmd *cobra.Command, img *image.Image, source string, x verify.Expectations,
+) (*verify.Report, error) {
+	var from *image.Image
+	if source != "" {
+		var err error
+		if from, err = r.open(cmd, source); err != nil {
+			return nil, err
+		}
+		defer from.Close()
+	}
+	artifacts, err := registry.Referrers(cmd.Context(), img, attest.Kinds...)
+	if err != nil {
+		return nil, err
+	}
+	evidence := attest.Read(cmd.Context(), artifacts, x.Attested)
+	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.finish()
+	o := r.reading()
+	o.Observe = progress.Layer
+	report, err := verify.Verify(cmd.Context(), img, from, x, evidence, o)
+	if errors.Is(err, inspect.ErrNotConverted) {
+		report, err = verify.OwnEnclaves(cmd.Context(), img, from, x, o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", img.Ref, err)
+	}
+	return report, nil
 }
 
 // printReport shows each check on a line, and what is wrong below it.

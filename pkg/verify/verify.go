@@ -89,6 +89,8 @@ type Report struct {
 	Trusted bool `json:"trusted"`
 	// Started is what the image's loader did, if it was asked to start; see Start.
 	Started *startcheck.Result `json:"started,omitempty"`
+	// Quote is what a quote says that was compared with the image; see Attested.
+	Quote *Quoted `json:"quote,omitempty"`
 }
 
 // FailedChecks names the checks that failed.

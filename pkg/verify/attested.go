@@ -1,0 +1,193 @@
+package verify
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/quote"
+)
+
+// Checks that Attested adds, beside those of package quote, whose names begin with quotePrefix.
+const (
+	CheckQuoteImage = "quote-image"
+	CheckQuoteData  = "quote-data"
+	CheckEndpoint   = "endpoint"
+	quotePrefix     = "quote-"
+)
+
+// Running is what shows which enclave runs: a quote, and what came of verifying it.
+type Running struct {
+	// Endpoint is the server that showed the quote in its certificate; empty: the quote is from elsewhere.
+	Endpoint string
+	// EndpointErr says why the server's certificate does not show in which enclave its key is.
+	EndpointErr error
+	Quote       *quote.Quote
+	// Result is nil, and Err says why, if the quote is not authentic.
+	Result *quote.Result
+	Err    error
+	// Policy is which platforms are accepted, and what report data is expected. Which enclave it must be is the image's
+	// to say.
+	Policy quote.Policy
+	// BySigner accepts enclaves of the image's signer and product in its security version or a higher one.
+	BySigner bool
+}
+
+// Quoted is a quote that was compared with an image.
+type Quoted struct {
+	Endpoint   string          `json:"endpoint,omitempty"`
+	MREnclave  sgx.Measurement `json:"mr_enclave"`
+	MRSigner   sgx.Measurement `json:"mr_signer"`
+	ISVProdID  uint16          `json:"isv_prod_id"`
+	ISVSVN     uint16          `json:"isv_svn"`
+	ReportData string          `json:"report_data"`
+	// Of an authentic quote.
+	Status     quote.Status `json:"status,omitempty"`
+	Advisories []string     `json:"advisories,omitempty"`
+	FMSPC      string       `json:"fmspc,omitempty"`
+	TCBDate    string       `json:"tcb_date,omitempty"`
+	Evaluation int          `json:"tcb_evaluation,omitempty"`
+	Expires    string       `json:"collateral_expires,omitempty"`
+}
+
+// Attested adds to the report whether what runs is this image. The image's own checks stay as they are.
+func (r *Report) Attested(a Running) {
+	v := &verification{report: r, c: r.Converted}
+	defer func() { r.Trusted = r.Trusted && len(r.Unmet()) == 0 }()
+	if a.Endpoint != "" {
+		detail := fmt.Sprintf("%s has the key of its certificate, which has a quote that names the key", a.Endpoint)
+		if a.EndpointErr != nil {
+			v.add(CheckEndpoint, detail, []string{a.EndpointErr.Error()})
+			return
+		}
+		v.add(CheckEndpoint, detail, nil)
+	}
+	r.Quote = quoted(a)
+	if !v.authentic(a) {
+		v.skip(CheckQuoteImage, "a quote that is not accepted is not compared with the image")
+		return
+	}
+	how := "MRENCLAVE"
+	if a.BySigner {
+		how = "its signer and product, in its security version or a higher one"
+	}
+	v.add(CheckQuoteImage, fmt.Sprintf("the quote is of this image's enclave: %s, and the signed attributes", how),
+		v.otherEnclave(a))
+	switch {
+	case a.Endpoint != "":
+	case a.Policy.Data == nil:
+		v.skip(CheckQuoteData, "no report data is expected: the quote can be of any time since the enclave was made")
+	default:
+		v.add(CheckQuoteData, "the report data is the expected one", nil)
+	}
+}
+
+// authentic adds the checks of the quote up to the first that fails, and reports whether there was none.
+func (v *verification) authentic(a Running) bool {
+	err := a.Err
+	if err == nil {
+		policy := a.Policy
+		policy.AnyEnclave = true // which one it is, is compared afterwards
+		err = a.Result.Check(policy)
+	}
+	var failed *quote.Error
+	errors.As(err, &failed)
+	for _, name := range quote.Checks {
+		detail := quote.Describe(name)
+		if name == quote.CheckStatus && a.Result != nil {
+			detail += fmt.Sprintf(": %s, of %s, by Intel's evaluation %d", a.Result.Status,
+				a.Result.TCBDate.Format(time.DateOnly), a.Result.Evaluation)
+			if len(a.Result.Advisories) > 0 {
+				detail += ", with " + strings.Join(a.Result.Advisories, ", ")
+			}
+		}
+		if failed != nil && failed.Check == name {
+			v.add(quotePrefix+name, detail, []string{failed.Err.Error()})
+			return false
+		}
+		v.add(quotePrefix+name, detail, nil)
+	}
+	if err != nil {
+		v.add(quotePrefix+quote.CheckFormat, "the quote can be verified", []string{err.Error()})
+	}
+	return err == nil
+}
+
+// otherEnclave says why a quote is of no enclave of the image; nil if it is of one.
+func (v *verification) otherEnclave(a Running) []string {
+	enclaves := v.report.Enclaves
+	if len(enclaves) == 0 {
+		c := v.c
+		if c.Simulated() {
+			return []string{"the image is of the simulated runtime: no CPU reports its enclave"}
+		}
+		if c.SigStruct == nil {
+			return []string{"the image has no valid SIGSTRUCT, so that no CPU starts its enclave"}
+		}
+		enclaves = []inspect.EnclaveFile{{
+			Structure: c.SigStruct,
+			Enclave: attest.Enclave{
+				MREnclave: c.MREnclave, MRSigner: c.MRSigner, ISVProdID: c.ISVProdID, ISVSVN: c.ISVSVN,
+			},
+		}}
+	}
+	var all []string
+	for _, e := range enclaves {
+		problems := differs(&a.Quote.Report, e, a.BySigner)
+		if len(problems) == 0 {
+			return nil
+		}
+		for _, p := range problems {
+			if e.Path != "" {
+				p = e.Path + ": " + p
+			}
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// differs says in what a report is not one of an enclave.
+func differs(got *quote.Report, e inspect.EnclaveFile, bySigner bool) (problems []string) {
+	if !bySigner && got.MREnclave != e.MREnclave {
+		problems = append(problems, fmt.Sprintf("MRENCLAVE is %s, the image's is %s", got.MREnclave, e.MREnclave))
+	}
+	if got.MRSigner != e.MRSigner {
+		problems = append(problems, fmt.Sprintf("MRSIGNER is %s, the image's is %s", got.MRSigner, e.MRSigner))
+	}
+	if got.ISVProdID != e.ISVProdID {
+		problems = append(problems, fmt.Sprintf("the product is %d, the image's is %d", got.ISVProdID, e.ISVProdID))
+	}
+	if got.ISVSVN < e.ISVSVN || !bySigner && got.ISVSVN != e.ISVSVN {
+		problems = append(problems, fmt.Sprintf("the SVN is %d, the image's is %d", got.ISVSVN, e.ISVSVN))
+	}
+	s := e.Structure
+	if s == nil {
+		return append(problems, "the image's enclave has no SIGSTRUCT that says which attributes it may have")
+	}
+	attributes := got.Attributes
+	attributes.Flags &^= sgx.FlagInit // which EINIT sets after it has compared them (SDM 3D, "EINIT")
+	if err := s.CheckEnclave(s.MREnclave, attributes, got.MiscSelect); err != nil {
+		problems = append(problems, err.Error())
+	}
+	return problems
+}
+
+func quoted(a Running) *Quoted {
+	report := &a.Quote.Report
+	q := &Quoted{
+		Endpoint: a.Endpoint, MREnclave: report.MREnclave, MRSigner: report.MRSigner, ISVProdID: report.ISVProdID,
+		ISVSVN: report.ISVSVN, ReportData: hex.EncodeToString(report.Data[:]),
+	}
+	if r := a.Result; r != nil {
+		q.Status, q.Advisories, q.FMSPC = r.Status, r.Advisories, hex.EncodeToString(r.Platform.FMSPC[:])
+		q.TCBDate, q.Expires = r.TCBDate.Format(time.DateOnly), r.Expires.Format(time.RFC3339)
+		q.Evaluation = r.Evaluation
+	}
+	return q
+}
