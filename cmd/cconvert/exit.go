@@ -25,6 +25,8 @@ import (
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/quote/pcs"
+	"github.com/cconvert/cconvert/pkg/sgx/ratls"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -79,7 +81,7 @@ func exitCode(ctx context.Context, err error) int {
 		errors.Is(err, protectedfs.ErrPath), errors.Is(err, protectedfs.ErrChanged):
 		return exitRefused
 	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, nats.ErrNoServers),
-		errors.Is(err, queue.ErrBusy):
+		errors.Is(err, queue.ErrBusy), errors.Is(err, pcs.ErrUnavailable):
 		return exitTransient
 	}
 	return exitFailed
@@ -98,6 +100,11 @@ func hintFor(err error) string {
 		return "give the enclave more memory: --memory " + enclave.FormatSize(small.Needed)
 	case errors.Is(err, fs.ErrExist):
 		return "it is never written over: if it is a key, use it, or choose another file with --out"
+	case errors.Is(err, pcs.ErrService):
+		return "name another place with --collateral: a cache (PCCS), or a file that \"cconvert quote collateral\" " +
+			"wrote where there is a network. SSL_CERT_FILE names the authority of a cache's certificate"
+	case errors.Is(err, ratls.ErrEndpoint):
+		return "does a TLS server listen there? --sni names the one that is asked for"
 	case errors.As(err, &dns):
 		return "no such registry. A local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE, a " +
 			"layout oci:DIR. Without a network, take the runtime from this machine: --runtime gramine=dir:PREFIX, or " +

@@ -9,6 +9,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/pkg/protectedfs/filekey"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
@@ -18,6 +19,7 @@ func newKeygen() *cobra.Command {
 	var (
 		out        string
 		files      string
+		store      string
 		encrypt    bool
 		passphrase passphraseFlags
 	)
@@ -29,17 +31,21 @@ accepts. Prints the MRSIGNER, the hash of its public half, by which others recog
 you signed. The key is your enclaves' identity: whoever has it can sign in your name.
 
 With --files, make a key to encrypted files instead: 32 random bytes, from which each image
-gets a key of its own.`,
+gets a key of its own. With --store, make one to the secrets that "cconvert release" keeps.`,
 		Example: `  cconvert keygen --out enclave-key.pem
   cconvert keygen --out encrypted-key.pem --encrypt
-  cconvert keygen --files app-files.key`,
+  cconvert keygen --files app-files.key
+  cconvert keygen --store store.key`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if files != "" {
-				if out != "" || encrypt {
-					return usagef("--files makes another kind of key, without --out and --encrypt")
+			if files != "" || store != "" {
+				if out != "" || encrypt || files != "" && store != "" {
+					return usagef("--files and --store make other kinds of keys, without --out and --encrypt")
 				}
-				return filekey.Create(files)
+				if files != "" {
+					return filekey.Create(files)
+				}
+				return keyserver.CreateKey(store)
 			}
 			var err error
 			if out == "" {
@@ -75,6 +81,7 @@ gets a key of its own.`,
 		"file to write (default: enclave-key.pem in the configuration directory); it must not exist")
 	cmd.Flags().BoolVar(&encrypt, "encrypt", false, "encrypt the key with a passphrase")
 	cmd.Flags().StringVar(&files, "files", "", "make a key to encrypted files, in this file; it must not exist")
+	cmd.Flags().StringVar(&store, "store", "", "make the key of a store of secrets, in this file; it must not exist")
 	passphrase.add(cmd.Flags())
 	return cmd
 }

@@ -79,7 +79,7 @@ func newRoot() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(),
 		newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(),
-		newRekey(), newKeygen(), newKey(), newFiles(), newQuote(), newVersion())
+		newRekey(), newKeygen(), newKey(), newFiles(), newQuote(), newRelease(), newVersion())
 	for _, more := range extra {
 		root.AddCommand(more())
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/cache"
@@ -45,6 +46,7 @@ var schemas = map[string]any{
 	"cache":            []cache.Entry{},
 	"key":              keyInfo{},
 	"quote":            quoteFacts{},
+	"release-log":      keyserver.Decision{},
 	"batch":            []queue.Record{},
 }
 

@@ -20,6 +20,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,6 +39,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/protectedfs/filekey"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -102,6 +104,15 @@ func TestScripts(t *testing.T) {
 			e.Setenv("KEY", filepath.Join(vectors, "test-signing-key.pem"))
 			reg := fixture.NewRegistry(e.T().(testing.TB))
 			e.Setenv("REG", reg.Host)
+			if strings.HasSuffix(e.WorkDir, "script-running") {
+				e.Setenv("RATLS", startRATLS(e.T().(testing.TB)))
+				plain := httptest.NewTLSServer(http.NotFoundHandler())
+				e.Defer(plain.Close)
+				e.Setenv("TLS", strings.TrimPrefix(plain.URL, "https://"))
+				if quotes := e.Getenv("QUOTES"); quotes != "" {
+					e.Setenv("PCCS", startPCCS(e.T().(testing.TB), quotes))
+				}
+			}
 			pushSamples(e.T().(testing.TB), reg)
 			return nil
 		},
@@ -217,7 +228,9 @@ func TestMeasureVectors(t *testing.T) {
 }
 
 // asSimulated are flags by which commands take what the simulated runtime has made for what an enclave would be.
-var asSimulated = map[string][]string{"verify": {"--allow-simulated"}, "reference": {"--simulated"}}
+var asSimulated = map[string][]string{
+	"verify": {"--allow-simulated"}, "reference": {"--simulated"}, "allow": {"--allow-simulated", "--allow-debug"},
+}
 
 // Every example of --help runs, with the names of registries and runtimes replaced by those of the test.
 func TestHelpExamplesRun(t *testing.T) {
@@ -245,13 +258,19 @@ func TestHelpExamplesRun(t *testing.T) {
 	collect(newRoot())
 	require.Greater(t, len(examples), 8)
 	replace := strings.NewReplacer(
-		"registry.example", reg.Host, " redis:7 ", " "+reg.Host+"/redis:7 ", " app:1.4 ", " "+reg.Host+"/app:1.4 ",
+		"app.example:8443", startRATLS(t), "registry.example", reg.Host,
+		" redis:7 ", " "+reg.Host+"/redis:7 ", " app:1.4 ", " "+reg.Host+"/app:1.4 ",
 		"--lock cconvert.lock", "--any-runtime --allow-simulated", "docker-daemon:app:latest", reg.Host+"/app:1",
 		"gramine=dir:/usr", "sim", "nats://nats.example:4222",
-		startNATS(t), "127.0.0.1:8080", "127.0.0.1:0",
+		startNATS(t), "127.0.0.1:8080", "127.0.0.1:0", "127.0.0.1:8443", "127.0.0.1:0",
 		"enclave.signed.so", vectors+"/sgx-sdk/default.signed.so", "libpal.so", vectors+"/pal/pal-twosegments.so",
 		"app.manifest.sgx", vectors+"/cases/edmm-64g.manifest.sgx",
 	)
+	quotes := quoteVectors(t)
+	pccs := ""
+	if quotes != "" {
+		pccs = startPCCS(t, quotes)
+	}
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "policy.toml"), []byte("any_signer = true\n"), 0o644))
 	public, err := signer.ReadFile(key, signer.Options{})
@@ -267,6 +286,9 @@ func TestHelpExamplesRun(t *testing.T) {
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
+	require.NoError(t, keyserver.CreateKey(filepath.Join(dir, "store.key")))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "release.log"), nil, 0o600))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "policies"), 0o700))
 	selfSigned(t, filepath.Join(dir, "tls.pem"), filepath.Join(dir, "tls-key.pem"))
 	wrap := make([]byte, len(protectedfs.Key{}))
 	for name, content := range map[string][]byte{"wrap-key": wrap, "model.bin": []byte("weights")} {
@@ -275,7 +297,6 @@ func TestHelpExamplesRun(t *testing.T) {
 	require.NoError(t, protectedfs.EncryptFile(t.Context(), filepath.Join(dir, "model.bin"),
 		filepath.Join(dir, "model.bin.encrypted"),
 		protectedfs.File{Path: "/srv/app/model.bin", Version: protectedfs.Version2}, protectedfs.Key(wrap)))
-	quotes := quoteVectors(t)
 	if quotes != "" {
 		require.NoError(t, copyFile(quotes+"/good/phala-sgx_quote", filepath.Join(dir, "app.quote")))
 		require.NoError(t,
@@ -286,11 +307,15 @@ func TestHelpExamplesRun(t *testing.T) {
 			continue
 		}
 		e, input, _ := strings.Cut(e, " < ")
-		args := strings.Fields(strings.ReplaceAll(replace.Replace(e), `"`, ""))[1:]
+		args := strings.Fields(strings.NewReplacer(`"`, "", "https://pccs.example/sgx/certification/v4", pccs).Replace(
+			replace.Replace(e)))[1:]
 		if args[0] == "runtime" && args[1] == "lock" {
 			args = append(args, "--runtime", "gramine=oci:none") // there is no runtime to lock here
 		}
 		args = append(args, asSimulated[args[0]]...)
+		if args[0] == "release" {
+			args = append(args, asSimulated[args[1]]...)
+		}
 		if args[0] == "keygen" {
 			args[2] = "new-" + args[2]
 		}
@@ -321,7 +346,16 @@ func TestHelpExamplesRun(t *testing.T) {
 			defer f.Close()
 			cmd.Stdin = f
 		}
+		if slices.Contains(args, "--endpoint") { // of which no enclave has the key
+			out, _ := cmd.CombinedOutput()
+			assert.Regexp(t, "failed +quote-chain", string(out))
+			assert.Equal(t, exitRefused, cmd.ProcessState.ExitCode())
+			continue
+		}
 		switch {
+		case args[0] == "release" && args[1] == "serve":
+			until(t, cmd, "listening on")
+			continue
 		case args[0] == "worker", args[0] == "serve":
 			until(t, cmd, map[string]string{"worker": "takes images", "serve": "listening on"}[args[0]])
 			continue

@@ -17,8 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/shlex"
-
 	"github.com/cconvert/cconvert/internal/secret"
 	"github.com/cconvert/cconvert/pkg/protectedfs"
 )
@@ -75,23 +73,13 @@ func Open(ctx context.Context, name string, exposed func(file string)) (*Secret,
 		return nil, fmt.Errorf("%w: this is a key itself, which is not repeated here. Put it in a file, or in a "+
 			"variable and say env:VARIABLE", ErrName)
 	}
-	scheme, rest, _ := strings.Cut(name, ":")
-	var text []byte
-	var err error
-	switch scheme {
-	case "env":
-		text, err = secret.Variable(rest)
-	case "exec":
-		text, err = run(ctx, rest)
-	default:
-		var open bool
-		text, open, err = secret.ReadFile(name)
-		if err == nil && open && exposed != nil {
-			exposed(name)
-		}
-	}
+	scheme, _, _ := strings.Cut(name, ":")
+	text, open, err := secret.Read(ctx, name, timeout)
 	if err != nil {
 		return nil, fmt.Errorf("reading the key to encrypted files: %w", err)
+	}
+	if open && exposed != nil {
+		exposed(name)
 	}
 	defer clear(text)
 	s, err := parse(text)
@@ -110,14 +98,6 @@ func isKey(name string) bool {
 	}
 	_, err := os.Lstat(name)
 	return err != nil && keyLike.MatchString(name)
-}
-
-func run(ctx context.Context, command string) ([]byte, error) {
-	words, err := shlex.Split(command)
-	if err != nil || len(words) == 0 {
-		return nil, fmt.Errorf("%w: exec: has no command", ErrName)
-	}
-	return secret.Run(ctx, words, nil, timeout)
 }
 
 // printed reports whether these are characters: 16 of them are a part of a key in hexadecimal, or a word. Of random

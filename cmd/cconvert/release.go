@@ -1,0 +1,337 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/cconvert/cconvert/internal/keyserver"
+	"github.com/cconvert/cconvert/internal/secret"
+	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/sgx/quote"
+)
+
+func newRelease() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "release",
+		Short: "Release secrets to enclaves that prove what they are",
+		Long: `Release secrets to enclaves that prove with a quote what they are: keep secrets, say which image may
+have which, serve them, and look at what was decided.`,
+		Args: exactArgs("COMMAND"),
+	}
+	cmd.AddCommand(newReleaseSecret(), newReleaseAllow(), newReleaseServe(), newReleaseLog())
+	return cmd
+}
+
+// storeFlags name the store of secrets.
+type storeFlags struct{ dir, key string }
+
+func (s *storeFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&s.dir, "store", "secrets", "directory of the secrets, each encrypted")
+	f.StringVar(&s.key, "store-key", "store.key", "the key to it, as \"cconvert keygen --store\" makes it: a file, "+
+		"env:VARIABLE or exec:COMMAND")
+}
+
+func (s *storeFlags) open(ctx context.Context) (*keyserver.Directory, error) {
+	d, err := keyserver.OpenDirectory(ctx, s.dir, s.key, func(file string) {
+		logrus.Warnf("others than its owner can read %s", file)
+	})
+	if errors.Is(err, secret.ErrName) || errors.Is(err, keyserver.ErrStoreKey) {
+		err = &usageError{fmt.Errorf("--store-key: %w", err)}
+	}
+	return d, err
+}
+
+func newReleaseSecret() *cobra.Command {
+	var store storeFlags
+	var from string
+	cmd := &cobra.Command{
+		Use:   "secret NAME",
+		Short: "Keep a secret, encrypted, in the place of what was there",
+		Long: `Keep a secret, encrypted, under a name, in the place of what was there: the bytes of a file, or those
+that are written to standard input, without a line end behind them.`,
+		Example: `  cconvert release secret db-password < secret
+  cconvert release secret app-key --from wrap-key`,
+		Args: exactArgs("NAME"),
+	}
+	store.add(cmd.Flags())
+	cmd.Flags().StringVar(&from, "from", "", "file with the secret, all of whose bytes count (default: standard input)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := store.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		in := cmd.InOrStdin()
+		if from != "" {
+			f, err := os.Open(from)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			in = f
+		}
+		value, err := io.ReadAll(io.LimitReader(in, keyserver.MaxSecret+1))
+		defer clear(value)
+		if err != nil {
+			return err
+		}
+		text := value
+		if from == "" {
+			text = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
+		}
+		if len(text) == 0 {
+			return usagef("the secret is empty")
+		}
+		if strings.HasPrefix(args[0], "_") {
+			return usagef("%q: names that begin with _ are the server's own", args[0])
+		}
+		return s.Put(cmd.Context(), args[0], text)
+	}
+	return cmd
+}
+
+const releaseAllowLong = `Verify an image, as "cconvert verify" does, and write the policy by which its enclave gets
+secrets. The image must be what is expected of it: nothing is allowed to one that is not. Each secret is granted as
+PLACE=NAME: the place in the enclave (env:VARIABLE, file:PATH, key:NAME), and the name of the secret in
+the store; tls:DIRECTORY=HOST+HOST… grants a certificate for a key that the enclave makes.
+
+By default the policy is about this enclave only; --by signer allows later ones of its signer and product
+as well. Platforms are accepted as by "cconvert quote verify".`
+
+func newReleaseAllow() *cobra.Command {
+	var (
+		access registryFlags
+		expect expectFlags
+		on     platformFlags
+		grants []string
+		by     string
+		out    string
+		source string
+	)
+	cmd := &cobra.Command{
+		Use:   "allow IMAGE",
+		Short: "Write a policy that releases secrets to the enclave of a verified image",
+		Long:  releaseAllowLong,
+		Example: `  cconvert release allow registry.example/redis:7-confidential --signer-key enclave-key.pem \
+    --any-runtime --secret env:DB_PASSWORD=db-password --out policies/redis.toml`,
+		Args: exactArgs("IMAGE"),
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&grants, "secret", nil, "what is released: PLACE=NAME, or tls:DIRECTORY=HOST (repeatable)")
+	f.StringVar(&by, "by", attest.ByEnclave, "to whom: enclave (this one only) or signer (later ones as well)")
+	f.StringVar(&out, "out", "", "file to write, whose name ends in .toml; what is there is replaced")
+	f.StringVar(&source, "source", "", "the image that it was made from: its layers must be unchanged underneath")
+	on.addAccepted(f)
+	expect.add(f)
+	access.add(f)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if filepath.Ext(out) != ".toml" {
+			return usagef("--out: a file whose name ends in .toml expected")
+		}
+		if !slices.Contains(attest.Ways, by) {
+			return usagef("--by %s: there is %s", by, strings.Join(attest.Ways, ", "))
+		}
+		x, err := expect.expectations()
+		if err != nil {
+			return err
+		}
+		if _, err := on.policy(); err != nil {
+			return err
+		}
+		img, err := access.open(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		defer img.Close()
+		r, err := access.verify(cmd, img, source, x)
+		if err != nil {
+			return err
+		}
+		printReport(cmd.OutOrStdout(), r)
+		if !r.Trusted {
+			return fmt.Errorf("%s is %w: %s", img.Ref, errRefused, strings.Join(r.Unmet(), ", "))
+		}
+		if r.SigStruct == nil || r.Layout == inspect.LayoutSDK {
+			return fmt.Errorf("%s: %w: it has no enclave of its own that is started with it", img.Ref, errRefused)
+		}
+		p, err := keyserver.NewPolicy(img.Ref.String()+"@"+img.Digest, r.SigStruct, by == attest.BySigner,
+			r.Simulated(), on.platform(), grants)
+		if err != nil {
+			return &usageError{err}
+		}
+		text, err := p.Text()
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+			return err
+		}
+		return os.WriteFile(out, text, 0o644)
+	}
+	return cmd
+}
+
+const releaseServeLong = `Serve secrets to enclaves that prove with a quote what they are: the owner's side, on a
+machine that the owner trusts. Who gets what is in the policies, which "cconvert release allow" writes and SIGHUP
+has read again; everything else is refused, without a reason to the client. Every decision is in the log,
+each line with the digest of the one before.
+
+Without --tls-cert, the server makes a key and certificate the first time, and keeps them in the store. The
+pin that is printed is how enclaves recognise it.`
+
+func newReleaseServe() *cobra.Command {
+	var (
+		store                               storeFlags
+		on                                  platformFlags
+		listen, policies, log, cert, tlsKey string
+		allowSimulated                      bool
+	)
+	cmd := &cobra.Command{
+		Use:     "serve",
+		Short:   "Serve secrets to enclaves",
+		Long:    releaseServeLong,
+		Example: `  cconvert release serve --listen 127.0.0.1:8443 --policies policies --log release.log`,
+		Args:    exactArgs(),
+	}
+	f := cmd.Flags()
+	f.StringVar(&listen, "listen", ":8443", "address to listen on")
+	f.StringVar(&policies, "policies", "policies", "directory of policies, files that end in .toml")
+	f.StringVar(&log, "log", "release.log", "file of the decisions; it is only added to")
+	f.StringVar(&cert, "tls-cert", "", "file with the server's certificate (default: its own)")
+	f.StringVar(&tlsKey, "tls-key", "", "file with the key of --tls-cert")
+	f.BoolVar(&allowSimulated, "allow-simulated", false, "release to simulated enclaves, where a policy says so: "+
+		"anybody can be one. For tests")
+	store.add(f)
+	on.addCollateral(f)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if (cert == "") != (tlsKey == "") {
+			return usagef("--tls-cert and --tls-key belong together")
+		}
+		s, err := store.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		decisions, err := keyserver.OpenLog(log)
+		if err != nil {
+			return fmt.Errorf("--log: %w", err)
+		}
+		defer decisions.Close()
+		o := keyserver.Options{
+			Store: s, Log: decisions, AllowSimulated: allowSimulated,
+			Policies: func() ([]*keyserver.Policy, error) { return keyserver.ReadPolicies(policies) },
+			Verify: func(ctx context.Context, q *quote.Quote, o quote.Options) (*quote.Result, error) {
+				r, _, err := on.verify(ctx, q, o)
+				return r, err
+			},
+		}
+		if cert != "" {
+			pair, err := tls.LoadX509KeyPair(cert, tlsKey)
+			if err != nil {
+				return &usageError{fmt.Errorf("--tls-cert: %w", err)}
+			}
+			o.Certificate = &pair
+		}
+		server, err := keyserver.New(cmd.Context(), o)
+		if err != nil {
+			return err
+		}
+		pin, err := server.Pin()
+		if err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp", listen)
+		if err != nil {
+			return err
+		}
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, syscall.SIGHUP)
+		defer signal.Stop(again)
+		go func() {
+			for range again {
+				if err := server.Reload(); err != nil {
+					logrus.Errorf("the policies stay as they were: %v", err)
+				} else {
+					logrus.Info("the policies were read again")
+				}
+			}
+		}()
+		if allowSimulated {
+			logrus.Warn("simulated enclaves get what their policies say: anybody can be one")
+		}
+		logrus.Infof("listening on %s, pin=%s", l.Addr(), pin)
+		return server.Serve(cmd.Context(), l)
+	}
+	return cmd
+}
+
+func newReleaseLog() *cobra.Command {
+	var check, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "log FILE",
+		Short: "Show what the server decided, and check that nothing of it was changed",
+		Long: `Show what the server decided. Each line has the digest of the one before: that nothing was changed, taken
+out or put in is checked, but not whether something was cut off at the end.`,
+		Example: `  cconvert release log release.log
+  cconvert release log release.log --check`,
+		Args: exactArgs("FILE"),
+	}
+	cmd.Flags().BoolVar(&check, "check", false, "print nothing but how many decisions there are, and the last digest")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a line each")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		f, err := os.Open(args[0])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		show := func(d *keyserver.Decision) { printDecision(w, d) }
+		switch {
+		case check:
+			show = nil
+		case asJSON:
+			e := json.NewEncoder(cmd.OutOrStdout())
+			show = func(d *keyserver.Decision) { _ = e.Encode(d) }
+		}
+		n, last, err := keyserver.CheckLog(f, show)
+		w.Flush()
+		if err != nil {
+			return fmt.Errorf("%s: %w: %w", args[0], errRefused, err)
+		}
+		if check {
+			fmt.Fprintf(cmd.OutOrStdout(), "%d decisions, unchanged; the last is %s\n", n, last)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func printDecision(w io.Writer, d *keyserver.Decision) {
+	enclave := "-"
+	if d.MREnclave != nil {
+		enclave = fmt.Sprintf("%.12s", d.MREnclave)
+	}
+	what, why := "released", d.Policy+": "+strings.Join(d.Want, ", ")
+	if !d.Released {
+		what, why = "refused", d.Reason
+	}
+	fmt.Fprintf(w, "%d\t%s\t%s\t%s%s\t%s\t%s\n", d.Number, d.Time.Format(time.RFC3339), printable(d.Address), enclave,
+		when(d.Simulated, " simulated"), what, printable(why))
+}

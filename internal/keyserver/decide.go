@@ -1,0 +1,154 @@
+package keyserver
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/release"
+	"github.com/cconvert/cconvert/pkg/sgx/quote"
+	"github.com/cconvert/cconvert/pkg/sgx/quote/simulated"
+	"github.com/cconvert/cconvert/pkg/sgx/ratls"
+)
+
+// decide finds the policy by which an enclave gets what it wants. If there is none, the decision has the reason.
+func (s *Server) decide(ctx context.Context, c *x509.Certificate, body []byte, d *Decision) *Policy {
+	refuse := func(format string, args ...any) *Policy {
+		d.Reason = fmt.Sprintf(format, args...)
+		return nil
+	}
+	e, err := ratls.Parse(c)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	// The older form has no nonce.
+	if !s.nonces.use(e.Nonce) {
+		return refuse("the nonce is not one of this server's, was used before, or is too old")
+	}
+	q, err := quote.Parse(e.Quote)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	request, err := release.ParseRequest(body)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	for _, w := range request.Want {
+		d.Want = append(d.Want, w.String())
+	}
+	r, err := s.verify(ctx, q, d)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	d.of(r)
+	if q.Report.Data != e.Data {
+		return refuse("the quote is about another key, or another nonce")
+	}
+	return s.choose(r, request.Want, d)
+}
+
+// verify verifies a quote: by Intel's root, or by that of the platform that every cconvert knows.
+func (s *Server) verify(ctx context.Context, q *quote.Quote, d *Decision) (*quote.Result, error) {
+	now := s.o.Now()
+	if d.Simulated = simulated.Is(q, now); d.Simulated {
+		if !s.o.AllowSimulated {
+			return nil, errors.New("the quote is a simulated one, which anybody can make")
+		}
+		return simulated.Verify(q, now)
+	}
+	r, err := s.o.Verify(ctx, q, quote.Options{At: now, Root: s.o.root})
+	if err == nil {
+		s.metrics.expires.WithLabelValues(hex.EncodeToString(r.Platform.FMSPC[:])).Set(float64(r.Expires.Unix()))
+	}
+	return r, err
+}
+
+// of notes what an authentic quote says.
+func (d *Decision) of(r *quote.Result) {
+	report := &r.Quote.Report
+	d.MREnclave, d.MRSigner = &report.MREnclave, &report.MRSigner
+	d.ISVProdID, d.ISVSVN, d.Debug = report.ISVProdID, report.ISVSVN, report.Debug()
+	d.Status, d.Advisories, d.FMSPC = r.Status, r.Advisories, hex.EncodeToString(r.Platform.FMSPC[:])
+	machine := sha256.Sum256(r.Quote.UserData[:16])
+	d.Machine = hex.EncodeToString(machine[:8])
+}
+
+// choose finds the first policy that is about the enclave, accepts the platform, and grants all that is wanted.
+func (s *Server) choose(r *quote.Result, want []release.Slot, d *Decision) *Policy {
+	var reasons []string
+	for _, p := range *s.policies.Load() {
+		problem := p.mismatch(&r.Quote.Report, d.Simulated)
+		if problem != "" {
+			if len(reasons) < 3 {
+				reasons = append(reasons, p.name+": "+problem)
+			}
+			continue
+		}
+		err := r.Check(p.platform())
+		lacks := p.lacks(want)
+		switch {
+		case err != nil:
+			problem = err.Error()
+		case r.Evaluation < p.Platform.MinEvaluation:
+			problem = fmt.Sprintf("Intel's evaluation is %d, the lowest that is accepted is %d", r.Evaluation,
+				p.Platform.MinEvaluation)
+		case len(lacks) > 0:
+			problem = "it does not grant " + strings.Join(lacks, ", ")
+		default:
+			d.Policy = p.name
+			return p
+		}
+		reasons = append([]string{p.name + ": " + problem}, reasons...) // what is nearest comes first
+	}
+	if len(reasons) > 5 {
+		reasons = reasons[:5]
+	}
+	d.Reason = "no policy accepts it"
+	if len(reasons) > 0 {
+		d.Reason += ": " + strings.Join(reasons, "; ")
+	}
+	return nil
+}
+
+// fill takes from the store what a policy grants. All of it is there, or nothing is released.
+func (s *Server) fill(
+	ctx context.Context, p *Policy, c *x509.Certificate, want []string,
+) (out map[string]release.Secret, err error) {
+	out = map[string]release.Secret{}
+	defer func() {
+		if err != nil {
+			for _, v := range out {
+				clear(v.Value)
+			}
+		}
+	}()
+	for _, text := range want {
+		slot, err := release.ParseSlot(text)
+		if err != nil {
+			return nil, err
+		}
+		grant := p.slots[slot]
+		if slot.Kind == release.KindTLS {
+			chain, err := s.authority.issue(c, grant.Names, s.o.Now())
+			if err != nil {
+				return nil, err
+			}
+			out[text] = release.Secret{Certificate: chain}
+			continue
+		}
+		value, err := s.o.Store.Get(ctx, grant.Secret)
+		if err != nil {
+			return nil, err
+		}
+		secret := release.Secret{Value: value}
+		out[text] = secret
+		if problem := secret.Problem(slot); problem != "" {
+			return nil, fmt.Errorf("the secret %s for %s %s", grant.Secret, slot, problem)
+		}
+	}
+	return out, nil
+}

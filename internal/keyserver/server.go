@@ -1,0 +1,302 @@
+package keyserver
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/time/rate"
+
+	"github.com/cconvert/cconvert/pkg/release"
+	"github.com/cconvert/cconvert/pkg/sgx/quote"
+)
+
+// Options say how a server decides, and on what.
+type Options struct {
+	Store Store
+	Log   *Log
+	// Policies reads the policies, now and when they are to be read again.
+	Policies func() ([]*Policy, error)
+	// Verify verifies a quote by Intel's root, with collateral from wherever it is.
+	Verify func(context.Context, *quote.Quote, quote.Options) (*quote.Result, error)
+	// AllowSimulated releases to simulated enclaves, if a policy says so: to anybody who has read the policy.
+	AllowSimulated bool
+	// Certificate is the server's; nil: its own, which it keeps in the store.
+	Certificate *tls.Certificate
+	Now         func() time.Time // nil: time.Now
+
+	root *x509.Certificate // for tests; nil: Intel's
+}
+
+// Server releases secrets to enclaves.
+type Server struct {
+	o           Options
+	certificate tls.Certificate
+	authority   *authority
+	nonces      *nonces
+	policies    atomic.Pointer[[]*Policy]
+	refusals    *rate.Limiter // that are written
+	unwritten   atomic.Int64
+	metrics     *metrics
+	busy        chan struct{}
+}
+
+// Bounds. A connection is one request of an enclave that starts.
+const (
+	maxConnections = 256
+	maxPerAddress  = 32
+	maxBusy        = 32 // verifications at a time
+	headerTimeout  = 10 * time.Second
+	requestTimeout = 75 * time.Second // collateral may have to be fetched
+	maxHeader      = 8 << 10
+	refusalsPerSec = 20
+	refusalsBurst  = 1000
+)
+
+// New makes a server, and reads its policies.
+func New(ctx context.Context, o Options) (*Server, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Server{
+		o: o, nonces: newNonces(o.Now), refusals: rate.NewLimiter(refusalsPerSec, refusalsBurst),
+		metrics: newMetrics(), busy: make(chan struct{}, maxBusy),
+	}
+	var err error
+	if s.authority, err = openAuthority(ctx, o.Store, o.Now()); err != nil {
+		return nil, err
+	}
+	if o.Certificate != nil {
+		s.certificate = *o.Certificate
+	} else if s.certificate, err = Identity(ctx, o.Store, o.Now()); err != nil {
+		return nil, err
+	}
+	return s, s.Reload()
+}
+
+// Pin is what enclaves know the server by.
+func (s *Server) Pin() (release.Pin, error) {
+	c, err := x509.ParseCertificate(s.certificate.Certificate[0])
+	if err != nil {
+		return release.Pin{}, err
+	}
+	return release.PinOf(c), nil
+}
+
+// Reload reads the policies again. If that fails, the ones that were read before stay in force.
+func (s *Server) Reload() error {
+	list, err := s.o.Policies()
+	if err != nil {
+		return fmt.Errorf("reading the policies: %w", err)
+	}
+	s.policies.Store(&list)
+	return nil
+}
+
+// Serve answers on a listener until the context ends.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+release.PathChallenge, s.challenge)
+	mux.HandleFunc("POST "+release.PathRelease, s.release)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if len(*s.policies.Load()) == 0 {
+			http.Error(w, "there are no policies", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: requestTimeout,
+		IdleTimeout: headerTimeout, MaxHeaderBytes: maxHeader, ErrorLog: log.New(io.Discard, "", 0),
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{s.certificate},
+			ClientAuth: tls.RequestClientCert, // what it is worth, its quote says
+			// A session that is resumed shows no quote.
+			SessionTicketsDisabled: true,
+		},
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // a connection is one request at a time
+	}
+	defer context.AfterFunc(ctx, func() {
+		last, cancel := context.WithTimeout(context.Background(), headerTimeout)
+		defer cancel()
+		_ = server.Shutdown(last)
+	})()
+	err := server.ServeTLS(&limited{Listener: l, open: map[string]int{}}, "", "")
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func (s *Server) challenge(w http.ResponseWriter, _ *http.Request) {
+	answer(w, release.Challenge{Nonce: s.nonces.next()})
+}
+
+// release answers a request. Whoever gets nothing learns nothing else.
+func (s *Server) release(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+	defer cancel()
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	d := Decision{Time: s.o.Now().UTC(), Address: host}
+	secrets := s.decided(ctx, r, &d)
+	defer func() {
+		for _, v := range secrets {
+			clear(v.Value)
+		}
+	}()
+	if secrets == nil {
+		s.refused(d)
+		http.Error(w, release.Refusal, http.StatusForbidden)
+		return
+	}
+	d.Released = true
+	// What is not written down does not happen.
+	d.Unwritten = int(s.unwritten.Swap(0))
+	if err := s.o.Log.Append(d); err != nil {
+		logrus.Errorf("nothing is released any more: %v", err)
+		s.metrics.decisions.WithLabelValues("refused").Inc()
+		http.Error(w, release.Refusal, http.StatusForbidden)
+		return
+	}
+	s.metrics.decisions.WithLabelValues("released").Inc()
+	logrus.Infof("released %d secrets to %s by the policy %s", len(secrets), d.MREnclave, d.Policy)
+	answer(w, release.Answer{Version: release.Version, Secrets: secrets})
+}
+
+// decided returns what is released; nil, with the reason in the decision, if nothing is.
+func (s *Server) decided(ctx context.Context, r *http.Request, d *Decision) map[string]release.Secret {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		d.Reason = "it has no certificate"
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, release.MaxRequest+1))
+	if err != nil {
+		d.Reason = "reading the request: " + err.Error()
+		return nil
+	}
+	select {
+	case s.busy <- struct{}{}:
+		defer func() { <-s.busy }()
+	case <-ctx.Done():
+		d.Reason = "too many ask at a time"
+		return nil
+	}
+	c := r.TLS.PeerCertificates[0]
+	p := s.decide(ctx, c, body, d)
+	if p == nil {
+		return nil
+	}
+	secrets, err := s.fill(ctx, p, c, d.Want)
+	if err != nil {
+		d.Reason = err.Error()
+		return nil
+	}
+	return secrets
+}
+
+// refused notes a refusal. There can be many of them: anybody can ask.
+func (s *Server) refused(d Decision) {
+	s.metrics.decisions.WithLabelValues("refused").Inc()
+	if len(d.Reason) > maxReason {
+		d.Reason = d.Reason[:maxReason] + "…"
+	}
+	if !s.refusals.Allow() {
+		s.unwritten.Add(1)
+		return
+	}
+	d.Unwritten = int(s.unwritten.Swap(0))
+	if err := s.o.Log.Append(d); err != nil {
+		logrus.Error(err)
+	}
+	logrus.Warnf("refused %s: %q", d.Address, d.Reason)
+}
+
+const maxReason = 1000
+
+// limited is a listener with a limit of connections, in all and of one address. More are closed.
+type limited struct {
+	net.Listener
+	mu   sync.Mutex
+	open map[string]int // by address
+	all  int
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+		l.mu.Lock()
+		ok := l.all < maxConnections && l.open[host] < maxPerAddress
+		if ok {
+			l.all++
+			l.open[host]++
+		}
+		l.mu.Unlock()
+		if ok {
+			return &counted{Conn: c, from: l, host: host}, nil
+		}
+		c.Close()
+	}
+}
+
+// counted is a connection of a limited listener.
+type counted struct {
+	net.Conn
+	from *limited
+	host string
+	once sync.Once
+}
+
+func (c *counted) Close() error {
+	c.once.Do(func() {
+		c.from.mu.Lock()
+		defer c.from.mu.Unlock()
+		c.from.all--
+		if c.from.open[c.host]--; c.from.open[c.host] == 0 {
+			delete(c.from.open, c.host)
+		}
+	})
+	return c.Conn.Close()
+}
+
+// metrics are what Prometheus asks for.
+type metrics struct {
+	registry  *prometheus.Registry
+	decisions *prometheus.CounterVec
+	expires   *prometheus.GaugeVec
+}
+
+func newMetrics() *metrics {
+	m := &metrics{registry: prometheus.NewRegistry(), decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "cconvert_release_decisions_total", Help: "Requests for secrets, by what became of them.",
+	}, []string{"decision"}), expires: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "cconvert_release_collateral_expires_timestamp_seconds",
+		Help: "When the first part of what Intel says of platforms expires, by their kind (FMSPC).",
+	}, []string{"fmspc"})}
+	m.registry.MustRegister(m.decisions, m.expires)
+	return m
+}

@@ -1,0 +1,194 @@
+package release
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cconvert/cconvert/pkg/sgx/ratls"
+)
+
+// Errors of a client, by the step that failed.
+var (
+	// ErrAddress says that the address or the identity of the server is not one.
+	ErrAddress = errors.New("not the address of a server, with its identity")
+	// ErrIdentity says that somebody else answered than the expected server.
+	ErrIdentity = errors.New("it is not the expected server that answers")
+	// ErrConnect says that the server could not be asked.
+	ErrConnect = errors.New("the server cannot be asked")
+	// ErrQuote says that no quote could be made.
+	ErrQuote = errors.New("no quote could be made")
+	// ErrRefused says that the server releases nothing. It does not say why; its log does.
+	ErrRefused = errors.New("the server refused: its log says why")
+)
+
+// Pin is the SHA-256 of a server's public key (RFC 7469, "pin-sha256"). Its text is sha256/ and the digest in base64.
+type Pin [sha256.Size]byte
+
+const pinPrefix = "sha256/"
+
+// PinOf is the pin of a certificate's key.
+func PinOf(c *x509.Certificate) Pin { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// MarshalText is of encoding.TextMarshaler.
+func (p Pin) MarshalText() ([]byte, error) {
+	return []byte(pinPrefix + base64.StdEncoding.EncodeToString(p[:])), nil
+}
+
+func (p Pin) String() string { return pinPrefix + base64.StdEncoding.EncodeToString(p[:]) }
+
+// UnmarshalText is of encoding.TextUnmarshaler.
+func (p *Pin) UnmarshalText(text []byte) error {
+	b, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(string(text), pinPrefix))
+	if err != nil || len(b) != len(p) || !strings.HasPrefix(string(text), pinPrefix) {
+		return fmt.Errorf("%w: %q is not sha256/ and a digest in base64", ErrAddress, text)
+	}
+	copy(p[:], b)
+	return nil
+}
+
+// Server is whom an enclave asks. It is recognised by one of the pins, or by a certificate of its authorities: never by
+// the authorities of the system, which the host chooses.
+type Server struct {
+	// Address is https://HOST:PORT.
+	Address string `json:"address"`
+	Pins    []Pin  `json:"pins,omitempty"`
+	// CA are certificates in PEM, and Name the server's in its certificate; empty: the host of the address.
+	CA   string `json:"ca,omitempty"`
+	Name string `json:"name,omitempty"`
+	// Timeout is how long it may take in all.
+	Timeout time.Duration `json:"-"`
+}
+
+// DefaultTimeout is how long asking a server may take in all.
+const DefaultTimeout = 30 * time.Second
+
+// Check reports, as ErrAddress, what is wrong with an address or identity.
+func (s *Server) Check() error {
+	u, err := url.Parse(s.Address)
+	switch {
+	case err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" ||
+		u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("%w: %q is not https://HOST:PORT", ErrAddress, s.Address)
+	case (len(s.Pins) > 0) == (s.CA != ""):
+		return fmt.Errorf("%w: it wants pins of its key, or certificates of its authorities, not both", ErrAddress)
+	case s.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(s.CA)):
+		return fmt.Errorf("%w: there is no certificate in PEM among its authorities", ErrAddress)
+	}
+	return nil
+}
+
+// tls is how the server is recognised.
+func (s *Server) tls() *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: s.Name}
+	if s.CA != "" {
+		c.RootCAs = x509.NewCertPool()
+		c.RootCAs.AppendCertsFromPEM([]byte(s.CA))
+		return c
+	}
+	c.InsecureSkipVerify = true // the key is compared instead, whoever has signed the certificate
+	c.VerifyConnection = func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) == 0 || !slices.Contains(s.Pins, PinOf(state.PeerCertificates[0])) {
+			return ErrIdentity
+		}
+		return nil
+	}
+	return c
+}
+
+// Ask proves to the server, with a quote over a new key, which enclave it is that asks, and returns what the server
+// fills the slots with. The key is what certificates of tls slots are for.
+func (s *Server) Ask(
+	ctx context.Context, key crypto.Signer, quote func(data [64]byte) ([]byte, error), want []Slot,
+) (map[Slot]Secret, error) {
+	if err := s.Check(); err != nil {
+		return nil, err
+	}
+	if s.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.Timeout)
+		defer cancel()
+	}
+	var challenge Challenge
+	text, err := s.do(ctx, http.MethodGet, PathChallenge, nil, s.tls())
+	if err != nil {
+		return nil, err
+	}
+	if err := parse(text, &challenge, MaxRequest); err != nil {
+		return nil, err
+	}
+	if len(challenge.Nonce) != NonceSize {
+		return nil, fmt.Errorf("%w: its nonce has %d bytes", ErrProtocol, len(challenge.Nonce))
+	}
+	request, err := ratls.NewRequest(key, challenge.Nonce)
+	if err != nil {
+		return nil, err
+	}
+	q, err := quote(request.Data)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrQuote, err)
+	}
+	certificate, err := request.Certificate(q)
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(Request{Version: Version, Want: want})
+	if err != nil {
+		return nil, err
+	}
+	config := s.tls()
+	config.Certificates = []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}
+	if text, err = s.do(ctx, http.MethodPost, PathRelease, body, config); err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	return ParseAnswer(text, want)
+}
+
+// do makes one request, over a connection of its own.
+func (s *Server) do(ctx context.Context, method, path string, body []byte, config *tls.Config) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(s.Address, "/")+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	client := http.Client{
+		Transport:     &http.Transport{TLSClientConfig: config, DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	var unknown x509.UnknownAuthorityError
+	var otherName x509.HostnameError
+	switch {
+	case errors.Is(err, ErrIdentity):
+		return nil, fmt.Errorf("%s: %w", s.Address, ErrIdentity)
+	case errors.As(err, &unknown), errors.As(err, &otherName):
+		return nil, fmt.Errorf("%s: %w: %w", s.Address, ErrIdentity, err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrConnect, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusForbidden {
+		return nil, ErrRefused
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%w: %s answers %s", ErrConnect, s.Address, resp.Status)
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConnect, err)
+	}
+	return text, nil
+}
