@@ -1,0 +1,230 @@
+package agent
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cconvert/cconvert/pkg/release"
+)
+
+// Step is one of those that an agent takes. An error names the one that failed.
+type Step string
+
+// Steps, in their order.
+const (
+	StepConfig  Step = "configuration"
+	StepKeys    Step = "keys"
+	StepRelease Step = "release"
+	StepFiles   Step = "files"
+	StepExec    Step = "exec"
+)
+
+// Error is the step that failed, why, and what to look at.
+type Error struct {
+	Step Step
+	Err  error
+}
+
+func (e *Error) Error() string {
+	text := fmt.Sprintf("%s: %v", e.Step, e.Err)
+	if hint := e.hint(); hint != "" {
+		text += ". " + hint
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+func (e *Error) hint() string {
+	switch {
+	case errors.Is(e.Err, release.ErrQuote):
+		return "Is AESM running on the host, with its socket mounted, and the platform registered?"
+	case errors.Is(e.Err, release.ErrIdentity):
+		return "The pin or authority is measured: convert again if the server has a new key"
+	case errors.Is(e.Err, release.ErrConnect):
+		return "Look at the network, and at the server"
+	case errors.Is(e.Err, release.ErrRefused):
+		return "Does a policy grant all of it to this image, on this platform?"
+	case e.Step == StepFiles && errors.Is(e.Err, fs.ErrPermission):
+		return "Can the user of the image write to the directory?"
+	}
+	return ""
+}
+
+// System is where an agent runs.
+type System struct {
+	// Config is the file with the configuration, and Attestation the directory of Gramine's files for it,
+	// /dev/attestation.
+	Config, Attestation string
+	// Quote makes a quote over report data; nil: Attestation does.
+	Quote func(data [64]byte) ([]byte, error)
+	// Args and Env are those of the process; Exec replaces it.
+	Args, Env []string
+	Exec      func(path string, args, env []string) error
+}
+
+// Modes of what is written.
+const (
+	dirMode  = 0o700
+	fileMode = 0o400
+)
+
+const (
+	keySize = 16
+	inAll   = 2 * time.Minute
+)
+
+// Run does what an agent does. It returns only if a step failed, with an *Error.
+func (s *System) Run(ctx context.Context) error {
+	fail := func(step Step, err error) error { return &Error{step, err} }
+	c, err := ReadConfig(s.Config)
+	if err != nil {
+		return fail(StepConfig, err)
+	}
+	for _, name := range c.Mounts {
+		key := make([]byte, keySize)
+		_, _ = rand.Read(key) // it does not fail
+		if err := s.setKey(name, key); err != nil {
+			return fail(StepKeys, err)
+		}
+	}
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fail(StepKeys, err)
+	}
+	secrets, err := s.ask(ctx, c, own)
+	if err != nil {
+		return fail(StepRelease, err)
+	}
+	env := s.Env
+	for slot, secret := range secrets {
+		switch slot.Kind {
+		case release.KindEnv:
+			env = with(env, slot.Name, string(secret.Value))
+		case release.KindKey:
+			err = s.setKey(slot.Name, secret.Value)
+		case release.KindFile:
+			err = write(slot.Name, secret.Value)
+		case release.KindTLS:
+			err = writePair(slot.Name, own, secret.Certificate)
+		}
+		clear(secret.Value)
+		if err != nil {
+			return fail(StepFiles, fmt.Errorf("%s: %w", slot, err))
+		}
+	}
+	args := []string{c.Exec}
+	if c.Arg0 != "" {
+		args[0] = c.Arg0
+	}
+	args = append(args, s.Args[min(1, len(s.Args)):]...)
+	return fail(StepExec, fmt.Errorf("%s: %w", c.Exec, s.Exec(c.Exec, args, env)))
+}
+
+// ask asks one server after the other. One that refuses has decided.
+func (s *System) ask(ctx context.Context, c *Config, own *ecdsa.PrivateKey) (map[release.Slot]release.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, inAll)
+	defer cancel()
+	quote := s.Quote
+	if quote == nil {
+		quote = s.quote
+	}
+	var all []error
+	for i := range c.Servers {
+		server := c.Servers[i]
+		server.Timeout = release.DefaultTimeout
+		secrets, err := server.Ask(ctx, own, quote, c.Want)
+		if err == nil || !errors.Is(err, release.ErrConnect) && !errors.Is(err, release.ErrIdentity) {
+			return secrets, err
+		}
+		all = append(all, err)
+	}
+	return nil, errors.Join(all...)
+}
+
+// quote has Gramine make a quote: it is made when it is read, over what was written last.
+func (s *System) quote(data [64]byte) ([]byte, error) {
+	if err := writeDevice(filepath.Join(s.Attestation, "user_report_data"), data[:]); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(filepath.Join(s.Attestation, "quote"))
+}
+
+// setKey gives Gramine a key to encrypted files.
+func (s *System) setKey(name string, key []byte) error {
+	return writeDevice(filepath.Join(s.Attestation, "keys", name), key)
+}
+
+// writeDevice writes one of Gramine's files, which takes effect when it is closed.
+func writeDevice(name string, b []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// with sets a variable, in the place of any that the host has passed.
+func with(env []string, name, value string) []string {
+	out := make([]string, 0, len(env)+1)
+	for _, kv := range env {
+		if !strings.HasPrefix(kv, name+"=") {
+			out = append(out, kv)
+		}
+	}
+	return append(out, name+"="+value)
+}
+
+// write writes a new file, in the place of any that was there.
+func write(name string, content []byte) error {
+	if err := os.MkdirAll(filepath.Dir(name), dirMode); err != nil {
+		return err
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// writePair writes a certificate, with those above it, and its key.
+func writePair(dir string, key *ecdsa.PrivateKey, certificate string) error {
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
+	defer clear(text)
+	clear(private)
+	if err := write(filepath.Join(dir, "tls.crt"), []byte(certificate)); err != nil {
+		return err
+	}
+	return write(filepath.Join(dir, "tls.key"), text)
+}
