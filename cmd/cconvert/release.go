@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -199,10 +200,10 @@ pin that is printed is how enclaves recognise it.`
 
 func newReleaseServe() *cobra.Command {
 	var (
-		store                               storeFlags
-		on                                  platformFlags
-		listen, policies, log, cert, tlsKey string
-		allowSimulated                      bool
+		store                                       storeFlags
+		on                                          platformFlags
+		listen, status, policies, log, cert, tlsKey string
+		allowSimulated                              bool
 	)
 	cmd := &cobra.Command{
 		Use:     "serve",
@@ -213,6 +214,8 @@ func newReleaseServe() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", ":8443", "address to listen on")
+	f.StringVar(&status, "status-listen", "127.0.0.1:8444", "address for /healthz, /readyz and /metrics, over HTTP; "+
+		"empty: none")
 	f.StringVar(&policies, "policies", "policies", "directory of policies, files that end in .toml")
 	f.StringVar(&log, "log", "release.log", "file of the decisions; it is only added to")
 	f.StringVar(&cert, "tls-cert", "", "file with the server's certificate (default: its own)")
@@ -261,6 +264,17 @@ func newReleaseServe() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if status != "" {
+			about, err := net.Listen("tcp", status)
+			if err != nil {
+				return fmt.Errorf("--status-listen: %w", err)
+			}
+			defer about.Close()
+			go func() {
+				h := http.Server{Handler: server.Status(), ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute}
+				_ = h.Serve(about)
+			}()
+		}
 		again := make(chan os.Signal, 1)
 		signal.Notify(again, syscall.SIGHUP)
 		defer signal.Stop(again)
@@ -284,17 +298,20 @@ func newReleaseServe() *cobra.Command {
 
 func newReleaseLog() *cobra.Command {
 	var check, asJSON bool
+	var expect string
 	cmd := &cobra.Command{
 		Use:   "log FILE",
 		Short: "Show what the server decided, and check that nothing of it was changed",
-		Long: `Show what the server decided. Each line has the digest of the one before: that nothing was changed, taken
-out or put in is checked, but not whether something was cut off at the end.`,
+		Long: `Show what the server decided. Each line has the digest of the one before. Whoever can write the file can
+make all of it anew: note the last digest elsewhere, which --check prints, and name it later with
+--expect: then nothing up to that line was changed, taken out or put in.`,
 		Example: `  cconvert release log release.log
   cconvert release log release.log --check`,
 		Args: exactArgs("FILE"),
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "print nothing but how many decisions there are, and the last digest")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a line each")
+	cmd.Flags().StringVar(&expect, "expect", "", "digest of a line that must be there, as it was noted elsewhere")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		f, err := os.Open(args[0])
 		if err != nil {
@@ -305,18 +322,29 @@ out or put in is checked, but not whether something was cut off at the end.`,
 		show := func(d *keyserver.Decision) { printDecision(w, d) }
 		switch {
 		case check:
-			show = nil
+			show = func(*keyserver.Decision) {}
 		case asJSON:
 			e := json.NewEncoder(cmd.OutOrStdout())
 			show = func(d *keyserver.Decision) { _ = e.Encode(d) }
 		}
-		n, last, err := keyserver.CheckLog(f, show)
+		found := 0
+		n, last, err := keyserver.CheckLog(f, func(d *keyserver.Decision, digest string) {
+			if digest == expect {
+				found = d.Number
+			}
+			show(d)
+		})
 		w.Flush()
-		if err != nil {
+		switch {
+		case err != nil:
 			return fmt.Errorf("%s: %w: %w", args[0], errRefused, err)
-		}
-		if check {
-			fmt.Fprintf(cmd.OutOrStdout(), "%d decisions, unchanged; the last is %s\n", n, last)
+		case expect != "" && found == 0:
+			return fmt.Errorf("%s: %w: %w: no line has the digest %s", args[0], errRefused, keyserver.ErrLog, expect)
+		case check && found > 0:
+			fmt.Fprintf(cmd.OutOrStdout(), "%d decisions in one chain, of which the first %d are as they were; the "+
+				"last is %s\n", n, found, last)
+		case check:
+			fmt.Fprintf(cmd.OutOrStdout(), "%d decisions in one chain; the last is %s\n", n, last)
 		}
 		return nil
 	}

@@ -147,9 +147,7 @@ func (s *System) ask(ctx context.Context, c *Config, own *ecdsa.PrivateKey) (map
 	}
 	var all []error
 	for i := range c.Servers {
-		server := c.Servers[i]
-		server.Timeout = release.DefaultTimeout
-		secrets, err := server.Ask(ctx, own, quote, c.Want)
+		secrets, err := c.Servers[i].Ask(ctx, own, quote, c.Want)
 		if err == nil || !errors.Is(err, release.ErrConnect) && !errors.Is(err, release.ErrIdentity) {
 			return secrets, err
 		}

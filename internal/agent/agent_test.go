@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/keyserver"
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
@@ -80,7 +81,10 @@ func newWorld(t *testing.T, grants ...string) *world {
 	}
 	policy := &keyserver.Policy{
 		Version: keyserver.PolicyVersion,
-		Enclave: keyserver.Enclave{MREnclave: &enclave.MREnclave, MRSigner: enclave.MRSigner, Simulated: true},
+		Enclave: keyserver.Enclave{
+			By: attest.ByEnclave, MREnclave: &enclave.MREnclave, MRSigner: enclave.MRSigner, Simulated: true,
+			Flags: keyserver.Masked{Value: 4, Mask: 6}, XFRM: keyserver.Masked{Value: 3, Mask: 3},
+		},
 		Secrets: map[string]keyserver.Grant{},
 	}
 	for _, g := range grants {
@@ -308,7 +312,7 @@ func TestServers(t *testing.T) {
 	require.NoError(t, err)
 	defer f.Close()
 	refused := 0
-	_, _, err = keyserver.CheckLog(f, func(d *keyserver.Decision) {
+	_, _, err = keyserver.CheckLog(f, func(d *keyserver.Decision, _ string) {
 		if !d.Released {
 			refused++
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -24,8 +25,8 @@ func NewPolicy(
 			MiscSelect: Masked{uint64(s.MiscSelect), uint64(s.MiscMask)},
 		},
 	}
-	if !bySigner {
-		p.Enclave.MREnclave = &d.MREnclave
+	if p.Enclave.By = attest.BySigner; !bySigner {
+		p.Enclave.By, p.Enclave.MREnclave = attest.ByEnclave, &d.MREnclave
 	}
 	for _, text := range grants {
 		i := strings.LastIndex(text, "=")

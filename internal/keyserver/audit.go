@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
 )
@@ -44,13 +46,17 @@ type Decision struct {
 	FMSPC      string           `json:"fmspc,omitempty"`
 	// Machine is a digest of the quote's identifier of the platform.
 	Machine string `json:"machine,omitempty"`
+
+	expires time.Time // of the collateral
 }
 
-// Log is an append-only file of decisions, of which each line has the digest of the one before: what was changed or
-// taken out of it is found, but not what was cut off at its end.
+// Log is an append-only file of decisions, of which each line has the digest of the one before. Whoever knows the
+// digest of a line finds out whether anything up to it was changed.
 type Log struct {
 	mu       sync.Mutex
 	file     *os.File
+	lock     *flock.Flock // so that no other server writes it
+	size     int64
 	number   int
 	previous string
 }
@@ -66,37 +72,46 @@ func OpenLog(name string) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{file: f}
-	if l.number, l.previous, err = CheckLog(f, nil); err != nil {
+	l := &Log{file: f, lock: flock.New(name)}
+	if ok, lockErr := l.lock.TryLock(); lockErr != nil || !ok {
+		err = errors.Join(errors.New("another server writes it"), lockErr)
+	} else if l.number, l.previous, err = CheckLog(f, nil); err == nil {
+		l.size, err = f.Seek(0, io.SeekEnd)
+	}
+	if err != nil {
+		_ = l.lock.Close()
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return l, nil
 }
 
-// CheckLog checks the chain of a log, and shows each line, if that is not nil. It returns how many there are, and the
-// digest of the last.
-func CheckLog(r io.Reader, show func(*Decision)) (number int, previous string, err error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxLine)
-	for lines.Scan() {
+// CheckLog checks the chain of a log, and shows each line with its digest, if that is not nil. It returns how many
+// there are, and the digest of the last.
+func CheckLog(r io.Reader, show func(d *Decision, digest string)) (number int, previous string, err error) {
+	lines := bufio.NewReaderSize(r, maxLine)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) && len(line) == 0 {
+			return number, previous, nil
+		}
+		if err != nil {
+			return number, previous, fmt.Errorf("%w: line %d has no end", ErrLog, number+1)
+		}
+		line = line[:len(line)-1]
 		var d Decision
-		if err := json.Unmarshal(lines.Bytes(), &d); err != nil {
+		if err := json.Unmarshal(line, &d); err != nil {
 			return number, previous, fmt.Errorf("%w: line %d cannot be read: %w", ErrLog, number+1, err)
 		}
 		if d.Number != number+1 || d.Previous != previous {
 			return number, previous, fmt.Errorf("%w: line %d does not follow the one before", ErrLog, number+1)
 		}
-		sum := sha256.Sum256(lines.Bytes())
+		sum := sha256.Sum256(line)
 		number, previous = d.Number, hex.EncodeToString(sum[:])
 		if show != nil {
-			show(&d)
+			show(&d, previous)
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return number, previous, fmt.Errorf("%w: after line %d: %w", ErrLog, number, err)
-	}
-	return number, previous, nil
 }
 
 // Append writes a decision, so that it is on disk when Append returns.
@@ -117,13 +132,17 @@ func (l *Log) Append(d Decision) error {
 	if _, err = l.file.Write(append(line, '\n')); err == nil {
 		err = l.file.Sync()
 	}
-	if err != nil { // what is in the file now is not known: nothing follows it
-		l.file.Close()
-		l.file = nil
+	if err != nil {
+		// Such as of a full disk. A part of a line would be the end of the log.
+		if cut := l.file.Truncate(l.size); cut != nil {
+			l.file.Close()
+			l.file = nil
+		}
 		return fmt.Errorf("writing the log: %w", err)
 	}
 	sum := sha256.Sum256(line)
 	l.number, l.previous = d.Number, hex.EncodeToString(sum[:])
+	l.size += int64(len(line)) + 1
 	return nil
 }
 
@@ -134,7 +153,7 @@ func (l *Log) Close() error {
 	if l.file == nil {
 		return nil
 	}
-	err := l.file.Close()
+	err := errors.Join(l.file.Close(), l.lock.Close())
 	l.file = nil
 	return err
 }

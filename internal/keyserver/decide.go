@@ -26,27 +26,31 @@ func (s *Server) decide(ctx context.Context, c *x509.Certificate, body []byte, d
 		return refuse("%v", err)
 	}
 	// The older form has no nonce.
-	if !s.nonces.use(e.Nonce) {
-		return refuse("the nonce is not one of this server's, was used before, or is too old")
+	if !s.nonces.good(e.Nonce) {
+		return refuse("the nonce is not one of this server's, or is too old")
 	}
 	q, err := quote.Parse(e.Quote)
 	if err != nil {
 		return refuse("%v", err)
 	}
+	if q.Report.Data != e.Data {
+		return refuse("the quote is about another key, or another nonce")
+	}
 	request, err := release.ParseRequest(body)
 	if err != nil {
 		return refuse("%v", err)
-	}
-	for _, w := range request.Want {
-		d.Want = append(d.Want, w.String())
 	}
 	r, err := s.verify(ctx, q, d)
 	if err != nil {
 		return refuse("%v", err)
 	}
+	// From here on it is an enclave that asks, with a quote of its own.
 	d.of(r)
-	if q.Report.Data != e.Data {
-		return refuse("the quote is about another key, or another nonce")
+	for _, w := range request.Want {
+		d.Want = append(d.Want, w.String())
+	}
+	if !s.nonces.use(e.Nonce) {
+		return refuse("the nonce was used before, or too many ask")
 	}
 	return s.choose(r, request.Want, d)
 }
@@ -60,11 +64,7 @@ func (s *Server) verify(ctx context.Context, q *quote.Quote, d *Decision) (*quot
 		}
 		return simulated.Verify(q, now)
 	}
-	r, err := s.o.Verify(ctx, q, quote.Options{At: now, Root: s.o.root})
-	if err == nil {
-		s.metrics.expires.WithLabelValues(hex.EncodeToString(r.Platform.FMSPC[:])).Set(float64(r.Expires.Unix()))
-	}
-	return r, err
+	return s.o.Verify(ctx, q, quote.Options{At: now, Root: s.o.root})
 }
 
 // of notes what an authentic quote says.
@@ -72,7 +72,8 @@ func (d *Decision) of(r *quote.Result) {
 	report := &r.Quote.Report
 	d.MREnclave, d.MRSigner = &report.MREnclave, &report.MRSigner
 	d.ISVProdID, d.ISVSVN, d.Debug = report.ISVProdID, report.ISVSVN, report.Debug()
-	d.Status, d.Advisories, d.FMSPC = r.Status, r.Advisories, hex.EncodeToString(r.Platform.FMSPC[:])
+	d.Status, d.Advisories, d.expires = r.Status, r.Advisories, r.Expires
+	d.FMSPC = hex.EncodeToString(r.Platform.FMSPC[:])
 	machine := sha256.Sum256(r.Quote.UserData[:16])
 	d.Machine = hex.EncodeToString(machine[:8])
 }
@@ -114,11 +115,15 @@ func (s *Server) choose(r *quote.Result, want []release.Slot, d *Decision) *Poli
 	return nil
 }
 
+// maxReleased is what an answer can hold: a byte of a secret is more than one of its own.
+const maxReleased = release.MaxAnswer / 2
+
 // fill takes from the store what a policy grants. All of it is there, or nothing is released.
 func (s *Server) fill(
 	ctx context.Context, p *Policy, c *x509.Certificate, want []string,
 ) (out map[string]release.Secret, err error) {
 	out = map[string]release.Secret{}
+	all := 0
 	defer func() {
 		if err != nil {
 			for _, v := range out {
@@ -148,6 +153,9 @@ func (s *Server) fill(
 		out[text] = secret
 		if problem := secret.Problem(slot); problem != "" {
 			return nil, fmt.Errorf("the secret %s for %s %s", grant.Secret, slot, problem)
+		}
+		if all += len(value); all > maxReleased {
+			return nil, fmt.Errorf("the secrets have more than %d bytes together", maxReleased)
 		}
 	}
 	return out, nil

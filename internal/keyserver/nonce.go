@@ -13,7 +13,7 @@ import (
 
 const (
 	nonceLife = time.Minute
-	// maxUsed is how many nonces can be used in the time in which they are good. More are refused.
+	// maxUsed is how many enclaves can be answered in the time in which a nonce is good. More are refused.
 	maxUsed = 65_536
 	macSize = 16
 )
@@ -21,14 +21,17 @@ const (
 // nonces makes nonces that are good once, for a minute. It keeps nothing of those that are not used: they have their
 // time and a code in them that only this server can make.
 type nonces struct {
-	key  [32]byte
-	mu   sync.Mutex
-	used map[[release.NonceSize]byte]time.Time
-	now  func() time.Time
+	key [32]byte
+	now func() time.Time
+
+	mu sync.Mutex
+	// used has those that were used since begin, and before those of the time before that.
+	used, before map[[release.NonceSize]byte]bool
+	begin        time.Time
 }
 
 func newNonces(now func() time.Time) *nonces {
-	n := &nonces{used: map[[release.NonceSize]byte]time.Time{}, now: now}
+	n := &nonces{used: map[[release.NonceSize]byte]bool{}, now: now, begin: now()}
 	_, _ = rand.Read(n.key[:]) // it does not fail
 	return n
 }
@@ -47,29 +50,30 @@ func (n *nonces) next() []byte {
 	return append(b, n.mac(b)...)
 }
 
-// use reports whether a nonce is good, which it is no more afterwards.
-func (n *nonces) use(b []byte) bool {
+// good reports whether a nonce is one of this server's, and of the last minute.
+func (n *nonces) good(b []byte) bool {
 	if len(b) != release.NonceSize || !hmac.Equal(b[len(b)-macSize:], n.mac(b[:len(b)-macSize])) {
 		return false
 	}
-	now := n.now()
-	ends := time.Unix(0, int64(binary.BigEndian.Uint64(b))).Add(nonceLife)
-	if now.After(ends) {
+	made := time.Unix(0, int64(binary.BigEndian.Uint64(b)))
+	return !n.now().After(made.Add(nonceLife))
+}
+
+// use reports whether a nonce is good, which it is no more afterwards. It is for whoever has proved to be an enclave:
+// others would use up the room.
+func (n *nonces) use(b []byte) bool {
+	if !n.good(b) {
 		return false
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.used) >= maxUsed {
-		for k, end := range n.used {
-			if now.After(end) {
-				delete(n.used, k)
-			}
-		}
+	if now := n.now(); now.Sub(n.begin) > nonceLife {
+		n.used, n.before, n.begin = map[[release.NonceSize]byte]bool{}, n.used, now
 	}
 	k := [release.NonceSize]byte(b)
-	if _, twice := n.used[k]; twice || len(n.used) >= maxUsed {
+	if n.used[k] || n.before[k] || len(n.used) >= maxUsed {
 		return false
 	}
-	n.used[k] = ends
+	n.used[k] = true
 	return true
 }

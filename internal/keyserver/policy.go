@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -40,6 +42,8 @@ type Policy struct {
 
 // Enclave is which enclave it is: this one by MREnclave, or those of a signer and product from an SVN on.
 type Enclave struct {
+	// By is attest.ByEnclave, with MREnclave, or attest.BySigner, without it.
+	By        string           `toml:"by"`
 	MREnclave *sgx.Measurement `toml:"mr_enclave,omitempty"`
 	MRSigner  sgx.Measurement  `toml:"mr_signer"`
 	ISVProdID uint16           `toml:"isv_prod_id"`
@@ -63,9 +67,17 @@ func (m Masked) MarshalText() ([]byte, error) {
 
 // UnmarshalText is of encoding.TextUnmarshaler.
 func (m *Masked) UnmarshalText(b []byte) error {
-	var end string
-	if n, _ := fmt.Sscanf(string(b)+"\n", "0x%x/0x%x%s", &m.Value, &m.Mask, &end); n != 2 {
-		return fmt.Errorf("%q is not VALUE/MASK in hexadecimal", b)
+	value, mask, _ := strings.Cut(string(b), "/")
+	for _, part := range []struct {
+		text string
+		to   *uint64
+	}{{value, &m.Value}, {mask, &m.Mask}} {
+		digits, ok := strings.CutPrefix(part.text, "0x")
+		n, err := strconv.ParseUint(digits, 16, 64)
+		if err != nil || !ok {
+			return fmt.Errorf("%q is not VALUE/MASK in hexadecimal", b)
+		}
+		*part.to = n
 	}
 	return nil
 }
@@ -134,8 +146,15 @@ func (p *Policy) check() error {
 	if p.Enclave.MRSigner == (sgx.Measurement{}) {
 		return errors.New("it names no signer")
 	}
-	if m := p.Enclave.MREnclave; m != nil && *m == (sgx.Measurement{}) {
+	switch e := &p.Enclave; {
+	case !slices.Contains(attest.Ways, e.By):
+		return fmt.Errorf("by: there is %s", strings.Join(attest.Ways, ", "))
+	case (e.By == attest.ByEnclave) != (e.MREnclave != nil):
+		return fmt.Errorf("mr_enclave belongs to by = %q", attest.ByEnclave)
+	case e.MREnclave != nil && *e.MREnclave == (sgx.Measurement{}):
 		return errors.New("its MRENCLAVE is zero")
+	case e.Flags.Mask == 0 || e.XFRM.Mask == 0:
+		return errors.New("flags and xfrm are missing, or their masks let everything pass")
 	}
 	if slices.Contains(p.Platform.AcceptTCB, quote.Revoked) {
 		return errors.New("revoked platforms are never accepted")

@@ -11,6 +11,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,22 +49,25 @@ type Server struct {
 	authority   *authority
 	nonces      *nonces
 	policies    atomic.Pointer[[]*Policy]
-	refusals    *rate.Limiter // that are written
-	unwritten   atomic.Int64
-	metrics     *metrics
-	busy        chan struct{}
+	// refusals are those that are written: of enclaves, and of anybody.
+	refusals, strangers *rate.Limiter
+	unwritten           atomic.Int64
+	metrics             *metrics
+	busy                chan struct{}
 }
 
 // Bounds. A connection is one request of an enclave that starts.
 const (
-	maxConnections = 256
-	maxPerAddress  = 32
-	maxBusy        = 32 // verifications at a time
-	headerTimeout  = 10 * time.Second
-	requestTimeout = 75 * time.Second // collateral may have to be fetched
-	maxHeader      = 8 << 10
-	refusalsPerSec = 20
-	refusalsBurst  = 1000
+	maxConnections  = 256
+	maxPerAddress   = 16 // or of one network, of IPv6
+	maxBusy         = 32 // verifications at a time
+	headerTimeout   = 10 * time.Second
+	requestTimeout  = 75 * time.Second // collateral may have to be fetched
+	maxHeader       = 8 << 10
+	refusalsPerSec  = 20
+	refusalsBurst   = 1000
+	strangersPerSec = 1
+	strangersBurst  = 200
 )
 
 // New makes a server, and reads its policies.
@@ -73,7 +77,8 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, nonces: newNonces(o.Now), refusals: rate.NewLimiter(refusalsPerSec, refusalsBurst),
-		metrics: newMetrics(), busy: make(chan struct{}, maxBusy),
+		strangers: rate.NewLimiter(strangersPerSec, strangersBurst), metrics: newMetrics(),
+		busy: make(chan struct{}, maxBusy),
 	}
 	var err error
 	if s.authority, err = openAuthority(ctx, o.Store, o.Now()); err != nil {
@@ -111,15 +116,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+release.PathChallenge, s.challenge)
 	mux.HandleFunc("POST "+release.PathRelease, s.release)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if len(*s.policies.Load()) == 0 {
-			http.Error(w, "there are no policies", http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: requestTimeout,
 		IdleTimeout: headerTimeout, MaxHeaderBytes: maxHeader, ErrorLog: log.New(io.Discard, "", 0),
@@ -131,16 +127,36 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		},
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // a connection is one request at a time
 	}
+	server.SetKeepAlivesEnabled(false)
+	answered := make(chan struct{})
 	defer context.AfterFunc(ctx, func() {
+		defer close(answered)
 		last, cancel := context.WithTimeout(context.Background(), headerTimeout)
 		defer cancel()
 		_ = server.Shutdown(last)
 	})()
 	err := server.ServeTLS(&limited{Listener: l, open: map[string]int{}}, "", "")
 	if errors.Is(err, http.ErrServerClosed) {
+		<-answered // what is released arrives
 		return nil
 	}
 	return err
+}
+
+// Status answers /healthz, /readyz and /metrics. It is for those who run the server: the metrics show what a client
+// must not learn.
+func (s *Server) Status() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if len(*s.policies.Load()) == 0 {
+			http.Error(w, "there are no policies", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
+	return mux
 }
 
 func answer(w http.ResponseWriter, v any) {
@@ -172,14 +188,16 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 	}
 	d.Released = true
 	// What is not written down does not happen.
-	d.Unwritten = int(s.unwritten.Swap(0))
-	if err := s.o.Log.Append(d); err != nil {
-		logrus.Errorf("nothing is released any more: %v", err)
+	if err := s.write(d); err != nil {
+		logrus.Errorf("nothing is released: %v", err)
 		s.metrics.decisions.WithLabelValues("refused").Inc()
 		http.Error(w, release.Refusal, http.StatusForbidden)
 		return
 	}
 	s.metrics.decisions.WithLabelValues("released").Inc()
+	if !d.Simulated {
+		s.metrics.expires.WithLabelValues(d.FMSPC).Set(float64(d.expires.Unix()))
+	}
 	logrus.Infof("released %d secrets to %s by the policy %s", len(secrets), d.MREnclave, d.Policy)
 	answer(w, release.Answer{Version: release.Version, Secrets: secrets})
 }
@@ -221,15 +239,29 @@ func (s *Server) refused(d Decision) {
 	if len(d.Reason) > maxReason {
 		d.Reason = d.Reason[:maxReason] + "…"
 	}
-	if !s.refusals.Allow() {
+	limit := s.refusals
+	if d.MREnclave == nil {
+		limit = s.strangers
+	}
+	if !limit.Allow() {
 		s.unwritten.Add(1)
 		return
 	}
-	d.Unwritten = int(s.unwritten.Swap(0))
-	if err := s.o.Log.Append(d); err != nil {
+	if err := s.write(d); err != nil {
 		logrus.Error(err)
 	}
 	logrus.Warnf("refused %s: %q", d.Address, d.Reason)
+}
+
+// write writes a decision, with how many were not written before it.
+func (s *Server) write(d Decision) error {
+	n := s.unwritten.Swap(0)
+	d.Unwritten = int(n)
+	err := s.o.Log.Append(d)
+	if err != nil {
+		s.unwritten.Add(n + 1)
+	}
+	return err
 }
 
 const maxReason = 1000
@@ -248,7 +280,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+		host := networkOf(c.RemoteAddr())
 		l.mu.Lock()
 		ok := l.all < maxConnections && l.open[host] < maxPerAddress
 		if ok {
@@ -261,6 +293,23 @@ func (l *limited) Accept() (net.Conn, error) {
 		}
 		c.Close()
 	}
+}
+
+// networkOf is an address, or the network of 64 bits of one of IPv6, all of which one machine can have.
+func networkOf(a net.Addr) string {
+	at, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return ""
+	}
+	ip := at.Addr().Unmap().WithZone("")
+	if ip.Is4() {
+		return ip.String()
+	}
+	network, err := ip.Prefix(64)
+	if err != nil {
+		return ip.String()
+	}
+	return network.String()
 }
 
 // counted is a connection of a limited listener.

@@ -18,6 +18,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +29,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
@@ -68,8 +70,9 @@ func newOwner(t *testing.T, change ...func(*Options)) *owner {
 	o.policy = &Policy{
 		Version: PolicyVersion, name: "app",
 		Enclave: Enclave{
-			MREnclave: &enclave, MRSigner: signer, ISVProdID: 7, MinISVSVN: 3, Flags: Masked{4, ^uint64(0)},
-			XFRM: Masked{3, 3}, MiscSelect: Masked{0, 0xffffffff},
+			By: attest.ByEnclave, MREnclave: &enclave, MRSigner: signer, ISVProdID: 7, MinISVSVN: 3,
+			Flags: Masked{4, ^uint64(0)},
+			XFRM:  Masked{3, 3}, MiscSelect: Masked{0, 0xffffffff},
 		},
 		Secrets: map[string]Grant{
 			"env:PASSWORD": {Secret: "password"}, "key:app": {Secret: "files"},
@@ -160,7 +163,7 @@ func (o *owner) decisions() (list []Decision) {
 	f, err := os.Open(o.log)
 	require.NoError(o.t, err)
 	defer f.Close()
-	_, _, err = CheckLog(f, func(d *Decision) { list = append(list, *d) })
+	_, _, err = CheckLog(f, func(d *Decision, _ string) { list = append(list, *d) })
 	require.NoError(o.t, err)
 	return list
 }
@@ -292,7 +295,7 @@ func TestAttacks(t *testing.T) {
 		"a nonce that was changed":  {func(r *raw) { r.nonce[9] ^= 1 }, "the nonce is not"},
 		"a nonce made older":        {func(r *raw) { r.nonce[0] ^= 1 }, "the nonce is not"},
 		"a longer nonce":            {func(r *raw) { r.nonce = append(r.nonce, 0) }, "the nonce is not"},
-		"a nonce that was used":     {func(r *raw) { r.server.nonces.use(r.nonce) }, "the nonce is not"},
+		"a nonce that was used":     {func(r *raw) { r.server.nonces.use(r.nonce) }, "the nonce was used before"},
 		"a nonce that is old":       {func(r *raw) { r.now = r.now.Add(2 * time.Minute) }, "the nonce is not"},
 		"a nonce of another server": {func(r *raw) { r.nonce = newNonces(r.server.o.Now).next() }, "the nonce is not"},
 		"a quote over another key": {
@@ -374,6 +377,19 @@ func TestAttacks(t *testing.T) {
 			func(r *raw) { r.policy.Enclave.Simulated = true }, "about simulated enclaves",
 		},
 		"a secret changed in the store": {func(r *raw) { r.damage("password.age") }, "cannot be decrypted"},
+		"a secret in another's place": {
+			func(r *raw) { r.replace("password.age", "_authority.age") }, "it is another secret",
+		},
+		"too many bytes together": {func(r *raw) {
+			require.NoError(t, r.store.Put(t.Context(), "password", bytes.Repeat([]byte("x"), MaxSecret)))
+			for i := range r.policy.slots {
+				if i.Kind != release.KindTLS {
+					r.policy.slots[i] = Grant{Secret: "password"}
+				}
+			}
+			r.body = []byte(`{"version":1,"want":["env:PASSWORD","file:/run/secrets/token","env:B"]}`)
+			r.policy.slots[release.Slot{Kind: "env", Name: "B"}] = Grant{Secret: "password"}
+		}, "bytes together"},
 		"a secret of another store's key": {func(r *raw) {
 			file := filepath.Join(r.dir, "store/password.age")
 			require.NoError(t, os.WriteFile(file, []byte("age-encryption.org/v1\n"), 0o600))
@@ -411,6 +427,98 @@ func (r *raw) damage(file string) {
 	require.NoError(r.t, os.WriteFile(file, b, 0o600))
 }
 
+// replace puts what is kept under a name in the place of another.
+func (r *raw) replace(file, by string) {
+	b, err := os.ReadFile(filepath.Join(r.dir, "store", by))
+	require.NoError(r.t, err)
+	require.NoError(r.t, os.WriteFile(filepath.Join(r.dir, "store", file), b, 0o600))
+}
+
+// Who proves nothing can neither use up nonces, nor have much written, nor keep what is released from being written.
+func TestStrangers(t *testing.T) {
+	o := newOwner(t)
+	r := o.raw()
+	r.machine.SignReport = newKey(t)
+	want := make([]string, release.MaxSlots)
+	for i := range want {
+		want[i] = fmt.Sprintf("file:/run/%d/%s", i, strings.Repeat("<", 200))
+	}
+	var err error
+	r.body, err = json.Marshal(map[string]any{"version": 1, "want": want})
+	require.NoError(t, err)
+	for range 3 {
+		status, _ := r.send() // with the same nonce
+		require.Equal(t, http.StatusForbidden, status)
+	}
+	r.machine.SignReport = nil
+	r.body = nil
+	status, _ := r.send()
+	assert.Equal(t, http.StatusOK, status, "the nonce was not used up")
+	info, err := os.Stat(o.log)
+	require.NoError(t, err)
+	assert.Less(t, info.Size(), int64(4000))
+	assert.Len(t, o.decisions(), 4)
+	for range strangersBurst {
+		o.server.refused(Decision{Reason: "x"})
+	}
+	o.server.refused(Decision{Reason: "x", MREnclave: &sgx.Measurement{}})
+	list := o.decisions()
+	last := list[len(list)-1]
+	assert.NotNil(t, last.MREnclave)
+	assert.InDelta(t, 3, last.Unwritten, 2)
+
+	// What is released is in no answer to others.
+	assert.Equal(t, http.StatusNotFound, o.get("/metrics"))
+	w := httptest.NewRecorder()
+	o.server.Status().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	assert.Contains(t, w.Body.String(), `cconvert_release_decisions_total{decision="released"} 1`)
+	assert.Contains(t, w.Body.String(), `cconvert_release_collateral_expires_timestamp_seconds{fmspc="00906ea10000"}`)
+}
+
+func (o *owner) get(path string) int {
+	o.t.Helper()
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	resp, err := client.Get(o.address + path)
+	require.NoError(o.t, err)
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+func TestNetworkOf(t *testing.T) {
+	for address, want := range map[string]string{
+		"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1", "[2001:db8::1]:5": "2001:db8::/64",
+		"[2001:db8::2:3]:5": "2001:db8::/64", "[fe80::1%eth0]:5": "fe80::/64",
+	} {
+		assert.Equal(t, want, networkOf(address1(address)), address)
+	}
+}
+
+type address1 string
+
+func (a address1) Network() string { return "tcp" }
+func (a address1) String() string  { return string(a) }
+
+// What a policy does not say is not left to whoever reads it.
+func TestPolicies(t *testing.T) {
+	const good = "version = 1\n[enclave]\nby = \"signer\"\nmr_signer = \"" +
+		"0200000000000000000000000000000000000000000000000000000000000000\"\nisv_prod_id = 0\nmin_isv_svn = 0\n" +
+		"flags = \"0x4/0xffffffffffffffff\"\nxfrm = \"0x3/0x3\"\nmisc_select = \"0x0/0xffffffff\"\n" +
+		"[secrets]\n\"env:A\" = {secret = \"a\"}\n"
+	_, err := ParsePolicy([]byte(good))
+	require.NoError(t, err)
+	for old, replaced := range map[string]string{
+		"by = \"signer\"\n": "", "by = \"signer\"": "by = \"enclave\"", "flags = \"0x4/0xffffffffffffffff\"\n": "",
+		"xfrm = \"0x3/0x3\"\n": "", "0x3/0x3": "0x3/0x3\\njunk", "version = 1": "version = 2", "0x0/0xffffffff": "0x0",
+		"mr_signer = \"02": "mr_signer = \"00", "[secrets]\n\"env:A\" = {secret = \"a\"}\n": "",
+		"env:A": "env:PATH", "{secret = \"a\"}": "{secret = \"_authority\"}", "secret = \"a\"": "secret = \"../a\"",
+		"\"env:A\" = {secret = \"a\"}": "\"tls:/run/tls\" = {names = [\"a b\"]}", "min_isv_svn": "min_isv_svnn",
+	} {
+		require.Contains(t, good, old)
+		_, err := ParsePolicy([]byte(strings.Replace(good, old, replaced, 1)))
+		assert.ErrorIs(t, err, ErrPolicy, "%q for %q", replaced, old)
+	}
+}
+
 func TestByPolicy(t *testing.T) {
 	// A platform that is out of date, which the owner has accepted for a time.
 	o := newOwner(t)
@@ -426,7 +534,8 @@ func TestByPolicy(t *testing.T) {
 
 	// Later versions of the same signer.
 	o = newOwner(t)
-	o.policy.Enclave.MREnclave = nil
+	o.policy.Enclave.By, o.policy.Enclave.MREnclave = attest.BySigner, nil
+	require.NoError(t, o.policy.check())
 	o.report.MREnclave, o.report.ISVSVN = sgx.Measurement{9}, 4
 	_, err = o.ask(all)
 	require.NoError(t, err)
@@ -541,17 +650,23 @@ func TestLog(t *testing.T) {
 	require.ErrorIs(t, l.Append(Decision{}), os.ErrClosed)
 	l, err = OpenLog(file)
 	require.NoError(t, err)
+	_, err = OpenLog(file)
+	require.ErrorContains(t, err, "another server writes it")
 	require.NoError(t, l.Append(Decision{Reason: "3"}))
+	require.Error(t, l.Append(Decision{Reason: strings.Repeat("x", maxLine)}))
 	require.NoError(t, l.Close())
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
-	lines := bytes.SplitAfter(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
-	require.Len(t, lines, 4)
+	lines := bytes.SplitAfter(text, []byte("\n"))[:4]
 	for what, changed := range map[string][][]byte{
 		"a line taken out": {lines[0], lines[2], lines[3]}, "the first": lines[1:],
-		"two exchanged": {lines[0], lines[2], lines[1], lines[3]},
-		"a word":        {lines[0], bytes.Replace(lines[1], []byte(`"1"`), []byte(`"9"`), 1), lines[2], lines[3]},
-		"no JSON":       {lines[0], []byte("x\n")}, "a line twice": {lines[0], lines[0]},
+		"no end of the last":   {lines[0], lines[1], lines[2], bytes.TrimSpace(lines[3])},
+		"another end of lines": {lines[0], append(bytes.TrimSpace(lines[1]), '\r', '\n'), lines[2], lines[3]},
+		"two exchanged":        {lines[0], lines[2], lines[1], lines[3]},
+		"a word": {
+			lines[0], bytes.Replace(lines[1], []byte(`"1"`), []byte(`"9"`), 1), lines[2], lines[3],
+		},
+		"no JSON": {lines[0], []byte("x\n")}, "a line twice": {lines[0], lines[0]},
 	} {
 		require.NoError(t, os.WriteFile(file, bytes.Join(changed, nil), 0o600))
 		_, err := OpenLog(file)

@@ -110,17 +110,30 @@ func (d *Directory) Get(_ context.Context, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", name, ErrEncrypted, err)
 	}
-	buffer := make([]byte, MaxSecret+1) // one that does not grow, and leaves no copies
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// One that does not grow, and leaves no copies. What is encrypted is longer.
+	buffer := make([]byte, min(info.Size(), maxStored)+1)
 	n, err := io.ReadFull(r, buffer)
 	switch {
 	case err == nil:
 		err = fmt.Errorf("it has more than %d bytes", MaxSecret)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return buffer[:n], nil
+		if value, ok := bytes.CutPrefix(buffer[:n], header(name)); ok {
+			return value, nil
+		}
+		err = errors.New("it is another secret, or not one of a store")
 	}
 	clear(buffer)
 	return nil, fmt.Errorf("%s: %w: %w", name, ErrEncrypted, err)
 }
+
+// header is what is encrypted before a secret, so that nobody who can write the files puts one in the place of another.
+func header(name string) []byte { return []byte("cconvert secret 1 " + name + "\n") }
+
+const maxStored = MaxSecret + 128
 
 // Put is of Store.
 func (d *Directory) Put(_ context.Context, name string, value []byte) error {
@@ -141,8 +154,11 @@ func (d *Directory) Put(_ context.Context, name string, value []byte) error {
 	defer os.Remove(f.Name()) // unless it was renamed
 	w, err := age.Encrypt(f, d.key.Recipient())
 	if err == nil {
-		if _, err = w.Write(value); err == nil {
-			err = w.Close()
+		if _, err = w.Write(header(name)); err == nil {
+			_, err = w.Write(value)
+		}
+		if closeErr := w.Close(); err == nil {
+			err = closeErr
 		}
 	}
 	if err == nil {

@@ -2,6 +2,7 @@ package release
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -69,7 +70,7 @@ type Server struct {
 	// CA are certificates in PEM, and Name the server's in its certificate; empty: the host of the address.
 	CA   string `json:"ca,omitempty"`
 	Name string `json:"name,omitempty"`
-	// Timeout is how long it may take in all.
+	// Timeout is how long it may take in all; 0: DefaultTimeout.
 	Timeout time.Duration `json:"-"`
 }
 
@@ -117,11 +118,8 @@ func (s *Server) Ask(
 	if err := s.Check(); err != nil {
 		return nil, err
 	}
-	if s.Timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.Timeout)
-		defer cancel()
-	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.Timeout, DefaultTimeout))
+	defer cancel()
 	var challenge Challenge
 	text, err := s.do(ctx, http.MethodGet, PathChallenge, nil, s.tls())
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,6 +62,9 @@ func (r *Report) Attested(a Running) {
 	defer func() { r.Trusted = r.Trusted && len(r.Unmet()) == 0 }()
 	if a.Endpoint != "" {
 		detail := fmt.Sprintf("%s has the key of its certificate, which has a quote that names the key", a.Endpoint)
+		if a.EndpointErr == nil && a.Policy.Data == nil {
+			a.EndpointErr = errors.New("nobody said what the quote must have as report data")
+		}
 		if a.EndpointErr != nil {
 			v.add(CheckEndpoint, detail, []string{a.EndpointErr.Error()})
 			return
@@ -96,7 +100,10 @@ func (v *verification) authentic(a Running) bool {
 		err = a.Result.Check(policy)
 	}
 	var failed *quote.Error
-	errors.As(err, &failed)
+	if err != nil && (!errors.As(err, &failed) || !slices.Contains(quote.Checks, failed.Check)) {
+		v.add(quotePrefix+quote.CheckFormat, "the quote can be verified", []string{err.Error()})
+		return false
+	}
 	for _, name := range quote.Checks {
 		detail := quote.Describe(name)
 		if name == quote.CheckStatus && a.Result != nil {
@@ -112,10 +119,7 @@ func (v *verification) authentic(a Running) bool {
 		}
 		v.add(quotePrefix+name, detail, nil)
 	}
-	if err != nil {
-		v.add(quotePrefix+quote.CheckFormat, "the quote can be verified", []string{err.Error()})
-	}
-	return err == nil
+	return true
 }
 
 // otherEnclave says why a quote is of no enclave of the image; nil if it is of one.

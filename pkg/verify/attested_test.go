@@ -179,6 +179,11 @@ func TestAttested(t *testing.T) {
 	assert.Equal(t,
 		[]verify.Check{ok(verify.CheckQuoteImage), {Name: verify.CheckQuoteData, Status: verify.Skipped}}, names(r))
 	a = newMachine(t, s, mrSigner).running()
+	a.Endpoint, a.Policy.Data = "app.example:1", nil
+	r = report(trusted)
+	r.Attested(a)
+	assert.Equal(t, []string{verify.CheckEndpoint}, r.FailedChecks())
+	a = newMachine(t, s, mrSigner).running()
 	a.Endpoint = "app.example:1"
 	r = report(trusted)
 	r.Attested(a)

@@ -24,6 +24,9 @@ const (
 	nameTCB       = "Intel SGX TCB Signing"
 )
 
+// ErrRevoked says that a certificate is in a current list of its authority.
+var ErrRevoked = errors.New("it is revoked")
+
 const maxChain = 8 // certificates
 
 // parseChain reads certificates in PEM, the leaf first.
@@ -91,7 +94,7 @@ func (o Options) checkCRL(text []byte, issuer *x509.Certificate, certificates ..
 	for _, e := range list.RevokedCertificateEntries {
 		for _, c := range certificates {
 			if c.SerialNumber.Cmp(e.SerialNumber) == 0 {
-				return time.Time{}, fmt.Errorf("%q is revoked", c.Subject.CommonName)
+				return time.Time{}, fmt.Errorf("%q: %w", c.Subject.CommonName, ErrRevoked)
 			}
 		}
 	}

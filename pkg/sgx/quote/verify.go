@@ -177,7 +177,8 @@ const (
 )
 
 // Platform returns what the certificate in a quote says of its platform, and which authority it is by. The chain up to
-// the root is verified, and nothing else: it is for fetching what the rest is verified with. The error is an Error.
+// the root and the signatures are verified, and nothing that needs collateral: it is for fetching that. The error is an
+// Error.
 func (q *Quote) Platform(o Options) (p Platform, authority string, err error) {
 	pck, ca, _, err := q.certificates(o)
 	if err == nil {
@@ -185,6 +186,9 @@ func (q *Quote) Platform(o Options) (p Platform, authority string, err error) {
 	}
 	if err != nil {
 		return p, "", &Error{CheckChain, err}
+	}
+	if err := q.signatures(pck); err != nil {
+		return p, "", err
 	}
 	if ca.Subject.CommonName == nameProcessor {
 		return p, Processor, nil

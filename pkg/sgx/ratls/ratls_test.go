@@ -5,6 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -127,6 +129,14 @@ func TestRefused(t *testing.T) {
 	name := func(algorithm uint64, value []byte) []byte {
 		return encoded(t, map[string][]byte{"pubkey-hash": encoded(t, hash{Algorithm: algorithm, Value: value})})
 	}
+	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	require.NoError(t, err)
+	sum := sha256.Sum256(public)
+	more := func(name string, value any) []byte {
+		return encoded(t, map[string]any{
+			"pubkey-hash": encoded(t, hash{Algorithm: algorithmSHA256, Value: sum[:]}), name: value,
+		})
+	}
 	twice := append([]byte{0xa2}, bytes.Repeat(r.claims[1:], 2)...)
 	indefinite := append(append([]byte{0xbf}, r.claims[1:]...), 0xff)
 	for what, list := range map[string][]pkix.Extension{
@@ -147,10 +157,9 @@ func TestRefused(t *testing.T) {
 		"a short digest":             {evidence(t, tagEvidence, quote, name(algorithmSHA256, nil))},
 		"too long a quote":           {evidence(t, tagEvidence, make([]byte, maxQuote+1), r.claims)},
 		"too long an older one":      {{Id: oidLegacy, Value: make([]byte, maxQuote+1)}},
-		"too long claims":            {evidence(t, tagEvidence, quote, make([]byte, maxClaims+1))},
-		"a number for a nonce": {evidence(t, tagEvidence, quote, encoded(t, map[string]any{
-			"pubkey-hash": encoded(t, hash{Algorithm: 1, Value: make([]byte, 32)}), "nonce": 1,
-		}))},
+		"too long claims":            {evidence(t, tagEvidence, quote, more("other", make([]byte, maxClaims)))},
+		"a number for a nonce":       {evidence(t, tagEvidence, quote, more("nonce", 1))},
+		"too long a nonce":           {evidence(t, tagEvidence, quote, more("nonce", make([]byte, maxNonce+1)))},
 	} {
 		_, err := Parse(with(t, key, list...))
 		assert.ErrorIs(t, err, ErrCertificate, what)
@@ -158,6 +167,7 @@ func TestRefused(t *testing.T) {
 	// And what is no fault.
 	for what, list := range map[string][]pkix.Extension{
 		"both forms":       {good, legacy},
+		"another claim":    {evidence(t, tagEvidence, quote, more("other", 1))},
 		"other extensions": {{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}, odd},
 	} {
 		_, err := Parse(with(t, key, list...))
@@ -236,8 +246,18 @@ func FuzzRATLS(f *testing.F) {
 		}
 		c := with(t, key, pkix.Extension{Id: id, Value: value})
 		e, err := Parse(c)
-		if err == nil && dice && !bytes.Equal(e.Data[32:], make([]byte, 32)) {
-			t.Fatal("report data that no enclave makes")
+		if err != nil {
+			return
+		}
+		// Nothing names this key but its own digest.
+		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+		wide, widest := sha512.Sum384(c.RawSubjectPublicKeyInfo), sha512.Sum512(c.RawSubjectPublicKeyInfo)
+		named := bytes.Contains(value, sum[:]) || bytes.Contains(value, wide[:]) || bytes.Contains(value, widest[:])
+		if dice && !named {
+			t.Fatal("accepted without the key")
+		}
+		if !dice && (!bytes.Equal(e.Quote, value) || !bytes.Equal(e.Data[:32], sum[:])) {
+			t.Fatal("accepted without the key")
 		}
 	})
 }

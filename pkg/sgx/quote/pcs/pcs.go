@@ -106,7 +106,7 @@ func (s *Service) Verify(
 // stale reports whether newer collateral can make a difference.
 func stale(err error) bool {
 	var failed *quote.Error
-	return errors.As(err, &failed) &&
+	return errors.As(err, &failed) && !errors.Is(err, quote.ErrRevoked) &&
 		slices.Contains([]string{quote.CheckTCBInfo, quote.CheckQEIdentity, quote.CheckCRL}, failed.Check)
 }
 

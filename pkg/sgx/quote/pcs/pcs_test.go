@@ -3,6 +3,7 @@ package pcs
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -144,18 +145,33 @@ func TestKept(t *testing.T) {
 	require.NoError(t, verify(22*24*time.Hour))
 	assert.Equal(t, 4, f.requests())
 
-	// Another quote of the same platform, which is not authentic, is refused without asking anybody.
-	f.platform.SignReport = f.platform.PCK.Key
-	_, _, err = f.service(t, store).Verify(t.Context(), f.quote(t), f.at(22*24*time.Hour))
-	var failed *quote.Error
-	require.ErrorAs(t, err, &failed)
-	assert.Equal(t, quote.CheckSignature, failed.Check)
-	assert.Zero(t, f.requests())
+	// Nothing newer is fetched because a certificate is revoked.
+	f.platform.Revoked = []*x509.Certificate{f.platform.PCK.Certificate}
+	fresh := cache.Open(t.TempDir(), cache.DefaultLimit)
+	for _, requests := range []int{4, 0} {
+		_, _, err = f.service(t, fresh).Verify(t.Context(), f.quote(t), f.at(22*24*time.Hour))
+		require.ErrorIs(t, err, quote.ErrRevoked)
+		assert.Equal(t, requests, f.requests())
+	}
 }
 
-// Nobody is asked about a quote whose certificates are not Intel's: what would be asked is the host's to choose.
+// Nobody is asked about a quote that is not signed up to Intel's root: what would be asked is the host's to choose, and
+// chains of others' platforms are public.
 func TestStranger(t *testing.T) {
 	f := newFake(t)
+	for check, change := range map[string]func(*simulated.Platform){
+		quote.CheckQEReport:  func(p *simulated.Platform) { p.SignQE = p.CA.Key },
+		quote.CheckKey:       func(p *simulated.Platform) { p.QE[320] ^= 1 },
+		quote.CheckSignature: func(p *simulated.Platform) { p.SignReport = p.CA.Key },
+	} {
+		f := newFake(t)
+		change(f.platform)
+		_, _, err := f.service(t, nil).Verify(t.Context(), f.quote(t), f.at(0))
+		var failed *quote.Error
+		require.ErrorAs(t, err, &failed)
+		assert.Equal(t, check, failed.Check)
+		assert.Zero(t, f.requests())
+	}
 	_, _, err := f.service(t, nil).Verify(t.Context(), f.quote(t), quote.Options{At: now})
 	var failed *quote.Error
 	require.ErrorAs(t, err, &failed)
