@@ -162,6 +162,13 @@ func (r *registry) stop() {
 	_ = r.cmd.Wait()
 }
 
+// forgetPeak is done before a program starts whose peak is measured: the system counts to it what the process that
+// started it once had (proc(5), clear_refs).
+func forgetPeak() error {
+	debug.FreeOSMemory()
+	return os.WriteFile("/proc/self/clear_refs", []byte("5"), 0)
+}
+
 // finished is a command that ended well.
 type finished struct {
 	took time.Duration
@@ -174,9 +181,7 @@ func command(ctx context.Context, name string, args ...string) (finished, error)
 	var out, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &stderr
-	// The system counts to a program's peak what the process that started it once had (proc(5), clear_refs).
-	debug.FreeOSMemory()
-	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+	if err := forgetPeak(); err != nil {
 		return finished{}, err
 	}
 	begin := time.Now()

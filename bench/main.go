@@ -21,7 +21,7 @@ import (
 
 func main() {
 	runs := flag.Int("runs", 5, "how often each is run: the median counts")
-	only := flag.String("only", "references,conversions,encrypted,warm,second,measure,fleet,files,bytes,layers",
+	only := flag.String("only", "references,conversions,encrypted,warm,second,measure,release,fleet,files,bytes,layers",
 		"what is measured; the last three take some minutes")
 	bare := flag.String("bare", "", "send the requests in this file, as fast as possible, and end")
 	dir := flag.String("dir", "bin/bench", "where images and tools are kept")
@@ -86,6 +86,7 @@ func run(ctx context.Context, dir string, runs int, only []string) error {
 		{"warm", b.warm},
 		{"second", b.second},
 		{"measure", b.measurements},
+		{"release", b.release},
 		{"fleet", b.fleet},
 		{"files", b.files},
 		{"bytes", b.bytes},

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -198,6 +199,9 @@ each line with the digest of the one before.
 Without --tls-cert, the server makes a key and certificate the first time, and keeps them in the store. The
 pin that is printed is how enclaves recognise it.`
 
+// serverMemory is from where on the server collects garbage more often, in bytes: it needs less.
+const serverMemory = 32 << 20
+
 func newReleaseServe() *cobra.Command {
 	var (
 		store                                       storeFlags
@@ -228,6 +232,7 @@ func newReleaseServe() *cobra.Command {
 		if (cert == "") != (tlsKey == "") {
 			return usagef("--tls-cert and --tls-key belong together")
 		}
+		debug.SetMemoryLimit(min(debug.SetMemoryLimit(-1), serverMemory))
 		s, err := store.open(cmd.Context())
 		if err != nil {
 			return err

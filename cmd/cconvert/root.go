@@ -45,7 +45,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			hidePassphrase()
-			if converts(cmd) || slices.Contains([]string{"verify", "rebuild"}, cmd.Name()) {
+			if converts(cmd) || cmd.Parent() == cmd.Root() && slices.Contains([]string{"verify", "rebuild"}, cmd.Name()) {
 				prepareMemory()
 			}
 			if err := noneEmpty(cmd.Flags()); err != nil {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -14,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/cconvert/cconvert/pkg/release"
 )
@@ -85,10 +88,7 @@ const (
 	fileMode = 0o400
 )
 
-const (
-	keySize = 16
-	inAll   = 2 * time.Minute
-)
+const keySize = 16
 
 // Run does what an agent does. It returns only if a step failed, with an *Error.
 func (s *System) Run(ctx context.Context) error {
@@ -137,23 +137,34 @@ func (s *System) Run(ctx context.Context) error {
 	return fail(StepExec, fmt.Errorf("%s: %w", c.Exec, s.Exec(c.Exec, args, env)))
 }
 
-// ask asks one server after the other. One that refuses has decided.
+// ask asks one server after the other, and again if none answers. One that refuses has decided.
 func (s *System) ask(ctx context.Context, c *Config, own *ecdsa.PrivateKey) (map[release.Slot]release.Secret, error) {
-	ctx, cancel := context.WithTimeout(ctx, inAll)
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(cmp.Or(c.Seconds, DefaultSeconds))*time.Second)
 	defer cancel()
 	quote := s.Quote
 	if quote == nil {
 		quote = s.quote
 	}
-	var all []error
-	for i := range c.Servers {
-		secrets, err := c.Servers[i].Ask(ctx, own, quote, c.Want)
-		if err == nil || !errors.Is(err, release.ErrConnect) && !errors.Is(err, release.ErrIdentity) {
-			return secrets, err
+	pause := backoff.NewExponentialBackOff() // with jitter: many may start at once
+	for {
+		var all []error
+		for i := range c.Servers {
+			secrets, err := c.Servers[i].Ask(ctx, own, quote, c.Want)
+			if err == nil || !errors.Is(err, release.ErrConnect) && !errors.Is(err, release.ErrIdentity) {
+				return secrets, err
+			}
+			all = append(all, err)
 		}
-		all = append(all, err)
+		err := errors.Join(all...)
+		if !errors.Is(err, release.ErrConnect) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pause.NextBackOff()):
+		}
 	}
-	return nil, errors.Join(all...)
 }
 
 // quote has Gramine make a quote: it is made when it is read, over what was written last.

@@ -27,6 +27,8 @@ type Config struct {
 	// Exec is the program, by its path. Arg0 is what it is called, if that is another word.
 	Exec string `json:"exec"`
 	Arg0 string `json:"arg0,omitempty"`
+	// Seconds are how long a server that does not answer is waited for; 0: DefaultSeconds.
+	Seconds int `json:"seconds,omitempty"`
 	// Mounts are names of keys of encrypted mounts, for which the agent makes random keys: what is in them lives as
 	// long as the enclave.
 	Mounts []string `json:"mounts,omitempty"`
@@ -35,7 +37,11 @@ type Config struct {
 // ErrConfig says that a file does not tell an agent what to do.
 var ErrConfig = errors.New("not the configuration of an agent")
 
+// DefaultSeconds are how long a server that does not answer is waited for.
+const DefaultSeconds = 60
+
 const (
+	maxSeconds = 3600
 	maxConfig  = 1 << 20
 	maxServers = 16
 )
@@ -88,6 +94,8 @@ func (c *Config) Check() error {
 		return errors.New("it wants no secrets")
 	case !path.IsAbs(c.Exec) || path.Clean(c.Exec) != c.Exec:
 		return fmt.Errorf("the program %q has no absolute path", c.Exec)
+	case c.Seconds < 0 || c.Seconds > maxSeconds:
+		return fmt.Errorf("it waits for %d seconds", c.Seconds)
 	case len(c.Mounts) > release.MaxSlots:
 		return fmt.Errorf("it has %d mounts", len(c.Mounts))
 	}

@@ -60,7 +60,7 @@ type Server struct {
 const (
 	maxConnections  = 256
 	maxPerAddress   = 16 // or of one network, of IPv6
-	maxBusy         = 32 // verifications at a time
+	maxBusy         = 8  // verifications at a time
 	headerTimeout   = 10 * time.Second
 	requestTimeout  = 75 * time.Second // collateral may have to be fetched
 	maxHeader       = 8 << 10
