@@ -13,18 +13,60 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"gopkg.in/yaml.v3"
+
+	"github.com/cconvert/cconvert/internal/fixture"
 )
 
+// madeParsers is the program of e2e/parsers.
+var madeParsers = sync.OnceValues(func() (string, error) {
+	program := filepath.Join(project, "bin/e2e/parsers")
+	_, err := try("go", "build", "-C", filepath.Join(project, "e2e/parsers"), "-o", program, ".")
+	return program, err
+})
+
 // parsers reads a directory like deploy/ as those would for whom its files are.
-func parsers(dir string) error {
-	_, err := try("go", "run", "-C", filepath.Join(project, "e2e/parsers"), ".", dir)
+func parsers(dir string, what ...string) error {
+	program, err := madeParsers()
+	if err == nil {
+		_, err = try(program, append([]string{dir}, what...)...)
+	}
 	return err
+}
+
+// Policies for Trustee affirm the image, and its later versions if they may, and nothing else.
+func TestReferencePolicies(t *testing.T) {
+	registry, dir := "127.0.0.1:"+startRegistry(t), t.TempDir()
+	s := &sample{name: "policies", config: v1.Config{Cmd: []string{"/app"}}, layers: [][]fixture.Entry{{
+		fixture.Program("app", fixture.ELF("")),
+	}}}
+	target := registry + "/out:1"
+	cconvert(t, s.push(t, registry), "--runtime", "sim", "--isv-prod-id", "259", "--isv-svn", "5", "--to", target)
+	write := func(file string, flags ...string) {
+		text := command(t, program, append([]string{"reference", target, "--simulated"}, flags...)...)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
+	}
+	write("reference.json")
+	for _, by := range []string{"enclave", "signer"} {
+		write("kbs-"+by+".json", "--format", "kbs", "--by", by)
+	}
+	require.NoError(t, parsers(dir, "policies"))
+
+	// And that is looked at: one for another's version lets an older one pass.
+	file := filepath.Join(dir, "kbs-signer.json")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	changed := strings.Replace(string(text), "isv_svn >= 5", "isv_svn >= 0", 1)
+	require.NotEqual(t, string(text), changed)
+	require.NoError(t, os.WriteFile(file, []byte(changed), 0o600))
+	assert.ErrorContains(t, parsers(dir, "policies"), "an older version")
 }
 
 // What is in deploy/ is taken by the parsers of Kubernetes, KEDA, Tekton, GitHub and systemd; and these look closely.

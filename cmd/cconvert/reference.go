@@ -23,8 +23,10 @@ func newReference() *cobra.Command {
 		Long: `Print the values that a relying party compares a quote with: MRENCLAVE, MRSIGNER, product, SVN
 and attributes. Formats are json and toml (in the names of gramine-sgx-sigstruct-view), corim
 (a Concise Reference Integrity Manifest in CBOR), maa (an attestation policy of Microsoft Azure
-Attestation) and rego (a policy for the Open Policy Agent). Only the layers that the conversion
-added are fetched; verify the image before you rely on it.`,
+Attestation), rego (a policy for the Open Policy Agent), kbs (policies and reference values of
+Trustee's Key Broker Service), azure-skr (a release policy of Azure's key vaults) and secret-prov (the
+variables of servers with Gramine's library). Only the layers that the conversion added are fetched;
+verify the image before you rely on it.`,
 		Example: `  cconvert reference registry.example/redis:7-confidential
   cconvert reference registry.example/redis:7-confidential --format maa
   cconvert reference registry.example/redis:7-confidential --format rego --by signer`,
@@ -35,9 +37,9 @@ added are fetched; verify the image before you rely on it.`,
 		"for an image that was not converted and has several enclaves of its own: the file of one of them")
 	cmd.Flags().BoolVar(&simulated, "simulated", false,
 		"print the values of an image of the simulated runtime, which no CPU will ever report")
-	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what corim, maa and rego go by: enclave (MRENCLAVE: this one "+
+	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what all but json and toml go by: enclave (MRENCLAVE: this one "+
 		"only) or signer (MRSIGNER, product and SVN: later ones as well)")
-	cmd.Flags().StringVar(&format, "format", attest.FormatJSON, "json, toml, corim, maa or rego")
+	cmd.Flags().StringVar(&format, "format", attest.FormatJSON, strings.Join(attest.Formats, ", "))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !slices.Contains(attest.Ways, by) {
 			return usagef("--by %s: there is %s", by, strings.Join(attest.Ways, ", "))

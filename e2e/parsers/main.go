@@ -1,5 +1,5 @@
 // Command parsers reads the files of deploy/ by the parsers of what they are for, and ends with an error where one of
-// them would not be taken. It is a module of its own: cconvert needs none of this.
+// them would not be taken; or policies in Rego, which it evaluates. It is a module of its own: cconvert needs none of this.
 package main
 
 import (
@@ -26,7 +26,11 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1]); err != nil {
+	read := run
+	if len(os.Args) > 2 && os.Args[2] == "policies" {
+		read = policies
+	}
+	if err := read(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "parsers:", err)
 		os.Exit(1)
 	}

@@ -25,10 +25,18 @@ const (
 	FormatCoRIM = "corim"
 	FormatMAA   = "maa"
 	FormatRego  = "rego"
+	// FormatKBS is for Trustee: its policies for the attestation service and for resources, and reference values.
+	FormatKBS = "kbs"
+	// FormatAzureSKR is a release policy of Azure's key vaults ("secure key release").
+	FormatAzureSKR = "azure-skr"
+	// FormatSecretProv are the variables of a server with Gramine's libsecret_prov_verify.
+	FormatSecretProv = "secret-prov"
 )
 
 // Formats are those that Reference knows.
-var Formats = []string{FormatJSON, FormatTOML, FormatCoRIM, FormatMAA, FormatRego}
+var Formats = []string{
+	FormatJSON, FormatTOML, FormatCoRIM, FormatMAA, FormatRego, FormatKBS, FormatAzureSKR, FormatSecretProv,
+}
 
 // Ways to recognise an enclave.
 const (
@@ -61,6 +69,12 @@ func (e Enclave) Reference(format, by, id string) ([]byte, error) {
 		return e.render(maaPolicy, by)
 	case FormatRego:
 		return e.render(regoPolicy, by)
+	case FormatKBS:
+		return e.kbs(by)
+	case FormatAzureSKR:
+		return e.azureSKR(by)
+	case FormatSecretProv:
+		return e.render(secretProv, by)
 	}
 	return nil, fmt.Errorf("there is no format %q: there is %q", format, Formats)
 }
