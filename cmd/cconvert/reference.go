@@ -37,8 +37,8 @@ verify the image before you rely on it.`,
 		"for an image that was not converted and has several enclaves of its own: the file of one of them")
 	cmd.Flags().BoolVar(&simulated, "simulated", false,
 		"print the values of an image of the simulated runtime, which no CPU will ever report")
-	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what all but json and toml go by: enclave (MRENCLAVE: this one "+
-		"only) or signer (MRSIGNER, product and SVN: later ones as well)")
+	cmd.Flags().StringVar(&by, "by", attest.ByEnclave, "what all but json and toml go by: enclave (MRENCLAVE: this "+
+		"one only) or signer (MRSIGNER, product and SVN: later ones as well)")
 	cmd.Flags().StringVar(&format, "format", attest.FormatJSON, strings.Join(attest.Formats, ", "))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !slices.Contains(attest.Ways, by) {

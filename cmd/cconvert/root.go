@@ -45,7 +45,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			hidePassphrase()
-			if converts(cmd) || cmd.Parent() == cmd.Root() && slices.Contains([]string{"verify", "rebuild"}, cmd.Name()) {
+			if path := cmd.CommandPath(); converts(cmd) || path == "cconvert verify" || path == "cconvert rebuild" {
 				prepareMemory()
 			}
 			if err := noneEmpty(cmd.Flags()); err != nil {

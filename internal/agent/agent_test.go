@@ -261,7 +261,8 @@ func TestFails(t *testing.T) {
 			func(w *world) { w.config.Servers[0].Pins[0][0] ^= 1 }, false, "it is not the expected server",
 		},
 		"no server": {
-			func(w *world) { w.config.Servers[0].Address, w.config.Seconds = "https://127.0.0.1:1", 1 }, false, "Look at the network",
+			func(w *world) { w.config.Servers[0].Address, w.config.Seconds = "https://127.0.0.1:1", 1 }, false,
+			"Look at the network",
 		},
 		"no AESM": {
 			func(w *world) { w.gone("attestation/user_report_data") }, false,

@@ -25,7 +25,7 @@ func (e Enclave) kbs(by string) ([]byte, error) {
 	}
 	values := map[string][]string{
 		"cconvert_mr_signer": {e.MRSigner.String()}, "cconvert_isv_prod_id": {le(e.ISVProdID)},
-		// The first byte of the flags, with the bit that EINIT sets: no debugging, no keys for provisioning or launching.
+		// The first byte of the flags, with the bit that EINIT sets: no debugging, no keys for provisioning.
 		"cconvert_attributes": {hex.EncodeToString([]byte{byte(flags | sgx.FlagInit)})},
 	}
 	if by == ByEnclave {
@@ -144,8 +144,9 @@ func (e Enclave) azureSKR(by string) ([]byte, error) {
 	})
 }
 
-// secretProv are the variables of Gramine's RA-TLS verification (Gramine, "ra_tls_verify_*"), for a shell or a container.
-var secretProv = template.Must(template.New("secret-prov").Parse(`RA_TLS_MRENCLAVE={{if .This}}{{.MREnclave}}{{else}}any{{end}}
+// secretProv are the variables of Gramine's RA-TLS verification ("ra_tls_verify_*"), for a shell or a container.
+var secretProv = template.Must(template.New("secret-prov").Parse(
+	`RA_TLS_MRENCLAVE={{if .This}}{{.MREnclave}}{{else}}any{{end}}
 RA_TLS_MRSIGNER={{.MRSigner}}
 RA_TLS_ISV_PROD_ID={{.ISVProdID}}
 RA_TLS_ISV_SVN={{.ISVSVN}}

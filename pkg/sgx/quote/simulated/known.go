@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
 )
 
@@ -69,4 +70,19 @@ func Verify(q *quote.Quote, at time.Time) (*quote.Result, error) {
 		return nil, err
 	}
 	return q.Verify(c, quote.Options{At: at, Root: root})
+}
+
+// Of makes a quote of the enclave that a SIGSTRUCT is for, as if it ran at a time, over report data.
+func Of(s *sgx.SigStruct, data [64]byte, at time.Time) ([]byte, error) {
+	p, err := Known(at)
+	if err != nil {
+		return nil, err
+	}
+	r := quote.Report{
+		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN,
+		Attributes: s.Attributes, MiscSelect: s.MiscSelect, Data: data,
+	}
+	r.Attributes.Flags |= sgx.FlagInit // which EINIT sets
+	p.Set(&r)
+	return p.Quote()
 }

@@ -65,6 +65,7 @@ const (
 
 // Offsets in a report body.
 const (
+	offsetMiscSelect = 16
 	offsetAttributes = 48
 	offsetXFRM       = 56
 	offsetMREnclave  = 64
@@ -199,6 +200,7 @@ func Level(svn, pcesvn int, s quote.Status) string {
 
 // Set has the platform report an enclave.
 func (p *Platform) Set(r *quote.Report) {
+	le.PutUint32(p.Report[offsetMiscSelect:], r.MiscSelect)
 	le.PutUint64(p.Report[offsetAttributes:], r.Attributes.Flags)
 	le.PutUint64(p.Report[offsetXFRM:], r.Attributes.XFRM)
 	copy(p.Report[offsetMREnclave:], r.MREnclave[:])
