@@ -39,7 +39,7 @@ func newRelease() *cobra.Command {
 have which, serve them, and look at what was decided.`,
 		Args: exactArgs("COMMAND"),
 	}
-	cmd.AddCommand(newReleaseSecret(), newReleaseAllow(), newReleaseServe(), newReleaseLog())
+	cmd.AddCommand(newReleaseSecret(), newReleaseAllow(), newReleaseServe(), newReleaseLog(), newReleaseAuthority())
 	return cmd
 }
 
@@ -106,6 +106,33 @@ that are written to standard input, without a line end behind them.`,
 			return usagef("%q: names that begin with _ are the server's own", args[0])
 		}
 		return s.Put(cmd.Context(), args[0], text)
+	}
+	return cmd
+}
+
+func newReleaseAuthority() *cobra.Command {
+	var store storeFlags
+	cmd := &cobra.Command{
+		Use:   "authority",
+		Short: "Print the certificate by which the server's certificates for enclaves are signed",
+		Long: `Print the certificate of the authority by which the server signs certificates for enclaves, in PEM, for
+clients that are to trust them. It is made the first time. Whoever trusts it trusts the server's policies;
+"cconvert verify --endpoint" checks the quote in the certificate instead.`,
+		Example: `  cconvert release authority`,
+		Args:    exactArgs(),
+	}
+	store.add(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := store.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		text, err := keyserver.Authority(cmd.Context(), s, time.Now())
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(text)
+		return err
 	}
 	return cmd
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/cenkalti/backoff/v5"
 
@@ -45,7 +47,7 @@ func (e *Error) Error() string {
 		text += ". " + hint
 	}
 	return strings.Map(func(r rune) rune {
-		if r < ' ' {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
@@ -56,6 +58,8 @@ func (e *Error) Unwrap() error { return e.Err }
 
 func (e *Error) hint() string {
 	switch {
+	case errors.Is(e.Err, release.ErrQuote) && errors.Is(e.Err, fs.ErrNotExist):
+		return "Was the image converted for attestation, and is this an enclave?"
 	case errors.Is(e.Err, release.ErrQuote):
 		return "Is AESM running on the host, with its socket mounted, and the platform registered?"
 	case errors.Is(e.Err, release.ErrIdentity):
@@ -113,20 +117,17 @@ func (s *System) Run(ctx context.Context) error {
 		return fail(StepRelease, err)
 	}
 	env := s.Env
-	for slot, secret := range secrets {
-		switch slot.Kind {
-		case release.KindEnv:
-			env = with(env, slot.Name, string(secret.Value))
-		case release.KindKey:
-			err = s.setKey(slot.Name, secret.Value)
-		case release.KindFile:
-			err = write(slot.Name, secret.Value)
-		case release.KindTLS:
-			err = writePair(slot.Name, own, secret.Certificate)
-		}
-		clear(secret.Value)
-		if err != nil {
-			return fail(StepFiles, fmt.Errorf("%s: %w", slot, err))
+	// Keys first: files can be below their mounts, and a name that is looked up before stays unreadable.
+	for _, kind := range []string{release.KindKey, release.KindFile, release.KindTLS, release.KindEnv} {
+		for _, slot := range c.Want {
+			if slot.Kind != kind {
+				continue
+			}
+			secret := secrets[slot]
+			if env, err = s.fill(slot, secret, own, env); err != nil {
+				return fail(StepFiles, fmt.Errorf("%s: %w", slot, err))
+			}
+			clear(secret.Value)
 		}
 	}
 	args := []string{c.Exec}
@@ -135,6 +136,21 @@ func (s *System) Run(ctx context.Context) error {
 	}
 	args = append(args, s.Args[min(1, len(s.Args)):]...)
 	return fail(StepExec, fmt.Errorf("%s: %w", c.Exec, s.Exec(c.Exec, args, env)))
+}
+
+// fill puts a secret into its place, and returns the variables of the program.
+func (s *System) fill(
+	slot release.Slot, secret release.Secret, own *ecdsa.PrivateKey, env []string,
+) ([]string, error) {
+	switch slot.Kind {
+	case release.KindKey:
+		return env, s.setKey(slot.Name, secret.Value)
+	case release.KindFile:
+		return env, write(slot.Name, secret.Value)
+	case release.KindTLS:
+		return env, writePair(slot.Name, own, secret.Certificate)
+	}
+	return with(env, slot.Name, string(secret.Value)), nil
 }
 
 // ask asks one server after the other, and again if none answers. One that refuses has decided.
@@ -216,15 +232,36 @@ func write(name string, content []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
+	if _, err = f.Write(content); err == nil {
+		err = f.Sync() // Gramine's close(2) does not say that the host could not keep it
+	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
+	}
+	if err != nil {
+		return err
+	}
+	kept, err := os.ReadFile(name)
+	defer clear(kept)
+	if err == nil && !bytes.Equal(kept, content) {
+		err = fmt.Errorf("%s is not what was written", name)
 	}
 	return err
 }
 
 // writePair writes a certificate, with those above it, and its key.
 func writePair(dir string, key *ecdsa.PrivateKey, certificate string) error {
+	block, _ := pem.Decode([]byte(certificate))
+	if block == nil {
+		return errors.New("what came is no certificate in PEM")
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return err
+	}
+	if !key.PublicKey.Equal(leaf.PublicKey) {
+		return errors.New("the certificate is of another key")
+	}
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return err

@@ -3,8 +3,12 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -264,9 +268,9 @@ func TestFails(t *testing.T) {
 			func(w *world) { w.config.Servers[0].Address, w.config.Seconds = "https://127.0.0.1:1", 1 }, false,
 			"Look at the network",
 		},
-		"no AESM": {
+		"no attestation": {
 			func(w *world) { w.gone("attestation/user_report_data") }, false,
-			"no quote could be made: .*Is AESM running",
+			"no quote could be made: .*Was the image converted for attestation",
 		},
 		"no such program":    {func(w *world) { w.config.Exec = "/none" }, true, "exec: /none: no such file"},
 		"no place for a key": {func(w *world) { w.config.Mounts = []string{"none"} }, false, "keys: open .*keys/none"},
@@ -320,6 +324,20 @@ func TestServers(t *testing.T) {
 	})
 	require.NoError(t, err)
 	assert.Equal(t, 1, refused)
+}
+
+// What is released is for the key that the agent made.
+func TestPair(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	p, err := simulated.New("a test", time.Now())
+	require.NoError(t, err)
+	other := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Root.Certificate.Raw})
+	dir := t.TempDir()
+	assert.ErrorContains(t, writePair(dir, key, string(other)), "another key")
+	assert.ErrorContains(t, writePair(dir, key, "x"), "no certificate")
+	assert.NoFileExists(t, filepath.Join(dir, "tls.key"))
+	require.NoError(t, writePair(dir, p.Root.Key, string(other)))
 }
 
 // What the host can change about a file that is to be written leads nowhere else.

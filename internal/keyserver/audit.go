@@ -48,6 +48,7 @@ type Decision struct {
 	Machine string `json:"machine,omitempty"`
 
 	expires time.Time // of the collateral
+	passing bool      // it can be another one next time: the server lacks something
 }
 
 // Log is an append-only file of decisions, of which each line has the digest of the one before. Whoever knows the

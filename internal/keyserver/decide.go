@@ -42,6 +42,8 @@ func (s *Server) decide(ctx context.Context, c *x509.Certificate, body []byte, d
 	}
 	r, err := s.verify(ctx, q, d)
 	if err != nil {
+		var wrong *quote.Error
+		d.passing = !d.Simulated && !errors.As(err, &wrong)
 		return refuse("%v", err)
 	}
 	// From here on it is an enclave that asks, with a quote of its own.

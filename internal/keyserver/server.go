@@ -183,7 +183,11 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 	}()
 	if secrets == nil {
 		s.refused(d)
-		http.Error(w, release.Refusal, http.StatusForbidden)
+		code := http.StatusForbidden
+		if d.passing {
+			code = http.StatusServiceUnavailable // others may be asked, or this server again
+		}
+		http.Error(w, release.Refusal, code)
 		return
 	}
 	d.Released = true
@@ -191,7 +195,7 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 	if err := s.write(d); err != nil {
 		logrus.Errorf("nothing is released: %v", err)
 		s.metrics.decisions.WithLabelValues("refused").Inc()
-		http.Error(w, release.Refusal, http.StatusForbidden)
+		http.Error(w, release.Refusal, http.StatusServiceUnavailable)
 		return
 	}
 	s.metrics.decisions.WithLabelValues("released").Inc()
@@ -217,7 +221,7 @@ func (s *Server) decided(ctx context.Context, r *http.Request, d *Decision) map[
 	case s.busy <- struct{}{}:
 		defer func() { <-s.busy }()
 	case <-ctx.Done():
-		d.Reason = "too many ask at a time"
+		d.Reason, d.passing = "too many ask at a time", true
 		return nil
 	}
 	c := r.TLS.PeerCertificates[0]

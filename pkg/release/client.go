@@ -167,12 +167,11 @@ func (s *Server) do(ctx context.Context, method, path string, body []byte, confi
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)
-	var unknown x509.UnknownAuthorityError
-	var otherName x509.HostnameError
+	var unproven *tls.CertificateVerificationError
 	switch {
 	case errors.Is(err, ErrIdentity):
 		return nil, fmt.Errorf("%s: %w", s.Address, ErrIdentity)
-	case errors.As(err, &unknown), errors.As(err, &otherName):
+	case errors.As(err, &unproven):
 		return nil, fmt.Errorf("%s: %w: %w", s.Address, ErrIdentity, err)
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrConnect, err)

@@ -101,6 +101,8 @@ func (s Secret) Problem(to Slot) string {
 	switch {
 	case (to.Kind == KindTLS) != (s.Certificate != "") || to.Kind == KindTLS && len(s.Value) > 0:
 		return "is of another kind"
+	case to.Kind != KindTLS && len(s.Value) == 0:
+		return "is empty"
 	case to.Kind == KindKey && len(s.Value) != keySize:
 		return fmt.Sprintf("is not a key of %d bytes", keySize)
 	case to.Kind != KindEnv:

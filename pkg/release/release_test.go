@@ -74,6 +74,7 @@ func TestAnswers(t *testing.T) {
 		"one more":              answer(Version, map[string]Secret{"env:LD_PRELOAD": {Value: []byte("/x")}}, ""),
 		"one less":              answer(Version, nil, "env:A"),
 		"another":               answer(Version, map[string]Secret{"env:a": {Value: []byte("x")}}, "env:A"),
+		"nothing":               answer(Version, map[string]Secret{"env:A": {}}, ""),
 		"a short key":           answer(Version, map[string]Secret{"key:k": {Value: []byte("x")}}, ""),
 		"a zero byte":           answer(Version, map[string]Secret{"env:A": {Value: []byte{0}}}, ""),
 		"a certificate for one": answer(Version, map[string]Secret{"env:A": {Certificate: "x"}}, ""),

@@ -110,7 +110,8 @@ func (r *Result) Check(p Policy) error {
 		return failed(CheckStatus, "the platform is revoked")
 	case slices.Contains(Accepted, r.Status):
 	case !slices.Contains(p.Status, r.Status):
-		return failed(CheckStatus, "the platform is %s%s", r.Status, advisories(r.Advisories))
+		return failed(CheckStatus, "the platform is %s, of %s%s", r.Status, r.TCBDate.Format(time.DateOnly),
+			advisories(r.Advisories))
 	case r.TCBDate.Before(p.MinTCBDate):
 		return failed(CheckStatus, "the platform is %s, of %s", r.Status, r.TCBDate.Format(time.DateOnly))
 	}
