@@ -98,6 +98,21 @@ func (p *platformFlags) service() (*pcs.Service, error) {
 	return s, nil
 }
 
+// verifyFile verifies the quote in a file. If the quote is not nil, the error is that of verify.
+func (p *platformFlags) verifyFile(
+	ctx context.Context, name string,
+) (q *quote.Quote, r *quote.Result, c *quote.Collateral, err error) {
+	o, err := p.options()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if q, err = readQuote(name); err != nil {
+		return nil, nil, nil, err
+	}
+	r, c, err = p.verify(ctx, q, o)
+	return q, r, c, err
+}
+
 // verify verifies a quote. The error is a *quote.Error if it is not authentic.
 func (p *platformFlags) verify(
 	ctx context.Context, q *quote.Quote, o quote.Options,

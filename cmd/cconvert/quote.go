@@ -8,11 +8,9 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
 )
 
@@ -30,24 +28,14 @@ quotes of versions 3 and 4, as a file with the bytes, or with their hexadecimal 
 
 // quoteFacts describes a quote for programs.
 type quoteFacts struct {
-	Version    uint16          `json:"version"`
-	MREnclave  sgx.Measurement `json:"mr_enclave"`
-	MRSigner   sgx.Measurement `json:"mr_signer"`
-	ISVProdID  uint16          `json:"isv_prod_id"`
-	ISVSVN     uint16          `json:"isv_svn"`
-	Debug      bool            `json:"debug_enclave"`
-	ReportData string          `json:"report_data"`
-	Attributes string          `json:"attributes"`
-	CPUSVN     string          `json:"cpu_svn"`
+	Version uint16 `json:"version"`
+	quote.Description
+	Debug      bool   `json:"debug_enclave"`
+	Attributes string `json:"attributes"`
+	CPUSVN     string `json:"cpu_svn"`
 	// Of a verified quote.
-	Checks     []quoteCheck `json:"checks,omitempty"`
-	Trusted    bool         `json:"trusted"`
-	Status     quote.Status `json:"status,omitempty"`
-	Advisories []string     `json:"advisories,omitempty"`
-	FMSPC      string       `json:"fmspc,omitempty"`
-	TCBDate    string       `json:"tcb_date,omitempty"`
-	Evaluation int          `json:"tcb_evaluation,omitempty"`
-	Expires    string       `json:"collateral_expires,omitempty"`
+	Checks  []quoteCheck `json:"checks,omitempty"`
+	Trusted bool         `json:"trusted"`
 }
 
 type quoteCheck struct {
@@ -56,12 +44,13 @@ type quoteCheck struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-func factsOf(q *quote.Quote) quoteFacts {
-	r := &q.Report
+// factsOf describes a quote; the result is nil if it is not known to be authentic.
+func factsOf(q *quote.Quote, r *quote.Result) quoteFacts {
+	report := &q.Report
 	return quoteFacts{
-		Version: q.Version, MREnclave: r.MREnclave, MRSigner: r.MRSigner, ISVProdID: r.ISVProdID, ISVSVN: r.ISVSVN,
-		Debug: r.Debug(), ReportData: hex.EncodeToString(r.Data[:]), CPUSVN: hex.EncodeToString(r.CPUSVN[:]),
-		Attributes: fmt.Sprintf("flags %#x, XFRM %#x", r.Attributes.Flags, r.Attributes.XFRM),
+		Version: q.Version, Description: q.Describe(r), Debug: report.Debug(),
+		CPUSVN:     hex.EncodeToString(report.CPUSVN[:]),
+		Attributes: fmt.Sprintf("flags %#x, XFRM %#x", report.Attributes.Flags, report.Attributes.XFRM),
 	}
 }
 
@@ -102,9 +91,9 @@ func newQuoteInspect() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd, factsOf(q))
+				return printJSON(cmd, factsOf(q, nil))
 			}
-			printQuote(cmd.OutOrStdout(), factsOf(q))
+			printQuote(cmd.OutOrStdout(), factsOf(q, nil))
 			fmt.Fprintln(cmd.OutOrStdout(), "\nNothing of it was verified: anybody can have written it.")
 			return nil
 		},
@@ -203,17 +192,9 @@ if a check failed, which is named, or if nobody said which enclave is expected.`
 		if err != nil {
 			return err
 		}
-		o, err := p.options()
-		if err != nil {
-			return err
-		}
-		q, err := readQuote(args[0])
-		if err != nil {
-			return err
-		}
-		r, _, err := p.verify(cmd.Context(), q, o)
+		q, r, _, err := p.verifyFile(cmd.Context(), args[0])
 		var unproven *quote.Error
-		if err != nil && !errors.As(err, &unproven) {
+		if q == nil || err != nil && !errors.As(err, &unproven) {
 			return err
 		}
 		facts, err := checkQuote(q, r, err, policy)
@@ -231,11 +212,8 @@ if a check failed, which is named, or if nobody said which enclave is expected.`
 
 // checkQuote lists the checks up to the first that fails.
 func checkQuote(q *quote.Quote, r *quote.Result, err error, policy quote.Policy) (quoteFacts, error) {
-	facts := factsOf(q)
+	facts := factsOf(q, r)
 	if err == nil {
-		facts.Status, facts.Advisories, facts.Evaluation = r.Status, r.Advisories, r.Evaluation
-		facts.FMSPC = hex.EncodeToString(r.Platform.FMSPC[:])
-		facts.TCBDate, facts.Expires = r.TCBDate.Format(time.DateOnly), r.Expires.Format(time.RFC3339)
 		err = r.Check(policy)
 	}
 	var wrong *quote.Error
@@ -284,17 +262,9 @@ verified as by "cconvert quote verify --any-enclave"; whether the platform is cu
 	p.addCollateral(cmd.Flags())
 	p.addTime(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := p.options()
-		if err != nil {
-			return err
-		}
-		q, err := readQuote(args[0])
-		if err != nil {
-			return err
-		}
-		_, c, err := p.verify(cmd.Context(), q, o)
+		q, _, c, err := p.verifyFile(cmd.Context(), args[0])
 		var unproven *quote.Error
-		if errors.As(err, &unproven) {
+		if q != nil && errors.As(err, &unproven) {
 			return fmt.Errorf("the quote is %w: %w", errRefused, err)
 		}
 		if err != nil {

@@ -191,7 +191,7 @@ func (s *System) quote(data [64]byte) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.Attestation, "quote"))
 }
 
-// setKey gives Gramine a key to encrypted files.
+// setKey sets a key to encrypted files.
 func (s *System) setKey(name string, key []byte) error {
 	return writeDevice(filepath.Join(s.Attestation, "keys", name), key)
 }

@@ -14,11 +14,10 @@ import (
 func NewPolicy(
 	image string, s *sgx.SigStruct, bySigner, simulated bool, on Platform, grants []string,
 ) (*Policy, error) {
-	d := s.Describe()
 	p := &Policy{
 		Version: PolicyVersion, Image: image, Platform: on, Secrets: map[string]Grant{},
 		Enclave: Enclave{
-			MRSigner: d.MRSigner, ISVProdID: d.ISVProdID, MinISVSVN: d.ISVSVN, Debug: d.DebugEnclave,
+			MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, MinISVSVN: s.ISVSVN, Debug: s.Debug(),
 			Simulated:  simulated,
 			Flags:      Masked{s.Attributes.Flags, s.AttributesMask.Flags},
 			XFRM:       Masked{s.Attributes.XFRM, s.AttributesMask.XFRM},
@@ -26,7 +25,7 @@ func NewPolicy(
 		},
 	}
 	if p.Enclave.By = attest.BySigner; !bySigner {
-		p.Enclave.By, p.Enclave.MREnclave = attest.ByEnclave, &d.MREnclave
+		p.Enclave.By, p.Enclave.MREnclave = attest.ByEnclave, &s.MREnclave
 	}
 	for _, text := range grants {
 		i := strings.LastIndex(text, "=")

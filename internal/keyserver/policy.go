@@ -239,9 +239,7 @@ func ReadPolicies(dir string) (list []*Policy, err error) {
 
 // mismatch says why a policy is not about an enclave; empty: it is.
 func (p *Policy) mismatch(r *quote.Report, simulated bool) string {
-	e := &p.Enclave
-	attributes := r.Attributes
-	attributes.Flags &^= sgx.FlagInit // which EINIT sets after it has compared them (SDM 3D, "EINIT")
+	e, attributes := &p.Enclave, r.Compared()
 	switch {
 	case simulated && !e.Simulated:
 		return "the quote is a simulated one"

@@ -555,7 +555,7 @@ func TestByPolicy(t *testing.T) {
 	assert.True(t, o.decisions()[1].Simulated)
 }
 
-// The client gives nothing to a server that is not the expected one, and takes nothing that it did not ask for.
+// The client sends nothing to a server that is not the expected one, and takes nothing that it did not ask for.
 func TestClient(t *testing.T) {
 	o := newOwner(t)
 	asked := false

@@ -1,7 +1,6 @@
 package verify
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/inspect"
-	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
 )
 
@@ -41,19 +39,8 @@ type Running struct {
 
 // Quoted is a quote that was compared with an image.
 type Quoted struct {
-	Endpoint   string          `json:"endpoint,omitempty"`
-	MREnclave  sgx.Measurement `json:"mr_enclave"`
-	MRSigner   sgx.Measurement `json:"mr_signer"`
-	ISVProdID  uint16          `json:"isv_prod_id"`
-	ISVSVN     uint16          `json:"isv_svn"`
-	ReportData string          `json:"report_data"`
-	// Of an authentic quote.
-	Status     quote.Status `json:"status,omitempty"`
-	Advisories []string     `json:"advisories,omitempty"`
-	FMSPC      string       `json:"fmspc,omitempty"`
-	TCBDate    string       `json:"tcb_date,omitempty"`
-	Evaluation int          `json:"tcb_evaluation,omitempty"`
-	Expires    string       `json:"collateral_expires,omitempty"`
+	Endpoint string `json:"endpoint,omitempty"`
+	quote.Description
 }
 
 // Attested adds to the report whether what runs is this image. The image's own checks stay as they are.
@@ -71,7 +58,7 @@ func (r *Report) Attested(a Running) {
 		}
 		v.add(CheckEndpoint, detail, nil)
 	}
-	r.Quote = quoted(a)
+	r.Quote = &Quoted{a.Endpoint, a.Quote.Describe(a.Result)}
 	if !v.authentic(a) {
 		v.skip(CheckQuoteImage, "a quote that is not accepted is not compared with the image")
 		return
@@ -174,24 +161,8 @@ func differs(got *quote.Report, e inspect.EnclaveFile, bySigner bool) (problems 
 	if s == nil {
 		return append(problems, "the image's enclave has no SIGSTRUCT that says which attributes it may have")
 	}
-	attributes := got.Attributes
-	attributes.Flags &^= sgx.FlagInit // which EINIT sets after it has compared them (SDM 3D, "EINIT")
-	if err := s.CheckEnclave(s.MREnclave, attributes, got.MiscSelect); err != nil {
+	if err := s.CheckEnclave(s.MREnclave, got.Compared(), got.MiscSelect); err != nil {
 		problems = append(problems, err.Error())
 	}
 	return problems
-}
-
-func quoted(a Running) *Quoted {
-	report := &a.Quote.Report
-	q := &Quoted{
-		Endpoint: a.Endpoint, MREnclave: report.MREnclave, MRSigner: report.MRSigner, ISVProdID: report.ISVProdID,
-		ISVSVN: report.ISVSVN, ReportData: hex.EncodeToString(report.Data[:]),
-	}
-	if r := a.Result; r != nil {
-		q.Status, q.Advisories, q.FMSPC = r.Status, r.Advisories, hex.EncodeToString(r.Platform.FMSPC[:])
-		q.TCBDate, q.Expires = r.TCBDate.Format(time.DateOnly), r.Expires.Format(time.RFC3339)
-		q.Evaluation = r.Evaluation
-	}
-	return q
 }

@@ -73,6 +73,12 @@ type Report struct {
 // Debug reports whether a debugger can read the enclave.
 func (r *Report) Debug() bool { return r.Attributes.Flags&sgx.FlagDebug != 0 }
 
+// Compared are the attributes as EINIT has compared them with those of the SIGSTRUCT, before it sets INIT (SDM 3D,
+// "EINIT").
+func (r *Report) Compared() sgx.Attributes {
+	return sgx.Attributes{Flags: r.Attributes.Flags &^ sgx.FlagInit, XFRM: r.Attributes.XFRM}
+}
+
 // Quote is a report with the signatures that vouch for it. Nothing of it is verified.
 type Quote struct {
 	Version uint16

@@ -176,33 +176,46 @@ const (
 	PlatformCA = "platform"
 )
 
-// Platform returns what the certificate in a quote says of its platform, and which authority it is by. The chain up to
-// the root and the signatures are verified, and nothing that needs collateral: it is for fetching that. The error is an
-// Error.
-func (q *Quote) Platform(o Options) (p Platform, authority string, err error) {
-	pck, ca, _, err := q.certificates(o)
+// Platform returns what the certificate in a quote says of its platform, and which authority it is by: with what
+// collateral the quote can be verified. Nothing of it is verified. The error is an Error.
+func (q *Quote) Platform() (p Platform, authority string, err error) {
+	chain, err := q.parseChain()
+	if err == nil && len(chain) < 2 {
+		err = errors.New("the chain has no authority")
+	}
 	if err == nil {
-		p, err = parsePlatform(pck)
+		p, err = parsePlatform(chain[0])
 	}
 	if err != nil {
 		return p, "", &Error{CheckChain, err}
 	}
-	if err := q.signatures(pck); err != nil {
-		return p, "", err
-	}
-	if ca.Subject.CommonName == nameProcessor {
+	if chain[1].Subject.CommonName == nameProcessor {
 		return p, Processor, nil
 	}
 	return p, PlatformCA, nil
 }
 
-// certificates are those of the platform's key, of its authority, and the root.
-func (q *Quote) certificates(o Options) (pck, ca, root *x509.Certificate, err error) {
+// Authentic verifies what needs no collateral: the chain up to the root, and the signatures. The error is an Error.
+func (q *Quote) Authentic(o Options) error {
+	pck, _, _, err := q.certificates(o)
+	if err != nil {
+		return &Error{CheckChain, err}
+	}
+	return q.signatures(pck)
+}
+
+// parseChain reads the certificates of the platform's key.
+func (q *Quote) parseChain() ([]*x509.Certificate, error) {
 	if q.Certification != typeChain {
-		return nil, nil, nil, fmt.Errorf("the quote has no certificates, and names its platform's key by the type %d",
+		return nil, fmt.Errorf("the quote has no certificates, and names its platform's key by the type %d",
 			q.Certification)
 	}
-	chain, err := parseChain(q.chain)
+	return parseChain(q.chain)
+}
+
+// certificates are those of the platform's key, of its authority, and the root.
+func (q *Quote) certificates(o Options) (pck, ca, root *x509.Certificate, err error) {
+	chain, err := q.parseChain()
 	if err != nil {
 		return nil, nil, nil, err
 	}

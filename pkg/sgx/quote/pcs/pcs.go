@@ -74,7 +74,7 @@ func New(address string, store cache.Store) (*Service, error) {
 func (s *Service) Verify(
 	ctx context.Context, q *quote.Quote, o quote.Options,
 ) (*quote.Result, *quote.Collateral, error) {
-	platform, ca, err := q.Platform(o)
+	platform, ca, err := q.Platform()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -89,6 +89,10 @@ func (s *Service) Verify(
 				}
 			}
 		}
+	}
+	// Nobody is asked about a quote that anybody can have made up.
+	if err := q.Authentic(o); err != nil {
+		return nil, nil, err
 	}
 	c, err := s.Fetch(ctx, platform, ca)
 	if err != nil {

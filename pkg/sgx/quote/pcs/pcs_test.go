@@ -277,6 +277,26 @@ func TestNew(t *testing.T) {
 	}, asked)
 }
 
+// A quote whose collateral is kept is verified once.
+func BenchmarkKept(b *testing.B) {
+	p, err := simulated.New("a test", now.AddDate(0, 0, -10))
+	require.NoError(b, err)
+	raw, err := p.Quote()
+	require.NoError(b, err)
+	f := &fake{platform: p}
+	f.Server = httptest.NewServer(f)
+	defer f.Close()
+	s, err := New(f.URL+"/v4", cache.Open(b.TempDir(), cache.DefaultLimit))
+	require.NoError(b, err)
+	for b.Loop() {
+		q, err := quote.Parse(raw)
+		require.NoError(b, err)
+		_, _, err = s.Verify(b.Context(), q, f.at(0))
+		require.NoError(b, err)
+	}
+	require.Equal(b, 4, f.requests())
+}
+
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

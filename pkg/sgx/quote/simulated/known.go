@@ -30,8 +30,7 @@ func Is(q *quote.Quote, at time.Time) bool {
 	if err != nil {
 		return false
 	}
-	_, _, err = q.Platform(quote.Options{At: at, Root: known})
-	return err == nil
+	return q.Authentic(quote.Options{At: at, Root: known}) == nil
 }
 
 // published is what the platform that every cconvert knows would have been said of last.
@@ -72,9 +71,9 @@ func Verify(q *quote.Quote, at time.Time) (*quote.Result, error) {
 	return q.Verify(c, quote.Options{At: at, Root: root})
 }
 
-// Of makes a quote of the enclave that a SIGSTRUCT is for, as if it ran at a time, over report data.
-func Of(s *sgx.SigStruct, data [64]byte, at time.Time) ([]byte, error) {
-	p, err := Known(at)
+// Of makes a quote of the enclave that a SIGSTRUCT is for, over report data.
+func Of(s *sgx.SigStruct, data [64]byte) ([]byte, error) {
+	p, err := Known(time.Time{})
 	if err != nil {
 		return nil, err
 	}

@@ -20,7 +20,7 @@ func TestKnown(t *testing.T) {
 	s, err := sgx.ParseSigStruct(text)
 	require.NoError(t, err)
 	now := time.Now()
-	raw, err := Of(s, [64]byte{7}, now)
+	raw, err := Of(s, [64]byte{7})
 	require.NoError(t, err)
 	q, err := quote.Parse(raw)
 	require.NoError(t, err)
@@ -39,8 +39,7 @@ func TestKnown(t *testing.T) {
 	b, err := Known(now.Add(-time.Hour))
 	require.NoError(t, err)
 	assert.Equal(t, a.Root.Certificate.Raw, b.Root.Certificate.Raw)
-	_, _, err = q.Platform(quote.Options{At: now})
-	assert.ErrorContains(t, err, "its root is not Intel's")
+	assert.ErrorContains(t, q.Authentic(quote.Options{At: now}), "its root is not Intel's")
 
 	other, err := New("another", now)
 	require.NoError(t, err)
