@@ -15,7 +15,7 @@ const sigStruct = "/cconvert/app/entrypoint.sig"
 
 func init() { runtime.LockOSThread() }
 
-func main() { agent.Become("cconvert-agent-sim", quote) }
+func main() { agent.Become("cconvert-agent-sim", agent.System{Quote: quote, NoKeys: true}) }
 
 // quote makes a quote of the enclave that the image would have.
 func quote(data [64]byte) ([]byte, error) {

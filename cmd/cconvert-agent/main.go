@@ -10,4 +10,4 @@ import (
 
 func init() { runtime.LockOSThread() }
 
-func main() { agent.Become("cconvert-agent", nil) }
+func main() { agent.Become("cconvert-agent", agent.System{}) }

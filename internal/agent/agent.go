@@ -1,3 +1,5 @@
+// Package agent is what runs first in an enclave that gets secrets: it proves to the owner's server what it is, puts
+// what it gets into the places that are measured with it, and becomes the program. It leaves nothing of itself behind.
 package agent
 
 import (
@@ -11,10 +13,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -68,6 +72,10 @@ func (e *Error) hint() string {
 		return "Look at the network, and at the server"
 	case errors.Is(e.Err, release.ErrRefused):
 		return "Does a policy grant all of it to this image, on this platform?"
+	case errors.Is(e.Err, release.ErrProtocol):
+		return "Is the server of another version?"
+	case errors.Is(e.Err, syscall.E2BIG):
+		return "The released variables are too long for a program: release a file"
 	case e.Step == StepFiles && errors.Is(e.Err, fs.ErrPermission):
 		return "Can the user of the image write to the directory?"
 	}
@@ -81,6 +89,8 @@ type System struct {
 	Config, Attestation string
 	// Quote makes a quote over report data; nil: Attestation does.
 	Quote func(data [64]byte) ([]byte, error)
+	// NoKeys accepts that Attestation takes no keys: without an enclave there is no use of them.
+	NoKeys bool
 	// Args and Env are those of the process; Exec replaces it.
 	Args, Env []string
 	Exec      func(path string, args, env []string) error
@@ -94,19 +104,38 @@ const (
 
 const keySize = 16
 
+// readConfig reads a configuration.
+func readConfig(file string) (*release.Config, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, release.MaxConfig+1))
+	if err != nil {
+		return nil, err
+	}
+	c, err := release.ParseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return c, nil
+}
+
 // Run does what an agent does. It returns only if a step failed, with an *Error.
 func (s *System) Run(ctx context.Context) error {
 	fail := func(step Step, err error) error { return &Error{step, err} }
-	c, err := ReadConfig(s.Config)
+	c, err := readConfig(s.Config)
 	if err != nil {
 		return fail(StepConfig, err)
 	}
-	for _, name := range c.Mounts {
+	if c.Key != "" {
 		key := make([]byte, keySize)
 		_, _ = rand.Read(key) // it does not fail
-		if err := s.setKey(name, key); err != nil {
+		if err := s.setKey(c.Key, key); err != nil {
 			return fail(StepKeys, err)
 		}
+		clear(key)
 	}
 	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -153,9 +182,13 @@ func (s *System) fill(
 	return with(env, slot.Name, string(secret.Value)), nil
 }
 
-// ask asks one server after the other, and again if none answers. One that refuses has decided.
-func (s *System) ask(ctx context.Context, c *Config, own *ecdsa.PrivateKey) (map[release.Slot]release.Secret, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(cmp.Or(c.Seconds, DefaultSeconds))*time.Second)
+// ask asks one server after the other, and again if none answers, or no quote could be made: AESM may be about to
+// start. A server that refuses has decided.
+func (s *System) ask(
+	ctx context.Context, c *release.Config, own *ecdsa.PrivateKey,
+) (map[release.Slot]release.Secret, error) {
+	patience := time.Duration(cmp.Or(c.Seconds, release.DefaultSeconds)) * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	quote := s.Quote
 	if quote == nil {
@@ -164,15 +197,16 @@ func (s *System) ask(ctx context.Context, c *Config, own *ecdsa.PrivateKey) (map
 	pause := backoff.NewExponentialBackOff() // with jitter: many may start at once
 	for {
 		var all []error
-		for i := range c.Servers {
-			secrets, err := c.Servers[i].Ask(ctx, own, quote, c.Want)
-			if err == nil || !errors.Is(err, release.ErrConnect) && !errors.Is(err, release.ErrIdentity) {
+		for _, server := range c.Servers {
+			server.Timeout = min(release.DefaultTimeout, patience/time.Duration(len(c.Servers))) // none takes all of it
+			secrets, err := server.Ask(ctx, own, quote, c.Want)
+			if err == nil || !mayPass(err) && !errors.Is(err, release.ErrIdentity) {
 				return secrets, err
 			}
 			all = append(all, err)
 		}
 		err := errors.Join(all...)
-		if !errors.Is(err, release.ErrConnect) {
+		if !mayPass(err) {
 			return nil, err
 		}
 		select {
@@ -183,17 +217,32 @@ func (s *System) ask(ctx context.Context, c *Config, own *ecdsa.PrivateKey) (map
 	}
 }
 
-// quote has Gramine make a quote: it is made when it is read, over what was written last.
+// mayPass reports whether asking again can help.
+func mayPass(err error) bool {
+	return errors.Is(err, release.ErrConnect) || errors.Is(err, release.ErrQuote) && !errors.Is(err, fs.ErrNotExist)
+}
+
+// quote has Gramine make a quote: it is made when it is read, over what was written last. The next one, which may be
+// the program's, is not over the same.
 func (s *System) quote(data [64]byte) ([]byte, error) {
-	if err := writeDevice(filepath.Join(s.Attestation, "user_report_data"), data[:]); err != nil {
+	reportData := filepath.Join(s.Attestation, "user_report_data")
+	if err := writeDevice(reportData, data[:]); err != nil {
 		return nil, err
 	}
-	return os.ReadFile(filepath.Join(s.Attestation, "quote"))
+	q, err := os.ReadFile(filepath.Join(s.Attestation, "quote"))
+	if err != nil {
+		return nil, err
+	}
+	return q, writeDevice(reportData, make([]byte, len(data)))
 }
 
 // setKey sets a key to encrypted files.
 func (s *System) setKey(name string, key []byte) error {
-	return writeDevice(filepath.Join(s.Attestation, "keys", name), key)
+	dir := filepath.Join(s.Attestation, "keys")
+	if _, err := os.Stat(dir); s.NoKeys && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return writeDevice(filepath.Join(dir, name), key)
 }
 
 // writeDevice writes one of Gramine's files, which takes effect when it is closed.

@@ -74,6 +74,42 @@ type Server struct {
 	Timeout time.Duration `json:"-"`
 }
 
+// ParseServer reads a server as people write it: release=URL, and how it is recognised, such as
+// release=https://kms.example:8443,pin=sha256/DIGEST or …,ca=FILE,name=HOST. Pins may be several. The error is
+// ErrAddress, or that of reading a file.
+func ParseServer(text string, read func(file string) ([]byte, error)) (Server, error) {
+	var s Server
+	for i, field := range strings.Split(text, ",") {
+		key, value, _ := strings.Cut(field, "=")
+		switch {
+		case i == 0 && key == protocol:
+			s.Address = value
+		case i == 0:
+			return s, fmt.Errorf("%w: %q does not begin with %s=https://HOST:PORT", ErrAddress, text, protocol)
+		case key == "pin":
+			var p Pin
+			if err := p.UnmarshalText([]byte(value)); err != nil {
+				return s, err
+			}
+			s.Pins = append(s.Pins, p)
+		case key == "ca" && s.CA == "":
+			ca, err := read(value)
+			if err != nil {
+				return s, err
+			}
+			s.CA = string(ca)
+		case key == "name" && s.Name == "":
+			s.Name = value
+		default:
+			return s, fmt.Errorf("%w: %q: there is pin=sha256/DIGEST, ca=FILE and name=HOST", ErrAddress, field)
+		}
+	}
+	return s, s.Check()
+}
+
+// protocol is how people call this one among others.
+const protocol = "release"
+
 // DefaultTimeout is how long asking a server may take in all.
 const DefaultTimeout = 30 * time.Second
 
