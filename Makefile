@@ -2,6 +2,8 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
 LOADER   = pkg/libos/gramine/sim/embedded/loader
+AGENT    = pkg/libos/gramine/embedded/agent
+AGENTSIM = pkg/libos/gramine/sim/embedded/agent
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: build loader build-pkcs11 test demo e2e bench bench-go fuzz lint image release
@@ -9,11 +11,15 @@ LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 build: loader
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
 
-# The loader of simulated images, which every program has in it that is built afterwards. It is measured: the same source
-# and version of Go must give the same bytes, so nothing of this machine or of the commit is in it.
+# The loader of simulated images and the agents, which every program has in it that is built afterwards. They are measured:
+# the same source and version of Go must give the same bytes, so nothing of this machine or of the commit is in them.
+SMALL    = CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= \
+		$(GO) build -trimpath -buildvcs=false -ldflags "-s -w -buildid="
 loader:
-	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= \
-		$(GO) build -trimpath -buildvcs=false -ldflags "-s -w -buildid=" -o $(LOADER) ./cmd/cconvert-sim-loader
+	$(SMALL) -o $(LOADER) ./cmd/cconvert-sim-loader
+	$(SMALL) -o $(AGENT) ./cmd/cconvert-agent
+	$(SMALL) -o $(AGENTSIM) ./cmd/cconvert-agent-sim
+	gzip -9nf $(AGENT) $(AGENTSIM)
 
 # With keys in PKCS#11 tokens, whose drivers are libraries in C: needs a C compiler.
 build-pkcs11: loader

@@ -56,11 +56,10 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		if err := checkGate(gate); err != nil {
 			return err
 		}
-		o, err := conversion(source, access, layers, library, start)
+		o, err := conversion(source, access, layers, library, start, &files)
 		if err != nil {
 			return err
 		}
-		files.addTo(&o)
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress

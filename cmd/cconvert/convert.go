@@ -128,12 +128,12 @@ func newConvert() *cobra.Command {
 		if len(conversions) == 0 {
 			return usagef("the list has no name of an image: %s", problems[0].Problem)
 		}
-		o, err := conversion(conversions[0].Source, access, layers, library, start)
+		o, err := conversion(conversions[0].Source, access, layers, library, start, &files)
 		if err != nil {
 			return err
 		}
-		if len(images) > 1 && len(files.paths) > 0 {
-			return usagef("--encrypt is for one image")
+		if len(images) > 1 && (len(files.paths) > 0 || o.AgentFile != "") {
+			return usagef("--encrypt and --agent are for one image")
 		}
 		secret, err := files.choose(cmd.Context(), &o)
 		if err != nil {

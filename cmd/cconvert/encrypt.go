@@ -57,10 +57,6 @@ func (e *encryptFlags) choose(ctx context.Context, o *convert.Options) (*filekey
 				"the image only", m.Path, m.Key)
 		}
 	}
-	e.addTo(o)
-	if err := o.Launch.Check(); err != nil {
-		return nil, usagef("--%w", err)
-	}
 	s, err := e.key.open(ctx)
 	if err != nil {
 		return nil, err
@@ -71,6 +67,9 @@ func (e *encryptFlags) choose(ctx context.Context, o *convert.Options) (*filekey
 
 // addTo has the files encrypted, or looked at as if they were.
 func (e *encryptFlags) addTo(o *convert.Options) {
+	if len(e.paths) == 0 {
+		return
+	}
 	o.Launch.Encrypt = launch.Encryption{Paths: e.paths, Key: e.keyName, Random: e.random, AtStart: e.insecure}
 }
 

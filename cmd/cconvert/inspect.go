@@ -226,6 +226,10 @@ func printConverted(w io.Writer, c *inspect.Converted) {
 			line("", "and %d more, in --json", more)
 		}
 	}
+	if c.Agent != nil {
+		line("secrets", "%s", strings.Join(c.Agent.Places(), ", "))
+		line("from", "%s", strings.Join(c.Agent.From(), ", then "))
+	}
 	if len(c.AllowedFiles) > 0 {
 		line("unprotected", "%s", strings.ReplaceAll(strings.Join(c.AllowedFiles, ", "), "file:", ""))
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -172,7 +173,8 @@ type launchFlags struct {
 	prodID, svn                         uint16
 	edmm, debug, hostArgs               bool
 	env, passEnv, args, allow, tmpfs    []string
-	encrypt                             []string
+	encrypt, secrets, secret            []string
+	agent                               string
 	manifest                            string
 	trust, profile, libc                string
 }
@@ -196,6 +198,12 @@ func (l *launchFlags) add(f *pflag.FlagSet) {
 	f.StringArrayVar(&l.tmpfs, "tmpfs", nil, "directory of temporary storage in the enclave (repeatable)")
 	f.StringArrayVar(&l.encrypt, "encrypt-mount", nil,
 		"directory whose files are encrypted, PATH[=KEY]; the default key is sealed to CPU and signer (repeatable)")
+	f.StringArrayVar(&l.secrets, "secrets", nil, "server from which the program gets secrets at start, after "+
+		"attestation: release=https://HOST:PORT,pin=sha256/DIGEST, or with ca=FILE in the place of the pin "+
+		"(repeatable)")
+	f.StringArrayVar(&l.secret, "secret", nil, "place for a secret of the server: env:NAME, file:PATH, key:NAME of an "+
+		"encrypted mount, or tls:DIRECTORY for a certificate (repeatable)")
+	f.StringVar(&l.agent, "agent", "", "program that gets the secrets (default: the one of this version)")
 	f.Uint16Var(&l.prodID, "isv-prod-id", 0, "product number in the signature")
 	f.Uint16Var(&l.svn, "isv-svn", 0, "security version number in the signature")
 	f.StringVar(&l.date, "date", "", "date in the signature, YYYY-MM-DD (default: when the image was created)")
@@ -237,15 +245,43 @@ func (l *launchFlags) options() (launch.Options, error) {
 		p, key, _ := strings.Cut(v, "=")
 		o.Encrypted = append(o.Encrypted, launch.Mount{Path: p, Key: key})
 	}
-	if err := o.Check(); err != nil {
-		return o, usagef("--%w", err)
+	if o.Secrets, err = l.readSecrets(); err != nil {
+		return o, err
 	}
 	return o, nil
 }
 
-// conversion gathers what the flags say of a conversion, but for its key and target.
+// readSecrets reads from whom the program gets secrets, and which; nil: it gets none.
+func (l *launchFlags) readSecrets() (*launch.Secrets, error) {
+	if len(l.secrets) == 0 {
+		if len(l.secret) > 0 || l.agent != "" {
+			return nil, usagef("--secret and --agent are for --secrets, the server that releases them")
+		}
+		return nil, nil
+	}
+	var s launch.Secrets
+	for _, text := range l.secrets {
+		server, err := release.ParseServer(text, os.ReadFile)
+		if err != nil {
+			return nil, &usageError{fmt.Errorf("--secrets: %w", err)}
+		}
+		s.Servers = append(s.Servers, server)
+	}
+	for _, text := range l.secret {
+		slot, err := release.ParseSlot(text)
+		if err != nil {
+			return nil, &usageError{fmt.Errorf("--secret: %w", err)}
+		}
+		s.Want = append(s.Want, slot)
+	}
+	return &s, nil
+}
+
+// conversion gathers what the flags say of a conversion, but for its keys and target. Files are nil where none can be
+// encrypted.
 func conversion(
 	source image.Reference, reg registryFlags, layers layerFlags, lib runtimeFlags, start launchFlags,
+	files *encryptFlags,
 ) (o convert.Options, err error) {
 	o = convert.Options{Source: source, StoreOptions: convert.StoreOptions{Image: reg.options()}, Jobs: reg.jobs}
 	if err := layers.choose(&o, reg); err != nil {
@@ -253,6 +289,12 @@ func conversion(
 	}
 	if err := start.choose(&o); err != nil {
 		return o, err
+	}
+	if files != nil {
+		files.addTo(&o)
+	}
+	if err := o.Launch.Check(); err != nil {
+		return o, usagef("--%w", err)
 	}
 	o.Backend, o.Runtime, err = lib.choose(reg, layers.cache)
 	o.Cache = o.Runtime.Cache
@@ -268,6 +310,10 @@ func (l *launchFlags) choose(o *convert.Options) (err error) {
 		EDMM: l.edmm, Debug: l.debug, ISVProdID: l.prodID, ISVSVN: l.svn, Attestation: l.attestation,
 		LogLevel: l.logLevel,
 	}
+	if o.Launch.Secrets != nil && l.attestation == "none" { // the default
+		o.Enclave.Attestation = "dcap"
+	}
+	o.AgentFile = l.agent
 	if err := o.Enclave.Check(); err != nil {
 		return usagef("--%w", err)
 	}

@@ -124,6 +124,12 @@ func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, er
 	if err := j.start.choose(&o); err != nil {
 		return o, err
 	}
+	if err := o.Launch.Check(); err != nil {
+		return o, usagef("--%w", err)
+	}
+	if o.AgentFile != "" {
+		return o, usagef("--agent is for one image: workers have agents of their own")
+	}
 	o.Backend, o.Runtime, err = j.library.choose(registryFlags{insecure: insecure}, cacheFlags{off: true})
 	return o, err
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/cconvert/cconvert/internal/secret"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
 )
 
@@ -140,7 +141,9 @@ clients that are to trust them. It is made the first time. Whoever trusts it tru
 const releaseAllowLong = `Verify an image, as "cconvert verify" does, and write the policy by which its enclave gets
 secrets. The image must be what is expected of it: nothing is allowed to one that is not. Each secret is granted as
 PLACE=NAME: the place in the enclave (env:VARIABLE, file:PATH, key:NAME), and the name of the secret in
-the store; tls:DIRECTORY=HOST+HOST… grants a certificate for a key that the enclave makes.
+the store; tls:DIRECTORY=HOST+HOST… grants a certificate for a key that the enclave makes. All that an
+image wants which was converted with --secrets must be granted. With --encrypt-key, the key to its encrypted
+files is kept in the store and granted as well.
 
 By default the policy is about this enclave only; --by signer allows later ones of its signer and product
 as well. Platforms are accepted as by "cconvert quote verify".`
@@ -150,6 +153,8 @@ func newReleaseAllow() *cobra.Command {
 		access registryFlags
 		expect expectFlags
 		on     platformFlags
+		store  storeFlags
+		files  filesKeyFlag
 		grants []string
 		by     string
 		out    string
@@ -168,6 +173,9 @@ func newReleaseAllow() *cobra.Command {
 	f.StringVar(&by, "by", attest.ByEnclave, "to whom: enclave (this one only) or signer (later ones as well)")
 	f.StringVar(&out, "out", "", "file to write, whose name ends in .toml; what is there is replaced")
 	f.StringVar(&source, "source", "", "the image that it was made from: its layers must be unchanged underneath")
+	files.add(f, "the key to the image's encrypted files: what this image gets of it is put into the store, and "+
+		"granted")
+	store.add(f)
 	on.addAccepted(f)
 	expect.add(f)
 	access.add(f)
@@ -185,6 +193,11 @@ func newReleaseAllow() *cobra.Command {
 		if _, err := on.policy(); err != nil {
 			return err
 		}
+		var closeKey func()
+		if x.FilesKey, closeKey, err = files.reader(cmd.Context()); err != nil {
+			return err
+		}
+		defer closeKey()
 		img, err := access.open(cmd, args[0])
 		if err != nil {
 			return err
@@ -201,14 +214,38 @@ func newReleaseAllow() *cobra.Command {
 		if r.SigStruct == nil || r.Layout == inspect.LayoutSDK {
 			return fmt.Errorf("%s: %w: it has no enclave of its own that is started with it", img.Ref, errRefused)
 		}
+		keyName, key := "", []byte(nil)
+		if x.FilesKey != nil {
+			wrap, err := x.FilesKey(r.Recipe.Source)
+			if err != nil {
+				return err
+			}
+			keyName, key = "files-"+wrap.ID(), wrap[:]
+			grants = append(grants, release.KindKey+":"+r.Encrypted.Key+"="+keyName)
+		}
 		p, err := keyserver.NewPolicy(img.Ref.String()+"@"+img.Digest, r.SigStruct, by == attest.BySigner,
 			r.Simulated(), on.platform(), grants)
 		if err != nil {
 			return &usageError{err}
 		}
+		if r.Agent != nil {
+			if lacks := p.Lacks(r.Agent.Want); len(lacks) > 0 {
+				return usagef("the image also wants %s, and gets nothing without: grant it with --secret, or of "+
+					"encrypted files with --encrypt-key", strings.Join(lacks, ", "))
+			}
+		}
 		text, err := p.Text()
 		if err != nil {
 			return err
+		}
+		if key != nil {
+			s, err := store.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := s.Put(cmd.Context(), keyName, key); err != nil {
+				return err
+			}
 		}
 		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 			return err

@@ -45,7 +45,7 @@ func report(to io.Writer, r *convert.Result) {
 		line("encrypted", "%d files, %s, under the key %s with the id %s", e.Files, humanize.Bytes(uint64(e.Bytes)),
 			e.Key, e.KeyID)
 	}
-	line("added", "%s in two layers", humanize.Bytes(uint64(r.Output.AddedBytes)))
+	line("added", "%s in layers on top", humanize.Bytes(uint64(r.Output.AddedBytes)))
 	line("MRENCLAVE", "%s", r.MREnclave)
 	line("", "what runs: the hash of the enclave, another one after any change")
 	if r.MRSigner == (sgx.Measurement{}) {

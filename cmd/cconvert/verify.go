@@ -70,7 +70,7 @@ const verifyExamples = `  # Is it signed by this key, and is everything in it wh
 type expectFlags struct {
 	policy                string
 	mrEnclave, mrSigner   []string
-	runtime               []string
+	runtime, agent        []string
 	signerKey, attestKey  string
 	minSVN, prodID        int
 	allowDebug, anySigner bool
@@ -85,6 +85,8 @@ type expectFlags struct {
 func (e *expectFlags) addAccepted(f *pflag.FlagSet, anyRuntime string) {
 	f.StringSliceVar(&e.runtime, "runtime-digest", nil,
 		"expected digest of the runtime's layer (repeatable: one of them)")
+	f.StringSliceVar(&e.agent, "agent-digest", nil, "expected SHA-256 of the agent that gets secrets, if it is not "+
+		"the one of this version (repeatable: one of them)")
 	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
 	f.StringVar(&e.runtimes, "known-runtimes", "",
 		"TOML file of runtimes, of which one is expected; see docs/verification.md")
@@ -175,7 +177,7 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 			*n.to = v
 		}
 	}
-	x.RuntimeDigest = append(x.RuntimeDigest, e.runtime...)
+	x.RuntimeDigest, x.AgentDigest = append(x.RuntimeDigest, e.runtime...), append(x.AgentDigest, e.agent...)
 	x.AnyRuntime, x.AllowChanges = x.AnyRuntime || e.anyRuntime, x.AllowChanges || e.allowChanges
 	if e.lock != "" {
 		l, err := libos.ReadLock(e.lock)

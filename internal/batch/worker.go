@@ -158,9 +158,9 @@ func (w *Worker) convert(
 	if o.Found, err = store.Find(ctx, o.Source, o.Image); err != nil {
 		return nil, err
 	}
-	out := &Outcome{
-		Status: queue.Unchanged, MRSigner: mrsigner,
-		Identity: o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner),
+	out := &Outcome{Status: queue.Unchanged, MRSigner: mrsigner}
+	if out.Identity, err = o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner); err != nil {
+		return nil, err
 	}
 	key := w.outputKey(out.Identity, j, bundle.Pinned)
 	before := ""

@@ -92,7 +92,7 @@ func (s *Server) choose(r *quote.Result, want []release.Slot, d *Decision) *Poli
 			continue
 		}
 		err := r.Check(p.platform())
-		lacks := p.lacks(want)
+		lacks := p.Lacks(want)
 		switch {
 		case err != nil:
 			problem = err.Error()

@@ -268,8 +268,8 @@ func (p *Policy) platform() quote.Policy {
 	}
 }
 
-// lacks names what is wanted and not granted.
-func (p *Policy) lacks(want []release.Slot) (list []string) {
+// Lacks names what is wanted and not granted.
+func (p *Policy) Lacks(want []release.Slot) (list []string) {
 	for _, s := range want {
 		if _, ok := p.slots[s]; !ok {
 			list = append(list, s.String())

@@ -103,8 +103,12 @@ func Analyze(ctx context.Context, o Options) (*Analysis, error) {
 	if bundle, err := in.runtime(); err != nil {
 		a.RuntimeError = err.Error()
 	} else {
+		agent, err := in.agent()
+		if err != nil {
+			return nil, err
+		}
 		sealed, err := o.Backend.Seal(ctx, libos.Input{
-			Spec: chosen, Enclave: o.Enclave, Bundle: bundle, Overlay: o.Overlay, Tree: tree,
+			Agent: agent, Spec: chosen, Enclave: o.Enclave, Bundle: bundle, Overlay: o.Overlay, Tree: tree,
 			Contents: contentsOf(source, tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
 		})
 		if err != nil {

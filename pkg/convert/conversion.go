@@ -69,7 +69,7 @@ type sealed struct {
 // seal works out how the program starts, and what the enclave consists of.
 func seal(
 	ctx context.Context, o Options, source *image.Image, contents *launch.Contents,
-	runtime func() (*libos.Bundle, error), encrypted *libos.Encrypted,
+	runtime func() (*libos.Bundle, error), agent func() (*libos.Agent, error), encrypted *libos.Encrypted,
 ) (*sealed, error) {
 	spec, err := contents.Build(ctx, source.Config, o.Launch)
 	if err != nil {
@@ -83,10 +83,14 @@ func seal(
 	if err != nil {
 		return nil, err
 	}
+	begins, err := agent()
+	if err != nil {
+		return nil, err
+	}
 	in := libos.Input{
 		Spec: spec, Enclave: o.Enclave, Bundle: bundle, Overlay: o.Overlay, Tree: contents.Tree, Date: date,
-		Encrypted: encrypted,
-		Contents:  contentsOf(source, contents.Tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
+		Encrypted: encrypted, Agent: begins,
+		Contents: contentsOf(source, contents.Tree, rootfs.Options{Inflate: o.Inflate, Limits: o.Limits}),
 	}
 	parts, err := o.Backend.Seal(ctx, in)
 	if err != nil {
@@ -95,7 +99,7 @@ func seal(
 	if err := contents.Tree.Err(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
-	made, err := recipe.New(o.Recorded(), o.Overlay, source, bundle, date)
+	made, err := recipe.New(o.Recorded(), o.Overlay, source, bundle, begins, date)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +108,8 @@ func seal(
 	if err != nil {
 		return nil, err
 	}
-	begin := recipe.Start{Entrypoint: parts.Entrypoint, Cmd: []string{}} // Cmd is empty: arguments are measured
+	// Cmd is empty: arguments are measured.
+	begin := recipe.Start{Entrypoint: parts.Entrypoint, Cmd: []string{}, Agent: begins != nil}
 	if spec.HostArgs {
 		// The host's arguments follow what the image fixes; its CMD is what they replace.
 		begin.Entrypoint = slices.Concat(begin.Entrypoint, spec.Argv[1:spec.FixedArgs])
@@ -114,13 +119,18 @@ func seal(
 	if err != nil {
 		return nil, err
 	}
+	below := []image.NewLayer{bundle.Layer}
+	if begins != nil {
+		below = append(below, begins.Layer)
+	}
+	below = append(below, parts.Layers...)
 	return &sealed{
 		Conversion: Conversion{
 			Recipe: made, Manifest: parts.Manifest, Simulated: parts.Simulated, settings: parts.Settings,
 			unsigned: parts.SigStruct, files: slices.Concat(parts.Files, files),
-			base: source, below: append([]image.NewLayer{bundle.Layer}, parts.Layers...),
+			base: source, below: below,
 			config: func() (map[string]json.RawMessage, error) {
-				return begin.Config(source.Config, o.Backend.Layers())
+				return begin.Config(source.Config, len(below)+1)
 			},
 		},
 		layout: parts.Layout, findings: findings, result: describeResult(spec, o.Backend, bundle, parts, trusted),

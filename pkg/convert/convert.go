@@ -118,7 +118,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		}
 		watch.lap("encrypt")
 	}
-	s, err := seal(ctx, o, in.source, in.contents, in.runtime, in.encrypted)
+	s, err := seal(ctx, o, in.source, in.contents, in.runtime, in.agent, in.encrypted)
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +185,8 @@ type inputs struct {
 	told      *Encrypted
 	// runtime waits for the library OS, which is needed last.
 	runtime func() (*libos.Bundle, error)
+	// agent waits for what gets secrets; nil if the image gets none.
+	agent func() (*libos.Agent, error)
 	// stop ends loading it if nobody needs it any more.
 	stop context.CancelFunc
 }
@@ -194,6 +196,7 @@ func read(ctx context.Context, o Options) (*inputs, error) {
 	loading, stop := context.WithCancel(ctx)
 	in := &inputs{layers: newLayers(o), stop: stop}
 	in.runtime = ahead(func() (*libos.Bundle, error) { return o.Backend.Load(loading, o.Runtime) })
+	in.agent = ahead(o.agent)
 	var err error
 	o.Observer.Stage("opening " + o.Source.String())
 	if o.Found != nil {

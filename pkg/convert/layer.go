@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 )
 
@@ -29,9 +31,19 @@ func topFiles(ctx context.Context, img *image.Image) (files []libos.File, err er
 	if files, err = libos.Unpack(archive); err != nil {
 		return nil, fmt.Errorf("%w: its layer on top: %w", ErrNotOurs, err)
 	}
+	var secrets []string // directories
+	if text := libos.ContentOf(files, libos.AgentConfigPath); text != nil {
+		c, err := release.ParseConfig(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrNotOurs, libos.AgentConfigPath, err)
+		}
+		secrets = c.Dirs
+	}
 	seen := map[string]bool{}
 	for _, f := range files {
-		if seen[f.Path] || path.Clean(f.Path) != f.Path || path.Dir(f.Path) != path.Dir(libos.App) {
+		ours := path.Clean(f.Path) == f.Path && path.Dir(f.Path) == path.Dir(libos.App) && !f.Dir ||
+			f.Dir && slices.Contains(secrets, f.Path)
+		if seen[f.Path] || !ours {
 			return nil, fmt.Errorf("%w: its layer on top has %q, or has it twice", ErrNotOurs, f.Path)
 		}
 		seen[f.Path] = true

@@ -14,6 +14,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/engines"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
@@ -55,7 +56,8 @@ func newLayers(o Options) *layers {
 
 // merge reads the layers side by side, and lays them over each other.
 func (ls *layers) merge(ctx context.Context, img *image.Image) (*rootfs.Tree, error) {
-	if n := len(img.Layers) + ls.o.Backend.Layers(); n > maxDockerLayers {
+	made := recipe.Recipe{Options: ls.o.Recorded()}
+	if n := len(img.Layers) + made.Added(ls.o.Backend); n > maxDockerLayers {
 		ls.find(finding.ManyLayers, finding.Warning, "",
 			fmt.Sprintf("the result has %d layers, and Docker runs images of at most %d", n, maxDockerLayers))
 	}

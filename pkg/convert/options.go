@@ -31,6 +31,8 @@ type Options struct {
 	Overlay string
 	// Encrypt says how the files are encrypted that Launch.Encrypt names; nil if it names none.
 	Encrypt *Encryption
+	// AgentFile is the program that gets secrets; empty: the backend's.
+	AgentFile string
 	// Date is what the SIGSTRUCT says of the day; nil: that of the source image's creation.
 	Date *sgx.Date
 	// Target is where the result will go, if that is known: what does not depend on the signature is sent
@@ -65,11 +67,39 @@ func (o Options) check() error {
 	if err := o.Enclave.Check(); err != nil {
 		return err
 	}
+	if o.Launch.Secrets != nil && o.Enclave.Attestation != "dcap" {
+		return &launch.OptionError{
+			Option: "attestation", Value: o.Enclave.Attestation, Why: "the agent that gets secrets needs dcap",
+		}
+	}
 	runtime, ok, err := o.Backend.Image(o.Runtime)
 	if err == nil && ok && o.Target != nil && o.Target.Same(runtime) {
 		err = fmt.Errorf("%w: %s", ErrRuntime, o.Target)
 	}
 	return err
+}
+
+// agent packs what gets secrets; nil if nothing does.
+func (o Options) agent() (*libos.Agent, error) {
+	if o.Launch.Secrets == nil {
+		return nil, nil
+	}
+	program, err := o.agentProgram()
+	if err != nil {
+		return nil, err
+	}
+	return libos.NewAgent(program)
+}
+
+func (o Options) agentProgram() ([]byte, error) {
+	if o.AgentFile == "" {
+		return o.Backend.Agent()
+	}
+	program, err := libos.ReadAgent(o.AgentFile)
+	if err != nil {
+		return nil, fmt.Errorf("the agent: %w", err)
+	}
+	return program, nil
 }
 
 // ErrRuntime says that a result would replace the image that has the runtime.

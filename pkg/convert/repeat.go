@@ -2,6 +2,8 @@ package convert
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 
 	"github.com/cconvert/cconvert/pkg/encrypted"
@@ -18,12 +20,19 @@ import (
 func (c Options) Recorded() recipe.Options { return recipe.Record(c.Launch, c.Enclave, c.Date) }
 
 // Identity is the one of a conversion by these options, of a source and with a runtime of these digests.
-func (c Options) Identity(source, runtime string, signer sgx.Measurement) string {
+func (c Options) Identity(source, runtime string, signer sgx.Measurement) (string, error) {
 	r := recipe.Recipe{
 		Epoch: recipe.FormatEpoch, Source: source, Platform: recipe.Platform, Options: c.Recorded(), Overlay: c.Overlay,
 	}
 	r.Runtime.Digest = runtime
-	return r.Identity(signer)
+	if c.Launch.Secrets != nil {
+		program, err := c.agentProgram()
+		if err != nil {
+			return "", err
+		}
+		r.Agent = fmt.Sprintf("%x", sha256.Sum256(program))
+	}
+	return r.Identity(signer), nil
 }
 
 // optionsOf are those of a conversion by the recipe.
@@ -58,6 +67,10 @@ type Parts struct {
 	Recipe  recipe.Recipe
 	Backend libos.Backend
 	Bundle  *libos.Bundle
+	// Agent is the program that gets secrets; nil: the image has none.
+	Agent []byte
+	// Added is how many layers the image has more than its source.
+	Added int
 	// Tree are the files below the added layers, those that are encrypted as encrypted.List.Describe has them.
 	Tree *rootfs.Tree
 	// Encrypted is the list of encrypted files, nil if there are none, and Keys those that the manifest has.
@@ -85,12 +98,12 @@ func Repeat(ctx context.Context, p Parts) (*Conversion, error) {
 
 // source is what the image was made from, without the files that are encrypted.
 func (p Parts) source() (*image.Image, error) {
-	source, err := p.Image.Below(min(p.Backend.Layers(), len(p.Image.Layers)))
+	source, err := p.Image.Below(min(p.Added, len(p.Image.Layers)))
 	if err != nil {
 		return nil, err
 	}
 	source.Digest = p.Recipe.Source
-	source.Config, err = p.Recipe.ConfigBefore(p.Image.Config, p.Backend.Layers())
+	source.Config, err = p.Recipe.ConfigBefore(p.Image.Config, p.Added)
 	return source, err
 }
 
@@ -102,7 +115,18 @@ func (p Parts) seal(ctx context.Context, o Options, source *image.Image) (*seale
 		return nil, err
 	}
 	runtime := func() (*libos.Bundle, error) { return p.Bundle, nil }
-	return seal(ctx, o, source, launch.Examine(ctx, p.Tree), runtime, added)
+	return seal(ctx, o, source, launch.Examine(ctx, p.Tree), runtime, p.agent, added)
+}
+
+// agent is the one in the image, if by the recipe there is one.
+func (p Parts) agent() (*libos.Agent, error) {
+	switch {
+	case p.Recipe.Options.Secrets == nil:
+		return nil, nil
+	case p.Agent == nil:
+		return nil, errors.New("by the recipe the image has an agent, and it does not")
+	}
+	return libos.NewAgent(p.Agent)
 }
 
 // encrypted is what the image's conversion added for encrypted files.

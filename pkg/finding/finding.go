@@ -108,6 +108,7 @@ const (
 	PlainDigest       = "plain-digest"
 	PlainSource       = "plain-source"
 	InsecureKey       = "insecure-key"
+	GoLauncher        = "go-launcher"
 )
 
 // remedies say what to do, by code. docs/findings.md has them in its last column.
@@ -169,7 +170,7 @@ var remedies = map[string]string{
 	UserCannotRead: "Let the image's USER read the file.",
 	DeviceUser:     "docker run --group-add with the device's group; in Kubernetes, supplementalGroups.",
 	Healthcheck:    "Probe the program from outside, over its network port.",
-	MountedSecrets: "Have the program fetch its secrets after attestation.",
+	MountedSecrets: "--secrets with a server that releases them after attestation, and --secret for each.",
 	Locale:         "Add the locale to the image, or use C.UTF-8.",
 	ContainsEnclave: "Run the image as it is, or convert the one that it was made from. cconvert inspect shows " +
 		"its enclaves; reference, attest and deploy --epc are for it as it is.",
@@ -186,10 +187,10 @@ var remedies = map[string]string{
 	IndexInsecure:     "--index-verify-key in the place of --insecure-index.",
 	IndexRejected:     "Find out who wrote the entry, and remove it.",
 	EvidenceRefused:   "--attest=false, or a registry that takes OCI artifacts.",
-	EncryptedKey: "Have something bring the key before the program opens the files, or try the image with " +
+	EncryptedKey: "--secrets with a server that releases the key, or try the image with " +
 		"--insecure-key-in-manifest.",
-	EncryptedAtStart: "Leave the program and its libraries unencrypted, or try the image with " +
-		"--insecure-key-in-manifest.",
+	EncryptedAtStart: "--secrets with a server that releases the key, or leave the program and its libraries " +
+		"unencrypted.",
 	EncryptedWritable: "Do not start it with --read-only, and allow that much ephemeral storage.",
 	EncryptedScript:   "--trust all, or --trust list:FILE, if the program misses a file.",
 	EncryptedLink:     "None needed; name the file with --encrypt to see it in the command line.",
@@ -198,8 +199,10 @@ var remedies = map[string]string{
 	PlainSource: "--to or --repo with a repository that those may read who may not read the source.",
 	PlainDigest: "Copy the files into the image otherwise than by a package manager, or remove its record of them in " +
 		"the same layer.",
-	PlainQuote:       "Build the image without the text: from a file, or a secret mount of the builder.",
-	InsecureKey:      "Leave --insecure-key-in-manifest out: everybody who has the image has the key.",
+	PlainQuote:  "Build the image without the text: from a file, or a secret mount of the builder.",
+	InsecureKey: "Leave --insecure-key-in-manifest out: everybody who has the image has the key.",
+	GoLauncher: "Start the program itself, by a shell's exec, tini or su-exec, or by a launcher that locks its " +
+		"first thread.",
 	IndexUnreachable: "None needed: the layer was read. Try again if it should be shared.",
 	IndexNotShared:   "Give the right to write to the repository, or leave --index-sign-key out.",
 }

@@ -8,6 +8,7 @@ const (
 	PartMeasurement = "measurement" // MRENCLAVE of the enclave image and the manifest
 	PartRuntime     = "runtime"     // the runtime's files
 	PartEncrypted   = "encrypted"   // ciphertexts, and that there is no plain text of them
+	PartAgent       = "agent"       // what gets secrets, and what it is told
 	PartPolicy      = "policy"      // the manifest is what comes of the recipe and these files
 )
 

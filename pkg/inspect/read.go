@@ -20,6 +20,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/recipe"
+	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/rootfs/inflate"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -77,6 +78,8 @@ type Converted struct {
 	AllowedFiles  []string          `json:"allowed_files,omitempty"`
 	// Encrypted are the image's encrypted files; nil if there are none.
 	Encrypted *encrypted.List `json:"encrypted,omitempty"`
+	// Agent is what the agent is told that gets the program's secrets; nil if it gets none.
+	Agent *release.Config `json:"agent,omitempty"`
 	// LayerDigests are those of the blobs, missing if the layers were not read.
 	LayerDigests []string `json:"layers,omitempty"`
 
@@ -88,6 +91,27 @@ type Converted struct {
 
 // Simulated reports whether there is no enclave: the runtime only plays one.
 func (c *Converted) Simulated() bool { return c.LibOS != nil && c.LibOS.Simulated }
+
+// Added is how many layers the conversion has put on the image; 0 for images of other programs.
+func (c *Converted) Added() int {
+	switch {
+	case c.Places.Backend == nil:
+		return 0
+	case c.Agent != nil:
+		return c.Places.Backend.Layers() + 1
+	}
+	return c.Places.Backend.Layers()
+}
+
+// AgentOf reads the program of an image's agent; nil if it has none.
+func (c *Converted) AgentOf(ctx context.Context, img *image.Image) ([]byte, error) {
+	at := len(img.Layers) - c.Added() + 1
+	if c.Agent == nil || at < 1 {
+		return nil, nil
+	}
+	files, err := ExtractFiles(ctx, img.Layers[at], map[string]bool{libos.AgentPath: true})
+	return files[libos.AgentPath], err
+}
 
 // SimulatedNotice is what is said of such an image wherever its values are shown.
 const SimulatedNotice = "SIMULATED: there is no enclave. Nothing is confidential, and no CPU will ever report these " +
@@ -153,11 +177,11 @@ func ReadOurs(ctx context.Context, img *image.Image, o Options) (*Converted, err
 		return nil, fmt.Errorf("the runtime %q of the image is not known", recipe.Runtime.Kind)
 	}
 	places := placesOf(backends[i])
-	if files[places.Manifest] == nil || n < places.Backend.Layers() {
+	s := &Scanned{Image: img, Places: places, Files: files}
+	if files[places.Manifest] == nil || n < s.Added() {
 		return nil, nil
 	}
-	s := &Scanned{Image: img, Places: places, Files: files}
-	if s.Bundle, err = RuntimeOf(ctx, img.Layers[n-places.Backend.Layers()], recipe.Runtime.Digest); err != nil {
+	if s.Bundle, err = RuntimeOf(ctx, img.Layers[n-s.Added()], recipe.Runtime.Digest); err != nil {
 		return nil, err
 	}
 	c, err := s.Converted(ctx)
@@ -273,6 +297,11 @@ func newConverted(img *image.Image, p Places, e *libos.Enclave, files map[string
 		if text := files[libos.EncryptedPath]; text != nil {
 			if c.Encrypted, err = encrypted.ParseList(text); err != nil {
 				return nil, &Damage{PartEncrypted, fmt.Errorf("reading %s: %w", libos.EncryptedPath, err)}
+			}
+		}
+		if text := files[libos.AgentConfigPath]; text != nil {
+			if c.Agent, err = release.ParseConfig(text); err != nil {
+				return nil, &Damage{PartAgent, fmt.Errorf("reading %s: %w", libos.AgentConfigPath, err)}
 			}
 		}
 	}

@@ -115,7 +115,15 @@ func (s *Scanned) Added() int {
 	if s.Places.Backend == nil {
 		return 0
 	}
-	return s.Places.Backend.Layers()
+	return s.Places.Backend.Layers() + hasAgent(s.Files)
+}
+
+// hasAgent is 1 if the enclave's layer has the configuration of an agent, which then is in a layer of its own.
+func hasAgent(files map[string][]byte) int {
+	if files[libos.AgentConfigPath] != nil {
+		return 1
+	}
+	return 0
 }
 
 // read returns a file of the layers that the conversion has added; nil if they have none of the path.

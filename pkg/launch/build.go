@@ -67,7 +67,10 @@ func (contents *Contents) Build(ctx context.Context, config []byte, o Options) (
 	}
 	s.LibC.Find(tree, f.set, f.policy == TrustAll)
 	s.LibC.Choice = cmp.Or(o.LibC, libc.Auto)
-	s.size(f.set, o.Memory)
+	s.size(f.set, o)
+	if err := f.secrets(o); err != nil {
+		return nil, err
+	}
 	if err := f.encrypt(c.Config, o); err != nil {
 		return nil, err
 	}

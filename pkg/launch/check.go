@@ -73,6 +73,9 @@ func (o Options) Check() error {
 			return wrong(c.option, "", "it is given %d times, more than %d", c.n, maxValues)
 		}
 	}
+	if err := o.checkSecrets(); err != nil {
+		return err
+	}
 	for _, v := range o.Env {
 		switch {
 		case v.PassThrough && (v.Name == "" || strings.ContainsAny(v.Name, "=\x00")):

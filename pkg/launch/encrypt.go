@@ -355,7 +355,7 @@ func (f *files) noticeEncrypted(first string, list []*rootfs.Node, e Encryption)
 					"not count: data files that only it names are not listed")
 		}
 	}
-	if e.AtStart {
+	if e.AtStart || s.Agent != nil {
 		return
 	}
 	s.Find(finding.EncryptedKey, finding.Warning, first, "nothing in the image brings the key: until it is written to "+

@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -44,6 +45,7 @@ func (f *files) notice(ctx context.Context, c v1.Config, o Options) error {
 			"the health check runs outside the enclave, as a second process with the "+
 				"image's own files: it sees neither the enclave's memory nor its temporary files and local sockets")
 	}
+	f.noticeLauncher()
 	f.noticeSecrets()
 	f.noticeLocale()
 	f.noticeEnclave()
@@ -224,6 +226,22 @@ var secretPlaces = []string{
 	"/run/secrets", "/var/run/secrets", "/etc/secrets", "/mnt/secrets", "/mnt/secrets-store", "/secrets",
 }
 
+// noticeLauncher tells of programs of Go that start others in their own place: by which thread is chance, and Gramine
+// loses signals if it is not the first.
+func (f *files) noticeLauncher() {
+	s := f.spec
+	if entry := f.tree.Lookup(s.Entrypoint); entry.ELF == nil || !entry.ELF.Go {
+		return
+	}
+	for _, a := range s.Argv[1:] {
+		if n, _, err := s.LookUp(f.tree, a); err == nil && n.Path != s.Entrypoint {
+			s.Find(finding.GoLauncher, finding.Warning, s.Entrypoint, "this program of Go starts "+n.Path+", perhaps "+
+				"in its own place and from another thread than the first: SIGTERM is lost then")
+			return
+		}
+	}
+}
+
 func (f *files) noticeSecrets() {
 	texts := slices.Clone(f.spec.Argv)
 	for _, v := range f.spec.Env {
@@ -237,7 +255,7 @@ func (f *files) noticeSecrets() {
 	said := map[string]bool{}
 	for _, text := range texts {
 		for _, w := range reach.Words(text) {
-			if belowAny(w, secretPlaces) && !f.exists(w) && !said[w] {
+			if belowAny(w, secretPlaces) && !f.exists(w) && !f.released(w) && !said[w] {
 				said[w] = true
 				f.spec.Find(finding.MountedSecrets, finding.Warning, w,
 					"the image expects a secret to be mounted here: a file "+
@@ -245,6 +263,13 @@ func (f *files) noticeSecrets() {
 			}
 		}
 	}
+}
+
+// released reports whether a file, or a file of a directory, is one that a server releases.
+func (f *files) released(p string) bool {
+	return f.spec.Agent != nil && slices.ContainsFunc(f.spec.Agent.Want, func(s release.Slot) bool {
+		return s.Dir() != "" && (process.Below(p, s.Name) || process.Below(s.Name, p))
+	})
 }
 
 func (f *files) exists(p string) bool {

@@ -110,6 +110,12 @@ var findingImages = map[string]struct{ with, without testImage }{
 		testImage{options: encrypt("/app")},
 		testImage{entries: secrets, options: encrypt("/srv/app")},
 	},
+	finding.GoLauncher: {
+		testImage{config: cmd("/start", "/app"), entries: []Entry{Program("start", ELF(""))},
+			facts: map[string]elf.Facts{"/start": {Go: true}}},
+		testImage{config: cmd("/start", "app"), entries: []Entry{Program("start", ELF(""))},
+			facts: map[string]elf.Facts{"/start": {Go: true}}},
+	},
 	finding.EncryptedWritable: {
 		testImage{entries: secrets, options: encrypt("/srv/app")},
 		testImage{entries: secrets},

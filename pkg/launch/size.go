@@ -122,8 +122,8 @@ const maxLooked = 1 << 20
 
 // size chooses the enclave's size and number of threads: the profile's, raised by what the image
 // contains.
-func (s *Spec) size(set *reach.Set, asked uint64) {
-	texts := s.texts(set)
+func (s *Spec) size(set *reach.Set, o Options) {
+	asked, texts := o.Memory, s.texts(set)
 	threads, said := profile.Need(s.Profile.Threads, texts)
 	threads = min(threads, maxThreads)
 	if asked != 0 { // half of what was asked for is for the program
@@ -132,6 +132,9 @@ func (s *Spec) size(set *reach.Set, asked uint64) {
 	switch {
 	case s.Threads == 0:
 		s.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
+		if o.Secrets != nil {
+			s.Threads = max(s.Threads, agentThreads)
+		}
 	case int(threads) > s.Threads:
 		s.Find(finding.Threads, finding.Warning, "",
 			fmt.Sprintf("%s asks for some %d threads, and the enclave has %d: what is "+
@@ -159,6 +162,9 @@ func (s *Spec) size(set *reach.Set, asked uint64) {
 	raise(2*mapped+fixed, fmt.Sprintf("its program and libraries take %d MB", mapped>>20))
 	if need, said := profile.Need(s.Profile.Memory, texts); need > 0 {
 		raise(need+mapped+fixed, said)
+	}
+	if o.Secrets != nil {
+		raise(agentMemory, "the agent that gets secrets")
 	}
 	s.Memory = size
 }

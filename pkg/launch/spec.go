@@ -10,6 +10,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 )
 
@@ -40,7 +41,9 @@ type Spec struct {
 	Allowed []string
 	// Starters are scripts in the place of links to programs.
 	Starters []Starter
-	LibC     libc.Needs
+	// Agent is what starts first and becomes the program, with secrets; nil: the program starts itself.
+	Agent *release.Config
+	LibC  libc.Needs
 	// Memory is the enclave's, in bytes, and Threads how many of its own threads the program can have.
 	Memory  uint64
 	Threads int
@@ -106,6 +109,8 @@ type Options struct {
 	Encrypted    []Mount // Path and Key
 	// Encrypt are files of the image that are encrypted.
 	Encrypt Encryption
+	// Secrets has the program get secrets at start; nil: it gets none.
+	Secrets *Secrets
 	// Memory, in bytes, and Threads are the enclave's; zero leaves them to the profile and the image.
 	Memory  uint64
 	Threads int

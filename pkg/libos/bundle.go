@@ -90,6 +90,9 @@ type File struct {
 	Mode    int64  // permission bits
 	Content []byte
 	Link    string // the target, where it is a symbolic link
+	// Dir says that it is a directory that belongs to a user of the image. The directories above it stay as they are.
+	Dir      bool
+	UID, GID int
 }
 
 // ByPath returns the contents of files by their paths.
@@ -136,6 +139,13 @@ func NewPacker(out io.Writer) *Packer {
 
 // Add writes the next file.
 func (p *Packer) Add(f File) error {
+	if f.Dir {
+		p.made[f.Path] = true
+		return p.out.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeDir, Name: f.Path[1:] + "/", Mode: f.Mode, ModTime: time.Unix(0, 0),
+			Uid: f.UID, Gid: f.GID,
+		})
+	}
 	if err := p.dirs(path.Dir(f.Path)); err != nil {
 		return err
 	}
@@ -185,7 +195,10 @@ func Unpack(archive []byte) ([]File, error) {
 		f := File{Path: "/" + h.Name, Mode: h.Mode}
 		switch h.Typeflag {
 		case tar.TypeDir:
-			continue
+			if f.Path = path.Clean(f.Path); f.Path == Root || strings.HasPrefix(f.Path, Root+"/") {
+				continue // above files
+			}
+			f.Dir, f.UID, f.GID = true, h.Uid, h.Gid
 		case tar.TypeSymlink:
 			f.Link = h.Linkname
 		default:

@@ -43,8 +43,11 @@ const (
 type Backend interface {
 	// Kind is the name by which users choose it.
 	Kind() string
-	// Layers is how many layers a conversion puts on an image: the runtime's, what Seal returns, and the enclave's.
+	// Layers is how many layers a conversion puts on an image, an agent's apart: the runtime's, what Seal returns, and
+	// the enclave's.
 	Layers() int
+	// Agent returns the program that starts first in an enclave and gets secrets: ErrNoAgent if there is none.
+	Agent() ([]byte, error)
 	// Load finds the runtime and packs it into a layer, the same bytes for the same runtime.
 	Load(ctx context.Context, o LoadOptions) (*Bundle, error)
 	// Image returns the image from which Load takes the runtime; false: it takes it from elsewhere.
@@ -92,6 +95,8 @@ type Input struct {
 	Date    sgx.Date
 	// Encrypted is what there is of files that the image has encrypted; nil: it has none.
 	Encrypted *Encrypted
+	// Agent is what starts first if the specification has something to tell it.
+	Agent *Agent
 	// Contents reads regular files of the tree that are wanted, in the order of the layers. What is in memory of the
 	// image does not hold them, so it takes another pass over the layers that have some.
 	Contents Contents

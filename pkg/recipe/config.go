@@ -77,6 +77,8 @@ var runKeys = []string{
 // Start is how an image starts.
 type Start struct {
 	Entrypoint, Cmd []string
+	// Agent says that a layer of its own has an agent, over the runtime's.
+	Agent bool
 }
 
 // Config returns the source's configuration with the start of the enclave in it, but for the labels. What is not about
@@ -111,7 +113,7 @@ func (s Start) Config(source []byte, added int) (map[string]json.RawMessage, err
 		return nil, err
 	}
 	if raw, ok := config["history"]; ok {
-		if config["history"], err = addHistory(raw, config["created"], layersBy(added)...); err != nil {
+		if config["history"], err = addHistory(raw, config["created"], s.layersBy(added)...); err != nil {
 			return nil, err
 		}
 	}
@@ -231,8 +233,11 @@ func addHistory(raw, created json.RawMessage, added ...string) (json.RawMessage,
 }
 
 // layersBy are what the history says of so many new layers: the runtime's comes first, the enclave's last.
-func layersBy(added int) []string {
+func (s Start) layersBy(added int) []string {
 	by := slices.Repeat([]string{"cconvert: contents"}, added)
+	if s.Agent {
+		by[1] = "cconvert: agent"
+	}
 	by[0], by[added-1] = "cconvert: runtime", "cconvert: enclave"
 	return by
 }

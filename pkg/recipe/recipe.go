@@ -32,6 +32,8 @@ type Recipe struct {
 	Options  Options `json:"options"`
 	Date     string  `json:"date"`
 	Overlay  string  `json:"overlay,omitempty"` // the user's manifest, as it was given
+	// Agent is the SHA-256, in hexadecimal, of the program that gets secrets; empty if none does.
+	Agent string `json:"agent,omitempty"`
 	// Replaced are the values of the source's configuration where the output has others.
 	Replaced map[string]json.RawMessage `json:"replaced"`
 	// DiffIDs are the source's layers (OCI image specification, "rootfs.diff_ids").
@@ -62,10 +64,12 @@ type Options struct {
 	Tmpfs       []string `json:"tmpfs,omitempty"`
 	Encrypted   []string `json:"encrypt_mount,omitempty"`
 	Encrypt     *Encrypt `json:"encrypt,omitempty"`
-	Trust       string   `json:"trust"`
-	List        []string `json:"trust_list,omitempty"`
-	LibC        string   `json:"libc"`
-	Profile     string   `json:"profile,omitempty"` // empty: recognised
+	// Secrets is from whom the program gets secrets, and which.
+	Secrets *launch.Secrets `json:"secrets,omitempty"`
+	Trust   string          `json:"trust"`
+	List    []string        `json:"trust_list,omitempty"`
+	LibC    string          `json:"libc"`
+	Profile string          `json:"profile,omitempty"` // empty: recognised
 	// ProfileText is the profile if it is not one that comes with the program.
 	ProfileText string `json:"profile_text,omitempty"`
 	Date        string `json:"date,omitempty"` // empty: that of the source's creation
@@ -87,7 +91,7 @@ func Record(o launch.Options, e libos.EnclaveOptions, date *sgx.Date) Options {
 		EnclaveSize: o.Memory, Threads: o.Threads, EDMM: e.EDMM, Debug: e.Debug,
 		ISVProdID: e.ISVProdID, ISVSVN: e.ISVSVN, Attestation: e.Attestation,
 		LogLevel: e.LogLevel,
-		Args:     o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs,
+		Args:     o.Args, HostArgs: o.HostArgs, Allowed: o.AllowedFiles, Tmpfs: o.Tmpfs, Secrets: o.Secrets,
 	}
 	r.Trust, r.List, r.LibC = string(cmp.Or(o.Trust, launch.TrustAuto)), o.List, string(cmp.Or(o.LibC, libc.Auto))
 	if o.Profile != nil {
@@ -124,10 +128,11 @@ func (r Recipe) Identity(signer sgx.Measurement) string {
 		Source   string  `json:"source"`
 		Platform string  `json:"platform"`
 		Runtime  string  `json:"runtime"`
+		Agent    string  `json:"agent,omitempty"`
 		Options  Options `json:"options"`
 		Overlay  string  `json:"overlay,omitempty"`
 		Signer   string  `json:"mrsigner,omitempty"`
-	}{r.Epoch, r.Source, r.Platform, r.Runtime.Digest, r.Options, r.Overlay, ""}
+	}{r.Epoch, r.Source, r.Platform, r.Runtime.Digest, r.Agent, r.Options, r.Overlay, ""}
 	if signer != (sgx.Measurement{}) {
 		of.Signer = signer.String()
 	}
@@ -164,7 +169,7 @@ func (r Options) Decisions() (launch.Options, libos.EnclaveOptions, error) {
 func (r Options) launch() (launch.Options, error) {
 	o := launch.Options{
 		Args: r.Args, HostArgs: r.HostArgs, AllowedFiles: r.Allowed, Tmpfs: r.Tmpfs,
-		Memory: r.EnclaveSize, Threads: r.Threads,
+		Memory: r.EnclaveSize, Threads: r.Threads, Secrets: r.Secrets,
 		Trust: launch.Policy(r.Trust), List: r.List, LibC: libc.Choice(r.LibC),
 	}
 	switch {
@@ -234,7 +239,8 @@ func ParseReasons(text []byte) (runs []FileRun, err error) {
 }
 
 // Plain is the recipe without the options that change what is run: by it, what runs is what the image says. Which files
-// are encrypted is no such option: their contents are another question.
+// are encrypted is no such option: their contents are another question. Nor is that an agent gets secrets: it becomes
+// the program.
 func (r Recipe) Plain() Recipe {
 	o := r.Options
 	o.Args, o.HostArgs, o.Env, o.PassEnv, o.Allowed, o.Tmpfs, o.Encrypted = nil, false, nil, nil, nil, nil, nil
@@ -252,15 +258,26 @@ func (r Recipe) Keep() []string {
 	return o.Keep()
 }
 
-// New describes a conversion by these options, of a source with a runtime.
+// Added is how many layers the conversion has put on the source, with a library OS that puts so many there.
+func (r Recipe) Added(backend libos.Backend) int {
+	if r.Options.Secrets != nil {
+		return backend.Layers() + 1
+	}
+	return backend.Layers()
+}
+
+// New describes a conversion by these options, of a source with a runtime and, if it is not nil, an agent.
 func New(
-	o Options, overlay string, source *image.Image, bundle *libos.Bundle, date sgx.Date,
+	o Options, overlay string, source *image.Image, bundle *libos.Bundle, agent *libos.Agent, date sgx.Date,
 ) (Recipe, error) {
 	r := Recipe{
 		Epoch: FormatEpoch, Source: source.Digest, Platform: Platform,
 		Runtime: Runtime{bundle.Meta, bundle.Layer.Digest},
 		Options: o, Date: date.String(), Overlay: overlay,
 		Replaced: map[string]json.RawMessage{},
+	}
+	if agent != nil {
+		r.Agent = hex.EncodeToString(agent.SHA256[:])
 	}
 	_, run, err := readConfig(source.Config)
 	if err != nil {

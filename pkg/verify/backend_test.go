@@ -48,6 +48,8 @@ func (crate) Kind() string { return "crate" }
 // The runtime's, one for the contents, and the enclave's.
 func (crate) Layers() int { return 3 }
 
+func (crate) Agent() ([]byte, error) { return nil, libos.ErrNoAgent }
+
 func (crate) Keep() []string { return []string{crateSettings} }
 
 func (crate) CheckOverlay(name, _ string) error {

@@ -40,6 +40,9 @@ type Expectations struct {
 	Layout string `toml:"layout"`
 	// RuntimeDigest are digests of the runtime's layer, of which one must be there; empty: any.
 	RuntimeDigest []string `toml:"runtime_digest"`
+	// AgentDigest are SHA-256 digests, in hexadecimal, of agents' programs, of which one must be there if the image
+	// gets secrets; empty: the one of this version.
+	AgentDigest []string `toml:"agent_digest"`
 	// AllowChanges accepts that options of the conversion change what the source would run.
 	AllowChanges bool `toml:"allow_changes"`
 	// AnyRuntime goes without an expectation of the loader, which is not measured.
@@ -115,6 +118,7 @@ func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 	} else if c.Layout != inspect.LayoutOurs && (len(e.RuntimeDigest) > 0 || len(e.Known) > 0) {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"an image of this kind has none"})
 	}
+	v.vouchedAgent(e)
 	v.expectPlain(e, compared)
 	if e.Attested != nil {
 		signed := slices.ContainsFunc(found, func(f attest.Found) bool {

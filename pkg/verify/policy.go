@@ -74,12 +74,15 @@ func (v *verification) policy(ctx context.Context) error {
 func (v *verification) parts(r recipe.Recipe) convert.Parts {
 	return convert.Parts{
 		Image: v.s.Image, Recipe: r, Backend: v.s.Places.Backend, Bundle: v.s.Bundle, Tree: v.below,
-		Encrypted: v.c.Encrypted, Keys: v.c.LibOS.Keys,
+		Encrypted: v.c.Encrypted, Keys: v.c.LibOS.Keys, Agent: v.agentProgram, Added: v.s.Added(),
 	}
 }
 
 // compareWithPlain finds what the conversion's options change of what runs.
 func (v *verification) compareWithPlain(ctx context.Context) error {
+	if v.c.Agent != nil {
+		v.changes = append(v.changes, "+ secrets: "+agentDetail(v.c))
+	}
 	plain := v.c.Recipe.Plain()
 	if plain.Overlay == v.c.Recipe.Overlay && reflect.DeepEqual(plain.Options, v.c.Recipe.Options) {
 		return nil
@@ -89,8 +92,8 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
-		v.changes = append([]string{"without them it could not be converted: " + err.Error()},
-			recipe.Differences(v.c.Recipe, &plain)...)
+		v.changes = append(v.changes, "without them it could not be converted: "+err.Error())
+		v.changes = append(v.changes, recipe.Differences(v.c.Recipe, &plain)...)
 		return nil
 	}
 	without, err := v.opened(p.EnclaveFiles(&sgx.SigStruct{}))
@@ -171,6 +174,9 @@ func (v *verification) layerProblems(want []libos.File) ([]string, error) {
 		switch {
 		case n == nil:
 			problems = append(problems, fmt.Sprintf("%s is missing", f.Path))
+		case f.Dir && (n.Type != rootfs.Dir || n.Mode != uint32(f.Mode) || n.UID != f.UID || n.GID != f.GID):
+			problems = append(problems, fmt.Sprintf("%s is not a directory of the image's user", f.Path))
+		case f.Dir:
 		case f.Link != "" && (n.Type != rootfs.Symlink || n.Link != f.Link):
 			problems = append(problems, fmt.Sprintf("%s is not a link to %s", f.Path, f.Link))
 		case f.Link == "" && (n.Type != rootfs.Regular || n.Mode != uint32(f.Mode)):

@@ -69,8 +69,13 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	if o.Runtime != nil {
 		given.Runtime = *o.Runtime
 	} else {
-		given.Backend = sameRuntime{again.Backend, img, c.Recipe.Runtime.Digest}
+		given.Backend = sameRuntime{again.Backend, img, len(img.Layers) - c.Added(), c.Recipe.Runtime.Digest}
 	}
+	program, err := c.AgentOf(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	given.Backend = sameAgent{given.Backend, program}
 	if given.Encrypt, err = o.encryption(ctx, img, c, out); err != nil {
 		return nil, err
 	}
@@ -154,7 +159,7 @@ func (o RebuildOptions) encryption(
 	default:
 		out.Ciphertexts = "the image's: to encrypt the files again needs the key"
 	}
-	at := len(img.Layers) - c.Places.Backend.Layers() - 1
+	at := len(img.Layers) - c.Added() - 1
 	if at < 0 {
 		return nil, fmt.Errorf("%w: there is no layer for encrypted files", encrypted.ErrList)
 	}
@@ -189,13 +194,27 @@ var errForeign = errors.New("the runtime's layer is not one that a conversion ma
 type sameRuntime struct {
 	libos.Backend
 	img  *image.Image
-	said string // the digest of its layer
+	at   int    // its layer
+	said string // the digest of that
 }
 
 func (r sameRuntime) Load(ctx context.Context, _ libos.LoadOptions) (*libos.Bundle, error) {
-	b, err := inspect.RuntimeOf(ctx, r.img.Layers[len(r.img.Layers)-r.Layers()], r.said)
+	b, err := inspect.RuntimeOf(ctx, r.img.Layers[r.at], r.said)
 	if err == nil && b.Foreign != nil {
 		err = fmt.Errorf("%w: %w", errForeign, b.Foreign)
 	}
 	return b, err
+}
+
+// sameAgent is a backend whose agent is the one in an image.
+type sameAgent struct {
+	libos.Backend
+	program []byte // nil: there is none
+}
+
+func (a sameAgent) Agent() ([]byte, error) {
+	if a.program == nil {
+		return nil, errors.New("by the recipe the image has an agent, and it does not")
+	}
+	return a.program, nil
 }

@@ -48,7 +48,7 @@ func (r *Report) Start(ctx context.Context, img *image.Image) error {
 		return nil
 	}
 	n := len(img.Layers) // the verification has found both layers
-	bundle, err := inspect.RuntimeOf(ctx, img.Layers[n-b.Layers()], r.Recipe.Runtime.Digest)
+	bundle, err := inspect.RuntimeOf(ctx, img.Layers[n-r.Added()], r.Recipe.Runtime.Digest)
 	if err != nil {
 		return err
 	}

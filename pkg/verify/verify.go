@@ -61,6 +61,7 @@ const (
 	CheckConfig      = "config"                // the configuration starts this enclave and nothing else
 	CheckEncrypted   = inspect.PartEncrypted   // ciphertexts, and that there is no plain text of them
 	CheckContents    = "encrypted-contents"    // what the encrypted files hold
+	CheckAgent       = inspect.PartAgent       // what gets secrets, from whom, and which
 	CheckSource      = "source"                // the image that it was made from
 	CheckEvidence    = "evidence"              // what is attached to the image
 	CheckMREnclave   = "mrenclave"             // expectations
@@ -69,6 +70,7 @@ const (
 	CheckProduct     = "product"               //
 	CheckDebug       = "debug"                 //
 	CheckRuntimeIs   = "runtime-is"            //
+	CheckAgentIs     = "agent-is"              //
 	CheckAttestedBy  = "attested-by"           //
 	CheckAnyIdentity = "any-identity"          // there was an expectation of who signed or what runs
 	CheckLayout      = "layout"                // the image is of a kind whose start can be verified
@@ -136,6 +138,8 @@ type verification struct {
 	// were decrypted.
 	encryptedProblems []string
 	plain             map[string]encrypted.Plain
+	// agentProgram is the program that gets secrets; nil: there is none.
+	agentProgram []byte
 	// readable says that all parts of the image could be read.
 	readable bool
 }
@@ -207,6 +211,7 @@ func (v *verification) beforeSigning(
 	}
 	v.expectItself(e)
 	v.vouched(e, nil)
+	v.vouchedAgent(e)
 	v.expectPlain(e, source != nil)
 	if r.Trusted = len(r.Unmet()) == 0; !r.Trusted {
 		return r, nil, nil
@@ -263,9 +268,13 @@ func (v *verification) consistency(
 	}
 	v.runtime()
 	v.files()
+	if v.agentProgram, err = v.c.AgentOf(ctx, img); err != nil {
+		return nil, err
+	}
 	if err := v.policy(ctx); err != nil {
 		return nil, err
 	}
+	v.agent()
 	if err := v.encrypted(ctx, e); err != nil {
 		return nil, err
 	}
@@ -357,8 +366,20 @@ func (v *verification) onTop() {
 					fmt.Sprintf("layer %d, which is for the runtime, %s", n-added+1, whatItDoes(e)))
 			}
 		}
+		if v.c.Agent != nil {
+			for _, e := range v.s.Indexes[n-added+1].Entries {
+				above := e.Type == rootfs.Dir && strings.HasPrefix(libos.AgentPath, e.Path+"/")
+				if e.Path != libos.AgentPath && !above {
+					problems = append(problems,
+						fmt.Sprintf("layer %d, which is for the agent, %s", n-added+2, whatItDoes(e)))
+				}
+			}
+		}
 	}
 	for _, e := range v.s.Indexes[n-1].Entries {
+		if v.c.Agent != nil && e.Type == rootfs.Dir && slices.Contains(v.c.Agent.Dirs, e.Path) {
+			continue // which the policy's check compares
+		}
 		if !strings.HasPrefix(e.Path+"/", app) && (e.Type != rootfs.Dir || !strings.HasPrefix(app, e.Path+"/")) {
 			problems = append(problems, fmt.Sprintf("layer %d, which is for %s, %s", n, app, whatItDoes(e)))
 		}

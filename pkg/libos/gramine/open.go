@@ -18,7 +18,9 @@ func (Backend) Keep() []string { return Keep() }
 
 // Keep is that of all runtimes of Gramine's manifests.
 func Keep() []string {
-	return []string{libos.ManifestPath, libos.HostsPath, launch.StarterPath + "*", libos.EncryptedPath}
+	return []string{
+		libos.ManifestPath, libos.HostsPath, launch.StarterPath + "*", libos.EncryptedPath, libos.AgentConfigPath,
+	}
 }
 
 // NewEnclave lays out the enclave that the newest known loader builds from an enclave image (libpal.so) and a manifest,

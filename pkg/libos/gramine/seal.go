@@ -3,6 +3,7 @@ package gramine
 import (
 	"context"
 	"crypto/sha256"
+	"embed"
 	"encoding/hex"
 	"fmt"
 	"path"
@@ -20,6 +21,14 @@ import (
 
 // Layers are the runtime's and the enclave's.
 func (Backend) Layers() int { return 2 }
+
+// embedded has the agent, if make has put it there.
+//
+//go:embed all:embedded
+var embedded embed.FS
+
+// Agent is cmd/cconvert-agent.
+func (Backend) Agent() ([]byte, error) { return libos.EmbeddedAgent(embedded) }
 
 // CheckOverlay reports what is wrong with a user's manifest.
 func (Backend) CheckOverlay(name, text string) error {
@@ -78,6 +87,15 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 			out.Findings = append(out.Findings, finding.New(finding.InsecureKey, finding.Warning, e.KeyName,
 				"the key to the encrypted files is in the manifest, for everybody to read: nothing is confidential"))
 		}
+	}
+	if c := in.Spec.Agent; c != nil {
+		text, err := c.Marshal()
+		if err != nil {
+			return nil, err
+		}
+		own = append(own, libos.File{Path: libos.AgentConfigPath, Mode: 0o644, Content: text})
+		m.Section("libos")["entrypoint"] = libos.AgentPath
+		m.Trusted = append([]manifest.TrustedFile{trusted(libos.AgentPath, in.Agent.SHA256)}, m.Trusted...)
 	}
 	for _, s := range in.Spec.Starters {
 		own = append(own, libos.File{Path: s.Path, Mode: 0o755, Content: []byte(s.Text())})
@@ -153,8 +171,19 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		// The loader of direct mode looks for another suffix.
 		{Path: libos.App + ".manifest", Link: path.Base(libos.ManifestPath)},
 	}, own...)
+	if c := in.Spec.Agent; c != nil {
+		for _, dir := range c.Dirs {
+			out.Files = append(out.Files, libos.File{
+				Path: dir, Dir: true, Mode: secretsMode, UID: int(in.Spec.UID), GID: int(in.Spec.GID),
+			})
+		}
+	}
 	return out, nil
 }
+
+// secretsMode is that of directories for released files. Clusters that start images as users of their own have them in
+// the group of the image's.
+const secretsMode = 0o770
 
 // insecureKeys is the table of keys in the "fs" section of a manifest (Gramine, "Manifest syntax", "Encrypted files").
 const insecureKeys = "insecure__keys"

@@ -28,7 +28,8 @@ import (
 
 const maxProgram = 512 << 20
 
-// embedded has the loader for linux/amd64, if this program was built with one: make loader puts it there.
+// embedded has the loader for linux/amd64 and the agent, if this program was built with them: make loader puts them
+// there.
 //
 //go:embed all:embedded
 var embedded embed.FS
@@ -118,6 +119,9 @@ var simulated = gramine.Runtime{Loader: loader.Path, PAL: loader.Path, LibOS: lo
 
 // Layers are the runtime's and the enclave's.
 func (Backend) Layers() int { return 2 }
+
+// Agent is cmd/cconvert-agent-sim, whose quotes are simulated.
+func (Backend) Agent() ([]byte, error) { return libos.EmbeddedAgent(embedded) }
 
 // Image is that the runtime is no image: it is a file, or part of the program.
 func (Backend) Image(libos.LoadOptions) (ref image.Reference, ok bool, err error) {

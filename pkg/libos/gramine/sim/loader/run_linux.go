@@ -15,9 +15,15 @@ import (
 // conversions refuse what has files there, and it is in no layer of theirs. A variable could be the image's own.
 const unconfined = root + "/unconfined"
 
-// run confines this process and replaces it by the program. The signature is a file that the program must
-// not be able to read.
+// agentPath is libos.AgentPath. An agent makes quotes of the enclave that there would be, by its signature.
+const agentPath = root + "/agent/cconvert-agent"
+
+// run confines this process and replaces it by the program. The signature is a file that only an agent may read, and
+// the recipe one that nobody may.
 func (p *program) run(argv, env, readable []string, sig string) error {
+	if p.LibOS.Entrypoint == agentPath {
+		readable = append(readable, sig)
+	}
 	if err := p.decrypt(); err != nil {
 		return err
 	}
@@ -36,9 +42,10 @@ func (p *program) run(argv, env, readable []string, sig string) error {
 		fmt.Fprintln(os.Stderr, "cconvert sim: the program is NOT CONFINED to the files of its manifest")
 	} else if err := p.confine(readable); err != nil {
 		return fmt.Errorf("confining the program: %w", err)
-	} else if f, err := os.Open(sig); err == nil {
+	} else if f, err := os.Open(recipePath); err == nil {
 		f.Close()
-		return fmt.Errorf("confining the program had no effect: %s, which is not in its manifest, can be read", sig)
+		return fmt.Errorf("confining the program had no effect: %s, which is not in its manifest, can be read",
+			recipePath)
 	}
 	if err := p.assume(); err != nil {
 		return err

@@ -1,0 +1,85 @@
+package verify
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/libos"
+)
+
+// agent checks what starts first and gets secrets: the program that is measured as such is in its layer, and is told
+// what the recipe says.
+func (v *verification) agent() {
+	r := v.c.Recipe
+	if r == nil || r.Options.Secrets == nil && v.c.Agent == nil {
+		return
+	}
+	var problems []string
+	switch c := v.c.Agent; {
+	case c == nil || r.Options.Secrets == nil:
+		problems = append(problems, "the recipe and the enclave do not agree that there is an agent")
+	default:
+		sum := v.agentSum()
+		if sum != r.Agent {
+			problems = append(problems, fmt.Sprintf("its program has the digest %s, the recipe says %s", sum, r.Agent))
+		}
+		if got := v.c.Program.Entrypoint; got != libos.AgentPath {
+			problems = append(problems, fmt.Sprintf("the enclave starts %s, not the agent", got))
+		}
+		if _, public := v.c.LibOS.Keys[c.Key]; public {
+			problems = append(problems, "the key of the directories for files is in the manifest")
+		}
+		for _, m := range v.c.Program.Mounts {
+			if slices.Contains(c.Dirs, m.Path) && (m.Type != "encrypted" || m.Key != c.Key) {
+				problems = append(problems, fmt.Sprintf("%s is no encrypted directory of its key", m.Path))
+			}
+		}
+	}
+	v.add(CheckAgent, agentDetail(v.c), problems)
+}
+
+// agentSum is the digest of the agent's program, in hexadecimal; empty if there is none.
+func (v *verification) agentSum() string {
+	if v.agentProgram == nil {
+		return ""
+	}
+	sum := sha256.Sum256(v.agentProgram)
+	return hex.EncodeToString(sum[:])
+}
+
+// agentDetail says from whom the program gets which secrets.
+func agentDetail(c *inspect.Converted) string {
+	if c.Agent == nil {
+		return "an agent gets secrets before the program starts"
+	}
+	return "before the program starts, an agent asks " + strings.Join(c.Agent.From(), ", then ") + " for " +
+		strings.Join(c.Agent.Places(), ", ")
+}
+
+// vouchedAgent checks that somebody vouches for the agent, which is measured and has the secrets first.
+func (v *verification) vouchedAgent(e Expectations) {
+	if v.c.Agent == nil {
+		return
+	}
+	sum := v.agentSum()
+	own, err := v.s.Places.Backend.Agent()
+	switch {
+	case err == nil && sha256.Sum256(own) == sha256.Sum256(v.agentProgram):
+		v.add(CheckAgentIs, "the agent is the one of this version of cconvert", nil)
+	case slices.Contains(e.AgentDigest, sum):
+		v.add(CheckAgentIs, "the agent is an expected one", nil)
+	case slices.Contains(e.MREnclave, v.c.MREnclave) && !v.signing:
+		v.skip(CheckAgentIs, "the agent, "+sum+", is another version's, and this MRENCLAVE, which measures it, is an "+
+			"expected one")
+	case len(e.AgentDigest) > 0:
+		v.add(CheckAgentIs, "the agent is an expected one",
+			[]string{fmt.Sprintf("it is %s, expected is %s", sum, list(e.AgentDigest))})
+	default:
+		v.undecided(CheckAgentIs, "the agent, which has the secrets first, is not the one of this version of "+
+			"cconvert: expect it with --agent-digest "+sum)
+	}
+}
