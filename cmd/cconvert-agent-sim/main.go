@@ -3,10 +3,15 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
+	"syscall"
 
 	"github.com/cconvert/cconvert/internal/agent"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/keeper"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote/simulated"
 )
@@ -15,7 +20,28 @@ const sigStruct = "/cconvert/app/entrypoint.sig"
 
 func init() { runtime.LockOSThread() }
 
-func main() { agent.Become("cconvert-agent-sim", agent.System{Quote: quote, NoKeys: true}) }
+func main() {
+	s := agent.System{Quote: quote, SetKey: setKey}
+	if k := keeper.Inherited(); k != nil { // the loader's, which decrypts files
+		s.SetKey = k.SetKey
+		s.Exec = func(path string, args, env []string) error {
+			if err := k.Close(); err != nil {
+				return err
+			}
+			return syscall.Exec(path, args, env)
+		}
+	}
+	agent.Become("cconvert-agent-sim", s)
+}
+
+// setKey sets a key if there is something that takes it, as under Gramine without SGX. Without an enclave, nothing else
+// encrypts the program's files.
+func setKey(name string, key []byte) error {
+	if _, err := os.Stat(filepath.Join(agent.AttestationDir, "keys")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return agent.SetKey(agent.AttestationDir, name, key)
+}
 
 // quote makes a quote of the enclave that the image would have.
 func quote(data [64]byte) ([]byte, error) {

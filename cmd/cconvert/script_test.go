@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -46,7 +47,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx/signer"
 )
 
-// program is cconvert as it is shipped: static, and with the loader of simulated images in it.
+// program is cconvert as it is shipped: static, and with the loader of simulated images and the agents in it.
 var program string
 
 func TestMain(m *testing.M) {
@@ -55,7 +56,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	program = filepath.Join(dir, "cconvert")
-	if err := build(program, filepath.Join(dir, "loader")); err != nil {
+	if err := build(program, dir); err != nil {
 		panic(err)
 	}
 	code := m.Run()
@@ -63,30 +64,63 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// build makes the program, and the loader that is put into it.
-func build(program, loader string) error {
-	place, err := filepath.Abs("../../pkg/libos/gramine/sim/embedded/loader")
-	if err != nil {
-		return err
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{place: loader}})
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(loader+".json", overlay, 0o600); err != nil {
-		return err
-	}
-	for _, args := range [][]string{
-		{"-o", loader, "../cconvert-sim-loader"}, {"-overlay", loader + ".json", "-o", program, "."},
-	} {
+// build makes the program, and what is put into it, in a directory.
+func build(program, dir string) error {
+	compile := func(args ...string) error {
 		build := exec.Command("go", append([]string{"build", "-ldflags", "-s -w"}, args...)...)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stderr = os.Stderr
-		if err := build.Run(); err != nil {
+		return build.Run()
+	}
+	replace := map[string]string{}
+	for _, p := range []struct{ source, place string }{
+		{"../cconvert-sim-loader", "sim/embedded/loader"}, {"../cconvert-agent", "embedded/agent.gz"},
+		{"../cconvert-agent-sim", "sim/embedded/agent.gz"},
+	} {
+		place, err := filepath.Abs("../../pkg/libos/gramine/" + p.place)
+		if err != nil {
 			return err
 		}
+		out := filepath.Join(dir, filepath.Base(p.source))
+		if err := compile("-o", out, p.source); err != nil {
+			return err
+		}
+		if filepath.Ext(place) == ".gz" {
+			if err := compress(out); err != nil {
+				return err
+			}
+			out += ".gz"
+		}
+		replace[place] = out
 	}
-	return nil
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
+		return err
+	}
+	return compile("-overlay", filepath.Join(dir, "overlay.json"), "-o", program, ".")
+}
+
+// compress writes FILE.gz.
+func compress(file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	if err != nil {
+		return err
+	}
+	if _, err := z.Write(text); err != nil {
+		return err
+	}
+	if err := z.Close(); err != nil {
+		return err
+	}
+	return os.WriteFile(file+".gz", b.Bytes(), 0o600)
 }
 
 func TestScripts(t *testing.T) {

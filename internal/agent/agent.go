@@ -89,8 +89,8 @@ type System struct {
 	Config, Attestation string
 	// Quote makes a quote over report data; nil: Attestation does.
 	Quote func(data [64]byte) ([]byte, error)
-	// NoKeys accepts that Attestation takes no keys: without an enclave there is no use of them.
-	NoKeys bool
+	// SetKey takes a key of encrypted files; nil: Attestation does.
+	SetKey func(name string, key []byte) error
 	// Args and Env are those of the process; Exec replaces it.
 	Args, Env []string
 	Exec      func(path string, args, env []string) error
@@ -236,13 +236,17 @@ func (s *System) quote(data [64]byte) ([]byte, error) {
 	return q, writeDevice(reportData, make([]byte, len(data)))
 }
 
+// SetKey sets a key to encrypted files by Gramine's files for it.
+func SetKey(attestation, name string, key []byte) error {
+	return writeDevice(filepath.Join(attestation, "keys", name), key)
+}
+
 // setKey sets a key to encrypted files.
 func (s *System) setKey(name string, key []byte) error {
-	dir := filepath.Join(s.Attestation, "keys")
-	if _, err := os.Stat(dir); s.NoKeys && errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if s.SetKey != nil {
+		return s.SetKey(name, key)
 	}
-	return writeDevice(filepath.Join(dir, name), key)
+	return SetKey(s.Attestation, name, key)
 }
 
 // writeDevice writes one of Gramine's files, which takes effect when it is closed.

@@ -15,8 +15,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/release"
 )
 
 // Target is where an image is to run.
@@ -91,18 +91,37 @@ func Write(c *inspect.Converted, o Options) ([]byte, error) {
 		text = append([]byte("# "+inspect.SimulatedNotice+".\n"), text...)
 	}
 	if e := c.Encrypted; err == nil && e != nil {
-		text = append([]byte(encryptedNotice(e)), text...)
+		text = append([]byte(encryptedNotice(c)), text...)
+	}
+	if c.Agent != nil && err == nil {
+		text = append([]byte(agentNotice(c.Agent)), text...)
 	}
 	return text, err
 }
 
 // encryptedNotice says what starting an image with encrypted files needs, as comments.
-func encryptedNotice(e *encrypted.List) string {
-	return fmt.Sprintf("# The image has %d encrypted files. Their key, of the id %s, must be written to\n"+
-		"# /dev/attestation/keys/%s in the enclave. The root file system must not be read-only: the\n"+
-		"# library OS opens the files for writing, always, and up to %s of them are copied into the\n"+
-		"# container's writable layer.\n",
-		len(e.Files), e.KeyID, e.Key, binary(roundUp(e.Bytes())))
+func encryptedNotice(c *inspect.Converted) string {
+	e := c.Encrypted
+	brings := fmt.Sprintf("must be written to\n# /dev/attestation/keys/%s in the enclave.", e.Key)
+	if c.Agent != nil && slices.Contains(c.Agent.Want, release.Slot{Kind: release.KindKey, Name: e.Key}) {
+		brings = "is among the secrets."
+	}
+	return fmt.Sprintf("# The image has %d encrypted files. Their key, of the id %s, %s\n"+
+		"# The root file system must not be read-only: the library OS opens the files for writing, always, and up\n"+
+		"# to %s of them are copied into the container's writable layer.\n",
+		len(e.Files), e.KeyID, brings, binary(roundUp(e.Bytes())))
+}
+
+// agentNotice says what starting an image that gets secrets needs, as comments.
+func agentNotice(a *release.Config) string {
+	text := "# Before the program starts, an agent gets its secrets, and ends with 125 if it gets none. It must reach one of\n"
+	for _, from := range a.From() {
+		text += "#   " + from + "\n"
+	}
+	if len(a.Dirs) > 0 {
+		text += "# and write, encrypted, to " + strings.Join(a.Dirs, ", ") + ".\n"
+	}
+	return text
 }
 
 func roundUp(n int64) uint64 { return (uint64(n) + 1<<20 - 1) &^ (1<<20 - 1) }
@@ -140,6 +159,9 @@ func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	}
 	w := &workload{Converted: c, Options: o}
 	for _, m := range c.Program.Mounts {
+		if c.Agent != nil && slices.Contains(c.Agent.Dirs, m.Path) { // empty at each start
+			continue
+		}
 		if m.Type == "encrypted" && (c.Encrypted == nil || m.Key != c.Encrypted.Key) { // else the image has the files
 			if !utf8.ValidString(m.Path) ||
 				strings.ContainsFunc(m.Path, func(c rune) bool { return !unicode.IsPrint(c) }) {

@@ -55,6 +55,11 @@ func (w *workload) kubernetes() ([]byte, error) {
 			},
 		})
 	}
+	if w.Agent != nil {
+		for _, dir := range w.Agent.Dirs {
+			volumes = append(volumes, object{"name": w.volumeName(dir), "emptyDir": object{}})
+		}
+	}
 	container := w.container()
 	// A token that is mounted has no digest: the program could not read it.
 	pod := object{"automountServiceAccountToken": false, "containers": []object{container}}
@@ -123,6 +128,11 @@ func (w *workload) container() object {
 	}
 	for _, path := range w.sealed {
 		mounts = append(mounts, object{"name": w.volumeName(path), "mountPath": path})
+	}
+	if w.Agent != nil {
+		for _, dir := range w.Agent.Dirs {
+			mounts = append(mounts, object{"name": w.volumeName(dir), "mountPath": dir})
+		}
 	}
 	if len(ports) > 0 {
 		c["ports"] = ports

@@ -46,8 +46,9 @@ func TestSecrets(t *testing.T) {
 	assert.Equal(t, "/app", s.Agent.Exec)
 	assert.Equal(t, "app", s.Agent.Arg0)
 	assert.Equal(t, []string{"/run/secrets", "/run/x/y"}, s.Agent.Dirs)
-	assert.Equal(t, []string{"env:A", "file:/run/secrets/token", "tls:/run/secrets/tls", "file:/run/x/y/z", "key:files"},
-		s.Agent.Places())
+	assert.Equal(t, []string{
+		"env:A", "file:/run/secrets/token", "tls:/run/secrets/tls", "file:/run/x/y/z", "key:files",
+	}, s.Agent.Places())
 	var keys []string
 	for _, m := range s.Mounts {
 		if m.Type == launch.Encrypted {

@@ -368,7 +368,7 @@ func (v *verification) onTop() {
 		}
 		if v.c.Agent != nil {
 			for _, e := range v.s.Indexes[n-added+1].Entries {
-				above := e.Type == rootfs.Dir && strings.HasPrefix(libos.AgentPath, e.Path+"/")
+				above := e.Type == rootfs.Dir && (e.Path == libos.Root || e.Path == path.Dir(libos.AgentPath))
 				if e.Path != libos.AgentPath && !above {
 					problems = append(problems,
 						fmt.Sprintf("layer %d, which is for the agent, %s", n-added+2, whatItDoes(e)))

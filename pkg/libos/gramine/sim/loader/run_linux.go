@@ -9,6 +9,8 @@ import (
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	landlocksys "github.com/landlock-lsm/go-landlock/landlock/syscall"
+
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/keeper"
 )
 
 // unconfined is a file by which whoever starts the container accepts that the program is not confined. No image has it:
@@ -24,7 +26,8 @@ func (p *program) run(argv, env, readable []string, sig string) error {
 	if p.LibOS.Entrypoint == agentPath {
 		readable = append(readable, sig)
 	}
-	if err := p.decrypt(); err != nil {
+	keys, err := p.decrypt()
+	if err != nil {
 		return err
 	}
 	readable = slices.DeleteFunc(readable, func(name string) bool { // the loader, which plain files can hide
@@ -54,6 +57,13 @@ func (p *program) run(argv, env, readable []string, sig string) error {
 		if err := os.Chdir(dir); err != nil {
 			return fmt.Errorf("entering the working directory: %w", err)
 		}
+	}
+	if keys != nil {
+		fd, err := syscall.Dup(int(keys.Fd())) // which the agent inherits
+		if err != nil {
+			return err
+		}
+		env = append(env, fmt.Sprintf("%s=%d", keeper.Variable, fd))
 	}
 	if err := syscall.Exec(p.LibOS.Entrypoint, argv, env); err != nil {
 		return fmt.Errorf("starting %s: %w", p.LibOS.Entrypoint, err)

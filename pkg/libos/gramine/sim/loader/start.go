@@ -49,7 +49,7 @@ var initialised bool
 // begins with it can be the loader itself.
 func Init() {
 	initialised = true
-	if invoked(os.Args) {
+	if invoked(os.Args) || isKeeper(os.Args) {
 		os.Exit(Main(os.Args))
 	}
 }
@@ -62,12 +62,23 @@ func invoked(args []string) bool {
 	return len(args) >= 4 && args[0] == Path && args[2] == "init" && strings.HasPrefix(args[3], root+"/")
 }
 
+// isKeeper reports whether a command line is that of the loader's own child.
+func isKeeper(args []string) bool { return len(args) == 2 && args[0] == Path && args[1] == keeperArg }
+
+// keeperArg has the loader be the process that waits for an agent's key.
+const keeperArg = "keeper"
+
 // Main is the loader: LOADER LIBPAL init APP [ARGS…]. It replaces itself by the program and returns
 // only an exit code: 4 if something was tampered with, else 1.
 func Main(args []string) int {
 	err := errors.New(Marker + ": it is started by images that were converted with --runtime sim")
 	if invoked(args) {
 		err = start(args)
+	}
+	if isKeeper(args) {
+		if err = keep(); err == nil {
+			return 0
+		}
 	}
 	fmt.Fprintln(os.Stderr, "cconvert sim:", err)
 	var r *refusedError
