@@ -162,7 +162,12 @@ func (c *container) start() error {
 	return cmd.Start()
 }
 
+// stop ends the container, if it runs.
 func (c *container) stop() error {
+	if c.cmd == nil {
+		return nil
+	}
+	defer func() { c.cmd = nil }()
 	if c.image != "" {
 		return exec.Command("docker", "rm", "-f", dockerName).Run()
 	}
@@ -179,18 +184,24 @@ func (c *container) tamper(file string, content []byte) error {
 	return os.WriteFile(filepath.Join(c.root, file), content, 0o644)
 }
 
-// refuses runs the image and expects the loader's exit code for something that was changed.
-func (c *container) refuses() error {
-	const exitRefused = 4
+// Exit codes of images that do not start their program.
+const (
+	exitRefused   = 4   // the loader's: something was changed
+	exitNoSecrets = 125 // the agent's
+)
+
+// ends runs the image and expects an exit code.
+func (c *container) ends(code int) error {
+	defer func() { c.cmd = nil }()
 	if err := c.start(); err != nil {
 		return err
 	}
 	timeout := time.AfterFunc(20*time.Second, func() { _ = c.cmd.Process.Kill() })
 	defer timeout.Stop()
 	var exit *exec.ExitError
-	if err := c.cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != exitRefused {
+	if err := c.cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != code {
 		return fmt.Errorf("the changed image was not refused: %w", err)
 	}
-	fmt.Println("exit code", exitRefused)
+	fmt.Println("exit code", code)
 	return nil
 }

@@ -1,11 +1,13 @@
-// Command demo shows in a minute what cconvert does: it converts a small image with the simulated
-// runtime, runs it, changes one byte of it, and shows that it is refused. It needs nothing but Go.
+// Command demo shows in a minute what cconvert does: it converts a small image with the simulated runtime, runs it, has
+// its secrets released to it, checks that it is this image which runs, and shows that changed ones are refused. It needs
+// nothing but Go.
 package main
 
 import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +32,10 @@ import (
 	"github.com/cconvert/cconvert/internal/freeport"
 )
 
-const page = "Hello from a confidential image.\n"
+const (
+	page     = "Hello from a confidential image.\n"
+	password = "correct horse battery staple"
+)
 
 func main() {
 	if err := run(); err != nil {
@@ -61,67 +66,117 @@ func run() error {
 	source := strings.TrimPrefix(server.URL, "http://") + "/demo/web:1"
 
 	say("1. An ordinary image: a web server, started by a script. Pushed to %s", source)
-	if err := pushImage(source, address); err != nil {
+	if err := pushImage(source, address, page); err != nil {
 		return fmt.Errorf("making the image: %w", err)
 	}
 
-	say("2. Convert it. The simulated runtime needs no SGX; nothing of the image is run.")
+	say("2. The owner's side, on a machine that the owner trusts: keys, a secret, and a server that releases it.")
 	key := filepath.Join(dir, "enclave-key.pem")
-	if _, err := cconvert("keygen", "--out", key); err != nil {
+	owner, err := newOwner(dir, key)
+	if err != nil {
 		return err
 	}
-	convert := func(more ...string) (string, error) {
-		return cconvert(append([]string{source, "--runtime", "sim", "--key", key, "--memory", "256M", "--threads", "8"},
-			more...)...)
+	defer owner.stop()
+
+	say("3. Convert the image. The simulated runtime needs no SGX; nothing of the image is run. It is to get a password\n" +
+		"and a certificate, from this server only.")
+	converter := func(source, key string) func(...string) (string, error) {
+		return func(more ...string) (string, error) {
+			args := []string{
+				source, "--runtime", "sim", "--key", key, "--secrets", owner.secrets, "--secret", "env:PASSWORD",
+				"--secret", "tls:/run/tls",
+			}
+			return cconvert(append(args, more...)...)
+		}
 	}
+	convert := converter(source, key)
 	converted, err := convert()
 	if err != nil {
 		return err
 	}
 	fmt.Println(converted)
 
-	say("3. What it would start, and with which identity:")
+	say("4. What it would start, and with which identity:")
 	facts, err := cconvert("inspect", converted)
 	if err != nil {
 		return err
 	}
 	fmt.Println(facts)
 
-	say("4. Is that true? Everything is computed again from the image, and compared with what is expected: this key.")
-	verified, err := cconvert("verify", converted, "--signer-key", key, "--source", source, "--allow-simulated")
-	if err != nil {
+	say("5. Is that true? Everything is computed again from the image, and compared with what is expected: this key. If\n" +
+		"it is, a policy is written by which the server gives this enclave its secrets, and no other.")
+	expected := []string{"--signer-key", key, "--source", source, "--allow-simulated", "--allow-changes"}
+	if err := owner.allow(append(expected, converted)...); err != nil {
 		return err
 	}
-	fmt.Println(verified)
 
 	c, err := newContainer(filepath.Join(dir, "root"), converted, convert)
 	if err != nil {
 		return err
 	}
-	say("5. Run it, %s. The loader verifies signature, measurement and every file first.", c.how())
+	say("6. Run it, %s. The loader verifies signature, measurement and every file first; then the enclave proves\n"+
+		"to the owner's server what it is, and gets its secrets.", c.how())
 	if err := c.start(); err != nil {
 		return err
 	}
-	got, err := fetch("http://" + address + "/")
-	if stopErr := c.stop(); err == nil {
-		err = stopErr
-	}
+	defer c.stop()
+	got, err := fetch("https://" + address + "/")
 	if err != nil {
 		return fmt.Errorf("fetching the page: %w", err)
 	}
-	if got != page {
+	if want := fmt.Sprintf("%sIts password has %d characters.\n", page, len(password)); got != want {
 		return fmt.Errorf("the page is %q", got)
 	}
-	fmt.Printf("GET http://%s/ -> %s", address, got)
+	fmt.Printf("GET https://%s/ -> %s", address, got)
 
-	say("6. Change one byte of one file, as the owner of the machine could, and run it again.")
-	if err := c.tamper("app/page.html", []byte(strings.Replace(page, "H", "J", 1))); err != nil {
+	say("7. Is it this image that answers there? Anybody can ask: the server's certificate has a quote about its key.")
+	verified, err := cconvert(append([]string{"verify", converted, "--endpoint", address}, expected...)...)
+	if err != nil {
 		return err
 	}
-	if err := c.refuses(); err != nil {
+	fmt.Println(verified)
+	if err := c.stop(); err != nil {
 		return err
 	}
-	say("Refused. That is the whole idea: what was measured is what runs, or nothing does.")
+
+	say("8. Change one byte of one file, as the owner of the machine could, and run it again.")
+	changed := strings.Replace(page, "H", "J", 1)
+	if err := c.tamper("app/page.html", []byte(changed)); err != nil {
+		return err
+	}
+	if err := c.ends(exitRefused); err != nil {
+		return err
+	}
+
+	say("9. So somebody converts an image with that change, with a key of his own. It starts, and gets no secrets.")
+	if err := pushImage(source+"-changed", address, changed); err != nil {
+		return fmt.Errorf("making the changed image: %w", err)
+	}
+	other := filepath.Join(dir, "other-key.pem")
+	if _, err := cconvert("keygen", "--out", other); err != nil {
+		return err
+	}
+	convert = converter(source+"-changed", other)
+	if converted, err = convert(); err != nil {
+		return err
+	}
+	if c, err = newContainer(filepath.Join(dir, "changed"), converted, convert); err != nil {
+		return err
+	}
+	if err := c.ends(exitNoSecrets); err != nil {
+		return err
+	}
+
+	say("10. What the owner's server decided, each line with the digest of the one before:")
+	decisions, err := cconvert("release", "log", owner.log)
+	if err != nil {
+		return err
+	}
+	fmt.Println(decisions)
+	if strings.Count(decisions, "  released  ") != 1 || strings.Count(decisions, "  refused  ") != 1 {
+		return errors.New("the log does not say what happened")
+	}
+	say("That is the whole idea: what was measured is what runs, and gets the secrets, or nothing does.")
 	return nil
 }
 
@@ -131,7 +186,7 @@ func freeAddress() (string, error) {
 }
 
 // pushImage makes the image from the server's program, a page and a script.
-func pushImage(ref, address string) error {
+func pushImage(ref, address, page string) error {
 	program, err := os.ReadFile("bin/demo-server")
 	if err != nil {
 		return err
@@ -144,7 +199,7 @@ func pushImage(ref, address string) error {
 	}{
 		{"app/server", string(program), 0o755},
 		{"app/page.html", page, 0o644},
-		{"app/start", "#!/app/server\nlisten " + address + "\npage /app/page.html\n", 0o755},
+		{"app/start", "#!/app/server\nlisten " + address + "\npage /app/page.html\ntls /run/tls\npassword PASSWORD\n", 0o755},
 	} {
 		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content))}); err != nil {
 			return err
@@ -187,18 +242,25 @@ func pushImage(ref, address string) error {
 // cconvert runs the program that was built and returns its standard output.
 func cconvert(args ...string) (string, error) {
 	fmt.Println("$ cconvert", strings.Join(args, " "))
+	cmd := command(args...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	return strings.TrimSpace(string(out)), err
+}
+
+func command(args ...string) *exec.Cmd {
 	cmd := exec.Command("bin/cconvert", args...)
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "CCONVERT_") { // the settings of whoever tries this are not for it
 			cmd.Env = append(cmd.Env, kv)
 		}
 	}
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	return strings.TrimSpace(string(out)), err
+	return cmd
 }
 
+// fetch gets a page. Who answers is shown by the quote in the certificate, which is looked at afterwards.
 func fetch(url string) (string, error) {
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for {
@@ -206,7 +268,7 @@ func fetch(url string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err == nil {
 			defer resp.Body.Close()
 			b, err := io.ReadAll(resp.Body)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
+	"github.com/cconvert/cconvert/pkg/sgx/quote/simulated"
 	"github.com/cconvert/cconvert/pkg/sgx/ratls"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -39,7 +40,7 @@ func (r *runningFlags) add(f *pflag.FlagSet) {
 
 // running verifies the quote that is to be compared with an image; nil if there is none to compare.
 func (r *runningFlags) running(
-	ctx context.Context, set *pflag.FlagSet, allowDebug bool,
+	ctx context.Context, set *pflag.FlagSet, allowDebug, allowSimulated bool,
 ) (*verify.Running, error) {
 	if r.quote == "" && r.endpoint == "" {
 		own := pflag.NewFlagSet("", pflag.ContinueOnError)
@@ -84,7 +85,11 @@ func (r *runningFlags) running(
 	if err != nil || a.EndpointErr != nil {
 		return a, err
 	}
-	a.Result, _, a.Err = r.verify(ctx, a.Quote, o)
+	if a.Simulated = allowSimulated && simulated.Is(a.Quote, o.At); a.Simulated {
+		a.Result, a.Err = simulated.Verify(a.Quote, o.At)
+	} else {
+		a.Result, _, a.Err = r.verify(ctx, a.Quote, o)
+	}
 	var unproven *quote.Error
 	if a.Err != nil && !errors.As(a.Err, &unproven) {
 		return nil, a.Err

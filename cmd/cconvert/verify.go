@@ -263,7 +263,7 @@ func newVerify() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		running, err := runs.running(cmd.Context(), cmd.Flags(), x.AllowDebug)
+		running, err := runs.running(cmd.Context(), cmd.Flags(), x.AllowDebug, x.AllowSimulated)
 		if err != nil {
 			return err
 		}

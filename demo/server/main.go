@@ -17,7 +17,8 @@ func main() {
 	}
 }
 
-// serve reads the script: lines "listen ADDRESS" and "page FILE".
+// serve reads the script: lines "listen ADDRESS", "page FILE", "tls DIRECTORY" with certificate and key, and "password
+// VARIABLE" with what would open a database.
 func serve(args []string) error {
 	if len(args) < 1 {
 		return fmt.Errorf("a script is needed")
@@ -38,7 +39,8 @@ func serve(args []string) error {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		fmt.Fprintf(w, "%s", page)
+		fmt.Fprintf(w, "%sIts password has %d characters.\n", page, len(os.Getenv(settings["password"])))
 	})
-	return http.ListenAndServe(settings["listen"], nil)
+	dir := settings["tls"]
+	return http.ListenAndServeTLS(settings["listen"], dir+"/tls.crt", dir+"/tls.key", nil)
 }

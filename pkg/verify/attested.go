@@ -30,6 +30,9 @@ type Running struct {
 	// Result is nil, and Err says why, if the quote is not authentic.
 	Result *quote.Result
 	Err    error
+	// Simulated says that the quote is by the platform that everybody knows: it shows nothing, and is compared with
+	// images that have no enclave alone.
+	Simulated bool
 	// Policy is which platforms are accepted, and what report data is expected. Which enclave it must be is the image's
 	// to say.
 	Policy quote.Policy
@@ -40,15 +43,20 @@ type Running struct {
 // Quoted is a quote that was compared with an image.
 type Quoted struct {
 	Endpoint string `json:"endpoint,omitempty"`
+	// Simulated says that anybody can make such a quote.
+	Simulated bool `json:"simulated,omitempty"`
 	quote.Description
 }
 
 // Attested adds to the report whether what runs is this image. The image's own checks stay as they are.
 func (r *Report) Attested(a Running) {
 	v := &verification{report: r, c: r.Converted}
+	if a.Simulated {
+		v.about = "SIMULATED, which anybody can make: "
+	}
 	defer func() { r.Trusted = r.Trusted && len(r.Unmet()) == 0 }()
 	if a.Endpoint != "" {
-		detail := fmt.Sprintf("%s has the key of its certificate, which has a quote that names the key", a.Endpoint)
+		detail := v.about + fmt.Sprintf("%s has the key of its certificate, which has a quote that names the key", a.Endpoint)
 		if a.EndpointErr == nil && a.Policy.Data == nil {
 			a.EndpointErr = errors.New("nobody said what the quote must have as report data")
 		}
@@ -58,23 +66,23 @@ func (r *Report) Attested(a Running) {
 		}
 		v.add(CheckEndpoint, detail, nil)
 	}
-	r.Quote = &Quoted{a.Endpoint, a.Quote.Describe(a.Result)}
+	r.Quote = &Quoted{a.Endpoint, a.Simulated, a.Quote.Describe(a.Result)}
 	if !v.authentic(a) {
-		v.skip(CheckQuoteImage, "a quote that is not accepted is not compared with the image")
+		v.skip(CheckQuoteImage, v.about+"a quote that is not accepted is not compared with the image")
 		return
 	}
 	how := "MRENCLAVE"
 	if a.BySigner {
 		how = "its signer and product, in its security version or a higher one"
 	}
-	v.add(CheckQuoteImage, fmt.Sprintf("the quote is of this image's enclave: %s, and the signed attributes", how),
+	v.add(CheckQuoteImage, v.about+fmt.Sprintf("the quote is of this image's enclave: %s, and the signed attributes", how),
 		v.otherEnclave(a))
 	switch {
 	case a.Endpoint != "":
 	case a.Policy.Data == nil:
-		v.skip(CheckQuoteData, "no report data is expected: the quote can be of any time since the enclave was made")
+		v.skip(CheckQuoteData, v.about+"no report data is expected: the quote can be of any time since the enclave was made")
 	default:
-		v.add(CheckQuoteData, "the report data is the expected one", nil)
+		v.add(CheckQuoteData, v.about+"the report data is the expected one", nil)
 	}
 }
 
@@ -88,17 +96,20 @@ func (v *verification) authentic(a Running) bool {
 	}
 	var failed *quote.Error
 	if err != nil && (!errors.As(err, &failed) || !slices.Contains(quote.Checks, failed.Check)) {
-		v.add(quotePrefix+quote.CheckFormat, "the quote can be verified", []string{err.Error()})
+		v.add(quotePrefix+quote.CheckFormat, v.about+"the quote can be verified", []string{err.Error()})
 		return false
 	}
 	for _, name := range quote.Checks {
-		detail := quote.Describe(name)
+		detail := v.about + quote.Describe(name)
 		if name == quote.CheckStatus && a.Result != nil {
 			detail += fmt.Sprintf(": %s, of %s, by Intel's evaluation %d", a.Result.Status,
 				a.Result.TCBDate.Format(time.DateOnly), a.Result.Evaluation)
 			if len(a.Result.Advisories) > 0 {
 				detail += ", with " + strings.Join(a.Result.Advisories, ", ")
 			}
+		}
+		if a.Simulated {
+			detail = strings.ReplaceAll(detail, "Intel", "the simulation")
 		}
 		if failed != nil && failed.Check == name {
 			v.add(quotePrefix+name, detail, []string{failed.Err.Error()})
@@ -112,10 +123,16 @@ func (v *verification) authentic(a Running) bool {
 // otherEnclave says why a quote is of no enclave of the image; nil if it is of one.
 func (v *verification) otherEnclave(a Running) []string {
 	enclaves := v.report.Enclaves
+	if a.Simulated && len(enclaves) > 0 {
+		return []string{"the quote is a simulated one, and the image has enclaves"}
+	}
 	if len(enclaves) == 0 {
 		c := v.c
-		if c.Simulated() {
+		if c.Simulated() && !a.Simulated {
 			return []string{"the image is of the simulated runtime: no CPU reports its enclave"}
+		}
+		if a.Simulated && !c.Simulated() {
+			return []string{"the quote is a simulated one, and the image has an enclave"}
 		}
 		if c.SigStruct == nil {
 			return []string{"the image has no valid SIGSTRUCT, so that no CPU starts its enclave"}

@@ -202,9 +202,48 @@ func TestAttestedSimulated(t *testing.T) {
 	r, err := verify.Verify(context.Background(), open(t, target), nil, e, nil, inspect.Options{})
 	require.NoError(t, err)
 	require.True(t, r.Trusted, "%v", r.Unmet())
+	before := *r
+	before.Checks = slices.Clone(r.Checks)
 	r.Attested(newMachine(t, r.SigStruct, r.MRSigner).running())
 	assert.Equal(t, []string{verify.CheckQuoteImage}, r.FailedChecks())
 	assert.False(t, r.Trusted)
+
+	// A quote that anybody can make is compared if that is accepted, and each line says what it is.
+	raw, err := simulated.Of(r.SigStruct, [64]byte{1})
+	require.NoError(t, err)
+	q, err := quote.Parse(raw)
+	require.NoError(t, err)
+	result, err := simulated.Verify(q, time.Now())
+	require.NoError(t, err)
+	running := verify.Running{Quote: q, Result: result, Simulated: true, Policy: quote.Policy{AllowDebug: true}}
+	accepted := before
+	n := len(before.Checks)
+	accepted.Attested(running)
+	require.True(t, accepted.Trusted, "%v", accepted.Unmet())
+	require.Greater(t, len(accepted.Checks), n)
+	for _, c := range accepted.Checks[n:] {
+		assert.Regexp(t, "^SIMULATED", c.Detail)
+	}
+	assert.True(t, accepted.Quote.Simulated)
+
+	// It is of no enclave, and one of another image is not of this.
+	run(t, enclaved(t, reg.Push(t, "src/app:2", sample(t))), signer(t), reg.Host+"/enclave:1")
+	genuine, err := verify.Verify(context.Background(), open(t, reg.Host+"/enclave:1"), nil, e, nil, inspect.Options{})
+	require.NoError(t, err)
+	require.True(t, genuine.Trusted)
+	genuine.Attested(running)
+	assert.Equal(t, []string{verify.CheckQuoteImage}, genuine.FailedChecks())
+	other := *r.SigStruct
+	other.MREnclave[0]++
+	raw, err = simulated.Of(&other, [64]byte{1})
+	require.NoError(t, err)
+	running.Quote, err = quote.Parse(raw)
+	require.NoError(t, err)
+	running.Result, err = simulated.Verify(running.Quote, time.Now())
+	require.NoError(t, err)
+	refused := before
+	refused.Attested(running)
+	assert.Equal(t, []string{verify.CheckQuoteImage}, refused.FailedChecks())
 }
 
 // Of an image with several enclaves of its own, the quote must be of one.

@@ -140,6 +140,8 @@ type verification struct {
 	plain             map[string]encrypted.Plain
 	// agentProgram is the program that gets secrets; nil: there is none.
 	agentProgram []byte
+	// about is said first of each check.
+	about string
 	// readable says that all parts of the image could be read.
 	readable bool
 }
