@@ -1,6 +1,6 @@
 // Command demo shows in a minute what cconvert does: it converts a small image with the simulated runtime, runs it, has
-// its secrets released to it, checks that it is this image which runs, and shows that changed ones are refused. It needs
-// nothing but Go.
+// its secrets released to it, checks that it is this image which runs, and shows that changed ones are refused. It
+// needs nothing but Go.
 package main
 
 import (
@@ -78,8 +78,8 @@ func run() error {
 	}
 	defer owner.stop()
 
-	say("3. Convert the image. The simulated runtime needs no SGX; nothing of the image is run. It is to get a password\n" +
-		"and a certificate, from this server only.")
+	say("3. Convert the image. The simulated runtime needs no SGX; nothing of the image is run. It is to get a\n" +
+		"password and a certificate, from this server only.")
 	converter := func(source, key string) func(...string) (string, error) {
 		return func(more ...string) (string, error) {
 			args := []string{
@@ -103,8 +103,8 @@ func run() error {
 	}
 	fmt.Println(facts)
 
-	say("5. Is that true? Everything is computed again from the image, and compared with what is expected: this key. If\n" +
-		"it is, a policy is written by which the server gives this enclave its secrets, and no other.")
+	say("5. Is that true? Everything is computed again from the image, and compared with what is expected: this\n" +
+		"key. If it is, a policy is written by which the server gives this enclave its secrets, and no other.")
 	expected := []string{"--signer-key", key, "--source", source, "--allow-simulated", "--allow-changes"}
 	if err := owner.allow(append(expected, converted)...); err != nil {
 		return err
@@ -119,7 +119,7 @@ func run() error {
 	if err := c.start(); err != nil {
 		return err
 	}
-	defer c.stop()
+	defer func() { _ = c.stop() }() // which does nothing after the first time
 	got, err := fetch("https://" + address + "/")
 	if err != nil {
 		return fmt.Errorf("fetching the page: %w", err)
@@ -199,7 +199,10 @@ func pushImage(ref, address, page string) error {
 	}{
 		{"app/server", string(program), 0o755},
 		{"app/page.html", page, 0o644},
-		{"app/start", "#!/app/server\nlisten " + address + "\npage /app/page.html\ntls /run/tls\npassword PASSWORD\n", 0o755},
+		{
+			"app/start", "#!/app/server\nlisten " + address + "\npage /app/page.html\ntls /run/tls\n" +
+				"password PASSWORD\n", 0o755,
+		},
 	} {
 		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content))}); err != nil {
 			return err

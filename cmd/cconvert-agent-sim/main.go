@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"syscall"
 
 	"github.com/cconvert/cconvert/internal/agent"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/keeper"
@@ -28,7 +27,7 @@ func main() {
 			if err := k.Close(); err != nil {
 				return err
 			}
-			return syscall.Exec(path, args, env)
+			return agent.Exec(path, args, env)
 		}
 	}
 	agent.Become("cconvert-agent-sim", s)

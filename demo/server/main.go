@@ -39,8 +39,14 @@ func serve(args []string) error {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		fmt.Fprintf(w, "%sIts password has %d characters.\n", page, len(os.Getenv(settings["password"])))
+		fmt.Fprintf(w, "%s", page)
+		if name := settings["password"]; name != "" {
+			fmt.Fprintf(w, "Its password has %d characters.\n", len(os.Getenv(name)))
+		}
 	})
 	dir := settings["tls"]
+	if dir == "" {
+		return http.ListenAndServe(settings["listen"], nil)
+	}
 	return http.ListenAndServeTLS(settings["listen"], dir+"/tls.crt", dir+"/tls.key", nil)
 }

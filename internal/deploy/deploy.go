@@ -114,7 +114,8 @@ func encryptedNotice(c *inspect.Converted) string {
 
 // agentNotice says what starting an image that gets secrets needs, as comments.
 func agentNotice(a *release.Config) string {
-	text := "# Before the program starts, an agent gets its secrets, and ends with 125 if it gets none. It must reach one of\n"
+	text := "# Before the program starts, an agent gets its secrets, and ends with 125 if it gets none. It must\n" +
+		"# reach one of\n"
 	for _, from := range a.From() {
 		text += "#   " + from + "\n"
 	}

@@ -56,7 +56,8 @@ func (r *Report) Attested(a Running) {
 	}
 	defer func() { r.Trusted = r.Trusted && len(r.Unmet()) == 0 }()
 	if a.Endpoint != "" {
-		detail := v.about + fmt.Sprintf("%s has the key of its certificate, which has a quote that names the key", a.Endpoint)
+		detail := v.about +
+			fmt.Sprintf("%s has the key of its certificate, which has a quote that names the key", a.Endpoint)
 		if a.EndpointErr == nil && a.Policy.Data == nil {
 			a.EndpointErr = errors.New("nobody said what the quote must have as report data")
 		}
@@ -75,12 +76,13 @@ func (r *Report) Attested(a Running) {
 	if a.BySigner {
 		how = "its signer and product, in its security version or a higher one"
 	}
-	v.add(CheckQuoteImage, v.about+fmt.Sprintf("the quote is of this image's enclave: %s, and the signed attributes", how),
-		v.otherEnclave(a))
+	detail := fmt.Sprintf("the quote is of this image's enclave: %s, and the signed attributes", how)
+	v.add(CheckQuoteImage, v.about+detail, v.otherEnclave(a))
 	switch {
 	case a.Endpoint != "":
 	case a.Policy.Data == nil:
-		v.skip(CheckQuoteData, v.about+"no report data is expected: the quote can be of any time since the enclave was made")
+		v.skip(CheckQuoteData,
+			v.about+"no report data is expected: the quote can be of any time since the enclave was made")
 	default:
 		v.add(CheckQuoteData, v.about+"the report data is the expected one", nil)
 	}
