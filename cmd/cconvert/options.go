@@ -199,10 +199,10 @@ func (l *launchFlags) add(f *pflag.FlagSet) {
 	f.StringArrayVar(&l.encrypt, "encrypt-mount", nil,
 		"directory whose files are encrypted, PATH[=KEY]; the default key is sealed to CPU and signer (repeatable)")
 	f.StringArrayVar(&l.secrets, "secrets", nil, "server from which the program gets secrets at start, after "+
-		"attestation: release=https://HOST:PORT,pin=sha256/DIGEST, or with ca=FILE in the place of the pin "+
-		"(repeatable)")
+		"attestation: release=https://HOST:PORT,pin=sha256/DIGEST, or with ca=FILE in the place of the pin; or "+
+		"secret-prov=HOST:PORT or kbs=https://HOST:PORT, see docs/secrets.md (repeatable)")
 	f.StringArrayVar(&l.secret, "secret", nil, "place for a secret of the server: env:NAME, file:PATH, key:NAME of an "+
-		"encrypted mount, or tls:DIRECTORY for a certificate (repeatable)")
+		"encrypted mount, or tls:DIRECTORY for a certificate; of kbs, PLACE=REPOSITORY/TYPE/TAG (repeatable)")
 	f.StringVar(&l.agent, "agent", "", "program that gets the secrets (default: the one of this version)")
 	f.Uint16Var(&l.prodID, "isv-prod-id", 0, "product number in the signature")
 	f.Uint16Var(&l.svn, "isv-svn", 0, "security version number in the signature")
@@ -268,11 +268,9 @@ func (l *launchFlags) readSecrets() (*launch.Secrets, error) {
 		s.Servers = append(s.Servers, server)
 	}
 	for _, text := range l.secret {
-		slot, err := release.ParseSlot(text)
-		if err != nil {
+		if err := s.Add(text); err != nil {
 			return nil, &usageError{fmt.Errorf("--secret: %w", err)}
 		}
-		s.Want = append(s.Want, slot)
 	}
 	return &s, nil
 }

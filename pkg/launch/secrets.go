@@ -5,6 +5,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/release"
@@ -15,6 +16,30 @@ import (
 type Secrets struct {
 	Servers []release.Server `json:"servers"`
 	Want    []release.Slot   `json:"want"`
+}
+
+// Add adds a place that is written as people do, for a key broker service with its resource behind "=".
+func (s *Secrets) Add(text string) error {
+	place, resource, named := text, "", false
+	if slices.ContainsFunc(s.Servers, func(s release.Server) bool { return s.Protocol == release.KBS }) {
+		if at := strings.LastIndexByte(text, '='); at >= 0 {
+			place, resource, named = text[:at], text[at+1:], true
+		}
+	}
+	slot, err := release.ParseSlot(place)
+	if err != nil {
+		return err
+	}
+	s.Want = append(s.Want, slot)
+	for i := range s.Servers {
+		if named && s.Servers[i].Protocol == release.KBS {
+			if s.Servers[i].Resources == nil {
+				s.Servers[i].Resources = map[string]string{}
+			}
+			s.Servers[i].Resources[slot.String()] = resource
+		}
+	}
+	return nil
 }
 
 // SecretsKey is the name of the key of the directories for released files.
@@ -48,6 +73,11 @@ func (o Options) checkSecrets() error {
 		return wrong("secrets", "", "%v", err)
 	}
 	want := o.wanted()
+	for i := range o.Secrets.Servers {
+		if err := o.Secrets.Servers[i].Fills(want); err != nil {
+			return wrong("secrets", "", "%v", err)
+		}
+	}
 	if len(want) == 0 {
 		return wrong("secrets", "", "no place for a secret is named: --secret env:NAME, file:PATH, key:NAME or "+
 			"tls:DIRECTORY")

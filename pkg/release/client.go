@@ -64,9 +64,13 @@ func (p *Pin) UnmarshalText(text []byte) error {
 // Server is whom an enclave asks. It is recognised by one of the pins, or by a certificate of its authorities: never by
 // the authorities of the system, which the host chooses.
 type Server struct {
-	// Address is https://HOST:PORT.
+	// Protocol is one of Protocols; empty: the first.
+	Protocol string `json:"protocol,omitempty"`
+	// Address is https://HOST:PORT, of Gramine's servers HOST:PORT.
 	Address string `json:"address"`
-	Pins    []Pin  `json:"pins,omitempty"`
+	// Resources are what a key broker service has for the places, REPOSITORY/TYPE/TAG.
+	Resources map[string]string `json:"resources,omitempty"`
+	Pins      []Pin             `json:"pins,omitempty"`
 	// CA are certificates in PEM, and Name the server's in its certificate; empty: the host of the address.
 	CA   string `json:"ca,omitempty"`
 	Name string `json:"name,omitempty"`
@@ -74,7 +78,7 @@ type Server struct {
 	Timeout time.Duration `json:"-"`
 }
 
-// ParseServer reads a server as people write it: release=URL, and how it is recognised, such as
+// ParseServer reads a server as people write it: the protocol, the address, and how it is recognised, such as
 // release=https://kms.example:8443,pin=sha256/DIGEST or …,ca=FILE,name=HOST. Pins may be several. The error is
 // ErrAddress, or that of reading a file.
 func ParseServer(text string, read func(file string) ([]byte, error)) (Server, error) {
@@ -82,10 +86,13 @@ func ParseServer(text string, read func(file string) ([]byte, error)) (Server, e
 	for i, field := range strings.Split(text, ",") {
 		key, value, _ := strings.Cut(field, "=")
 		switch {
-		case i == 0 && key == protocol:
-			s.Address = value
+		case i == 0 && slices.Contains(Protocols, key):
+			if s.Address = value; key != Protocols[0] {
+				s.Protocol = key
+			}
 		case i == 0:
-			return s, fmt.Errorf("%w: %q does not begin with %s=https://HOST:PORT", ErrAddress, text, protocol)
+			return s, fmt.Errorf("%w: %q does not begin with release=https://HOST:PORT, secret-prov=HOST:PORT or "+
+				"kbs=https://HOST:PORT", ErrAddress, text)
 		case key == "pin":
 			var p Pin
 			if err := p.UnmarshalText([]byte(value)); err != nil {
@@ -107,8 +114,30 @@ func ParseServer(text string, read func(file string) ([]byte, error)) (Server, e
 	return s, s.Check()
 }
 
-// protocol is how people call this one among others.
-const protocol = "release"
+// Protocols by which secrets are asked for, as people call them.
+var Protocols = []string{"release", SecretProv, KBS}
+
+// Protocols of others: of Gramine's servers, and of Trustee's key broker service.
+const (
+	SecretProv = "secret-prov"
+	KBS        = "kbs"
+)
+
+// Fills reports, as ErrAddress, which places a server cannot fill.
+func (s *Server) Fills(want []Slot) error {
+	for _, slot := range want {
+		switch {
+		case s.Protocol == "":
+		case slot.Kind == KindTLS:
+			return fmt.Errorf("%w: %s: servers of the protocol %s sign no certificates", ErrAddress, slot, s.Protocol)
+		case s.Protocol == SecretProv && len(want) > 1:
+			return fmt.Errorf("%w: %s has one secret, and there are %d places", ErrAddress, s.Address, len(want))
+		case s.Protocol == KBS && s.Resources[slot.String()] == "":
+			return fmt.Errorf("%w: %s: which resource is it? Say %s=REPOSITORY/TYPE/TAG", ErrAddress, slot, slot)
+		}
+	}
+	return nil
+}
 
 // DefaultTimeout is how long asking a server may take in all.
 const DefaultTimeout = 30 * time.Second
@@ -116,7 +145,23 @@ const DefaultTimeout = 30 * time.Second
 // Check reports, as ErrAddress, what is wrong with an address or identity.
 func (s *Server) Check() error {
 	u, err := url.Parse(s.Address)
+	if s.Protocol == SecretProv {
+		u, err = url.Parse("https://" + s.Address)
+	}
+	for place, resource := range s.Resources {
+		if _, err := ParseSlot(place); err != nil {
+			return err
+		}
+		if s.Protocol != KBS || !resourceName.MatchString(resource) {
+			return fmt.Errorf("%w: %q is not a resource REPOSITORY/TYPE/TAG of a key broker service", ErrAddress,
+				resource)
+		}
+	}
 	switch {
+	case s.Protocol != "" && !slices.Contains(Protocols[1:], s.Protocol):
+		return fmt.Errorf("%w: there is no protocol %q", ErrAddress, s.Protocol)
+	case s.Protocol == SecretProv && (err != nil || u.Host != s.Address || u.Port() == ""):
+		return fmt.Errorf("%w: %q is not HOST:PORT", ErrAddress, s.Address)
 	case err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" ||
 		u.RawQuery != "" || u.Fragment != "":
 		return fmt.Errorf("%w: %q is not https://HOST:PORT", ErrAddress, s.Address)
@@ -154,10 +199,22 @@ func (s *Server) Ask(
 	if err := s.Check(); err != nil {
 		return nil, err
 	}
+	if len(want) == 0 {
+		return nil, fmt.Errorf("%w: nothing is wanted", ErrProtocol)
+	}
+	if err := s.Fills(want); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.Timeout, DefaultTimeout))
 	defer cancel()
+	switch s.Protocol {
+	case SecretProv:
+		return s.askSecretProv(ctx, key, quote, want[0])
+	case KBS:
+		return s.askKBS(ctx, quote, want)
+	}
 	var challenge Challenge
-	text, err := s.do(ctx, http.MethodGet, PathChallenge, nil, s.tls())
+	text, _, err := s.do(ctx, http.MethodGet, PathChallenge, nil, s.tls(), "")
 	if err != nil {
 		return nil, err
 	}
@@ -185,43 +242,67 @@ func (s *Server) Ask(
 	}
 	config := s.tls()
 	config.Certificates = []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}
-	if text, err = s.do(ctx, http.MethodPost, PathRelease, body, config); err != nil {
+	if text, _, err = s.do(ctx, http.MethodPost, PathRelease, body, config, ""); err != nil {
 		return nil, err
 	}
 	defer clear(text)
 	return ParseAnswer(text, want)
 }
 
-// do makes one request, over a connection of its own.
-func (s *Server) do(ctx context.Context, method, path string, body []byte, config *tls.Config) ([]byte, error) {
+// do makes one request, over a connection of its own, in a session of the server's if there is one. It returns the
+// answer, and the session that it names.
+func (s *Server) do(
+	ctx context.Context, method, path string, body []byte, config *tls.Config, session string,
+) (text []byte, begun string, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(s.Address, "/")+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return nil, "", err
+	}
+	if session != "" {
+		req.Header.Set("Cookie", kbsCookie+"="+session)
+	}
+	if len(body) > 0 {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	client := http.Client{
 		Transport:     &http.Transport{TLSClientConfig: config, DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)
+	if err != nil {
+		return nil, "", s.failed(err)
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusForbidden,
+		s.Protocol == KBS && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusNotFound):
+		return nil, "", ErrRefused
+	case resp.StatusCode != http.StatusOK:
+		return nil, "", fmt.Errorf("%w: %s answers %s", ErrConnect, s.Address, resp.Status)
+	}
+	for _, c := range resp.Cookies() {
+		if c.Name == kbsCookie {
+			begun = c.Value
+		}
+	}
+	text, err = io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
+	if err == nil && len(text) > MaxAnswer {
+		return nil, "", fmt.Errorf("%w: it has more than %d bytes", ErrProtocol, MaxAnswer)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: %w", ErrConnect, err)
+	}
+	return text, begun, nil
+}
+
+// failed says whether somebody else has answered, or nobody.
+func (s *Server) failed(err error) error {
 	var unproven *tls.CertificateVerificationError
 	switch {
 	case errors.Is(err, ErrIdentity):
-		return nil, fmt.Errorf("%s: %w", s.Address, ErrIdentity)
+		return fmt.Errorf("%s: %w", s.Address, ErrIdentity)
 	case errors.As(err, &unproven):
-		return nil, fmt.Errorf("%s: %w: %w", s.Address, ErrIdentity, err)
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrConnect, err)
+		return fmt.Errorf("%s: %w: %w", s.Address, ErrIdentity, err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusForbidden {
-		return nil, ErrRefused
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%w: %s answers %s", ErrConnect, s.Address, resp.Status)
-	}
-	text, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrConnect, err)
-	}
-	return text, nil
+	return fmt.Errorf("%w: %w", ErrConnect, err)
 }

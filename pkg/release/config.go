@@ -56,7 +56,7 @@ func ParseConfig(text []byte) (*Config, error) {
 	if len(text) > MaxConfig {
 		return nil, fmt.Errorf("%w: it has more than %d bytes", ErrConfig, MaxConfig)
 	}
-	err := strictjson.Check(text, strictjson.Rules{MaxList: MaxSlots})
+	err := strictjson.Check(text, strictjson.Rules{MaxList: MaxSlots, Named: []string{"resources"}})
 	if err == nil {
 		err = json.Unmarshal(text, &c)
 	}
@@ -115,6 +115,11 @@ func (c *Config) Check() error {
 	if err := CheckSlots(c.Want); err != nil {
 		return err
 	}
+	for i := range c.Servers {
+		if err := c.Servers[i].Fills(c.Want); err != nil {
+			return err
+		}
+	}
 	for _, d := range c.Dirs {
 		if err := (Slot{KindTLS, d}).check(); err != nil { // which is a directory, too
 			return err
@@ -139,7 +144,11 @@ func (c *Config) From() []string {
 		if s.CA != "" {
 			by = append(by, fmt.Sprintf("an authority with the certificate sha256:%x", sha256.Sum256([]byte(s.CA))))
 		}
-		list = append(list, fmt.Sprintf("%s (%s)", s.Address, strings.Join(by, ", ")))
+		address := s.Address
+		if s.Protocol != "" {
+			address = s.Protocol + " " + address
+		}
+		list = append(list, fmt.Sprintf("%s (%s)", address, strings.Join(by, ", ")))
 	}
 	return list
 }
@@ -148,7 +157,11 @@ func (c *Config) From() []string {
 func (c *Config) Places() []string {
 	var list []string
 	for _, s := range c.Want {
-		list = append(list, s.String())
+		text := s.String()
+		if r := c.Servers[0].Resources[text]; r != "" {
+			text += "=" + r
+		}
+		list = append(list, text)
 	}
 	return list
 }
