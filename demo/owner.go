@@ -16,9 +16,9 @@ import (
 // owner is the side that has secrets, and a server for them.
 type owner struct {
 	dir, log string
-	// secrets is how images name the server.
-	secrets string
-	server  *exec.Cmd
+	// secrets is how images name the server, and pin how it is recognised.
+	secrets, pin string
+	server       *exec.Cmd
 }
 
 var listening = regexp.MustCompile(`listening on (\S+), (pin=sha256/[^"\s]+)`)
@@ -57,6 +57,7 @@ func newOwner(dir, key string) (*owner, error) {
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if m := listening.FindStringSubmatch(lines.Text()); m != nil {
 			fmt.Println(m[0])
+			o.pin = strings.TrimPrefix(m[2], "pin=")
 			o.secrets = "release=https://" + m[1] + "," + m[2]
 			go func() { _, _ = io.Copy(io.Discard, out) }()
 			return o, nil

@@ -111,7 +111,7 @@ func (o *owner) allow(t *testing.T, policy, image string, args ...string) {
 	file := o.file("policies/" + policy + ".toml")
 	args = append([]string{
 		"release", "allow", image, "--any-signer", "--allow-simulated", "--any-runtime", "--allow-changes",
-		"--allow-debug", "--out", file, "--secret", "env:DB_PASSWORD=password",
+		"--allow-debug", "--any-secrets", "--out", file, "--secret", "env:DB_PASSWORD=password",
 		"--secret", "file:/run/cconvert/token=token", "--secret", "key:app=key",
 		"--secret", "tls:/run/cconvert/tls=app.example",
 	}, args...)
@@ -432,6 +432,60 @@ func (o *owner) refuses(t *testing.T, image string) {
 	})
 	out, err := try(program, "release", "log", o.file("release.log"), "--check")
 	require.NoError(t, err, out)
+}
+
+// The commands of docs/secrets.md lead from nothing to a running service, in the order in which they are.
+func TestSecretsDocument(t *testing.T) {
+	registry := "127.0.0.1:" + startRegistry(t)
+	tag, err := name.NewTag(registry + "/app:1.4")
+	require.NoError(t, err)
+	port := freePort(t)
+	require.NoError(t, remote.Write(tag, fixture.Image(t, v1.Config{
+		Entrypoint: []string{"/server", "/etc/server.conf"}, ExposedPorts: map[string]struct{}{port + "/tcp": {}},
+	}, fixture.Layer(t, fixture.Program("server", goServer(t)), fixture.File("page", page),
+		fixture.File("etc/server.conf",
+			"listen 127.0.0.1:"+port+"\npage /page\ntls /run/cconvert/tls\npassword DB_PASSWORD\n")))))
+	t.Cleanup(func() { _, _ = try("docker", "rm", "-f", "app-1-4-confidential", "app") })
+
+	text, err := os.ReadFile(filepath.Join(project, "docs/secrets.md"))
+	require.NoError(t, err)
+	_, section, _ := strings.Cut(string(text), "## From nothing to a running service")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var script strings.Builder
+	commands := 0
+	for line := range strings.Lines(section) {
+		if code, ok := strings.CutPrefix(line, "    "); ok {
+			script.WriteString(code)
+			if !strings.HasPrefix(code, " ") {
+				commands++
+			}
+		}
+	}
+	assert.LessOrEqual(t, commands, 11)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "password"), []byte(secretPassword+"\n"), 0o600))
+	kms := freePort(t)
+	code := strings.NewReplacer("registry.example", registry, "kms.example:8443", "127.0.0.1:"+kms,
+		"app.example:8080", "127.0.0.1:"+port, "docker | sh", "docker | sed 's/docker run/& --network host/' | sh",
+		"release serve &", "release serve --allow-simulated --listen 127.0.0.1:"+kms+" --status-listen '' &\nsleep 2",
+		"--any-runtime", "--any-runtime --allow-simulated",
+		"\ncconvert deploy", "\nsleep 1\ncconvert deploy", "\ncconvert verify", "\nsleep 5\ncconvert verify", // by then
+		"pkill -HUP -f \"cconvert release serve\"", "pkill -HUP -f \"cconvert release serve.*"+kms+"\"",
+	).Replace(script.String())
+	// In a file, so that its text is in no command line that is looked for.
+	steps := filepath.Join(dir, "steps")
+	require.NoError(t, os.WriteFile(steps, []byte("set -e\nmkdir policies\ntrap 'kill $(jobs -p)' EXIT\n"+code), 0o700))
+	cmd := exec.Command("timeout", "120", "bash", steps)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "CCONVERT_RUNTIME=sim",
+		"CCONVERT_ALLOW_SIMULATED=true", "HOME="+dir)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Contains(t, string(out), "endpoint", "%s", out)
+	assert.Regexp(t, `released +app: env:DB_PASSWORD, tls:/run/cconvert/tls`, string(out))
+	assert.Equal(t, 3, strings.Count(string(out), "trusted: it is what was expected")+
+		strings.Count(string(out), "were read again"), "%s", out)
+	assert.Empty(t, secretIn(out))
 }
 
 const goReport = `package main

@@ -207,8 +207,8 @@ func (l *launchFlags) add(f *pflag.FlagSet) {
 	f.Uint16Var(&l.prodID, "isv-prod-id", 0, "product number in the signature")
 	f.Uint16Var(&l.svn, "isv-svn", 0, "security version number in the signature")
 	f.StringVar(&l.date, "date", "", "date in the signature, YYYY-MM-DD (default: when the image was created)")
-	f.StringVar(&l.attestation, "attestation", "none",
-		"remote attestation: none, or dcap, which needs the AESM service at start")
+	f.StringVar(&l.attestation, "attestation", "", "remote attestation: none, or dcap, which needs the AESM service "+
+		"at start (default: none, and dcap with --secrets)")
 	f.StringVar(&l.logLevel, "runtime-log-level", "error",
 		"how much the runtime logs: none, error, warning, debug, trace or all")
 	f.StringVar(&l.manifest, "manifest", "", "TOML file that is merged over the generated manifest")
@@ -308,8 +308,11 @@ func (l *launchFlags) choose(o *convert.Options) (err error) {
 		EDMM: l.edmm, Debug: l.debug, ISVProdID: l.prodID, ISVSVN: l.svn, Attestation: l.attestation,
 		LogLevel: l.logLevel,
 	}
-	if o.Launch.Secrets != nil && l.attestation == "none" { // the default
-		o.Enclave.Attestation = "dcap"
+	if l.attestation == "" {
+		o.Enclave.Attestation = "none"
+		if o.Launch.Secrets != nil {
+			o.Enclave.Attestation = "dcap"
+		}
 	}
 	o.AgentFile = l.agent
 	if err := o.Enclave.Check(); err != nil {

@@ -103,6 +103,14 @@ func besides(planFile, option, value string) string {
 	switch {
 	case option == "manifest", option == "lock", option == "profile" && strings.ContainsAny(value, "/."):
 		return beside(value)
+	case option == "secrets":
+		fields := strings.Split(value, ",")
+		for i, f := range fields {
+			if ca, ok := strings.CutPrefix(f, "ca="); ok {
+				fields[i] = "ca=" + beside(ca)
+			}
+		}
+		return strings.Join(fields, ",")
 	case option == "trust" && strings.HasPrefix(value, "list:"):
 		return "list:" + beside(strings.TrimPrefix(value, "list:"))
 	}

@@ -40,7 +40,8 @@ func newRelease() *cobra.Command {
 have which, serve them, and look at what was decided.`,
 		Args: exactArgs("COMMAND"),
 	}
-	cmd.AddCommand(newReleaseSecret(), newReleaseAllow(), newReleaseServe(), newReleaseLog(), newReleaseAuthority())
+	cmd.AddCommand(newReleaseSecret(), newReleaseAllow(), newReleaseServe(), newReleaseLog(), newReleaseAuthority(),
+		newReleasePin())
 	return cmd
 }
 
@@ -138,6 +139,32 @@ clients that are to trust them. It is made the first time. Whoever trusts it tru
 	return cmd
 }
 
+func newReleasePin() *cobra.Command {
+	var store storeFlags
+	cmd := &cobra.Command{
+		Use:   "pin",
+		Short: "Print the pin by which enclaves recognise the server",
+		Long: `Print the pin by which enclaves recognise the server: the SHA-256 of its public key. The key is made the
+first time. A server with --tls-cert has that key's pin, which it prints when it starts.`,
+		Example: `  cconvert release pin`,
+		Args:    exactArgs(),
+	}
+	store.add(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := store.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		pin, err := keyserver.Pin(cmd.Context(), s, time.Now())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), pin)
+		return nil
+	}
+	return cmd
+}
+
 const releaseAllowLong = `Verify an image, as "cconvert verify" does, and write the policy by which its enclave gets
 secrets. The image must be what is expected of it: nothing is allowed to one that is not. Each secret is granted as
 PLACE=NAME: the place in the enclave (env:VARIABLE, file:PATH, key:NAME), and the name of the secret in
@@ -230,8 +257,8 @@ func newReleaseAllow() *cobra.Command {
 		}
 		if r.Agent != nil {
 			if lacks := p.Lacks(r.Agent.Want); len(lacks) > 0 {
-				return usagef("the image also wants %s, and gets nothing without: grant it with --secret, or of "+
-					"encrypted files with --encrypt-key", strings.Join(lacks, ", "))
+				return usagef("the image wants %s, too, and gets no secret at all unless each is granted: by "+
+					"--secret, or of encrypted files by --encrypt-key", strings.Join(lacks, ", "))
 			}
 		}
 		text, err := p.Text()

@@ -71,6 +71,8 @@ type expectFlags struct {
 	policy                string
 	mrEnclave, mrSigner   []string
 	runtime, agent        []string
+	secretsFrom           []string
+	anySecrets            bool
 	signerKey, attestKey  string
 	minSVN, prodID        int
 	allowDebug, anySigner bool
@@ -87,6 +89,9 @@ func (e *expectFlags) addAccepted(f *pflag.FlagSet, anyRuntime string) {
 		"expected digest of the runtime's layer (repeatable: one of them)")
 	f.StringSliceVar(&e.agent, "agent-digest", nil, "expected SHA-256 of the agent that gets secrets, if it is not "+
 		"the one of this version (repeatable: one of them)")
+	f.StringSliceVar(&e.secretsFrom, "secrets-from", nil, "pin (sha256/…) of a server, or SHA-256 (sha256:…) of an "+
+		"authority's certificate, from which the image may get secrets (repeatable: each must be one of them)")
+	f.BoolVar(&e.anySecrets, "any-secrets", false, "accept secrets from whatever server")
 	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
 	f.StringVar(&e.runtimes, "known-runtimes", "",
 		"TOML file of runtimes, of which one is expected; see docs/verification.md")
@@ -178,6 +183,7 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		}
 	}
 	x.RuntimeDigest, x.AgentDigest = append(x.RuntimeDigest, e.runtime...), append(x.AgentDigest, e.agent...)
+	x.SecretsFrom, x.AnySecrets = append(x.SecretsFrom, e.secretsFrom...), x.AnySecrets || e.anySecrets
 	x.AnyRuntime, x.AllowChanges = x.AnyRuntime || e.anyRuntime, x.AllowChanges || e.allowChanges
 	if e.lock != "" {
 		l, err := libos.ReadLock(e.lock)

@@ -64,7 +64,7 @@ func Exec(path string, args, env []string) error {
 func (s *System) attempt() (err error) {
 	defer func() {
 		if recover() != nil {
-			err = errors.New("a fault of its own")
+			err = errors.New("the agent has crashed")
 		}
 	}()
 	err = s.Run(context.Background())

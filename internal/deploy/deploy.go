@@ -117,12 +117,22 @@ func agentNotice(a *release.Config) string {
 	text := "# Before the program starts, an agent gets its secrets, and ends with 125 if it gets none. It must\n" +
 		"# reach one of\n"
 	for _, from := range a.From() {
-		text += "#   " + from + "\n"
+		text += "#   " + printable(from) + "\n"
 	}
 	if len(a.Dirs) > 0 {
-		text += "# and write, encrypted, to " + strings.Join(a.Dirs, ", ") + ".\n"
+		text += "# and write, encrypted, to " + printable(strings.Join(a.Dirs, ", ")) + ".\n"
 	}
 	return text
+}
+
+// printable leaves nothing in a text that could end a comment.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 func roundUp(n int64) uint64 { return (uint64(n) + 1<<20 - 1) &^ (1<<20 - 1) }

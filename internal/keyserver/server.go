@@ -93,8 +93,19 @@ func New(ctx context.Context, o Options) (*Server, error) {
 }
 
 // Pin is what enclaves know the server by.
-func (s *Server) Pin() (release.Pin, error) {
-	c, err := x509.ParseCertificate(s.certificate.Certificate[0])
+func (s *Server) Pin() (release.Pin, error) { return pinOf(s.certificate) }
+
+// Pin is that of a server with the key in a store, which is made the first time.
+func Pin(ctx context.Context, s Store, now time.Time) (release.Pin, error) {
+	c, err := Identity(ctx, s, now)
+	if err != nil {
+		return release.Pin{}, err
+	}
+	return pinOf(c)
+}
+
+func pinOf(pair tls.Certificate) (release.Pin, error) {
+	c, err := x509.ParseCertificate(pair.Certificate[0])
 	if err != nil {
 		return release.Pin{}, err
 	}

@@ -124,7 +124,7 @@ func (p Parts) agent() (*libos.Agent, error) {
 	case p.Recipe.Options.Secrets == nil:
 		return nil, nil
 	case p.Agent == nil:
-		return nil, errors.New("by the recipe the image has an agent, and it does not")
+		return nil, errors.New("the recipe has an agent, and the image has none")
 	}
 	return libos.NewAgent(p.Agent)
 }

@@ -42,10 +42,24 @@ func (s *Secrets) Add(text string) error {
 	return nil
 }
 
+// WithoutKeys returns the secrets without keys of mounts, of which there are none any more; nil if nothing is left, but
+// for the key of the image's encrypted files, which goes without saying.
+func (s *Secrets) WithoutKeys(encrypted bool) *Secrets {
+	if s == nil {
+		return nil
+	}
+	out := *s
+	out.Want = slices.DeleteFunc(slices.Clone(s.Want), func(s release.Slot) bool { return s.Kind == release.KindKey })
+	if len(out.Want) == 0 && !encrypted {
+		return nil
+	}
+	return &out
+}
+
 // SecretsKey is the name of the key of the directories for released files.
 const SecretsKey = "cconvert-secrets"
 
-// What an agent needs of an enclave: a program of Go reserves 700 MB of addresses, and has up to 8 threads.
+// What an agent needs of an enclave: libos.AgentMemory and libos.AgentThreads.
 const (
 	agentMemory  = 1 << 30
 	agentThreads = 10
@@ -84,6 +98,11 @@ func (o Options) checkSecrets() error {
 	}
 	if err := release.CheckSlots(want); err != nil {
 		return wrong("secret", "", "%v", err)
+	}
+	if o.Encrypt.Key == SecretsKey ||
+		slices.ContainsFunc(o.Encrypted, func(m Mount) bool { return m.Key == SecretsKey }) {
+		return wrong("secrets", "", "a key of the name %s is made at each start, for released files: what is written "+
+			"with it cannot be read again", SecretsKey)
 	}
 	for _, s := range want {
 		switch {
@@ -143,6 +162,13 @@ func (f *files) secrets(o Options) error {
 			return err
 		}
 		c.Dirs, c.Key = append(c.Dirs, d), SecretsKey
+	}
+	text, err := c.Marshal()
+	if err == nil {
+		_, err = release.ParseConfig(text) // as the agent will
+	}
+	if err != nil {
+		return &OptionError{"secrets", "", err.Error()}
 	}
 	return nil
 }

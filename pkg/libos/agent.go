@@ -9,6 +9,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
+	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/gzip"
 
@@ -99,4 +102,75 @@ func checkAgent(program []byte) error {
 		return errors.New("it is not an agent of this version")
 	}
 	return nil
+}
+
+// What an agent needs of an enclave: a program of Go reserves 700 MB of addresses, and has up to 8 threads.
+const (
+	AgentMemory  = 1 << 30 // bytes
+	AgentThreads = 10
+)
+
+// AgentProblems says why an agent of a configuration would not be the one that is measured, would put secrets where the
+// host sees them, or would not start, in an enclave as its library OS reads it.
+func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	for _, p := range []string{AgentPath, AgentConfigPath} {
+		measured := func(f FileEntry) bool { return f.URI == fileScheme+p && f.SHA256 != "" }
+		if !slices.ContainsFunc(e.Trusted, measured) {
+			wrong("%s is not measured", p)
+		}
+	}
+	for _, uri := range e.Allowed {
+		if p := path.Clean(strings.TrimPrefix(uri, fileScheme)); overlaps(p, Root) {
+			wrong("the host may change %s", p)
+		}
+	}
+	if e.Program.Entrypoint != AgentPath {
+		wrong("the enclave starts %s, not the agent", e.Program.Entrypoint)
+	}
+	if _, public := e.Keys[c.Key]; public {
+		wrong("the key of the directories for files is in the manifest")
+	}
+	for _, m := range e.Program.Mounts {
+		if p := path.Clean(m.Path); p != m.Path || overlaps(p, Root) && p != "/" {
+			wrong("a mount at %q covers what is measured", m.Path)
+		}
+	}
+	for _, s := range c.Want {
+		if dir := s.Dir(); dir != "" && !encrypted(e.Program.Mounts, dir, s.Name, c.Key) {
+			wrong("%s is not in a directory that is encrypted under the agent's key", s)
+		}
+	}
+	if e.Settings.EnclaveSize < AgentMemory || e.Settings.MaxThreads < AgentThreads {
+		wrong("the agent needs an enclave of 1 GB with %d threads, and it has %d bytes and %d", AgentThreads,
+			e.Settings.EnclaveSize, e.Settings.MaxThreads)
+	}
+	return problems
+}
+
+const fileScheme = "file:"
+
+// overlaps reports whether one of two paths is the other, or above it.
+func overlaps(a, b string) bool {
+	within := func(p, dir string) bool { return dir == "/" || strings.HasPrefix(p+"/", dir+"/") }
+	return within(a, b) || within(b, a)
+}
+
+// encrypted reports whether a place in a directory is encrypted under a key: the innermost mount over it is, and so is
+// what is mounted within.
+func encrypted(mounts []Mount, dir, place, key string) bool {
+	innermost := Mount{}
+	for _, m := range mounts {
+		switch {
+		case m.Path == "/" || strings.HasPrefix(dir+"/", m.Path+"/"):
+			if len(m.Path) >= len(innermost.Path) {
+				innermost = m
+			}
+		case overlaps(m.Path, place):
+			if m.Type != "encrypted" || m.Key != key {
+				return false
+			}
+		}
+	}
+	return innermost.Type == "encrypted" && innermost.Key == key
 }

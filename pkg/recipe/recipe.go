@@ -245,6 +245,9 @@ func (r Recipe) Plain() Recipe {
 	o := r.Options
 	o.Args, o.HostArgs, o.Env, o.PassEnv, o.Allowed, o.Tmpfs, o.Encrypted = nil, false, nil, nil, nil, nil, nil
 	o.Profile, o.ProfileText, o.LibC = "", "", string(libc.Auto)
+	if o.Secrets = o.Secrets.WithoutKeys(o.Encrypt != nil); o.Secrets == nil {
+		r.Agent = ""
+	}
 	r.Options, r.Overlay = o, ""
 	return r
 }

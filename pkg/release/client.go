@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -158,6 +159,8 @@ func (s *Server) Check() error {
 		}
 	}
 	switch {
+	case strings.ContainsFunc(s.Address+s.Name, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return fmt.Errorf("%w: %q and %q: names of hosts are ASCII", ErrAddress, s.Address, s.Name)
 	case s.Protocol != "" && !slices.Contains(Protocols[1:], s.Protocol):
 		return fmt.Errorf("%w: there is no protocol %q", ErrAddress, s.Protocol)
 	case s.Protocol == SecretProv && (err != nil || u.Host != s.Address || u.Port() == ""):
@@ -166,11 +169,26 @@ func (s *Server) Check() error {
 		u.RawQuery != "" || u.Fragment != "":
 		return fmt.Errorf("%w: %q is not https://HOST:PORT", ErrAddress, s.Address)
 	case (len(s.Pins) > 0) == (s.CA != ""):
-		return fmt.Errorf("%w: it wants pins of its key, or certificates of its authorities, not both", ErrAddress)
+		return fmt.Errorf("%w: name how it is recognised: pin=sha256/DIGEST, or ca=FILE, and not both", ErrAddress)
 	case s.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(s.CA)):
 		return fmt.Errorf("%w: there is no certificate in PEM among its authorities", ErrAddress)
 	}
 	return nil
+}
+
+// Identities are by what the server is recognised: the pins of its key, or the SHA-256 of each certificate of its
+// authorities, sha256: and hexadecimal.
+func (s *Server) Identities() (list []string) {
+	for _, p := range s.Pins {
+		list = append(list, p.String())
+	}
+	for rest := []byte(s.CA); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return list
+		}
+		list = append(list, fmt.Sprintf("sha256:%x", sha256.Sum256(block.Bytes)))
+	}
 }
 
 // tls is how the server is recognised.

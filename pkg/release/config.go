@@ -1,7 +1,6 @@
 package release
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -127,28 +126,37 @@ func (c *Config) Check() error {
 	}
 	for _, s := range c.Want {
 		if d := s.Dir(); d != "" && !c.holds(d) {
-			return fmt.Errorf("%s is in none of its directories", s)
+			return fmt.Errorf("%s is not in an encrypted directory", s)
 		}
 	}
 	return nil
 }
 
-// From are the servers, each with how it is recognised, for people.
+// From are the servers, each with how it is recognised and what it is asked for, for people.
 func (c *Config) From() []string {
 	var list []string
 	for _, s := range c.Servers {
-		var by []string
-		for _, p := range s.Pins {
-			by = append(by, "pin="+p.String())
-		}
-		if s.CA != "" {
-			by = append(by, fmt.Sprintf("an authority with the certificate sha256:%x", sha256.Sum256([]byte(s.CA))))
-		}
-		address := s.Address
+		address, more := s.Address, ""
 		if s.Protocol != "" {
 			address = s.Protocol + " " + address
 		}
-		list = append(list, fmt.Sprintf("%s (%s)", address, strings.Join(by, ", ")))
+		if s.Name != "" {
+			more = " with the name " + s.Name
+		}
+		for _, slot := range c.Want {
+			if r := s.Resources[slot.String()]; r != "" {
+				more += fmt.Sprintf(", %s=%s", slot, r)
+			}
+		}
+		by := s.Identities()
+		for i, id := range by {
+			if strings.HasPrefix(id, pinPrefix) {
+				by[i] = "pin=" + id
+			} else {
+				by[i] = "authority " + id
+			}
+		}
+		list = append(list, fmt.Sprintf("%s (%s%s)", address, strings.Join(by, ", "), more))
 	}
 	return list
 }
@@ -157,11 +165,7 @@ func (c *Config) From() []string {
 func (c *Config) Places() []string {
 	var list []string
 	for _, s := range c.Want {
-		text := s.String()
-		if r := c.Servers[0].Resources[text]; r != "" {
-			text += "=" + r
-		}
-		list = append(list, text)
+		list = append(list, s.String())
 	}
 	return list
 }

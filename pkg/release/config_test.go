@@ -24,14 +24,14 @@ func TestConfig(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, good(), again)
 	for what, change := range map[string]func(*Config){
-		"is in none of its directories": func(c *Config) { c.Dirs = []string{"/run/ab"} },
-		"to be random":                  func(c *Config) { c.Want = append(c.Want, Slot{KindKey, "random"}) },
-		"with a key of the name":        func(c *Config) { c.Key = "" },
-		"the system's":                  func(c *Config) { c.Dirs = []string{"/etc/x"} },
-		"a key's name":                  func(c *Config) { c.Key = "a/b" },
-		"between 1 and":                 func(c *Config) { c.Servers = nil },
-		"wants no secrets":              func(c *Config) { c.Want = nil },
-		"no absolute path":              func(c *Config) { c.Exec = "app" },
+		"is not in an encrypted directory": func(c *Config) { c.Dirs = []string{"/run/ab"} },
+		"to be random":                     func(c *Config) { c.Want = append(c.Want, Slot{KindKey, "random"}) },
+		"with a key of the name":           func(c *Config) { c.Key = "" },
+		"the system's":                     func(c *Config) { c.Dirs = []string{"/etc/x"} },
+		"a key's name":                     func(c *Config) { c.Key = "a/b" },
+		"between 1 and":                    func(c *Config) { c.Servers = nil },
+		"wants no secrets":                 func(c *Config) { c.Want = nil },
+		"no absolute path":                 func(c *Config) { c.Exec = "app" },
 	} {
 		c := good()
 		change(c)

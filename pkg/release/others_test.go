@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/tls"
 	"crypto/x509"
@@ -361,6 +362,61 @@ func TestSecretProv(t *testing.T) {
 	}
 	_, err = s.Ask(context.Background(), newKey(t), quote, nil)
 	assert.Error(t, err)
+}
+
+// A server that does not accept the quote says so by an alert: in the handshake of TLS 1.2, after it in that of 1.3.
+func TestSecretProvRefuses(t *testing.T) {
+	web := httptest.NewTLSServer(http.NotFoundHandler())
+	defer web.Close()
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+			Certificates: web.TLS.Certificates, ClientAuth: tls.RequireAnyClientCert, MinVersion: version,
+			MaxVersion:            version,
+			VerifyPeerCertificate: func([][]byte, [][]*x509.Certificate) error { return errors.New("another enclave") },
+		})
+		require.NoError(t, err)
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				_ = c.(*tls.Conn).Handshake()
+				c.Close()
+			}
+		}()
+		s := Server{Protocol: SecretProv, Address: l.Addr().String(), Pins: []Pin{PinOf(web.Certificate())}}
+		quote := func(data [64]byte) ([]byte, error) { return bytes.Repeat(data[:], 8), nil }
+		_, err = s.Ask(context.Background(), newKey(t), quote, []Slot{{KindEnv, "A"}})
+		assert.ErrorIs(t, err, ErrRefused, "%x", version)
+		l.Close()
+	}
+}
+
+// Who is asked is shown as it is recognised: the name in the certificate, each authority by its digest.
+func TestFrom(t *testing.T) {
+	web := httptest.NewTLSServer(http.NotFoundHandler())
+	defer web.Close()
+	der := web.Certificate().Raw
+	ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	slot := Slot{KindEnv, "A"}
+	c := Config{Want: []Slot{slot}, Servers: []Server{
+		{Address: "https://kms.example:1", CA: ca, Name: "other.example"},
+		{
+			Protocol: KBS, Address: "https://kbs.example:1", Pins: []Pin{{1}},
+			Resources: map[string]string{"env:A": "a/b/c"},
+		},
+	}}
+	sum := sha256.Sum256(der)
+	assert.Equal(t, []string{
+		"https://kms.example:1 (authority sha256:" + hex.EncodeToString(sum[:]) + " with the name other.example)",
+		"kbs https://kbs.example:1 (pin=" + Pin{1}.String() + ", env:A=a/b/c)",
+	}, c.From())
+	for _, bad := range []string{"https://kms\u2028.example:1", "https://k\u00e4se.example:1", "https://a b:1"} {
+		s := Server{Address: bad, Pins: []Pin{{1}}}
+		assert.ErrorIs(t, s.Check(), ErrAddress, "%q", bad)
+	}
+	for _, bad := range []string{"file:/run/a/b\u2028c", "file:/run/a/b\u0085c", "tls:/run/\u2029"} {
+		_, err := ParseSlot(bad)
+		assert.ErrorIs(t, err, ErrSlot, "%q", bad)
+	}
 }
 
 // closed is an address at which nobody listens.

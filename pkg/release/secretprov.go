@@ -46,7 +46,7 @@ func (s *Server) askSecretProv(
 	}
 	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", s.Address)
 	if err != nil {
-		return nil, s.failed(err)
+		return nil, s.refusedOr(err)
 	}
 	defer conn.Close()
 	if deadline, ok := ctx.Deadline(); ok {
@@ -64,7 +64,7 @@ func (s *Server) askSecretProv(
 	}
 	size := binary.BigEndian.Uint32(head[len(secretProvAnswer):])
 	if string(head[:len(secretProvAnswer)]) != secretProvAnswer || size == 0 || size > MaxAnswer {
-		return nil, fmt.Errorf("%w: %s answers something else than Gramine's servers do", ErrProtocol, s.Address)
+		return nil, fmt.Errorf("%w: %s does not answer as Gramine's servers do", ErrProtocol, s.Address)
 	}
 	secret := Secret{Value: make([]byte, size)}
 	if _, err := io.ReadFull(conn, secret.Value); err != nil {
@@ -78,8 +78,9 @@ func (s *Server) askSecretProv(
 
 // refusedOr is ErrRefused if the server has ended the connection by an alert, or without a word.
 func (s *Server) refusedOr(err error) error {
-	var alert tls.AlertError
-	if errors.As(err, &alert) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	var op *net.OpError
+	alert := errors.As(err, &op) && op.Op == "remote error" // as crypto/tls has alerts of the other side
+	if alert || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	return s.failed(err)

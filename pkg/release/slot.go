@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Kinds of places for a secret.
@@ -76,7 +77,7 @@ func (s Slot) checkPath() error {
 	switch {
 	case !path.IsAbs(p) || path.Clean(p) != p || len(p) > maxPath:
 		return fmt.Errorf("%q: %w: an absolute path without . and .. expected", s, ErrSlot)
-	case strings.ContainsFunc(p, func(r rune) bool { return r < ' ' || r == 0x7f || r == 0xfffd }):
+	case strings.ContainsFunc(p, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }):
 		return fmt.Errorf("%q: %w: its path cannot be printed", s, ErrSlot)
 	case path.Dir(p) == "/" && (s.Kind == KindFile || p == "/"):
 		return fmt.Errorf("%q: %w: it would be in no directory of its own, such as /run/secrets", s, ErrSlot)

@@ -27,17 +27,7 @@ func (v *verification) agent() {
 		if sum != r.Agent {
 			problems = append(problems, fmt.Sprintf("its program has the digest %s, the recipe says %s", sum, r.Agent))
 		}
-		if got := v.c.Program.Entrypoint; got != libos.AgentPath {
-			problems = append(problems, fmt.Sprintf("the enclave starts %s, not the agent", got))
-		}
-		if _, public := v.c.LibOS.Keys[c.Key]; public {
-			problems = append(problems, "the key of the directories for files is in the manifest")
-		}
-		for _, m := range v.c.Program.Mounts {
-			if slices.Contains(c.Dirs, m.Path) && (m.Type != "encrypted" || m.Key != c.Key) {
-				problems = append(problems, fmt.Sprintf("%s is no encrypted directory of its key", m.Path))
-			}
-		}
+		problems = append(problems, libos.AgentProblems(c, v.c.LibOS)...)
 	}
 	v.add(CheckAgent, agentDetail(v.c), problems)
 }
@@ -58,6 +48,37 @@ func agentDetail(c *inspect.Converted) string {
 	}
 	return "before the program starts, an agent asks " + strings.Join(c.Agent.From(), ", then ") + " for " +
 		strings.Join(c.Agent.Places(), ", ")
+}
+
+// expectSecrets wants the servers to be expected ones from which the program gets secrets: who fills variables and
+// files, and has the keys to encrypted ones, decides on much of what it does.
+func (v *verification) expectSecrets(e Expectations, compared bool) {
+	if v.c.Agent == nil {
+		return
+	}
+	var others []string
+	for _, s := range v.c.Agent.Servers {
+		for _, id := range s.Identities() {
+			if !slices.Contains(e.SecretsFrom, id) {
+				others = append(others, s.Address+" is recognised by "+id)
+			}
+		}
+	}
+	switch {
+	case len(others) == 0:
+		v.add(CheckSecretsFrom, "secrets come from expected servers only", nil)
+	case slices.Contains(e.MREnclave, v.c.MREnclave) && !v.signing:
+		v.skip(CheckSecretsFrom, "this MRENCLAVE, which measures from whom secrets come, is an expected one")
+	case e.AnySecrets:
+		v.skip(CheckSecretsFrom, "nobody said from whom secrets may come, and that was accepted")
+	case len(e.SecretsFrom) > 0:
+		v.add(CheckSecretsFrom, "secrets come from expected servers only", others)
+	case compared || v.signing:
+		v.undecided(CheckSecretsFrom, "whoever has the key of the server decides what the program gets: expect it "+
+			"with --secrets-from, or accept --any-secrets: "+strings.Join(others, "; "))
+	default:
+		v.skip(CheckSecretsFrom, "nobody said from whom secrets may come")
+	}
 }
 
 // vouchedAgent checks that somebody vouches for the agent, which is measured and has the secrets first.

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/pem"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -25,6 +27,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx"
+	"github.com/cconvert/cconvert/pkg/sgx/quote/simulated"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -97,11 +100,15 @@ func TestAgent(t *testing.T) {
 	assert.Equal(t, []string{"app"}, r.Program.Argv)
 
 	r = verified(t, to, from, expect, knowing(""))
-	assert.Equal(t, []string{verify.CheckChanges}, r.Unmet(), "whose secrets they are has to be accepted")
-	assert.Len(t, checkOf(r, verify.CheckChanges).Problems, 1)
+	assert.Equal(t, []string{verify.CheckSecretsFrom}, r.Unmet(), "whose secrets they are has to be expected")
+	assert.Equal(t, verify.OK, checkOf(r, verify.CheckChanges).Status)
 	accepted := expect
-	accepted.AllowChanges = true
+	accepted.AnySecrets = true
 	trusted(t, verified(t, to, from, accepted, knowing("")))
+	accepted.AnySecrets, accepted.SecretsFrom = false, []string{release.Pin{1}.String()}
+	trusted(t, verified(t, to, from, accepted, knowing("")))
+	accepted.SecretsFrom = []string{release.Pin{2}.String()}
+	assert.Equal(t, []string{verify.CheckSecretsFrom}, verified(t, to, "", accepted, knowing("")).Unmet())
 
 	r = verified(t, to, "", expect, knowing("of another version"))
 	assert.Equal(t, []string{verify.CheckAgentIs}, r.Unmet())
@@ -115,7 +122,7 @@ func TestAgent(t *testing.T) {
 	named.MREnclave = []sgx.Measurement{r.MREnclave}
 	trusted(t, verified(t, to, "", named, knowing("of another version")))
 
-	named.AnyRuntime = true
+	named.AnyRuntime, named.AnySecrets = true, true
 	before, p, err := verify.BeforeSigning(context.Background(), open(t, to), nil, named, knowing("of another version"))
 	require.NoError(t, err)
 	assert.Contains(t, before.Unmet(), verify.CheckAgentIs, "who signs has to say that it is the agent")
@@ -130,6 +137,71 @@ func TestAgent(t *testing.T) {
 	})
 	require.NoError(t, err)
 	assert.True(t, again.Same, "%v", again.Why)
+}
+
+// What a conversion's other options could take away from the agent, or put in its place, is an error before.
+func TestOptionsAgainstTheAgent(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}},
+		fixture.Layer(t, fixture.Program("app", fixture.ELF("")))))
+	allow := func(p string) func(*convert.Options) {
+		return func(o *convert.Options) { o.Launch.AllowedFiles = []string{p} }
+	}
+	overlay := func(text string) func(*convert.Options) { return func(o *convert.Options) { o.Overlay = text } }
+	mount := func(p string) func(*convert.Options) {
+		return overlay("[[fs.mounts]]\npath = \"" + p + "\"\nuri = \"file:/host\"\n" +
+			"[sgx]\nallowed_files = [\"file:/host/\"]\n")
+	}
+	for what, change := range map[string]func(*convert.Options){
+		"/cconvert/app/agent.json is not measured":        allow(libos.AgentConfigPath),
+		"/cconvert/agent/cconvert-agent is not measured":  allow(libos.AgentPath),
+		"the host may change /cconvert":                   allow("/cconvert"),
+		"the host may change /cconvert/app":               overlay("[sgx]\nallowed_files = ['file:/cconvert/app/']\n"),
+		`a mount at "/cconvert/agent" covers`:             mount("/cconvert/agent"),
+		`a mount at "/cconvert/app/agent.json" covers`:    mount("/cconvert/app/agent.json"),
+		"tls:/run/secrets/tls is not in a directory that": mount("/run/secrets/tls"),
+		"file:/run/secrets/token is not in a directory":   mount("/run/secrets/token"),
+		`a mount at "/run/secrets/" covers`:               mount("/run/secrets/"),
+		"the enclave starts /app, not the agent":          overlay("[libos]\nentrypoint = \"/app\"\n"),
+		"the agent needs an enclave of 1 GB":              overlay("[sgx]\nenclave_size = \"256M\"\n"),
+		"with 10 threads, and it has":                     overlay("[sgx]\nmax_threads = 4\n"),
+		"sgx.remote_attestation is not dcap":              overlay("[sgx]\nremote_attestation = \"none\"\n"),
+		"attestation none: the agent that gets secrets":   func(o *convert.Options) { o.Enclave.Attestation = "none" },
+		"a key of the name cconvert-secrets is made": func(o *convert.Options) {
+			o.Launch.Encrypted = []launch.Mount{{Path: "/data", Key: launch.SecretsKey}}
+		},
+		"has more than 1048576 bytes": func(o *convert.Options) {
+			o.Launch.Secrets.Servers[0].Pins = nil
+			o.Launch.Secrets.Servers[0].CA = manyCertificates(t)
+		},
+	} {
+		o := getting(options(t, from), agentPlaces...)
+		change(&o)
+		_, err := convert.Prepare(context.Background(), o)
+		assert.ErrorContains(t, err, what)
+	}
+	// Others may stay beside it.
+	o := getting(options(t, from), agentPlaces...)
+	o.Launch.AllowedFiles = []string{"/host"}
+	o.Launch.Encrypted = []launch.Mount{{Path: "/data", Key: "app"}}
+	o.Launch.Secrets.Want = append(o.Launch.Secrets.Want, release.Slot{Kind: release.KindKey, Name: "app"})
+	run(t, o, signer(t), reg.Host+"/dst:1")
+	r := verified(t, reg.Host+"/dst:1", "", verify.Expectations{
+		AllowSimulated: true, AnySigner: true, AllowChanges: true,
+	}, knowing(""))
+	trusted(t, r)
+	changes := strings.Join(checkOf(r, verify.CheckChanges).Problems, "\n")
+	assert.Contains(t, changes, "sgx.allowed_files")
+	assert.NotContains(t, changes, "could not be converted")
+}
+
+// manyCertificates is more than an agent is told.
+func manyCertificates(t *testing.T) string {
+	t.Helper()
+	p, err := simulated.New("a test", time.Now())
+	require.NoError(t, err)
+	one := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Root.Certificate.Raw}))
+	return strings.Repeat(one, 2<<20/len(one))
 }
 
 // The agent is one blob in all images, and in none that gets no secrets.

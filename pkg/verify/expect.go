@@ -43,6 +43,10 @@ type Expectations struct {
 	// AgentDigest are SHA-256 digests, in hexadecimal, of agents' programs, of which one must be there if the image
 	// gets secrets; empty: the one of this version.
 	AgentDigest []string `toml:"agent_digest"`
+	// SecretsFrom are the keys and authorities of servers from which the program may get secrets, as
+	// release.Server.Identities has them; AnySecrets accepts all.
+	SecretsFrom []string `toml:"secrets_from"`
+	AnySecrets  bool     `toml:"any_secrets"`
 	// AllowChanges accepts that options of the conversion change what the source would run.
 	AllowChanges bool `toml:"allow_changes"`
 	// AnyRuntime goes without an expectation of the loader, which is not measured.
@@ -119,6 +123,7 @@ func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"an image of this kind has none"})
 	}
 	v.vouchedAgent(e)
+	v.expectSecrets(e, compared)
 	v.expectPlain(e, compared)
 	if e.Attested != nil {
 		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
@@ -142,7 +147,11 @@ func (v *verification) expectItself(e Expectations) {
 	if v.signing && (e.SignedBy == nil || *e.SignedBy != c.MRSigner) {
 		v.numbers(e)
 	}
-	v.compare(CheckSimulated, c.Simulated(), "there is no enclave, and that was accepted", e.AllowSimulated,
+	detail := "there is an enclave"
+	if e.AllowSimulated {
+		detail = "there is no enclave, and that was accepted"
+	}
+	v.compare(CheckSimulated, c.Simulated(), detail, e.AllowSimulated,
 		"there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
 }
 

@@ -80,9 +80,6 @@ func (v *verification) parts(r recipe.Recipe) convert.Parts {
 
 // compareWithPlain finds what the conversion's options change of what runs.
 func (v *verification) compareWithPlain(ctx context.Context) error {
-	if v.c.Agent != nil {
-		v.changes = append(v.changes, "+ secrets: "+agentDetail(v.c))
-	}
 	plain := v.c.Recipe.Plain()
 	if plain.Overlay == v.c.Recipe.Overlay && reflect.DeepEqual(plain.Options, v.c.Recipe.Options) {
 		return nil

@@ -214,7 +214,7 @@ type sameAgent struct {
 
 func (a sameAgent) Agent() ([]byte, error) {
 	if a.program == nil {
-		return nil, errors.New("by the recipe the image has an agent, and it does not")
+		return nil, errors.New("the recipe has an agent, and the image has none")
 	}
 	return a.program, nil
 }

@@ -71,6 +71,7 @@ const (
 	CheckDebug       = "debug"                 //
 	CheckRuntimeIs   = "runtime-is"            //
 	CheckAgentIs     = "agent-is"              //
+	CheckSecretsFrom = "secrets-from"          //
 	CheckAttestedBy  = "attested-by"           //
 	CheckAnyIdentity = "any-identity"          // there was an expectation of who signed or what runs
 	CheckLayout      = "layout"                // the image is of a kind whose start can be verified
@@ -214,6 +215,7 @@ func (v *verification) beforeSigning(
 	v.expectItself(e)
 	v.vouched(e, nil)
 	v.vouchedAgent(e)
+	v.expectSecrets(e, source != nil)
 	v.expectPlain(e, source != nil)
 	if r.Trusted = len(r.Unmet()) == 0; !r.Trusted {
 		return r, nil, nil

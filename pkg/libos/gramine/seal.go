@@ -11,10 +11,12 @@ import (
 	"strings"
 
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/enclave"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/reach"
+	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -162,6 +164,9 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		return nil, err
 	}
 	out.Layout, out.Settings, out.Entrypoint = e.Layout, e.SGX, r.Start()
+	if err := checkAgent(in.Spec.Agent, m, out.Manifest); err != nil {
+		return nil, err
+	}
 	for _, f := range m.Trusted {
 		out.Trusted = append(out.Trusted, f.Why)
 	}
@@ -179,6 +184,28 @@ func (r Runtime) Seal(in libos.Input) (*libos.Sealed, error) {
 		}
 	}
 	return out, nil
+}
+
+// checkAgent reports a manifest in which an agent would not do what it is told, as a launch.OptionError: a user's own
+// can have changed what the agent needs.
+func checkAgent(c *release.Config, m *manifest.Manifest, text []byte) error {
+	if c == nil {
+		return nil
+	}
+	opened, err := readManifest("the manifest", text)
+	if err != nil {
+		return err
+	}
+	problems := libos.AgentProblems(c, opened.Enclave)
+	if m.Section("sgx")["remote_attestation"] != "dcap" {
+		problems = append(problems, "sgx.remote_attestation is not dcap")
+	}
+	if len(problems) > 0 {
+		return &launch.OptionError{
+			Option: "secrets", Why: "with these options the agent cannot keep them: " + strings.Join(problems, "; "),
+		}
+	}
+	return nil
 }
 
 // secretsMode is that of directories for released files. Clusters that start images as users of their own have them in
