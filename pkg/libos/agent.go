@@ -121,7 +121,8 @@ func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 		}
 	}
 	for _, uri := range e.Allowed {
-		if p := path.Clean(strings.TrimPrefix(uri, fileScheme)); overlaps(p, Root) {
+		p := path.Clean(strings.TrimPrefix(uri, fileScheme))
+		if covers(p, AgentPath) || covers(p, AgentConfigPath) {
 			wrong("the host may change %s", p)
 		}
 	}
@@ -132,8 +133,8 @@ func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 		wrong("the key of the directories for files is in the manifest")
 	}
 	for _, m := range e.Program.Mounts {
-		if p := path.Clean(m.Path); p != m.Path || overlaps(p, Root) && p != "/" {
-			wrong("a mount at %q covers what is measured", m.Path)
+		if p := path.Clean(m.Path); covers(p, AgentPath) || covers(p, AgentConfigPath) {
+			wrong("a mount at %q covers the agent", m.Path)
 		}
 	}
 	for _, s := range c.Want {
@@ -150,23 +151,21 @@ func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 
 const fileScheme = "file:"
 
-// overlaps reports whether one of two paths is the other, or above it.
-func overlaps(a, b string) bool {
-	within := func(p, dir string) bool { return dir == "/" || strings.HasPrefix(p+"/", dir+"/") }
-	return within(a, b) || within(b, a)
-}
+// covers reports whether a path is another one, or above it.
+func covers(dir, p string) bool { return dir == "/" || strings.HasPrefix(p+"/", dir+"/") }
 
 // encrypted reports whether a place in a directory is encrypted under a key: the innermost mount over it is, and so is
 // what is mounted within.
 func encrypted(mounts []Mount, dir, place, key string) bool {
 	innermost := Mount{}
-	for _, m := range mounts {
+	for _, m := range mounts { // a later one covers an earlier one at its path
+		m.Path = path.Clean(m.Path)
 		switch {
-		case m.Path == "/" || strings.HasPrefix(dir+"/", m.Path+"/"):
+		case covers(m.Path, dir):
 			if len(m.Path) >= len(innermost.Path) {
 				innermost = m
 			}
-		case overlaps(m.Path, place):
+		case covers(m.Path, place) || covers(place, m.Path):
 			if m.Type != "encrypted" || m.Key != key {
 				return false
 			}

@@ -155,13 +155,12 @@ func TestOptionsAgainstTheAgent(t *testing.T) {
 	for what, change := range map[string]func(*convert.Options){
 		"/cconvert/app/agent.json is not measured":        allow(libos.AgentConfigPath),
 		"/cconvert/agent/cconvert-agent is not measured":  allow(libos.AgentPath),
-		"the host may change /cconvert":                   allow("/cconvert"),
+		"the host may change /cconvert":                   overlay("[sgx]\nallowed_files = ['file:/cconvert']\n"),
 		"the host may change /cconvert/app":               overlay("[sgx]\nallowed_files = ['file:/cconvert/app/']\n"),
 		`a mount at "/cconvert/agent" covers`:             mount("/cconvert/agent"),
 		`a mount at "/cconvert/app/agent.json" covers`:    mount("/cconvert/app/agent.json"),
 		"tls:/run/secrets/tls is not in a directory that": mount("/run/secrets/tls"),
 		"file:/run/secrets/token is not in a directory":   mount("/run/secrets/token"),
-		`a mount at "/run/secrets/" covers`:               mount("/run/secrets/"),
 		"the enclave starts /app, not the agent":          overlay("[libos]\nentrypoint = \"/app\"\n"),
 		"the agent needs an enclave of 1 GB":              overlay("[sgx]\nenclave_size = \"256M\"\n"),
 		"with 10 threads, and it has":                     overlay("[sgx]\nmax_threads = 4\n"),
@@ -180,8 +179,21 @@ func TestOptionsAgainstTheAgent(t *testing.T) {
 		_, err := convert.Prepare(context.Background(), o)
 		assert.ErrorContains(t, err, what)
 	}
-	// Others may stay beside it.
 	o := getting(options(t, from), agentPlaces...)
+	mount("/run/secrets/")(&o) // another path than the agent's mount, to a list
+	_, err := convert.Prepare(context.Background(), o)
+	assert.ErrorContains(t, err, "is not in a directory that")
+
+	// Others may stay beside it, and what the library OS puts there itself.
+	linked := reg.Push(t, "linked:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}},
+		fixture.Layer(t, fixture.Program("app", fixture.ELF("/lib/ld-musl-x86_64.so.1")),
+			fixture.Program("lib/ld-musl-x86_64.so.1", fixture.ELF("")))))
+	o = getting(enclaved(t, linked), agentPlaces...)
+	p, err := convert.Prepare(context.Background(), o)
+	require.NoError(t, err)
+	assert.Contains(t, string(p.Manifest), "/cconvert/app/interp/")
+	require.NoError(t, p.Close())
+	o = getting(options(t, from), agentPlaces...)
 	o.Launch.AllowedFiles = []string{"/host"}
 	o.Launch.Encrypted = []launch.Mount{{Path: "/data", Key: "app"}}
 	o.Launch.Secrets.Want = append(o.Launch.Secrets.Want, release.Slot{Kind: release.KindKey, Name: "app"})
