@@ -89,8 +89,8 @@ func (e *expectFlags) addAccepted(f *pflag.FlagSet, anyRuntime string) {
 		"expected digest of the runtime's layer (repeatable: one of them)")
 	f.StringSliceVar(&e.agent, "agent-digest", nil, "expected SHA-256 of the agent that gets secrets, if it is not "+
 		"the one of this version (repeatable: one of them)")
-	f.StringSliceVar(&e.secretsFrom, "secrets-from", nil, "pin (sha256/…) of a server, or SHA-256 (sha256:…) of an "+
-		"authority's certificate, from which the image may get secrets (repeatable: each must be one of them)")
+	f.StringSliceVar(&e.secretsFrom, "secrets-from", nil, "pin (sha256/…) of a server from which the image may get "+
+		"secrets, or HOST@sha256:… with the digest of an authority's certificate (repeatable: each is one of them)")
 	f.BoolVar(&e.anySecrets, "any-secrets", false, "accept secrets from whatever server")
 	f.StringVar(&e.lock, "lock", "", "lock file whose runtime is an expected one")
 	f.StringVar(&e.runtimes, "known-runtimes", "",

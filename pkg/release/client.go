@@ -176,8 +176,8 @@ func (s *Server) Check() error {
 	return nil
 }
 
-// Identities are by what the server is recognised: the pins of its key, or the SHA-256 of each certificate of its
-// authorities, sha256: and hexadecimal.
+// Identities are by what the server is recognised: the pins of its key, or for each certificate of its authorities the
+// name that they must have signed for, and the certificate's SHA-256, as kms.example@sha256:DIGEST in hexadecimal.
 func (s *Server) Identities() (list []string) {
 	for _, p := range s.Pins {
 		list = append(list, p.String())
@@ -187,8 +187,21 @@ func (s *Server) Identities() (list []string) {
 		if block, rest = pem.Decode(rest); block == nil {
 			return list
 		}
-		list = append(list, fmt.Sprintf("sha256:%x", sha256.Sum256(block.Bytes)))
+		list = append(list, fmt.Sprintf("%s@sha256:%x", cmp.Or(s.Name, s.host()), sha256.Sum256(block.Bytes)))
 	}
+}
+
+// host is that of the address.
+func (s *Server) host() string {
+	address := s.Address
+	if s.Protocol == SecretProv {
+		address = "https://" + address
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
 }
 
 // tls is how the server is recognised.

@@ -140,9 +140,6 @@ func (c *Config) From() []string {
 		if s.Protocol != "" {
 			address = s.Protocol + " " + address
 		}
-		if s.Name != "" {
-			more = " with the name " + s.Name
-		}
 		for _, slot := range c.Want {
 			if r := s.Resources[slot.String()]; r != "" {
 				more += fmt.Sprintf(", %s=%s", slot, r)

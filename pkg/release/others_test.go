@@ -406,9 +406,11 @@ func TestFrom(t *testing.T) {
 	}}
 	sum := sha256.Sum256(der)
 	assert.Equal(t, []string{
-		"https://kms.example:1 (authority sha256:" + hex.EncodeToString(sum[:]) + " with the name other.example)",
+		"https://kms.example:1 (authority other.example@sha256:" + hex.EncodeToString(sum[:]) + ")",
 		"kbs https://kbs.example:1 (pin=" + Pin{1}.String() + ", env:A=a/b/c)",
 	}, c.From())
+	c.Servers[0].Name = ""
+	assert.Equal(t, []string{"kms.example@sha256:" + hex.EncodeToString(sum[:])}, c.Servers[0].Identities())
 	for _, bad := range []string{"https://kms\u2028.example:1", "https://k\u00e4se.example:1", "https://a b:1"} {
 		s := Server{Address: bad, Pins: []Pin{{1}}}
 		assert.ErrorIs(t, s.Check(), ErrAddress, "%q", bad)

@@ -73,7 +73,7 @@ func (v *verification) expectSecrets(e Expectations, compared bool) {
 		v.skip(CheckSecretsFrom, "nobody said from whom secrets may come, and that was accepted")
 	case len(e.SecretsFrom) > 0:
 		v.add(CheckSecretsFrom, "secrets come from expected servers only", others)
-	case compared || v.signing:
+	case compared || v.signing || !v.c.Simulated():
 		v.undecided(CheckSecretsFrom, "whoever has the key of the server decides what the program gets: expect it "+
 			"with --secrets-from, or accept --any-secrets: "+strings.Join(others, "; "))
 	default:
