@@ -30,9 +30,6 @@ func newOwner(dir, key string) (*owner, error) {
 	if err := os.WriteFile(given, []byte(password), 0o600); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(o.policies(), 0o700); err != nil {
-		return nil, err
-	}
 	for _, args := range [][]string{
 		{"keygen", "--out", key}, {"keygen", "--store", filepath.Join(dir, "store.key")},
 		append([]string{"release", "secret", "app-password", "--from", given}, o.store()...),

@@ -311,7 +311,8 @@ func newReleaseServe() *cobra.Command {
 	f.StringVar(&listen, "listen", ":8443", "address to listen on")
 	f.StringVar(&status, "status-listen", "127.0.0.1:8444", "address for /healthz, /readyz and /metrics, over HTTP; "+
 		"empty: none")
-	f.StringVar(&policies, "policies", "policies", "directory of policies, files that end in .toml")
+	f.StringVar(&policies, "policies", "policies", "directory of policies, files that end in .toml; it is made if "+
+		"it is missing")
 	f.StringVar(&log, "log", "release.log", "file of the decisions; it is only added to")
 	f.StringVar(&cert, "tls-cert", "", "file with the server's certificate (default: its own)")
 	f.StringVar(&tlsKey, "tls-key", "", "file with the key of --tls-cert")
@@ -327,6 +328,9 @@ func newReleaseServe() *cobra.Command {
 		s, err := store.open(cmd.Context())
 		if err != nil {
 			return err
+		}
+		if err := os.MkdirAll(policies, 0o755); err != nil {
+			return fmt.Errorf("--policies: %w", err)
 		}
 		decisions, err := keyserver.OpenLog(log)
 		if err != nil {
