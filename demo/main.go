@@ -104,7 +104,7 @@ func run() error {
 	fmt.Println(facts)
 
 	say("5. Is that true? Everything is computed again from the image, and compared with what is expected: this\n" +
-		"key. If it is, a policy is written by which the server gives this enclave its secrets, and no other.")
+		"key. If it is, a policy is written by which the server releases the secrets to this enclave, and to no other.")
 	expected := []string{"--signer-key", key, "--source", source, "--allow-simulated", "--secrets-from", owner.pin}
 	if err := owner.allow(append(expected, converted)...); err != nil {
 		return err

@@ -56,7 +56,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		if err := checkGate(gate); err != nil {
 			return err
 		}
-		o, err := conversion(source, access, layers, library, start, &files)
+		o, err := conversion(source, access, layers, library, start, files)
 		if err != nil {
 			return err
 		}

@@ -128,7 +128,7 @@ func newConvert() *cobra.Command {
 		if len(conversions) == 0 {
 			return usagef("the list has no name of an image: %s", problems[0].Problem)
 		}
-		o, err := conversion(conversions[0].Source, access, layers, library, start, &files)
+		o, err := conversion(conversions[0].Source, access, layers, library, start, files)
 		if err != nil {
 			return err
 		}

@@ -275,11 +275,10 @@ func (l *launchFlags) readSecrets() (*launch.Secrets, error) {
 	return &s, nil
 }
 
-// conversion gathers what the flags say of a conversion, but for its keys and target. Files are nil where none can be
-// encrypted.
+// conversion gathers what the flags say of a conversion, but for its keys and target.
 func conversion(
 	source image.Reference, reg registryFlags, layers layerFlags, lib runtimeFlags, start launchFlags,
-	files *encryptFlags,
+	files encryptFlags,
 ) (o convert.Options, err error) {
 	o = convert.Options{Source: source, StoreOptions: convert.StoreOptions{Image: reg.options()}, Jobs: reg.jobs}
 	if err := layers.choose(&o, reg); err != nil {
@@ -288,9 +287,7 @@ func conversion(
 	if err := start.choose(&o); err != nil {
 		return o, err
 	}
-	if files != nil {
-		files.addTo(&o)
-	}
+	files.addTo(&o)
 	if err := o.Launch.Check(); err != nil {
 		return o, usagef("--%w", err)
 	}

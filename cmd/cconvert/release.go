@@ -113,54 +113,48 @@ that are written to standard input, without a line end behind them.`,
 }
 
 func newReleaseAuthority() *cobra.Command {
-	var store storeFlags
-	cmd := &cobra.Command{
+	return printingOf(&cobra.Command{
 		Use:   "authority",
 		Short: "Print the certificate by which the server's certificates for enclaves are signed",
 		Long: `Print the certificate of the authority by which the server signs certificates for enclaves, in PEM, for
 clients that are to trust them. It is made the first time. Whoever trusts it trusts the server's policies;
 "cconvert verify --endpoint" checks the quote in the certificate instead.`,
 		Example: `  cconvert release authority`,
-		Args:    exactArgs(),
-	}
-	store.add(cmd.Flags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		s, err := store.open(cmd.Context())
-		if err != nil {
-			return err
-		}
-		text, err := keyserver.Authority(cmd.Context(), s, time.Now())
-		if err != nil {
-			return err
-		}
-		_, err = cmd.OutOrStdout().Write(text)
-		return err
-	}
-	return cmd
+	}, func(ctx context.Context, s keyserver.Store) (string, error) {
+		text, err := keyserver.Authority(ctx, s, time.Now())
+		return string(text), err
+	})
 }
 
 func newReleasePin() *cobra.Command {
-	var store storeFlags
-	cmd := &cobra.Command{
+	return printingOf(&cobra.Command{
 		Use:   "pin",
 		Short: "Print the pin by which enclaves recognise the server",
 		Long: `Print the pin by which enclaves recognise the server: the SHA-256 of its public key. The key is made the
 first time. A server with --tls-cert has that key's pin, which it prints when it starts.`,
 		Example: `  cconvert release pin`,
-		Args:    exactArgs(),
-	}
+	}, func(ctx context.Context, s keyserver.Store) (string, error) {
+		pin, err := keyserver.Pin(ctx, s, time.Now())
+		return pin.String() + "\n", err
+	})
+}
+
+// printingOf is a command that prints something of a store.
+func printingOf(cmd *cobra.Command, of func(context.Context, keyserver.Store) (string, error)) *cobra.Command {
+	var store storeFlags
 	store.add(cmd.Flags())
+	cmd.Args = exactArgs()
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		s, err := store.open(cmd.Context())
 		if err != nil {
 			return err
 		}
-		pin, err := keyserver.Pin(cmd.Context(), s, time.Now())
+		text, err := of(cmd.Context(), s)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), pin)
-		return nil
+		_, err = fmt.Fprint(cmd.OutOrStdout(), text)
+		return err
 	}
 	return cmd
 }

@@ -70,7 +70,8 @@ const (
 type workload struct {
 	*inspect.Converted
 	Options
-	sealed []string // paths of encrypted mounts
+	sealed []string // paths of encrypted mounts that stay
+	filled []string // those of directories for released files, which are empty at each start
 	ports  []port   // that the image exposes
 }
 
@@ -112,27 +113,18 @@ func encryptedNotice(c *inspect.Converted) string {
 		len(e.Files), e.KeyID, brings, binary(roundUp(e.Bytes())))
 }
 
-// agentNotice says what starting an image that gets secrets needs, as comments.
+// agentNotice says what starting an image that gets secrets needs, as comments. What release.ParseConfig accepts has
+// nothing in it that would end one.
 func agentNotice(a *release.Config) string {
 	text := "# Before the program starts, an agent gets its secrets, and ends with 125 if it gets none. It must\n" +
 		"# reach one of\n"
 	for _, from := range a.From() {
-		text += "#   " + printable(from) + "\n"
+		text += "#   " + from + "\n"
 	}
 	if len(a.Dirs) > 0 {
-		text += "# and write, encrypted, to " + printable(strings.Join(a.Dirs, ", ")) + ".\n"
+		text += "# and write, encrypted, to " + strings.Join(a.Dirs, ", ") + ".\n"
 	}
 	return text
-}
-
-// printable leaves nothing in a text that could end a comment.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, text)
 }
 
 func roundUp(n int64) uint64 { return (uint64(n) + 1<<20 - 1) &^ (1<<20 - 1) }
@@ -169,8 +161,11 @@ func prepare(c *inspect.Converted, o Options) (*workload, error) {
 		return nil, err
 	}
 	w := &workload{Converted: c, Options: o}
+	if c.Agent != nil {
+		w.filled = c.Agent.Dirs
+	}
 	for _, m := range c.Program.Mounts {
-		if c.Agent != nil && slices.Contains(c.Agent.Dirs, m.Path) { // empty at each start
+		if slices.Contains(w.filled, m.Path) {
 			continue
 		}
 		if m.Type == "encrypted" && (c.Encrypted == nil || m.Key != c.Encrypted.Key) { // else the image has the files

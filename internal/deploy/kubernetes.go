@@ -55,10 +55,8 @@ func (w *workload) kubernetes() ([]byte, error) {
 			},
 		})
 	}
-	if w.Agent != nil {
-		for _, dir := range w.Agent.Dirs {
-			volumes = append(volumes, object{"name": w.volumeName(dir), "emptyDir": object{}})
-		}
+	for _, dir := range w.filled {
+		volumes = append(volumes, object{"name": w.volumeName(dir), "emptyDir": object{}})
 	}
 	container := w.container()
 	// A token that is mounted has no digest: the program could not read it.
@@ -126,13 +124,8 @@ func (w *workload) container() object {
 	if i := slices.IndexFunc(w.ports, func(p port) bool { return p.protocol == "tcp" }); i >= 0 {
 		c["readinessProbe"] = w.probe(w.ports[i].number)
 	}
-	for _, path := range w.sealed {
+	for _, path := range slices.Concat(w.sealed, w.filled) {
 		mounts = append(mounts, object{"name": w.volumeName(path), "mountPath": path})
-	}
-	if w.Agent != nil {
-		for _, dir := range w.Agent.Dirs {
-			mounts = append(mounts, object{"name": w.volumeName(dir), "mountPath": dir})
-		}
 	}
 	if len(ports) > 0 {
 		c["ports"] = ports

@@ -67,8 +67,8 @@ type Parts struct {
 	Recipe  recipe.Recipe
 	Backend libos.Backend
 	Bundle  *libos.Bundle
-	// Agent is the program that gets secrets; nil: the image has none.
-	Agent []byte
+	// Agent is what gets secrets; nil: the image has none.
+	Agent *libos.Agent
 	// Added is how many layers the image has more than its source.
 	Added int
 	// Tree are the files below the added layers, those that are encrypted as encrypted.List.Describe has them.
@@ -126,7 +126,7 @@ func (p Parts) agent() (*libos.Agent, error) {
 	case p.Agent == nil:
 		return nil, errors.New("the recipe has an agent, and the image has none")
 	}
-	return libos.NewAgent(p.Agent)
+	return p.Agent, nil
 }
 
 // encrypted is what the image's conversion added for encrypted files.

@@ -59,10 +59,10 @@ func (s *Secrets) WithoutKeys(encrypted bool) *Secrets {
 // SecretsKey is the name of the key of the directories for released files.
 const SecretsKey = "cconvert-secrets"
 
-// What an agent needs of an enclave: libos.AgentMemory and libos.AgentThreads.
+// What an agent needs of an enclave: a program of Go reserves 700 MB of addresses, and has up to 8 threads.
 const (
-	agentMemory  = 1 << 30
-	agentThreads = 10
+	AgentMemory  = 1 << 30 // bytes
+	AgentThreads = 10
 )
 
 // wanted are the places for secrets: those that the user names, and the key to the image's encrypted files.
@@ -116,18 +116,16 @@ func (o Options) checkSecrets() error {
 		case s.Kind == release.KindKey && s.Name != o.Encrypt.Key &&
 			!slices.ContainsFunc(o.Encrypted, func(m Mount) bool { return m.Key == s.Name }):
 			return wrong("secret", s.String(), "nothing has a key of this name: --encrypt-mount PATH=%s", s.Name)
-		case s.Kind == release.KindKey && s.Name == SecretsKey:
-			return wrong("secret", s.String(), "a key of this name is made in the enclave, for released files")
 		case slices.Contains(o.Tmpfs, s.Dir()) ||
 			slices.ContainsFunc(o.Encrypted, func(m Mount) bool { return m.Path == s.Dir() }):
 			return wrong("secret", s.String(), "its directory is a mount of yours: choose one of its own")
 		}
 	}
 	switch {
-	case o.Memory != 0 && o.Memory < agentMemory:
+	case o.Memory != 0 && o.Memory < AgentMemory:
 		return wrong("memory", "", "the agent that gets secrets needs an enclave of 1 GB")
-	case o.Threads != 0 && o.Threads < agentThreads:
-		return wrong("threads", "", "the agent that gets secrets needs %d", agentThreads)
+	case o.Threads != 0 && o.Threads < AgentThreads:
+		return wrong("threads", "", "the agent that gets secrets needs %d", AgentThreads)
 	}
 	return nil
 }

@@ -133,7 +133,7 @@ func (s *Spec) size(set *reach.Set, o Options) {
 	case s.Threads == 0:
 		s.Threads = max(s.Profile.Enclave.Threads, int(threads), 4)
 		if o.Secrets != nil {
-			s.Threads = max(s.Threads, agentThreads)
+			s.Threads = max(s.Threads, AgentThreads)
 		}
 	case int(threads) > s.Threads:
 		s.Find(finding.Threads, finding.Warning, "",
@@ -164,7 +164,7 @@ func (s *Spec) size(set *reach.Set, o Options) {
 		raise(need+mapped+fixed, said)
 	}
 	if o.Secrets != nil {
-		raise(agentMemory, "the agent that gets secrets")
+		raise(AgentMemory, "the agent that gets secrets")
 	}
 	s.Memory = size
 }

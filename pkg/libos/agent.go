@@ -16,6 +16,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/launch"
+	"github.com/cconvert/cconvert/pkg/launch/process"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/rootfs/elf"
 )
@@ -106,12 +108,6 @@ func checkAgent(program []byte) error {
 	return nil
 }
 
-// What an agent needs of an enclave: a program of Go reserves 700 MB of addresses, and has up to 8 threads.
-const (
-	AgentMemory  = 1 << 30 // bytes
-	AgentThreads = 10
-)
-
 // AgentProblems says why an agent of a configuration would not be the one that is measured, would put secrets where the
 // host sees them, or would not start, in an enclave as its library OS reads it.
 func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
@@ -124,7 +120,7 @@ func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 	}
 	for _, uri := range e.Allowed {
 		p := path.Clean(strings.TrimPrefix(uri, fileScheme))
-		if covers(p, AgentPath) || covers(p, AgentConfigPath) {
+		if process.Below(AgentPath, p) || process.Below(AgentConfigPath, p) {
 			wrong("the host may change %s", p)
 		}
 	}
@@ -135,7 +131,7 @@ func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 		wrong("the key of the directories for files is in the manifest")
 	}
 	for _, m := range e.Program.Mounts {
-		if p := path.Clean(m.Path); covers(p, AgentPath) || covers(p, AgentConfigPath) {
+		if p := path.Clean(m.Path); process.Below(AgentPath, p) || process.Below(AgentConfigPath, p) {
 			wrong("a mount at %q covers the agent", m.Path)
 		}
 	}
@@ -144,17 +140,14 @@ func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 			wrong("%s is not in a directory that is encrypted under the agent's key", s)
 		}
 	}
-	if e.Settings.EnclaveSize < AgentMemory || e.Settings.MaxThreads < AgentThreads {
-		wrong("the agent needs an enclave of 1 GB with %d threads, and it has %d bytes and %d", AgentThreads,
+	if e.Settings.EnclaveSize < launch.AgentMemory || e.Settings.MaxThreads < launch.AgentThreads {
+		wrong("the agent needs an enclave of 1 GB with %d threads, and it has %d bytes and %d", launch.AgentThreads,
 			e.Settings.EnclaveSize, e.Settings.MaxThreads)
 	}
 	return problems
 }
 
 const fileScheme = "file:"
-
-// covers reports whether a path is another one, or above it.
-func covers(dir, p string) bool { return dir == "/" || strings.HasPrefix(p+"/", dir+"/") }
 
 // encrypted reports whether a place in a directory is encrypted under a key: the innermost mount over it is, and so is
 // what is mounted within.
@@ -163,11 +156,11 @@ func encrypted(mounts []Mount, dir, place, key string) bool {
 	for _, m := range mounts { // a later one covers an earlier one at its path
 		m.Path = path.Clean(m.Path)
 		switch {
-		case covers(m.Path, dir):
+		case process.Below(dir, m.Path):
 			if len(m.Path) >= len(innermost.Path) {
 				innermost = m
 			}
-		case covers(m.Path, place) || covers(place, m.Path):
+		case process.Below(place, m.Path) || process.Below(m.Path, place):
 			if m.Type != "encrypted" || m.Key != key {
 				return false
 			}

@@ -153,7 +153,7 @@ func (s *Server) Check() error {
 		if _, err := ParseSlot(place); err != nil {
 			return err
 		}
-		if s.Protocol != KBS || !resourceName.MatchString(resource) {
+		if s.Protocol != KBS || !isResource(resource) {
 			return fmt.Errorf("%w: %q is not a resource REPOSITORY/TYPE/TAG of a key broker service", ErrAddress,
 				resource)
 		}
@@ -255,15 +255,7 @@ func (s *Server) Ask(
 	if len(challenge.Nonce) != NonceSize {
 		return nil, fmt.Errorf("%w: its nonce has %d bytes", ErrProtocol, len(challenge.Nonce))
 	}
-	request, err := ratls.NewRequest(key, challenge.Nonce)
-	if err != nil {
-		return nil, err
-	}
-	q, err := quote(request.Data)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrQuote, err)
-	}
-	certificate, err := request.Certificate(q)
+	certificate, err := certify(key, challenge.Nonce, quote)
 	if err != nil {
 		return nil, err
 	}
@@ -272,12 +264,28 @@ func (s *Server) Ask(
 		return nil, err
 	}
 	config := s.tls()
-	config.Certificates = []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}
+	config.Certificates = []tls.Certificate{certificate}
 	if text, _, err = s.do(ctx, http.MethodPost, PathRelease, body, config, ""); err != nil {
 		return nil, err
 	}
 	defer clear(text)
 	return ParseAnswer(text, want)
+}
+
+// certify makes a certificate of RA-TLS for a key, with a quote about it and a nonce, or nil.
+func certify(
+	key crypto.Signer, nonce []byte, quote func(data [64]byte) ([]byte, error),
+) (c tls.Certificate, err error) {
+	request, err := ratls.NewRequest(key, nonce)
+	if err != nil {
+		return c, err
+	}
+	q, err := quote(request.Data)
+	if err != nil {
+		return c, fmt.Errorf("%w: %w", ErrQuote, err)
+	}
+	der, err := request.Certificate(q)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
 
 // do makes one request, over a connection of its own, in a session of the server's if there is one. It returns the
@@ -326,7 +334,7 @@ func (s *Server) do(
 	return text, begun, nil
 }
 
-// failed says whether somebody else has answered, or nobody.
+// failed returns ErrIdentity if somebody else has answered, and ErrConnect if nobody has.
 func (s *Server) failed(err error) error {
 	var unproven *tls.CertificateVerificationError
 	switch {

@@ -16,7 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
+	"slices"
+	"strings"
 )
 
 // The protocol of Trustee's key broker service, version 0.4.0, which servers want to the letter
@@ -30,8 +31,13 @@ const (
 	maxToken   = 1 << 20
 )
 
-// resourceName is a resource of a key broker service: REPOSITORY/TYPE/TAG.
-var resourceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){2}$`)
+// isResource reports whether a text names a resource of a key broker service: REPOSITORY/TYPE/TAG.
+func isResource(text string) bool {
+	parts := strings.Split(text, "/")
+	return len(parts) == 3 && !slices.ContainsFunc(parts, func(p string) bool {
+		return !isName(p, letters+digits, letters+digits+"._-", 128)
+	})
+}
 
 type kbsChallenge struct {
 	Nonce string `json:"nonce"`

@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-
-	"github.com/cconvert/cconvert/pkg/sgx/ratls"
 )
 
 // The protocol of Gramine's servers for secrets, version 1 (Gramine, tools/sgx/ra-tls/secret_prov.h): over TLS with a
@@ -24,21 +22,13 @@ const (
 func (s *Server) askSecretProv(
 	ctx context.Context, key crypto.Signer, quote func([64]byte) ([]byte, error), slot Slot,
 ) (map[Slot]Secret, error) {
-	request, err := ratls.NewRequest(key, nil)
-	if err != nil {
-		return nil, err
-	}
-	q, err := quote(request.Data)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrQuote, err)
-	}
-	certificate, err := request.Certificate(q)
+	certificate, err := certify(key, nil, quote)
 	if err != nil {
 		return nil, err
 	}
 	config := s.tls()
 	config.MinVersion = tls.VersionTLS12 // as mbed TLS is often built
-	config.Certificates = []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}
+	config.Certificates = []tls.Certificate{certificate}
 	if config.ServerName == "" {
 		if config.ServerName, _, err = net.SplitHostPort(s.Address); err != nil {
 			return nil, err

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -32,13 +33,22 @@ func (v *verification) agent() {
 	v.add(CheckAgent, agentDetail(v.c), problems)
 }
 
-// agentSum is the digest of the agent's program, in hexadecimal; empty if there is none.
+// readAgent reads the agent once: both the image's conversion and the plain one are repeated with it.
+func (v *verification) readAgent(ctx context.Context) error {
+	program, err := v.c.AgentOf(ctx, v.s.Image)
+	if err != nil || program == nil {
+		return err
+	}
+	v.starts, err = libos.NewAgent(program)
+	return err
+}
+
+// agentSum is the digest of the agent's program, in hexadecimal; empty if the image has no such program.
 func (v *verification) agentSum() string {
-	if v.agentProgram == nil {
+	if v.starts == nil {
 		return ""
 	}
-	sum := sha256.Sum256(v.agentProgram)
-	return hex.EncodeToString(sum[:])
+	return hex.EncodeToString(v.starts.SHA256[:])
 }
 
 // agentDetail says from whom the program gets which secrets.
@@ -89,7 +99,7 @@ func (v *verification) vouchedAgent(e Expectations) {
 	sum := v.agentSum()
 	own, err := v.s.Places.Backend.Agent()
 	switch {
-	case err == nil && sha256.Sum256(own) == sha256.Sum256(v.agentProgram):
+	case err == nil && v.starts != nil && sha256.Sum256(own) == v.starts.SHA256:
 		v.add(CheckAgentIs, "the agent is the one of this version of cconvert", nil)
 	case slices.Contains(e.AgentDigest, sum):
 		v.add(CheckAgentIs, "the agent is an expected one", nil)

@@ -74,7 +74,7 @@ func (v *verification) policy(ctx context.Context) error {
 func (v *verification) parts(r recipe.Recipe) convert.Parts {
 	return convert.Parts{
 		Image: v.s.Image, Recipe: r, Backend: v.s.Places.Backend, Bundle: v.s.Bundle, Tree: v.below,
-		Encrypted: v.c.Encrypted, Keys: v.c.LibOS.Keys, Agent: v.agentProgram, Added: v.s.Added(),
+		Encrypted: v.c.Encrypted, Keys: v.c.LibOS.Keys, Agent: v.starts, Added: v.s.Added(),
 	}
 }
 

@@ -139,8 +139,8 @@ type verification struct {
 	// were decrypted.
 	encryptedProblems []string
 	plain             map[string]encrypted.Plain
-	// agentProgram is the program that gets secrets; nil: there is none.
-	agentProgram []byte
+	// starts is the agent that starts first and gets secrets; nil: the image has no agent.
+	starts *libos.Agent
 	// about is said first of each check.
 	about string
 	// readable says that all parts of the image could be read.
@@ -272,7 +272,7 @@ func (v *verification) consistency(
 	}
 	v.runtime()
 	v.files()
-	if v.agentProgram, err = v.c.AgentOf(ctx, img); err != nil {
+	if err := v.readAgent(ctx); err != nil {
 		return nil, err
 	}
 	if err := v.policy(ctx); err != nil {
