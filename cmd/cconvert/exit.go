@@ -9,8 +9,6 @@ import (
 	"net"
 	"syscall"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -80,7 +78,7 @@ func exitCode(ctx context.Context, err error) int {
 		errors.Is(err, image.ErrDigest), errors.Is(err, protectedfs.ErrFormat), errors.Is(err, protectedfs.ErrKey),
 		errors.Is(err, protectedfs.ErrPath), errors.Is(err, protectedfs.ErrChanged):
 		return exitRefused
-	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, nats.ErrNoServers),
+	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, queue.ErrUnreachable),
 		errors.Is(err, queue.ErrBusy), errors.Is(err, pcs.ErrUnavailable):
 		return exitTransient
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,6 +80,9 @@ var ErrBusy = errors.New("another process is working on the batches in this dire
 // ErrClosed says that the connection to the queue was given up: its server refuses this client by now.
 var ErrClosed = errors.New("the connection to the queue has ended")
 
+// ErrUnreachable is returned if no server of the queue could be connected to.
+var ErrUnreachable = errors.New("no server can be reached")
+
 // Open reaches the queue, and makes what is missing.
 func Open(ctx context.Context, o Options) (_ *Queue, err error) {
 	closed, end := context.WithCancelCause(context.Background())
@@ -103,7 +107,7 @@ func Open(ctx context.Context, o Options) (_ *Queue, err error) {
 		}
 		options = append(options, nats.InProcessServer(s))
 	}
-	if q.conn, err = nats.Connect(url, options...); err != nil {
+	if q.conn, err = connect(ctx, url, options); err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", cmp.Or(url, "the queue"), err)
 	}
 	q.close = append(q.close, q.conn.Close)
@@ -111,6 +115,28 @@ func Open(ctx context.Context, o Options) (_ *Queue, err error) {
 		return nil, err
 	}
 	return q, q.ensure(ctx, o)
+}
+
+// connectTime is how long a server is waited for that cannot be reached: it may be starting with its clients.
+const connectTime = 10 * time.Second
+
+// connect reaches one of the servers. A connection that is lost later is made again by the library, but the first one
+// is not.
+func connect(ctx context.Context, url string, options []nats.Option) (*nats.Conn, error) {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, time.Second
+	return backoff.Retry(ctx, func() (*nats.Conn, error) {
+		c, err := nats.Connect(url, options...)
+		var network *net.OpError
+		switch {
+		case err == nil:
+			return c, nil
+		case errors.As(err, &network), errors.Is(err, nats.ErrNoServers), errors.Is(err, io.EOF):
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
+		return nil, backoff.Permanent(err)
+	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(connectTime), backoff.WithNotify(
+		func(err error, _ time.Duration) { logrus.Infof("waiting for the queue at %s: %v", url, err) }))
 }
 
 // serve starts the server in this process. Nobody else can connect to it.
