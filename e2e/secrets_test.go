@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -308,6 +309,9 @@ func TestReleasedSecrets(t *testing.T) {
 				options = []string{"--user", "0", "--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined"}
 			}
 			p.runs(t, simulated, options, nil)
+			if p.sealed {
+				p.compares(t, simulated, options, nil, "the encrypted file /srv/sealed/data was changed")
+			}
 			o.keptSecret(t, simulated)
 			if p.name == "nginx" {
 				o.refuses(t, simulated)
@@ -326,7 +330,11 @@ func TestReleasedSecrets(t *testing.T) {
 			if p.childless {
 				p.reports = slices.DeleteFunc(p.reports, func(l string) bool { return strings.HasPrefix(l, "child:") })
 			}
-			p.runs(t, real, append(slices.Clone(p.options), directOptions...), directArgs)
+			options = append(slices.Clone(p.options), directOptions...)
+			p.runs(t, real, options, directArgs)
+			if p.sealed {
+				p.compares(t, real, options, directArgs, "file is not the one of the image: /srv/sealed/data")
+			}
 		})
 	}
 }
@@ -355,6 +363,39 @@ func (p *released) runs(t *testing.T, image string, options, args []string) {
 	command(t, "docker", "kill", "--signal", "TERM", c.name)
 	assert.Equal(t, p.exit, c.wait())
 	assert.Less(t, time.Since(begin), 2*time.Second)
+}
+
+// compares has a container start again as it was, and not with another encrypted file.
+func (p *released) compares(t *testing.T, image string, options, args []string, refusal string) {
+	t.Helper()
+	c := start(t, image, options, args)
+	ready := func() error {
+		if logs := c.logs(); !strings.Contains(logs, "sealed="+sealedText) {
+			return errors.New(logs)
+		}
+		return nil
+	}
+	eventually(t, "the first start", ready)
+	command(t, "docker", "kill", "--signal", "KILL", c.name)
+	c.wait()
+	command(t, "docker", "start", c.name)
+	eventually(t, "a second start", func() error {
+		if logs := c.logs(); strings.Count(logs, "sealed="+sealedText) != 2 {
+			return errors.New(logs)
+		}
+		return nil
+	})
+	command(t, "docker", "kill", "--signal", "KILL", c.name)
+	c.wait()
+	file := filepath.Join(t.TempDir(), "sealed")
+	command(t, "docker", "cp", c.name+":/srv/sealed/data", file)
+	text := []byte(hostFile(t, file))
+	text[100] ^= 1
+	require.NoError(t, os.WriteFile(file, text, 0o644))
+	command(t, "docker", "cp", file, c.name+":/srv/sealed/data")
+	command(t, "docker", "start", c.name)
+	assert.Equal(t, "125", c.wait())
+	assert.Contains(t, c.logs(), refusal)
 }
 
 // startsAgain does it many times: that a signal is lost is a matter of chance.

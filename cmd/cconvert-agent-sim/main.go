@@ -21,7 +21,10 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	s := agent.System{Quote: quote, SetKey: setKey}
-	if k := keeper.Inherited(); k != nil { // the loader's, which decrypts files
+	if decrypts() {
+		s.List, s.Ciphertexts = agent.ListPath, agent.CiphertextsDir
+	}
+	if k := keeper.Inherited(); k != nil { // the loader's, which compares and decrypts files
 		s.SetKey = k.SetKey
 		s.Exec = func(path string, args, env []string) error {
 			if err := k.Close(); err != nil {
@@ -33,10 +36,16 @@ func main() {
 	agent.Become("cconvert-agent-sim", s)
 }
 
-// setKey sets a key if there is something that takes it, as under Gramine without SGX. Without an enclave, nothing else
+// decrypts reports whether there is something that decrypts files, as there is under Gramine without SGX.
+func decrypts() bool {
+	_, err := os.Stat(filepath.Join(agent.AttestationDir, "keys"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// setKey sets a key if there is something that takes it. Without an enclave, nothing else
 // encrypts the program's files.
 func setKey(name string, key []byte) error {
-	if _, err := os.Stat(filepath.Join(agent.AttestationDir, "keys")); errors.Is(err, fs.ErrNotExist) {
+	if !decrypts() {
 		return nil
 	}
 	return agent.SetKey(agent.AttestationDir, name, key)

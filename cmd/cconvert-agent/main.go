@@ -10,4 +10,6 @@ import (
 
 func init() { runtime.LockOSThread() }
 
-func main() { agent.Become("cconvert-agent", agent.System{}) }
+func main() {
+	agent.Become("cconvert-agent", agent.System{List: agent.ListPath, Ciphertexts: agent.CiphertextsDir})
+}

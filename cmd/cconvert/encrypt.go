@@ -15,7 +15,7 @@ import (
 
 // encryptFlags say which files of an image are encrypted, and how.
 type encryptFlags struct {
-	paths            []string
+	paths, mutable   []string
 	key              filesKeyFlag
 	keyName          string
 	random, insecure bool
@@ -25,6 +25,8 @@ func (e *encryptFlags) add(f *pflag.FlagSet) {
 	e.addPaths(f)
 	e.key.add(f, "the key to encrypted files: a file, env:VARIABLE or exec:COMMAND; see cconvert keygen --files")
 	f.StringVar(&e.keyName, "encrypt-key-name", "files", "name of the key in the enclave, /dev/attestation/keys/NAME")
+	f.StringArrayVar(&e.mutable, "encrypt-mutable", nil, "encrypted file, or a pattern, that the program changes: "+
+		"a container with --secrets may start again with it changed (repeatable)")
 	f.BoolVar(&e.random, "encrypt-random", false, "encrypt with new keys within the files every time: rebuild cannot "+
 		"repeat that")
 	f.BoolVar(&e.insecure, "insecure-key-in-manifest", false,
@@ -39,8 +41,9 @@ func (e *encryptFlags) addPaths(f *pflag.FlagSet) {
 // choose adds what the flags say to a conversion. The key, nil if there is none, is closed by the caller.
 func (e *encryptFlags) choose(ctx context.Context, o *convert.Options) (*filekey.Secret, error) {
 	if len(e.paths) == 0 {
-		if e.key.name != "" || e.random || e.insecure {
-			return nil, usagef("--encrypt-key, --encrypt-random and --insecure-key-in-manifest are for --encrypt")
+		if e.key.name != "" || e.random || e.insecure || len(e.mutable) > 0 {
+			return nil, usagef("--encrypt-key, --encrypt-mutable, --encrypt-random and " +
+				"--insecure-key-in-manifest are for --encrypt")
 		}
 		return nil, nil
 	}
@@ -70,7 +73,9 @@ func (e *encryptFlags) addTo(o *convert.Options) {
 	if len(e.paths) == 0 {
 		return
 	}
-	o.Launch.Encrypt = launch.Encryption{Paths: e.paths, Key: e.keyName, Random: e.random, AtStart: e.insecure}
+	o.Launch.Encrypt = launch.Encryption{
+		Paths: e.paths, Key: e.keyName, Random: e.random, Mutable: e.mutable, AtStart: e.insecure,
+	}
 }
 
 // filesKeyFlag names the key to encrypted files.

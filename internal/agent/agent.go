@@ -33,6 +33,7 @@ type Step string
 // Steps, in their order.
 const (
 	StepConfig  Step = "configuration"
+	StepCompare Step = "encrypted files"
 	StepKeys    Step = "keys"
 	StepRelease Step = "release"
 	StepFiles   Step = "files"
@@ -74,6 +75,8 @@ func (e *Error) hint() string {
 		return "Does a policy grant all of it to this image, on this platform?"
 	case errors.Is(e.Err, release.ErrProtocol):
 		return "Is the server of another version?"
+	case errors.Is(e.Err, ErrCiphertext):
+		return "Start a new container; convert with --encrypt-mutable what the program itself changes"
 	case errors.Is(e.Err, syscall.E2BIG):
 		return "The released variables are too long for a program: release a file"
 	case e.Step == StepFiles && errors.Is(e.Err, fs.ErrPermission):
@@ -82,11 +85,17 @@ func (e *Error) hint() string {
 	return ""
 }
 
+// ErrCiphertext says that an encrypted file is not the one of the image. It may be of another version of the image.
+var ErrCiphertext = errors.New("an encrypted file is not the one of the image")
+
 // System is where an agent runs.
 type System struct {
 	// Config is the file with the configuration, and Attestation the directory of Gramine's files for it,
 	// /dev/attestation.
 	Config, Attestation string
+	// List is the image's list of encrypted files, and Ciphertexts where these are as the host has them. If it is
+	// empty, something else compares them.
+	List, Ciphertexts string
 	// Quote makes a quote over report data; nil: Attestation does.
 	Quote func(data [64]byte) ([]byte, error)
 	// SetKey takes a key of encrypted files; nil: Attestation does.
@@ -128,6 +137,11 @@ func (s *System) Run(ctx context.Context) error {
 	c, err := readConfig(s.Config)
 	if err != nil {
 		return fail(StepConfig, err)
+	}
+	if c.Encrypted && s.Ciphertexts != "" {
+		if err := s.compare(); err != nil {
+			return fail(StepCompare, err)
+		}
 	}
 	if c.Key != "" {
 		key := make([]byte, keySize)

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
@@ -27,6 +28,8 @@ import (
 
 	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/pkg/attest"
+	"github.com/cconvert/cconvert/pkg/encrypted"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
@@ -50,6 +53,7 @@ func TestMain(m *testing.M) {
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, asAgent) })
 	s := System{
 		Config: filepath.Join(dir, "agent.json"), Attestation: filepath.Join(dir, "attestation"), Args: os.Args,
+		List: filepath.Join(dir, "encrypted.json"), Ciphertexts: filepath.Join(dir, "ciphertexts"),
 		Env: env, Exec: syscall.Exec,
 	}
 	fmt.Fprintln(os.Stderr, "agent:", s.Run(context.Background()))
@@ -279,7 +283,7 @@ func TestFails(t *testing.T) {
 		"no place for a key": {
 			func(w *world) { w.config.Dirs, w.config.Key = []string{"/x"}, "none" }, false, "keys: open .*keys/none",
 		},
-		"no configuration": {func(w *world) { w.config.Version = 2 }, false, "configuration: .* its version is 2"},
+		"no configuration": {func(w *world) { w.config.Version = 1 }, false, "configuration: .* its version is 1"},
 		"a configuration twice": {
 			func(w *world) { w.config.Want = append(w.config.Want, w.config.Want[0]) }, false, "named twice",
 		},
@@ -298,6 +302,81 @@ func TestFails(t *testing.T) {
 		assert.Equal(t, 1, strings.Count(string(out), "\n"), what)
 		assert.NotContains(t, string(out), canary)
 		assert.NotContains(t, string(out), "started")
+	}
+}
+
+// encrypt makes the image's encrypted files, of which the program may change one.
+func (w *world) encrypt() {
+	w.t.Helper()
+	dir := filepath.Join(w.dir, "ciphertexts/srv")
+	require.NoError(w.t, os.MkdirAll(dir, 0o700))
+	list := encrypted.List{
+		Key: "app", KeyID: strings.Repeat("0", 32), Version: protectedfs.Version2,
+	}
+	for i, name := range []string{"data", "model", "state"} {
+		content := bytes.Repeat([]byte{byte(i)}, nodeSize*(1+2*i))
+		require.NoError(w.t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
+		f := encrypted.File{Path: "/srv/" + name, Size: int64(len(content)), SHA256: sum(content)}
+		if name != "state" {
+			f.Head = sum(content[:nodeSize])
+		}
+		list.Files = append(list.Files, f)
+	}
+	text, err := list.Marshal()
+	require.NoError(w.t, err)
+	require.NoError(w.t, os.WriteFile(filepath.Join(w.dir, "encrypted.json"), text, 0o600))
+	w.config.Encrypted = true
+}
+
+func sum(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
+
+// A key is asked for only if the encrypted files are those of the image, but for what the program itself may change.
+func TestCompares(t *testing.T) {
+	for what, c := range map[string]struct {
+		change func(*world, string)
+		want   string
+	}{
+		"those of the image":   {func(*world, string) {}, ""},
+		"changed by a program": {func(w *world, _ string) { w.gone("ciphertexts/srv/state") }, ""},
+		"another version of one": {
+			func(_ *world, dir string) {
+				if err := os.Rename(filepath.Join(dir, "model"), filepath.Join(dir, "data")); err != nil {
+					panic(err)
+				}
+			}, "an encrypted file is not the one of the image: /srv/data. Start a new container",
+		},
+		"one is gone": {
+			func(w *world, _ string) { w.gone("ciphertexts/srv/model") }, "/srv/model: open .*no such file",
+		},
+		"one is cut short": {
+			func(_ *world, dir string) { _ = os.Truncate(filepath.Join(dir, "data"), 100) },
+			"/srv/data: unexpected EOF",
+		},
+		"the list is gone": {
+			func(w *world, _ string) { w.gone("encrypted.json") }, "open .*encrypted.json",
+		},
+		"the list is short": {
+			func(w *world, _ string) { _ = os.Truncate(filepath.Join(w.dir, "encrypted.json"), 100) }, "unexpected EOF",
+		},
+	} {
+		w := newWorld(t, "key:app")
+		w.encrypt()
+		c.change(w, filepath.Join(w.dir, "ciphertexts/srv"))
+		cmd := w.command("-c", "echo started")
+		if c.want == "" {
+			go w.machine()
+		}
+		out, err := cmd.CombinedOutput()
+		key, readErr := os.ReadFile(filepath.Join(w.dir, "attestation/keys/app"))
+		require.NoError(t, readErr)
+		if c.want == "" {
+			require.NoError(t, err, "%s: %s", what, out)
+			assert.Equal(t, "0123456789abcdef", string(key))
+			continue
+		}
+		assert.Equal(t, 125, cmd.ProcessState.ExitCode(), what)
+		assert.Regexp(t, "^agent: encrypted files: [^\n]*"+c.want, string(out), what)
+		assert.Equal(t, make([]byte, keySize), key, what)
 	}
 }
 

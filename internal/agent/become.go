@@ -17,6 +17,8 @@ import (
 // Places in a converted image, and in an enclave.
 const (
 	ConfigPath     = "/cconvert/app/agent.json"
+	ListPath       = "/cconvert/app/encrypted.json"
+	CiphertextsDir = "/cconvert/ciphertexts"
 	AttestationDir = "/dev/attestation"
 )
 

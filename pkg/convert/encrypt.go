@@ -287,7 +287,8 @@ func (v *vault) writer() (*encrypted.Writer, error) {
 		return nil, err
 	}
 	return encrypted.NewWriter(v.in.contents.Tree, encrypted.Options{
-		Key: v.key, KeyName: v.e.Key, Version: version, Random: v.e.Random, UID: int(uid), GID: int(gid),
+		Key: v.key, KeyName: v.e.Key, Version: version, Random: v.e.Random, Mutable: v.e.MayChange(), UID: int(uid),
+		GID: int(gid),
 	})
 }
 

@@ -1,6 +1,7 @@
 package encrypted
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,9 @@ type File struct {
 	// Size and SHA256 (in hexadecimal) are those of the ciphertext.
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
+	// Head is the SHA-256, in hexadecimal, of the first node, which authenticates the others under the key. It is empty
+	// if the program may change the file.
+	Head string `json:"head,omitempty"`
 	// Interpreter is what follows "#!" in a script, and ELF what a program or library is linked to.
 	Interpreter string     `json:"interpreter,omitempty"`
 	ELF         *elf.Facts `json:"elf,omitempty"`
@@ -88,9 +92,8 @@ func ParseList(text []byte) (*List, error) {
 		return nil, fmt.Errorf("%w: its key or its version cannot be one", ErrList)
 	}
 	for i, f := range l.Files {
-		sum, err := hex.DecodeString(f.SHA256)
 		switch {
-		case err != nil || len(sum) != 32 || !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path:
+		case !isSum(f.SHA256) || f.Head != "" && !isSum(f.Head) || !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path:
 			return nil, fmt.Errorf("%w: the entry of %q cannot be one", ErrList, f.Path)
 		case !protectedfs.CheckLength(f.Size):
 			return nil, fmt.Errorf("%w: no encrypted file has %d bytes, as it says of %s", ErrList, f.Size, f.Path)
@@ -99,6 +102,11 @@ func ParseList(text []byte) (*List, error) {
 		}
 	}
 	return &l, nil
+}
+
+func isSum(text string) bool {
+	sum, err := hex.DecodeString(text)
+	return err == nil && len(sum) == sha256.Size
 }
 
 // Find returns the entry of a path; nil if the file is not encrypted.
@@ -116,6 +124,12 @@ func (l *List) Find(p string) *File {
 		return nil
 	}
 	return &l.Files[i]
+}
+
+// Mutable reports whether the program may change a file.
+func (l *List) Mutable(p string) bool {
+	f := l.Find(p)
+	return f != nil && f.Head == ""
 }
 
 // Bytes is the size of all ciphertexts.

@@ -29,6 +29,8 @@ type Options struct {
 	KeyName string // in the library OS's manifest
 	Version protectedfs.Version
 	Random  bool
+	// Mutable reports whether the program may change a file; nil: it may change none.
+	Mutable func(path string) bool
 	// UID and GID are those of the program, which must be able to write to the ciphertexts: Gramine opens them for
 	// reading and writing, always.
 	UID, GID int
@@ -139,6 +141,7 @@ func (w *Writer) Layer(
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	g.Go(func() error { return w.sum(gctx, whole, 0, w.size) })
+	heads := make([]string, len(w.entries))
 	for i := range w.entries {
 		if e := &w.entries[i]; e.Type == rootfs.Regular {
 			g.Go(func() error {
@@ -146,6 +149,13 @@ func (w *Writer) Layer(
 				defer func() { sum.Sum(e.SHA256[:0]) }()
 				return w.sum(gctx, sum, w.at[i], e.Size)
 			})
+			if w.o.Mutable == nil || !w.o.Mutable(e.Path) {
+				g.Go(func() error {
+					sum := sha256.New()
+					defer func() { heads[i] = hex.EncodeToString(sum.Sum(nil)) }()
+					return w.sum(gctx, sum, w.at[i], protectedfs.NodeSize)
+				})
+			}
 		}
 	}
 	if err := g.Wait(); err != nil {
@@ -155,10 +165,10 @@ func (w *Writer) Layer(
 	layer = image.SpooledLayer(w.spool, w.size, digest, digest, image.Uncompressed(manifest.MediaType))
 	list = &List{KeyID: w.o.Key.ID(), Key: w.o.KeyName, Version: w.o.Version, Random: w.o.Random}
 	next := 0
-	for _, e := range w.entries {
+	for i, e := range w.entries {
 		if e.Type == rootfs.Regular {
 			f := w.files[next]
-			f.SHA256 = hex.EncodeToString(e.SHA256[:])
+			f.SHA256, f.Head = hex.EncodeToString(e.SHA256[:]), heads[i]
 			list.Files = append(list.Files, f)
 			next++
 		}

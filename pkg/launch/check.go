@@ -67,7 +67,7 @@ func (o Options) Check() error {
 		n      int
 	}{
 		{"allow-file", len(o.AllowedFiles)}, {"tmpfs", len(o.Tmpfs)}, {"encrypt-mount", len(o.Encrypted)},
-		{"env", len(o.Env)}, {"encrypt", len(o.Encrypt.Paths)},
+		{"env", len(o.Env)}, {"encrypt", len(o.Encrypt.Paths)}, {"encrypt-mutable", len(o.Encrypt.Mutable)},
 	} {
 		if c.n > maxValues {
 			return wrong(c.option, "", "it is given %d times, more than %d", c.n, maxValues)
@@ -90,7 +90,10 @@ func (o Options) Check() error {
 	for _, c := range []struct {
 		option string
 		paths  []string
-	}{{"allow-file", o.AllowedFiles}, {"tmpfs", o.Tmpfs}, {"encrypt", o.Encrypt.Paths}} {
+	}{
+		{"allow-file", o.AllowedFiles}, {"tmpfs", o.Tmpfs}, {"encrypt", o.Encrypt.Paths},
+		{"encrypt-mutable", o.Encrypt.Mutable},
+	} {
 		for _, p := range c.paths {
 			if !isPath(p) {
 				return wrong(c.option, p, "an absolute path expected")

@@ -28,6 +28,9 @@ type Encryption struct {
 	Also []string
 	// Key is the name of the key in the library OS, and KeyID tells it apart from others.
 	Key, KeyID string
+	// Mutable are patterns of encrypted files that the program may change: an agent does not compare them with those of
+	// the image when a container starts again.
+	Mutable []string
 	// Random has the files encrypted otherwise each time.
 	Random bool
 	// AtStart says that the library OS has the key before the program starts.
@@ -84,6 +87,11 @@ func (e Encryption) chosen(areas []area) (func(path string) bool, error) {
 	}
 	m := patterns.Matcher()
 	return func(p string) bool { return covered(p, found) || m.Match(p) }, nil
+}
+
+// MayChange returns what reports whether the program may change a file.
+func (e Encryption) MayChange() func(path string) bool {
+	return glob.Compile(e.Mutable).Matcher().Match
 }
 
 func notEncrypted(p, format string, args ...any) error {
@@ -293,8 +301,32 @@ func (f *files) encrypt(c v1.Config, o Options) error {
 	for _, n := range list {
 		f.spec.EncryptedBytes += n.Size
 	}
+	if err := o.Encrypt.checkMutable(list); err != nil {
+		return err
+	}
+	if a := f.spec.Agent; a != nil {
+		a.Encrypted = true
+		for _, area := range areas {
+			f.spec.Ciphertexts = append(f.spec.Ciphertexts, area.path)
+		}
+	}
 	f.noticeEncrypted(areas[0].path, list, o.Encrypt)
 	f.noticeDigests(list)
+	return nil
+}
+
+// checkMutable reports patterns that name no encrypted file.
+func (e Encryption) checkMutable(list []*rootfs.Node) error {
+	for _, pattern := range e.Mutable {
+		p := glob.Compile([]string{pattern})
+		if err := p.Check(); err != nil {
+			return &OptionError{"encrypt-mutable", pattern, err.Error()}
+		}
+		m := p.Matcher()
+		if !slices.ContainsFunc(list, func(n *rootfs.Node) bool { return m.Match(n.Path) }) {
+			return &OptionError{"encrypt-mutable", pattern, "no encrypted file has this path"}
+		}
+	}
 	return nil
 }
 

@@ -39,6 +39,9 @@ type Spec struct {
 	Packages []string
 	// Allowed are paths that the program may use without protection.
 	Allowed []string
+	// Ciphertexts are the encrypted directories and files that an agent compares with those of the image. It sees them
+	// as they are on the host, below CiphertextsDir.
+	Ciphertexts []string
 	// Starters are scripts in the place of links to programs.
 	Starters []Starter
 	// Agent is what starts first and becomes the program, with secrets; nil: the program starts itself.

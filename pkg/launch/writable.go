@@ -153,6 +153,9 @@ func (f *files) mount(m Mount) {
 // enclaveDir is where conversions put the enclave: libos.Root.
 const enclaveDir = "/cconvert"
 
+// CiphertextsDir is where an agent sees Spec.Ciphertexts.
+const CiphertextsDir = enclaveDir + "/ciphertexts"
+
 // volume makes a VOLUME of the image an encrypted directory.
 func (f *files) volume(v string) error {
 	if !path.IsAbs(v) {

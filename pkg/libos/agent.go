@@ -112,7 +112,11 @@ func checkAgent(program []byte) error {
 // host sees them, or would not start, in an enclave as its library OS reads it.
 func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	for _, p := range []string{AgentPath, AgentConfigPath} {
+	places := []string{AgentPath, AgentConfigPath}
+	if c.Encrypted {
+		places = append(places, EncryptedPath)
+	}
+	for _, p := range places {
 		measured := func(f FileEntry) bool { return f.URI == fileScheme+p && f.SHA256 != "" }
 		if !slices.ContainsFunc(e.Trusted, measured) {
 			wrong("%s is not measured", p)
@@ -131,8 +135,13 @@ func AgentProblems(c *release.Config, e *Enclave) (problems []string) {
 		wrong("the key of the directories for files is in the manifest")
 	}
 	for _, m := range e.Program.Mounts {
-		if p := path.Clean(m.Path); process.Below(AgentPath, p) || process.Below(AgentConfigPath, p) {
+		p := path.Clean(m.Path)
+		if process.Below(AgentPath, p) || process.Below(AgentConfigPath, p) {
 			wrong("a mount at %q covers the agent", m.Path)
+		}
+		if process.Below(launch.CiphertextsDir, p) || process.Below(p, launch.CiphertextsDir) &&
+			launch.CiphertextsDir+strings.TrimPrefix(m.URI, fileScheme) != p {
+			wrong("what the agent compares is not what is decrypted: there is a mount at %q", m.Path)
 		}
 	}
 	for _, s := range c.Want {

@@ -92,6 +92,9 @@ func New(s *launch.Spec, o libos.EnclaveOptions) (*Manifest, error) {
 	for _, mount := range s.Mounts {
 		mounts = append(mounts, mountTable(mount))
 	}
+	for _, p := range s.Ciphertexts {
+		mounts = append(mounts, mountTable(launch.Mount{Type: launch.Bind, Path: launch.CiphertextsDir + p, Target: p}))
+	}
 	section := Table{
 		"enclave_size": enclave.FormatSize(s.Memory),
 		"max_threads":  int64(s.Threads),
@@ -107,11 +110,11 @@ func New(s *launch.Spec, o libos.EnclaveOptions) (*Manifest, error) {
 	if o.Attestation != "" {
 		section["remote_attestation"] = o.Attestation
 	}
-	if len(s.Allowed) > 0 {
-		allowed := make([]any, 0, len(s.Allowed))
-		for _, p := range s.Allowed {
-			allowed = append(allowed, "file:"+p)
-		}
+	var allowed []any
+	for _, p := range slices.Concat(s.Allowed, s.Ciphertexts) {
+		allowed = append(allowed, "file:"+p)
+	}
+	if len(allowed) > 0 {
 		section["allowed_files"] = allowed
 	}
 	merge(m.Table, Table{
@@ -281,7 +284,8 @@ func (m *Manifest) Weaknesses() []string {
 			}
 		}
 	}
-	if l, ok := m.Section("sgx")["allowed_files"].([]any); ok && len(l) > 0 {
+	l, _ := m.Section("sgx")["allowed_files"].([]any)
+	if slices.ContainsFunc(l, func(uri any) bool { return !m.onlyCiphertexts(uri) }) {
 		found = append(found, "sgx.allowed_files")
 	}
 	if mounts, ok := m.Section("fs")["mounts"].([]any); ok {

@@ -81,6 +81,8 @@ type Encrypt struct {
 	Key    string   `json:"key"` // its name in the manifest
 	KeyID  string   `json:"key_id"`
 	Random bool     `json:"random,omitempty"`
+	// Mutable are patterns of files that the program may change.
+	Mutable []string `json:"mutable,omitempty"`
 	// Insecure puts the key into the manifest.
 	Insecure bool `json:"insecure_key_in_manifest,omitempty"`
 }
@@ -111,7 +113,9 @@ func Record(o launch.Options, e libos.EnclaveOptions, date *sgx.Date) Options {
 		r.Encrypted = append(r.Encrypted, m.Path+"="+m.Key)
 	}
 	if e := o.Encrypt; len(e.Paths) > 0 {
-		r.Encrypt = &Encrypt{Paths: e.Paths, Key: e.Key, KeyID: e.KeyID, Random: e.Random, Insecure: e.AtStart}
+		r.Encrypt = &Encrypt{
+			Paths: e.Paths, Key: e.Key, KeyID: e.KeyID, Random: e.Random, Mutable: e.Mutable, Insecure: e.AtStart,
+		}
 	}
 	if date != nil {
 		r.Date = date.String()
@@ -200,7 +204,9 @@ func (r Options) launch() (launch.Options, error) {
 		o.Encrypted = append(o.Encrypted, launch.Mount{Path: m[:at], Key: m[at+1:]})
 	}
 	if e := r.Encrypt; e != nil {
-		o.Encrypt = launch.Encryption{Paths: e.Paths, Key: e.Key, KeyID: e.KeyID, Random: e.Random, AtStart: e.Insecure}
+		o.Encrypt = launch.Encryption{
+			Paths: e.Paths, Key: e.Key, KeyID: e.KeyID, Random: e.Random, Mutable: e.Mutable, AtStart: e.Insecure,
+		}
 	}
 	return o, nil
 }

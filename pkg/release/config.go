@@ -28,12 +28,14 @@ type Config struct {
 	// lives as long as the enclave.
 	Dirs []string `json:"dirs,omitempty"`
 	Key  string   `json:"key,omitempty"`
+	// Encrypted has the agent compare the image's encrypted files with the image's list of them before anything else.
+	Encrypted bool `json:"encrypted,omitempty"`
 }
 
 // ConfigVersion is that of Config. ConfigMarker is in every agent that reads it.
 const (
-	ConfigVersion = 1
-	ConfigMarker  = "cconvert's agent, configuration version 1"
+	ConfigVersion = 2
+	ConfigMarker  = "cconvert's agent, configuration version 2"
 )
 
 // ErrConfig says that a text does not tell an agent what to do.

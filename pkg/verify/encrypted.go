@@ -3,6 +3,8 @@ package verify
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -72,6 +74,11 @@ func (v *verification) encrypted(ctx context.Context, e Expectations) error {
 		v.add(CheckEncrypted, detail, problems)
 		return nil
 	}
+	o, _, err := v.c.Recipe.Options.Decisions()
+	if err != nil {
+		return err
+	}
+	v.mutable = o.Encrypt.MayChange()
 	key, known, err := v.filesKey(e)
 	if err != nil {
 		return err
@@ -158,9 +165,14 @@ func (v *verification) structure(ctx context.Context, index *rootfs.Index) (prob
 
 func (v *verification) headProblems(f *encrypted.File, node []byte) []string {
 	h, err := protectedfs.ReadHeader(node)
+	sum := sha256.Sum256(node)
 	switch {
 	case err != nil:
 		return []string{fmt.Sprintf("%s: %v", f.Path, err)}
+	case f.Head != "" && f.Head != hex.EncodeToString(sum[:]):
+		return []string{fmt.Sprintf("%s begins with a node of the digest %x, the list says %s", f.Path, sum, f.Head)}
+	case (f.Head == "") != v.mutable(f.Path):
+		return []string{fmt.Sprintf("the recipe and the list do not agree that the program may change %s", f.Path)}
 	case h.Version != v.c.Encrypted.Version:
 		return []string{fmt.Sprintf("%s has version %d of the format, the list says %d", f.Path, h.Version,
 			v.c.Encrypted.Version)}

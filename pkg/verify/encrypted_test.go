@@ -577,6 +577,15 @@ func TestTamperingWithEncryptedFiles(t *testing.T) {
 		"the list, found": {changed(func(l *encrypted.List) {
 			l.Files[0].SHA256 = strings.Repeat("0", 64)
 		}), verify.CheckEncrypted, "the list says"},
+		"the digest of a first node in the list": {changed(func(l *encrypted.List) {
+			l.Files[0].Head = strings.Repeat("0", 64)
+		}), verify.CheckEncrypted, "begins with a node of the digest"},
+		"no digest of a first node in the list": {changed(func(l *encrypted.List) {
+			l.Files[0].Head = ""
+		}), verify.CheckEncrypted, "do not agree that the program may change"},
+		"a recipe by which the program may change files": {func(x *tampered) {
+			x.recipe(func(r *recipe.Recipe) { r.Options.Encrypt.Mutable = []string{"/srv/**"} })
+		}, verify.CheckEncrypted, "do not agree that the program may change"},
 		"an entry less in the list": {changed(func(l *encrypted.List) {
 			l.Files = l.Files[1:]
 		}), verify.CheckEncrypted, ""},
@@ -758,6 +767,64 @@ func TestEncryptedAtRandom(t *testing.T) {
 		AnySigner: true, AllowSimulated: true, FilesKey: filesKey("one"),
 	}, open(t, from))
 	trusted(t, v)
+}
+
+// Files that the program may change have no digest that an agent compares, after a new key as well.
+func TestFilesThatMayChange(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	from := reg.Push(t, "src:1", encryptedSamples(t)["a directory through two links"].image(t))
+	o := getting(encrypting(options(t, from), "/current"))
+	o.Launch.Encrypt.Mutable = []string{"/srv/*/data"}
+	run(t, o, signer(t), reg.Host+"/dst:1")
+	expect := verify.Expectations{
+		AllowSimulated: true, AnyRuntime: true, AnySecrets: true, FilesKey: filesKey("one"),
+	}
+	r := verified(t, reg.Host+"/dst:1", from, verify.Expectations{
+		AnySigner: true, AllowSimulated: true, FilesKey: filesKey("one"), AnySecrets: true,
+	}, knowing(""))
+	trusted(t, r)
+	assert.Empty(t, r.Weaknesses)
+	assert.True(t, r.Agent.Encrypted)
+	assert.Contains(t, string(r.Manifest), `"/cconvert/ciphertexts/srv/v1"`)
+	for _, f := range r.Encrypted.Files {
+		assert.Equal(t, f.Path == "/srv/v1/data", f.Head == "", f.Path)
+	}
+	rebuilt, err := verify.Rebuild(context.Background(), open(t, reg.Host+"/dst:1"), verify.RebuildOptions{
+		Source: parse(t, from), FilesKey: filesKey("one"), Read: knowing(""), Convert: options(t, from),
+	})
+	require.NoError(t, err)
+	assert.True(t, rebuilt.Same, "%v", rebuilt.Why)
+	report, p, err := verify.Rekey(context.Background(), open(t, reg.Host+"/dst:1"), nil, expect, filesKey("other"),
+		knowing(""))
+	require.NoError(t, err)
+	require.NotNil(t, p, "%v", report.Unmet())
+	defer p.Close()
+	key, signature, err := convert.Sign(context.Background(), p, signer(t))
+	require.NoError(t, err)
+	_, err = convert.Finish(context.Background(), p, key, signature, parse(t, reg.Host+"/dst:2"), o.StoreOptions)
+	require.NoError(t, err)
+	r = verified(t, reg.Host+"/dst:2", "", verify.Expectations{
+		AnySigner: true, AllowSimulated: true, FilesKey: filesKey("other"),
+	}, knowing(""))
+	trusted(t, r)
+	assert.True(t, r.Encrypted.Mutable("/srv/v1/data"))
+
+	o.Launch.Encrypt.Mutable = []string{"/srv/other"}
+	_, err = convert.Prepare(context.Background(), o)
+	assert.ErrorContains(t, err, "encrypt-mutable /srv/other: no encrypted file has this path")
+	o.Launch.Encrypt.Mutable = nil
+	for what, overlay := range map[string]string{
+		`there is a mount at "/cconvert/ciphertexts"`: "[[fs.mounts]]\npath = '/cconvert/ciphertexts'\n" +
+			"uri = 'file:/x'\n",
+		`there is a mount at "/cconvert/ciphertexts/srv/v1"`: "[[fs.mounts]]\n" +
+			"path = '/cconvert/ciphertexts/srv/v1'\nuri = 'file:/x'\n",
+		"/cconvert/app/encrypted.json is not measured": "[sgx]\n" +
+			"allowed_files = ['file:/cconvert/app/encrypted.json']\n",
+	} {
+		o.Overlay = overlay
+		_, err = convert.Prepare(context.Background(), o)
+		assert.ErrorContains(t, err, what)
+	}
 }
 
 func codesOf(findings []finding.Finding) (codes []string) {

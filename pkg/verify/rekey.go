@@ -74,7 +74,7 @@ func (v *verification) reencrypt(ctx context.Context, old, key protectedfs.Key) 
 	was := v.c.Encrypted
 	at := len(v.s.Indexes) - v.s.Added() - 1
 	index := v.s.Indexes[at]
-	o := encrypted.Options{Key: key, KeyName: was.Key, Version: version, Random: was.Random}
+	o := encrypted.Options{Key: key, KeyName: was.Key, Version: version, Random: was.Random, Mutable: was.Mutable}
 	for i := range index.Entries {
 		if e := &index.Entries[i]; e.Type == rootfs.Regular {
 			o.UID, o.GID = e.UID, e.GID

@@ -139,6 +139,8 @@ type verification struct {
 	// were decrypted.
 	encryptedProblems []string
 	plain             map[string]encrypted.Plain
+	// mutable reports whether the recipe lets the program change an encrypted file.
+	mutable func(path string) bool
 	// starts is the agent that starts first and gets secrets; nil: the image has no agent.
 	starts *libos.Agent
 	// about is said first of each check.

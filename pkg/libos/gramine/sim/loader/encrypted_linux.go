@@ -242,9 +242,12 @@ func likewise(name, to string) error {
 // decryptFile writes the plain text of a file, which others cover, into another one.
 func decryptFile(name, sum, to string, key protectedfs.Key) error {
 	at := below + name
-	if got, err := digest(at); err != nil || got != sum {
-		return refused("the encrypted file %s was changed: its SHA-256 is %s, the signed list says %s (%v)", name, got,
-			sum, err)
+	got, err := digest(at)
+	if err != nil {
+		return refused("%w", err)
+	}
+	if got != sum {
+		return refused("the encrypted file %s was changed: its SHA-256 is %s, the signed list says %s", name, got, sum)
 	}
 	in, err := os.Open(at)
 	if err != nil {
