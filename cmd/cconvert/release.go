@@ -23,6 +23,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/internal/secret"
@@ -162,7 +163,8 @@ func printingOf(cmd *cobra.Command, of func(context.Context, keyserver.Store) (s
 const releaseAllowLong = `Verify an image, as "cconvert verify" does, and write the policy by which its enclave gets
 secrets. The image must be what is expected of it: nothing is allowed to one that is not. Each secret is granted as
 PLACE=NAME: the place in the enclave (env:VARIABLE, file:PATH, key:NAME), and the name of the secret in
-the store; tls:DIRECTORY=HOST+HOST… grants a certificate for a key that the enclave makes. All that an
+the store; tls:DIRECTORY=HOST+HOST… grants a certificate for a key that the enclave makes, and
+secret-prov=NAME the one secret that clients of Gramine's library secret_prov get. All that an
 image wants which was converted with --secrets must be granted. With --encrypt-key, the key to its encrypted
 files is kept in the store and granted as well.
 
@@ -289,10 +291,11 @@ const serverMemory = 32 << 20
 
 func newReleaseServe() *cobra.Command {
 	var (
-		store                                       storeFlags
-		on                                          platformFlags
-		listen, status, policies, log, cert, tlsKey string
-		allowSimulated                              bool
+		store                                                   storeFlags
+		on                                                      platformFlags
+		listen, secretProv, status, policies, log, cert, tlsKey string
+
+		allowSimulated bool
 	)
 	cmd := &cobra.Command{
 		Use:     "serve",
@@ -303,6 +306,8 @@ func newReleaseServe() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", ":8443", "address to listen on")
+	f.StringVar(&secretProv, "secret-prov-listen", "", "address for clients of Gramine's library secret_prov, which "+
+		"get what is granted to secret-prov (default: none)")
 	f.StringVar(&status, "status-listen", "127.0.0.1:8444", "address for /healthz, /readyz and /metrics, over HTTP; "+
 		"empty: none")
 	f.StringVar(&policies, "policies", "policies", "directory of policies, files that end in .toml; it is made if "+
@@ -384,8 +389,18 @@ func newReleaseServe() *cobra.Command {
 		if allowSimulated {
 			logrus.Warn("simulated enclaves get what their policies say: anybody can be one")
 		}
+		serving, ctx := errgroup.WithContext(cmd.Context())
+		if secretProv != "" {
+			l, err := net.Listen("tcp", secretProv)
+			if err != nil {
+				return fmt.Errorf("--secret-prov-listen: %w", err)
+			}
+			serving.Go(func() error { return server.ServeSecretProv(ctx, l) })
+			logrus.Infof("listening on %s for clients of secret_prov", l.Addr())
+		}
+		serving.Go(func() error { return server.Serve(ctx, l) })
 		logrus.Infof("listening on %s, pin=%s", l.Addr(), pin)
-		return server.Serve(cmd.Context(), l)
+		return serving.Wait()
 	}
 	return cmd
 }

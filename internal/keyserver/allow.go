@@ -32,18 +32,20 @@ func NewPolicy(
 		if i < 0 {
 			return nil, fmt.Errorf("%q: %w: SLOT=SECRET expected, or tls:DIRECTORY=NAME", text, release.ErrSlot)
 		}
-		slot, err := release.ParseSlot(text[:i])
-		if err != nil {
-			return nil, err
+		place, g := text[:i], Grant{Secret: text[i+1:]}
+		if place != SecretProv {
+			slot, err := release.ParseSlot(place)
+			if err != nil {
+				return nil, err
+			}
+			if place = slot.String(); slot.Kind == release.KindTLS {
+				g = Grant{Names: strings.Split(text[i+1:], "+")}
+			}
 		}
-		g := Grant{Secret: text[i+1:]}
-		if slot.Kind == release.KindTLS {
-			g = Grant{Names: strings.Split(text[i+1:], "+")}
+		if _, twice := p.Secrets[place]; twice {
+			return nil, fmt.Errorf("%q: %w: it is named twice", place, release.ErrSlot)
 		}
-		if _, twice := p.Secrets[slot.String()]; twice {
-			return nil, fmt.Errorf("%q: %w: it is named twice", slot, release.ErrSlot)
-		}
-		p.Secrets[slot.String()] = g
+		p.Secrets[place] = g
 	}
 	if err := p.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrPolicy, err)

@@ -15,46 +15,50 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx/ratls"
 )
 
-// decide finds the policy by which an enclave gets what it wants. If there is none, the decision has the reason.
-func (s *Server) decide(ctx context.Context, c *x509.Certificate, body []byte, d *Decision) *Policy {
-	refuse := func(format string, args ...any) *Policy {
-		d.Reason = fmt.Sprintf(format, args...)
-		return nil
-	}
+// decide finds the policy by which an enclave gets what it wants. If there is none, the error is the reason.
+func (s *Server) decide(ctx context.Context, c *x509.Certificate, body []byte, d *Decision) (*Policy, error) {
 	e, err := ratls.Parse(c)
 	if err != nil {
-		return refuse("%v", err)
+		return nil, err
 	}
 	// The older form has no nonce.
 	if !s.nonces.good(e.Nonce) {
-		return refuse("the nonce is not one of this server's, or is too old")
-	}
-	q, err := quote.Parse(e.Quote)
-	if err != nil {
-		return refuse("%v", err)
-	}
-	if q.Report.Data != e.Data {
-		return refuse("the quote is about another key, or another nonce")
+		return nil, errors.New("the nonce is not one of this server's, or is too old")
 	}
 	request, err := release.ParseRequest(body)
 	if err != nil {
-		return refuse("%v", err)
+		return nil, err
+	}
+	r, err := s.authentic(ctx, e, d)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range request.Want {
+		d.Want = append(d.Want, w.String())
+	}
+	if !s.nonces.use(e.Nonce) {
+		return nil, errors.New("the nonce was used before, or too many ask")
+	}
+	return s.choose(r, func(p *Policy) []string { return p.Lacks(request.Want) }, d)
+}
+
+// authentic verifies the quote of a certificate. If there is no error, it is an enclave that asks, with its own quote.
+func (s *Server) authentic(ctx context.Context, e *ratls.Evidence, d *Decision) (*quote.Result, error) {
+	q, err := quote.Parse(e.Quote)
+	if err != nil {
+		return nil, err
+	}
+	if q.Report.Data != e.Data {
+		return nil, errors.New("the quote is about another key, or another nonce")
 	}
 	r, err := s.verify(ctx, q, d)
 	if err != nil {
 		var wrong *quote.Error
 		d.passing = !d.Simulated && !errors.As(err, &wrong)
-		return refuse("%v", err)
+		return nil, err
 	}
-	// From here on it is an enclave that asks, with a quote of its own.
 	d.of(r)
-	for _, w := range request.Want {
-		d.Want = append(d.Want, w.String())
-	}
-	if !s.nonces.use(e.Nonce) {
-		return refuse("the nonce was used before, or too many ask")
-	}
-	return s.choose(r, request.Want, d)
+	return r, nil
 }
 
 // verify verifies a quote: by Intel's root, or by that of the platform that every cconvert knows.
@@ -80,8 +84,8 @@ func (d *Decision) of(r *quote.Result) {
 	d.Machine = hex.EncodeToString(machine[:8])
 }
 
-// choose finds the first policy that is about the enclave, accepts the platform, and grants all that is wanted.
-func (s *Server) choose(r *quote.Result, want []release.Slot, d *Decision) *Policy {
+// choose finds the first policy that is about the enclave, accepts the platform, and lacks nothing that is wanted.
+func (s *Server) choose(r *quote.Result, lacking func(*Policy) []string, d *Decision) (*Policy, error) {
 	var reasons []string
 	for _, p := range *s.policies.Load() {
 		problem := p.mismatch(&r.Quote.Report, d.Simulated)
@@ -92,7 +96,7 @@ func (s *Server) choose(r *quote.Result, want []release.Slot, d *Decision) *Poli
 			continue
 		}
 		err := r.Check(p.platform())
-		lacks := p.Lacks(want)
+		lacks := lacking(p)
 		switch {
 		case err != nil:
 			problem = err.Error()
@@ -103,18 +107,17 @@ func (s *Server) choose(r *quote.Result, want []release.Slot, d *Decision) *Poli
 			problem = "it does not grant " + strings.Join(lacks, ", ")
 		default:
 			d.Policy = p.name
-			return p
+			return p, nil
 		}
 		reasons = append([]string{p.name + ": " + problem}, reasons...) // what is nearest comes first
 	}
 	if len(reasons) > 5 {
 		reasons = reasons[:5]
 	}
-	d.Reason = "no policy accepts it"
-	if len(reasons) > 0 {
-		d.Reason += ": " + strings.Join(reasons, "; ")
+	if len(reasons) == 0 {
+		return nil, errors.New("no policy accepts it")
 	}
-	return nil
+	return nil, fmt.Errorf("no policy accepts it: %s", strings.Join(reasons, "; "))
 }
 
 // maxReleased is what an answer can hold: a byte of a secret is more than one of its own.

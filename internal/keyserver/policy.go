@@ -32,12 +32,14 @@ type Policy struct {
 	Image    string   `toml:"image,omitempty"`
 	Enclave  Enclave  `toml:"enclave"`
 	Platform Platform `toml:"platform,omitempty"`
-	// Secrets are what is released, by the slot.
+	// Secrets are what is released, by the slot, or by SecretProv.
 	Secrets map[string]Grant `toml:"secrets"`
 
 	name  string // of the file
 	slots map[release.Slot]Grant
-	date  time.Time
+	// secretProv is the name of the secret that is granted to SecretProv; empty: none is.
+	secretProv string
+	date       time.Time
 }
 
 // Enclave is which enclave it is: this one by MREnclave, or those of a signer and product from an SVN on.
@@ -165,9 +167,16 @@ func (p *Policy) check() error {
 			return fmt.Errorf("min_tcb_date: %w", err)
 		}
 	}
-	p.slots = map[release.Slot]Grant{}
+	p.slots, p.secretProv = map[release.Slot]Grant{}, ""
 	var list []release.Slot
 	for text, g := range p.Secrets {
+		if text == SecretProv {
+			if !secretName.MatchString(g.Secret) || len(g.Names) > 0 {
+				return fmt.Errorf("%s: it wants the name of a secret", text)
+			}
+			p.secretProv = g.Secret
+			continue
+		}
 		s, err := release.ParseSlot(text)
 		if err == nil {
 			err = g.check(s)
@@ -177,7 +186,7 @@ func (p *Policy) check() error {
 		}
 		p.slots[s], list = g, append(list, s)
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && p.secretProv == "" {
 		return errors.New("it releases nothing")
 	}
 	return release.CheckSlots(list)

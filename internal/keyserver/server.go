@@ -11,8 +11,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -54,6 +52,7 @@ type Server struct {
 	unwritten           atomic.Int64
 	metrics             *metrics
 	busy                chan struct{}
+	connections         *connections
 }
 
 // Bounds. A connection is one request of an enclave that starts.
@@ -78,7 +77,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{
 		o: o, nonces: newNonces(o.Now), refusals: rate.NewLimiter(refusalsPerSec, refusalsBurst),
 		strangers: rate.NewLimiter(strangersPerSec, strangersBurst), metrics: newMetrics(),
-		busy: make(chan struct{}, maxBusy),
+		busy: make(chan struct{}, maxBusy), connections: &connections{open: map[string]int{}},
 	}
 	var err error
 	if s.authority, err = openAuthority(ctx, o.Store, o.Now()); err != nil {
@@ -146,7 +145,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		defer cancel()
 		_ = server.Shutdown(last)
 	})()
-	err := server.ServeTLS(&limited{Listener: l, open: map[string]int{}}, "", "")
+	err := server.ServeTLS(&limited{Listener: l, connections: s.connections}, "", "")
 	if errors.Is(err, http.ErrServerClosed) {
 		<-answered // what is released arrives
 		return nil
@@ -201,20 +200,27 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, release.Refusal, code)
 		return
 	}
+	if !s.released(d) {
+		http.Error(w, release.Refusal, http.StatusServiceUnavailable)
+		return
+	}
+	answer(w, release.Answer{Version: release.Version, Secrets: secrets})
+}
+
+// released notes that secrets are released. What is not written down does not happen: then it returns false.
+func (s *Server) released(d Decision) bool {
 	d.Released = true
-	// What is not written down does not happen.
 	if err := s.write(d); err != nil {
 		logrus.Errorf("nothing is released: %v", err)
 		s.metrics.decisions.WithLabelValues("refused").Inc()
-		http.Error(w, release.Refusal, http.StatusServiceUnavailable)
-		return
+		return false
 	}
 	s.metrics.decisions.WithLabelValues("released").Inc()
 	if !d.Simulated {
 		s.metrics.expires.WithLabelValues(d.FMSPC).Set(float64(d.expires.Unix()))
 	}
-	logrus.Infof("released %d secrets to %s by the policy %s", len(secrets), d.MREnclave, d.Policy)
-	answer(w, release.Answer{Version: release.Version, Secrets: secrets})
+	logrus.Infof("released %d secrets to %s by the policy %s", len(d.Want), d.MREnclave, d.Policy)
+	return true
 }
 
 // decided returns what is released; nil, with the reason in the decision, if nothing is.
@@ -228,24 +234,31 @@ func (s *Server) decided(ctx context.Context, r *http.Request, d *Decision) map[
 		d.Reason = "reading the request: " + err.Error()
 		return nil
 	}
-	select {
-	case s.busy <- struct{}{}:
-		defer func() { <-s.busy }()
-	case <-ctx.Done():
-		d.Reason, d.passing = "too many ask at a time", true
-		return nil
-	}
-	c := r.TLS.PeerCertificates[0]
-	p := s.decide(ctx, c, body, d)
-	if p == nil {
-		return nil
-	}
-	secrets, err := s.fill(ctx, p, c, d.Want)
+	c, secrets := r.TLS.PeerCertificates[0], map[string]release.Secret(nil)
+	err = s.inTurn(ctx, d, func() error {
+		p, err := s.decide(ctx, c, body, d)
+		if err == nil {
+			secrets, err = s.fill(ctx, p, c, d.Want)
+		}
+		return err
+	})
 	if err != nil {
 		d.Reason = err.Error()
 		return nil
 	}
 	return secrets
+}
+
+// inTurn bounds how many verifications there are at a time.
+func (s *Server) inTurn(ctx context.Context, d *Decision, decide func() error) error {
+	select {
+	case s.busy <- struct{}{}:
+		defer func() { <-s.busy }()
+		return decide()
+	case <-ctx.Done():
+		d.passing = true
+		return errors.New("too many ask at a time")
+	}
 }
 
 // refused notes a refusal. There can be many of them: anybody can ask.
@@ -280,72 +293,6 @@ func (s *Server) write(d Decision) error {
 }
 
 const maxReason = 1000
-
-// limited is a listener with a limit of connections, in all and of one address. More are closed.
-type limited struct {
-	net.Listener
-	mu   sync.Mutex
-	open map[string]int // by address
-	all  int
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		host := networkOf(c.RemoteAddr())
-		l.mu.Lock()
-		ok := l.all < maxConnections && l.open[host] < maxPerAddress
-		if ok {
-			l.all++
-			l.open[host]++
-		}
-		l.mu.Unlock()
-		if ok {
-			return &counted{Conn: c, from: l, host: host}, nil
-		}
-		c.Close()
-	}
-}
-
-// networkOf is an address, or the network of 64 bits of one of IPv6, all of which one machine can have.
-func networkOf(a net.Addr) string {
-	at, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return ""
-	}
-	ip := at.Addr().Unmap().WithZone("")
-	if ip.Is4() {
-		return ip.String()
-	}
-	network, err := ip.Prefix(64)
-	if err != nil {
-		return ip.String()
-	}
-	return network.String()
-}
-
-// counted is a connection of a limited listener.
-type counted struct {
-	net.Conn
-	from *limited
-	host string
-	once sync.Once
-}
-
-func (c *counted) Close() error {
-	c.once.Do(func() {
-		c.from.mu.Lock()
-		defer c.from.mu.Unlock()
-		c.from.all--
-		if c.from.open[c.host]--; c.from.open[c.host] == 0 {
-			delete(c.from.open, c.host)
-		}
-	})
-	return c.Conn.Close()
-}
 
 // metrics are what Prometheus asks for.
 type metrics struct {

@@ -14,8 +14,8 @@ import (
 // The protocol of Gramine's servers for secrets, version 1 (Gramine, tools/sgx/ra-tls/secret_prov.h): over TLS with a
 // certificate of RA-TLS, a request, and an answer of a size in four bytes and the one secret that the server has.
 const (
-	secretProvRequest = "SECRET_PROVISION_RA_TLS_REQUEST_V1\x00"
-	secretProvAnswer  = "SECRET_PROVISION_RA_TLS_RESPONSE_V1:\x00"
+	SecretProvRequest = "SECRET_PROVISION_RA_TLS_REQUEST_V1\x00"
+	SecretProvAnswer  = "SECRET_PROVISION_RA_TLS_RESPONSE_V1:\x00"
 )
 
 // askSecretProv is Ask of a server of Gramine's, which has one secret for all.
@@ -45,15 +45,15 @@ func (s *Server) askSecretProv(
 		}
 	}
 	// A server that does not accept the quote ends the handshake, which TLS 1.3 tells when something is read.
-	if _, err := io.WriteString(conn, secretProvRequest); err != nil {
+	if _, err := io.WriteString(conn, SecretProvRequest); err != nil {
 		return nil, s.refusedOr(err)
 	}
-	head := make([]byte, len(secretProvAnswer)+4)
+	head := make([]byte, len(SecretProvAnswer)+4)
 	if _, err := io.ReadFull(conn, head); err != nil {
 		return nil, s.refusedOr(err)
 	}
-	size := binary.BigEndian.Uint32(head[len(secretProvAnswer):])
-	if string(head[:len(secretProvAnswer)]) != secretProvAnswer || size == 0 || size > MaxAnswer {
+	size := binary.BigEndian.Uint32(head[len(SecretProvAnswer):])
+	if string(head[:len(SecretProvAnswer)]) != SecretProvAnswer || size == 0 || size > MaxAnswer {
 		return nil, fmt.Errorf("%w: %s does not answer as Gramine's servers do", ErrProtocol, s.Address)
 	}
 	secret := Secret{Value: make([]byte, size)}
