@@ -147,8 +147,11 @@ func TestAttacksBySecretProv(t *testing.T) {
 			if c.reason == "-" {
 				return
 			}
-			list := o.decisions()
-			require.Len(t, list, 1)
+			var list []Decision
+			require.Eventually(t, func() bool { // the alert about a certificate comes before the reason is written
+				list = o.decisions()
+				return len(list) == 1
+			}, 10*time.Second, 10*time.Millisecond)
 			assert.False(t, list[0].Released)
 			assert.Contains(t, list[0].Reason, c.reason)
 		})
