@@ -9,6 +9,7 @@ import (
 	"net"
 	"syscall"
 
+	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
@@ -79,7 +80,8 @@ func exitCode(ctx context.Context, err error) int {
 		errors.Is(err, protectedfs.ErrPath), errors.Is(err, protectedfs.ErrChanged):
 		return exitRefused
 	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, queue.ErrUnreachable),
-		errors.Is(err, queue.ErrBusy), errors.Is(err, pcs.ErrUnavailable):
+		errors.Is(err, queue.ErrBusy), errors.Is(err, pcs.ErrUnavailable),
+		errors.Is(err, keyserver.ErrUnavailable):
 		return exitTransient
 	}
 	return exitFailed

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/internal/keyserver"
+	"github.com/cconvert/cconvert/internal/nocore"
 	"github.com/cconvert/cconvert/internal/secret"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/inspect"
@@ -47,22 +48,35 @@ have which, serve them, and look at what was decided.`,
 }
 
 // storeFlags name the store of secrets.
-type storeFlags struct{ dir, key string }
+type storeFlags struct{ place, key, transit string }
 
 func (s *storeFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&s.dir, "store", "secrets", "directory of the secrets, each encrypted")
-	f.StringVar(&s.key, "store-key", "store.key", "the key to it, as \"cconvert keygen --store\" makes it: a file, "+
-		"env:VARIABLE or exec:COMMAND")
+	f.StringVar(&s.place, "store", "secrets", "directory of the secrets, each encrypted, or vault:MOUNT/PATH of a KV "+
+		"engine, version 2, in HashiCorp Vault")
+	f.StringVar(&s.key, "store-key", "store.key", "the key to it, as \"cconvert keygen --store\" makes it, or Vault's "+
+		"token: a file, env:VARIABLE or exec:COMMAND")
+	f.StringVar(&s.transit, "store-transit", "", "MOUNT/KEY of Vault's transit engine that encrypts what is kept in "+
+		"Vault (default: none)")
 }
 
-func (s *storeFlags) open(ctx context.Context) (*keyserver.Directory, error) {
-	d, err := keyserver.OpenDirectory(ctx, s.dir, s.key, func(file string) {
-		logrus.Warnf("others than its owner can read %s", file)
-	})
-	if errors.Is(err, secret.ErrName) || errors.Is(err, keyserver.ErrStoreKey) {
-		err = &usageError{fmt.Errorf("--store-key: %w", err)}
+func (s *storeFlags) open(ctx context.Context) (store keyserver.Store, err error) {
+	exposed := func(file string) { logrus.Warnf("others than its owner can read %s", file) }
+	switch {
+	case strings.HasPrefix(s.place, keyserver.VaultPlace):
+		store, err = keyserver.OpenVault(ctx, s.place, s.transit, s.key, exposed)
+	case s.transit != "":
+		return nil, usagef("--store-transit is for --store vault:MOUNT/PATH")
+	default:
+		store, err = keyserver.OpenDirectory(ctx, s.place, s.key, exposed)
 	}
-	return d, err
+	switch {
+	case errors.Is(err, keyserver.ErrVaultPlace):
+		return nil, &usageError{fmt.Errorf("--store: %w", err)}
+	case errors.Is(err, secret.ErrName), errors.Is(err, keyserver.ErrStoreKey),
+		errors.Is(err, keyserver.ErrVaultToken):
+		return nil, &usageError{fmt.Errorf("--store-key: %w", err)}
+	}
+	return store, err
 }
 
 func newReleaseSecret() *cobra.Command {
@@ -323,6 +337,7 @@ func newReleaseServe() *cobra.Command {
 		if (cert == "") != (tlsKey == "") {
 			return usagef("--tls-cert and --tls-key belong together")
 		}
+		nocore.Set()
 		debug.SetMemoryLimit(min(debug.SetMemoryLimit(-1), serverMemory))
 		s, err := store.open(cmd.Context())
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/cconvert/cconvert/internal/nocore"
 	"github.com/cconvert/cconvert/pkg/release"
 )
 
@@ -32,6 +33,7 @@ const memory = 64 << 20
 // calling goroutine must have been locked to the process's first thread since init: Gramine delivers signals to no
 // other one after it was replaced.
 func Become(name string, s System) {
+	nocore.Set()
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(-1) // it lives for a moment, and needs little
 	debug.SetMemoryLimit(memory)

@@ -239,6 +239,7 @@ func (s *Server) decided(ctx context.Context, r *http.Request, d *Decision) map[
 		p, err := s.decide(ctx, c, body, d)
 		if err == nil {
 			secrets, err = s.fill(ctx, p, c, d.Want)
+			d.passing = d.passing || errors.Is(err, ErrUnavailable)
 		}
 		return err
 	})

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/cconvert/cconvert/internal/nocore"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/keeper"
 	"github.com/cconvert/cconvert/pkg/protectedfs"
 	"github.com/cconvert/cconvert/pkg/protectedfs/filekey"
@@ -156,6 +157,7 @@ func (l list) awaitKey() (*os.File, error) {
 
 // keep is the process that awaitKey starts.
 func keep() error {
+	nocore.Set()
 	l, err := readList()
 	if err != nil {
 		return err
