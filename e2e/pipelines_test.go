@@ -91,6 +91,16 @@ func TestDeployFiles(t *testing.T) {
 		require.NoError(t, os.WriteFile(p, []byte(changed), 0o600))
 		assert.Error(t, parsers(filepath.Join(dir, "deploy")), "%s with %s", file, change[1])
 	}
+	// KEDA adds what waits in all lanes.
+	keda := read(t, "deploy/kubernetes/keda.yaml")
+	var lanes []string
+	for _, m := range regexp.MustCompile(`name: (lane\d)\n +metadata:\n(?: +.*\n){3} +consumer: lane-(\d)`).
+		FindAllStringSubmatch(keda, -1) {
+		assert.Equal(t, m[1], "lane"+m[2])
+		lanes = append(lanes, m[1])
+	}
+	assert.Len(t, lanes, strings.Count(keda, "consumer: "))
+	assert.Contains(t, keda, "formula: "+strings.Join(lanes, " + ")+"\n")
 	// systemd looks whether the program is there.
 	text := read(t, "deploy/systemd/cconvert-worker.service")
 	unit := filepath.Join(t.TempDir(), "cconvert-worker.service")

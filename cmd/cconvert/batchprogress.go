@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -28,7 +26,7 @@ type batchProgress struct {
 
 func newBatchProgress(w io.Writer, total int) *batchProgress {
 	p := &batchProgress{active: map[string]*mpb.Bar{}, final: map[string]bool{}}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if showsProgress(w) {
 		p.bars = mpb.New(mpb.WithOutput(w), mpb.WithWidth(40))
 		p.total = p.bars.AddBar(int64(total), mpb.BarPriority(1<<30),
 			mpb.PrependDecorators(decor.CountersNoUnit("%d of %d images ")),
@@ -40,6 +38,12 @@ func newBatchProgress(w io.Writer, total int) *batchProgress {
 // tell is for batch.Queue.Wait.
 func (p *batchProgress) tell(r *queue.Record) {
 	if p.bars == nil {
+		if logsJSON() {
+			if r.Status.Final() || r.Status == queue.Retrying {
+				r.Log()
+			}
+			return
+		}
 		switch {
 		case r.Status == queue.Retrying:
 			logrus.Warnf("%s: attempt %d failed, and another one follows: %s", r.Job.Source, r.Attempts, r.Error)

@@ -162,9 +162,11 @@ func (r *batchRun) report(cmd *cobra.Command, records []*queue.Record) error {
 	if _, err := io.WriteString(cmd.OutOrStdout(), refs.String()); err != nil {
 		return err
 	}
-	fmt.Fprintln(cmd.ErrOrStderr())
-	batchTable(cmd.ErrOrStderr(), records)
-	fmt.Fprintln(cmd.ErrOrStderr(), counts(records))
+	if !quiet() && !logsJSON() {
+		fmt.Fprintln(cmd.ErrOrStderr())
+		batchTable(cmd.ErrOrStderr(), records)
+		fmt.Fprintln(cmd.ErrOrStderr(), counts(records))
+	}
 	if r.refs != "" {
 		if err := writeFile(r.refs, []byte(refs.String())); err != nil {
 			return fmt.Errorf("the batch is done, but naming the results failed: %w", err)

@@ -194,7 +194,7 @@ func newConvert() *cobra.Command {
 			err := gate.Pass(findings)
 			if err != nil {
 				progress.finish()
-				reportFindings(cmd.ErrOrStderr(), findings)
+				tellFindings(cmd.ErrOrStderr(), findings)
 			}
 			return err
 		}
@@ -203,7 +203,7 @@ func newConvert() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		report(cmd.ErrOrStderr(), r)
+		tell(cmd.ErrOrStderr(), r)
 		if jsonFile != "" {
 			b, err := json.MarshalIndent(r, "", "  ")
 			if err != nil {

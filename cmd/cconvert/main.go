@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	"github.com/moby/sys/reexec"
+	"github.com/sirupsen/logrus"
 
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/libos/gramine/sim/loader"
@@ -38,12 +39,21 @@ func main() {
 	case ctx.Err() != nil:
 		fmt.Fprintln(os.Stderr, "cconvert: interrupted: no tag was moved and nothing is half stored")
 	default:
-		fmt.Fprintln(os.Stderr, "cconvert:", harmless(err.Error()))
-		if hint := hintFor(err); hint != "" {
-			fmt.Fprintln(os.Stderr, "hint:", hint)
-		}
+		fail(harmless(err.Error()), hintFor(err))
 	}
 	os.Exit(exitCode(ctx, err))
+}
+
+// fail says why the program ends, and what to do about it.
+func fail(why, hint string) {
+	if logsJSON() {
+		logrus.WithField("hint", hint).Error(why)
+		return
+	}
+	fmt.Fprintln(os.Stderr, "cconvert:", why)
+	if hint != "" {
+		fmt.Fprintln(os.Stderr, "hint:", hint)
+	}
 }
 
 // harmless returns a text without what steers terminals or turns the order of what they show: a registry's answer can

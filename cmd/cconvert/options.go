@@ -53,7 +53,14 @@ func (r *registryFlags) add(f *pflag.FlagSet) {
 }
 
 func (r *registryFlags) options() registry.Options {
-	return registry.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.ca.transport}
+	o := registry.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.ca.transport}
+	if logrus.IsLevelEnabled(logrus.DebugLevel) {
+		if o.HTTP == nil {
+			o.HTTP = remote.DefaultTransport
+		}
+		o.HTTP = &loggedRequests{o.HTTP}
+	}
+	return o
 }
 
 // caFlag is a file of certificates.

@@ -2,13 +2,11 @@ package main
 
 import (
 	"io"
-	"os"
 	"sync"
 
 	"github.com/sirupsen/logrus"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 )
 
 // progress shows how a conversion gets on: bars on a terminal, lines elsewhere.
@@ -20,7 +18,7 @@ type progress struct {
 }
 
 func newProgress(w io.Writer) *progress {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if showsProgress(w) {
 		return &progress{bars: mpb.New(mpb.WithOutput(w), mpb.WithWidth(40))}
 	}
 	return &progress{}

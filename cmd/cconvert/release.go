@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -384,10 +383,7 @@ func newReleaseServe() *cobra.Command {
 				return fmt.Errorf("--status-listen: %w", err)
 			}
 			defer about.Close()
-			go func() {
-				h := http.Server{Handler: server.Status(), ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute}
-				_ = h.Serve(about)
-			}()
+			go serveStatus(about, server.Status())
 		}
 		again := make(chan os.Signal, 1)
 		signal.Notify(again, syscall.SIGHUP)

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/agnivade/levenshtein"
-	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -33,7 +32,7 @@ const rootExamples = `  # Convert an image and push the result beside it, as red
 
 // newRoot makes the command line.
 func newRoot() *cobra.Command {
-	var verbose bool
+	var logs logFlags
 	convert := newConvert()
 	root := &cobra.Command{
 		Use:           "cconvert [flags] IMAGE...",
@@ -56,12 +55,7 @@ func newRoot() *cobra.Command {
 					return err
 				}
 			}
-			logrus.SetOutput(cmd.ErrOrStderr())
-			logrus.SetFormatter(&logrus.TextFormatter{FullTimestamp: false, DisableTimestamp: true})
-			if verbose {
-				logrus.SetLevel(logrus.TraceLevel)
-			}
-			return nil
+			return logs.apply(cmd.ErrOrStderr(), cmd.Flags().Changed)
 		},
 	}
 	root.RunE = func(cmd *cobra.Command, args []string) error {
@@ -71,7 +65,7 @@ func newRoot() *cobra.Command {
 		return convert.RunE(cmd, args)
 	}
 	root.Flags().AddFlagSet(convert.Flags())
-	root.PersistentFlags().BoolVarP(&verbose, "verbose", "v", false, "log what is being done")
+	logs.add(root.PersistentFlags())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%s%s", strings.Replace(err.Error(), "strconv.ParseUint: ", "", 1), nearestFlag(cmd, err))
 	})

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"time"
@@ -89,6 +90,7 @@ func newWorker() *cobra.Command {
 	var own ownFlags
 	var work workFlags
 	var unsigned, newSigner bool
+	var status string
 	var files batch.Files
 	var grace time.Duration
 	cmd := &cobra.Command{
@@ -113,6 +115,7 @@ it at once, and what it had begun is given to others.`,
 		"have another one are refused from then on")
 	f.StringArrayVar(&files.Dirs, "files", nil, "directory of this machine in which jobs may name runtimes, layouts "+
 		"and archives (repeatable; default: registries only)")
+	f.StringVar(&status, "status-listen", "", "address for /healthz, /readyz and /metrics, over HTTP (default: none)")
 	f.DurationVar(&grace, "grace", 5*time.Minute, "how long images that were begun may take after SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if from.url == "" {
@@ -153,6 +156,15 @@ it at once, and what it had begun is given to others.`,
 			if err := q.Claim(drain, by, newSigner); err != nil {
 				return err
 			}
+		}
+		o.Monitor = batch.NewMonitor(q.Ready)
+		if status != "" {
+			l, err := net.Listen("tcp", status)
+			if err != nil {
+				return fmt.Errorf("--status-listen: %w", err)
+			}
+			defer l.Close()
+			go serveStatus(l, o.Monitor)
 		}
 		w := newBatchWorker(options, signer, files, own.access.insecure, own.key.name == "")
 		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)

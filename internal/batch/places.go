@@ -6,9 +6,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirupsen/logrus"
+
+	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // source hands a worker its jobs, from the lanes in turn. One slot asks at a time.

@@ -9,8 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/stretchr/testify/assert"
+
+	"github.com/cconvert/cconvert/pkg/image"
 )
 
 // A page in place of an answer to a manifest that is stored, of a proxy or a login, does not say that it was.

@@ -35,6 +35,8 @@ type WorkOptions struct {
 	Patience time.Duration
 	// FirstPause is the wait before the second attempt. It doubles, up to thirty times itself.
 	FirstPause time.Duration
+	// Monitor sees what the worker does; nil: nobody does.
+	Monitor *Monitor
 }
 
 // Defaults of WorkOptions.
@@ -175,6 +177,10 @@ func (q working) handle(ctx context.Context, w *Worker, o WorkOptions, from *sou
 	if revision, err = q.Update(ctx, r, revision); err != nil {
 		_ = msg.NakWithDelay(o.FirstPause) // somebody else is about it
 		return
+	}
+	if m := o.Monitor; m != nil {
+		m.Begun()
+		defer func() { m.Ended(r) }()
 	}
 	begin := time.Now()
 	// The tag is moved by whoever has the job in hand, and it is known then that it may be: the answer can be lost.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/time/rate"
 
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
@@ -91,13 +92,18 @@ type Service struct {
 	later   later
 	pushes  atomic.Uint64 // that were told of without a digest
 	arrived atomic.Uint64 // images that were asked for or told of
+
+	strangers *rate.Limiter // requests without the secret that are logged
 }
+
+// strangersBurst is how many requests without the secret are logged at once, and then one a second.
+const strangersBurst = 20
 
 // New makes a service. Run keeps it up to date.
 func New(o Options) *Service {
 	s := &Service{
 		o: o, few: make(chan struct{}, atOnce), sources: places{most: perRegistry}, targets: places{most: 1},
-		records: map[string]*queue.Record{}, mux: http.NewServeMux(),
+		records: map[string]*queue.Record{}, mux: http.NewServeMux(), strangers: rate.NewLimiter(1, strangersBurst),
 	}
 	s.o.Image.OnlyRegistry, s.o.Image.StrictNames, s.o.Image.MaxAnswer = true, true, maxManifest
 	s.metrics = newMetrics(s)
@@ -114,6 +120,7 @@ func New(o Options) *Service {
 // Run follows what becomes of conversions until the context ends.
 func (s *Service) Run(ctx context.Context) error {
 	go s.askLater(ctx)
+	began := time.Now()
 	return s.o.Queue.Watch(ctx, queue.Requests, func(r *queue.Record) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -123,6 +130,9 @@ func (s *Service) Run(ctx context.Context) error {
 		s.records[r.ID] = r // in the queue's order: clocks differ
 		if !r.Status.Final() {
 			return
+		}
+		if r.Updated.After(began) { // what was done before is told, too
+			r.Log()
 		}
 		for s.final = append(s.final, r); len(s.final) > maxKept; s.final = s.final[1:] {
 			if old := s.final[0]; s.records[old.ID] == old { // it was not asked for again since
@@ -174,6 +184,10 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" {
 		if !s.allowed(r) {
 			h.Set("WWW-Authenticate", `Basic realm="cconvert"`)
+			if s.strangers.Allow() {
+				logrus.WithField("address", r.RemoteAddr).Warnf("refused: %s %.200q without the secret", r.Method,
+					r.URL.Path)
+			}
 			s.fail(w, http.StatusUnauthorized, errors.New("the secret is missing or wrong"))
 			return
 		}

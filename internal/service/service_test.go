@@ -26,6 +26,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
+	logged "github.com/sirupsen/logrus/hooks/test"
+
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
@@ -415,6 +418,8 @@ func TestBadRequests(t *testing.T) {
 	require.NoError(t, err)
 	resp.Body.Close()
 	assert.Equal(t, http.StatusForbidden, resp.StatusCode)
+	hook := logged.NewGlobal()
+	defer logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
 	for _, authorization := range []string{
 		"", "Bearer", "Bearer wrong", "Bearer " + secret + "x", "Basic " +
 			base64.StdEncoding.EncodeToString([]byte(secret+":wrong")), secret,
@@ -424,6 +429,15 @@ func TestBadRequests(t *testing.T) {
 			assert.Equal(t, http.StatusUnauthorized, code, "%q %s", authorization, path)
 		}
 	}
+	told := 0
+	for _, e := range hook.AllEntries() {
+		if strings.Contains(e.Message, "without the secret") {
+			assert.Contains(t, e.Data["address"], "127.0.0.1:")
+			told++
+		}
+	}
+	assert.GreaterOrEqual(t, told, 20, "a burst of them is logged")
+	assert.Less(t, told, 24, "and not all")
 	for body, want := range map[string]int{
 		"":                           http.StatusBadRequest,
 		"{":                          http.StatusBadRequest,
