@@ -39,7 +39,7 @@ func TestMessages(t *testing.T) {
 		err := cmd.Run()
 		var said []string // without progress
 		for line := range strings.Lines(stderr.String()) {
-			if !strings.HasPrefix(line, "level=") {
+			if !strings.HasPrefix(line, "time=") {
 				said = append(said, strings.TrimSpace(line))
 			}
 		}
