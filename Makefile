@@ -6,7 +6,7 @@ AGENT    = pkg/libos/gramine/embedded/agent
 AGENTSIM = pkg/libos/gramine/sim/embedded/agent
 LINT     = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build loader build-pkcs11 test demo e2e bench bench-go fuzz lint image release
+.PHONY: build loader build-pkcs11 test demo first-time e2e bench bench-go fuzz lint image release
 
 build: loader
 	$(BUILD) -o bin/cconvert ./cmd/cconvert
@@ -30,9 +30,12 @@ test:
 	$(GO) test ./...
 
 # A minute's tour: convert, run, verify, tamper, be refused.
-demo: build
+demo: first-time build
 	$(BUILD) -o bin/demo-server ./demo/server
 	$(GO) run ./demo
+
+first-time:
+	@test -e bin/cconvert || echo "The first time this takes a few minutes: what it needs is fetched and compiled. Later it takes seconds."
 
 # Real images, a real registry and Docker. Needs root, and the Debian packages that .ci/run installs.
 e2e: build build-pkcs11

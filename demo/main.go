@@ -35,6 +35,7 @@ import (
 const (
 	page     = "Hello from a confidential image.\n"
 	password = "correct horse battery staple"
+	report   = "bin/demo.html"
 )
 
 func main() {
@@ -139,6 +140,9 @@ func run() error {
 		return err
 	}
 
+	if _, err := cconvert("inspect", converted, "--html", report); err != nil {
+		return err
+	}
 	say("8. Change one byte of one file, as the owner of the machine could, and run it again.")
 	changed := strings.Replace(page, "H", "J", 1)
 	if err := c.tamper("app/page.html", []byte(changed)); err != nil {
@@ -177,6 +181,8 @@ func run() error {
 		return errors.New("the log does not say what happened")
 	}
 	say("That is the whole idea: what was measured is what runs, and gets the secrets, or nothing does.")
+	fmt.Printf("%s shows the image as a page: open it in a browser.\n"+
+		"Now your own image: bin/cconvert docker-daemon:APP --runtime sim --to docker-daemon:APP-sim\n", report)
 	return nil
 }
 

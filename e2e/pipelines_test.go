@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
@@ -372,4 +373,15 @@ func TestREADME(t *testing.T) {
 	}, many)
 	_, err := try("skopeo", "inspect", "--tls-verify=false", "docker://"+other+"/app:1.2")
 	assert.Error(t, err, "the range leaves it out")
+
+	// The reader's own image, on a machine that has no key.
+	own := fmt.Sprintf("cconvert-readme-%d", time.Now().UnixNano())
+	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", own, own+"-sim") })
+	line := regexp.MustCompile(`(?m)^    (bin/cconvert docker-daemon:app .*)$`).FindStringSubmatch(text)
+	require.NotNil(t, line)
+	script := strings.NewReplacer("bin/cconvert", program, "docker-daemon:app", "docker-daemon:"+own, "--rm app", "--rm "+
+		own).Replace(line[1])
+	command(t, "bash", "-euc", `tar -c -C "$(dirname "$0")" --transform s,cconvert,app, cconvert |
+docker import --change 'ENTRYPOINT ["/app", "version"]' - "$1"`, program, own)
+	assert.Contains(t, inPlace(t, dir, []string{"HOME=" + t.TempDir()}, "bash", "-euc", script), "cconvert ")
 }

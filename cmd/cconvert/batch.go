@@ -132,7 +132,7 @@ func newBatch() *cobra.Command {
 			from: from, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == "",
 		}
 		if from.url == "" {
-			if r.signer, err = own.key.openOrMake(cmd.Context()); err != nil {
+			if r.signer, err = own.key.openOrMake(cmd.Context(), false); err != nil {
 				return err
 			}
 			defer r.signer.Close()

@@ -17,6 +17,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/libos/gramine/sim"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -164,7 +165,7 @@ func newConvert() *cobra.Command {
 			if err := checkReplace(another, key); err != nil {
 				return err
 			}
-			if signer, err = key.openOrMake(cmd.Context()); err != nil {
+			if signer, err = key.openOrMake(cmd.Context(), o.Backend.Kind() == sim.Backend{}.Kind()); err != nil {
 				return err
 			}
 			defer signer.Close()

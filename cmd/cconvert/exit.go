@@ -168,6 +168,9 @@ func hintFor(err error) string {
 		return "use that key, store the result under another tag, or say --replace-signer, with --key or --unsigned"
 	case errors.As(err, &rollback):
 		return "raise --isv-svn, store the result under another tag, or say --allow-rollback"
+	case errors.Is(err, errNoKey):
+		return "make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key: it is the identity " +
+			"of your enclaves, so one that is made anew in every run is of no use"
 	case errors.Is(err, convert.ErrNotOurs):
 		return "only what cconvert has made can be signed by it: convert the image first, with --unsigned if the key " +
 			"is elsewhere"

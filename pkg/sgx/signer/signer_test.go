@@ -334,3 +334,13 @@ func TestKeyFiles(t *testing.T) {
 	_, err = signer.ReadFile(file, o)
 	assert.ErrorContains(t, err, "which no key has")
 }
+
+// The key of simulations is one that is known to be everybody's, so that no enclave is signed by it.
+func TestSimulated(t *testing.T) {
+	key, err := signer.Simulated()
+	require.NoError(t, err)
+	public, err := key.Public(context.Background())
+	require.NoError(t, err)
+	_, known := sgx.TestKey(public)
+	assert.True(t, known)
+}
