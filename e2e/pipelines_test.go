@@ -379,8 +379,8 @@ func TestREADME(t *testing.T) {
 	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", own, own+"-sim") })
 	line := regexp.MustCompile(`(?m)^    (bin/cconvert docker-daemon:app .*)$`).FindStringSubmatch(text)
 	require.NotNil(t, line)
-	script := strings.NewReplacer("bin/cconvert", program, "docker-daemon:app", "docker-daemon:"+own, "--rm app", "--rm "+
-		own).Replace(line[1])
+	script := strings.NewReplacer("bin/cconvert", program, "docker-daemon:app", "docker-daemon:"+own, "--rm app",
+		"--rm "+own).Replace(line[1])
 	command(t, "bash", "-euc", `tar -c -C "$(dirname "$0")" --transform s,cconvert,app, cconvert |
 docker import --change 'ENTRYPOINT ["/app", "version"]' - "$1"`, program, own)
 	assert.Contains(t, inPlace(t, dir, []string{"HOME=" + t.TempDir()}, "bash", "-euc", script), "cconvert ")

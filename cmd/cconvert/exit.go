@@ -79,7 +79,8 @@ func exitCode(ctx context.Context, err error) int {
 		errors.Is(err, image.ErrDigest), errors.Is(err, protectedfs.ErrFormat), errors.Is(err, protectedfs.ErrKey),
 		errors.Is(err, protectedfs.ErrPath), errors.Is(err, protectedfs.ErrChanged):
 		return exitRefused
-	case image.Transient(err), errors.Is(err, image.ErrMoved), errors.Is(err, queue.ErrUnreachable),
+	case image.Transient(err), image.Unreachable(err), errors.Is(err, image.ErrMoved),
+		errors.Is(err, queue.ErrUnreachable),
 		errors.Is(err, queue.ErrBusy), errors.Is(err, pcs.ErrUnavailable),
 		errors.Is(err, keyserver.ErrUnavailable):
 		return exitTransient
@@ -93,6 +94,7 @@ func hintFor(err error) string {
 	var rollback *convert.RollbackError
 	var signed *convert.SignerError
 	var dns *net.DNSError
+	var op *net.OpError
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
@@ -106,15 +108,18 @@ func hintFor(err error) string {
 	case errors.Is(err, ratls.ErrEndpoint):
 		return "does a TLS server listen there? --sni names the one that is asked for"
 	case errors.As(err, &dns):
-		return "no such registry. A local image of Docker is docker-daemon:NAME, a saved one docker-archive:FILE, a " +
-			"layout oci:DIR. Without a network, take the runtime from this machine: --runtime gramine=dir:PREFIX, or " +
-			"--runtime sim"
+		return "is the name right, and is there a network, or a proxy (HTTPS_PROXY)? A local image of Docker is " +
+			"docker-daemon:NAME, a saved one docker-archive:FILE, a layout oci:DIR. Without a network, take the " +
+			"runtime from this machine: --runtime gramine=dir:PREFIX, or --runtime sim"
+	case errors.As(err, &op) && op.Op == "proxyconnect":
+		return "the proxy that HTTPS_PROXY or HTTP_PROXY names does not answer; NO_PROXY names hosts that need none"
 	case errors.Is(err, rootfs.ErrLimit):
 		return "is the image meant to be that large? Then raise --max-file, --max-layer, --max-image or --max-files"
 	case errors.Is(err, convert.ErrReserved):
 		return "build the image without /cconvert: what lies there could be taken for a part of the runtime"
 	case errors.As(err, &certificate):
-		return "if the registry's certificate is by an authority of your own, name its file with --ca"
+		return "if the registry's certificate is by an authority of your own, or of a proxy that reads what is sent, " +
+			"name its file with --ca; if it is not valid yet or any more, look at the clock"
 	case errors.As(err, &record), errors.Is(err, image.ErrHTTP):
 		return "the registry does not speak TLS: if that is meant to be, say --insecure"
 	case errors.Is(err, image.ErrCredentials):
@@ -169,8 +174,8 @@ func hintFor(err error) string {
 	case errors.As(err, &rollback):
 		return "raise --isv-svn, store the result under another tag, or say --allow-rollback"
 	case errors.Is(err, errNoKey):
-		return "make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key: it is the identity " +
-			"of your enclaves, so one that is made anew in every run is of no use"
+		return "make one with \"cconvert keygen --out FILE\", keep it safe, and name it with --key: it is the " +
+			"identity of your enclaves, so one that is made anew in every run is of no use"
 	case errors.Is(err, convert.ErrNotOurs):
 		return "only what cconvert has made can be signed by it: convert the image first, with --unsigned if the key " +
 			"is elsewhere"

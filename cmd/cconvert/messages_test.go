@@ -97,9 +97,18 @@ func TestMessages(t *testing.T) {
 		args       []string
 		env        []string
 		said, hint string
+		passing    bool // trying again later may help
 	}{
 		"a certificate of nobody known": {
-			args: []string{host + "/app:1", "--key", key}, said: "certificate", hint: "--ca",
+			args: []string{host + "/app:1", "--key", key}, said: "certificate", hint: "--ca", passing: true,
+		},
+		"a name that nobody knows": {
+			args: []string{"registry.invalid/app:1", "--key", key}, said: "registry.invalid", hint: "is the name right",
+			passing: true,
+		},
+		"a proxy that is down": {
+			args: []string{"registry.invalid/app:1", "--key", key}, env: []string{"HTTPS_PROXY=http://127.0.0.1:1"},
+			said: "proxyconnect", hint: "NO_PROXY", passing: true,
 		},
 		"a file that is no certificate": {
 			args: []string{host + "/app:1", "--key", key, "--ca", key}, said: "no certificate in PEM",
@@ -132,7 +141,9 @@ func TestMessages(t *testing.T) {
 		},
 	} {
 		said, err := run(c.env, c.args...)
-		assert.Error(t, err, what)
+		var exit *exec.ExitError
+		require.ErrorAs(t, err, &exit, what)
+		assert.Equal(t, c.passing, exit.ExitCode() == exitTransient, "%s: exit code %d", what, exit.ExitCode())
 		message, hint, _ := strings.Cut(said, "\nhint: ")
 		assert.Contains(t, message, c.said, what)
 		assert.Contains(t, hint, c.hint, what)

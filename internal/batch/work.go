@@ -236,7 +236,8 @@ func (q working) handle(ctx context.Context, w *Worker, o WorkOptions, from *sou
 		return
 	}
 	logrus.Debugf("%s: %v", r.Job.Source, err)
-	r.Error, r.Transient = err.Error(), !worked && (image.Transient(err) || errors.Is(err, image.ErrMoved)) ||
+	r.Error, r.Transient = err.Error(), !worked &&
+		(image.Transient(err) || image.Unreachable(err) || errors.Is(err, image.ErrMoved)) ||
 		r.Job.Passing
 	if !r.Transient || r.Job.Passing || r.Attempts >= o.Attempts {
 		if r.Moving && errors.Is(wanted(ctx), errSuperseded) {

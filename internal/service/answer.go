@@ -2,12 +2,10 @@ package service
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -26,10 +24,8 @@ func codeOf(err error) int {
 			return http.StatusNotFound
 		}
 	}
-	var certificate *tls.CertificateVerificationError
-	var lookup *net.DNSError
-	if image.Transient(err) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &certificate) ||
-		errors.Is(err, image.ErrUnauthorized) || errors.Is(err, image.ErrCredentials) || errors.As(err, &lookup) {
+	if image.Transient(err) || image.Unreachable(err) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, image.ErrUnauthorized) || errors.Is(err, image.ErrCredentials) {
 		return http.StatusBadGateway
 	}
 	return http.StatusBadRequest

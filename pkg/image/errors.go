@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -46,6 +47,15 @@ var (
 var TransientStatus = []int{
 	http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+}
+
+// Unreachable reports whether a host could not be spoken to as it should be: its name is not known, or its certificate
+// is not accepted. Doing the same again at once does not help, but a network or a proxy may be set up by then.
+func Unreachable(err error) bool {
+	var dns *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	return errors.As(err, &dns) || errors.As(err, &certificate) || errors.As(err, &record)
 }
 
 // Transient reports whether doing the same again may succeed.
