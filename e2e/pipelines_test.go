@@ -184,7 +184,8 @@ func TestPipelineScripts(t *testing.T) {
 	t.Run("tekton", func(t *testing.T) {
 		var task struct {
 			Spec struct {
-				Steps []struct{ Command, Args []string }
+				Results []struct{ Name string }
+				Steps   []struct{ Command, Args []string }
 			}
 		}
 		require.NoError(t, yaml.Unmarshal([]byte(read(t, "deploy/tekton/task.yaml")), &task))
@@ -209,7 +210,18 @@ func TestPipelineScripts(t *testing.T) {
 			require.NoError(t, err)
 			return string(b)
 		}
-		want(t, to, value("IMAGE_URL"), value("IMAGE_DIGEST"), value("MRENCLAVE"))
+		assert.Equal(t, to, value("IMAGE_URL"))
+		want(t, to, strings.TrimSuffix(to, ":1")+"@"+value("IMAGE_DIGEST"), value("IMAGE_DIGEST"), value("MRENCLAVE"))
+		assert.Regexp(t, "^[0-9a-f]{64}$", value("MRSIGNER"))
+		var declared []string
+		for _, r := range task.Spec.Results {
+			declared = append(declared, r.Name)
+		}
+		written, err := os.ReadDir(results)
+		require.NoError(t, err)
+		for _, f := range written {
+			assert.Contains(t, declared, f.Name(), "what is not declared is lost")
+		}
 	})
 	t.Run("github", func(t *testing.T) {
 		var action struct {

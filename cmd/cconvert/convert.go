@@ -232,7 +232,7 @@ func (n nameFiles) write(r *convert.Result) error {
 	files := []struct{ name, text string }{{n.refs, r.Output.Ref + "\n"}, {n.digest, r.Output.Digest + "\n"}}
 	if n.results != "" {
 		for _, f := range []struct{ name, text string }{
-			{"IMAGE_URL", r.Output.Ref}, {"IMAGE_DIGEST", r.Output.Digest}, {"MRENCLAVE", r.MREnclave.String()},
+			{"IMAGE_URL", r.Target}, {"IMAGE_DIGEST", r.Output.Digest}, {"MRENCLAVE", r.MREnclave.String()},
 			{"MRSIGNER", r.MRSigner.String()},
 		} {
 			f.name = filepath.Join(n.results, f.name)

@@ -112,6 +112,10 @@ func TestKubernetes(t *testing.T) {
 		assert.Equal(t, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels)
 		pod := d.Spec.Template.Spec
 		assert.Equal(t, []int64{107}, pod.SecurityContext.SupplementalGroups)
+		assert.True(t, *pod.SecurityContext.RunAsNonRoot)
+		assert.EqualValues(t, redis().Program.UID, *pod.SecurityContext.RunAsUser)
+		assert.EqualValues(t, redis().Program.GID, *pod.SecurityContext.RunAsGroup)
+		assert.EqualValues(t, redis().Program.GID, *pod.SecurityContext.FSGroup, "who can write to the volume")
 		assert.False(t, *pod.AutomountServiceAccountToken)
 		require.Len(t, claims, 1)
 		storage := claims[0].Spec.Resources.Requests[corev1.ResourceStorage]
@@ -142,7 +146,17 @@ func TestKubernetes(t *testing.T) {
 	q := d.Spec.Template.Spec.Containers[0].Resources.Limits["kubernetes.azure.com/sgx_epc_mem_in_MiB"]
 	assert.Equal(t, "1024", q.String())
 	assert.Empty(t, claims)
-	assert.Nil(t, d.Spec.Template.Spec.SecurityContext)
+	security := d.Spec.Template.Spec.SecurityContext
+	assert.Equal(t, corev1.SeccompProfileTypeRuntimeDefault, security.SeccompProfile.Type)
+	assert.Nil(t, security.RunAsNonRoot)
+	assert.Nil(t, security.FSGroup)
+	assert.Empty(t, d.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add)
+
+	low := root()
+	low.Ports = []string{"80/tcp"}
+	d, _ = decode(t, write(t, low, deploy.Options{Target: deploy.AKS, Name: "x"}))
+	assert.Equal(t, []corev1.Capability{"NET_BIND_SERVICE"},
+		d.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add)
 }
 
 func TestDocker(t *testing.T) {

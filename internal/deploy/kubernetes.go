@@ -61,8 +61,8 @@ func (w *workload) kubernetes() ([]byte, error) {
 	container := w.container()
 	// A token that is mounted has no digest: the program could not read it.
 	pod := object{"automountServiceAccountToken": false, "containers": []object{container}}
-	if !w.root() && !w.Simulated() {
-		pod["securityContext"] = object{"supplementalGroups": []int64{*w.DeviceGroup}}
+	if s := w.podSecurity(); len(s) > 0 {
+		pod["securityContext"] = s
 	}
 	podMeta := object{"labels": labels}
 	if !w.Simulated() {
@@ -101,11 +101,37 @@ func (w *workload) kubernetes() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// podSecurity is as whom the pod runs. The program's user is measured, and owns what the library OS writes to; volumes
+// belong to whoever has made them, unless they are given to a group.
+func (w *workload) podSecurity() object {
+	s := object{"seccompProfile": object{"type": "RuntimeDefault"}}
+	if w.root() {
+		return s
+	}
+	s["runAsNonRoot"], s["runAsUser"], s["runAsGroup"] = true, w.Program.UID, w.Program.GID
+	if len(w.sealed)+len(w.filled) > 0 {
+		s["fsGroup"] = w.Program.GID
+	}
+	if !w.Simulated() {
+		s["supplementalGroups"] = []int64{*w.DeviceGroup}
+	}
+	return s
+}
+
+// security is what the container may do. Ports below 1024 are the host's to give (ip_unprivileged_port_start).
+func (w *workload) security() object {
+	capabilities := object{"drop": []string{"ALL"}}
+	if slices.ContainsFunc(w.ports, func(p port) bool { return p.number < 1024 }) {
+		capabilities["add"] = []string{"NET_BIND_SERVICE"}
+	}
+	return object{"allowPrivilegeEscalation": false, "capabilities": capabilities}
+}
+
 // container is the program's. It has no arguments: they are measured, and others would be ignored.
 func (w *workload) container() object {
 	c := object{
 		"name": w.Name, "image": w.Options.Image,
-		"securityContext": object{"allowPrivilegeEscalation": false, "capabilities": object{"drop": []string{"ALL"}}},
+		"securityContext": w.security(),
 	}
 	resources := object{}
 	if limits := w.limits(); len(limits) > 0 {
