@@ -91,7 +91,7 @@ func printAnalysis(w io.Writer, a *convert.Analysis) {
 	}
 	line("image", "%s", a.Source)
 	line("digest", "%s", a.Digest)
-	line("program", "%s", a.Entrypoint)
+	line("program", "%s", namedProgram(a.Entrypoint, a.Argv))
 	if a.Program != a.Entrypoint {
 		line("run by", "%s", a.Program)
 	}

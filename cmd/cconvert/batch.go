@@ -39,7 +39,21 @@ const batchExamples = `  # What would be converted, and to where
 type batchError struct{ lasting, passing int }
 
 func (e *batchError) Error() string {
-	return fmt.Sprintf("%d images failed for good, and %d for reasons that may pass", e.lasting, e.passing)
+	switch {
+	case e.passing == 0:
+		return images(e.lasting) + " failed for good"
+	case e.lasting == 0:
+		return images(e.passing) + " failed for reasons that may pass"
+	}
+	return fmt.Sprintf("%s failed for good, and %d for reasons that may pass", images(e.lasting), e.passing)
+}
+
+// images counts them, for people.
+func images(n int) string {
+	if n == 1 {
+		return "1 image"
+	}
+	return fmt.Sprintf("%d images", n)
 }
 
 // interruption is what is said if a batch is interrupted.

@@ -183,7 +183,11 @@ func printConverted(w io.Writer, c *inspect.Converted) {
 		line("attestation", "%s", c.Recipe.Options.Attestation)
 	}
 	line("attributes", "%s", strings.Join(c.Attributes.Decoded, ", "))
-	line("program", "%s", c.Program.Entrypoint)
+	program := c.Program.Entrypoint
+	if c.Agent != nil { // which becomes it
+		program = c.Agent.Exec
+	}
+	line("program", "%s", namedProgram(program, c.Program.Argv))
 	if c.Program.HostArgs {
 		line("arguments", "CHOSEN BY THE HOST, not measured")
 	} else {

@@ -30,7 +30,7 @@ var (
 )
 
 func (l *logFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&l.format, "log-format", "text", "how is logged: text, or json, a line for each event")
+	f.StringVar(&l.format, "log-format", "text", "how events are logged: text, or json, a line for each")
 	f.StringVar(&l.level, "log-level", "info", "what is logged: error, warning, info, debug or trace")
 	f.BoolVarP(&l.verbose, "verbose", "v", false, "log what is being done, with each request: --log-level trace")
 	f.BoolVarP(&l.quiet, "quiet", "q", false, "show no progress, and report only what needs attention: "+
@@ -58,15 +58,23 @@ func (l *logFlags) apply(w io.Writer, changed func(flag string) bool) error {
 	}
 	logrus.SetOutput(w)
 	logrus.SetLevel(parsed)
-	logrus.SetFormatter(&logrus.TextFormatter{
+	logrus.SetFormatter(&textFormatter{logrus.TextFormatter{
 		// Somebody who looks on knows the time, and a file does not. https://no-color.org
 		DisableTimestamp: isTerminal(w), FullTimestamp: true, TimestampFormat: time.RFC3339,
 		DisableColors: os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb",
-	})
+	}})
 	if l.format == "json" {
 		logrus.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano, DisableHTMLEscape: true})
 	}
 	return nil
+}
+
+// textFormatter writes nothing that steers a terminal but its own colors: what registries answer is logged.
+type textFormatter struct{ logrus.TextFormatter }
+
+func (f *textFormatter) Format(e *logrus.Entry) ([]byte, error) {
+	e.Message = harmless(e.Message)
+	return f.TextFormatter.Format(e)
 }
 
 func isTerminal(w io.Writer) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,6 +62,14 @@ func report(to io.Writer, r *convert.Result) {
 	}
 	t.Flush()
 	reportFindings(w, r.Findings)
+}
+
+// namedProgram is a program by the name that the image has for it, and the file that it is: one file can be several.
+func namedProgram(file string, argv []string) string {
+	if len(argv) == 0 || path.Base(argv[0]) == path.Base(file) {
+		return file
+	}
+	return argv[0] + " (" + file + ")"
 }
 
 // layersText says from where it is known what is in the layers.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx/ratls"
 )
@@ -79,6 +80,7 @@ const SecretProv = "secret-prov"
 
 // decideSecretProv returns the secret that a client gets.
 func (s *Server) decideSecretProv(ctx context.Context, c *tls.Conn, d *Decision) (value []byte, err error) {
+	defer bug.Catch(&err) // what a stranger sends ends no other's connection
 	if err := c.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return nil, err
 	}

@@ -157,3 +157,30 @@ func TestAttacksBySecretProv(t *testing.T) {
 		})
 	}
 }
+
+// clumsy is a store with a mistake in it.
+type clumsy struct {
+	Store
+	panics bool
+}
+
+func (c *clumsy) Get(ctx context.Context, name string) ([]byte, error) {
+	if c.panics && !strings.HasPrefix(name, "_") {
+		c.panics = false
+		panic("a mistake")
+	}
+	return c.Store.Get(ctx, name)
+}
+
+// A mistake that one client has shown does not end the server for the others.
+func TestMistakeBySecretProv(t *testing.T) {
+	o := newOwner(t, func(options *Options) { options.Store = &clumsy{options.Store, true} })
+	s := o.client()
+	s.Address, s.Protocol = o.secretProv(), release.SecretProv
+	_, err := s.Ask(t.Context(), o.key, o.quote, all[:1])
+	require.ErrorIs(t, err, release.ErrRefused)
+	assert.Contains(t, o.decisions()[0].Reason, "a mistake")
+	got, err := s.Ask(t.Context(), o.key, o.quote, all[:1])
+	require.NoError(t, err)
+	assert.Equal(t, canary, string(got[all[0]].Value))
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/recipe"
 )
 
 // Difference is a reason why two measurements differ.
@@ -102,7 +103,7 @@ func optionDifferences(a, b *Converted) []option {
 	var list []option
 	x, y := reflect.ValueOf(a.Recipe.Options), reflect.ValueOf(b.Recipe.Options)
 	for i := range x.NumField() {
-		list = append(list, option{x.Type().Field(i).Name, x.Field(i).Interface(), y.Field(i).Interface()})
+		list = append(list, option{recipe.FlagOf(x.Type().Field(i)), x.Field(i).Interface(), y.Field(i).Interface()})
 	}
 	return list
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -73,6 +74,18 @@ type Options struct {
 	// ProfileText is the profile if it is not one that comes with the program.
 	ProfileText string `json:"profile_text,omitempty"`
 	Date        string `json:"date,omitempty"` // empty: that of the source's creation
+}
+
+// flags are those of cconvert convert whose names are not the ones in a recipe.
+var flags = map[string]string{
+	"enclave_size": "--memory", "max_threads": "--threads", "log_level": "--runtime-log-level", "args": "--arg",
+	"trust_list": "--trust", "profile_text": "--profile",
+}
+
+// FlagOf returns the flag of cconvert convert by which a field of Options is set, for people.
+func FlagOf(field reflect.StructField) string {
+	name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+	return cmp.Or(flags[name], "--"+strings.ReplaceAll(name, "_", "-"))
 }
 
 // Encrypt are the decisions about files of the image that are encrypted.
