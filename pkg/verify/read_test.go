@@ -142,7 +142,7 @@ func TestCompare(t *testing.T) {
 	run(t, o2, signer(t), reg.Host+"/c:1")
 	for name, want := range map[string][]string{
 		"b:1": {
-			"~ options Args: null → [\"else\"]", "~ enclave size: 67108864 → 134217728", "~ enclave SVN: 0 → 2",
+			"~ options --arg: null → [\"else\"]", "~ enclave size: 67108864 → 134217728", "~ enclave SVN: 0 → 2",
 			"~ signer MRSIGNER", "~ manifest loader.argv: [\"/bin/app\",\"--serve\",\"arg\"] → " +
 				"[\"/bin/app\",\"--serve\",\"else\"]", "~ manifest sgx.enclave_size",
 		},
