@@ -337,6 +337,9 @@ func TestReleasedSecrets(t *testing.T) {
 			}
 		})
 	}
+	if os.Getenv(gramineDir) != "" {
+		t.Run("secret_prov", secretProvClient)
+	}
 }
 
 // runs starts an image, and looks at what the program got and how it ends.
