@@ -23,7 +23,11 @@ func TestMain(m *testing.M) {
 	if how == "set" {
 		Set()
 	}
-	limit := syscall.Rlimit{Cur: 1 << 30, Max: 1 << 30}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &limit); err != nil {
+		panic(err)
+	}
+	limit.Cur = limit.Max
 	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &limit); err != nil {
 		panic(err)
 	}
