@@ -5,7 +5,6 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,11 +16,11 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
-	"github.com/cconvert/cconvert/pkg/sgx/quote/simulated"
 )
 
 // secretProvClient has Gramine's own client, its library secret_prov, get its secret from the server: a string, and a
@@ -81,7 +80,9 @@ func secretProvClient(t *testing.T) {
 		defer end()
 		go func() {
 			for range 2 { // a quote for each form of the certificate
-				machine(t, devices, report)
+				if err := fixture.Attest(devices, report); err != nil {
+					t.Error(err)
+				}
 			}
 		}()
 		cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", `mkdir -p /dev/attestation
@@ -106,27 +107,4 @@ exec env LD_PRELOAD="$1" sh -c 'echo "got=$SECRET_PROVISION_SECRET_STRING"'`, de
 	assert.NotContains(t, said, secretKey)
 	log := command(t, program, "release", "log", file("log"))
 	assert.Regexp(t, `(?s)released +one: secret-prov.*released +one: secret-prov.*refused +.*another MRENCLAVE`, log)
-}
-
-// machine answers once as Gramine's files do, with a quote of the machine that everybody knows.
-func machine(t *testing.T, dir string, report quote.Report) {
-	data, err := os.ReadFile(filepath.Join(dir, "user_report_data"))
-	if err == nil && len(data) != len(report.Data) {
-		err = fmt.Errorf("report data of %d bytes", len(data))
-	}
-	var raw []byte
-	if err == nil {
-		report.Data = [64]byte(data)
-		var p *simulated.Platform
-		if p, err = simulated.Known(time.Now().Add(-time.Hour)); err == nil {
-			p.Set(&report)
-			raw, err = p.Quote()
-		}
-	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "quote"), raw, 0)
-	}
-	if err != nil {
-		t.Error(err)
-	}
 }

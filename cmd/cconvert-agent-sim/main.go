@@ -42,8 +42,7 @@ func decrypts() bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// setKey sets a key if there is something that takes it. Without an enclave, nothing else
-// encrypts the program's files.
+// setKey sets a key if there is something that takes it. Without an enclave, nothing else encrypts the program's files.
 func setKey(name string, key []byte) error {
 	if !decrypts() {
 		return nil

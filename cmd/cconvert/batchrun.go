@@ -162,7 +162,7 @@ func (r *batchRun) report(cmd *cobra.Command, records []*queue.Record) error {
 	if _, err := io.WriteString(cmd.OutOrStdout(), refs.String()); err != nil {
 		return err
 	}
-	if !quiet() && !logsJSON() {
+	if forPeople() {
 		fmt.Fprintln(cmd.ErrOrStderr())
 		batchTable(cmd.ErrOrStderr(), records)
 		fmt.Fprintln(cmd.ErrOrStderr(), counts(records))

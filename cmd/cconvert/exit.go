@@ -80,8 +80,7 @@ func exitCode(ctx context.Context, err error) int {
 		errors.Is(err, protectedfs.ErrPath), errors.Is(err, protectedfs.ErrChanged):
 		return exitRefused
 	case image.Transient(err), image.Unreachable(err), errors.Is(err, image.ErrMoved),
-		errors.Is(err, queue.ErrUnreachable),
-		errors.Is(err, queue.ErrBusy), errors.Is(err, pcs.ErrUnavailable),
+		errors.Is(err, queue.ErrUnreachable), errors.Is(err, queue.ErrBusy), errors.Is(err, pcs.ErrUnavailable),
 		errors.Is(err, keyserver.ErrUnavailable):
 		return exitTransient
 	}

@@ -66,15 +66,14 @@ func (p *passphraseFlags) read(ctx context.Context, of string, again bool) ([]by
 	if fromVariable.given {
 		return []byte(fromVariable.text), nil
 	}
-	in := int(os.Stdin.Fd())
-	if !term.IsTerminal(in) || !term.IsTerminal(int(os.Stderr.Fd())) {
+	if !canAsk() {
 		return nil, usagef("%s needs a %w: give it in %s or by --key-passphrase-file", of, sgx.ErrPassphrase,
 			passphraseVariable)
 	}
 	ask := func(question string) ([]byte, error) {
 		fmt.Fprint(os.Stderr, question)
 		defer fmt.Fprintln(os.Stderr)
-		return readHidden(ctx, in)
+		return readHidden(ctx, int(os.Stdin.Fd()))
 	}
 	text, err := ask("passphrase of " + printable(of) + ": ")
 	if err != nil || !again {
@@ -145,7 +144,7 @@ func (k *keyFlags) options(ctx context.Context) signer.Options {
 	}
 }
 
-// errNoKey says that nobody named a key, and that there is none where one is looked for.
+// errNoKey says that nobody named a key, and that the default one does not exist.
 var errNoKey = errors.New("there is no signing key")
 
 // openOrMake is open for a conversion: on a terminal a missing default key is made. Elsewhere that would give every run
@@ -163,7 +162,7 @@ func (k *keyFlags) openOrMake(ctx context.Context, simulated bool) (sgx.Signer, 
 	case simulated:
 		logrus.Info("signing with the key of simulations, which everybody has")
 		return signer.Simulated()
-	case !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stderr.Fd())):
+	case !canAsk():
 		return nil, usagef("%w in %s", errNoKey, file)
 	}
 	key, err := signer.CreateFile(file, nil)

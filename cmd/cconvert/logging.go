@@ -83,7 +83,13 @@ func isTerminal(w io.Writer) bool {
 }
 
 // showsProgress reports whether somebody looks on who wants to see how work gets on.
-func showsProgress(w io.Writer) bool { return isTerminal(w) && !quiet() && !logsJSON() }
+func showsProgress(w io.Writer) bool { return isTerminal(w) && forPeople() }
+
+// forPeople reports whether all that is of interest is told, to people.
+func forPeople() bool { return !quiet() && !logsJSON() }
+
+// canAsk reports whether there is somebody to be asked.
+func canAsk() bool { return isTerminal(os.Stdin) && isTerminal(os.Stderr) }
 
 // quiet reports whether only what needs attention is told.
 func quiet() bool { return logrus.GetLevel() <= logrus.WarnLevel }

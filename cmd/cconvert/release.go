@@ -24,6 +24,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cconvert/cconvert/internal/health"
 	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/internal/nocore"
 	"github.com/cconvert/cconvert/internal/secret"
@@ -383,7 +384,7 @@ func newReleaseServe() *cobra.Command {
 				return fmt.Errorf("--status-listen: %w", err)
 			}
 			defer about.Close()
-			go serveStatus(about, server.Status())
+			go health.Serve(about, server.Status())
 		}
 		again := make(chan os.Signal, 1)
 		signal.Notify(again, syscall.SIGHUP)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/health"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/libos/all"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -164,7 +165,7 @@ it at once, and what it had begun is given to others.`,
 				return fmt.Errorf("--status-listen: %w", err)
 			}
 			defer l.Close()
-			go serveStatus(l, o.Monitor)
+			go health.Serve(l, o.Monitor)
 		}
 		w := newBatchWorker(options, signer, files, own.access.insecure, own.key.name == "")
 		logrus.Infof("%s takes images, %d at a time", w.Name, o.Parallel)

@@ -26,6 +26,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/encrypted"
@@ -153,22 +154,9 @@ func (w *world) gone(name string) {
 // machine answers as Gramine's files do, once, with quotes of the machine that everybody knows.
 func (w *world) machine() {
 	dir := filepath.Join(w.dir, "attestation")
-	data, err := os.ReadFile(filepath.Join(dir, "user_report_data"))
-	if err != nil || len(data) != 64 {
-		w.t.Errorf("report data of %d bytes: %v", len(data), err)
-		return
-	}
-	w.report.Data = [64]byte(data)
-	p, err := simulated.Known(time.Now().Add(-time.Hour))
-	if err == nil {
-		p.Set(&w.report)
-		var raw []byte
-		if raw, err = p.Quote(); err == nil {
-			err = os.WriteFile(filepath.Join(dir, "quote"), raw, 0)
-		}
-	}
-	if err != nil {
+	if err := fixture.Attest(dir, w.report); err != nil {
 		w.t.Error(err)
+		return
 	}
 	again, err := os.ReadFile(filepath.Join(dir, "user_report_data"))
 	if err != nil || !bytes.Equal(again, make([]byte, 64)) {

@@ -10,8 +10,18 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/protectedfs"
 )
+
+// What an agent is told by its package's constants is what conversions write: it does not know their packages.
+func TestPlacesOfConversions(t *testing.T) {
+	assert.Equal(t, libos.AgentConfigPath, ConfigPath)
+	assert.Equal(t, libos.EncryptedPath, ListPath)
+	assert.Equal(t, launch.CiphertextsDir, CiphertextsDir)
+	assert.Equal(t, protectedfs.NodeSize, nodeSize)
+}
 
 // The agents are in images, measured and hashed at each start: what knows images or registries is not part of them.
 func TestAgentsAreSmall(t *testing.T) {

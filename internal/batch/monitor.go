@@ -2,27 +2,24 @@ package batch
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/cconvert/cconvert/internal/health"
 	"github.com/cconvert/cconvert/internal/queue"
 )
 
 // Monitor logs and counts what a worker does, and answers /healthz, /readyz and /metrics.
 type Monitor struct {
+	http.Handler
+
 	registry *prometheus.Registry
 	ended    *prometheus.CounterVec
 	seconds  prometheus.Histogram
 	running  prometheus.Gauge
-	mux      http.ServeMux
 }
-
-// readyTime is how long the queue may take to answer.
-const readyTime = 5 * time.Second
 
 // NewMonitor makes one of a worker that is ready if the queue is.
 func NewMonitor(ready func(context.Context) error) *Monitor {
@@ -43,22 +40,14 @@ func NewMonitor(ready func(context.Context) error) *Monitor {
 	for _, s := range []queue.Status{queue.Converted, queue.Unchanged, queue.Skipped, queue.Retrying, queue.Failed} {
 		m.ended.WithLabelValues(string(s))
 	}
-	m.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	m.mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), readyTime)
-		defer cancel()
-		if err := ready(ctx); err != nil {
-			http.Error(w, "the queue does not answer", http.StatusServiceUnavailable)
-			return
+	m.Handler = health.Handler(m.registry, func(ctx context.Context) error {
+		if ready(ctx) != nil {
+			return errors.New("the queue does not answer")
 		}
-		fmt.Fprintln(w, "ok")
+		return nil
 	})
-	m.mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	return m
 }
-
-// ServeHTTP is of http.Handler.
-func (m *Monitor) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.mux.ServeHTTP(w, r) }
 
 // Begun is told of an attempt that begins, and Ended of what became of it.
 func (m *Monitor) Begun() { m.running.Inc() }

@@ -60,9 +60,8 @@ func (w *workload) kubernetes() ([]byte, error) {
 	}
 	container := w.container()
 	// A token that is mounted has no digest: the program could not read it.
-	pod := object{"automountServiceAccountToken": false, "containers": []object{container}}
-	if s := w.podSecurity(); len(s) > 0 {
-		pod["securityContext"] = s
+	pod := object{
+		"automountServiceAccountToken": false, "containers": []object{container}, "securityContext": w.podSecurity(),
 	}
 	podMeta := object{"labels": labels}
 	if !w.Simulated() {

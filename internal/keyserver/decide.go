@@ -15,7 +15,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/sgx/ratls"
 )
 
-// decide finds the policy by which an enclave gets what it wants. If there is none, the error is the reason.
+// decide finds the policy by which an enclave gets what it wants. The error is the reason why no policy does.
 func (s *Server) decide(ctx context.Context, c *x509.Certificate, body []byte, d *Decision) (*Policy, error) {
 	e, err := ratls.Parse(c)
 	if err != nil {

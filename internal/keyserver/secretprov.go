@@ -42,10 +42,7 @@ func (s *Server) ServeSecretProv(ctx context.Context, l net.Listener) error {
 			time.Sleep(acceptPause)
 			continue
 		}
-		open.Go(func() {
-			defer c.Close()
-			s.secretProv(ctx, tls.Server(c, config))
-		})
+		open.Go(func() { s.secretProv(ctx, tls.Server(c, config)) })
 	}
 }
 

@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/time/rate"
 
+	"github.com/cconvert/cconvert/internal/health"
 	"github.com/cconvert/cconvert/pkg/release"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
 )
@@ -156,17 +156,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // Status answers /healthz, /readyz and /metrics. It is for those who run the server: the metrics show what a client
 // must not learn.
 func (s *Server) Status() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	return health.Handler(s.metrics.registry, func(context.Context) error {
 		if len(*s.policies.Load()) == 0 {
-			http.Error(w, "there are no policies", http.StatusServiceUnavailable)
-			return
+			return errors.New("there are no policies")
 		}
-		fmt.Fprintln(w, "ok")
+		return nil
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
-	return mux
 }
 
 func answer(w http.ResponseWriter, v any) {

@@ -85,20 +85,25 @@ func CreateKey(file string) error {
 	return nil
 }
 
-func (d *Directory) path(name string) (string, error) {
+// checkSecret reports a secret that no store keeps, or what is not the name of one.
+func checkSecret(name string, value []byte) error {
 	if !secretName.MatchString(strings.TrimPrefix(name, "_")) {
-		return "", fmt.Errorf("%q: %w: letters, digits, -, . and _ expected", name, ErrName)
+		return fmt.Errorf("%q: %w: letters, digits, -, . and _ expected", name, ErrName)
 	}
-	return filepath.Join(d.dir, name+encryptedExtension), nil
+	if len(value) > MaxSecret {
+		return fmt.Errorf("%s: a secret has at most %d bytes", name, MaxSecret)
+	}
+	return nil
 }
+
+func (d *Directory) path(name string) string { return filepath.Join(d.dir, name+encryptedExtension) }
 
 // Get is of Store.
 func (d *Directory) Get(_ context.Context, name string) ([]byte, error) {
-	file, err := d.path(name)
-	if err != nil {
+	if err := checkSecret(name, nil); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(file)
+	f, err := os.Open(d.path(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", name, ErrNoSecret)
 	}
@@ -137,12 +142,8 @@ const maxStored = MaxSecret + 128
 
 // Put is of Store.
 func (d *Directory) Put(_ context.Context, name string, value []byte) error {
-	file, err := d.path(name)
-	if err != nil {
+	if err := checkSecret(name, value); err != nil {
 		return err
-	}
-	if len(value) > MaxSecret {
-		return fmt.Errorf("%s: a secret has at most %d bytes", name, MaxSecret)
 	}
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return err
@@ -168,7 +169,7 @@ func (d *Directory) Put(_ context.Context, name string, value []byte) error {
 		err = closeErr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), file)
+		err = os.Rename(f.Name(), d.path(name))
 	}
 	if err != nil {
 		return fmt.Errorf("keeping %s: %w", name, err)

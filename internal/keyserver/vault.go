@@ -191,25 +191,17 @@ func (v *Vault) setToken(text []byte) error {
 	return nil
 }
 
-func (v *Vault) entry(name string) (string, error) {
-	if !secretName.MatchString(strings.TrimPrefix(name, "_")) {
-		return "", fmt.Errorf("%q: %w: letters, digits, -, . and _ expected", name, ErrName)
-	}
-	return v.path + "/" + name, nil
-}
-
 // Get is of Store.
 func (v *Vault) Get(ctx context.Context, name string) ([]byte, error) {
-	entry, err := v.entry(name)
-	if err != nil {
+	if err := checkSecret(name, nil); err != nil {
 		return nil, err
 	}
 	var s *vault.KVSecret
-	err = v.ask(ctx, name, func() (err error) {
-		s, err = v.client.KVv2(v.mount).Get(ctx, entry)
+	err := v.ask(ctx, name, func() (err error) {
+		s, err = v.client.KVv2(v.mount).Get(ctx, v.path+"/"+name)
 		return err
 	})
-	if errors.Is(err, vault.ErrSecretNotFound) || err == nil && s.Data == nil { // there is none, or it was deleted
+	if errors.Is(err, vault.ErrSecretNotFound) || err == nil && s.Data == nil { // it was never kept, or was deleted
 		return nil, fmt.Errorf("%s: %w", name, ErrNoSecret)
 	}
 	if err != nil {
@@ -272,12 +264,8 @@ func (v *Vault) crypt(ctx context.Context, operation, name, field, value, result
 
 // Put is of Store. What the server keeps for itself is not written over: another server may have made it meanwhile.
 func (v *Vault) Put(ctx context.Context, name string, value []byte) error {
-	entry, err := v.entry(name)
-	if err != nil {
+	if err := checkSecret(name, value); err != nil {
 		return err
-	}
-	if len(value) > MaxSecret {
-		return fmt.Errorf("%s: a secret has at most %d bytes", name, MaxSecret)
 	}
 	field, text := "base64", base64.StdEncoding.EncodeToString(value)
 	return v.ask(ctx, "keeping "+name, func() (err error) {
@@ -292,7 +280,7 @@ func (v *Vault) Put(ctx context.Context, name string, value []byte) error {
 		if strings.HasPrefix(name, "_") {
 			options = append(options, vault.WithCheckAndSet(0))
 		}
-		_, err = v.client.KVv2(v.mount).Put(ctx, entry, map[string]any{field: kept}, options...)
+		_, err = v.client.KVv2(v.mount).Put(ctx, v.path+"/"+name, map[string]any{field: kept}, options...)
 		return err
 	})
 }

@@ -3,11 +3,9 @@ package roundtrip
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"regexp"
 	"slices"
@@ -15,8 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cenkalti/backoff/v5"
+
+	"github.com/cconvert/cconvert/pkg/image"
 )
 
 const (
@@ -138,11 +137,8 @@ func retryAfter(header string, now time.Time) time.Duration {
 // lasting reports whether a request failed for a reason that stays: no such host, or no trust in it. Every
 // other failure below HTTP is the network's, in more forms than could be listed.
 func lasting(err error) bool {
-	var dns *net.DNSError
-	var certificate *tls.CertificateVerificationError
-	var record tls.RecordHeaderError
-	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &certificate) || errors.As(err, &record) ||
-		errors.Is(err, errTooLarge) || errors.Is(err, image.ErrRedirect) || errors.Is(err, image.ErrHTTP)
+	return image.Unreachable(err) && !image.Transient(err) || errors.Is(err, errTooLarge) ||
+		errors.Is(err, image.ErrRedirect) || errors.Is(err, image.ErrHTTP)
 }
 
 var errTooLarge = errors.New("answer too large")
