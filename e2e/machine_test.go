@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -156,8 +157,8 @@ func makeDebian(packages string) (file string, err error) {
 // packages.
 func makeAhead() {
 	for _, packages := range []string{
-		"python3", "redis-server", "nginx-light", "nodejs", java, "memcached", "php-fpm", "ruby", "perl", daemons,
-		pythons, numbers, scripts, nodes,
+		"python3", "redis-server", "redis-server,gosu", "nginx-light", "nodejs", java, "memcached", "php-fpm", "ruby",
+		"perl", daemons, pythons, numbers, scripts, nodes,
 		apache, databases, mixed,
 	} {
 		_, _ = makeDebian(packages) // whoever needs it is told what is wrong
@@ -182,12 +183,14 @@ type container struct {
 	name string
 }
 
-// start runs an image in the background, on the host's network. The options go before the image.
+// start runs an image in the background, on the host's network if the options name no other. They go before the image.
 func start(t testing.TB, image string, options, args []string) *container {
 	t.Helper()
 	c := &container{t, fmt.Sprintf("cconvert-e2e-%d", time.Now().UnixNano())}
-	command(t, "docker", append(append(append([]string{"run", "-d", "--network", "host", "--name", c.name}, options...),
-		image), args...)...)
+	if !slices.Contains(options, "--network") {
+		options = append([]string{"--network", "host"}, options...)
+	}
+	command(t, "docker", slices.Concat([]string{"run", "-d", "--name", c.name}, options, []string{image}, args)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(c.logs())

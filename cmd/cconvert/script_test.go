@@ -315,6 +315,7 @@ func TestHelpExamplesRun(t *testing.T) {
 		fmt.Appendf(nil, "#!/bin/sh\ncat <<'END'\n%s\nEND\n", answer), 0o755))
 	plan := fmt.Sprintf("version: 1\nconvert:\n- {image: %s/app:1, allowUnsigned: true}\n", reg.Host)
 	for name, text := range map[string]string{
+		"shop.yaml": "kind: Pod\nspec:\n  containers:\n  - image: " + reg.Host + "/redis:7\n",
 		"plan.yaml": plan, "secret": "the secret of the test", "images.txt": reg.Host + "/app:1\n" + reg.Host +
 			"/app:1.4\n",
 	} {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -16,7 +17,10 @@ import (
 	"unicode/utf8"
 
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/profile"
+	"github.com/cconvert/cconvert/pkg/reach"
 	"github.com/cconvert/cconvert/pkg/release"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // Target is where an image is to run.
@@ -50,6 +54,13 @@ type Options struct {
 	DeviceGroup *int64
 	// Storage is the size of a volume for encrypted files, in the notation of Kubernetes; empty: 1Gi.
 	Storage string
+	// CPU and Memory are what a container asks Kubernetes for, in its notation; empty: 250m, and 128Mi for each
+	// process. The enclaves' memory is not among it: that is a resource of its own.
+	CPU, Memory string
+	// PullSecrets are the names of the secrets with which Kubernetes fetches the image.
+	PullSecrets []string
+	// By is the command that writes the deployment, for the first line of it; empty: nobody is named.
+	By string
 	// Direct starts the image in Gramine's direct mode, without SGX, where it can be tried; for Docker only.
 	Direct bool
 	// LegacyEPC has AKS clusters of old get their own resource.
@@ -70,9 +81,10 @@ const (
 type workload struct {
 	*inspect.Converted
 	Options
-	sealed []string // paths of encrypted mounts that stay
-	filled []string // those of directories for released files, which are empty at each start
-	ports  []port   // that the image exposes
+	sealed   []string           // paths of encrypted mounts that stay
+	filled   []string           // those of directories for released files, which are empty at each start
+	ports    []port             // that the image exposes
+	profiles []*profile.Profile // of what is started
 }
 
 // Write returns the text of a deployment.
@@ -97,8 +109,26 @@ func Write(c *inspect.Converted, o Options) ([]byte, error) {
 	if c.Agent != nil && err == nil {
 		text = append([]byte(agentNotice(c.Agent)), text...)
 	}
+	if err == nil {
+		text = append([]byte(w.header()), text...)
+	}
 	return text, err
 }
+
+// header says what was written of what by whom, as comments.
+func (w *workload) header() string {
+	if w.By == "" {
+		return ""
+	}
+	text := "# Written by \"" + w.By + "\".\n"
+	if w.measured() {
+		text += "# MRENCLAVE " + w.MREnclave.String() + "\n"
+	}
+	return text
+}
+
+// measured reports whether the image has a measurement that a CPU will report.
+func (w *workload) measured() bool { return !w.Simulated() && w.MREnclave != sgx.Measurement{} }
 
 // encryptedNotice says what starting an image with encrypted files needs, as comments.
 func encryptedNotice(c *inspect.Converted) string {
@@ -131,19 +161,29 @@ func roundUp(n int64) uint64 { return (uint64(n) + 1<<20 - 1) &^ (1<<20 - 1) }
 
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 
+// nameOf makes a name for Kubernetes of a text: that of a Service begins with a letter (RFC 1035, "label").
+func nameOf(text string) string {
+	name := strings.Trim(notInNames.ReplaceAllString(strings.ToLower(text), "-"), "-")
+	if name != "" && unicode.IsDigit(rune(name[0])) {
+		name = "app-" + name
+	}
+	return name
+}
+
 func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	if o.Name == "" {
 		name, _, _ := strings.Cut(o.Image[strings.LastIndexByte(o.Image, '/')+1:], "@")
 		name, _, _ = strings.Cut(name, ":")
-		o.Name = strings.Trim(notInNames.ReplaceAllString(strings.ToLower(name), "-"), "-")
+		o.Name = nameOf(name)
 	}
 	if len(o.Name) > maxName {
 		return nil, fmt.Errorf("%w: the name %q has %d characters, and %d are the most: give a shorter one with --name",
 			ErrOption, o.Name, len(o.Name), maxName)
 	}
-	if !regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`).MatchString(o.Name) {
+	if !regexp.MustCompile(`^[a-z]([-a-z0-9]*[a-z0-9])?$`).MatchString(o.Name) {
 		return nil,
-			fmt.Errorf("%w: the name %q must be lower-case letters, digits and hyphens: give one", ErrOption, o.Name)
+			fmt.Errorf("%w: the name %q must be lower-case letters, digits and hyphens, with a letter first: give one "+
+				"with --name", ErrOption, o.Name)
 	}
 	if o.Replicas == 0 {
 		o.Replicas = 1
@@ -160,7 +200,14 @@ func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	if err := o.fit(); err != nil {
 		return nil, err
 	}
-	w := &workload{Converted: c, Options: o}
+	for _, s := range []struct{ what, size string }{
+		{"of a volume", o.Storage}, {"of CPU", o.CPU}, {"of memory", o.Memory},
+	} {
+		if s.size != "" && !quantity.MatchString(s.size) {
+			return nil, fmt.Errorf("%w: the size %q %s is not one such as 5Gi or 250m", ErrOption, s.size, s.what)
+		}
+	}
+	w := &workload{Converted: c, Options: o, profiles: profilesOf(c)}
 	if c.Agent != nil {
 		w.filled = c.Agent.Dirs
 	}
@@ -182,13 +229,88 @@ func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	}
 	if !w.root() && o.DeviceGroup == nil && !o.Direct && !c.Simulated() {
 		return nil, fmt.Errorf("%w: the image runs as %q, who must be in the group that may open %s on the nodes: "+
-			"name it by its number", ErrOption, c.User, enclaveDevice)
+			"give its number with --device-group (\"stat -c %%g %s\" on a node prints it)", ErrOption, c.User,
+			enclaveDevice,
+			enclaveDevice)
 	}
 	return w, nil
 }
 
 // root reports whether the image's user is.
 func (w *workload) root() bool { return w.Program.UID == 0 }
+
+// profilesOf returns the profiles of the programs that an image starts, by their names, and of those that its scripts
+// name.
+func profilesOf(c *inspect.Converted) []*profile.Profile {
+	var list []*profile.Profile
+	if c.Recipe != nil && c.Recipe.Options.Profile != "" {
+		p := profile.Find(c.Recipe.Options.Profile)
+		if text := c.Recipe.Options.ProfileText; text != "" {
+			p, _ = profile.Parse(
+				c.Recipe.Options.Profile,
+				[]byte(text),
+			) // what is wrong with it, the conversion has said
+		}
+		if p != nil {
+			list = append(list, p)
+		}
+	}
+	words := append([]string{c.Program.Entrypoint}, c.Program.Argv...)
+	for _, f := range c.Trusted {
+		if f.Reason == string(reach.Program) || f.Reason == string(reach.Named) {
+			words = append(words, f.URI)
+		}
+	}
+	var programs []profile.Program
+	for _, word := range words {
+		programs = append(programs, profile.Program{Names: []string{path.Base(word)}})
+	}
+	for _, p := range profile.Matching(programs) {
+		if !slices.Contains(list, p) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// capabilities are those that the start needs, sorted. Ports below 1024 are the host's to give.
+func (w *workload) capabilities() []string {
+	var list []string
+	if w.lowPort() {
+		list = append(list, "NET_BIND_SERVICE")
+	}
+	if w.root() {
+		for _, p := range w.profiles {
+			list = append(list, p.Host.Capabilities...)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+func (w *workload) lowPort() bool {
+	return slices.ContainsFunc(w.ports, func(p port) bool { return p.number < 1024 })
+}
+
+// writesImage reports whether something is written to the image's own files.
+func (w *workload) writesImage() bool {
+	outside := func(file string) bool {
+		return !slices.ContainsFunc(slices.Concat(w.sealed, w.filled), func(dir string) bool {
+			return file == dir || strings.HasPrefix(file, strings.TrimSuffix(dir, "/")+"/")
+		})
+	}
+	return w.Encrypted != nil || w.Layout != inspect.LayoutOurs || slices.ContainsFunc(w.allowed(), outside)
+}
+
+// allowed are the paths that the program may use without protection.
+func (w *workload) allowed() (paths []string) {
+	for _, uri := range w.AllowedFiles {
+		if p, ok := strings.CutPrefix(uri, "file:"); ok {
+			paths = append(paths, p)
+		}
+	}
+	return paths
+}
 
 // quotes reports whether the program can ask for quotes.
 func (w *workload) quotes() bool {
@@ -211,6 +333,8 @@ func (o Options) fit() error {
 		{o.Replicas > 1, "more than one container", o.Target != Docker},
 		{o.Processes > 1, "a number of processes", kubernetes},
 		{o.Namespace != "", "a namespace", kubernetes},
+		{o.CPU+o.Memory != "", "a request of CPU or memory", kubernetes},
+		{len(o.PullSecrets) > 0, "a secret to fetch the image with", kubernetes},
 	} {
 		if c.given && !c.fits {
 			return fmt.Errorf("%w: %s has no meaning for the target %s", ErrOption, c.what, o.Target)

@@ -30,7 +30,8 @@ const image = "registry.example/team/My_App@sha256:0123456789abcdef0123456789abc
 func redis() *inspect.Converted {
 	c := &inspect.Converted{
 		Layout: inspect.LayoutOurs, User: "redis", Ports: []string{"9000/udp", "6379/tcp"},
-		Enclave: sgx.Settings{EnclaveSize: 1 << 30},
+		Enclave:   sgx.Settings{EnclaveSize: 1 << 30},
+		MREnclave: sgx.Measurement(bytes.Repeat([]byte{0xab}, 32)),
 		Program: libos.Program{
 			UID: 999, GID: 999,
 			Mounts: []libos.Mount{{Type: "tmpfs", Path: "/tmp"}, {Type: "encrypted", Path: "/data"}},
@@ -64,6 +65,17 @@ func decode(t *testing.T, text string) (d appsv1.Deployment, claims []corev1.Per
 	for _, doc := range strings.Split(text, "---\n")[1:] {
 		if strings.Contains(doc, "kind: Deployment") {
 			require.NoError(t, yaml.UnmarshalStrict([]byte(doc), &d))
+			continue
+		}
+		if strings.Contains(doc, "kind: Service") {
+			var s corev1.Service
+			require.NoError(t, yaml.UnmarshalStrict([]byte(doc), &s))
+			assert.Empty(t, validation.IsDNS1035Label(s.Name))
+			assert.Equal(t, d.Spec.Template.Labels, s.Spec.Selector)
+			assert.Len(t, s.Spec.Ports, len(d.Spec.Template.Spec.Containers[0].Ports))
+			for _, p := range s.Spec.Ports {
+				assert.Empty(t, validation.IsValidPortName(p.Name), p.Name)
+			}
 			continue
 		}
 		var claim corev1.PersistentVolumeClaim
@@ -105,12 +117,18 @@ func TestKubernetes(t *testing.T) {
 	for _, target := range []deploy.Target{deploy.Intel, deploy.AKS, deploy.Alibaba} {
 		d, claims := decode(t, write(t, redis(), deploy.Options{
 			Target: target, Replicas: 2, Processes: 3, DeviceGroup: &group, Namespace: "team", Storage: "5Gi",
+			PullSecrets: []string{"pull"},
 		}))
 		assert.Equal(t, "my-app", d.Name)
 		assert.Equal(t, "team", d.Namespace)
 		assert.EqualValues(t, 2, *d.Spec.Replicas)
 		assert.Equal(t, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels)
 		pod := d.Spec.Template.Spec
+		assert.Equal(t, "pull", pod.ImagePullSecrets[0].Name)
+		assert.Equal(t, strings.Repeat("ab", 32), d.Spec.Template.Annotations["cconvert.dev/mrenclave"])
+		assert.Equal(t, "384Mi", pod.Containers[0].Resources.Requests.Memory().String())
+		assert.Equal(t, "250m", pod.Containers[0].Resources.Requests.Cpu().String())
+		assert.True(t, *pod.Containers[0].SecurityContext.ReadOnlyRootFilesystem)
 		assert.Equal(t, []int64{107}, pod.SecurityContext.SupplementalGroups)
 		assert.True(t, *pod.SecurityContext.RunAsNonRoot)
 		assert.EqualValues(t, redis().Program.UID, *pod.SecurityContext.RunAsUser)
@@ -197,6 +215,37 @@ func TestCompose(t *testing.T) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	assert.NoError(t, cmd.Run(), "%s\n%s", out.String(), text)
+}
+
+// What root starts with all capabilities dropped gets back those that its program needs, by its profile; what another
+// user starts gets none.
+func TestCapabilities(t *testing.T) {
+	for _, c := range []struct {
+		uid     int
+		program libos.Program
+		trusted []libos.FileEntry
+		recipe  recipe.Options
+		want    []corev1.Capability
+	}{
+		{program: libos.Program{Entrypoint: "/usr/sbin/nginx"}, want: []corev1.Capability{
+			"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID",
+		}},
+		{program: libos.Program{Entrypoint: "/usr/sbin/nginx", UID: 5}},
+		{program: libos.Program{Entrypoint: "/usr/bin/python3"}},
+		{program: libos.Program{Entrypoint: "/start"}, trusted: []libos.FileEntry{
+			{URI: "file:/usr/bin/memcached", Reason: "named at start"},
+			{URI: "file:/usr/sbin/nginx", Reason: "package"},
+		}, want: []corev1.Capability{"SETGID", "SETUID"}},
+		{program: libos.Program{Entrypoint: "/start"}, recipe: recipe.Options{
+			Profile: "ours", ProfileText: "[host]\ncapabilities = [\"IPC_LOCK\"]\n",
+		}, want: []corev1.Capability{"IPC_LOCK"}},
+	} {
+		converted := root()
+		converted.Program, converted.Trusted, converted.Recipe.Options = c.program, c.trusted, c.recipe
+		group := int64(1)
+		d, _ := decode(t, write(t, converted, deploy.Options{Target: deploy.AKS, Name: "x", DeviceGroup: &group}))
+		assert.Equal(t, c.want, d.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add, c.program)
+	}
 }
 
 // Ranges of ports are written out, and every volume has a name of its own that Kubernetes takes.

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -32,9 +33,6 @@ var quantity = regexp.MustCompile(`^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numk
 
 // kubernetes writes a Deployment, and a claim for each encrypted mount.
 func (w *workload) kubernetes() ([]byte, error) {
-	if !quantity.MatchString(w.Storage) {
-		return nil, fmt.Errorf("%w: the size %q of a volume is not one such as 5Gi", ErrOption, w.Storage)
-	}
 	labels := object{"app.kubernetes.io/name": w.Name}
 	meta := func(name string) object {
 		m := object{"name": name, "labels": labels}
@@ -43,41 +41,38 @@ func (w *workload) kubernetes() ([]byte, error) {
 		}
 		return m
 	}
-	var objects, volumes []object
+	var objects []object
 	for _, path := range w.sealed {
-		name := w.volumeName(path)
-		volumes = append(volumes, object{"name": name, "persistentVolumeClaim": object{"claimName": name}})
-		objects = append(objects, object{
-			"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta(name),
-			"spec": object{
-				"accessModes": []string{"ReadWriteOnce"},
-				"resources":   object{"requests": object{"storage": w.Storage}},
-			},
-		})
-	}
-	for _, dir := range w.filled {
-		volumes = append(volumes, object{"name": w.volumeName(dir), "emptyDir": object{}})
+		objects = append(objects, w.claim(meta(w.volumeName(path))))
 	}
 	container := w.container()
 	// A token that is mounted has no digest: the program could not read it.
 	pod := object{
 		"automountServiceAccountToken": false, "containers": []object{container}, "securityContext": w.podSecurity(),
 	}
-	podMeta := object{"labels": labels}
-	if !w.Simulated() {
-		w.schedule(pod)
+	if len(w.PullSecrets) > 0 {
+		var list []object
+		for _, name := range w.PullSecrets {
+			list = append(list, object{"name": name})
+		}
+		pod["imagePullSecrets"] = list
 	}
-	switch {
-	case !w.quotes():
-	case w.Target == Intel:
-		podMeta["annotations"] = object{intelQuotes: "aesmd"}
-	default:
-		volumes = append(volumes, object{"name": "aesmd", "hostPath": object{"path": aesmDir, "type": "Directory"}})
-		mounts, _ := container["volumeMounts"].([]object)
-		container["volumeMounts"] = append(mounts, object{"name": "aesmd", "mountPath": aesmDir})
+	podMeta := object{"labels": labels}
+	if notes := w.annotations(); len(notes) > 0 {
+		podMeta["annotations"] = notes
+	}
+	if !w.Simulated() {
+		if w.Target == Intel {
+			pod["nodeSelector"] = object{intelNode: "true"}
+		}
+		pod["tolerations"] = []object{w.toleration()}
+	}
+	var volumes, mounts []object
+	for _, v := range w.volumes() {
+		volumes, mounts = append(volumes, v.volume()), append(mounts, v.mount())
 	}
 	if len(volumes) > 0 {
-		pod["volumes"] = volumes
+		pod["volumes"], container["volumeMounts"] = volumes, mounts
 	}
 	spec := object{
 		"replicas": w.Replicas, "selector": object{"matchLabels": labels},
@@ -88,6 +83,14 @@ func (w *workload) kubernetes() ([]byte, error) {
 	}
 	objects = append(objects,
 		object{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta(w.Name), "spec": spec})
+	if len(w.ports) > 0 {
+		objects = append(objects, w.service(meta(w.Name), labels))
+	}
+	return documents(objects)
+}
+
+// documents writes objects one after the other.
+func documents(objects []object) ([]byte, error) {
 	var b bytes.Buffer
 	for _, o := range objects {
 		text, err := yaml.Marshal(o)
@@ -100,30 +103,130 @@ func (w *workload) kubernetes() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// podSecurity is as whom the pod runs. The program's user is measured, and owns what the library OS writes to; volumes
-// belong to whoever has made them, unless they are given to a group.
+// claim asks for the storage of an encrypted mount.
+func (w *workload) claim(meta object) object {
+	return object{
+		"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta,
+		"spec": object{
+			"accessModes": []string{"ReadWriteOnce"},
+			"resources":   object{"requests": object{"storage": w.Storage}},
+		},
+	}
+}
+
+// service has other pods find the ports under one name.
+func (w *workload) service(meta, labels object) object {
+	var ports []object
+	for _, p := range w.ports {
+		ports = append(ports, object{
+			"name": fmt.Sprintf("%s-%d", p.protocol, p.number), "port": p.number, "targetPort": p.number,
+			"protocol": strings.ToUpper(p.protocol),
+		})
+	}
+	return object{
+		"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": object{"selector": labels, "ports": ports},
+	}
+}
+
+// volume is one that a pod mounts at a path of the container.
+type volume struct {
+	name, path string
+	source     object
+}
+
+func (v volume) volume() object {
+	o := object{"name": v.name}
+	for k, s := range v.source {
+		o[k] = s
+	}
+	return o
+}
+
+func (v volume) mount() object { return object{"name": v.name, "mountPath": v.path} }
+
+// volumes are those that the image and the target need.
+func (w *workload) volumes() (list []volume) {
+	for _, p := range w.sealed {
+		name := w.volumeName(p)
+		list = append(list, volume{name, p, object{"persistentVolumeClaim": object{"claimName": name}}})
+	}
+	for _, p := range w.filled {
+		list = append(list, volume{w.volumeName(p), p, object{"emptyDir": object{}}})
+	}
+	for _, m := range w.Program.Mounts { // an enclave has these in its memory
+		if w.Simulated() && m.Type == "tmpfs" {
+			list = append(list, volume{w.volumeName(m.Path), m.Path, object{"emptyDir": object{}}})
+		}
+	}
+	if w.quotes() && w.Target != Intel {
+		list = append(list, volume{"aesmd", aesmDir, object{"hostPath": object{"path": aesmDir, "type": "Directory"}}})
+	}
+	return list
+}
+
+// Annotations of pods, which policies of a cluster can look at.
+const (
+	noteMREnclave = "cconvert.dev/mrenclave"
+	noteMRSigner  = "cconvert.dev/mrsigner"
+)
+
+// annotations are those of the pod.
+func (w *workload) annotations() object {
+	notes := object{}
+	if w.measured() {
+		notes[noteMREnclave], notes[noteMRSigner] = w.MREnclave.String(), w.MRSigner.String()
+	}
+	if w.quotes() && w.Target == Intel {
+		notes[intelQuotes] = "aesmd"
+	}
+	return notes
+}
+
+// podSecurity is what all containers of the pod have in common. Volumes belong to whoever has made them, unless they
+// are given to a group.
 func (w *workload) podSecurity() object {
 	s := object{"seccompProfile": object{"type": "RuntimeDefault"}}
 	if w.root() {
 		return s
 	}
-	s["runAsNonRoot"], s["runAsUser"], s["runAsGroup"] = true, w.Program.UID, w.Program.GID
+	for k, v := range w.user() {
+		s[k] = v
+	}
 	if len(w.sealed)+len(w.filled) > 0 {
 		s["fsGroup"] = w.Program.GID
 	}
 	if !w.Simulated() {
 		s["supplementalGroups"] = []int64{*w.DeviceGroup}
 	}
+	if w.lowPort() {
+		// A capability is of no use to a user who is not root.
+		s["sysctls"] = []object{{"name": unprivilegedPorts, "value": "0"}}
+	}
 	return s
 }
 
-// security is what the container may do. Ports below 1024 are the host's to give (ip_unprivileged_port_start).
+// unprivilegedPorts is the first port that any user may listen on.
+const unprivilegedPorts = "net.ipv4.ip_unprivileged_port_start"
+
+// user is as whom the program runs: it is measured, and owns what the library OS writes to.
+func (w *workload) user() object {
+	if w.root() || w.Program.UID < 0 { // the latter is known by name alone
+		return nil
+	}
+	return object{"runAsNonRoot": true, "runAsUser": w.Program.UID, "runAsGroup": w.Program.GID}
+}
+
+// security is what the container may do.
 func (w *workload) security() object {
 	capabilities := object{"drop": []string{"ALL"}}
-	if slices.ContainsFunc(w.ports, func(p port) bool { return p.number < 1024 }) {
-		capabilities["add"] = []string{"NET_BIND_SERVICE"}
+	if add := w.capabilities(); len(add) > 0 {
+		capabilities["add"] = add
 	}
-	return object{"allowPrivilegeEscalation": false, "capabilities": capabilities}
+	s := object{"allowPrivilegeEscalation": false, "capabilities": capabilities}
+	if !w.writesImage() {
+		s["readOnlyRootFilesystem"] = true
+	}
+	return s
 }
 
 // container is the program's. It has no arguments: they are measured, and others would be ignored.
@@ -132,33 +235,40 @@ func (w *workload) container() object {
 		"name": w.Name, "image": w.Options.Image,
 		"securityContext": w.security(),
 	}
-	resources := object{}
-	if limits := w.limits(); len(limits) > 0 {
-		resources["limits"] = limits
-	}
-	if e := w.Encrypted; e != nil {
-		resources["requests"] = object{"ephemeral-storage": binary(roundUp(e.Bytes()))}
-	}
-	if len(resources) > 0 {
-		c["resources"] = resources
-	}
-	var ports, mounts []object
+	c["resources"] = w.resources()
+	var ports []object
 	for _, p := range w.ports {
 		ports = append(ports, object{"containerPort": p.number, "protocol": strings.ToUpper(p.protocol)})
 	}
 	if i := slices.IndexFunc(w.ports, func(p port) bool { return p.protocol == "tcp" }); i >= 0 {
 		c["readinessProbe"] = w.probe(w.ports[i].number)
 	}
-	for _, path := range slices.Concat(w.sealed, w.filled) {
-		mounts = append(mounts, object{"name": w.volumeName(path), "mountPath": path})
-	}
 	if len(ports) > 0 {
 		c["ports"] = ports
 	}
-	if len(mounts) > 0 {
-		c["volumeMounts"] = mounts
-	}
 	return c
+}
+
+// What a container asks for if nobody says more: a quarter of a CPU, and what the library OS takes of the host's
+// memory.
+const (
+	usualCPU    = "250m"
+	usualMemory = 128 << 20 // bytes, for each process
+)
+
+// resources are what the container asks for.
+func (w *workload) resources() object {
+	requests := object{
+		"cpu": cmp.Or(w.CPU, usualCPU), "memory": cmp.Or(w.Memory, binary(uint64(w.Processes)*usualMemory)),
+	}
+	if e := w.Encrypted; e != nil {
+		requests["ephemeral-storage"] = binary(roundUp(e.Bytes()))
+	}
+	r := object{"requests": requests}
+	if limits := w.limits(); len(limits) > 0 {
+		r["limits"] = limits
+	}
+	return r
 }
 
 // limits are the resources of SGX that the container takes of its node.
@@ -215,15 +325,11 @@ func (w *workload) probe(port int32) object {
 	return p
 }
 
-// schedule has the pod run on nodes with SGX.
-func (w *workload) schedule(pod object) {
-	if w.Target == Intel {
-		pod["nodeSelector"] = object{intelNode: "true"}
-	}
-	// Clusters often keep other work off the nodes with SGX; these are the taints that their makers suggest.
+// toleration is of the taint that the maker of the cluster suggests, to keep other work off the nodes with SGX.
+func (w *workload) toleration() object {
 	key := map[Target]string{Intel: intelEPC, AKS: intelEPC, Alibaba: alibabaEPC}[w.Target]
 	if w.LegacyEPC {
 		key = aksLegacyEPC
 	}
-	pod["tolerations"] = []object{{"key": key, "operator": "Exists", "effect": "NoSchedule"}}
+	return object{"key": key, "operator": "Exists", "effect": "NoSchedule"}
 }

@@ -45,6 +45,10 @@ type Profile struct {
 	} `toml:"paths"`
 	// Config is how the program is configured.
 	Config Config `toml:"config"`
+	Host   struct {
+		// Capabilities of Linux that the start needs if the image's user is root: "SETUID". For package deploy alone.
+		Capabilities []string `toml:"capabilities"`
+	} `toml:"host"`
 	// Manifest is merged over the base manifest.
 	Manifest map[string]any `toml:"manifest"`
 	// Memory and Threads are options of the program that say how much it will take.
@@ -195,6 +199,9 @@ const (
 	stepsOfOption = 40
 )
 
+// capability is a name of one, as Kubernetes and Docker have it: without CAP_ (capabilities(7)).
+var capability = regexp.MustCompile(`^[A-Z_]{3,20}$`)
+
 // maxPatterns is how many patterns a profile may have: each of them is tried on each file of an image.
 const (
 	maxPatterns     = 64
@@ -241,6 +248,16 @@ func Parse(name string, text []byte) (*Profile, error) {
 		if o.Option == "" || o.Base != 0 && o.Base != 16 && o.Base != 10 {
 			return nil, fmt.Errorf("%s: %w: the option %q has no text, or its base is neither 10 nor 16", name,
 				ErrProfile, o.Option)
+		}
+	}
+	for _, c := range p.Host.Capabilities {
+		if !capability.MatchString(c) {
+			return nil, fmt.Errorf(
+				"%s: %w: %.60q is not the name of a capability, such as NET_RAW",
+				name,
+				ErrProfile,
+				c,
+			)
 		}
 	}
 	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Kept(), p.Paths.Read, p.Config.Options)
