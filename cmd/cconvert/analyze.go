@@ -40,7 +40,7 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 		Args: exactArgs("IMAGE"),
 	}
 	f := cmd.Flags()
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(f, &asJSON, "print JSON")
 	f.BoolVar(&gate.Strict, "strict", false, "fail on warnings")
 	f.StringSliceVar(&gate.Ignore, "ignore", nil, "codes of findings not to fail on (repeatable)")
 	library.add(f)

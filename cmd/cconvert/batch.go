@@ -111,7 +111,7 @@ func newBatch() *cobra.Command {
 		name := ""
 		if len(args) == 1 {
 			name = args[0]
-			if p, options.Image.Keychain, err = readPlan(name); err != nil {
+			if p, options.Image.Keychain, err = readPlan(name, options.Image.Keychain); err != nil {
 				return err
 			}
 		}

@@ -73,7 +73,7 @@ func newBatchResults() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a record for each image")
+	addJSON(cmd.Flags(), &asJSON, "print JSON, a record for each image")
 	from.addReading(cmd.Flags())
 	return cmd
 }

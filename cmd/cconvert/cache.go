@@ -115,7 +115,7 @@ func newCacheList() *cobra.Command {
 			return t.Flush()
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(cmd.Flags(), &asJSON, "print JSON")
 	return cmd
 }
 

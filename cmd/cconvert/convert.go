@@ -24,14 +24,15 @@ import (
 const convertLong = `Convert images for linux/amd64 and store the results.
 
 IMAGE, and the target of --to, is a name in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG],
-docker-archive:FILE[:NAME] or docker-daemon:NAME; an image without a name is docker-daemon:sha256:ID,
-or its place in an archive, docker-archive:FILE:@0. Without --to the result goes where the image is, its tag with a
-suffix; or below --repo. Several images are converted side by side; "-" reads their names from
-standard input, one a line. For more, see "cconvert batch".
+docker-archive:FILE[:NAME] or docker-daemon:NAME; an image without a name is
+docker-daemon:sha256:ID, or its place in an archive, docker-archive:FILE:@0. Without --to the
+result goes where the image is, its tag with a suffix; or below --repo. Several images are
+converted side by side; "-" reads their names from standard input, one a line. For more, see
+"cconvert batch".
 
-On success standard output is one line for each image: the name of the result by its digest. Everything
-else goes to standard error. Every flag can be set by a variable: --isv-svn by
-CCONVERT_ISV_SVN.`
+On success standard output is one line for each image: the name of the result by its digest.
+Everything else goes to standard error. Every flag can be set by a variable, --isv-svn by
+CCONVERT_ISV_SVN, or by its name in the file $XDG_CONFIG_HOME/cconvert/config.yaml.`
 
 const convertExamples = `  # From registry to registry
   cconvert convert redis:7 --to registry.example/confidential/redis:7
@@ -90,6 +91,13 @@ func newConvert() *cobra.Command {
 	layers.add(f)
 	evidence.add(f)
 	access.add(f)
+	f.Var(
+		&access.srcCreds,
+		"src-creds",
+		"user of the source's registry; set the variable CCONVERT_SRC_CREDS rather than "+
+			"have others read it in the list of processes",
+	)
+	f.Var(&access.destCreds, "dest-creds", "user of the target's registry")
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if platform != "linux/amd64" {
@@ -129,10 +137,15 @@ func newConvert() *cobra.Command {
 		if len(conversions) == 0 {
 			return usagef("the list has no name of an image: %s", problems[0].Problem)
 		}
+		var sources, targets []image.Reference
+		for _, c := range conversions {
+			sources, targets = append(sources, c.Source), append(targets, *c.Target)
+		}
 		o, err := conversion(conversions[0].Source, access, layers, library, start, files)
 		if err != nil {
 			return err
 		}
+		o.Image.Keychain = access.keychain(sources, targets)
 		if len(images) > 1 && (len(files.paths) > 0 || o.AgentFile != "") {
 			return usagef("--encrypt and --agent are for one image")
 		}

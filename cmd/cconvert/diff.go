@@ -24,7 +24,7 @@ code is 4 if they differ. Nothing is verified: see "cconvert verify".`,
 		Args:    exactArgs("A", "B"),
 	}
 	access.add(cmd.Flags())
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(cmd.Flags(), &asJSON, "print JSON")
 	cmd.Flags().BoolVar(&layers, "layers", false, "read all layers, to say from which of them the files are")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		read := inspect.Read

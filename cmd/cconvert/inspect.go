@@ -86,7 +86,7 @@ here but the signature: see "cconvert verify".`,
 		},
 	}
 	access.add(cmd.Flags())
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(cmd.Flags(), &asJSON, "print JSON")
 	cmd.Flags().BoolVar(&files, "files", false,
 		"list the files that the program may read, why, and of which package they are")
 	cmd.Flags().StringVar(&html, "html", "",

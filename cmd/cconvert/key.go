@@ -131,7 +131,7 @@ conversion, or is the public half in a PEM file. Nothing is signed.`,
 		},
 	}
 	key.add(info.Flags(), "the key (default: enclave-key.pem in the configuration directory)")
-	info.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(info.Flags(), &asJSON, "print JSON")
 	cmd.AddCommand(info)
 	return cmd
 }

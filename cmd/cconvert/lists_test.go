@@ -127,7 +127,7 @@ creds: [{registry: "registry.example:443", user: robot, pass-env: TEST_PASSWORD}
 limits: {"registry.example:443": {requests-per-second: 3}}
 convert: [{repository: "registry.example:443/app"}]
 `), 0o600))
-	p, keys, err := readPlan(file)
+	p, keys, err := readPlan(file, nil)
 	require.NoError(t, err)
 	ref, err := image.ParseName("registry.example:443/app:1", true) // as with --insecure
 	require.NoError(t, err)

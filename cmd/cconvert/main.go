@@ -70,5 +70,12 @@ func harmless(s string) string {
 // run carries out the command line.
 func run(ctx context.Context) (err error) {
 	defer bug.Catch(&err)
-	return newRoot().ExecuteContext(ctx)
+	args, text := asPlugin(os.Args)
+	if text != "" {
+		_, err := fmt.Println(text)
+		return err
+	}
+	root := newRoot()
+	root.SetArgs(args)
+	return root.ExecuteContext(ctx)
 }

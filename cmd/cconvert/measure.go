@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 
@@ -44,10 +43,10 @@ func newMeasure() *cobra.Command {
 image (libpal.so) and a final manifest, bit for bit as Gramine's own signing tool does. With
 --key and --sig, also write the SIGSTRUCT, the signature that the CPU checks.
 
-With --sdk-enclave, compute that of an enclave which was signed with Intel's SGX SDK, and say whether
-it is what its SIGSTRUCT says: the exit code is 4 if not.`,
+With --sdk-enclave, compute that of an enclave which was signed with Intel's SGX SDK, and say
+whether it is what its SIGSTRUCT says: the exit code is 4 if not.`,
 		Example: `  cconvert measure --enclave libpal.so --manifest app.manifest.sgx
-  cconvert measure --enclave libpal.so --manifest app.manifest.sgx --key key.pem --sig app.sig --json
+  cconvert measure --enclave libpal.so --manifest app.manifest.sgx --key key.pem --json
   cconvert measure --sdk-enclave enclave.signed.so`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -119,15 +118,8 @@ it is what its SIGSTRUCT says: the exit code is 4 if not.`,
 	key.add(f, "the signing key")
 	f.StringVar(&date, "date", "", "date in the SIGSTRUCT, YYYY-MM-DD (default 0000-00-00)")
 	f.StringVar(&sig, "sig", "", "file that gets the SIGSTRUCT")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(f, &asJSON, "print JSON")
 	return cmd
-}
-
-func printJSON(cmd *cobra.Command, v any) error {
-	e := json.NewEncoder(cmd.OutOrStdout())
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
 }
 
 // sign completes a SIGSTRUCT.

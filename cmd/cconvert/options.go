@@ -1,11 +1,8 @@
 package main
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,11 +32,14 @@ import (
 
 // registryFlags are about where images are.
 type registryFlags struct {
-	insecure bool
-	jobs     int
-	idle     time.Duration
-	limits   rootfs.Limits
-	ca       caFlag
+	insecure            bool
+	jobs                int
+	idle                time.Duration
+	limits              rootfs.Limits
+	ca                  caFlag
+	authFile            authFileFlag
+	tlsVerify           bool
+	srcCreds, destCreds credsFlag
 }
 
 func (r *registryFlags) add(f *pflag.FlagSet) {
@@ -47,13 +47,12 @@ func (r *registryFlags) add(f *pflag.FlagSet) {
 	f.IntVarP(&r.jobs, "jobs", "j", 0, "layers that are read or sent at a time (default: one for each processor)")
 	f.DurationVar(&r.idle, "registry-timeout", registry.DefaultIdle,
 		"how long a registry may be silent; over that time it must also send a kilobyte a second")
-	f.Var(&r.ca, "ca",
-		"PEM file of authorities whose certificates registries may have, beside those that this machine knows")
+	r.addCredentials(f)
 	addLimits(f, &r.limits)
 }
 
 func (r *registryFlags) options() registry.Options {
-	o := registry.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.ca.transport}
+	o := registry.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.transport(), Keychain: r.authFile.keychain}
 	if logrus.IsLevelEnabled(logrus.DebugLevel) {
 		if o.HTTP == nil {
 			o.HTTP = remote.DefaultTransport
@@ -61,37 +60,6 @@ func (r *registryFlags) options() registry.Options {
 		o.HTTP = &loggedRequests{o.HTTP}
 	}
 	return o
-}
-
-// caFlag is a file of certificates.
-type caFlag struct {
-	file      string
-	transport http.RoundTripper // nil: the usual one
-}
-
-func (c *caFlag) Type() string   { return "file" }
-func (c *caFlag) String() string { return c.file }
-
-func (c *caFlag) Set(file string) error {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if !pool.AppendCertsFromPEM(text) {
-		return errors.New("it has no certificate in PEM")
-	}
-	own, ok := remote.DefaultTransport.(*http.Transport)
-	if !ok {
-		return errors.New("certificates cannot be added here")
-	}
-	own = own.Clone()
-	own.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	c.file, c.transport = file, own
-	return nil
 }
 
 // sizeFlag is a number of bytes, as in 64G.

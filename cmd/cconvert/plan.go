@@ -138,7 +138,10 @@ func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, er
 	if o.AgentFile != "" {
 		return o, usagef("--agent is for one image: workers have agents of their own")
 	}
-	o.Backend, o.Runtime, err = j.library.choose(registryFlags{insecure: insecure}, cacheFlags{off: true})
+	o.Backend, o.Runtime, err = j.library.choose(
+		registryFlags{insecure: insecure, tlsVerify: true},
+		cacheFlags{off: true},
+	)
 	return o, err
 }
 
@@ -190,8 +193,8 @@ func pinRuntimes(ctx context.Context, jobs []queue.Job, o registry.Options) erro
 	return nil
 }
 
-// readPlan reads a plan, with the credentials that it names.
-func readPlan(file string) (*plan.Plan, authn.Keychain, error) {
+// readPlan reads a plan, with the credentials that it names, and others beside them; nil: the usual ones.
+func readPlan(file string, others authn.Keychain) (*plan.Plan, authn.Keychain, error) {
 	info, err := os.Stat(file)
 	if err == nil && info.Size() > plan.MaxSize {
 		return nil, nil, usagef("%s: it has more than %d bytes", file, plan.MaxSize)
@@ -223,7 +226,10 @@ func readPlan(file string) (*plan.Plan, authn.Keychain, error) {
 		}
 		keychain[c.Registry] = authn.FromConfig(authn.AuthConfig{Username: c.User, Password: password})
 	}
-	return p, authn.NewMultiKeychain(keychain, authn.DefaultKeychain), nil
+	if others == nil {
+		others = authn.DefaultKeychain
+	}
+	return p, authn.NewMultiKeychain(keychain, others), nil
 }
 
 // planKeychain has a plan's credentials, by registry.

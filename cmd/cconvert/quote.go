@@ -98,7 +98,7 @@ func newQuoteInspect() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(cmd.Flags(), &asJSON, "print JSON")
 	return cmd
 }
 
@@ -163,16 +163,17 @@ func newQuoteVerify() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
-		Short: "Check that a quote is authentic, how current its platform is, and which enclave it is of",
-		Long: `Check that a quote is authentic: its signatures up to Intel's root, what Intel says of the platform and
-its quoting enclave, and that no certificate is revoked. Then compare the enclave with what is expected.
-What Intel publishes (the collateral) is fetched from its service, or from a cache of that at another
-address, and kept until it expires. Or it is in a file, one JSON object as dcap-qvl writes it, or in a
-directory with tcb_info.json, tcb_info_issuer_chain.pem, qe_identity.json, pck_crl.der, root_ca_crl.der
-and qe_identity_issuer_chain.pem, as Intel's service answers.
+		Short: "Check that a quote is authentic, its platform current, and of which enclave it is",
+		Long: `Check that a quote is authentic: its signatures up to Intel's root, what Intel says of the
+platform and its quoting enclave, and that no certificate is revoked. Then compare the enclave
+with what is expected. What Intel publishes (the collateral) is fetched from its service, or from
+a cache of that at another address, and kept until it expires. Or it is in a file, one JSON
+object as dcap-qvl writes it, or in a directory with tcb_info.json, tcb_info_issuer_chain.pem,
+qe_identity.json, pck_crl.der, root_ca_crl.der and qe_identity_issuer_chain.pem, as Intel's
+service answers.
 
-Platforms that are UpToDate or SWHardeningNeeded are accepted, others by --accept-tcb. The exit code is 4
-if a check failed, which is named, or if nobody said which enclave is expected.`,
+Platforms that are UpToDate or SWHardeningNeeded are accepted, others by --accept-tcb. The exit
+code is 4 if a check failed, which is named, or if nobody said which enclave is expected.`,
 		Example: `  cconvert quote verify app.quote --collateral collateral.json --any-enclave \
     --at 2025-07-19T10:00:00Z --accept-tcb ConfigurationAndSWHardeningNeeded`,
 		Args: exactArgs("FILE"),
@@ -186,7 +187,7 @@ if a check failed, which is named, or if nobody said which enclave is expected.`
 	f.StringVar(&p.reportData, "report-data", "", "expected report data, 64 bytes in hexadecimal")
 	f.BoolVar(&p.allowDebug, "allow-debug", false, "accept enclaves that a debugger can read")
 	f.BoolVar(&p.anyEnclave, "any-enclave", false, "accept whatever enclave it is of")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(f, &asJSON, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		policy, err := p.policy()
 		if err != nil {
@@ -253,8 +254,9 @@ func newQuoteCollateral() *cobra.Command {
 		Use:   "collateral FILE",
 		Short: "Fetch what Intel publishes of the platform of a quote, to verify it elsewhere or later",
 		Long: `Fetch what Intel publishes of the platform of a quote, and print it as one JSON object, which
---collateral reads: to verify the quote without a network, or after it expires, with --at. The quote is
-verified as by "cconvert quote verify --any-enclave"; whether the platform is current does not matter.`,
+--collateral reads: to verify the quote without a network, or after it expires, with --at. The
+quote is verified as by "cconvert quote verify --any-enclave"; whether the platform is current
+does not matter.`,
 		Example: `  cconvert quote collateral app.quote --at 2025-07-19T10:00:00Z \
     --collateral https://pccs.example/sgx/certification/v4`,
 		Args: exactArgs("FILE"),

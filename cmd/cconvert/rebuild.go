@@ -34,7 +34,7 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&source, "source", "", "the image that it was made from")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(f, &asJSON, "print JSON")
 	key.add(f, "the key to the image's encrypted files: without it their ciphertexts are taken from the image")
 	library.add(f)
 	access.add(f)

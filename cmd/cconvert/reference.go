@@ -21,12 +21,12 @@ func newReference() *cobra.Command {
 		Use:   "reference IMAGE",
 		Short: "Print the values that a relying party compares a quote with",
 		Long: `Print the values that a relying party compares a quote with: MRENCLAVE, MRSIGNER, product, SVN
-and attributes. Formats are json and toml (in the names of gramine-sgx-sigstruct-view), corim
-(a Concise Reference Integrity Manifest in CBOR), maa (an attestation policy of Microsoft Azure
+and attributes. Formats are json and toml (in the names of gramine-sgx-sigstruct-view), corim (a
+Concise Reference Integrity Manifest in CBOR), maa (an attestation policy of Microsoft Azure
 Attestation), rego (a policy for the Open Policy Agent), kbs (policies and reference values of
-Trustee's Key Broker Service), azure-skr (a release policy of Azure's key vaults) and secret-prov (the
-variables of servers with Gramine's library). Only the layers that the conversion added are fetched;
-verify the image before you rely on it.`,
+Trustee's Key Broker Service), azure-skr (a release policy of Azure's key vaults) and secret-prov
+(the variables of servers with Gramine's library). Only the layers that the conversion added are
+fetched; verify the image before you rely on it.`,
 		Example: `  cconvert reference registry.example/redis:7-confidential
   cconvert reference registry.example/redis:7-confidential --format maa
   cconvert reference registry.example/redis:7-confidential --format rego --by signer`,

@@ -2,9 +2,9 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -85,8 +85,8 @@ func newReleaseSecret() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "secret NAME",
 		Short: "Keep a secret, encrypted, in the place of what was there",
-		Long: `Keep a secret, encrypted, under a name, in the place of what was there: the bytes of a file, or those
-that are written to standard input, without a line end behind them.`,
+		Long: `Keep a secret, encrypted, under a name, in the place of what was there: the bytes of a file, or
+those that are written to standard input, without a line end behind them.`,
 		Example: `  cconvert release secret db-password < secret
   cconvert release secret app-key --from wrap-key`,
 		Args: exactArgs("NAME"),
@@ -131,9 +131,9 @@ func newReleaseAuthority() *cobra.Command {
 	return printingOf(&cobra.Command{
 		Use:   "authority",
 		Short: "Print the certificate by which the server's certificates for enclaves are signed",
-		Long: `Print the certificate of the authority by which the server signs certificates for enclaves, in PEM, for
-clients that are to trust them. It is made the first time. Whoever trusts it trusts the server's policies;
-"cconvert verify --endpoint" checks the quote in the certificate instead.`,
+		Long: `Print the certificate of the authority by which the server signs certificates for enclaves, in
+PEM, for clients that are to trust them. It is made the first time. Whoever trusts it trusts the
+server's policies; "cconvert verify --endpoint" checks the quote in the certificate instead.`,
 		Example: `  cconvert release authority`,
 	}, func(ctx context.Context, s keyserver.Store) (string, error) {
 		text, err := keyserver.Authority(ctx, s, time.Now())
@@ -145,8 +145,8 @@ func newReleasePin() *cobra.Command {
 	return printingOf(&cobra.Command{
 		Use:   "pin",
 		Short: "Print the pin by which enclaves recognise the server",
-		Long: `Print the pin by which enclaves recognise the server: the SHA-256 of its public key. The key is made the
-first time. A server with --tls-cert has that key's pin, which it prints when it starts.`,
+		Long: `Print the pin by which enclaves recognise the server: the SHA-256 of its public key. The key is
+made the first time. A server with --tls-cert has that key's pin, which it prints when it starts.`,
 		Example: `  cconvert release pin`,
 	}, func(ctx context.Context, s keyserver.Store) (string, error) {
 		pin, err := keyserver.Pin(ctx, s, time.Now())
@@ -175,15 +175,15 @@ func printingOf(cmd *cobra.Command, of func(context.Context, keyserver.Store) (s
 }
 
 const releaseAllowLong = `Verify an image, as "cconvert verify" does, and write the policy by which its enclave gets
-secrets. The image must be what is expected of it: nothing is allowed to one that is not. Each secret is granted as
-PLACE=NAME: the place in the enclave (env:VARIABLE, file:PATH, key:NAME), and the name of the secret in
-the store; tls:DIRECTORY=HOST+HOST… grants a certificate for a key that the enclave makes, and
-secret-prov=NAME the one secret that clients of Gramine's library secret_prov get. All that an
-image wants which was converted with --secrets must be granted. With --encrypt-key, the key to its encrypted
-files is kept in the store and granted as well.
+secrets. The image must be what is expected of it: nothing is allowed to one that is not. Each
+secret is granted as PLACE=NAME: the place in the enclave (env:VARIABLE, file:PATH, key:NAME),
+and the name of the secret in the store; tls:DIRECTORY=HOST+HOST… grants a certificate for a key
+that the enclave makes, and secret-prov=NAME the one secret that clients of Gramine's library
+secret_prov get. All that an image wants which was converted with --secrets must be granted. With
+--encrypt-key, the key to its encrypted files is kept in the store and granted as well.
 
-By default the policy is about this enclave only; --by signer allows later ones of its signer and product
-as well. Platforms are accepted as by "cconvert quote verify".`
+By default the policy is about this enclave only; --by signer allows later ones of its signer and
+product as well. Platforms are accepted as by "cconvert quote verify".`
 
 func newReleaseAllow() *cobra.Command {
 	var (
@@ -292,13 +292,13 @@ func newReleaseAllow() *cobra.Command {
 	return cmd
 }
 
-const releaseServeLong = `Serve secrets to enclaves that prove with a quote what they are: the owner's side, on a
-machine that the owner trusts. Who gets what is in the policies, which "cconvert release allow" writes and SIGHUP
-has read again; everything else is refused, without a reason to the client. Every decision is in the log,
-each line with the digest of the one before.
+const releaseServeLong = `Serve secrets to enclaves that prove with a quote what they are: the
+owner's side, on a machine that the owner trusts. Who gets what is in the policies, which "cconvert
+release allow" writes and SIGHUP has read again; everything else is refused, without a reason to the
+client. Every decision is in the log, each line with the digest of the one before.
 
-Without --tls-cert, the server makes a key and certificate the first time, and keeps them in the store. The
-pin that is printed is how enclaves recognise it.`
+Without --tls-cert, the server makes a key and certificate the first time, and keeps them in the
+store. The pin that is printed is how enclaves recognise it.`
 
 // serverMemory is from where on the server collects garbage more often, in bytes: it needs less.
 const serverMemory = 32 << 20
@@ -423,15 +423,15 @@ func newReleaseLog() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "log FILE",
 		Short: "Show what the server decided, and check that nothing of it was changed",
-		Long: `Show what the server decided. Each line has the digest of the one before. Whoever can write the file can
-make all of it anew: note the last digest elsewhere, which --check prints, and name it later with
---expect: then nothing up to that line was changed, taken out or put in.`,
+		Long: `Show what the server decided. Each line has the digest of the one before. Whoever can write the
+file can make all of it anew: note the last digest elsewhere, which --check prints, and name it
+later with --expect: then nothing up to that line was changed, taken out or put in.`,
 		Example: `  cconvert release log release.log
   cconvert release log release.log --check`,
 		Args: exactArgs("FILE"),
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "print nothing but how many decisions there are, and the last digest")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a line each")
+	addJSON(cmd.Flags(), &asJSON, "print JSON, a line each")
 	cmd.Flags().StringVar(&expect, "expect", "", "digest of a line that must be there, as it was noted elsewhere")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		f, err := os.Open(args[0])
@@ -441,12 +441,12 @@ make all of it anew: note the last digest elsewhere, which --check prints, and n
 		defer f.Close()
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 		show := func(d *keyserver.Decision) { printDecision(w, d) }
+		var printErr error
 		switch {
 		case check:
 			show = func(*keyserver.Decision) {}
 		case asJSON:
-			e := json.NewEncoder(cmd.OutOrStdout())
-			show = func(d *keyserver.Decision) { _ = e.Encode(d) }
+			show = func(d *keyserver.Decision) { printErr = cmp.Or(printErr, printJSONLine(cmd, d)) }
 		}
 		found := 0
 		n, last, err := keyserver.CheckLog(f, func(d *keyserver.Decision, digest string) {
@@ -459,6 +459,8 @@ make all of it anew: note the last digest elsewhere, which --check prints, and n
 		switch {
 		case err != nil:
 			return fmt.Errorf("%s: %w: %w", args[0], errRefused, err)
+		case printErr != nil:
+			return printErr
 		case expect != "" && found == 0:
 			return fmt.Errorf("%s: %w: %w: no line has the digest %s", args[0], errRefused, keyserver.ErrLog, expect)
 		case check && found > 0:

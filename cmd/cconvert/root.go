@@ -54,6 +54,9 @@ func newRoot() *cobra.Command {
 				if err := fromEnvironment(cmd.Flags()); err != nil {
 					return err
 				}
+				if err := fromConfigFile(cmd); err != nil {
+					return err
+				}
 			}
 			return logs.apply(cmd.ErrOrStderr(), cmd.Flags().Changed)
 		},
@@ -67,6 +70,10 @@ func newRoot() *cobra.Command {
 	root.Flags().AddFlagSet(convert.Flags())
 	logs.add(root.PersistentFlags())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var invalid *pflag.InvalidValueError
+		if errors.As(err, &invalid) && invalid.GetFlag().Value.Type() == credsType { // the message would have the value
+			return usagef("--%s: %w", invalid.GetFlag().Name, invalid.Unwrap())
+		}
 		return usagef("%s%s", strings.Replace(err.Error(), "strconv.ParseUint: ", "", 1), nearestFlag(cmd, err))
 	})
 	root.Version = versionText()
@@ -77,6 +84,8 @@ func newRoot() *cobra.Command {
 	for _, more := range extra {
 		root.AddCommand(more())
 	}
+	root.SetUsageFunc(usage)
+	complete(root)
 	return root
 }
 

@@ -128,6 +128,6 @@ func newRuntimeInspect() *cobra.Command {
 	access.add(cmd.Flags())
 	library.add(cmd.Flags())
 	kept.add(cmd.Flags())
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(cmd.Flags(), &asJSON, "print JSON")
 	return cmd
 }

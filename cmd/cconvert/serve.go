@@ -24,15 +24,16 @@ import (
 )
 
 const serveLong = `Convert images because somebody asks over HTTP: Harbor and the Distribution registry by their
-notifications, others by a request. The entries of a plan are the rules: an image is converted only
-if one of them covers it and, unless the entry says "allowUnsigned: true", only if it has a signature of
-cosign by one of the entry's keys. docs/batch.md describes it.
+notifications, others by a request. The entries of a plan are the rules: an image is converted
+only if one of them covers it and, unless the entry says "allowUnsigned: true", only if it has a
+signature of cosign by one of the entry's keys. docs/batch.md describes it.
 
 Whoever asks must know the secret, or show a certificate. With --nats the work is done by "cconvert
 worker"; otherwise by this process, which then needs the signing key.`
 
 const serveExamples = `  # Rules in plan.yaml, workers elsewhere
-  cconvert serve plan.yaml --nats nats://nats.example:4222 --secret-file secret --tls-cert tls.pem --tls-key tls-key.pem
+  cconvert serve plan.yaml --nats nats://nats.example:4222 --secret-file secret \
+    --tls-cert tls.pem --tls-key tls-key.pem
 
   # All in one process, for a registry on the same machine
   cconvert serve plan.yaml --listen 127.0.0.1:8080 --secret-file secret --key enclave-key.pem`
@@ -65,11 +66,11 @@ func newServe() *cobra.Command {
 	work.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		file := args[0]
-		p, keychain, err := readPlan(file)
+		options, err := own.options()
 		if err != nil {
 			return err
 		}
-		options, err := own.options()
+		p, keychain, err := readPlan(file, options.Image.Keychain)
 		if err != nil {
 			return err
 		}

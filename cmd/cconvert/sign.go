@@ -172,7 +172,8 @@ func newSign() *cobra.Command {
 		Short: "Sign a converted image, again or for the first time",
 		Long:  signLong,
 		Example: `  # In place
-  cconvert sign registry.example/redis:7-confidential --key production.pem --lock cconvert.lock --replace-signer
+  cconvert sign registry.example/redis:7-confidential --key production.pem --lock cconvert.lock \
+    --replace-signer
 
   # To another repository, if it is this source's
   cconvert sign registry.example/redis:7-confidential --key production.pem --lock cconvert.lock \

@@ -42,9 +42,9 @@ Of encrypted files, everybody can check that the ciphertexts are those that were
 layer has one of them in plain text. With --encrypt-key they are decrypted, and with --source
 compared with those of the image that it was made from.
 
-With --quote or --endpoint, it is also checked that what runs is this image: the quote is verified up to
-Intel's root, its platform must be current, and it must be of the image's enclave. --endpoint asks a
-server for its certificate, which must have a quote about its key (RA-TLS).
+With --quote or --endpoint, it is also checked that what runs is this image: the quote is
+verified up to Intel's root, its platform must be current, and it must be of the image's enclave.
+--endpoint asks a server for its certificate, which must have a quote about its key (RA-TLS).
 
 Images of Gramine Shielded Containers (GSC) can be verified too. The exit code is 4 if a check
 failed, and each failed check is named.`
@@ -257,7 +257,7 @@ func newVerify() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&source, "source", "", "the image that it was made from: its layers must be unchanged underneath")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	addJSON(f, &asJSON, "print JSON")
 	f.BoolVar(&start, "start", false, "run the image's own loader, up to the point where the CPU would start the "+
 		"enclave (Linux 5.14 on x86-64; needs no SGX)")
 	key.add(f, "the key to the image's encrypted files: without it their contents are not checked")

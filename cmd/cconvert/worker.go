@@ -101,8 +101,8 @@ func newWorker() *cobra.Command {
 Any number of workers on any machines share the work. When one dies, its images are given to
 others. The signing key is the worker's own: it is in no queue.
 
-SIGTERM, as of a rolling update, lets the worker finish the images it has begun; a second signal ends
-it at once, and what it had begun is given to others.`,
+SIGTERM, as of a rolling update, lets the worker finish the images it has begun; a second signal
+ends it at once, and what it had begun is given to others.`,
 		Example: `  # With the key of this machine, 16 images at a time
   cconvert worker --nats nats://nats.example:4222 --key enclave-key.pem --parallel 16`,
 		Args: exactArgs(),

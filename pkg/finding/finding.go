@@ -2,6 +2,11 @@
 // to do about it. docs/findings.md is the list for people.
 package finding
 
+import (
+	"maps"
+	"slices"
+)
+
 // Severity says how much a finding matters.
 type Severity string
 
@@ -29,6 +34,9 @@ func New(code string, severity Severity, path, message string) Finding {
 
 // Known reports whether there are findings of this code.
 func Known(code string) bool { return remedies[code] != "" }
+
+// Codes returns all codes, sorted.
+func Codes() []string { return slices.Sorted(maps.Keys(remedies)) }
 
 // Codes of findings.
 const (

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// helpWidth is how many columns help takes.
+const helpWidth = 100
+
+// flagGroups are the headings under which help lists flags, in this order. Those that are in none are the command's
+// own, and come first.
+var flagGroups = []struct {
+	title string
+	names []string
+}{
+	{"The result", []string{
+		"to", "suffix", "repo", "platform", "output-json", "image-refs", "digest-file", "results-dir", "strict",
+		"ignore", "allow-rollback", "replace-signer",
+	}},
+	{"Signing", []string{
+		"key", "key-passphrase-file", "key-timeout", "unsigned", "isv-prod-id", "isv-svn", "date",
+	}},
+	{"The program and its enclave", []string{
+		"trust", "profile", "libc", "memory", "threads", "edmm", "debug", "env", "pass-env", "arg", "insecure-args",
+		"allow-file", "tmpfs", "encrypt-mount", "attestation", "runtime-log-level", "manifest",
+	}},
+	{"Encrypted files and secrets", []string{
+		"encrypt", "encrypt-key", "encrypt-key-name", "encrypt-mutable", "encrypt-random", "insecure-key-in-manifest",
+		"secrets", "secret", "agent",
+	}},
+	{"The library OS", []string{"runtime", "runtime-libs", "lock"}},
+	{"Evidence", []string{"attest", "attest-key"}},
+	{"What is expected", []string{
+		"policy", "source", "signer-key", "mrsigner", "mrenclave", "prod-id", "min-svn", "attest-verify-key", "by",
+		"known-runtimes", "runtime-digest", "layout", "secrets-from", "agent-digest", "any-signer", "any-runtime",
+		"any-secrets", "any-contents", "allow-changes", "allow-debug", "allow-simulated",
+	}},
+	{"What runs", []string{
+		"endpoint", "endpoint-timeout", "sni", "quote", "report-data", "collateral", "accept-tcb", "min-tcb-date",
+		"min-tcb-evaluation", "at",
+	}},
+	{"Several images", []string{
+		"parallel", "attempts", "retry-pause", "image-timeout", "lease", "state-dir", "resume", "force", "detach",
+		"list-timeout",
+	}},
+	{"The queue", []string{
+		"nats", "nats-ca", "nats-cert", "nats-cert-key", "nats-creds", "nats-nkey", "nats-replicas",
+	}},
+	{"What is kept", []string{
+		"no-cache", "cache-size", "index-repo", "index-sign-key", "index-verify-key", "insecure-index", "trust-toc",
+		"inflate",
+	}},
+	{"Registries", []string{
+		"src-creds", "dest-creds", "authfile", "ca", "tls-verify", "insecure", "registry-timeout", "jobs",
+	}},
+	{"Limits of images", []string{"max-file", "max-layer", "max-image", "max-files"}},
+	{"Messages", []string{"log-format", "log-level", "quiet", "verbose"}},
+}
+
+// commandGroups are the headings under which help lists commands, in this order; others follow.
+var commandGroups = []struct {
+	title string
+	names []string
+}{
+	{"Convert", []string{"analyze", "convert", "batch", "worker", "serve", "runtime", "cache"}},
+	{"Look and check", []string{"inspect", "verify", "diff", "rebuild", "quote", "measure", "reference"}},
+	{"Sign", []string{"sign", "attest", "keygen", "key"}},
+	{"Run", []string{"deploy", "release", "files", "rekey"}},
+}
+
+// printCommands lists what a command can be followed by.
+func printCommands(w io.Writer, cmd *cobra.Command) {
+	left := cmd.Commands()
+	show := func(title string, wanted func(*cobra.Command) bool) {
+		for i, c := range slices.Clone(left) {
+			if !c.IsAvailableCommand() || !wanted(c) {
+				continue
+			}
+			if title != "" {
+				fmt.Fprintf(w, "\n%s:\n", title)
+				title = ""
+			}
+			fmt.Fprintf(w, "  %-*s %s\n", c.NamePadding(), c.Name(), c.Short)
+			left[i] = &cobra.Command{} // which is not available
+		}
+	}
+	left = slices.Clone(left)
+	for _, g := range commandGroups {
+		if cmd.HasParent() {
+			break
+		}
+		for _, name := range g.names {
+			title := ""
+			if name == g.names[0] {
+				title = g.title
+			}
+			show(title, func(c *cobra.Command) bool { return c.Name() == name })
+		}
+	}
+	title := "More"
+	if cmd.HasParent() {
+		title = "Commands"
+	}
+	show(title, func(*cobra.Command) bool { return true })
+}
+
+// usage is the part of help that follows what a command is for.
+func usage(cmd *cobra.Command) error {
+	w := cmd.OutOrStderr()
+	fmt.Fprintf(w, "Usage:\n")
+	if cmd.Runnable() {
+		fmt.Fprintf(w, "  %s\n", cmd.UseLine())
+	}
+	if cmd.HasAvailableSubCommands() {
+		fmt.Fprintf(w, "  %s COMMAND\n", cmd.CommandPath())
+	}
+	if cmd.HasExample() {
+		fmt.Fprintf(w, "\nExamples:\n%s\n", cmd.Example)
+	}
+	if cmd.HasAvailableSubCommands() {
+		printCommands(w, cmd)
+	}
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.AddFlagSet(cmd.LocalFlags())
+	flags.AddFlagSet(cmd.InheritedFlags())
+	own := pflag.NewFlagSet("", pflag.ContinueOnError)
+	groups := make([]*pflag.FlagSet, len(flagGroups))
+	flags.VisitAll(func(f *pflag.Flag) {
+		to := own
+		for i, g := range flagGroups {
+			if slices.Contains(g.names, f.Name) {
+				if groups[i] == nil {
+					groups[i] = pflag.NewFlagSet("", pflag.ContinueOnError)
+				}
+				to = groups[i]
+			}
+		}
+		to.AddFlag(f)
+	})
+	fmt.Fprintf(w, "\nFlags:\n%s", flagLines(own))
+	for i, g := range groups {
+		if g == nil {
+			continue
+		}
+		g.SortFlags = false
+		ordered := pflag.NewFlagSet("", pflag.ContinueOnError)
+		ordered.SortFlags = false
+		for _, name := range flagGroups[i].names {
+			if f := g.Lookup(name); f != nil {
+				ordered.AddFlag(f)
+			}
+		}
+		fmt.Fprintf(w, "\n%s:\n%s", flagGroups[i].title, flagLines(ordered))
+	}
+	if cmd.HasAvailableSubCommands() {
+		fmt.Fprintf(w, "\n\"%s COMMAND --help\" tells more of a command.\n", cmd.CommandPath())
+	}
+	return nil
+}
+
+// flagLines describes flags. The types that only a programmer knows have names that anybody does, of the same width.
+func flagLines(f *pflag.FlagSet) string {
+	types := strings.NewReplacer(" stringArray ", " string      ", " strings ", " string  ", " uint16 ", " number ",
+		" int ", " n   ", " int32 ", " n     ", " int64 ", " n     ")
+	return types.Replace(f.FlagUsagesWrapped(helpWidth))
+}
