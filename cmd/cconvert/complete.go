@@ -19,6 +19,7 @@ var valuesOf = map[string]func() []string{
 	"runtime-log-level": values("none", "error", "warning", "debug", "trace", "all"),
 	"log-level":         values(logLevels...), "log-format": values(logFormats...),
 	"inflate": values("auto", "go\tthis program", "igzip"), "platform": values("linux/amd64"),
+	"style": values("gramine", "occlum"),
 	"target": func() (list []string) {
 		for _, t := range deploy.Targets {
 			list = append(list, string(t))

@@ -68,7 +68,7 @@ var commandGroups = []struct {
 	title string
 	names []string
 }{
-	{"Convert", []string{"analyze", "convert", "batch", "worker", "serve", "runtime", "cache"}},
+	{"Convert", []string{"analyze", "convert", "batch", "worker", "serve", "manifest", "runtime", "cache"}},
 	{"Look and check", []string{"inspect", "verify", "diff", "rebuild", "quote", "measure", "reference"}},
 	{"Sign", []string{"sign", "attest", "keygen", "key"}},
 	{"Run", []string{"deploy", "release", "files", "rekey"}},

@@ -78,9 +78,32 @@ func newRoot() *cobra.Command {
 	})
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(),
-		newDiff(), newRebuild(), newReference(), newDeploy(), newAttest(), newRuntime(), newCache(), newSign(),
-		newRekey(), newKeygen(), newKey(), newFiles(), newQuote(), newRelease(), newVersion())
+	root.AddCommand(
+		convert,
+		newBatch(),
+		newWorker(),
+		newServe(),
+		newAnalyze(),
+		newMeasure(),
+		newInspect(),
+		newVerify(),
+		newDiff(),
+		newRebuild(),
+		newReference(),
+		newManifest(),
+		newDeploy(),
+		newAttest(),
+		newRuntime(),
+		newCache(),
+		newSign(),
+		newRekey(),
+		newKeygen(),
+		newKey(),
+		newFiles(),
+		newQuote(),
+		newRelease(),
+		newVersion(),
+	)
 	for _, more := range extra {
 		root.AddCommand(more())
 	}
@@ -111,7 +134,7 @@ func noneEmpty(flags *pflag.FlagSet) (err error) {
 // converts reports whether a command makes conversions. Only their flags can be set by variables: others look at what
 // was made, and what they are asked must not depend on what is set for a pipeline.
 func converts(cmd *cobra.Command) bool {
-	return slices.Contains([]string{"cconvert", "convert", "batch", "worker", "serve", "analyze"}, cmd.Name())
+	return slices.Contains([]string{"cconvert", "convert", "batch", "worker", "serve", "analyze", "manifest"}, cmd.Name())
 }
 
 // notFromEnvironment are flags of the program itself. Pipelines set CCONVERT_VERSION to what they install.

@@ -117,21 +117,39 @@ const (
 	PlainSource       = "plain-source"
 	InsecureKey       = "insecure-key"
 	GoLauncher        = "go-launcher"
+	OcclumUnmeasured  = "occlum-unmeasured"
+	OcclumFork        = "occlum-fork"
+	OcclumProgram     = "occlum-program"
+	OcclumSyscalls    = "occlum-system-calls"
+	OcclumShebang     = "occlum-interpreter"
+	OcclumLibC        = "occlum-libc"
+	OcclumUser        = "occlum-user"
+	OcclumArguments   = "occlum-arguments"
+	OcclumVolume      = "occlum-volume"
 )
 
 // remedies say what to do, by code. docs/findings.md has them in its last column.
 var remedies = map[string]string{
-	NameNotUTF8:     "Rename the file in the image.",
-	LinkIntoTmpfs:   "Use one name for the place.",
-	LinkOutside:     "Use the target's own name.",
-	LinkToConsole:   "Have the program log to /dev/stdout by that name.",
-	VolumeTemporary: "--encrypt-mount if the data must stay.",
-	HiddenDirs:      "Have the program make the directory.",
-	LinkIntoVolume:  "Use the target's name.",
-	ArgvZero:        "Fixed arguments, or a program that does not act by its name.",
-	TmpfsPerProcess: "Render the configuration when the image is built, or write it to an --encrypt-mount.",
-	HiddenFiles:     "Move the files elsewhere in the image.",
-	TmpfsSkipped:    "Move the program, or name another place with --tmpfs.",
+	NameNotUTF8:      "Rename the file in the image.",
+	OcclumUnmeasured: "Compare the digests of bom.yaml yourself, or convert the image for Gramine.",
+	OcclumFork:       "Start the program itself rather than a script; have it start others by posix_spawn; one worker.",
+	OcclumProgram:    "Link it with -pie; a Go program with -buildmode=pie.",
+	OcclumSyscalls:   "Use a program that is linked to a C library.",
+	OcclumShebang:    "Name the interpreter alone in the first line of the script, or start it with the script.",
+	OcclumLibC:       "Install Occlum's C library over the unpacked image, or build on Debian 11.",
+	OcclumUser:       "None: the program must work as root.",
+	OcclumArguments:  "Have a program with the arguments in it as the entry point.",
+	OcclumVolume:     "Mount a volume at run/mount of the instance.",
+	LinkIntoTmpfs:    "Use one name for the place.",
+	LinkOutside:      "Use the target's own name.",
+	LinkToConsole:    "Have the program log to /dev/stdout by that name.",
+	VolumeTemporary:  "--encrypt-mount if the data must stay.",
+	HiddenDirs:       "Have the program make the directory.",
+	LinkIntoVolume:   "Use the target's name.",
+	ArgvZero:         "Fixed arguments, or a program that does not act by its name.",
+	TmpfsPerProcess:  "Render the configuration when the image is built, or write it to an --encrypt-mount.",
+	HiddenFiles:      "Move the files elsewhere in the image.",
+	TmpfsSkipped:     "Move the program, or name another place with --tmpfs.",
 	VolumeSealed: "--encrypt-mount PATH=KEY with a key that is provisioned, or --tmpfs PATH if the data need " +
 		"not stay.",
 	VolumeHides:    "Let the program create its files, or copy them from another directory at start.",

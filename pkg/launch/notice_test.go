@@ -397,6 +397,15 @@ var elsewhere = map[string][2]string{
 	finding.PlainQuote:       {"../verify/encrypted_test.go", "finding.PlainQuote"},
 	finding.PlainSource:      {"../verify/encrypted_test.go", "finding.PlainSource"},
 	finding.EncryptedLink:    {"../verify/encrypted_test.go", "finding.EncryptedLink"},
+	finding.OcclumUnmeasured: {"../libos/occlum/occlum_test.go", "finding.OcclumUnmeasured"},
+	finding.OcclumFork:       {"../libos/occlum/occlum_test.go", "finding.OcclumFork"},
+	finding.OcclumProgram:    {"../libos/occlum/occlum_test.go", "finding.OcclumProgram"},
+	finding.OcclumSyscalls:   {"../libos/occlum/occlum_test.go", "finding.OcclumSyscalls"},
+	finding.OcclumShebang:    {"../libos/occlum/occlum_test.go", "finding.OcclumShebang"},
+	finding.OcclumLibC:       {"../libos/occlum/occlum_test.go", "finding.OcclumLibC"},
+	finding.OcclumUser:       {"../libos/occlum/occlum_test.go", "finding.OcclumUser"},
+	finding.OcclumArguments:  {"../libos/occlum/occlum_test.go", "finding.OcclumArguments"},
+	finding.OcclumVolume:     {"../libos/occlum/occlum_test.go", "finding.OcclumVolume"},
 	finding.RuntimeUnpinned:  {"../../e2e/gramine_test.go", "runtime-unpinned"},
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 // ExtractorVersion rises whenever Scan notes something else of the same layer, or writes it otherwise.
-const ExtractorVersion = 4
+const ExtractorVersion = 5
 
 // ErrIndex says that bytes are no index, or one of another version.
 var ErrIndex = errors.New("not an index of a layer")

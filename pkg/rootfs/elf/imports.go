@@ -9,6 +9,7 @@ import (
 // watched are the functions whose use says what a program will ask of the system it runs on.
 var watched = map[string]bool{
 	"flock": true, "getifaddrs": true, "if_nameindex": true, "iconv_open": true, "shmget": true, "setlocale": true,
+	"fork": true, "vfork": true, "posix_spawn": true, "posix_spawnp": true,
 }
 
 // maxSymbols is how many entries of a symbol table are looked at.
