@@ -4,14 +4,18 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -185,18 +189,25 @@ func TestPipelineScripts(t *testing.T) {
 		var task struct {
 			Spec struct {
 				Results []struct{ Name string }
-				Steps   []struct{ Command, Args []string }
+				Steps   []struct {
+					Command, Args []string
+					WorkingDir    string `yaml:"workingDir"`
+				}
+				Workspaces []struct {
+					Name      string
+					MountPath string `yaml:"mountPath"`
+				}
 			}
 		}
 		require.NoError(t, yaml.Unmarshal([]byte(read(t, "deploy/tekton/task.yaml")), &task))
 		step, results, to := task.Spec.Steps[0], t.TempDir(), registry+"/tekton:1"
 		require.Equal(t, []string{"/cconvert"}, step.Command)
-		keys := t.TempDir()
+		keys, config := t.TempDir(), t.TempDir()
 		command(t, "cp", key, filepath.Join(keys, "enclave-key.pem"))
 		var args []string
 		for _, a := range step.Args {
 			if a == "$(params.ARGS[*])" {
-				args = append(args, "--isv-svn", "4")
+				args = append(args, "--isv-svn", "4", "--manifest="+config+"/manifest.toml")
 				continue
 			}
 			args = append(args, fill(a, map[string]string{
@@ -204,7 +215,15 @@ func TestPipelineScripts(t *testing.T) {
 				"$(workspaces.key.path)": keys, "/tekton/results": results,
 			}))
 		}
-		inPlace(t, t.TempDir(), nil, program, args...)
+		at := slices.IndexFunc(task.Spec.Workspaces, func(w struct {
+			Name      string
+			MountPath string `yaml:"mountPath"`
+		}) bool {
+			return w.MountPath == step.WorkingDir
+		})
+		require.GreaterOrEqual(t, at, 0, "the step runs where the lock file is")
+		require.NoError(t, os.WriteFile(config+"/manifest.toml", []byte("[sys]\nstack.size = \"8M\"\n"), 0o600))
+		inPlace(t, config, nil, program, args...)
 		value := func(name string) string {
 			b, err := os.ReadFile(filepath.Join(results, name))
 			require.NoError(t, err)
@@ -244,6 +263,39 @@ func TestPipelineScripts(t *testing.T) {
 		m := regexp.MustCompile(`^image=(.*)\ndigest=(.*)\nmrenclave=(.*)\n$`).FindStringSubmatch(string(text))
 		require.NotNil(t, m, "%s", text)
 		want(t, to, m[1], m[2], m[3])
+	})
+	t.Run("github release", func(t *testing.T) {
+		var action struct {
+			Runs struct {
+				Steps []struct{ If, Run string }
+			}
+		}
+		require.NoError(t, yaml.Unmarshal([]byte(read(t, "deploy/github/action.yml")), &action))
+		download := action.Runs.Steps[0]
+		require.Equal(t, "inputs.version != ''", download.If)
+		dir, name := t.TempDir(), "cconvert-v9-linux-amd64"
+		published := filepath.Join(dir, "srv/owner/cconvert/releases/download/v9")
+		command(t, "mkdir", "-p", published, filepath.Join(dir, name), filepath.Join(dir, "repo/deploy/github"))
+		require.NoError(
+			t,
+			os.WriteFile(filepath.Join(dir, name, "cconvert"), []byte("#!/bin/sh\necho released\n"), 0o600),
+		)
+		archive := filepath.Join(published, name+".tar.gz")
+		command(t, "tar", "-C", dir, "-czf", archive, name)
+		server := httptest.NewServer(http.FileServer(http.Dir(filepath.Join(dir, "srv"))))
+		defer server.Close()
+		sum := sha256.Sum256([]byte(hostFile(t, archive)))
+		run := func(sum string) error {
+			cmd := exec.Command("bash", "-eo", "pipefail", "-c", download.Run)
+			cmd.Env = append(os.Environ(), "GITHUB_ACTION_PATH="+filepath.Join(dir, "repo/deploy/github"), "VERSION=v9",
+				"SHA256="+sum, "REPOSITORY="+server.URL+"/owner/cconvert")
+			return cmd.Run()
+		}
+		assert.Error(t, run(""))
+		assert.Error(t, run(strings.Repeat("0", 64)))
+		assert.NoFileExists(t, filepath.Join(dir, "repo/bin/cconvert"))
+		require.NoError(t, run(hex.EncodeToString(sum[:])))
+		assert.Equal(t, "released", command(t, filepath.Join(dir, "repo/bin/cconvert")))
 	})
 	t.Run("gitlab", func(t *testing.T) {
 		_, text, _ := strings.Cut(read(t, "deploy/gitlab/template.yml"), "\n---\n")

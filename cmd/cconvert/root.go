@@ -134,7 +134,8 @@ func noneEmpty(flags *pflag.FlagSet) (err error) {
 // converts reports whether a command makes conversions. Only their flags can be set by variables: others look at what
 // was made, and what they are asked must not depend on what is set for a pipeline.
 func converts(cmd *cobra.Command) bool {
-	return slices.Contains([]string{"cconvert", "convert", "batch", "worker", "serve", "analyze", "manifest"}, cmd.Name())
+	all := []string{"cconvert", "convert", "batch", "worker", "serve", "analyze", "manifest"}
+	return slices.Contains(all, cmd.Name())
 }
 
 // notFromEnvironment are flags of the program itself. Pipelines set CCONVERT_VERSION to what they install.
