@@ -140,8 +140,8 @@ func testPage(t *testing.T, image string) {
 			"Event('input'));</script>", 1)), 0o644))
 	dom := browser("--dump-dom", "file://"+searching)
 	assert.Contains(t, dom, `<body class="scripted">`)
-	assert.Regexp(t, `<tr hidden=""><td><code>/app</code>`, dom)
-	assert.Regexp(t, `<tr><td><code>/cconvert/app/hosts</code>`, dom)
+	assert.Regexp(t, `<tr hidden=""><td[^>]*><code>/app</code>`, dom)
+	assert.Regexp(t, `<tr><td[^>]*><code>/cconvert/app/hosts</code>`, dom)
 	assert.Regexp(t, `<tr hidden=""><th><code>PATH</code>`, dom, "all tables are searched")
 	// Without scripts nothing is missing but the search.
 	without := filepath.Join(dir, "without.html")
@@ -154,6 +154,8 @@ func testPage(t *testing.T, image string) {
 	} {
 		assert.Contains(t, plain, row)
 	}
+
+	reportFits(t, file)
 
 	shot := filepath.Join(dir, "page.png")
 	browser("--screenshot="+shot, "file://"+file)
