@@ -83,10 +83,8 @@ func TestOcclumManifest(t *testing.T) {
 					Trusted []struct{ URI string } `toml:"trusted_files"`
 				}
 			}
-			require.NoError(
-				t,
-				toml.Unmarshal([]byte(command(t, program, "manifest", source, "--runtime", "sim")), &manifest),
-			)
+			require.NoError(t,
+				toml.Unmarshal([]byte(command(t, program, "manifest", source, "--runtime", "sim")), &manifest))
 			for _, f := range manifest.SGX.Trusted {
 				p := strings.TrimPrefix(f.URI, "file:")
 				info, err := os.Lstat(filepath.Join(dir, "rootfs", p))

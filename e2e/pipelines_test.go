@@ -276,10 +276,8 @@ func TestPipelineScripts(t *testing.T) {
 		dir, name := t.TempDir(), "cconvert-v9-linux-amd64"
 		published := filepath.Join(dir, "srv/owner/cconvert/releases/download/v9")
 		command(t, "mkdir", "-p", published, filepath.Join(dir, name), filepath.Join(dir, "repo/deploy/github"))
-		require.NoError(
-			t,
-			os.WriteFile(filepath.Join(dir, name, "cconvert"), []byte("#!/bin/sh\necho released\n"), 0o600),
-		)
+		require.NoError(t,
+			os.WriteFile(filepath.Join(dir, name, "cconvert"), []byte("#!/bin/sh\necho released\n"), 0o600))
 		archive := filepath.Join(published, name+".tar.gz")
 		command(t, "tar", "-C", dir, "-czf", archive, name)
 		server := httptest.NewServer(http.FileServer(http.Dir(filepath.Join(dir, "srv"))))

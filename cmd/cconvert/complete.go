@@ -57,12 +57,10 @@ func completeFlag(cmd *cobra.Command, name string) {
 	if name == "profile" || name == "runtime" || name == "trust" {
 		directive = cobra.ShellCompDirectiveNoSpace
 	}
-	err := cmd.RegisterFlagCompletionFunc(
-		name,
+	err := cmd.RegisterFlagCompletionFunc(name,
 		func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return values(), directive
-		},
-	)
+		})
 	if err != nil {
 		panic(err) // there is such a flag
 	}

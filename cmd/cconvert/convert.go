@@ -59,7 +59,7 @@ func newConvert() *cobra.Command {
 		evidence                   evidenceFlags
 		names                      nameFiles
 		gate                       convert.Gate
-		unsigned, rollback         bool
+		unsigned, rollback, dry    bool
 		another                    bool // signer
 		work                       workFlags
 	)
@@ -80,6 +80,7 @@ func newConvert() *cobra.Command {
 	f.StringVar(&names.results, "results-dir", "", "directory that gets IMAGE_URL, IMAGE_DIGEST, MRENCLAVE and "+
 		"MRSIGNER, a file each without a newline, as Tekton reads them")
 	f.StringVar(&platform, "platform", "linux/amd64", "platform to convert: SGX knows this one only")
+	f.BoolVar(&dry, "dry-run", false, "store nothing: say what would be stored, or that the target has it already")
 	addGate(f, &gate)
 	f.BoolVar(&unsigned, "unsigned", false, "store the image without a signature, for \"cconvert sign\" to add")
 	addReplace(f, &rollback, &another)
@@ -91,12 +92,9 @@ func newConvert() *cobra.Command {
 	layers.add(f)
 	evidence.add(f)
 	access.add(f)
-	f.Var(
-		&access.srcCreds,
-		"src-creds",
+	f.Var(&access.srcCreds, "src-creds",
 		"user of the source's registry; set the variable CCONVERT_SRC_CREDS rather than "+
-			"have others read it in the list of processes",
-	)
+			"have others read it in the list of processes")
 	f.Var(&access.destCreds, "dest-creds", "user of the target's registry")
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -106,6 +104,10 @@ func newConvert() *cobra.Command {
 		images, listed, err := imageList(args, cmd.InOrStdin())
 		if err != nil {
 			return err
+		}
+		if len(images) > 1 && dry {
+			return usagef("--dry-run is for one image; of several, \"cconvert batch PLAN --dry-run\" says what " +
+				"would be done")
 		}
 		if len(images) > 1 && (to != "" || names.digest != "" || names.results != "") {
 			return usagef("--to, --digest-file and --results-dir are for one image: for several there are --repo and " +
@@ -212,6 +214,9 @@ func newConvert() *cobra.Command {
 			}
 			return err
 		}
+		if dry {
+			return preview(cmd, o, signer, progress)
+		}
 		r, err := convert.Run(cmd.Context(), o, signer)
 		progress.finish()
 		if err != nil {
@@ -236,6 +241,23 @@ func newConvert() *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// preview says what a conversion would store: on standard output the name of the result by its digest, and "unchanged"
+// if the target has it.
+func preview(cmd *cobra.Command, o convert.Options, signer sgx.Signer, progress *progress) error {
+	r, unchanged, err := convert.Preview(cmd.Context(), o, signer)
+	progress.finish()
+	if err != nil {
+		return err
+	}
+	tellFindings(cmd.ErrOrStderr(), r.Findings)
+	line := r.Output.Ref
+	if unchanged {
+		line += " unchanged"
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), line)
+	return err
 }
 
 // nameFiles are files that get the name of a result, for what comes next in a pipeline.

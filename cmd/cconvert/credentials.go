@@ -84,13 +84,9 @@ func (c *caFlag) Set(file string) error {
 // addCredentials adds the flags for the credentials of registries, and for how these are known.
 func (r *registryFlags) addCredentials(f *pflag.FlagSet) {
 	f.Var(&r.authFile, "authfile", "file of credentials for registries, as \"docker login\" writes it")
-	f.BoolVar(
-		&r.tlsVerify,
-		"tls-verify",
-		true,
+	f.BoolVar(&r.tlsVerify, "tls-verify", true,
 		"want certificates of registries to be right; without it, whoever is on "+
-			"the way can read and change what is sent",
-	)
+			"the way can read and change what is sent")
 	f.Var(&r.ca, "ca",
 		"PEM file of authorities whose certificates registries may have, beside those that this machine knows")
 }

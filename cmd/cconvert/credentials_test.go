@@ -70,15 +70,8 @@ func TestCredentials(t *testing.T) {
 			source.String(), "--to", host + "/" + to, "--runtime", "sim", "--key", key, "--no-cache",
 		}, more...)...)
 	}
-	out, err := convert(
-		nil,
-		"dest/app:1",
-		"--tls-verify=false",
-		"--src-creds",
-		"reader:a:b",
-		"--dest-creds",
-		"writer:c",
-	)
+	out, err := convert(nil, "dest/app:1", "--tls-verify=false", "--src-creds", "reader:a:b", "--dest-creds",
+		"writer:c")
 	require.NoError(t, err, out)
 	assert.Empty(t, wrong)
 	out, err = convert([]string{"CCONVERT_SRC_CREDS=reader:a:b", "CCONVERT_DEST_CREDS=writer:c"}, "dest/app:2",

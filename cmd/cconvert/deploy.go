@@ -52,12 +52,8 @@ func newDeploy() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&target, "target", string(deploy.Intel), "intel, aks, alibaba, docker or compose")
 	f.StringVar(&from, "from", "", "file of objects of Kubernetes that are to start confidential images; - is stdin")
-	f.StringVar(
-		&names.Suffix,
-		"suffix",
-		"-confidential",
-		"with --from: what the counterpart of an image has at its tag's end",
-	)
+	f.StringVar(&names.Suffix, "suffix", "-confidential",
+		"with --from: what the counterpart of an image has at its tag's end")
 	f.StringVar(&names.Repo, "repo", "", "with --from: repository below which counterparts are, with the tag as it is")
 	f.StringVar(&o.Name, "name", "", "name of the deployment (default: from the image's name)")
 	f.StringVar(&o.Namespace, "namespace", "", "namespace of the objects")
@@ -68,13 +64,8 @@ func newDeploy() *cobra.Command {
 		"number of the group that may open the SGX device, for images whose user is not root")
 	f.StringVar(&o.Storage, "storage", "1Gi", "size of volumes for encrypted files")
 	f.StringVar(&o.CPU, "cpu", "", "CPU that a container requests (default 250m)")
-	f.StringVar(
-		&o.Memory,
-		"host-memory",
-		"",
-		"memory outside of the enclave that a container requests (default: 128Mi "+
-			"for each process)",
-	)
+	f.StringVar(&o.Memory, "host-memory", "",
+		"memory outside of the enclave that a container requests (default: 128Mi for each process)")
 	f.StringArrayVar(&o.PullSecrets, "pull-secret", nil, "secret with which Kubernetes fetches the image (repeatable)")
 	f.BoolVar(&o.Direct, "direct", false,
 		"for docker: without SGX, in Gramine's direct mode, where nothing is confidential")

@@ -20,8 +20,8 @@ var flagGroups = []struct {
 	names []string
 }{
 	{"The result", []string{
-		"to", "suffix", "repo", "platform", "output-json", "image-refs", "digest-file", "results-dir", "strict",
-		"ignore", "allow-rollback", "replace-signer",
+		"to", "suffix", "repo", "platform", "output-json", "image-refs", "digest-file", "results-dir", "dry-run",
+		"strict", "ignore", "allow-rollback", "replace-signer",
 	}},
 	{"Signing", []string{
 		"key", "key-passphrase-file", "key-timeout", "unsigned", "isv-prod-id", "isv-svn", "date",

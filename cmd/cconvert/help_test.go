@@ -53,14 +53,8 @@ func TestHelpFits(t *testing.T) {
 		}
 		_, own, _ := strings.Cut(b.String(), "\nFlags:\n")
 		own, _, _ = strings.Cut(own, "\n\n")
-		assert.LessOrEqual(
-			t,
-			strings.Count(own, " --"),
-			22,
-			"%s has many flags without a heading:\n%s",
-			cmd.CommandPath(),
-			own,
-		)
+		assert.LessOrEqual(t, strings.Count(own, " --"), 22, "%s has many flags without a heading:\n%s",
+			cmd.CommandPath(), own)
 	})
 	for _, g := range flagGroups {
 		for _, name := range g.names {
@@ -112,12 +106,8 @@ func TestConfigFile(t *testing.T) {
 	assert.Contains(t, run("a: 1\na: 2\n", nil, convert...), "config.yaml: ")
 	assert.Contains(t, run("runtime: {a: 1}\n", nil, convert...), "a text, a number")
 	assert.NotContains(t, run("isv_svn: 1\n", nil, "version"), "config.yaml")
-	assert.NotContains(
-		t,
-		run("list-timeout: 1h\nruntime: sim\n", nil, convert...),
-		"config.yaml",
-		"another command's flag",
-	)
+	assert.NotContains(t, run("list-timeout: 1h\nruntime: sim\n", nil, convert...), "config.yaml",
+		"another command's flag")
 }
 
 // The program is Docker's plug-in and kubectl's by its name, and Docker takes it for one.

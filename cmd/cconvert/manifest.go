@@ -76,8 +76,7 @@ func newManifest() *cobra.Command {
 		if style == "occlum" {
 			if start.libc != "auto" {
 				return usagef(
-					"--libc is Gramine's: for Occlum the image's C library is listed, for its own to take the place of",
-				)
+					"--libc is Gramine's: for Occlum the image's C library is listed, for its own to take the place of")
 			}
 			o.Launch.LibC = libc.Image
 		}

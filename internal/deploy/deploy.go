@@ -230,8 +230,7 @@ func prepare(c *inspect.Converted, o Options) (*workload, error) {
 	if !w.root() && o.DeviceGroup == nil && !o.Direct && !c.Simulated() {
 		return nil, fmt.Errorf("%w: the image runs as %q, who must be in the group that may open %s on the nodes: "+
 			"give its number with --device-group (\"stat -c %%g %s\" on a node prints it)", ErrOption, c.User,
-			enclaveDevice,
-			enclaveDevice)
+			enclaveDevice, enclaveDevice)
 	}
 	return w, nil
 }
@@ -246,10 +245,7 @@ func profilesOf(c *inspect.Converted) []*profile.Profile {
 	if c.Recipe != nil && c.Recipe.Options.Profile != "" {
 		p := profile.Find(c.Recipe.Options.Profile)
 		if text := c.Recipe.Options.ProfileText; text != "" {
-			p, _ = profile.Parse(
-				c.Recipe.Options.Profile,
-				[]byte(text),
-			) // what is wrong with it, the conversion has said
+			p, _ = profile.Parse(c.Recipe.Options.Profile, []byte(text)) // a conversion took it
 		}
 		if p != nil {
 			list = append(list, p)

@@ -324,10 +324,8 @@ func (r *rewriter) volumes(p *pod, at yamledit.Path, w *workload, note func(stri
 	}
 	mounts, _ := v.([]any)
 	for _, v := range w.volumes() {
-		if slices.ContainsFunc(
-			mounts,
-			func(m any) bool { return yamledit.At(m, yamledit.Path{"mountPath"}) == v.path },
-		) {
+		if slices.ContainsFunc(mounts,
+			func(m any) bool { return yamledit.At(m, yamledit.Path{"mountPath"}) == v.path }) {
 			continue
 		}
 		if err := r.appendNew(p.doc, p.spec("volumes"), v.volume()); err != nil {
@@ -404,13 +402,8 @@ func ineffective(w *workload, c map[string]any, pod any) (list []string) {
 		for _, v := range mounts {
 			at, _ := yamledit.At(v, yamledit.Path{"mountPath"}).(string)
 			if !w.opens(path.Clean(at)) {
-				say(
-					"the program cannot open what is mounted at %s: it has no digest. Convert with --encrypt-mount "+
-						"%s, or --allow-file %s if anybody may change it",
-					at,
-					at,
-					at,
-				)
+				say("the program cannot open what is mounted at %s: it has no digest. Convert with --encrypt-mount "+
+					"%s, or --allow-file %s if anybody may change it", at, at, at)
 			}
 		}
 	}
@@ -438,13 +431,8 @@ func ineffective(w *workload, c map[string]any, pod any) (list []string) {
 			continue
 		}
 		if w.root() { // it stays
-			say(
-				"%s %d is not the program's, which is %d, measured: it must be able to open %s and the image's files",
-				id.key,
-				int(v),
-				id.is,
-				enclaveDevice,
-			)
+			say("%s %d is not the program's, which is %d, measured: it must be able to open %s and the image's files",
+				id.key, int(v), id.is, enclaveDevice)
 		} else {
 			say("%s %d has no effect: %d is measured", id.key, int(v), id.is)
 		}

@@ -175,11 +175,8 @@ func TestRewriteNoCommand(t *testing.T) {
 		c := root()
 		c.Program = libos.Program{Argv: []string{"redis-server"}, HostArgs: host}
 		c.Program.UID = 0
-		out, notes, err := deploy.Rewrite(
-			[]byte(pod+"  securityContext: {runAsUser: 7}\n"),
-			shopFinder(c),
-			deploy.Options{Target: deploy.AKS},
-		)
+		out, notes, err := deploy.Rewrite([]byte(pod+"  securityContext: {runAsUser: 7}\n"), shopFinder(c),
+			deploy.Options{Target: deploy.AKS})
 		require.NoError(t, err)
 		assert.NotContains(t, string(out), "command:")
 		assert.Equal(t, host, strings.Contains(string(out), "args:"))

@@ -23,8 +23,7 @@ var ErrSyntax = errors.New("not YAML")
 
 // ErrStyle says that a value is written in a way in which it cannot be changed without changing others.
 var ErrStyle = errors.New(
-	"it is written in a style that cannot be changed in place, such as JSON's, or shared by an anchor",
-)
+	"it is written in a style that cannot be changed in place, such as JSON's, or shared by an anchor")
 
 // File is a text of YAML documents.
 type File struct {

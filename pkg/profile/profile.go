@@ -252,12 +252,8 @@ func Parse(name string, text []byte) (*Profile, error) {
 	}
 	for _, c := range p.Host.Capabilities {
 		if !capability.MatchString(c) {
-			return nil, fmt.Errorf(
-				"%s: %w: %.60q is not the name of a capability, such as NET_RAW",
-				name,
-				ErrProfile,
-				c,
-			)
+			return nil, fmt.Errorf("%s: %w: %.60q is not the name of a capability, such as NET_RAW", name, ErrProfile,
+				c)
 		}
 	}
 	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Kept(), p.Paths.Read, p.Config.Options)

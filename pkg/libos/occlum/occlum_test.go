@@ -96,11 +96,8 @@ func TestLinks(t *testing.T) {
 			links = append(links, target.Target+" "+l.Linkname+" "+l.Src)
 		}
 	}
-	assert.ElementsMatch(
-		t,
-		[]string{"/ lib usr/lib", "/etc x ../lib/x", "/ lib64 a/lib64", "/a/lib64 ld.so /lib/x"},
-		links,
-	)
+	assert.ElementsMatch(t, []string{"/ lib usr/lib", "/etc x ../lib/x", "/ lib64 a/lib64", "/a/lib64 ld.so /lib/x"},
+		links)
 }
 
 // fixed is a program that is linked to a fixed address: ET_EXEC at e_type (gABI, "ELF Header").

@@ -42,14 +42,8 @@ func preflight(s *launch.Spec, tree *rootfs.Tree) []finding.Finding {
 			severity = finding.Error
 		}
 		if interpreter, rest, ok := strings.Cut(strings.TrimSpace(n.Shebang), " "); ok && n.Shebang != "" {
-			find(
-				finding.OcclumShebang,
-				severity,
-				n.Path,
-				"Occlum takes all of %q for the path of the interpreter, and "+
-					"finds none",
-				interpreter+" "+rest,
-			)
+			find(finding.OcclumShebang, severity, n.Path,
+				"Occlum takes all of %q for the path of the interpreter, and finds none", interpreter+" "+rest)
 		}
 		if e := n.ELF; e != nil {
 			switch {
@@ -59,13 +53,8 @@ func preflight(s *launch.Spec, tree *rootfs.Tree) []finding.Finding {
 				find(finding.OcclumProgram, severity, n.Path, "it is linked to a fixed address, and Occlum starts "+
 					"position-independent programs only")
 			case e.Go || !e.Dynamic || e.Interp == "":
-				find(
-					finding.OcclumSyscalls,
-					finding.Warning,
-					n.Path,
-					"it makes system calls by itself, each of which is "+
-						"trapped and emulated: it is slow",
-				)
+				find(finding.OcclumSyscalls, finding.Warning, n.Path,
+					"it makes system calls by itself, each of which is trapped and emulated: it is slow")
 			}
 			if slices.Contains(e.Imports, "fork") && !slices.ContainsFunc(e.Imports, func(i string) bool {
 				return i == "vfork" || strings.HasPrefix(i, "posix_spawn")
@@ -79,14 +68,8 @@ func preflight(s *launch.Spec, tree *rootfs.Tree) []finding.Finding {
 		if v, err := semver.NewVersion(needs); err != nil || v.GreaterThan(semver.MustParse(occlumGLIBC)) {
 			severity, words = finding.Error, "its programs need "+needs
 		}
-		find(
-			finding.OcclumLibC,
-			severity,
-			"",
-			"Occlum's fork of the GNU C library %s must take the place of the image's: %s",
-			occlumGLIBC,
-			words,
-		)
+		find(finding.OcclumLibC, severity, "",
+			"Occlum's fork of the GNU C library %s must take the place of the image's: %s", occlumGLIBC, words)
 	} else if strings.Contains(string(s.LibC.Kind), "musl") {
 		find(finding.OcclumLibC, finding.Warning, "", "the image's musl lacks the hooks of Occlum's, which must take "+
 			"its place")
@@ -100,13 +83,8 @@ func preflight(s *launch.Spec, tree *rootfs.Tree) []finding.Finding {
 	}
 	for _, m := range s.Mounts {
 		if m.Type == launch.Encrypted {
-			find(
-				finding.OcclumVolume,
-				finding.Warning,
-				m.Path,
-				"what is written to it is in Occlum's own encrypted file "+
-					"system, not on a volume",
-			)
+			find(finding.OcclumVolume, finding.Warning, m.Path,
+				"what is written to it is in Occlum's own encrypted file system, not on a volume")
 		}
 	}
 	return list
