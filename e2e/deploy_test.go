@@ -106,8 +106,9 @@ func TestDeployments(t *testing.T) {
 			assert.True(t, *security.ReadOnlyRootFilesystem)
 			image := pod.Containers[0].Image
 			t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", image) })
+			volumes := t.TempDir()
 			for visitor := 1; visitor <= 2; visitor++ { // a pod that comes after another one
-				started := start(t, image, asDocker(t, pod), nil)
+				started := start(t, image, asDocker(t, pod, volumes), nil)
 				address := command(t, "docker", "inspect", "-f", "{{.NetworkSettings.IPAddress}}", started.name)
 				port := pod.Containers[0].ReadinessProbe.TCPSocket.Port.String()
 				eventually(t, "it answers", func() error { return answers(net.JoinHostPort(address, port), c.answer) })
@@ -118,8 +119,9 @@ func TestDeployments(t *testing.T) {
 	}
 }
 
-// asDocker returns what Docker is told, so that it starts the first container of a pod as a node does.
-func asDocker(t *testing.T, pod corev1.PodSpec) []string {
+// asDocker returns what Docker is told, so that it starts the first container of a pod as a node does. Claims are
+// directories below that of the volumes.
+func asDocker(t *testing.T, pod corev1.PodSpec, volumes string) []string {
 	t.Helper()
 	c := pod.Containers[0]
 	options := []string{"--network", "bridge", "--sysctl", "net.ipv4.ip_unprivileged_port_start=1024"}
@@ -147,7 +149,7 @@ func asDocker(t *testing.T, pod corev1.PodSpec) []string {
 			options = append(options, "--tmpfs", m.MountPath+":exec,mode=0777")
 			continue
 		}
-		dir := filepath.Join(volumes(t), m.Name)
+		dir := filepath.Join(volumes, m.Name)
 		if os.Mkdir(dir, 0o755) == nil && pod.SecurityContext.FSGroup != nil {
 			require.NoError(t, os.Chown(dir, 0, int(*pod.SecurityContext.FSGroup)))
 			require.NoError(t, os.Chmod(dir, 0o775|os.ModeSetgid))
@@ -155,15 +157,6 @@ func asDocker(t *testing.T, pod corev1.PodSpec) []string {
 		options = append(options, "--volume", dir+":"+m.MountPath)
 	}
 	return options
-}
-
-// volumes is a directory for a test's volumes, which stay as long as it runs.
-func volumes(t *testing.T) string {
-	t.Helper()
-	dir := filepath.Join(os.TempDir(), "cconvert-e2e-volumes", t.Name())
-	require.NoError(t, os.MkdirAll(dir, 0o755))
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
 }
 
 func answers(address, want string) error {

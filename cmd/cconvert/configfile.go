@@ -67,7 +67,7 @@ func knownFlag(root *cobra.Command, name string) bool {
 	return false
 }
 
-// setAll gives a flag a value, or each of a list.
+// setAll sets a flag to a value, or to each of a list.
 func setAll(flags *pflag.FlagSet, name string, value any) error {
 	switch value := value.(type) {
 	case []any:

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -89,10 +90,11 @@ func (r *registryFlags) addCredentials(f *pflag.FlagSet) {
 			"the way can read and change what is sent")
 	f.Var(&r.ca, "ca",
 		"PEM file of authorities whose certificates registries may have, beside those that this machine knows")
+	r.transport = sync.OnceValue(r.newTransport)
 }
 
-// transport sends requests to registries; nil: the usual one.
-func (r *registryFlags) transport() http.RoundTripper {
+// newTransport makes what sends requests to registries; nil: the usual one does.
+func (r *registryFlags) newTransport() http.RoundTripper {
 	usual, ok := remote.DefaultTransport.(*http.Transport)
 	if r.ca.pool == nil && r.tlsVerify || !ok {
 		return nil

@@ -13,12 +13,15 @@ import (
 // helpWidth is how many columns help takes.
 const helpWidth = 100
 
-// flagGroups are the headings under which help lists flags, in this order. Those that are in none are the command's
-// own, and come first.
-var flagGroups = []struct {
+// group is what help lists under a heading.
+type group struct {
 	title string
 	names []string
-}{
+}
+
+// flagGroups are the headings under which help lists flags, in this order. Those that are in none are the command's
+// own, and come first.
+var flagGroups = []group{
 	{"The result", []string{
 		"to", "suffix", "repo", "platform", "output-json", "image-refs", "digest-file", "results-dir", "dry-run",
 		"strict", "ignore", "allow-rollback", "replace-signer",
@@ -64,10 +67,7 @@ var flagGroups = []struct {
 }
 
 // commandGroups are the headings under which help lists commands, in this order; others follow.
-var commandGroups = []struct {
-	title string
-	names []string
-}{
+var commandGroups = []group{
 	{"Convert", []string{"analyze", "convert", "batch", "worker", "serve", "manifest", "runtime", "cache"}},
 	{"Look and check", []string{"inspect", "verify", "diff", "rebuild", "quote", "measure", "reference"}},
 	{"Sign", []string{"sign", "attest", "keygen", "key"}},
@@ -76,38 +76,28 @@ var commandGroups = []struct {
 
 // printCommands lists what a command can be followed by.
 func printCommands(w io.Writer, cmd *cobra.Command) {
-	left := cmd.Commands()
-	show := func(title string, wanted func(*cobra.Command) bool) {
-		for i, c := range slices.Clone(left) {
-			if !c.IsAvailableCommand() || !wanted(c) {
-				continue
-			}
-			if title != "" {
-				fmt.Fprintf(w, "\n%s:\n", title)
-				title = ""
-			}
+	left := slices.DeleteFunc(slices.Clone(cmd.Commands()),
+		func(c *cobra.Command) bool { return !c.IsAvailableCommand() })
+	show := func(title string, list []*cobra.Command) {
+		fmt.Fprintf(w, "\n%s:\n", title)
+		for _, c := range list {
 			fmt.Fprintf(w, "  %-*s %s\n", c.NamePadding(), c.Name(), c.Short)
-			left[i] = &cobra.Command{} // which is not available
 		}
 	}
-	left = slices.Clone(left)
-	for _, g := range commandGroups {
-		if cmd.HasParent() {
-			break
-		}
-		for _, name := range g.names {
-			title := ""
-			if name == g.names[0] {
-				title = g.title
-			}
-			show(title, func(c *cobra.Command) bool { return c.Name() == name })
-		}
-	}
-	title := "More"
 	if cmd.HasParent() {
-		title = "Commands"
+		show("Commands", left)
+		return
 	}
-	show(title, func(*cobra.Command) bool { return true })
+	for _, g := range commandGroups {
+		var list []*cobra.Command
+		for _, name := range g.names {
+			if i := slices.IndexFunc(left, func(c *cobra.Command) bool { return c.Name() == name }); i >= 0 {
+				list, left = append(list, left[i]), slices.Delete(left, i, i+1)
+			}
+		}
+		show(g.title, list)
+	}
+	show("More", left)
 }
 
 // usage is the part of help that follows what a command is for.
@@ -130,33 +120,23 @@ func usage(cmd *cobra.Command) error {
 	flags.AddFlagSet(cmd.LocalFlags())
 	flags.AddFlagSet(cmd.InheritedFlags())
 	own := pflag.NewFlagSet("", pflag.ContinueOnError)
-	groups := make([]*pflag.FlagSet, len(flagGroups))
 	flags.VisitAll(func(f *pflag.Flag) {
-		to := own
-		for i, g := range flagGroups {
-			if slices.Contains(g.names, f.Name) {
-				if groups[i] == nil {
-					groups[i] = pflag.NewFlagSet("", pflag.ContinueOnError)
-				}
-				to = groups[i]
-			}
+		if !slices.ContainsFunc(flagGroups, func(g group) bool { return slices.Contains(g.names, f.Name) }) {
+			own.AddFlag(f)
 		}
-		to.AddFlag(f)
 	})
 	fmt.Fprintf(w, "\nFlags:\n%s", flagLines(own))
-	for i, g := range groups {
-		if g == nil {
-			continue
-		}
-		g.SortFlags = false
-		ordered := pflag.NewFlagSet("", pflag.ContinueOnError)
-		ordered.SortFlags = false
-		for _, name := range flagGroups[i].names {
-			if f := g.Lookup(name); f != nil {
-				ordered.AddFlag(f)
+	for _, g := range flagGroups {
+		listed := pflag.NewFlagSet("", pflag.ContinueOnError)
+		listed.SortFlags = false
+		for _, name := range g.names {
+			if f := flags.Lookup(name); f != nil {
+				listed.AddFlag(f)
 			}
 		}
-		fmt.Fprintf(w, "\n%s:\n%s", flagGroups[i].title, flagLines(ordered))
+		if listed.HasFlags() {
+			fmt.Fprintf(w, "\n%s:\n%s", g.title, flagLines(listed))
+		}
 	}
 	if cmd.HasAvailableSubCommands() {
 		fmt.Fprintf(w, "\n\"%s COMMAND --help\" tells more of a command.\n", cmd.CommandPath())

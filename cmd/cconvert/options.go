@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,7 @@ type registryFlags struct {
 	ca                  caFlag
 	authFile            authFileFlag
 	tlsVerify           bool
+	transport           func() http.RoundTripper // made once, so that connections are shared; nil: the usual one
 	srcCreds, destCreds credsFlag
 }
 
@@ -52,7 +54,10 @@ func (r *registryFlags) add(f *pflag.FlagSet) {
 }
 
 func (r *registryFlags) options() registry.Options {
-	o := registry.Options{Jobs: r.jobs, Idle: r.idle, HTTP: r.transport(), Keychain: r.authFile.keychain}
+	o := registry.Options{Jobs: r.jobs, Idle: r.idle, Keychain: r.authFile.keychain}
+	if r.transport != nil {
+		o.HTTP = r.transport()
+	}
 	if logrus.IsLevelEnabled(logrus.DebugLevel) {
 		if o.HTTP == nil {
 			o.HTTP = remote.DefaultTransport

@@ -138,7 +138,7 @@ func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, er
 	if o.AgentFile != "" {
 		return o, usagef("--agent is for one image: workers have agents of their own")
 	}
-	o.Backend, o.Runtime, err = j.library.choose(registryFlags{insecure: insecure, tlsVerify: true},
+	o.Backend, o.Runtime, err = j.library.choose(registryFlags{insecure: insecure},
 		cacheFlags{off: true})
 	return o, err
 }

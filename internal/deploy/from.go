@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -23,8 +24,8 @@ type Counterpart struct {
 	Notice string
 }
 
-// Finder returns the counterpart of an image by the name that it has in an object; nil if there is none, for which it
-// gives the reason.
+// Finder returns the counterpart of an image by the name that it has in an object; or nil, and the reason why there is
+// none.
 type Finder func(image string) (c *Counterpart, reason string, err error)
 
 // Note is what a user should know of a container whose image was replaced, or was not.
@@ -104,7 +105,6 @@ type rewriter struct {
 // pod is the one that an object starts.
 type pod struct {
 	doc      int
-	object   yamledit.Path // to the object
 	template yamledit.Path // to what has its metadata and spec
 	kind     string
 	name     string
@@ -135,7 +135,7 @@ func (r *rewriter) object(doc int, at yamledit.Path) error {
 	if !ok {
 		return nil
 	}
-	p := &pod{doc: doc, object: at, template: at.With(template...), kind: kind}
+	p := &pod{doc: doc, template: at.With(template...), kind: kind}
 	p.meta, _ = o["metadata"].(map[string]any)
 	p.name, _ = p.meta["name"].(string)
 	for _, list := range []string{"initContainers", "containers"} {
@@ -232,11 +232,11 @@ func (r *rewriter) start(p *pod, at yamledit.Path, c map[string]any, w *workload
 			return err
 		}
 	}
-	for _, name := range []string{"cpu", "memory", "ephemeral-storage"} {
-		requests, _ := w.resources()["requests"].(object)
+	requests, _ := w.resources()["requests"].(object)
+	for _, name := range sortedKeys(requests) {
 		own := yamledit.At(c, yamledit.Path{"resources", "requests", name}) != nil ||
 			yamledit.At(c, yamledit.Path{"resources", "limits", name}) != nil // which the request then is
-		if requests[name] == nil || own {
+		if own {
 			continue
 		}
 		if err := set(requests[name], "resources", "requests", name); err != nil {
@@ -487,11 +487,4 @@ func endsWith(list, end []string) bool {
 	return len(end) <= len(list) && slices.Equal(list[len(list)-len(end):], end)
 }
 
-func sortedKeys(o object) []string {
-	var keys []string
-	for k := range o {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
+func sortedKeys(o object) []string { return slices.Sorted(maps.Keys(o)) }

@@ -121,7 +121,7 @@ func At(v any, p Path) any {
 	return v
 }
 
-// Set gives a key a value, with the tables on the way to it if they are missing. The path ends with the key.
+// Set sets the value of a key, with the tables on the way to it if they are missing. The path ends with the key.
 func (f *File) Set(doc int, p Path, value any) error {
 	return f.edit(doc, p, value)
 }

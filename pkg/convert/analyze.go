@@ -55,11 +55,8 @@ type PolicyCost struct {
 // Analyze looks at an image as Prepare does, without making anything. A runtime that cannot be read is no
 // error.
 func Analyze(ctx context.Context, o Options) (*Analysis, error) {
-	if err := o.check(); err != nil {
+	if err := o.begin(); err != nil {
 		return nil, err
-	}
-	if o.Observer == nil {
-		o.Observer = nobody{}
 	}
 	in, err := read(ctx, o)
 	if err != nil {

@@ -73,11 +73,8 @@ func (p *Prepared) Close() error {
 
 // Prepare reads the image and the runtime, works out how the program starts and measures the enclave.
 func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
-	if err := o.check(); err != nil {
+	if err := o.begin(); err != nil {
 		return nil, err
-	}
-	if o.Observer == nil {
-		o.Observer = nobody{}
 	}
 	if o.Image.Shared == nil {
 		o.Image.Shared = &registry.Shared{}

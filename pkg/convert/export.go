@@ -29,11 +29,8 @@ type Export struct {
 
 // NewExport reads an image as Prepare does. It must be closed.
 func NewExport(ctx context.Context, o Options) (*Export, error) {
-	if err := o.check(); err != nil {
+	if err := o.begin(); err != nil {
 		return nil, err
-	}
-	if o.Observer == nil {
-		o.Observer = nobody{}
 	}
 	in, err := read(ctx, o)
 	if err != nil {

@@ -105,6 +105,14 @@ func (o Options) agentProgram() ([]byte, error) {
 // ErrRuntime says that a result would replace the image that has the runtime.
 var ErrRuntime = errors.New("the result would replace the runtime")
 
+// begin checks the options, and fills in what may be left out.
+func (o *Options) begin() error {
+	if o.Observer == nil {
+		o.Observer = nobody{}
+	}
+	return o.check()
+}
+
 func (o Options) jobs() int {
 	if o.Jobs > 0 {
 		return o.Jobs

@@ -55,7 +55,7 @@ func (a authFile) Resolve(of authn.Resource) (authn.Authenticator, error) {
 // Users are credentials for single repositories.
 type Users map[string]authn.Authenticator
 
-// Add gives the repository of an image credentials; what is not in a registry needs none.
+// Add sets the credentials for the repository of an image; what is not in a registry needs none.
 func (u Users) Add(ref image.Reference, a authn.Authenticator) {
 	if ref.Transport == image.Registry {
 		u[ref.Name.Context().String()] = a
