@@ -2,15 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"text/tabwriter"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
+	"github.com/cconvert/cconvert/pkg/convert"
 )
 
 const batchLong = `Convert the images of a plan: a YAML file that names images, repositories or whole registries,
@@ -76,7 +81,8 @@ func newBatch() *cobra.Command {
 		Args:    atMostOne("PLAN"),
 	}
 	f := cmd.Flags()
-	f.BoolVar(&dry, "dry-run", false, "print what would be converted, and do nothing")
+	f.BoolVar(&dry, "dry-run", false,
+		"print what would become of each image (convert, convert again, unchanged, skipped), and do nothing")
 	f.BoolVar(&force, "force", false, "convert again what is there already")
 	f.StringVar(&resume, "resume", "",
 		"go on with a batch that was interrupted, the newest by default; with a PLAN for its credentials")
@@ -136,11 +142,7 @@ func newBatch() *cobra.Command {
 			return jobs, err
 		}
 		if dry {
-			jobs, err := find(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return printJobs(cmd.OutOrStdout(), jobs)
+			return foresee(cmd, &own, options, from.url != "", o.Parallel, find)
 		}
 		r := batchRun{
 			from: from, own: options, work: o, json: jsonFile, detach: detach, defaultKey: own.key.name == "",
@@ -166,14 +168,72 @@ func newBatch() *cobra.Command {
 	return cmd
 }
 
-func printJobs(w io.Writer, jobs []queue.Job) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, j := range jobs {
-		if j.Problem != "" {
-			fmt.Fprintf(t, "%s\tno image: %s\n", printable(j.Source), printable(j.Problem))
-			continue
-		}
-		fmt.Fprintf(t, "%s\t%s\n", j.Source, j.Target)
+// foresee prints what a batch would do, which is known by whose key signs: workers elsewhere have their own.
+func foresee(
+	cmd *cobra.Command, own *ownFlags, o convert.Options, elsewhere bool, parallel int,
+	find func(context.Context) ([]queue.Job, error),
+) error {
+	ctx := cmd.Context()
+	jobs, err := find(ctx)
+	if err != nil {
+		return err
 	}
-	return t.Flush()
+	var forecasts []batch.Forecast
+	signer, err := own.key.open(ctx)
+	switch {
+	case elsewhere, own.key.name == "" && errors.Is(err, fs.ErrNotExist):
+		logrus.Warn("what is unchanged is not known without the key that signs")
+		for _, j := range jobs {
+			forecasts = append(forecasts, batch.Forecast{Job: j})
+		}
+	case err != nil:
+		return err
+	default:
+		defer signer.Close()
+		if err := pinRuntimes(ctx, jobs, o.Image); err != nil {
+			return err
+		}
+		w := newBatchWorker(o, signer, batch.Files{All: true}, true, own.key.name == "")
+		forecasts = w.Foresee(ctx, jobs, parallel)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return printForecasts(cmd.OutOrStdout(), forecasts)
+}
+
+// printForecasts prints a line for each image. The error is that of the batch.
+func printForecasts(w io.Writer, forecasts []batch.Forecast) error {
+	failed := &batchError{}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, f := range forecasts {
+		if f.Job.Problem != "" {
+			f.Status, f.Err, f.Transient = queue.Failed, errors.New(f.Job.Problem), f.Job.Passing
+		}
+		says := ""
+		switch {
+		case f.Status == queue.Failed && f.Transient:
+			failed.passing++
+			says = "fails, but may pass: " + f.Err.Error()
+		case f.Status == queue.Failed:
+			failed.lasting++
+			says = "fails: " + f.Err.Error()
+		case f.Status == queue.Skipped:
+			says = "skipped: " + f.Err.Error()
+		case f.Status == queue.Unchanged:
+			says = "unchanged"
+		case f.Replaces:
+			says = "convert again"
+		case f.Status == queue.Converted:
+			says = "convert"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", printable(f.Job.Source), printable(f.Job.Target), printable(says))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if *failed != (batchError{}) {
+		return failed
+	}
+	return nil
 }

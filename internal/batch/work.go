@@ -113,6 +113,19 @@ func (q working) slot(ctx, stop context.Context, w *Worker, o WorkOptions, from 
 	}
 }
 
+// mayPass reports whether what an attempt failed of may pass.
+func mayPass(err error) bool {
+	return image.Transient(err) || image.Unreachable(err) || errors.Is(err, image.ErrMoved)
+}
+
+// failure is what becomes of a job that failed for good: what was found in a list, and nobody could convert, is skipped.
+func failure(j queue.Job, err error) queue.Status {
+	if j.Found && !j.Passing && Unsuitable(err) {
+		return queue.Skipped
+	}
+	return queue.Failed
+}
+
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -236,18 +249,13 @@ func (q working) handle(ctx context.Context, w *Worker, o WorkOptions, from *sou
 		return
 	}
 	logrus.Debugf("%s: %v", r.Job.Source, err)
-	r.Error, r.Transient = err.Error(), !worked &&
-		(image.Transient(err) || image.Unreachable(err) || errors.Is(err, image.ErrMoved)) ||
-		r.Job.Passing
+	r.Error, r.Transient = err.Error(), !worked && mayPass(err) || r.Job.Passing
 	if !r.Transient || r.Job.Passing || r.Attempts >= o.Attempts {
 		if r.Moving && errors.Is(wanted(ctx), errSuperseded) {
 			q.supersede(ctx, r, revision, msg, o)
 			return
 		}
-		r.Status = queue.Failed
-		if r.Job.Found && !r.Job.Passing && Unsuitable(err) {
-			r.Status = queue.Skipped
-		}
+		r.Status = failure(r.Job, err)
 		q.finish(ctx, r, revision, msg)
 		return
 	}

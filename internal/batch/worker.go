@@ -100,12 +100,20 @@ func (w *Worker) Convert(ctx context.Context, j queue.Job) (*Outcome, error) {
 	return w.convert(ctx, j, &meter{}, always, always)
 }
 
-// convert is Convert that asks before it signs whether the image is still wanted, and before it moves the tag whether
-// it may.
-func (w *Worker) convert(
-	ctx context.Context, j queue.Job, m *meter, wanted, moving func(context.Context) error,
-) (_ *Outcome, err error) {
-	defer bug.Catch(&err)
+// attempt is a job that is about to be done, with what is known of it before the image is read.
+type attempt struct {
+	convert.Options
+	signer sgx.Signer // nil: the image is not signed
+	out    Outcome    // with Identity and MRSigner, and whole if there is nothing to do
+	key    string     // of what is remembered of the job
+	before string     // digest of what the target has; empty: nothing, or it cannot be read
+	done   bool       // the target has what is remembered
+}
+
+// begin finds out what a job is about, and whether its target has what this worker remembers to have made.
+func (w *Worker) begin(
+	ctx context.Context, j queue.Job, m *meter, moving func(context.Context) error,
+) (*attempt, error) {
 	if j.Problem != "" {
 		return nil, fmt.Errorf("%w: %s", errNothing, j.Problem)
 	}
@@ -130,78 +138,93 @@ func (w *Worker) convert(
 	if o.Target.Same(o.Source) {
 		return nil, fmt.Errorf("%w: %s", ErrSource, o.Target)
 	}
-	signer, mrsigner := w.Signer, sgx.Measurement{}
-	if j.Unsigned {
-		signer = nil
-	} else {
-		if signer == nil {
+	a := &attempt{Options: o, out: Outcome{Status: queue.Unchanged}}
+	if !j.Unsigned {
+		if a.signer = w.Signer; a.signer == nil {
 			return nil, fmt.Errorf("%w: this worker has none, and the image is to be signed", sgx.ErrNoKey)
 		}
 		if j.ReplaceSigner && w.DefaultKey {
 			return nil, ErrDefaultKey
 		}
-		key, err := signer.Public(ctx)
+		key, err := a.signer.Public(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("reading the signing key: %w", err)
 		}
-		mrsigner = sgx.MRSigner(key)
+		a.out.MRSigner = sgx.MRSigner(key)
 	}
 	runtime := w.runtime(runtimeKey{j.Runtime, j.Insecure})
-	o.Backend = &onceLoaded{o.Backend, runtime}
+	a.Backend = &onceLoaded{o.Backend, runtime}
 	over := m.Waiting(queue.RegistryOf(j.Runtime.Source)) // another job may be loading it
-	bundle, err := o.Backend.Load(ctx, o.Runtime)
+	bundle, err := a.Backend.Load(ctx, o.Runtime)
 	over()
 	if err != nil {
 		return nil, err
 	}
-	o.Backend = &loaded{o.Backend, bundle} // what the identity says is what is used, however long it takes
-	if o.Found, err = store.Find(ctx, o.Source, o.Image); err != nil {
+	a.Backend = &loaded{a.Backend, bundle} // what the identity says is what is used, however long it takes
+	if a.Found, err = store.Find(ctx, o.Source, o.Image); err != nil {
 		return nil, err
 	}
-	out := &Outcome{Status: queue.Unchanged, MRSigner: mrsigner}
-	if out.Identity, err = o.Identity(o.Found.Digest, bundle.Layer.Digest, mrsigner); err != nil {
+	if a.out.Identity, err = a.Identity(a.Found.Digest, bundle.Layer.Digest, a.out.MRSigner); err != nil {
 		return nil, err
 	}
-	key := w.outputKey(out.Identity, j, bundle.Pinned)
-	before := ""
-	if o.Target.Transport == image.Registry { // elsewhere it is cheaper to do than to find out
-		// there is none, or it cannot be read: writing shows what is wrong
-		before, _ = registry.At(ctx, *o.Target, o.Image)
-		if known := w.remembered(key); !j.Force && known != nil && known.Digest == before && w.stated(ctx, o, before) {
-			out.Digest, out.MREnclave, out.Findings = known.Digest, known.MREnclave, known.Findings
-			out.Ref = o.Target.Name.Context().Name() + "@" + known.Digest
-			return out, nil
-		}
+	a.key = w.outputKey(a.out.Identity, j, bundle.Pinned)
+	if a.Target.Transport != image.Registry {
+		return a, nil // it is cheaper to do than to find out
 	}
-	p, err := convert.Prepare(ctx, o)
+	// there is none, or it cannot be read: writing shows what is wrong
+	a.before, _ = registry.At(ctx, *a.Target, a.Image)
+	known := w.remembered(a.key)
+	if !j.Force && known != nil && known.Digest == a.before && w.stated(ctx, a.Options, a.before) {
+		a.done = true
+		a.out.Digest, a.out.MREnclave, a.out.Findings = known.Digest, known.MREnclave, known.Findings
+		a.out.Ref = a.Target.Name.Context().Name() + "@" + known.Digest
+	}
+	return a, nil
+}
+
+// convert is Convert that asks before it signs whether the image is still wanted, and before it moves the tag whether
+// it may.
+func (w *Worker) convert(
+	ctx context.Context, j queue.Job, m *meter, wanted, moving func(context.Context) error,
+) (_ *Outcome, err error) {
+	defer bug.Catch(&err)
+	a, err := w.begin(ctx, j, m, moving)
+	if err != nil {
+		return nil, err
+	}
+	out := &a.out
+	if a.done {
+		return out, nil
+	}
+	p, err := convert.Prepare(ctx, a.Options)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
-	if p.Recipe.Identity(mrsigner) != out.Identity {
-		return nil, notTheImage{fmt.Errorf("%w: %s", image.ErrMoved, o.Source)}
+	if p.Recipe.Identity(out.MRSigner) != out.Identity {
+		return nil, notTheImage{fmt.Errorf("%w: %s", image.ErrMoved, a.Source)}
 	}
 	if j.Unsigned && !j.Force {
-		signed := w.signedSince(ctx, p, o, *out)
-		if signed != nil && signed.Digest == before && w.stated(ctx, o, before) {
+		signed := w.signedSince(ctx, p, a.Options, *out)
+		if signed != nil && signed.Digest == a.before && w.stated(ctx, a.Options, a.before) {
 			return signed, nil // not remembered: another one may sign it tomorrow
 		}
 	}
-	if err := w.mayReplace(ctx, j, o); err != nil {
+	if err := w.mayReplace(ctx, j, a.Options); err != nil {
 		return nil, notTheImage{err}
 	}
 	if err := wanted(ctx); err != nil {
 		return nil, notTheImage{err}
 	}
-	r, err := p.SignAndFinish(ctx, signer)
+	r, err := p.SignAndFinish(ctx, a.signer)
 	if err != nil {
 		return nil, notTheImage{err}
 	}
 	out.Ref, out.Digest, out.MREnclave, out.Findings = r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
-	if j.Force || out.Digest != before {
+	if j.Force || out.Digest != a.before {
 		out.Status = queue.Converted
 	}
-	w.remember(key, out)
+	w.remember(a.key, out)
 	return out, nil
 }
 
