@@ -61,6 +61,7 @@ func newConvert() *cobra.Command {
 		gate                       convert.Gate
 		unsigned, rollback, dry    bool
 		another                    bool // signer
+		referrers                  bool
 		work                       workFlags
 	)
 	cmd := &cobra.Command{
@@ -91,6 +92,8 @@ func newConvert() *cobra.Command {
 	files.add(f)
 	layers.add(f)
 	evidence.add(f)
+	f.BoolVar(&referrers, "copy-referrers", false,
+		"copy signatures, SBOMs and attestations of the source to the target's repository; they speak of the source")
 	access.add(f)
 	f.Var(&access.srcCreds, "src-creds",
 		"user of the source's registry; set the variable CCONVERT_SRC_CREDS rather than "+
@@ -129,6 +132,9 @@ func newConvert() *cobra.Command {
 				if c.Target.Same(target) {
 					return usagef("%s and %s would both become %s", c.Source, source, target)
 				}
+			}
+			if err := checkReferrers(referrers, source, target); err != nil {
+				return err
 			}
 			conversions, named = append(conversions, convert.Options{Source: source, Target: &target}),
 				append(named, name)
@@ -189,6 +195,7 @@ func newConvert() *cobra.Command {
 			return err
 		}
 		o.Target, o.AllowRollback, o.ReplaceSigner = conversions[0].Target, rollback, another
+		o.CopyReferrers = referrers
 		if len(images) > 1 {
 			jobs := problems
 			for i, c := range conversions {
@@ -332,6 +339,14 @@ func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, inse
 		suffix = ""
 	}
 	return source.Target(suffix, repo, insecure)
+}
+
+// checkReferrers reports whether there is a place for what refers to a source, if it is to be copied.
+func checkReferrers(copied bool, source, target image.Reference) error {
+	if copied && (source.Transport != image.Registry || target.Transport != image.Registry) {
+		return usagef("--copy-referrers: %s and %s must both be in registries", source, target)
+	}
+	return nil
 }
 
 // checkTarget refuses targets that cannot be what was meant.

@@ -38,7 +38,7 @@ var flagGroups = []group{
 		"secrets", "secret", "agent",
 	}},
 	{"The library OS", []string{"runtime", "runtime-libs", "lock"}},
-	{"Evidence", []string{"attest", "attest-key"}},
+	{"Evidence", []string{"attest", "attest-key", "copy-referrers"}},
 	{"What is expected", []string{
 		"policy", "source", "signer-key", "mrsigner", "mrenclave", "prod-id", "min-svn", "attest-verify-key", "by",
 		"known-runtimes", "runtime-digest", "layout", "secrets-from", "agent-digest", "any-signer", "any-runtime",

@@ -37,7 +37,7 @@ type jobFlags struct {
 	gate                       convert.Gate
 	rollback, unsigned, attest bool
 	another                    bool // signer
-	toc                        bool
+	toc, referrers             bool
 }
 
 func (j *jobFlags) add(f *pflag.FlagSet) {
@@ -48,6 +48,7 @@ func (j *jobFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&j.unsigned, "unsigned", false, "")
 	f.BoolVar(&j.attest, "attest", true, "")
 	f.BoolVar(&j.toc, "trust-toc", false, "")
+	f.BoolVar(&j.referrers, "copy-referrers", false, "")
 }
 
 // planJob makes the job for an image of a plan.
@@ -82,7 +83,7 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (queue.Jo
 	if err != nil {
 		return queue.Job{}, &plan.Error{File: file, Line: img.Line, Err: err}
 	}
-	o.AllowRollback, o.ReplaceSigner, o.TrustTOC = j.rollback, j.another, j.toc
+	o.AllowRollback, o.ReplaceSigner, o.TrustTOC, o.CopyReferrers = j.rollback, j.another, j.toc, j.referrers
 	if j.attest {
 		o.Evidence = &convert.Evidence{Required: asked}
 	}
@@ -127,6 +128,9 @@ func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, er
 	}
 	o.Target = &target
 	if err := checkTarget(o.Source, target); err != nil {
+		return o, err
+	}
+	if err := checkReferrers(j.referrers, o.Source, target); err != nil {
 		return o, err
 	}
 	if err := j.start.choose(&o); err != nil {

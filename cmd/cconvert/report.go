@@ -18,6 +18,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -55,6 +56,10 @@ func report(to io.Writer, r *convert.Result) {
 		line("MRSIGNER", "%s", r.MRSigner)
 		line("", "who signed: the hash of your public key")
 	}
+	if len(r.Referrers) > 0 {
+		line("copied", "%s", referrersText(r.Referrers))
+		line("", "they speak of the source, and of nothing that was added to it")
+	}
 	line("took", "%.1f s", r.Timings["total"])
 	line("stored as", "%s", r.Target)
 	if !r.HostArgs {
@@ -70,6 +75,30 @@ func namedProgram(file string, argv []string) string {
 		return file
 	}
 	return argv[0] + " (" + file + ")"
+}
+
+// referrersText counts what was copied because it refers to the source.
+func referrersText(list []registry.Carried) string {
+	kept, counts := 0, map[string]int{}
+	for _, c := range list {
+		if c.Kept {
+			kept++
+			continue
+		}
+		kind := c.Kind
+		if c.Tag != "" {
+			kind = path.Ext(c.Tag)
+		}
+		counts[kind]++
+	}
+	var texts []string
+	for _, kind := range slices.Sorted(maps.Keys(counts)) {
+		texts = append(texts, fmt.Sprintf("%d %s", counts[kind], printable(kind)))
+	}
+	if kept > 0 {
+		texts = append(texts, fmt.Sprintf("not %d tags of cosign, of which the target has others", kept))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // layersText says from where it is known what is in the layers.

@@ -199,6 +199,9 @@ func pushSamples(t testing.TB, reg *fixture.Registry) {
 	require.NoError(t, err)
 	reg.Push(t, "enclave:unknown", fixture.Image(t, config, app,
 		fixture.Layer(t, fixture.Program("opt/enclave", fixture.ELF("")+string(structure)))))
+	reg.Push(t, "attached:1", fixture.Image(t, v1.Config{Entrypoint: []string{"/app"}}, app))
+	reg.Push(t, "attached:"+strings.ReplaceAll(reg.Digest(t, "attached:1"), ":", "-")+".sig",
+		fixture.Image(t, v1.Config{}, fixture.Layer(t, fixture.File("signature", ""))))
 	reg.Push(t, "noentry:1", fixture.Image(t, v1.Config{}, app))
 	reg.Push(t, "broken:1", fixture.Image(t, config, fixture.Layer(t, fixture.File("../app", "x"))))
 	reg.Push(t, "big:1",

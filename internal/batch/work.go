@@ -118,7 +118,7 @@ func mayPass(err error) bool {
 	return image.Transient(err) || image.Unreachable(err) || errors.Is(err, image.ErrMoved)
 }
 
-// failure is what becomes of a job that failed for good: what was found in a list, and nobody could convert, is skipped.
+// failure is what becomes of a job that failed for good: what was found in a list and nobody could convert is skipped.
 func failure(j queue.Job, err error) queue.Status {
 	if j.Found && !j.Passing && Unsuitable(err) {
 		return queue.Skipped

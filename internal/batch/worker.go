@@ -182,6 +182,20 @@ func (w *Worker) begin(
 	return a, nil
 }
 
+// copyReferrers copies what refers to the source of a result that is there already: it can be more than it was then.
+func (a *attempt) copyReferrers(ctx context.Context) error {
+	if !a.CopyReferrers {
+		return nil
+	}
+	img, err := a.Found.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	_, err = registry.CopyReferrers(ctx, img, a.Target.Name.Context(), a.Launch.Encrypt.Paths == nil, a.Image)
+	return err
+}
+
 // convert is Convert that asks before it signs whether the image is still wanted, and before it moves the tag whether
 // it may.
 func (w *Worker) convert(
@@ -194,7 +208,7 @@ func (w *Worker) convert(
 	}
 	out := &a.out
 	if a.done {
-		return out, nil
+		return out, a.copyReferrers(ctx)
 	}
 	p, err := convert.Prepare(ctx, a.Options)
 	if err != nil {
@@ -207,7 +221,7 @@ func (w *Worker) convert(
 	if j.Unsigned && !j.Force {
 		signed := w.signedSince(ctx, p, a.Options, *out)
 		if signed != nil && signed.Digest == a.before && w.stated(ctx, a.Options, a.before) {
-			return signed, nil // not remembered: another one may sign it tomorrow
+			return signed, a.copyReferrers(ctx) // not remembered: another one may sign it tomorrow
 		}
 	}
 	if err := w.mayReplace(ctx, j, a.Options); err != nil {

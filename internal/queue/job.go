@@ -35,6 +35,7 @@ type Job struct {
 	AllowRollback bool `json:"allow_rollback,omitempty"`
 	ReplaceSigner bool `json:"replace_signer,omitempty"`
 	TrustTOC      bool `json:"trust_toc,omitempty"`
+	CopyReferrers bool `json:"copy_referrers,omitempty"`
 	// StrictNames follows no redirect of a manifest to another repository, whatever host it is on.
 	StrictNames bool `json:"strict_names,omitempty"`
 	// Found says that the source was found in a repository or registry: one that is converted already is left out.
@@ -80,7 +81,7 @@ func NewJob(o convert.Options, insecure bool) Job {
 		Source: o.Source.String(), Target: o.Target.String(), Insecure: insecure,
 		Runtime: Runtime{o.Backend.Kind(), r.Source, r.Libs, r.Digest, r.Layer},
 		Options: o.Recorded(), Overlay: o.Overlay, AllowRollback: o.AllowRollback, ReplaceSigner: o.ReplaceSigner,
-		TrustTOC:   o.TrustTOC,
+		TrustTOC: o.TrustTOC, CopyReferrers: o.CopyReferrers,
 		NoEvidence: o.Evidence == nil, NeedsEvidence: o.Evidence != nil && o.Evidence.Required,
 	}
 }
@@ -130,6 +131,7 @@ func (j Job) Conversion(own convert.Options, backends []libos.Backend) (o conver
 		}
 	}
 	o.AllowRollback, o.ReplaceSigner, o.TrustTOC, o.Accept = j.AllowRollback, j.ReplaceSigner, j.TrustTOC, j.Gate.Pass
+	o.CopyReferrers = j.CopyReferrers
 	switch {
 	case j.NoEvidence:
 		o.Evidence = nil

@@ -5,7 +5,6 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/cconvert/cconvert/pkg/finding"
@@ -24,6 +23,9 @@ type StoreOptions struct {
 	// AllowRollback lets it replace an image with a higher security version number, ReplaceSigner one that another key
 	// has signed.
 	AllowRollback, ReplaceSigner bool
+	// CopyReferrers copies to the target's repository what refers to the source of a conversion; both are in
+	// registries.
+	CopyReferrers bool
 }
 
 // Finish completes the image with a signature over ToBeSigned by the key, and stores it. Without a key the image is
@@ -75,8 +77,24 @@ func Finish(
 	if err != nil {
 		return nil, err
 	}
+	r := p.told(signed, out, to, findings)
+	if o.CopyReferrers {
+		p.observer.Stage("copying what refers to the source")
+		if r.Referrers, err = p.copyReferrers(ctx, to, o.Image); err != nil {
+			return nil, fmt.Errorf("the image is stored as %s, but what refers to its source is not: %w", r.Output.Ref, err)
+		}
+	}
 	p.watch.lap("write")
-	return p.told(signed, out, to, findings), nil
+	r.Timings = p.watch.all()
+	return r, nil
+}
+
+// copyReferrers copies what refers to the source, and the source's manifest, so that the copies refer to something. The
+// target has its layers, unless files in them are encrypted.
+func (p *Prepared) copyReferrers(ctx context.Context, to image.Reference, o registry.Options) (
+	[]registry.Carried, error,
+) {
+	return registry.CopyReferrers(ctx, p.base, to.Name.Context(), p.Recipe.Options.Encrypt == nil, o)
 }
 
 // Complete puts the image together with a signature over ToBeSigned by the key, without storing it. Without a key it
@@ -126,9 +144,6 @@ func (p *Prepared) told(
 	r.Output.AddedBytes = out.Added
 	r.MREnclave, r.MRSigner, r.ISVProdID, r.ISVSVN = s.MREnclave, s.MRSigner(), s.ISVProdID, s.ISVSVN
 	r.DebugEnclave, r.Findings = s.Debug(), append([]finding.Finding{}, findings...)
-	r.Timings = maps.Clone(p.watch.steps)
-	for _, seconds := range p.watch.steps {
-		r.Timings["total"] += seconds
-	}
+	r.Timings = p.watch.all()
 	return &r
 }

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"time"
 
 	"github.com/cconvert/cconvert/pkg/cache"
 	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/indexrepo"
 	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/libos"
@@ -165,6 +167,8 @@ type Result struct {
 	Target string `json:"target"`
 	// HostArgs says that the host chooses the arguments.
 	HostArgs bool `json:"insecure_args"`
+	// Referrers were copied to the target's repository. They speak of the source, not of the result.
+	Referrers []registry.Carried `json:"referrers,omitempty"`
 }
 
 // Encrypted is what there is of encrypted files.
@@ -198,6 +202,15 @@ type stopwatch struct {
 }
 
 func startWatch() *stopwatch { return &stopwatch{time.Now(), map[string]float64{}} }
+
+// all returns the steps and their sum.
+func (w *stopwatch) all() map[string]float64 {
+	all := maps.Clone(w.steps)
+	for _, seconds := range w.steps {
+		all["total"] += seconds
+	}
+	return all
+}
 
 func (w *stopwatch) lap(step string) {
 	now := time.Now()

@@ -80,12 +80,8 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 			if err := s.upload(gctx, p.Manifest.Layers[0].Digest, p.Blob, nil); err != nil {
 				return err
 			}
-			said, err := s.putManifestFor(gctx, p.Digest.String(), p.Manifest.MediaType, p.Raw)
-			if err != nil && refusal(err) { // some registries take manifests by tag alone
-				said, err = s.putManifestFor(gctx, fallbackTag(p.Digest.String())+".artifact", p.Manifest.MediaType,
-					p.Raw)
-			}
-			known[i] = err == nil && said.subject != ""
+			var err error
+			known[i], err = s.putReferrer(gctx, p)
 			return err
 		})
 	}
@@ -98,6 +94,16 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 	return s.shared.alone(ctx, s.repo.Name()+"@"+subject.Digest.String(), func() error {
 		return s.list(ctx, subject, missing)
 	})
+}
+
+// putReferrer stores the manifest of an artifact, and reports whether the registry lists by itself what it refers to.
+func (s *session) putReferrer(ctx context.Context, p *document.PackedArtifact) (listed bool, err error) {
+	digest := p.Digest.String()
+	said, err := s.putManifestFor(ctx, digest, p.Manifest.MediaType, p.Raw)
+	if err != nil && refusal(err) { // some registries take manifests by tag alone
+		said, err = s.putManifestFor(ctx, fallbackTag(digest)+".artifact", p.Manifest.MediaType, p.Raw)
+	}
+	return err == nil && said.subject != "", err
 }
 
 // maxListings is how often a list is written again because somebody else wrote it at the same time.
