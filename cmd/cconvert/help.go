@@ -69,7 +69,7 @@ var flagGroups = []group{
 // commandGroups are the headings under which help lists commands, in this order; others follow.
 var commandGroups = []group{
 	{"Convert", []string{"analyze", "convert", "batch", "worker", "serve", "manifest", "runtime", "cache"}},
-	{"Look and check", []string{"inspect", "verify", "diff", "rebuild", "quote", "measure", "reference"}},
+	{"Look and check", []string{"inspect", "verify", "diff", "rebuild", "quote", "measure", "reference", "sbom"}},
 	{"Sign", []string{"sign", "attest", "keygen", "key"}},
 	{"Run", []string{"deploy", "release", "files", "rekey"}},
 }

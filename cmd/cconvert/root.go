@@ -79,8 +79,8 @@ func newRoot() *cobra.Command {
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(convert, newBatch(), newWorker(), newServe(), newAnalyze(), newMeasure(), newInspect(), newVerify(),
-		newDiff(), newRebuild(), newReference(), newManifest(), newDeploy(), newAttest(), newRuntime(), newCache(),
-		newSign(), newRekey(), newKeygen(), newKey(), newFiles(), newQuote(), newRelease(), newVersion())
+		newDiff(), newRebuild(), newReference(), newSBOM(), newManifest(), newDeploy(), newAttest(), newRuntime(),
+		newCache(), newSign(), newRekey(), newKeygen(), newKey(), newFiles(), newQuote(), newRelease(), newVersion())
 	for _, more := range extra {
 		root.AddCommand(more())
 	}

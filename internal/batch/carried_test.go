@@ -29,8 +29,8 @@ func TestCopyReferrersOfUnchanged(t *testing.T) {
 	}
 	attach := func(text string) {
 		t.Helper()
-		require.NoError(t, registry.Attach(ctx, open(j.Source),
-			[]image.Artifact{{Type: "application/sbom", MediaType: "text/plain", Blob: []byte(text)}}, registry.Options{}))
+		a := image.Artifact{Type: "application/sbom", MediaType: "text/plain", Blob: []byte(text)}
+		require.NoError(t, registry.Attach(ctx, open(j.Source), []image.Artifact{a}, registry.Options{}))
 	}
 	copied := func() (texts []string) {
 		t.Helper()

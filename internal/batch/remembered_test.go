@@ -53,7 +53,7 @@ func TestUnchangedWithoutStatements(t *testing.T) {
 	require.Zero(t, statements())
 	_, err = b.worker.Convert(ctx, j)
 	require.NoError(t, err)
-	assert.Equal(t, 2, statements())
+	assert.Equal(t, 4, statements())
 }
 
 // An image that is remembered without a key's statements is not what a run with that key wants.

@@ -671,11 +671,11 @@ func TestStatementsThatWereRemoved(t *testing.T) {
 		}
 		return len(found)
 	}
-	require.Equal(t, 2, statements())
+	require.Equal(t, 4, statements())
 	require.Equal(t, 0, statements())
 	_, err = b.worker.Convert(ctx, j)
 	require.NoError(t, err)
-	assert.Equal(t, 2, statements())
+	assert.Equal(t, 4, statements())
 }
 
 // An earlier request whose manifest is on its way to the registry does not take the place of what is there already and

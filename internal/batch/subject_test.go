@@ -110,7 +110,7 @@ func TestSubjectOfTheSource(t *testing.T) {
 	assert.Equal(t, out.Digest, now.Digest)
 	found, err := registry.Referrers(ctx, now, attest.InTotoMediaType)
 	assert.NoError(t, err, "the evidence of the victim's result can be read")
-	assert.Len(t, found, 2)
+	assert.Len(t, found, 4)
 	again, err := b.worker.Convert(ctx, victim)
 	require.NoError(t, err)
 	assert.Equal(t, queue.Unchanged, again.Status)

@@ -13,6 +13,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
+	"github.com/cconvert/cconvert/pkg/sbom"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -31,6 +32,8 @@ type Conversion struct {
 	// base is the image on which new layers go, and below the new ones that come before the enclave's.
 	base  *image.Image
 	below []image.NewLayer
+	// listed describes the layers below, for a bill.
+	listed func(context.Context) ([]sbom.Layer, error)
 	// config returns the configuration but for the labels. The caller may change it.
 	config func() (map[string]json.RawMessage, error)
 }
@@ -124,11 +127,13 @@ func seal(
 		below = append(below, begins.Layer)
 	}
 	below = append(below, parts.Layers...)
+	listed := listLayers(bundle, begins, parts.Layers)
 	return &sealed{
 		Conversion: Conversion{
 			Recipe: made, Manifest: parts.Manifest, Simulated: parts.Simulated, settings: parts.Settings,
 			unsigned: parts.SigStruct, files: slices.Concat(parts.Files, files),
 			base: source, below: below,
+			listed: func(context.Context) ([]sbom.Layer, error) { return listed, nil },
 			config: func() (map[string]json.RawMessage, error) {
 				return begin.Config(source.Config, len(below)+1)
 			},

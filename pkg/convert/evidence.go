@@ -3,11 +3,13 @@ package convert
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/sbom"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -81,25 +83,27 @@ func (p *Prepared) asStated(ctx context.Context, identity *attest.Identity, by *
 	return nil
 }
 
-// about returns the evidence for an output: what it is, how it was made, and reference values. Those are left out for
-// one that is not signed yet.
+// about returns the evidence for an output: what it is; unless nobody has looked at what it was made from, how it was
+// made and what it has more than its source; and reference values, unless it is not signed yet.
 func (e *Evidence) about(
-	ctx context.Context, identity attest.Identity, out *image.Output, name string,
+	ctx context.Context, identity attest.Identity, bill func() (sbom.Bill, error), out *image.Output, name string,
 ) ([]image.Artifact, error) {
-	runtime := attest.NewResource(identity.Runtime.Kind, identity.Runtime.Digest)
+	said := []predicate{{attest.IdentityType, identity}}
+	if identity.Runtime.Digest != "" && len(identity.Source.Digest) > 0 {
+		runtime := attest.NewResource(identity.Runtime.Kind, identity.Runtime.Digest)
+		said = append(said, predicate{
+			attest.ProvenanceType, attest.NewProvenance(identity.Source, runtime, identity.Options, e.Version),
+		})
+		bills, err := billPredicates(bill)
+		if err != nil {
+			return nil, fmt.Errorf("listing what was added: %w", err)
+		}
+		said = append(said, bills...)
+	}
 	subject := attest.NewResource(name, out.Digest)
 	var artifacts []image.Artifact
-	for _, said := range []struct {
-		kind      string
-		predicate any
-	}{
-		{attest.IdentityType, identity},
-		{attest.ProvenanceType, attest.NewProvenance(identity.Source, runtime, identity.Options, e.Version)},
-	} {
-		if said.kind == attest.ProvenanceType && (identity.Runtime.Digest == "" || len(identity.Source.Digest) == 0) {
-			continue // nobody has looked at what it was made from
-		}
-		statement, err := attest.NewStatement(subject, said.kind, said.predicate)
+	for _, p := range said {
+		statement, err := attest.NewStatement(subject, p.kind, p.value)
 		if err != nil {
 			return nil, err
 		}
@@ -118,4 +122,27 @@ func (e *Evidence) about(
 		return nil, err
 	}
 	return append(artifacts, attest.PackCoRIM(corim)), nil
+}
+
+// predicate is what is stated, with its type.
+type predicate struct {
+	kind  string
+	value any
+}
+
+// billPredicates are a bill in each of its formats.
+func billPredicates(bill func() (sbom.Bill, error)) ([]predicate, error) {
+	b, err := bill()
+	if err != nil {
+		return nil, err
+	}
+	spdx, err := b.SPDX()
+	if err != nil {
+		return nil, err
+	}
+	cyclonedx, err := b.CycloneDX()
+	if err != nil {
+		return nil, err
+	}
+	return []predicate{{sbom.SPDXType, json.RawMessage(spdx)}, {sbom.CycloneDXType, json.RawMessage(cyclonedx)}}, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/sbom"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -50,7 +51,9 @@ func Finish(
 		if err != nil {
 			return nil, err
 		}
-		if out.Evidence, err = o.Evidence.about(ctx, identity, out, to.Name.Context().Name()); err != nil {
+		name := to.Name.Context().Name()
+		bill := func() (sbom.Bill, error) { return p.bill(ctx, signed, out, name) }
+		if out.Evidence, err = o.Evidence.about(ctx, identity, bill, out, name); err != nil {
 			return nil, err
 		}
 		out.EvidenceOptional = !o.Evidence.Required
@@ -81,7 +84,7 @@ func Finish(
 	if o.CopyReferrers {
 		p.observer.Stage("copying what refers to the source")
 		if r.Referrers, err = p.copyReferrers(ctx, to, o.Image); err != nil {
-			return nil, fmt.Errorf("the image is stored as %s, but what refers to its source is not: %w", r.Output.Ref, err)
+			return nil, fmt.Errorf("%s is stored, but not what refers to its source: %w", r.Output.Ref, err)
 		}
 	}
 	p.watch.lap("write")

@@ -12,6 +12,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/recipe"
+	"github.com/cconvert/cconvert/pkg/sbom"
 )
 
 // ErrNotOurs says that this program did not make an image.
@@ -50,6 +51,9 @@ func OpenEnclave(ctx context.Context, img *image.Image, backends []libos.Backend
 		return nil, e.LayoutError
 	}
 	c.Manifest, c.Simulated, c.settings = e.Manifest, e.Simulated, e.Settings
+	c.listed = func(ctx context.Context) ([]sbom.Layer, error) {
+		return readAdded(ctx, c.base, c.Recipe, c.Recipe.Added(backends[i])-1)
+	}
 	c.unsigned = e.SigStruct(now.MREnclave, now.Date)
 	if !bytes.Equal(now.ToBeSigned(), c.unsigned.ToBeSigned()) || now.Date.String() != c.Recipe.Date {
 		return nil, errors.New("the signature structure says something else than the manifest and the recipe: " +

@@ -3,6 +3,7 @@ package libos
 import (
 	"bytes"
 	"crypto/sha256"
+	"debug/buildinfo"
 	debugelf "debug/elf"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -32,6 +34,8 @@ const (
 type Agent struct {
 	Layer  image.NewLayer
 	SHA256 [sha256.Size]byte // of the program
+	// Build is what the Go linker has recorded of the program's modules; the zero value if it has recorded nothing.
+	Build debug.BuildInfo
 }
 
 const agentLevel = 8 // the highest takes three times as long, for half a per cent
@@ -44,6 +48,9 @@ func NewAgent(program []byte) (*Agent, error) {
 		return nil, fmt.Errorf("packing the agent: %w", err)
 	}
 	a := &Agent{SHA256: sha256.Sum256(program)}
+	if build, err := buildinfo.Read(bytes.NewReader(program)); err == nil {
+		a.Build = *build
+	}
 	a.Layer, err = image.CompressLayer(agentLevel, archive.Bytes())
 	return a, err
 }

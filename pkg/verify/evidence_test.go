@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"io"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -29,6 +30,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/sbom"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -70,14 +72,14 @@ func TestEvidence(t *testing.T) {
 			}
 			img := open(t, reg.Host+"/dst:1")
 			artifacts := referrers(t, img)
-			require.Len(t, artifacts, 3, "%s, API %v", kind, api)
+			require.Len(t, artifacts, 5, "%s, API %v", kind, api)
 			d, err := name.NewDigest(reg.Host + "/dst@" + img.Digest)
 			require.NoError(t, err)
 			index, err := remote.Referrers(d)
 			require.NoError(t, err)
 			m, err := index.IndexManifest()
 			require.NoError(t, err)
-			assert.Len(t, m.Manifests, 3)
+			assert.Len(t, m.Manifests, 5)
 
 			var public *attest.PublicKey
 			if key != nil {
@@ -106,7 +108,7 @@ func TestEvidenceOfASimulation(t *testing.T) {
 	o.Evidence = &convert.Evidence{}
 	run(t, o, signer(t), reg.Host+"/dst:1")
 	artifacts := referrers(t, open(t, reg.Host+"/dst:1"))
-	require.Len(t, artifacts, 2)
+	require.Len(t, artifacts, 4)
 	for _, f := range attest.Read(context.Background(), artifacts, nil) {
 		require.NotNil(t, f.Statement)
 		if f.Statement.PredicateType == attest.IdentityType {
@@ -160,15 +162,19 @@ func TestContradictions(t *testing.T) {
 	img := open(t, reg.Host+"/dst:1")
 	artifacts := referrers(t, img)
 	var identity, provenance *attest.Statement
+	bills := map[string]*attest.Statement{}
 	for _, f := range attest.Read(context.Background(), artifacts, nil) {
 		switch {
 		case f.Statement == nil:
 		case f.Statement.PredicateType == attest.IdentityType:
 			identity = f.Statement
-		default:
+		case f.Statement.PredicateType == attest.ProvenanceType:
 			provenance = f.Statement
+		default:
+			bills[f.Statement.PredicateType] = f.Statement
 		}
 	}
+	require.Len(t, bills, 2)
 	verified := func(a image.Artifact) verify.Check {
 		r, err := verify.Verify(context.Background(), img, nil, verify.Expectations{AllowSimulated: true,
 			AnySigner: true}, attest.Read(context.Background(), []image.Artifact{a}, &key.PublicKey), inspect.Options{})
@@ -206,6 +212,28 @@ func TestContradictions(t *testing.T) {
 		p := *provenance
 		p.Predicate = json.RawMessage(strings.ReplaceAll(string(p.Predicate), old, with))
 		assert.Equal(t, verify.Failed, verified(pack(p)).Status, old)
+	}
+	for _, kind := range []string{sbom.SPDXType, sbom.CycloneDXType} {
+		bill := *bills[kind]
+		assert.Equal(t, verify.OK, verified(pack(bill)).Status)
+		sum := regexp.MustCompile(`/cconvert/app/recipe.json"[^}]*?"(?:content|checksumValue)":"`)
+		version := regexp.MustCompile(`("name":"sim"[^}]*?"version(?:Info)?":")`)
+		text := string(bill.Predicate)
+		at := sum.FindStringIndex(text)
+		require.NotNil(t, at, text)
+		for what, changed := range map[string]string{
+			"another digest":  text[:at[1]] + "00" + text[at[1]+2:],
+			"another file":    strings.ReplaceAll(text, "/cconvert/app/recipe.json", "/cconvert/app/other.json"),
+			"another version": version.ReplaceAllString(text, "${1}1"),
+			"another runtime": strings.ReplaceAll(text, `"name":"sim"`, `"name":"gramine"`),
+			"not JSON":        `{"creationInfo":1,"metadata":1}`,
+		} {
+			require.NotEqual(t, text, changed, what)
+			bill.Predicate = json.RawMessage(changed)
+			assert.Equal(t, verify.Failed, verified(pack(bill)).Status, "%s: %s", kind, what)
+		}
+		bill.Predicate = json.RawMessage(strings.ReplaceAll(text, "cconvert\"", "other\""))
+		assert.Equal(t, verify.OK, verified(pack(bill)).Status, "another program's bill is about what it has seen")
 	}
 	about := *identity
 	about.Subject = []attest.Resource{attest.NewResource("x", "sha256:"+strings.Repeat("0", 64))}

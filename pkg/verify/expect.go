@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/protectedfs"
+	"github.com/cconvert/cconvert/pkg/sbom"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
@@ -389,6 +390,8 @@ func (v *verification) contradictions(f attest.Found) []string {
 				problems = append(problems, "it states another format epoch")
 			}
 		}
+	case sbom.SPDXType, sbom.CycloneDXType:
+		problems = append(problems, v.billProblems(f.Statement)...)
 	case attest.ProvenanceType:
 		var said attest.Provenance
 		if err := json.Unmarshal(f.Statement.Predicate, &said); err != nil {

@@ -43,9 +43,9 @@ type Carried struct {
 }
 
 // CopyReferrers copies to another repository what refers to an image in a registry, to its index if it was found by
-// one, and to what was copied: the OCI referrers, and what cosign keeps under tags. They stay to the byte what they are,
-// so that signatures stay valid, and speak of the image that they were made for. With image that one is copied too,
-// without a tag; its layers must be there. A tag that has something else is left alone.
+// one, and to what was copied: the OCI referrers, and what cosign keeps under tags. They stay what they are, to the
+// byte, so that signatures stay valid, and speak of the image that they were made for. If withImage is set, the image's
+// manifest is copied too, without a tag; its layers must be there. A tag that has something else is left alone.
 func CopyReferrers(ctx context.Context, img *image.Image, to name.Repository, withImage bool, o Options) (
 	[]Carried, error,
 ) {

@@ -204,7 +204,8 @@ func TestCopyReferrersBounds(t *testing.T) {
 		case strings.HasPrefix(r.URL.Path, "/v2/src/referrers/"):
 			w.Header().Set("Content-Type", string(types.OCIImageIndex))
 			_, _ = w.Write([]byte(`{"schemaVersion":2,"mediaType":"` + string(types.OCIImageIndex) + `","manifests":[` +
-				`{"mediaType":"` + string(types.OCIManifestSchema1) + `","size":1,"digest":"` + image.DigestOf(raw) + `"}]}`))
+				`{"mediaType":"` + string(types.OCIManifestSchema1) + `","size":1,"digest":"` +
+				image.DigestOf(raw) + `"}]}`))
 		case r.URL.Path == at:
 			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
 			_, _ = w.Write(raw)
