@@ -55,7 +55,7 @@ func TestEvidenceForOthers(t *testing.T) {
 		return m
 	}
 	index := raw(repo + ":" + strings.ReplaceAll(digest, ":", "-"))
-	require.Len(t, index.Manifests, 3)
+	require.Len(t, index.Manifests, 5)
 	kinds := map[string]int{}
 	for _, d := range index.Manifests {
 		m := raw(repo + "@" + d.Digest)
@@ -73,7 +73,7 @@ func TestEvidenceForOthers(t *testing.T) {
 		}
 		checkEnvelope(t, dir, public, blob)
 	}
-	assert.Equal(t, map[string]int{"application/vnd.in-toto+json": 2, "application/rim+cbor": 1}, kinds)
+	assert.Equal(t, map[string]int{"application/vnd.in-toto+json": 4, "application/rim+cbor": 1}, kinds)
 
 	testPage(t, cconvert(t, source, "--runtime", "sim", "--to", registry+"/app:simulated"))
 }

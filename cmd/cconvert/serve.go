@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -20,13 +19,12 @@ import (
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/internal/service"
-	"github.com/cconvert/cconvert/pkg/attest"
 )
 
 const serveLong = `Convert images because somebody asks over HTTP: Harbor and the Distribution registry by their
 notifications, others by a request. The entries of a plan are the rules: an image is converted
 only if one of them covers it and, unless the entry says "allowUnsigned: true", only if it has a
-signature of cosign by one of the entry's keys. docs/batch.md describes it.
+signature of cosign by one of the entry's keys or identities. docs/batch.md describes it.
 
 Whoever asks must know the secret, or show a certificate. With --nats the work is done by "cconvert
 worker"; otherwise by this process, which then needs the signing key.`
@@ -75,8 +73,11 @@ func newServe() *cobra.Command {
 			return err
 		}
 		options.Image.Keychain, p.Insecure = keychain, own.access.insecure
-		o := service.Options{Plan: p, Image: options.Image, Keys: map[*plan.Entry][]*attest.PublicKey{}}
-		if err := readRules(file, p, own.access.insecure, o.Keys); err != nil {
+		o := service.Options{Plan: p, Image: options.Image}
+		if o.Trust, err = service.ReadTrust(file, p); err != nil {
+			return err
+		}
+		if _, err := planDigest(file, p, own.access.insecure); err != nil {
 			return err
 		}
 		config, err := door.tls()
@@ -162,41 +163,6 @@ func newServe() *cobra.Command {
 		return nil
 	}
 	return cmd
-}
-
-// readRules checks what a service needs of a plan, and reads the keys that its entries name.
-func readRules(file string, p *plan.Plan, insecure bool, keys map[*plan.Entry][]*attest.PublicKey) error {
-	for i := range p.Convert {
-		e := &p.Convert[i]
-		mistake := func(format string, args ...any) error {
-			return &plan.Error{File: file, Line: e.Line, Err: fmt.Errorf(format, args...)}
-		}
-		if e.AllowUnsigned == (len(e.Keys) > 0) {
-			return mistake("a rule has keys, by one of which an image must be signed, or says allowUnsigned: true")
-		}
-		if e.Tags.Newest > 0 || e.Tags.UpdatedSince != (plan.Since{}) {
-			return mistake("newest and updated-since are about many images, and say nothing of one that is asked for")
-		}
-		for _, k := range e.Keys {
-			if !filepath.IsAbs(k) {
-				k = filepath.Join(filepath.Dir(file), k)
-			}
-			text, err := os.ReadFile(k)
-			if err != nil {
-				return mistake("%w", err)
-			}
-			key, err := attest.ParsePublicKey(text)
-			if err != nil {
-				return mistake("%s: %w", k, err)
-			}
-			keys[e] = append(keys[e], key)
-		}
-	}
-	if err := p.CheckRules(file); err != nil {
-		return err
-	}
-	_, err := planDigest(file, p, insecure)
-	return err
 }
 
 // tls is how the service proves who it is, and who its clients are; nil if it does not.

@@ -37,6 +37,8 @@ type Plan struct {
 	Creds    []Credential      `yaml:"creds"`
 	Limits   map[string]Limits `yaml:"limits"` // by registry
 	Convert  []Entry           `yaml:"convert"`
+	// TrustedRoot is a file that says which authorities and logs of Sigstore vouch for the identities of entries.
+	TrustedRoot string `yaml:"trustedRoot"`
 
 	// Insecure lets registries be spoken to over HTTP.
 	Insecure bool `yaml:"-"`
@@ -83,6 +85,13 @@ type Limits struct {
 	AtOnce int `yaml:"requests-at-once" json:"requests_at_once,omitempty"`
 }
 
+// Identity is one that a signer has logged in with, see package cosign.
+type Identity struct {
+	Issuer         string `yaml:"issuer"`
+	Subject        string `yaml:"subject"`
+	SubjectPattern string `yaml:"subjectPattern"`
+}
+
 // Entry names images: one, those of a repository, or those of a registry.
 type Entry struct {
 	Image        string  `yaml:"image"`
@@ -92,10 +101,11 @@ type Entry struct {
 	Tags         Tags    `yaml:"tags"`         // of each repository
 	Target       string  `yaml:"target"`
 	Options      Options `yaml:"options"`
-	// AllowUnsigned and Keys are rules of a service: whose signature, made by cosign, an image must have to be
-	// converted because somebody asked. Keys are files with public keys.
-	AllowUnsigned bool     `yaml:"allowUnsigned"`
-	Keys          []string `yaml:"keys"`
+	// AllowUnsigned, Keys and Identities are rules of a service: whose signature, made by cosign, an image must have to
+	// be converted because somebody asked. Keys are files with public keys.
+	AllowUnsigned bool       `yaml:"allowUnsigned"`
+	Keys          []string   `yaml:"keys"`
+	Identities    []Identity `yaml:"identities"`
 
 	// Line of the plan in which it begins.
 	Line int `yaml:"-"`

@@ -57,6 +57,16 @@ func TestRival(t *testing.T) {
 				"- {repository: b.example/app, keys: [k], target: 'x.example/app:{{.Tag}}'}",
 			"a.example/app:7", "",
 		},
+		"the same identities": {
+			"- {repository: a.example/app, identities: [{issuer: i, subject: s}], target: 'x.example/app:{{.Tag}}'}\n" +
+				"- {repository: b.example/app, identities: [{issuer: i, subject: s}], target: 'x.example/app:{{.Tag}}'}",
+			"a.example/app:7", "",
+		},
+		"other identities": {
+			"- {repository: a.example/app, identities: [{issuer: i, subject: s}], target: 'x.example/app:{{.Tag}}'}\n" +
+				"- {repository: b.example/app, identities: [{issuer: i, subject: t}], target: 'x.example/app:{{.Tag}}'}",
+			"a.example/app:7", "b.example/app:7",
+		},
 		"a rule that only the rest falls under": {
 			"- {repository: a.example/app, keys: [k]}\n- {registry: a.example, keys: [l]}", "a.example/app:7", "",
 		},

@@ -38,7 +38,7 @@ func (p *Plan) Rule(ref name.Reference) (*Entry, Image, error) {
 func (p *Plan) CheckRules(file string) error {
 	for i := range p.Convert {
 		e := &p.Convert[i]
-		differs := func(o Entry) bool { return o.AllowUnsigned != e.AllowUnsigned || !slices.Equal(o.Keys, e.Keys) }
+		differs := func(o Entry) bool { return o.AllowUnsigned != e.AllowUnsigned || !sameSigners(&o, e) }
 		if _, plain := e.parts(); !plain && slices.ContainsFunc(p.Convert, differs) {
 			return &Error{
 				file, e.Line, errors.New("beside entries that want other signatures, a target has {{.Registry}}, " +
@@ -49,6 +49,11 @@ func (p *Plan) CheckRules(file string) error {
 	return nil
 }
 
+// sameSigners reports whether two rules name the same signers.
+func sameSigners(a, b *Entry) bool {
+	return slices.Equal(a.Keys, b.Keys) && slices.Equal(a.Identities, b.Identities)
+}
+
 // Rival returns an image that falls under another rule, and would become the same target, or nil. A field
 // that the target does not tell, such as a repository that is not in the template, is taken for one that the rule
 // allows. Line is that of the other rule. Rules that want the same signatures are no rivals, nor one that wants none:
@@ -56,7 +61,7 @@ func (p *Plan) CheckRules(file string) error {
 func (p *Plan) Rival(rule *Entry, target name.Reference) (other name.Reference, line int) {
 	for i := range p.Convert {
 		e := &p.Convert[i]
-		if e == rule || e.AllowUnsigned || !rule.AllowUnsigned && slices.Equal(e.Keys, rule.Keys) {
+		if e == rule || e.AllowUnsigned || !rule.AllowUnsigned && sameSigners(e, rule) {
 			continue
 		}
 		if ref := p.sourceOf(e, target); ref != nil {

@@ -31,7 +31,7 @@ convert:
 		runtime, err := image.ParseReference(host+"/out/gramine:stable", true)
 		require.NoError(t, err)
 		rules.Reserve(runtime, "the runtime of images")
-		o.Keys[&rules.Convert[0]] = o.Keys[&o.Plan.Convert[1]]
+		o.Trust[&rules.Convert[0]] = o.Trust[&o.Plan.Convert[1]]
 		o.Plan = rules
 	})
 	p.push("out/gramine:stable", "the runtime")

@@ -21,9 +21,9 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/time/rate"
 
+	"github.com/cconvert/cconvert/internal/cosign"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
-	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 )
@@ -39,8 +39,8 @@ type Queue interface {
 // Options say what a service does.
 type Options struct {
 	Plan *plan.Plan
-	// Keys are the public keys that an entry of the plan names.
-	Keys map[*plan.Entry][]*attest.PublicKey
+	// Trust says whose signatures count for an entry of the plan, see ReadTrust.
+	Trust map[*plan.Entry]cosign.Trust
 	// Job makes the job for an image of the plan.
 	Job   func(plan.Image) (queue.Job, error)
 	Queue Queue
@@ -336,8 +336,8 @@ func (s *Service) askOnce(
 	}
 	pinned := ref.Context().Digest(digest)
 	if !rule.AllowUnsigned {
-		switch err := signed(ctx, pinned, s.o.Keys[rule], s.o.Image); {
-		case errors.Is(err, ErrUnsigned):
+		switch err := cosign.Signed(ctx, pinned, s.o.Trust[rule], s.o.Image); {
+		case errors.Is(err, cosign.ErrUnsigned):
 			return nil, refuse(http.StatusForbidden, "%s: %w", ref, err)
 		case err != nil:
 			return nil, refuse(codeOf(err), "%w", err)

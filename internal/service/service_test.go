@@ -43,6 +43,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/cosign"
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
@@ -105,15 +106,17 @@ convert:
 	require.NoError(t, err)
 	o := service.Options{
 		Plan: rules, Image: registry.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond},
-		Secret: secret, Keys: map[*plan.Entry][]*attest.PublicKey{},
+		Secret: secret, Trust: map[*plan.Entry]cosign.Trust{},
 	}
+	var trust cosign.Trust
 	for _, k := range p.keys {
 		der, err := x509.MarshalPKIXPublicKey(k.Public())
 		require.NoError(t, err)
 		public, err := attest.ParsePublicKey(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 		require.NoError(t, err)
-		o.Keys[&rules.Convert[1]] = append(o.Keys[&rules.Convert[1]], public)
+		trust.Keys = append(trust.Keys, public)
 	}
+	o.Trust[&rules.Convert[1]] = trust
 	o.Job = func(img plan.Image) (queue.Job, error) {
 		source, err := image.ParseReference(img.Source, true)
 		if err != nil {

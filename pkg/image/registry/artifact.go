@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/cconvert/cconvert/pkg/image"
@@ -93,9 +92,6 @@ func (as *Artifacts) Pull(
 		return nil, err
 	}
 	a, err := s.artifact(ctx, as.repo.Tag(tag), []string{kind}, limit, accept)
-	if errors.Is(err, errOtherType) {
-		err = fmt.Errorf("%w: %w", image.ErrUnsupported, err)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("fetching %s:%s: %w", as, tag, err)
 	}

@@ -242,31 +242,71 @@ func Referrers(ctx context.Context, img *image.Image, kinds ...string) ([]image.
 	if s == nil {
 		return nil, nil
 	}
-	index, err := s.referrers(ctx, img.Digest)
+	list, err := s.listReferrers(ctx, img.Digest, kinds)
 	if err != nil {
-		return nil, fmt.Errorf("listing what refers to %s: %w", img.Ref, err)
+		return nil, err
+	}
+	if list.Len() > maxReferrers {
+		return nil, fmt.Errorf("more than %d artifacts refer to %s", maxReferrers, img.Ref)
 	}
 	var found []image.Artifact
-	fetched := 0
-	for _, r := range index.Manifests {
-		// Some registries list the configuration's type in the place of the artifact's, or none.
-		told := r.ArtifactType != "" && r.ArtifactType != document.EmptyConfigType
-		if told && !slices.Contains(kinds, r.ArtifactType) {
-			continue
-		}
-		if fetched++; fetched > maxReferrers {
-			return nil, fmt.Errorf("more than %d artifacts refer to %s", maxReferrers, img.Ref)
-		}
-		a, err := s.artifact(ctx, s.repo.Digest(r.Digest.String()), kinds, maxReferrerBlob, nil)
+	for i := range list.Len() {
+		a, err := list.Fetch(ctx, i, maxReferrerBlob)
 		if errors.Is(err, errOtherType) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("fetching %s, which refers to %s: %w", r.Digest, img.Ref, err)
+			return nil, err
 		}
 		found = append(found, *a)
 	}
 	return found, nil
+}
+
+// ReferrerList lists artifacts that refer to a manifest, and may be of certain types.
+type ReferrerList struct {
+	s       *session
+	of      string
+	digests []string
+	kinds   []string
+}
+
+// ListReferrers lists the artifacts that refer to a manifest and may be of one of the types.
+func ListReferrers(ctx context.Context, of name.Digest, o Options, kinds ...string) (*ReferrerList, error) {
+	s, err := connect(ctx, of.Context(), []string{of.Context().Scope(transport.PullScope)}, o, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.listReferrers(ctx, of.DigestStr(), kinds)
+}
+
+func (s *session) listReferrers(ctx context.Context, digest string, kinds []string) (*ReferrerList, error) {
+	index, err := s.referrers(ctx, digest)
+	if err != nil {
+		return nil, fmt.Errorf("listing what refers to %s: %w", s.repo.Digest(digest), err)
+	}
+	list := &ReferrerList{s: s, of: digest, kinds: kinds}
+	for _, r := range index.Manifests {
+		// Some registries list the configuration's type in the place of the artifact's, or none.
+		told := r.ArtifactType != "" && r.ArtifactType != document.EmptyConfigType
+		if !told || slices.Contains(kinds, r.ArtifactType) {
+			list.digests = append(list.digests, r.Digest.String())
+		}
+	}
+	return list, nil
+}
+
+// Len is how many there are.
+func (l *ReferrerList) Len() int { return len(l.digests) }
+
+// Fetch fetches one of the artifacts, whose blob may have so many bytes. The error is ErrUnsupported if it is of another
+// type, or is not an artifact with one blob.
+func (l *ReferrerList) Fetch(ctx context.Context, i int, limit int64) (*image.Artifact, error) {
+	a, err := l.s.artifact(ctx, l.s.repo.Digest(l.digests[i]), l.kinds, limit, nil)
+	if err != nil {
+		return nil, fmt.Errorf("fetching %s, which refers to %s: %w", l.digests[i], l.of, err)
+	}
+	return a, nil
 }
 
 // Attach stores artifacts that refer to an image in a registry, unless they are attached already.
@@ -299,7 +339,7 @@ func isStatus(err error, codes ...int) bool {
 }
 
 // errOtherType says that an artifact is of another type than those that are asked for.
-var errOtherType = errors.New("another type")
+var errOtherType = fmt.Errorf("%w: another type", image.ErrUnsupported)
 
 // artifact fetches an artifact of one of the types, whose blob may have so many bytes. Accept is as that of Pull; nil:
 // all are accepted.

@@ -1,11 +1,10 @@
-package service
+package cosign
 
 import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 	"sync/atomic"
 
@@ -31,11 +30,11 @@ const (
 	signaturesAtOnce = 8
 )
 
-// ErrUnsigned says that an image has no signature by any of the keys.
-var ErrUnsigned = errors.New("the image has no signature by one of the rule's keys")
-
-// signed looks for a signature of an image by one of the keys; the error is ErrUnsigned if there is none.
-func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o registry.Options) error {
+// signedByTag looks for a signature under cosign's tag by one of the keys; the error is ErrUnsigned if there is none.
+func signedByTag(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o registry.Options) error {
+	if len(keys) == 0 {
+		return ErrUnsigned // what is under the tag does not say by which identity
+	}
 	digest := of.DigestStr()
 	tag := of.Context().Tag(strings.ReplaceAll(digest, ":", "-") + ".sig")
 	m, err := registry.OpenManifest(ctx, tag, o)
@@ -43,7 +42,7 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o reg
 		return ErrUnsigned
 	}
 	if err != nil {
-		return fmt.Errorf("reading the signatures of %s: %w", of, err)
+		return reading(of, err)
 	}
 	var good, another atomic.Bool
 	g, ctx := errgroup.WithContext(ctx)
@@ -59,7 +58,7 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o reg
 				another.Store(true)
 			}
 			if err != nil && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrDigest) {
-				return fmt.Errorf("reading the signatures of %s: %w", of, err)
+				return reading(of, err)
 			}
 			for _, k := range keys { // a blob that is not there, or not what its digest says, leaves the others
 				if err == nil && k.Verify(ctx, payload, signature) == nil && about(payload, digest) {
@@ -75,7 +74,7 @@ func signed(ctx context.Context, of name.Digest, keys []*attest.PublicKey, o reg
 	case good.Load():
 		return nil
 	case err == nil && another.Load(): // a proxy has answered with a page of its own
-		return fmt.Errorf("reading the signatures of %s: %w", of, image.ErrNoDocument)
+		return reading(of, image.ErrNoDocument)
 	case err == nil:
 		return ErrUnsigned
 	}
