@@ -74,17 +74,22 @@ func TestReferencePolicies(t *testing.T) {
 	assert.ErrorContains(t, parsers(dir, "policies"), "an older version")
 }
 
-// What is in deploy/ is taken by the parsers of Kubernetes, KEDA, Tekton, GitHub and systemd; and these look closely.
+// What is in deploy/ is taken by the parsers of Kubernetes, Helm, KEDA, Tekton, GitHub and systemd; and these look
+// closely. The pods of the Helm chart are those of the plain manifests.
 func TestDeployFiles(t *testing.T) {
 	require.NoError(t, parsers(filepath.Join(project, "deploy")))
 	for file, change := range map[string][2]string{
-		"kubernetes/worker.yaml":     {"terminationGracePeriodSeconds:", "terminationGraceSeconds:"},
-		"kubernetes/nats.yaml":       {"serviceName:", "servicename_:"},
-		"kubernetes/autoscaler.yaml": {"maxReplicas: 20", "maxReplicas: many"},
-		"kubernetes/keda.yaml":       {"minReplicaCount:", "minReplicas:"},
-		"tekton/task.yaml":           {"$(params.IMAGE)", "$(params.NOBODY)"},
-		"github/action.yml":          {"    required: true", "    requird: true"},
-		"github/example.yml":         {"image: registry", "picture: registry"},
+		"kubernetes/worker.yaml":                  {"terminationGracePeriodSeconds:", "terminationGraceSeconds:"},
+		"kubernetes/nats.yaml":                    {"serviceName:", "servicename_:"},
+		"kubernetes/autoscaler.yaml":              {"maxReplicas: 20", "maxReplicas: many"},
+		"helm/cconvert/templates/worker.yaml":     {"terminationGracePeriodSeconds: 330", "gracePeriodSeconds: 330"},
+		"helm/cconvert/templates/service.yaml":    {"readOnly: true}", "readOnly: false}"},
+		"helm/cconvert/templates/autoscaler.yaml": {"consumer: lane-{{ . }}", "consumer: lane"},
+		"helm/cconvert/values.schema.json":        {`"additionalProperties": false`, `"additionalProperties": true`},
+		"kubernetes/keda.yaml":                    {"minReplicaCount:", "minReplicas:"},
+		"tekton/task.yaml":                        {"$(params.IMAGE)", "$(params.NOBODY)"},
+		"github/action.yml":                       {"    required: true", "    requird: true"},
+		"github/example.yml":                      {"image: registry", "picture: registry"},
 	} {
 		dir := t.TempDir()
 		command(t, "cp", "-r", filepath.Join(project, "deploy"), dir)
@@ -96,6 +101,20 @@ func TestDeployFiles(t *testing.T) {
 		require.NoError(t, os.WriteFile(p, []byte(changed), 0o600))
 		assert.Error(t, parsers(filepath.Join(dir, "deploy")), "%s with %s", file, change[1])
 	}
+	// The values that the documents show are taken.
+	dir := t.TempDir()
+	command(t, "cp", "-r", filepath.Join(project, "deploy"), dir)
+	shown := regexp.MustCompile(`(?s)\n    # values\.yaml\n(.*?)\n\n`).FindStringSubmatch(read(t, "docs/cluster.md"))
+	require.NotNil(t, shown)
+	var values strings.Builder
+	for line := range strings.Lines(shown[1]) {
+		values.WriteString(strings.TrimPrefix(line, "    "))
+	}
+	file := filepath.Join(dir, "deploy", "values.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(values.String()), 0o600))
+	require.NoError(t, parsers(filepath.Join(dir, "deploy"), "values"))
+	require.NoError(t, os.WriteFile(file, []byte(values.String()+"\nnothing: true\n"), 0o600))
+	require.Error(t, parsers(filepath.Join(dir, "deploy"), "values"))
 	// KEDA adds what waits in all lanes.
 	keda := read(t, "deploy/kubernetes/keda.yaml")
 	var lanes []string

@@ -1,5 +1,5 @@
 // Command parsers reads the files of deploy/ by the parsers of what they are for, and ends with an error where one of
-// them would not be taken; or policies in Rego, which it evaluates. It is a module of its own: cconvert needs none of this.
+// them would not be taken; or policies in Rego, which it evaluates; or values of the Helm chart, which it renders. It is a module of its own: cconvert needs none of this.
 package main
 
 import (
@@ -27,8 +27,8 @@ import (
 
 func main() {
 	read := run
-	if len(os.Args) > 2 && os.Args[2] == "policies" {
-		read = policies
+	if len(os.Args) > 2 {
+		read = map[string]func(string) error{"policies": policies, "values": values}[os.Args[2]]
 	}
 	if err := read(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "parsers:", err)
@@ -46,6 +46,9 @@ func run(dir string) error {
 		if err := objects(file); err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
+	}
+	if err := chart(filepath.Join(dir, "helm", "cconvert"), filepath.Join(dir, "kubernetes")); err != nil {
+		return fmt.Errorf("the Helm chart: %w", err)
 	}
 	return workflow(filepath.Join(dir, "github"))
 }
@@ -71,41 +74,53 @@ func objects(file string) error {
 	if err != nil {
 		return err
 	}
+	_, err = parse(text)
+	return err
+}
+
+// parse reads the objects of a file, by their kinds and names.
+func parse(text []byte) (map[string]any, error) {
+	found := map[string]any{}
 	for r := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text))); ; {
 		doc, err := r.Read()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return found, nil
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if err := object(doc); err != nil {
-			return err
+		name, o, err := object(doc)
+		if err != nil {
+			return nil, err
 		}
+		found[name] = o
 	}
 }
 
-func object(text []byte) error {
-	var t metav1.TypeMeta
+func object(text []byte) (name string, o any, err error) {
+	var t struct {
+		metav1.TypeMeta
+		Metadata metav1.ObjectMeta
+	}
 	if err := sigsyaml.Unmarshal(text, &t); err != nil {
-		return err
+		return "", nil, err
 	}
 	kind := t.APIVersion + "/" + t.Kind
 	make, ok := kinds[kind]
 	if !ok {
-		return fmt.Errorf("there is no %s", kind)
+		return "", nil, fmt.Errorf("there is no %s", kind)
 	}
-	o := make()
+	o = make()
 	if err := sigsyaml.UnmarshalStrict(text, o); err != nil {
-		return fmt.Errorf("%s: %w", kind, err)
+		return "", nil, fmt.Errorf("%s: %w", kind, err)
 	}
 	if task, ok := o.(*tektonv1.Task); ok {
 		task.SetDefaults(context.Background())
 		if err := task.Validate(context.Background()); err != nil {
-			return fmt.Errorf("%s: %w", kind, err)
+			return "", nil, fmt.Errorf("%s: %w", kind, err)
 		}
 	}
-	return nil
+	return t.Kind + "/" + t.Metadata.Name, o, nil
 }
 
 // workflow reads the action by way of a workflow that uses it, in a repository as GitHub has them.

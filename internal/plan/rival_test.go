@@ -59,12 +59,14 @@ func TestRival(t *testing.T) {
 		},
 		"the same identities": {
 			"- {repository: a.example/app, identities: [{issuer: i, subject: s}], target: 'x.example/app:{{.Tag}}'}\n" +
-				"- {repository: b.example/app, identities: [{issuer: i, subject: s}], target: 'x.example/app:{{.Tag}}'}",
+				"- {repository: b.example/app, identities: [{issuer: i, subject: s}], target: " +
+				"'x.example/app:{{.Tag}}'}",
 			"a.example/app:7", "",
 		},
 		"other identities": {
 			"- {repository: a.example/app, identities: [{issuer: i, subject: s}], target: 'x.example/app:{{.Tag}}'}\n" +
-				"- {repository: b.example/app, identities: [{issuer: i, subject: t}], target: 'x.example/app:{{.Tag}}'}",
+				"- {repository: b.example/app, identities: [{issuer: i, subject: t}], target: " +
+				"'x.example/app:{{.Tag}}'}",
 			"a.example/app:7", "b.example/app:7",
 		},
 		"a rule that only the rest falls under": {

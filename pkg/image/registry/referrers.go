@@ -299,8 +299,8 @@ func (s *session) listReferrers(ctx context.Context, digest string, kinds []stri
 // Len is how many there are.
 func (l *ReferrerList) Len() int { return len(l.digests) }
 
-// Fetch fetches one of the artifacts, whose blob may have so many bytes. The error is ErrUnsupported if it is of another
-// type, or is not an artifact with one blob.
+// Fetch fetches one of the artifacts, whose blob may have so many bytes. The error is ErrUnsupported if it is of
+// another type, or is not an artifact with one blob.
 func (l *ReferrerList) Fetch(ctx context.Context, i int, limit int64) (*image.Artifact, error) {
 	a, err := l.s.artifact(ctx, l.s.repo.Digest(l.digests[i]), l.kinds, limit, nil)
 	if err != nil {
