@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -142,6 +143,10 @@ func rewrite(cmd *cobra.Command, file string, find deploy.Finder, o deploy.Optio
 		return printDeployment(cmd, nil, fmt.Errorf("%s: %w", file, err))
 	}
 	for _, n := range notes {
+		if logsJSON() {
+			logrus.Warn(n.String())
+			continue
+		}
 		fmt.Fprintln(cmd.ErrOrStderr(), printable(n.String()))
 	}
 	return printDeployment(cmd, after, nil)

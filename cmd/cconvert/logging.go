@@ -16,6 +16,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
+	"github.com/cconvert/cconvert/pkg/verify"
 )
 
 // logFlags say what is logged, and how.
@@ -135,6 +136,34 @@ func tellFindings(w io.Writer, list []finding.Finding) {
 		}
 		logrus.WithFields(logrus.Fields{"code": f.Code, "path": f.Path, "remedy": f.Remedy}).Log(level, f.Message)
 	}
+}
+
+// tellChecks reports what was checked of an image that is to be signed.
+func tellChecks(w io.Writer, checks ...verify.Check) {
+	if !logsJSON() {
+		printChecks(w, &verify.Report{Checks: checks})
+		return
+	}
+	for _, c := range checks {
+		level := logrus.InfoLevel
+		if c.Status == verify.Failed {
+			level = logrus.ErrorLevel
+		}
+		logrus.WithFields(logrus.Fields{"check": c.Name, "status": c.Status, "problems": c.Problems}).Log(level, c.Detail)
+	}
+}
+
+// tellEnclave reports what is about to be signed.
+func tellEnclave(w io.Writer, r *verify.Report, of string) error {
+	if !logsJSON() {
+		return printEnclave(w, r, of)
+	}
+	s := r.SigStruct
+	logrus.WithFields(logrus.Fields{
+		"image": of, "source": r.Recipe.Source, "runtime": r.Recipe.Runtime.Digest, "mr_enclave": s.MREnclave.String(),
+		"isv_prod_id": s.ISVProdID, "isv_svn": s.ISVSVN, "debug_enclave": s.Debug(), "weaknesses": r.Weaknesses,
+	}).Info("to be signed")
+	return nil
 }
 
 // loggedRequests logs each request, and each of its repetitions.

@@ -32,12 +32,11 @@ func main() {
 	switch {
 	case err == nil:
 	case errors.As(err, &mistake):
-		fmt.Fprintf(os.Stderr, "cconvert: %v\nhint: please report it, with the command and these lines\n%s", err,
-			mistake.Stack)
+		fail(err.Error(), "please report it, with the command and these lines:\n"+string(mistake.Stack))
 	case errors.As(err, &interrupted):
-		fmt.Fprintln(os.Stderr, "cconvert:", err)
+		fail(err.Error(), "")
 	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "cconvert: interrupted: no tag was moved and nothing is half stored")
+		fail("interrupted: no tag was moved and nothing is half stored", "")
 	default:
 		fail(harmless(err.Error()), hintFor(err))
 	}

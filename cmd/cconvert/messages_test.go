@@ -40,6 +40,7 @@ func TestMessages(t *testing.T) {
 		var said []string // without progress
 		for line := range strings.Lines(stderr.String()) {
 			if !strings.HasPrefix(line, "time=") {
+				assert.Empty(t, messageProblem(strings.TrimSpace(line)), line)
 				said = append(said, strings.TrimSpace(line))
 			}
 		}

@@ -222,6 +222,24 @@ func exitcode(ts *testscript.TestScript, _ bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("exit code %d, not %s", code, args[0])
 	}
+	for line := range strings.Lines(ts.ReadFile("stderr")) {
+		if problem := messageProblem(strings.TrimSpace(line)); problem != "" {
+			ts.Fatalf("%s: %s", problem, line)
+		}
+	}
+}
+
+// messageProblem reports what no message to people has: a colon that nothing follows, or what Go prints for a
+// value that is missing.
+func messageProblem(line string) string {
+	message := strings.HasPrefix(line, "cconvert:") || strings.HasPrefix(line, "hint:") // others can be headings
+	switch {
+	case message && strings.HasSuffix(line, ":"), strings.Contains(line, ": :"), strings.Contains(line, ":,"):
+		return "a dangling colon"
+	case strings.Contains(line, "<nil>"), strings.Contains(line, "%!"):
+		return "a value that is missing"
+	}
+	return ""
 }
 
 // lines checks how many lines a file has: lines N FILE.

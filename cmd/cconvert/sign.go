@@ -118,13 +118,13 @@ func (b *beforeFlags) open(
 		return nil, nil, fmt.Errorf("%s: %w", img.Ref, err)
 	}
 	if !r.Trusted {
-		printChecks(cmd.ErrOrStderr(), r)
+		tellChecks(cmd.ErrOrStderr(), r.Checks...)
 		return nil, nil, fmt.Errorf("%s is %w, and nothing was signed: %s", img.Ref, errRefused,
 			strings.Join(r.Unmet(), ", "))
 	}
 	for _, c := range r.Checks { // what is accepted is seen by whoever signs
 		if c.Status == verify.Skipped && len(c.Problems) > 0 {
-			printChecks(cmd.ErrOrStderr(), &verify.Report{Checks: []verify.Check{c}})
+			tellChecks(cmd.ErrOrStderr(), c)
 		}
 	}
 	if b.signedBy != "" && r.MRSigner != signedBy {
@@ -239,7 +239,7 @@ func (s *signFlags) run(
 	if err != nil {
 		return err
 	}
-	if err := printEnclave(cmd.ErrOrStderr(), r, source.String()+" ("+img.Digest+")"); err != nil {
+	if err := tellEnclave(cmd.ErrOrStderr(), r, source.String()+" ("+img.Digest+")"); err != nil {
 		return err
 	}
 	key, signature, err := sign(e)

@@ -27,8 +27,8 @@ func ReadTrust(file string, p *plan.Plan) (map[*plan.Entry]cosign.Trust, error) 
 	for i := range p.Convert {
 		e := &p.Convert[i]
 		if e.Tags.Newest > 0 || e.Tags.UpdatedSince != (plan.Since{}) {
-			return nil, mistake(e.Line, errors.New("newest and updated-since are about many images, and say nothing of "+
-				"one that is asked for"))
+			return nil, mistake(e.Line, errors.New("newest and updated-since are about many images, and say nothing "+
+				"of one that is asked for"))
 		}
 		t, err := entryTrust(file, e)
 		if err == nil && len(t.Identities) > 0 && shared.Root == nil {

@@ -214,8 +214,10 @@ func Parse(name string, text []byte) (*Profile, error) {
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
 	if err := d.Decode(p); err != nil {
 		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
-			return nil, fmt.Errorf("%s: %w: it has keys that do not exist:\n%s", name, ErrProfile, strict.String())
+		if errors.As(err, &strict) && len(strict.Errors) > 0 {
+			line, _ := strict.Errors[0].Position()
+			return nil, fmt.Errorf("%s:%d: %w: the key %s is not known", name, line, ErrProfile,
+				strings.Join(strict.Errors[0].Key(), "."))
 		}
 		return nil, fmt.Errorf("%s: %w: %w", name, ErrProfile, err)
 	}
