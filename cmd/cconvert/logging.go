@@ -149,7 +149,9 @@ func tellChecks(w io.Writer, checks ...verify.Check) {
 		if c.Status == verify.Failed {
 			level = logrus.ErrorLevel
 		}
-		logrus.WithFields(logrus.Fields{"check": c.Name, "status": c.Status, "problems": c.Problems}).Log(level, c.Detail)
+		logrus.WithFields(logrus.Fields{
+			"check": c.Name, "status": c.Status, "problems": c.Problems,
+		}).Log(level, c.Detail)
 	}
 }
 

@@ -32,7 +32,7 @@ func main() {
 	switch {
 	case err == nil:
 	case errors.As(err, &mistake):
-		fail(err.Error(), "please report it, with the command and these lines:\n"+string(mistake.Stack))
+		fail(err.Error(), "please report it, with the command and these lines:\n"+mistake.Stack)
 	case errors.As(err, &interrupted):
 		fail(err.Error(), "")
 	case ctx.Err() != nil:
