@@ -45,7 +45,8 @@ type Carried struct {
 // CopyReferrers copies to another repository what refers to an image in a registry, to its index if it was found by
 // one, and to what was copied: the OCI referrers, and what cosign keeps under tags. They stay what they are, to the
 // byte, so that signatures stay valid, and speak of the image that they were made for. If withImage is set, the image's
-// manifest is copied too, without a tag; its layers must be there. A tag that has something else is left alone.
+// manifest is copied too, without a tag, unless it refers to another image itself; its layers must be there. A tag that
+// has something else is left alone.
 func CopyReferrers(ctx context.Context, img *image.Image, to name.Repository, withImage bool, o Options) (
 	[]Carried, error,
 ) {
@@ -248,8 +249,8 @@ func (c *carrier) copyImage(ctx context.Context, img *image.Image) error {
 		return err
 	}
 	m, err := document.ParseManifest(raw)
-	if err != nil || c.to.has(ctx, "manifests", img.Digest) {
-		return err
+	if err != nil || m.Subject != nil || c.to.has(ctx, "manifests", img.Digest) {
+		return err // one that refers to another image would be attached to that
 	}
 	config := &document.PackedArtifact{Manifest: document.ArtifactManifest{Config: m.Config}, Digest: m.Config.Digest}
 	if err := c.blobs(ctx, config); err != nil {

@@ -183,6 +183,35 @@ func TestCopyReferrersOfOthers(t *testing.T) {
 	assert.Error(t, err)
 }
 
+// A source that refers to another image is not attached to that in the target.
+func TestCopyReferrersOfReferring(t *testing.T) {
+	ctx := context.Background()
+	reg := fixture.NewRegistry(t, gcr.WithReferrersSupport(true))
+	victim, err := name.NewTag(reg.Push(t, "dst:1", fixture.Image(t, v1.Config{}, fixture.Layer(t,
+		fixture.File("victim", "")))))
+	require.NoError(t, err)
+	d, err := remote.Head(victim)
+	require.NoError(t, err)
+	d.Platform = nil
+	source, err := name.NewTag(reg.Host + "/src:1")
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(source, mutate.Subject(sample(t), *d).(v1.Image)))
+	img, err := store.Open(ctx, parse(t, source.String()), quick)
+	require.NoError(t, err)
+	require.NoError(t, registry.Attach(ctx, img,
+		[]image.Artifact{{Type: "application/sbom", MediaType: "text/plain", Blob: []byte("x")}}, quick))
+	done, err := registry.CopyReferrers(ctx, img, victim.Context(), true, quick)
+	require.NoError(t, err)
+	assert.Len(t, done, 1)
+	of, err := store.Open(ctx, parse(t, victim.String()), quick)
+	require.NoError(t, err)
+	list, err := registry.ListReferrers(ctx, victim.Context().Digest(of.Digest), quick, "application/sbom")
+	require.NoError(t, err)
+	assert.Zero(t, list.Len())
+	_, err = remote.Head(victim.Context().Digest(img.Digest))
+	assert.Error(t, err)
+}
+
 // A blob that is too large is not copied, and no list goes on for ever.
 func TestCopyReferrersBounds(t *testing.T) {
 	ctx := context.Background()
