@@ -53,7 +53,8 @@ var flagGroups = []group{
 		"list-timeout",
 	}},
 	{"The queue", []string{
-		"nats", "nats-ca", "nats-cert", "nats-cert-key", "nats-creds", "nats-nkey", "nats-replicas",
+		"nats", "nats-ca", "nats-cert", "nats-cert-key", "nats-creds", "nats-nkey", "nats-user", "nats-password-file",
+		"nats-timeout", "nats-replicas",
 	}},
 	{"What is kept", []string{
 		"no-cache", "cache-size", "index-repo", "index-sign-key", "index-verify-key", "insecure-index", "trust-toc",

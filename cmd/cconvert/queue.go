@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -17,6 +18,8 @@ import (
 // queueFlags say where batches are queued.
 type queueFlags struct {
 	url, creds, nkey, ca, cert, certKey string
+	user, password                      string
+	patience                            time.Duration
 	dir                                 string
 	lease                               time.Duration
 	replicas                            int
@@ -34,6 +37,9 @@ func (q *queueFlags) add(f *pflag.FlagSet) {
 func (q *queueFlags) addReading(f *pflag.FlagSet) {
 	f.StringVar(&q.url, "nats", "", "URL of a NATS server with JetStream, or several with commas between, that keeps "+
 		"the queue (default: a queue in this process)")
+	f.StringVar(&q.user, "nats-user", "", "user at NATS, whose password is in the file of --nats-password-file")
+	f.StringVar(&q.password, "nats-password-file", "", "file with the password of --nats-user")
+	f.DurationVar(&q.patience, "nats-timeout", queue.DefaultPatience, "how long NATS is waited for that is not there")
 	f.StringVar(&q.creds, "nats-creds", "", "file with a user's credentials for NATS")
 	f.StringVar(&q.nkey, "nats-nkey", "", "file with the seed of a user's NKey for NATS")
 	f.StringVar(&q.ca, "nats-ca", "", "file with the certificates of authorities for NATS")
@@ -47,7 +53,20 @@ func (q *queueFlags) open(ctx context.Context) (*queue.Queue, error) { return q.
 
 // openFor opens the queue, to read alone or to work on it.
 func (q *queueFlags) openFor(ctx context.Context, read bool) (*queue.Queue, error) {
-	o := queue.Options{Read: read, URL: q.url, Lease: q.lease, Replicas: q.replicas}
+	o := queue.Options{Read: read, URL: q.url, Lease: q.lease, Replicas: q.replicas, Patience: q.patience}
+	if q.patience < 0 {
+		return nil, usagef("--nats-timeout is positive")
+	}
+	if (q.user == "") != (q.password == "") {
+		return nil, usagef("--nats-user and --nats-password-file belong together")
+	}
+	if q.user != "" {
+		text, err := os.ReadFile(q.password)
+		if err != nil {
+			return nil, &usageError{fmt.Errorf("--nats-password-file: %w", err)}
+		}
+		o.Connect = append(o.Connect, nats.UserInfo(q.user, strings.TrimRight(string(text), "\r\n")))
+	}
 	if q.lease != 0 && q.lease < time.Second {
 		return nil, usagef("--lease %s: a second is the least", q.lease)
 	}

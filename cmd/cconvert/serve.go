@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/internal/batch"
+	"github.com/cconvert/cconvert/internal/certfile"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/internal/service"
@@ -173,11 +174,14 @@ func (d *serveFlags) tls() (*tls.Config, error) {
 	if d.cert == "" {
 		return nil, nil
 	}
-	pair, err := tls.LoadX509KeyPair(d.cert, d.key)
-	if err != nil {
+	pair := certfile.New(d.cert, d.key)
+	if _, err := pair.Certificate(); err != nil {
 		return nil, &usageError{fmt.Errorf("--tls-cert: %w", err)}
 	}
-	c := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	c := &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.Certificate() },
+	}
 	if d.clientCA == "" {
 		return c, nil
 	}

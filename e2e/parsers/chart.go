@@ -50,12 +50,16 @@ worker:
   nodeSelector: {disk: fast}
   tolerations: [{key: a, operator: Exists}]
   affinity: {nodeAffinity: {}}
+  extraEnv: [{name: HTTPS_PROXY, value: "http://proxy.example:3128"}]
+  extraVolumes: [{name: more, emptyDir: {}}]
+  extraVolumeMounts: [{name: more, mountPath: /more}]
 service:
+  registriesSecret: reader
   rules: "version: 1\n# \"quoted\": {{ and braces }}\n"
   files: {build.pub: "-----BEGIN"}
   tls: {secret: tls}
   podAnnotations: {a: b}
-nats: {storageClass: fast}
+nats: {storageClass: fast, nodeSelector: {disk: fast}, tolerations: [{key: a, operator: Exists}]}
 `, 10},
 }
 
@@ -68,6 +72,9 @@ var refused = map[string][2]string{
 	"a mistake":       {needed + "\nworkers: {replicas: 2}", "workers"},
 	"KEDA elsewhere":  {needed + "\nautoscaling: {mode: keda}\nnats: {url: \"nats://n:4222\"}", "keda"},
 	"a password":      {needed + "\nnats: {url: \"nats://user:password@n:4222\"}", "url"},
+	"TLS of its own":  {needed + "\nnats: {caSecret: ca}", "caSecret"},
+	"less than least": {needed + "\nautoscaling: {mode: hpa, min: 3, max: 2}", "autoscaling.min"},
+	"two servers":     {needed + "\nnats: {url: \"nats://a:4222,nats://b:4222\"}", "url"},
 	"the rules twice": {needed + "\nservice: {rules: x, files: {rules.yaml: y}}", "rules.yaml"},
 }
 
@@ -224,6 +231,11 @@ func specOf(o any) (v any, err error) {
 		}
 		v = o.Spec.Template.Spec
 	case *appsv1.StatefulSet:
+		if a := o.Spec.Template.Spec.Affinity; a != nil {
+			for i := range a.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution {
+				a.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution[i].PodAffinityTerm.LabelSelector = nil
+			}
+		}
 		v = []any{o.Spec.Template.Spec, o.Spec.Replicas, o.Spec.VolumeClaimTemplates, o.Spec.PodManagementPolicy}
 	case *autoscalingv2.HorizontalPodAutoscaler:
 		v = o.Spec

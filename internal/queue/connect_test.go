@@ -116,3 +116,35 @@ func forward(l net.Listener, to string) {
 		}()
 	}
 }
+
+// No password is told, however wrong its URL is.
+func TestWithoutPassword(t *testing.T) {
+	for urls, want := range map[string]string{
+		"nats://a.example:4222":                     "nats://a.example:4222",
+		"a.example":                                 "a.example",
+		"nats://user:secret@a.example:4222":         "nats://…@a.example:4222",
+		"user:secret@a.example":                     "nats://…@a.example",
+		"tls://t:secret@a.example,tls://t:secret@b": "tls://…@a.example,tls://…@b",
+		"nats://user:sec/ret@a.example:4222":        "nats://…",
+		"nats://user:sec#ret@a.example":             "nats://…",
+		"nats://user:sec?ret@a.example":             "nats://…",
+		"nats://user:sec%zzret@a.example":           "nats://…",
+		"nats://user:secret":                        "nats://…",
+		"nats://user:a@b@a.example:4222":            "nats://…@a.example:4222",
+	} {
+		assert.Equal(t, want, withoutPassword(urls), urls)
+	}
+}
+
+// The lanes are there before the first worker is, who is started by what waits in them.
+func TestLanesWithoutWorkers(t *testing.T) {
+	s := start(t, server.Options{Port: server.RANDOM_PORT})
+	require.True(t, s.ReadyForConnections(20*time.Second))
+	q, err := Open(t.Context(), Options{URL: s.ClientURL()})
+	require.NoError(t, err)
+	defer q.Close()
+	for lane := range lanes {
+		_, err := q.js.Consumer(t.Context(), streamName, consumerName(lane))
+		assert.NoError(t, err)
+	}
+}

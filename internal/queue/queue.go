@@ -8,10 +8,12 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	neturl "net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -69,6 +71,9 @@ type Options struct {
 	Lease time.Duration
 	// Read says that nothing will be written. While another process works on Dir, what it has written so far is read.
 	Read bool
+	// Patience is how long servers are waited for that cannot be reached: they may be starting with their clients. 0:
+	// DefaultPatience.
+	Patience time.Duration
 	// Replicas is on how many servers of a cluster everything is kept; 0: as it is, which is three at first, where
 	// there are as many.
 	Replicas int
@@ -107,36 +112,71 @@ func Open(ctx context.Context, o Options) (_ *Queue, err error) {
 		}
 		options = append(options, nats.InProcessServer(s))
 	}
-	if q.conn, err = connect(ctx, url, options); err != nil {
-		return nil, fmt.Errorf("connecting to %s: %w", cmp.Or(url, "the queue"), err)
+	patience := cmp.Or(o.Patience, DefaultPatience)
+	if q.conn, err = connect(ctx, url, patience, options); err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", cmp.Or(withoutPassword(url), "the queue"), err)
 	}
 	q.close = append(q.close, q.conn.Close)
 	if q.js, err = jetstream.New(q.conn); err != nil {
 		return nil, err
 	}
-	return q, q.ensure(ctx, o)
+	if err := q.ensure(ctx, o); err != nil || o.Read || url == "" {
+		return q, err
+	}
+	_, err = q.Consumers(ctx, "") // by what waits in them an autoscaler starts the first worker
+	return q, err
 }
 
-// connectTime is how long a server is waited for that cannot be reached: it may be starting with its clients.
-const connectTime = 10 * time.Second
+// DefaultPatience is what Options.Patience is if nobody says otherwise.
+const DefaultPatience = 10 * time.Second
+
+// withoutPassword returns URLs of servers as they may be logged.
+func withoutPassword(urls string) string {
+	list := strings.Split(urls, ",")
+	for i, text := range list {
+		scheme, rest, found := strings.Cut(text, "://")
+		if !found {
+			scheme, rest = "nats", text // as the library has it
+		}
+		u, err := neturl.Parse(scheme + "://" + rest)
+		switch {
+		case err != nil || strings.Contains(u.Path+u.Fragment+u.RawQuery, "@"):
+			list[i] = scheme + "://…" // what is the password is not known
+		case u.User != nil:
+			list[i] = scheme + "://…@" + u.Host
+		}
+	}
+	return strings.Join(list, ",")
+}
+
+// errURL says that a URL of a server cannot be read: what the parser says of it can have the password in it.
+var errURL = errors.New("the URL cannot be read: characters of a password in it must be escaped, or give it by " +
+	"--nats-password-file")
 
 // connect reaches one of the servers. A connection that is lost later is made again by the library, but the first one
 // is not.
-func connect(ctx context.Context, url string, options []nats.Option) (*nats.Conn, error) {
+func connect(
+	ctx context.Context, url string, patience time.Duration, options []nats.Option,
+) (*nats.Conn, error) {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, time.Second
 	return backoff.Retry(ctx, func() (*nats.Conn, error) {
 		c, err := nats.Connect(url, options...)
 		var network *net.OpError
+		var syntax *neturl.Error
 		switch {
 		case err == nil:
 			return c, nil
+		case errors.As(err, &syntax):
+			return nil, backoff.Permanent(errURL)
 		case errors.As(err, &network), errors.Is(err, nats.ErrNoServers), errors.Is(err, io.EOF):
 			return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 		}
 		return nil, backoff.Permanent(err)
-	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(connectTime), backoff.WithNotify(
-		func(err error, _ time.Duration) { logrus.Infof("waiting for the queue at %s: %v", url, err) }))
+	}, backoff.WithBackOff(b), backoff.WithMaxElapsedTime(patience), backoff.WithNotify(
+		func(err error, _ time.Duration) {
+			logrus.Infof("waiting for the queue at %s: %v", withoutPassword(url), err)
+		}))
 }
 
 // serve starts the server in this process. Nobody else can connect to it.
@@ -191,19 +231,20 @@ func (q *Queue) copy(dir string) (string, error) {
 // ensure makes the stream and the buckets, if they are missing. What is there stays as it is, for others use it,
 // unless it is asked for otherwise.
 func (q *Queue) ensure(ctx context.Context, o Options) error {
-	replicas := o.Replicas
-	if replicas == 0 {
-		if replicas = 1; len(q.conn.Servers()) >= 3 {
-			replicas = 3
-		}
-	}
 	stream := jetstream.StreamConfig{
 		// One message for a request of a job: the same is not queued twice (NATS, "Discard New Per Subject").
 		Name: streamName, Subjects: []string{subjects + ">"}, Retention: jetstream.WorkQueuePolicy,
 		Storage: jetstream.FileStorage,
-		Discard: jetstream.DiscardNew, DiscardNewPerSubject: true, MaxMsgsPerSubject: 1, Replicas: replicas,
+		Discard: jetstream.DiscardNew, DiscardNewPerSubject: true, MaxMsgsPerSubject: 1,
 	}
 	return q.try(ctx, func(ctx context.Context) error {
+		replicas := o.Replicas
+		if replicas == 0 {
+			if replicas = 1; len(q.conn.Servers()) >= 3 { // as many as are known by now
+				replicas = 3
+			}
+		}
+		stream.Replicas = replicas
 		_, err := q.js.Stream(ctx, streamName)
 		if errors.Is(err, jetstream.ErrStreamNotFound) || err == nil && o.Replicas != 0 {
 			_, err = q.js.CreateOrUpdateStream(ctx, stream)

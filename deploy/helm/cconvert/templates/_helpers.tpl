@@ -1,5 +1,12 @@
+{{/* The name of the release's objects, short enough for those of its pods. */}}
 {{- define "cconvert.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end -}}
+{{- $name := .Values.fullnameOverride -}}
+{{- if not $name -}}
+{{- $name = .Release.Name -}}
+{{- if not (contains .Chart.Name $name) }}{{ $name = printf "%s-%s" $name .Chart.Name }}{{ end -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-z]" $name) }}{{ $name = printf "c-%s" $name }}{{ end -}}
+{{ regexReplaceAll "[^-a-z0-9]" $name "-" | trunc 40 | trimSuffix "-" }}
 {{- end -}}
 
 {{- define "cconvert.labels" -}}
@@ -21,14 +28,43 @@ app.kubernetes.io/component: {{ .app }}
 {{ $repository }}@{{ $digest }}
 {{- end -}}
 
-{{- define "cconvert.natsURL" -}}
-{{- if .Values.nats.url -}}
-{{- $scheme := splitList "://" .Values.nats.url | first -}}
-{{- $server := splitList "://" .Values.nats.url | last -}}
-{{ $scheme }}://{{ .Values.nats.user }}:$(NATS_PASSWORD)@{{ $server }}
-{{- else -}}
-nats://{{ .Values.nats.user }}:$(NATS_PASSWORD)@{{ include "cconvert.name" . }}-nats:4222
+{{- define "cconvert.natsConf" -}}
+port: 4222
+http_port: 8222
+server_name: $POD_NAME
+jetstream { store_dir: /data, max_file_store: {{ trimSuffix "i" .Values.nats.storage }} }
+max_payload: 8MB
+authorization { user: {{ .Values.nats.user }}, password: $NATS_PASSWORD }
+{{- if gt (int .Values.nats.replicas) 1 }}
+cluster {
+  name: cconvert
+  port: 6222
+  authorization { user: route, password: $NATS_PASSWORD }
+}
+{{- end }}
+{{- end }}
+
+{{/* How workers and the service reach the queue. */}}
+{{- define "cconvert.natsArgs" -}}
+{{- if and .Values.nats.caSecret (not (hasPrefix "tls://" .Values.nats.url)) -}}
+{{- fail "nats.caSecret: only a server of your own speaks TLS: nats.url begins with tls://" -}}
 {{- end -}}
+- --nats
+- {{ .Values.nats.url | default (printf "nats://%s-nats:4222" (include "cconvert.name" .)) | quote }}
+- --nats-user
+- {{ .Values.nats.user | quote }}
+- --nats-password-file
+- /queue/password
+- --nats-timeout
+- 2m
+{{- if and (not .Values.nats.url) (ge (int .Values.nats.replicas) 3) }}
+- --nats-replicas
+- "3"
+{{- end }}
+{{- if .Values.nats.caSecret }}
+- --nats-ca
+- /nats/ca.crt
+{{- end }}
 {{- end -}}
 
 {{/* What the pods of workers and of the service have in common. */}}
@@ -43,6 +79,13 @@ seccompProfile: {type: RuntimeDefault}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Starting takes as long as the queue is waited for. */}}
+{{- define "cconvert.startup" -}}
+failureThreshold: 60
+periodSeconds: 5
+timeoutSeconds: 5
 {{- end -}}
 
 {{- define "cconvert.placement" -}}
