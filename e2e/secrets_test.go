@@ -527,7 +527,7 @@ func TestSecretsDocument(t *testing.T) {
 	require.NoError(t, err, "%s", out)
 	assert.Contains(t, string(out), "endpoint", "%s", out)
 	assert.Regexp(t, `released +app: env:DB_PASSWORD, tls:/run/cconvert/tls`, string(out))
-	assert.Equal(t, 3, strings.Count(string(out), "trusted: it is what was expected")+
+	assert.Equal(t, 3, strings.Count(string(out), ": it is what was expected")+
 		strings.Count(string(out), "were read again"), "%s", out)
 	assert.Empty(t, secretIn(out))
 }

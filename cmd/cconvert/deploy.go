@@ -51,7 +51,7 @@ func newDeploy() *cobra.Command {
 		Args: atMostOne("image"),
 	}
 	f := cmd.Flags()
-	f.StringVar(&target, "target", string(deploy.Intel), "intel, aks, alibaba, docker or compose")
+	f.StringVar(&target, "target", string(deploy.Intel), "intel (or kubernetes), aks, alibaba, docker or compose")
 	f.StringVar(&from, "from", "", "file of objects of Kubernetes that are to start confidential images; - is stdin")
 	f.StringVar(&names.Suffix, "suffix", "-confidential",
 		"with --from: what the counterpart of an image has at its tag's end")
@@ -75,7 +75,7 @@ func newDeploy() *cobra.Command {
 	f.BoolVar(&o.LegacyEPC, "legacy-epc", false, "for aks: the resource of clusters before Intel's device plugin")
 	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o.Target = deploy.Target(target)
+		o.Target = deploy.ParseTarget(target)
 		if !slices.Contains(deploy.Targets, o.Target) {
 			return usagef("--target %s: there is %s", target, strings.Trim(fmt.Sprint(deploy.Targets), "[]"))
 		}
@@ -103,7 +103,8 @@ func newDeploy() *cobra.Command {
 		}
 		defer img.Close()
 		if img.Ref.Transport != image.Registry {
-			return usagef("%s is not in a registry: only from there can it be started elsewhere", img.Ref)
+			return usagef("%s is not in a registry: only from there can it be started elsewhere. Convert it with --to "+
+				"REGISTRY/NAME:TAG, or start it here with docker run", img.Ref)
 		}
 		o.Image = img.Ref.Name.Context().Name() + "@" + img.Digest
 		c, err := inspect.Read(cmd.Context(), img, access.reading())

@@ -54,7 +54,7 @@ func report(to io.Writer, r *convert.Result) {
 		line("MRSIGNER", "none: nobody has signed, so it does not start yet; see cconvert sign --help")
 	} else {
 		line("MRSIGNER", "%s", r.MRSigner)
-		line("", "who signed: the hash of your public key")
+		line("", "who signed: the hash of the public key")
 	}
 	if len(r.Referrers) > 0 {
 		line("copied", "%s", referrersText(r.Referrers))

@@ -365,11 +365,8 @@ func printReport(w io.Writer, r *verify.Report) {
 		fmt.Fprintln(w, "\nWhat is in the encrypted files was NOT CHECKED, and what follows does not speak of it.")
 	}
 	switch {
-	case r.Trusted && len(r.Weaknesses) > 0:
-		fmt.Fprintf(w, "\ntrusted: it is what was expected. Weakened by its own settings: %s\n",
-			printable(strings.Join(r.Weaknesses, ", ")))
 	case r.Trusted:
-		fmt.Fprintln(w, "\ntrusted: it is what was expected")
+		fmt.Fprintf(w, "\n%s\n", printable(verdict(r)))
 	case r.Consistent:
 		fmt.Fprintln(w,
 			"\nconsistent, not trusted: nothing in it contradicts anything else, but it is not what was expected")
@@ -378,9 +375,24 @@ func printReport(w io.Writer, r *verify.Report) {
 	}
 }
 
+// verdict says of an image that is what was expected what was expected of it.
+func verdict(r *verify.Report) string {
+	text := "trusted: it is what was expected"
+	if len(r.Waived) > 0 {
+		text = "accepted: it is what was expected. Accepted unchecked: --" + strings.Join(r.Waived, ", --")
+	}
+	if len(r.Weaknesses) > 0 {
+		text += ". Weakened by its own settings: " + strings.Join(r.Weaknesses, ", ")
+	}
+	return text
+}
+
 func printChecks(w io.Writer, r *verify.Report) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, c := range r.Checks {
+		if c.Status == verify.Failed && len(c.Problems) > 0 {
+			c.Detail = "NOT so: " + c.Detail // which is what was to be shown
+		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Status, c.Name, printable(c.Detail))
 		for _, p := range c.Problems {
 			fmt.Fprintf(t, "\t\t  %s\n", printable(p))

@@ -38,6 +38,14 @@ const (
 // Targets are those that Write knows.
 var Targets = []Target{Intel, AKS, Alibaba, Docker, Compose}
 
+// ParseTarget returns the target of a name. Kubernetes without more is that with Intel's device plugin.
+func ParseTarget(name string) Target {
+	if name == "kubernetes" || name == "k8s" {
+		return Intel
+	}
+	return Target(name)
+}
+
 // Options are what an image does not say.
 type Options struct {
 	Target Target
@@ -97,7 +105,8 @@ func Write(c *inspect.Converted, o Options) ([]byte, error) {
 		Docker: w.docker, Compose: w.compose, Intel: w.kubernetes, AKS: w.kubernetes, Alibaba: w.kubernetes,
 	}[o.Target]
 	if write == nil {
-		return nil, fmt.Errorf("%w: there is no target %q, there is %v", ErrOption, o.Target, Targets)
+		return nil, fmt.Errorf("%w: there is no target %q; of Kubernetes there is %s, %s and %s, and else %s and %s",
+			ErrOption, o.Target, Intel, AKS, Alibaba, Docker, Compose)
 	}
 	text, err := write()
 	if err == nil && c.Simulated() {

@@ -179,6 +179,23 @@ func (v *verification) compare(name string, asked bool, detail string, ok bool, 
 	}
 }
 
+// waived names what is accepted unseen, by the flags of "cconvert verify".
+func (e Expectations) waived() (flags []string) {
+	for _, w := range []struct {
+		flag string
+		set  bool
+	}{
+		{"any-signer", e.AnySigner}, {"any-runtime", e.AnyRuntime}, {"any-secrets", e.AnySecrets},
+		{"any-contents", e.AnyContents}, {"allow-changes", e.AllowChanges}, {"allow-debug", e.AllowDebug},
+		{"allow-simulated", e.AllowSimulated},
+	} {
+		if w.set {
+			flags = append(flags, w.flag)
+		}
+	}
+	return flags
+}
+
 // expectEnclave compares an enclave with what is expected of it.
 func (v *verification) expectEnclave(e Expectations, f inspect.EnclaveFile) {
 	of := ""

@@ -90,6 +90,8 @@ type Report struct {
 	Consistent bool `json:"consistent"`
 	// Trusted says that it is also what was expected.
 	Trusted bool `json:"trusted"`
+	// Waived are the expectations that were given up, by the names of their flags: of these nothing was checked.
+	Waived []string `json:"waived,omitempty"`
 	// Started is what the image's loader did, if it was asked to start; see Start.
 	Started *startcheck.Result `json:"started,omitempty"`
 	// Quote is what a quote says that was compared with the image; see Attested.
@@ -189,6 +191,7 @@ func Verify(
 	}
 	v.expected(e, evidence, source != nil)
 	r.Trusted = len(r.Unmet()) == 0
+	r.Waived = e.waived()
 	return r, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -149,6 +150,9 @@ func start(args []string) error {
 	if len(argv) == 0 {
 		argv = []string{p.LibOS.Entrypoint}
 	}
+	if names := p.ignored(os.Environ()); len(names) > 0 {
+		fmt.Fprintf(os.Stderr, "cconvert sim: the variables %q have no effect: variables are measured, too\n", names)
+	}
 	fmt.Fprintln(os.Stderr,
 		"cconvert sim: SIMULATION, nothing is confidential: there is no enclave around this program")
 	return p.run(argv, p.environment(), readable, app+".sig")
@@ -260,6 +264,25 @@ func (p *program) environment() []string {
 	}
 	slices.Sort(env)
 	return env
+}
+
+// usual is a pattern of variables that engines and shells set for every container.
+const usual = `^(PATH|HOME|HOSTNAME|TERM|PWD|OLDPWD|SHLVL|_|container|LANG|LC_.*|CCONVERT_.*|KUBERNETES_.*|` +
+	`.*_SERVICE_HOST|.*_SERVICE_PORT(_.*)?|.*_PORT(_\d+_.*)?)$`
+
+// ignored names variables that somebody has given at the start, and that the program does not get.
+func (p *program) ignored(environ []string) (names []string) {
+	anyways, got := regexp.MustCompile(usual), map[string]bool{}
+	for _, kv := range p.environment() {
+		got[kv] = true
+	}
+	for _, kv := range environ {
+		if name, _, _ := strings.Cut(kv, "="); !got[kv] && !anyways.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // writable returns the directories and files that the program may change, making directories that are missing. Each

@@ -119,6 +119,18 @@ func TestEnvironmentIsTheManifests(t *testing.T) {
 	assert.Equal(t, []string{"A=1", "B=2", "HOST=h"}, p.environment())
 }
 
+// Variables that somebody gives in vain are named, and those that every container has are not.
+func TestIgnoredVariables(t *testing.T) {
+	var p program
+	p.Loader.Env = map[string]any{"A": "1", "B": map[string]any{"passthrough": true}}
+	t.Setenv("B", "2")
+	assert.Equal(t, []string{"A", "TOKEN"}, p.ignored([]string{
+		"A=other", "B=2", "TOKEN=x", "PATH=/bin", "HOSTNAME=h", "HOME=/root", "KUBERNETES_SERVICE_HOST=10.0.0.1",
+		"REDIS_SERVICE_PORT=6379", "REDIS_PORT_6379_TCP=tcp://10.0.0.2:6379",
+	}))
+	assert.Empty(t, p.ignored([]string{"A=1", "B=2"}))
+}
+
 func TestWritableDirectoriesLeadToEachOther(t *testing.T) {
 	dir := t.TempDir()
 	tmp, link, secret := filepath.Join(dir, "tmp"), filepath.Join(dir, "link"), filepath.Join(dir, "secret")
