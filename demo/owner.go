@@ -39,7 +39,7 @@ func newOwner(dir, key string) (*owner, error) {
 		}
 	}
 	args := append([]string{
-		"release", "serve", "--listen", "127.0.0.1:0", "--status-listen", "", "--allow-simulated",
+		"release", "serve", "--listen", "127.0.0.1:0", "--status-listen=", "--allow-simulated",
 		"--policies", o.policies(), "--log", o.log,
 	}, o.store()...)
 	fmt.Println("$ cconvert", strings.Join(args, " "))

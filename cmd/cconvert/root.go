@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -193,12 +194,19 @@ func atLeastOne(what string) cobra.PositionalArgs {
 	}
 }
 
+// given says which arguments there are.
+func given(args []string) string {
+	if len(args) == 0 {
+		return "none given"
+	}
+	return fmt.Sprintf("%d arguments given (%s)", len(args), strings.Join(args, " "))
+}
+
 // atMostOne takes one argument or none.
 func atMostOne(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) > 1 {
-			return usagef("one %s expected, %d arguments given (%s): see --help", what, len(args),
-				strings.Join(args, " "))
+			return usagef("one %s expected, %s: see --help", what, given(args))
 		}
 		return nil
 	}
@@ -211,8 +219,7 @@ func exactArgs(what ...string) cobra.PositionalArgs {
 			if len(what) == 0 {
 				return usagef("this command takes no arguments")
 			}
-			return usagef("%s expected, %d arguments given (%s): see --help", strings.Join(what, " "), len(args),
-				strings.Join(args, " "))
+			return usagef("%s expected, %s: see --help", strings.Join(what, " "), given(args))
 		}
 		return nil
 	}
