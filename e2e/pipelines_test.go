@@ -360,15 +360,19 @@ func TestDeployedFleet(t *testing.T) {
 	require.NoError(t, os.WriteFile(dir+"/rules.yaml", fmt.Appendf(nil, "version: 1\ndefaults: {options: {runtime: "+
 		"'sim=%s'}}\nconvert: [{registry: '%s', allowUnsigned: true}]\n", f.runtime, registry), 0o600))
 	require.NoError(t, os.WriteFile(dir+"/secret", []byte(serviceSecret), 0o600))
+	require.NoError(t, os.WriteFile(dir+"/password", []byte("of nobody"), 0o600))
 	command(t, "cp", key, dir+"/enclave-key.pem")
 	listen := "127.0.0.1:" + freePort(t)
 	values := map[string]string{
-		"nats://cconvert:$(NATS_PASSWORD)@nats:4222": queue, "/keys/": dir + "/", "/rules/": dir + "/",
+		"nats://nats:4222": queue, "/keys/": dir + "/", "/rules/": dir + "/", "/queue/": dir + "/",
 		"/secret/": dir + "/", ":8080": listen,
 	}
 	start := func(of string, env []string, list ...string) *process {
 		for i := range list {
 			list[i] = fill(list[i], values)
+			if i > 0 && list[i-1] == "--nats-replicas" {
+				list[i] = "1" // there is one server
+			}
 		}
 		if list[0] == "worker" {
 			list = append(list, "--files", f.dir) // the runtime of this test is a file
@@ -460,9 +464,13 @@ func TestREADME(t *testing.T) {
 	t.Cleanup(func() { _, _ = try("docker", "rmi", "-f", own, own+"-sim") })
 	line := regexp.MustCompile(`(?m)^    (bin/cconvert docker-daemon:app .*)$`).FindStringSubmatch(text)
 	require.NotNil(t, line)
-	script := strings.NewReplacer("bin/cconvert", program, "docker-daemon:app", "docker-daemon:"+own, "--rm app",
-		"--rm "+own).Replace(line[1])
+	check := regexp.MustCompile(`(?m)^    (bin/cconvert verify docker-daemon:app-sim .*)$`).FindStringSubmatch(text)
+	require.NotNil(t, check)
+	named := strings.NewReplacer("bin/cconvert", program, "docker-daemon:app", "docker-daemon:"+own,
+		"-p 8080:8080 app", own)
+	script := named.Replace(line[1])
 	command(t, "bash", "-euc", `tar -c -C "$(dirname "$0")" --transform s,cconvert,app, cconvert |
 docker import --change 'ENTRYPOINT ["/app", "version"]' - "$1"`, program, own)
 	assert.Contains(t, inPlace(t, dir, []string{"HOME=" + t.TempDir()}, "bash", "-euc", script), "cconvert ")
+	assert.Contains(t, inPlace(t, dir, nil, "bash", "-euc", named.Replace(check[1])), "accepted: ")
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 const batchLong = `Convert the images of a plan: a YAML file that names images, repositories or whole registries,
@@ -178,24 +179,23 @@ func foresee(
 	if err != nil {
 		return err
 	}
-	var forecasts []batch.Forecast
-	signer, err := own.key.open(ctx)
-	switch {
-	case elsewhere, own.key.name == "" && errors.Is(err, fs.ErrNotExist):
-		logrus.Warn("what is unchanged is not known without the key that signs")
-		for _, j := range jobs {
-			forecasts = append(forecasts, batch.Forecast{Job: j})
-		}
-	case err != nil:
-		return err
-	default:
-		defer signer.Close()
-		if err := pinRuntimes(ctx, jobs, o.Image); err != nil {
-			return err
-		}
-		w := newBatchWorker(o, signer, batch.Files{All: true}, true, own.key.name == "")
-		forecasts = w.Foresee(ctx, jobs, parallel)
+	var signer sgx.Signer
+	if !elsewhere {
+		signer, err = own.key.open(ctx)
 	}
+	if signer == nil && (err == nil || own.key.name == "" && errors.Is(err, fs.ErrNotExist)) {
+		logrus.Warn("what is unchanged is not known without the key that signs")
+		return printForecasts(cmd.OutOrStdout(), batch.Unforeseen(jobs))
+	}
+	if err != nil {
+		return err
+	}
+	defer signer.Close()
+	if err := pinRuntimes(ctx, jobs, o.Image); err != nil {
+		return err
+	}
+	w := newBatchWorker(o, signer, batch.Files{All: true}, true, own.key.name == "")
+	forecasts := w.Foresee(ctx, jobs, parallel)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -207,9 +207,6 @@ func printForecasts(w io.Writer, forecasts []batch.Forecast) error {
 	failed := &batchError{}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range forecasts {
-		if f.Job.Problem != "" {
-			f.Status, f.Err, f.Transient = queue.Failed, errors.New(f.Job.Problem), f.Job.Passing
-		}
 		says := ""
 		switch {
 		case f.Status == queue.Failed && f.Transient:

@@ -41,6 +41,19 @@ func (w *Worker) Foresee(ctx context.Context, jobs []queue.Job, parallel int) []
 	return forecasts
 }
 
+// Unforeseen is Foresee without a worker: what fails for a problem is known, and nothing else.
+func Unforeseen(jobs []queue.Job) []Forecast {
+	forecasts := make([]Forecast, len(jobs))
+	for i, j := range jobs {
+		forecasts[i] = Forecast{Job: j}
+		if j.Problem != "" {
+			err := fmt.Errorf("%w: %s", errNothing, j.Problem)
+			forecasts[i] = Forecast{Job: j, Status: failure(j, err), Err: err, Transient: j.Passing}
+		}
+	}
+	return forecasts
+}
+
 func (w *Worker) foresee(ctx context.Context, j queue.Job) Forecast {
 	f := Forecast{Job: j, Status: queue.Converted}
 	done, before, err := w.known(ctx, j)

@@ -193,7 +193,10 @@ func (a *attempt) copyReferrers(ctx context.Context) error {
 	}
 	defer img.Close()
 	_, err = registry.CopyReferrers(ctx, img, a.Target.Name.Context(), a.Launch.Encrypt.Paths == nil, a.Image)
-	return err
+	if err != nil {
+		return notTheImage{err}
+	}
+	return nil
 }
 
 // convert is Convert that asks before it signs whether the image is still wanted, and before it moves the tag whether

@@ -51,7 +51,7 @@ func cosignKey(t *testing.T) *attest.PublicKey {
 	return key
 }
 
-// A bundle that cosign has written is a signature of its image by its key, and an attestation by that key is none.
+// A bundle that cosign has written is a signature of its image by its key. An attestation by that key is not.
 func TestBundleOfCosign(t *testing.T) {
 	ctx := context.Background()
 	signature, attestation := read(t, "testdata/key.sigstore.json"), read(t, "testdata/attestation.sigstore.json")
@@ -240,7 +240,7 @@ func TestSignedInRegistry(t *testing.T) {
 	unsigned("another issuer")
 }
 
-// A time that nobody has seen a signature at is none: then a certificate that was stolen later would do.
+// Somebody must have seen when a signature was made: else a certificate that was stolen later would do.
 func TestRoots(t *testing.T) {
 	a := newAuthority(t)
 	text, err := json.Marshal(a.root)
