@@ -31,17 +31,17 @@ service: {rules: "version: 1"}
 
 const zeros = "0000000000000000000000000000000000000000000000000000000000000000"
 
-// wanted are values for which the chart must make objects that Kubernetes takes, and how many.
+// wanted are values over those for which the chart must make objects that Kubernetes takes, and how many.
 var wanted = map[string]struct {
 	values  string
 	objects int
 }{
-	"as they are":     {needed, 10},
-	"no service":      {needed + "\nautoscaling: {mode: none}\nservice: {enabled: false}", 6},
-	"a trial":         {needed + "\nnats: {replicas: 1}", 9},
-	"KEDA":            {needed + "\nautoscaling: {mode: keda, min: 0}", 10},
-	"another's queue": {needed + "\nnats: {url: \"tls://nats.example:4222\", caSecret: ca}", 5},
-	"everything": {needed + `
+	"as they are":     {"", 10},
+	"no service":      {"autoscaling: {mode: none}\nservice: {enabled: false}", 6},
+	"a trial":         {"nats: {replicas: 1}", 9},
+	"KEDA":            {"autoscaling: {mode: keda, min: 0}", 10},
+	"another's queue": {"nats: {url: \"tls://nats.example:4222\", caSecret: ca}", 5},
+	"everything": {`
 imagePullSecrets: [{name: pull}]
 worker:
   attestKey: {secret: attest}
@@ -63,19 +63,21 @@ nats: {storageClass: fast, nodeSelector: {disk: fast}, tolerations: [{key: a, op
 `, 10},
 }
 
-// refused are values that the chart must not take, and what it says of them.
-var refused = map[string][2]string{
-	"no image":        {"service: {rules: x}", "image.repository"},
-	"no digest":       {"image: {repository: a}\nservice: {rules: x}", "image.digest"},
-	"a tag":           {"image: {repository: a, digest: latest}", "digest"},
-	"no rules":        {"image: {repository: a, digest: \"sha256:" + zeros + "\"}", "service.rules"},
-	"a mistake":       {needed + "\nworkers: {replicas: 2}", "workers"},
-	"KEDA elsewhere":  {needed + "\nautoscaling: {mode: keda}\nnats: {url: \"nats://n:4222\"}", "keda"},
-	"a password":      {needed + "\nnats: {url: \"nats://user:password@n:4222\"}", "url"},
-	"TLS of its own":  {needed + "\nnats: {caSecret: ca}", "caSecret"},
-	"less than least": {needed + "\nautoscaling: {mode: hpa, min: 3, max: 2}", "autoscaling.min"},
-	"two servers":     {needed + "\nnats: {url: \"nats://a:4222,nats://b:4222\"}", "url"},
-	"the rules twice": {needed + "\nservice: {rules: x, files: {rules.yaml: y}}", "rules.yaml"},
+// incomplete are values that lack something, refused are values over those that are needed which the chart must not
+// take; and what it says of them.
+var incomplete, refused = map[string][2]string{
+	"no image":  {"service: {rules: x}", "image.repository"},
+	"no digest": {"image: {repository: a}\nservice: {rules: x}", "image.digest"},
+	"a tag":     {"image: {repository: a, digest: latest}", "digest"},
+	"no rules":  {"image: {repository: a, digest: \"sha256:" + zeros + "\"}", "service.rules"},
+}, map[string][2]string{
+	"a mistake":       {"workers: {replicas: 2}", "workers"},
+	"KEDA elsewhere":  {"autoscaling: {mode: keda}\nnats: {url: \"nats://n:4222\"}", "keda"},
+	"a password":      {"nats: {url: \"nats://user:password@n:4222\"}", "url"},
+	"TLS of its own":  {"nats: {caSecret: ca}", "caSecret"},
+	"less than least": {"autoscaling: {mode: hpa, min: 3, max: 2}", "autoscaling.min"},
+	"two servers":     {"nats: {url: \"nats://a:4222,nats://b:4222\"}", "url"},
+	"the rules twice": {"service: {rules: x, files: {rules.yaml: y}}", "rules.yaml"},
 }
 
 // chart renders a Helm chart with Helm's libraries, and compares it with the plain manifests.
@@ -94,7 +96,7 @@ func chart(dir, plain string) error {
 		}
 	}
 	for what, w := range wanted {
-		found, err := render(c, w.values)
+		found, err := render(c, needed, w.values)
 		if err == nil && len(found) != w.objects {
 			err = fmt.Errorf("there are %d objects, not %d", len(found), w.objects)
 		}
@@ -102,16 +104,29 @@ func chart(dir, plain string) error {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
-	for what, r := range refused {
-		_, err := render(c, r[0])
-		if err == nil || !strings.Contains(err.Error(), r[1]) {
-			return fmt.Errorf("%s: an error about %s expected: %w", what, r[1], err)
+	for what, r := range incomplete {
+		if err := refuses(c, r[1], r[0]); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
-	if err := sameSpecs(c, needed, plain, "nats.yaml", "worker.yaml", "service.yaml", "autoscaler.yaml"); err != nil {
+	for what, r := range refused {
+		if err := refuses(c, r[1], needed, r[0]); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if err := sameSpecs(c, "", plain, "nats.yaml", "worker.yaml", "service.yaml", "autoscaler.yaml"); err != nil {
 		return err
 	}
 	return sameSpecs(c, wanted["KEDA"].values, plain, "keda.yaml")
+}
+
+// refuses reports that a chart takes values, or says something else of them.
+func refuses(c *helm.Chart, says string, values ...string) error {
+	_, err := render(c, values...)
+	if err == nil || !strings.Contains(err.Error(), says) {
+		return fmt.Errorf("an error about %s expected: %w", says, err)
+	}
+	return nil
 }
 
 // values renders the chart in a directory like deploy/ with its file values.yaml.
@@ -128,11 +143,13 @@ func values(dir string) error {
 	return err
 }
 
-// render returns the objects that a chart makes for values.
-func render(c *helm.Chart, text string) (map[string]any, error) {
-	var values map[string]any
-	if err := sigsyaml.Unmarshal([]byte(lastOf(text)), &values); err != nil {
-		return nil, err
+// render returns the objects that a chart makes for values. Of several, the later ones replace members of the earlier.
+func render(c *helm.Chart, texts ...string) (map[string]any, error) {
+	values := map[string]any{}
+	for _, text := range texts {
+		if err := sigsyaml.Unmarshal([]byte(text), &values); err != nil {
+			return nil, err
+		}
 	}
 	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{
 		Name: "cconvert", Namespace: "cconvert", IsInstall: true,
@@ -163,23 +180,9 @@ func render(c *helm.Chart, text string) (map[string]any, error) {
 	return found, nil
 }
 
-// lastOf leaves the last of several members with one name, as values files that follow each other do.
-func lastOf(text string) string {
-	member := regexp.MustCompile(`(?m)^(\w+):.*\n?((?: .*\n?)*)`)
-	last := map[string]string{}
-	for _, m := range member.FindAllStringSubmatch(text, -1) {
-		last[m[1]] = m[0]
-	}
-	var out strings.Builder
-	for _, m := range last {
-		out.WriteString(strings.TrimSpace(m) + "\n")
-	}
-	return out.String()
-}
-
 // sameSpecs reports in what the pods and scalers that the chart makes for values differ from those of plain manifests.
 func sameSpecs(c *helm.Chart, values, plain string, files ...string) error {
-	have, err := render(c, values)
+	have, err := render(c, needed, values)
 	if err != nil {
 		return err
 	}
@@ -194,7 +197,7 @@ func sameSpecs(c *helm.Chart, values, plain string, files ...string) error {
 		}
 		for name, o := range objects {
 			kind, short, _ := strings.Cut(name, "/")
-			if kind == "Namespace" || kind == "Service" && short == "cconvert" {
+			if kind == "Service" && short == "cconvert" { // which has the name of the release
 				continue
 			}
 			other := have[kind+"/cconvert-"+short]

@@ -1,5 +1,6 @@
 // Command parsers reads the files of deploy/ by the parsers of what they are for, and ends with an error where one of
-// them would not be taken; or policies in Rego, which it evaluates; or values of the Helm chart, which it renders. It is a module of its own: cconvert needs none of this.
+// them would not be taken; or policies in Rego, which it evaluates; or values of the Helm chart,
+// which it renders. It is a module of its own: cconvert needs none of this.
 package main
 
 import (

@@ -8,18 +8,15 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sigstore/sigstore-go/pkg/bundle"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/verify"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cconvert/cconvert/internal/bug"
 	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/cconvert/cconvert/pkg/attest"
-	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 )
 
@@ -47,37 +44,10 @@ func signedByBundle(ctx context.Context, of name.Digest, by Trust, o registry.Op
 	if err != nil {
 		return reading(of, err)
 	}
-	var good, another atomic.Bool
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(signaturesAtOnce)
-	for i := range min(list.Len(), maxSignatures) {
-		g.Go(func() error {
-			a, err := list.Fetch(ctx, i, maxBundleBytes)
-			switch {
-			case errors.Is(err, image.ErrDigest):
-				another.Store(true)
-				return nil
-			case errors.Is(err, image.ErrNotFound), errors.Is(err, image.ErrUnsupported):
-				return nil // it leaves the others
-			case err != nil:
-				return reading(of, err)
-			case checkBundle(ctx, a.Blob, of.DigestStr(), signType, by) == nil:
-				good.Store(true)
-				return errSigned
-			}
-			return nil
-		})
-	}
-	err = g.Wait()
-	switch {
-	case good.Load():
-		return nil
-	case err == nil && another.Load(): // a proxy has answered with a page of its own
-		return reading(of, image.ErrNoDocument)
-	case err == nil:
-		return ErrUnsigned
-	}
-	return err
+	return anyOf(ctx, of, list.Len(), func(ctx context.Context, i int) (bool, error) {
+		a, err := list.Fetch(ctx, i, maxBundleBytes)
+		return err == nil && checkBundle(ctx, a.Blob, of.DigestStr(), signType, by) == nil, err
+	})
 }
 
 // checkBundle reports why a bundle is not a statement of a type about a digest, "sha256:…", by a key or an identity
@@ -161,7 +131,7 @@ func byIdentity(b *bundle.Bundle, digest, kind string, by Trust) error {
 
 // demands are what a signature by an identity must have: a time that somebody else has seen it at, and an entry in each
 // kind of log that the root has. A private authority need not keep logs.
-func demands(trusted root.TrustedMaterial) []verify.VerifierOption {
+func demands(trusted Root) []verify.VerifierOption {
 	options := []verify.VerifierOption{verify.WithObserverTimestamps(1), verify.WithoutStatementPredicate()}
 	if len(trusted.RekorLogs()) > 0 {
 		options = append(options, verify.WithTransparencyLog(1))
@@ -195,7 +165,7 @@ func (id Identity) Check() error {
 }
 
 // ReadRoot reads a trusted root of Sigstore: which authorities and logs are believed.
-func ReadRoot(text []byte) (root.TrustedMaterial, error) {
+func ReadRoot(text []byte) (Root, error) {
 	r, err := root.NewTrustedRootFromJSON(text)
 	if err != nil {
 		return nil, err // not a nil *root.TrustedRoot in the interface

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -67,12 +66,10 @@ func TestBundleOfCosign(t *testing.T) {
 	require.Error(t, checkBundle(ctx, []byte("{}"), cosigned, signType, by))
 }
 
-// sigstore is a folder of test data of Sigstore's library.
+// sigstore is the folder of test data of Sigstore's library.
 func sigstore(t testing.TB) string {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/sigstore/sigstore-go").Output()
-	require.NoError(t, err)
-	return filepath.Join(strings.TrimSpace(string(out)), "pkg", "testing", "data")
+	return filepath.Join(fixture.ModuleDir(t, "github.com/sigstore/sigstore-go"), "pkg", "testing", "data")
 }
 
 // A bundle of the public instance of Sigstore is by the identity that has made it, and by no other; it is not a

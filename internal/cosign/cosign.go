@@ -20,8 +20,11 @@ type Trust struct {
 	Keys       []*attest.PublicKey
 	Identities []Identity
 	// Root has the authorities and logs that vouch for identities. It is needed if there are some.
-	Root root.TrustedMaterial
+	Root Root
 }
+
+// Root has authorities and logs that are believed.
+type Root = root.TrustedMaterial
 
 // Identity is one that an authority of certificates has seen somebody log in with.
 type Identity struct {

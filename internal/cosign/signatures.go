@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -44,32 +45,41 @@ func signedByTag(ctx context.Context, of name.Digest, keys []*attest.PublicKey, 
 	if err != nil {
 		return reading(of, err)
 	}
+	return anyOf(ctx, of, len(m.Layers), func(ctx context.Context, i int) (bool, error) {
+		d := m.Layers[i]
+		signature, err := base64.StdEncoding.DecodeString(d.Annotations[signatureKey])
+		if d.MediaType != simpleSigning || d.Size > maxSignedBytes || err != nil || len(signature) == 0 {
+			return false, nil
+		}
+		payload, err := m.Blob(ctx, d, maxSignedBytes)
+		return err == nil && about(payload, digest) && slices.ContainsFunc(keys, func(k *attest.PublicKey) bool {
+			return k.Verify(ctx, payload, signature) == nil
+		}), err
+	})
+}
+
+// anyOf looks at what may be signatures of an image, some at a time, until one counts; the error is ErrUnsigned if none
+// does. One that is not there, is of another form or is not what its digest says leaves the others.
+func anyOf(ctx context.Context, of name.Digest, n int, counts func(context.Context, int) (bool, error)) error {
 	var good, another atomic.Bool
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(signaturesAtOnce)
-	for _, d := range m.Layers[:min(len(m.Layers), maxSignatures)] {
-		signature, err := base64.StdEncoding.DecodeString(d.Annotations[signatureKey])
-		if d.MediaType != simpleSigning || d.Size > maxSignedBytes || err != nil || len(signature) == 0 {
-			continue
-		}
+	for i := range min(n, maxSignatures) {
 		g.Go(func() error {
-			payload, err := m.Blob(ctx, d, maxSignedBytes)
-			if errors.Is(err, image.ErrDigest) {
+			signed, err := counts(ctx, i)
+			switch {
+			case signed:
+				good.Store(true)
+				return errSigned
+			case errors.Is(err, image.ErrDigest):
 				another.Store(true)
-			}
-			if err != nil && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrDigest) {
+			case err != nil && !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrUnsupported):
 				return reading(of, err)
-			}
-			for _, k := range keys { // a blob that is not there, or not what its digest says, leaves the others
-				if err == nil && k.Verify(ctx, payload, signature) == nil && about(payload, digest) {
-					good.Store(true)
-					return errSigned
-				}
 			}
 			return nil
 		})
 	}
-	err = g.Wait()
+	err := g.Wait()
 	switch {
 	case good.Load():
 		return nil

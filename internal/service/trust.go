@@ -19,7 +19,7 @@ const maxTrustFile = 1 << 20
 // beside the plan if their paths are not absolute. The error is a plan.Error.
 func ReadTrust(file string, p *plan.Plan) (map[*plan.Entry]cosign.Trust, error) {
 	mistake := func(line int, err error) error { return &plan.Error{File: file, Line: line, Err: err} }
-	shared, err := readRoot(file, p.TrustedRoot)
+	root, err := readRoot(file, p.TrustedRoot)
 	if err != nil {
 		return nil, mistake(0, fmt.Errorf("trustedRoot: %w", err))
 	}
@@ -31,31 +31,32 @@ func ReadTrust(file string, p *plan.Plan) (map[*plan.Entry]cosign.Trust, error) 
 				"of one that is asked for"))
 		}
 		t, err := entryTrust(file, e)
-		if err == nil && len(t.Identities) > 0 && shared.Root == nil {
+		if err == nil && len(t.Identities) > 0 && root == nil {
 			err = errors.New("identities need a trustedRoot: a file that says whose certificates count")
 		}
 		if err != nil {
 			return nil, mistake(e.Line, err)
 		}
-		t.Root = shared.Root
+		t.Root = root
 		trust[e] = t
 	}
 	return trust, p.CheckRules(file)
 }
 
-// readRoot reads the trusted root of a plan, if it names one.
-func readRoot(file, named string) (t cosign.Trust, err error) {
+// readRoot reads the trusted root of a plan; nil if it names none.
+func readRoot(file, named string) (cosign.Root, error) {
 	if named == "" {
-		return t, nil
+		return nil, nil
 	}
 	text, err := readBeside(file, named)
 	if err != nil {
-		return t, err
+		return nil, err
 	}
-	if t.Root, err = cosign.ReadRoot(text); err != nil {
-		return t, fmt.Errorf("%s: %w", named, err)
+	root, err := cosign.ReadRoot(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", named, err)
 	}
-	return t, nil
+	return root, nil
 }
 
 // entryTrust reads whose signatures an entry wants.

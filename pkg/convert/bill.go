@@ -36,7 +36,11 @@ func readAdded(ctx context.Context, below *image.Image, r recipe.Recipe, added i
 		return nil, fmt.Errorf("the image has %d layers, and its recipe has added %d", len(below.Layers), added)
 	}
 	layers := below.Layers[len(below.Layers)-added:]
-	bundle, err := readRuntime(ctx, layers[0])
+	blob, err := layers[0].Blob(ctx, maxAddedLayer)
+	if err != nil {
+		return nil, fmt.Errorf("the runtime: %w", err)
+	}
+	bundle, err := libos.ReadBundle(ctx, blob, layers[0].Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -54,19 +58,6 @@ func readAdded(ctx context.Context, below *image.Image, r recipe.Recipe, added i
 	return listed, nil
 }
 
-func readRuntime(ctx context.Context, l *image.Layer) (*libos.Bundle, error) {
-	r, err := l.Open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	blob, err := image.ReadChecked(r, l.Digest, maxAddedLayer)
-	if err != nil {
-		return nil, fmt.Errorf("fetching the runtime's layer %s: %w", l.Digest, err)
-	}
-	return libos.ReadBundle(ctx, blob, l.Digest)
-}
-
 func readAgent(ctx context.Context, l *image.Layer) (*libos.Agent, error) {
 	r, err := l.Open(ctx)
 	if err != nil {
@@ -77,12 +68,7 @@ func readAgent(ctx context.Context, l *image.Layer) (*libos.Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	agent, err := libos.NewAgent(files[libos.AgentPath])
-	if err != nil {
-		return nil, err
-	}
-	agent.Layer.Digest = l.Digest // it may have been compressed anew
-	return agent, nil
+	return libos.PackedAgent(files[libos.AgentPath], image.NewLayer{Digest: l.Digest}), nil
 }
 
 // bill lists what an output has more than its source.

@@ -90,6 +90,20 @@ type Layer struct {
 	Push v1.Layer
 }
 
+// Blob reads the whole layer as it is stored, of at most so many bytes, and checks its digest.
+func (l *Layer) Blob(ctx context.Context, limit int64) ([]byte, error) {
+	r, err := l.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := ReadChecked(r, l.Digest, limit)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the layer %s: %w", l.Digest, err)
+	}
+	return b, nil
+}
+
 // Again returns the layer as one that can be put on an image. Its archive has the given digest.
 func (l *Layer) Again(ctx context.Context, diffID string) (NewLayer, error) {
 	mt, err := l.Push.MediaType()

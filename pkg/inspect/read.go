@@ -263,14 +263,9 @@ func contentsOf(ctx context.Context, img *image.Image, nodes []*rootfs.Node) (ma
 
 // RuntimeOf reads the layer that holds a runtime, of which the image says that it has a digest; empty: nothing.
 func RuntimeOf(ctx context.Context, l *image.Layer, said string) (*libos.Bundle, error) {
-	r, err := l.Open(ctx)
+	blob, err := l.Blob(ctx, maxRuntime)
 	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	blob, err := image.ReadChecked(r, l.Digest, maxRuntime)
-	if err != nil {
-		return nil, fmt.Errorf("fetching the runtime's layer %s: %w", l.Digest, err)
+		return nil, fmt.Errorf("the runtime: %w", err)
 	}
 	b, err := libos.ReadBundle(ctx, blob, said)
 	if err != nil {

@@ -47,12 +47,17 @@ func NewAgent(program []byte) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packing the agent: %w", err)
 	}
-	a := &Agent{SHA256: sha256.Sum256(program)}
+	layer, err := image.CompressLayer(agentLevel, archive.Bytes())
+	return PackedAgent(program, layer), err
+}
+
+// PackedAgent describes a program that a layer has.
+func PackedAgent(program []byte, layer image.NewLayer) *Agent {
+	a := &Agent{Layer: layer, SHA256: sha256.Sum256(program)}
 	if build, err := buildinfo.Read(bytes.NewReader(program)); err == nil {
 		a.Build = *build
 	}
-	a.Layer, err = image.CompressLayer(agentLevel, archive.Bytes())
-	return a, err
+	return a
 }
 
 // ErrNoAgent says that there is no program to get secrets with.

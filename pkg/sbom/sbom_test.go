@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/sbom"
@@ -52,20 +52,12 @@ func bill(t *testing.T) sbom.Bill {
 	}
 }
 
-// moduleDir is where the source of a module is on this machine.
-func moduleDir(t *testing.T, module string) string {
-	t.Helper()
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module).Output()
-	require.NoError(t, err)
-	return strings.TrimSpace(string(out))
-}
-
 // A bill in CycloneDX's form is one by the schema of CycloneDX.
 func TestCycloneDX(t *testing.T) {
 	b := bill(t)
 	text, err := b.CycloneDX()
 	require.NoError(t, err)
-	dir := filepath.Join(moduleDir(t, "github.com/CycloneDX/cyclonedx-go"), "schema")
+	dir := filepath.Join(fixture.ModuleDir(t, "github.com/CycloneDX/cyclonedx-go"), "schema")
 	c := validator.NewCompiler()
 	for name, url := range map[string]string{
 		"bom-1.6.schema.json": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/internal/document"
@@ -121,7 +119,7 @@ func (c *carrier) copyAbout(ctx context.Context, digest string) error {
 			continue
 		}
 		subject = *p.Manifest.Subject
-		if err := c.blobs(ctx, p); err != nil {
+		if err := c.blobs(ctx, p.Digest.String(), parts(p)...); err != nil {
 			return err
 		}
 		listed := true
@@ -173,7 +171,7 @@ func (c *carrier) copyTag(ctx context.Context, of, tag string) error {
 	}
 	switch {
 	case at == "":
-		if err := c.blobs(ctx, p); err != nil {
+		if err := c.blobs(ctx, p.Digest.String(), parts(p)...); err != nil {
 			return err
 		}
 		if err := c.to.putManifest(ctx, tag, p.Manifest.MediaType, p.Raw); err != nil {
@@ -222,21 +220,26 @@ func (c *carrier) read(ctx context.Context, ref name.Reference) (*document.Packe
 	return p, nil
 }
 
-// blobs copies what an artifact consists of.
-func (c *carrier) blobs(ctx context.Context, p *document.PackedArtifact) error {
-	parts := append([]v1.Descriptor{p.Manifest.Config}, p.Manifest.Layers...)
+// parts are what an artifact consists of.
+func parts(p *document.PackedArtifact) []v1.Descriptor {
+	return append([]v1.Descriptor{p.Manifest.Config}, p.Manifest.Layers...)
+}
+
+// blobs copies blobs of a manifest.
+func (c *carrier) blobs(ctx context.Context, of string, parts ...v1.Descriptor) error {
 	for _, d := range parts {
 		if c.left -= max(d.Size, 0); d.Size > maxCarriedBlob || d.Size < 0 || c.left < 0 {
-			return fmt.Errorf("%s: %w: a blob of %d bytes", p.Digest, image.ErrUnsupported, d.Size)
+			return fmt.Errorf("%s: %w: a blob of %d bytes", of, image.ErrUnsupported, d.Size)
 		}
 	}
 	for _, d := range parts {
 		d.URLs = nil // whoever attached it sends nobody elsewhere
 		blob := &remote.MountableLayer{
-			Layer: &carriedBlob{ctx, c.from, d}, Reference: c.from.repo.Digest(d.Digest.String()),
+			Layer:     document.NewBlob(ctx, d, c.from.blob),
+			Reference: c.from.repo.Digest(d.Digest.String()),
 		}
 		if err := c.to.upload(ctx, d.Digest, blob, nil); err != nil {
-			return fmt.Errorf("%s: copying the blob %s: %w", p.Digest, d.Digest, err)
+			return fmt.Errorf("%s: copying the blob %s: %w", of, d.Digest, err)
 		}
 	}
 	return nil
@@ -252,28 +255,8 @@ func (c *carrier) copyImage(ctx context.Context, img *image.Image) error {
 	if err != nil || m.Subject != nil || c.to.has(ctx, "manifests", img.Digest) {
 		return err // one that refers to another image would be attached to that
 	}
-	config := &document.PackedArtifact{Manifest: document.ArtifactManifest{Config: m.Config}, Digest: m.Config.Digest}
-	if err := c.blobs(ctx, config); err != nil {
+	if err := c.blobs(ctx, img.Digest, m.Config); err != nil {
 		return err
 	}
 	return c.to.putManifest(ctx, img.Digest, img.MediaType, raw)
 }
-
-// carriedBlob is a blob of another repository.
-type carriedBlob struct {
-	ctx  context.Context
-	from *session
-	d    v1.Descriptor
-}
-
-func (b *carriedBlob) Digest() (v1.Hash, error) { return b.d.Digest, nil }
-
-func (b *carriedBlob) DiffID() (v1.Hash, error) { return b.d.Digest, nil }
-
-func (b *carriedBlob) Size() (int64, error) { return b.d.Size, nil }
-
-func (b *carriedBlob) MediaType() (types.MediaType, error) { return b.d.MediaType, nil }
-
-func (b *carriedBlob) Compressed() (io.ReadCloser, error) { return b.from.blob(b.ctx, b.d) }
-
-func (b *carriedBlob) Uncompressed() (io.ReadCloser, error) { return b.Compressed() }

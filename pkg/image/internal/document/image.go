@@ -88,6 +88,13 @@ func ReadBlob(
 	return image.ReadChecked(r, d.Digest.String(), limit)
 }
 
+// NewBlob returns a blob that is to be copied as it is. What is in it is not known.
+func NewBlob(
+	ctx context.Context, d v1.Descriptor, open func(context.Context, v1.Descriptor) (io.ReadCloser, error),
+) v1.Layer {
+	return &blobLayer{ctx: ctx, desc: d, open: open}
+}
+
 // blobLayer is a layer in a registry or layout, to be copied as it is.
 type blobLayer struct {
 	ctx    context.Context

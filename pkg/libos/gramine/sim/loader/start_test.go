@@ -119,7 +119,7 @@ func TestEnvironmentIsTheManifests(t *testing.T) {
 	assert.Equal(t, []string{"A=1", "B=2", "HOST=h"}, p.environment())
 }
 
-// Variables that somebody gives in vain are named, and those that every container has are not.
+// Variables without effect are named, but not those that every container has.
 func TestIgnoredVariables(t *testing.T) {
 	var p program
 	p.Loader.Env = map[string]any{"A": "1", "B": map[string]any{"passthrough": true}}
