@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
@@ -69,7 +70,8 @@ Nothing is stored, and no key is needed. The exit code is 1 if the image cannot 
 			return err
 		}
 		if a.RuntimeError != "" {
-			logrus.Warnf("the runtime could not be read, so what depends on it is missing: %s", a.RuntimeError)
+			logrus.Warnf("the runtime could not be read: whether its C library fits, and whether the enclave must be "+
+				"larger, is not known: %s", a.RuntimeError)
 		}
 		if asJSON {
 			err = printJSON(cmd, a)
@@ -101,7 +103,7 @@ func printAnalysis(w io.Writer, a *convert.Analysis) {
 	line("C library", "%s%s", a.LibC, when(a.NeedsGLIBC != "", ", version "+a.NeedsGLIBC+" or newer"))
 	line("enclave", "%s for each process (%s), %d threads, %s pages", humanize.IBytes(a.EnclaveSize), a.SizeWhy,
 		a.Threads, humanize.Comma(int64(a.Pages)))
-	line("image has", "%s files", humanize.Comma(int64(a.Files)))
+	line("image has", "%s", english.Plural(a.Files, "file", ""))
 	for _, p := range []launch.Policy{launch.TrustAuto, launch.TrustList, launch.TrustAll} {
 		if c, ok := a.Policies[p]; ok {
 			line("trust "+string(p), "%s entries, %s, list read in about %.1f s at start",

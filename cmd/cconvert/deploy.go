@@ -102,11 +102,19 @@ func newDeploy() *cobra.Command {
 			return err
 		}
 		defer img.Close()
-		if img.Ref.Transport != image.Registry {
-			return usagef("%s is not in a registry: only from there can it be started elsewhere. Convert it with --to "+
-				"REGISTRY/NAME:TAG, or start it here with docker run", img.Ref)
+		switch img.Ref.Transport {
+		case image.Registry:
+			o.Image = img.Ref.Name.Context().Name() + "@" + img.Digest
+		case image.DockerDaemon:
+			o.Image, o.Local = strings.TrimPrefix(img.Ref.String(), string(image.DockerDaemon)+":"), true
+		default:
+			return usagef("%s is neither in a registry nor in Docker: it can be started from there only. Convert it "+
+				"with --to REGISTRY/NAME:TAG, or --to docker-daemon:NAME for this machine", img.Ref)
 		}
-		o.Image = img.Ref.Name.Context().Name() + "@" + img.Digest
+		if o.Local && o.Target != deploy.Docker && o.Target != deploy.Compose {
+			return usagef("%s is on this machine alone, where --target docker or compose can start it: for "+
+				"Kubernetes, convert it with --to REGISTRY/NAME:TAG", img.Ref)
+		}
 		c, err := inspect.Read(cmd.Context(), img, access.reading())
 		if errors.Is(err, inspect.ErrNotConverted) && epc != "" {
 			size, sizeErr := enclave.ParseSize(epc)

@@ -101,6 +101,12 @@ func printCommands(w io.Writer, cmd *cobra.Command) {
 	show("More", left)
 }
 
+// rootFlags are the flags that help on the program itself lists: what most conversions need. The others are listed by
+// help on "cconvert convert".
+var rootFlags = []string{
+	"to", "key", "runtime", "memory", "strict", "dry-run", "output-json", "quiet", "verbose", "version", "help",
+}
+
 // usage is the part of help that follows what a command is for.
 func usage(cmd *cobra.Command) error {
 	w := cmd.OutOrStderr()
@@ -120,6 +126,18 @@ func usage(cmd *cobra.Command) error {
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags.AddFlagSet(cmd.LocalFlags())
 	flags.AddFlagSet(cmd.InheritedFlags())
+	if !cmd.HasParent() {
+		few := pflag.NewFlagSet("", pflag.ContinueOnError)
+		few.SortFlags = false
+		for _, name := range rootFlags {
+			if f := flags.Lookup(name); f != nil { // cobra adds --version when it runs
+				few.AddFlag(f)
+			}
+		}
+		fmt.Fprintf(w, "\nFlags:\n%s\n\"cconvert COMMAND --help\" tells more of a command, and \"cconvert convert "+
+			"--help\" lists all flags\nof a conversion.\n", flagLines(few))
+		return nil
+	}
 	own := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags.VisitAll(func(f *pflag.Flag) {
 		if !slices.ContainsFunc(flagGroups, func(g group) bool { return slices.Contains(g.names, f.Name) }) {

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -43,6 +44,13 @@ func TestHelpFits(t *testing.T) {
 		}
 		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
 			known[f.Name] = true
+			if !cmd.HasParent() && !slices.Contains(rootFlags, f.Name) {
+				convert, _, err := cmd.Find([]string{"convert"})
+				require.NoError(t, err)
+				convert.InheritedFlags() // which makes them its own
+				assert.NotNil(t, convert.Flags().Lookup(f.Name), "help lists --%s nowhere", f.Name)
+				return
+			}
 			lines := regexp.MustCompile(`(?m)^(      |  -\w, )--`+f.Name+` `).FindAllString(b.String(), -1)
 			assert.Len(t, lines, 1, "%s --%s", cmd.CommandPath(), f.Name)
 		})
@@ -56,6 +64,9 @@ func TestHelpFits(t *testing.T) {
 		assert.LessOrEqual(t, strings.Count(own, " --"), 22, "%s has many flags without a heading:\n%s",
 			cmd.CommandPath(), own)
 	})
+	for _, name := range rootFlags {
+		assert.True(t, known[name] || name == "version", "help has --%s, which the program has not", name)
+	}
 	for _, g := range flagGroups {
 		for _, name := range g.names {
 			assert.True(t, known[name], "the heading %s has --%s, which no command has", g.title, name)

@@ -76,5 +76,11 @@ func run(ctx context.Context) (err error) {
 	}
 	root := newRoot()
 	root.SetArgs(args)
-	return root.ExecuteContext(ctx)
+	err = root.ExecuteContext(ctx)
+	if errors.Is(err, errNothing) && !logsJSON() {
+		root.SetOut(os.Stderr)
+		_ = root.Help()
+		fmt.Fprintln(os.Stderr)
+	}
+	return err
 }

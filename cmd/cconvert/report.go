@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/finding"
@@ -129,6 +130,29 @@ func printable(s string) string {
 	return s
 }
 
+// severities counts findings, the gravest first.
+func severities(findings []finding.Finding) string {
+	var parts []string
+	for _, s := range []struct {
+		severity  finding.Severity
+		one, many string
+	}{
+		{finding.Error, "error", "errors"}, {finding.Warning, "warning", "warnings"},
+		{finding.Info, "to know", "to know"},
+	} {
+		n := 0
+		for _, f := range findings {
+			if f.Severity == s.severity {
+				n++
+			}
+		}
+		if n > 0 {
+			parts = append(parts, english.Plural(n, s.one, s.many))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
 // reportFindings lists findings, the gravest first, each kind followed by its remedy.
 func reportFindings(w io.Writer, findings []finding.Finding) {
 	if len(findings) == 0 {
@@ -139,7 +163,7 @@ func reportFindings(w io.Writer, findings []finding.Finding) {
 	slices.SortStableFunc(findings, func(a, b finding.Finding) int {
 		return cmp.Or(slices.Index(grave, a.Severity)-slices.Index(grave, b.Severity), cmp.Compare(a.Code, b.Code))
 	})
-	fmt.Fprintf(w, "\n%d to know:\n", len(findings))
+	fmt.Fprintf(w, "\n%s; docs/findings.md explains each code:\n", severities(findings))
 	count := map[string]int{}
 	for i, f := range findings {
 		if count[f.Code]++; count[f.Code] <= maxOfACode {

@@ -36,11 +36,16 @@ func newRoot() *cobra.Command {
 	var logs logFlags
 	convert := newConvert()
 	root := &cobra.Command{
-		Use:           "cconvert [flags] IMAGE...",
-		Short:         "Turn container images into confidential ones, for Intel SGX",
-		Long:          rootLong,
-		Example:       rootExamples,
-		Args:          convert.Args,
+		Use:     "cconvert [flags] IMAGE...",
+		Short:   "Turn container images into confidential ones, for Intel SGX",
+		Long:    rootLong,
+		Example: rootExamples,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && cmd.Flags().NFlag() == 0 {
+				return errNothing
+			}
+			return convert.Args(cmd, args)
+		},
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -89,6 +94,9 @@ func newRoot() *cobra.Command {
 	complete(root)
 	return root
 }
+
+// errNothing says that nothing was asked for. In a pipeline it is a mistake, such as a variable that is not set.
+var errNothing = usagef("an IMAGE or a COMMAND is expected")
 
 // extra are commands of builds for a special purpose.
 var extra []func() *cobra.Command

@@ -48,6 +48,7 @@ var schemas = map[string]any{
 	"quote":            quoteFacts{},
 	"release-log":      keyserver.Decision{},
 	"batch":            []queue.Record{},
+	"version":          versionFacts{},
 }
 
 const schemaDir = "../../docs/schemas"
@@ -122,6 +123,7 @@ func TestSchemas(t *testing.T) {
 		"cache":            run("cache", "ls", "--json"),
 		"key":              run("key", "info", "--json", "--key", key),
 		"batch":            run("batch", "results", "--json"),
+		"version":          run("version", "--json"),
 	} {
 		s, err := validator.NewCompiler().Compile(filepath.Join(schemaDir, name+".json"))
 		require.NoError(t, err, name)

@@ -49,8 +49,10 @@ func ParseTarget(name string) Target {
 // Options are what an image does not say.
 type Options struct {
 	Target Target
-	// Image is the reference to start; by digest, so that it is what was looked at.
+	// Image is the reference to start; by digest, so that it is what was looked at. If Local is set it is the name of
+	// an image that the Docker daemon of this machine has, which no registry is asked for.
 	Image string
+	Local bool
 	// Name of the deployment; empty: from the image's name.
 	Name      string
 	Namespace string
@@ -333,6 +335,7 @@ func (o Options) fit() error {
 		what  string
 		fits  bool
 	}{
+		{o.Local, "an image that only the Docker daemon of this machine has", !kubernetes},
 		{o.Direct, "direct mode", o.Target == Docker},
 		{o.LegacyEPC, "the resource of old clusters", o.Target == AKS},
 		{o.Replicas > 1, "more than one container", o.Target != Docker},

@@ -348,6 +348,25 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
+// An image that only Docker on this machine has is started by its name, and no registry is asked for it.
+func TestLocal(t *testing.T) {
+	group := int64(1)
+	o := deploy.Options{Image: "app:1", Local: true, DeviceGroup: &group, Target: deploy.Docker}
+	text, err := deploy.Write(redis(), o)
+	require.NoError(t, err)
+	assert.Regexp(t, `^docker run .*--pull never .* app:1\n$`, string(text))
+	o.Target = deploy.Compose
+	text, err = deploy.Write(redis(), o)
+	require.NoError(t, err)
+	assert.Contains(t, string(text), "image: app:1\n")
+	assert.Contains(t, string(text), "pull_policy: never\n")
+	for _, target := range []deploy.Target{deploy.Intel, deploy.AKS, deploy.Alibaba} {
+		o.Target = target
+		_, err := deploy.Write(redis(), o)
+		assert.ErrorIs(t, err, deploy.ErrOption, target)
+	}
+}
+
 // What a simulated image needs is no enclave: no device, no group, no memory of enclaves. Every file says what it is.
 func TestSimulated(t *testing.T) {
 	for _, target := range deploy.Targets {

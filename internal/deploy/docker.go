@@ -12,6 +12,9 @@ import (
 // docker writes a command line for a shell.
 func (w *workload) docker() ([]byte, error) {
 	args := []string{"docker", "run", "--detach", "--name", w.Name}
+	if w.Local {
+		args = append(args, "--pull", "never")
+	}
 	if w.Direct {
 		if w.LibOS == nil || w.LibOS.Direct == nil {
 			return nil, fmt.Errorf("%w: only images with Gramine's runtime have a direct mode", ErrOption)
@@ -65,6 +68,7 @@ type (
 	}
 	composeService struct {
 		Image    string   `json:"image"`
+		Pull     string   `json:"pull_policy,omitempty"`
 		Devices  []string `json:"devices,omitempty"`
 		GroupAdd []string `json:"group_add,omitempty"`
 		Ports    []string `json:"ports,omitempty"`
@@ -78,6 +82,9 @@ type (
 // compose writes a Compose file.
 func (w *workload) compose() ([]byte, error) {
 	s := composeService{Image: w.Options.Image, Restart: "unless-stopped"}
+	if w.Local {
+		s.Pull = "never"
+	}
 	if !w.Simulated() {
 		s.Devices = []string{enclaveDevice + ":" + enclaveDevice}
 	}

@@ -185,6 +185,9 @@ func (r *rewriter) container(p *pod, at yamledit.Path) error {
 		return err
 	}
 	r.replaced++
+	if w.Simulated() {
+		note("what is started is simulated: there is no enclave, and nothing in it is confidential")
+	}
 	if other.Notice != "" {
 		note("%s", other.Notice)
 	}

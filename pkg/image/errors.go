@@ -43,6 +43,15 @@ var (
 	ErrPlatform = errors.New("no image for linux/amd64")
 )
 
+// OpenError says that an image could not be opened, and why.
+type OpenError struct {
+	Ref Reference
+	Err error
+}
+
+func (e *OpenError) Error() string { return fmt.Sprintf("opening %s: %v", e.Ref, e.Err) }
+func (e *OpenError) Unwrap() error { return e.Err }
+
 // TransientStatus are the answers of a registry that may be different next time.
 var TransientStatus = []int{
 	http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -138,6 +139,19 @@ func (r Reference) String() string {
 	return s
 }
 
+// InDocker returns the reference of a Docker daemon's image that a name without a registry may have been meant for,
+// "docker-daemon:app" for "app", and for "docker:app" too; "" if the reference names a registry, or another place.
+func (r Reference) InDocker() string {
+	if r.Transport != Registry || r.Name.Context().RegistryStr() != name.DefaultRegistry {
+		return ""
+	}
+	s := r.Name.String()
+	if host, _, ok := strings.Cut(s, "/"); ok && isHost(host) {
+		return ""
+	}
+	return string(DockerDaemon) + ":" + strings.TrimPrefix(s, "docker:")
+}
+
 // isTransport reports whether a reference that begins with a word and a colon names no registry: it has one of the
 // transports of this package, or another one of containers-transports(5).
 func isTransport(word string) bool {
@@ -232,7 +246,17 @@ func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error)
 			return out, fmt.Errorf("%q is %w: a tag has at most 128 letters, digits, dots, dashes and underscores", tag,
 				ErrReference)
 		}
-		out.Name = r.Name.Context().Tag(tag)
+		if r.Transport == Registry {
+			out.Name = r.Name.Context().Tag(tag)
+			return out, nil
+		}
+		// Docker shows names without its own registry.
+		named, err := reference.ParseNormalizedNamed(r.Name.Context().Name())
+		if err != nil {
+			return out, fmt.Errorf("%s is %w: %w", r, ErrReference, err)
+		}
+		out.Name, err = ParseName(reference.FamiliarName(named)+":"+tag, insecure)
+		return out, err
 	}
 	return out, nil
 }

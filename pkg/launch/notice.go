@@ -33,7 +33,7 @@ func (f *files) notice(ctx context.Context, c v1.Config, o Options) error {
 			return err
 		}
 		if own.Applies(texts) && !f.canWrite(own.ReadOnly) {
-			s.Find(own.Code, finding.Severity(own.Severity), s.LibC.Program, own.Message)
+			s.Find(own.Code, finding.Severity(own.Severity), s.main.Path, own.Message)
 		}
 	}
 	f.noticeScripts()
@@ -91,6 +91,9 @@ func (f *files) noticeSwitch(p, text string) {
 		" cannot change the user in an enclave: it ends, and the program is not started")
 }
 
+// maxNamed is how many programs a finding names.
+const maxNamed = 6
+
 func (f *files) noticeScripts() {
 	s := f.spec
 	script, replacing := "", map[string]bool{}
@@ -105,10 +108,8 @@ func (f *files) noticeScripts() {
 		}
 		if writes.MatchString(text) {
 			s.Find(finding.TmpfsPerProcess, finding.Warning, p,
-				"the script writes files, and temporary storage is there for each "+
-					"process alone: what one of its commands writes, such as a rendered configuration, is not seen by "+
-					"the "+
-					"others")
+				"the script writes files, and each process has its own /tmp, /run and other temporary storage: "+
+					"what one of its commands writes there, such as a rendered configuration, the others do not see")
 		}
 	}
 	for _, n := range f.set.Started {
@@ -132,9 +133,18 @@ func (f *files) noticeScripts() {
 		commands[s.main] = true
 	}
 	if len(commands) > 1 {
-		s.Find(finding.Processes, finding.Warning, script,
-			fmt.Sprintf("the script names %d programs: each that it starts is an "+
-				"enclave of %d MB, made page by page", len(commands), s.Memory>>20))
+		var names []string
+		for n := range commands {
+			names = append(names, n.Name())
+		}
+		slices.Sort(names)
+		more := ""
+		if n := len(names) - maxNamed; n > 0 {
+			names, more = names[:maxNamed], fmt.Sprintf(" and %d more", n)
+		}
+		s.Find(finding.Processes, finding.Warning, script, fmt.Sprintf("the script may start %s%s: each program that "+
+			"it starts is an enclave of %d MB, which takes memory and time", strings.Join(names, ", "), more,
+			s.Memory>>20))
 	}
 }
 

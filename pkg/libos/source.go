@@ -358,6 +358,17 @@ func boolToInt(b bool) int {
 // ErrPinned says that a runtime is not the one that was pinned.
 var ErrPinned = errors.New("another runtime than before")
 
+// LoadError says that a runtime could not be loaded, and why.
+type LoadError struct {
+	From string // the source
+	Err  error
+}
+
+func (e *LoadError) Error() string {
+	return fmt.Sprintf("loading the runtime from %s: %v", e.From, e.Err)
+}
+func (e *LoadError) Unwrap() error { return e.Err }
+
 // ErrNoRuntime says that a source holds no runtime.
 var ErrNoRuntime = errors.New("no runtime found")
 

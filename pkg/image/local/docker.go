@@ -6,10 +6,12 @@ import (
 	"io"
 	"strings"
 
-	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/moby/moby/client"
+
+	"github.com/cconvert/cconvert/pkg/image"
 )
 
 func writeArchive(ctx context.Context, ref image.Reference, img *image.Output) error {
@@ -42,11 +44,11 @@ func openDaemon(ctx context.Context, ref image.Reference) (*image.Image, error) 
 	defer c.Close()
 	named := ref.Inside
 	if ref.Name != nil {
-		named = ref.Name.Name()
+		named = ref.Name.Name() // with its tag: Docker saves all tags of a name without one
 	}
 	if _, err := c.ImageInspect(ctx, named); err != nil {
-		if strings.Contains(err.Error(), "No such image") {
-			return nil, fmt.Errorf("%w: %w", image.ErrNotFound, err)
+		if errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("%w in Docker", image.ErrNotFound)
 		}
 		return nil, err
 	}

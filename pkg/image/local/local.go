@@ -27,7 +27,7 @@ func Open(ctx context.Context, ref image.Reference) (img *image.Image, err error
 		err = fmt.Errorf("the transport %q is %w", ref.Transport, image.ErrUnsupported)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", ref, err)
+		return nil, &image.OpenError{Ref: ref, Err: err}
 	}
 	return document.CheckPlatform(img)
 }

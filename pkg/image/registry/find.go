@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/internal/document"
@@ -12,7 +11,7 @@ import (
 // Find asks for the digest of the image for linux/amd64 that a reference has now. That is one request, which
 // opening the image does not repeat.
 func Find(ctx context.Context, ref image.Reference, o Options) (*image.Found, error) {
-	fail := func(err error) (*image.Found, error) { return nil, fmt.Errorf("opening %s: %w", ref, err) }
+	fail := func(err error) (*image.Found, error) { return nil, &image.OpenError{Ref: ref, Err: err} }
 	repo := ref.Name.Context()
 	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)
 	if err != nil {

@@ -124,7 +124,7 @@ func Open(ctx context.Context, ref image.Reference, o Options) (*image.Image, er
 	repo := ref.Name.Context()
 	s, err := connect(ctx, repo, []string{repo.Scope(transport.PullScope)}, o, nil)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", ref, err)
+		return nil, &image.OpenError{Ref: ref, Err: err}
 	}
 	return s.open(ctx, ref, o)
 }
@@ -133,7 +133,7 @@ func Open(ctx context.Context, ref image.Reference, o Options) (*image.Image, er
 func (s *session) open(ctx context.Context, ref image.Reference, o Options) (*image.Image, error) {
 	d, err := s.get(ctx, ref.Name, o)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", ref, err)
+		return nil, &image.OpenError{Ref: ref, Err: err}
 	}
 	return s.openFrom(ctx, ref, d, o)
 }
@@ -144,7 +144,7 @@ func (s *session) openFrom(
 ) (*image.Image, error) {
 	img, err := s.assemble(ctx, ref, d, o)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", ref, err)
+		return nil, &image.OpenError{Ref: ref, Err: err}
 	}
 	return document.CheckPlatform(img)
 }

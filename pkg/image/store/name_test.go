@@ -63,6 +63,43 @@ func TestTagAndDigest(t *testing.T) {
 	assert.ErrorIs(t, err, image.ErrReference)
 }
 
+// Results in a Docker daemon are called as Docker shows their sources: without its own registry.
+func TestTargetInDocker(t *testing.T) {
+	hex := strings.Repeat("a", 64)
+	for source, want := range map[string]string{
+		"docker-daemon:app":                     "docker-daemon:app:latest-sim",
+		"docker-daemon:app:1":                   "docker-daemon:app:1-sim",
+		"docker-daemon:me/app:1":                "docker-daemon:me/app:1-sim",
+		"docker-daemon:docker.io/library/app:1": "docker-daemon:app:1-sim",
+		"docker-daemon:registry.example/app:1":  "docker-daemon:registry.example/app:1-sim",
+		"docker-daemon:app@sha256:" + hex:       "docker-daemon:app:sha256-" + hex + "-sim",
+	} {
+		to, err := parse(t, source).Target("-sim", "", false)
+		require.NoError(t, err, source)
+		assert.Equal(t, want, to.String(), source)
+	}
+}
+
+// A name without a registry may have been meant for an image that Docker has.
+func TestInDocker(t *testing.T) {
+	for s, want := range map[string]string{
+		"app":                      "docker-daemon:app",
+		"app:1":                    "docker-daemon:app:1",
+		"me/app:1":                 "docker-daemon:me/app:1",
+		"docker:app":               "docker-daemon:app",
+		"docker.io/library/app":    "",
+		"registry.example/app":     "",
+		"localhost/app":            "",
+		"127.0.0.1:5000/app":       "",
+		"docker-daemon:app":        "",
+		"oci:app":                  "",
+		"docker://app":             "docker-daemon:app",
+		"docker-archive:app.tar:a": "",
+	} {
+		assert.Equal(t, want, parse(t, s).InDocker(), s)
+	}
+}
+
 // A manifest that lies in another repository than was asked for is not taken.
 func TestRedirectedManifest(t *testing.T) {
 	ctx, reg := context.Background(), fixture.NewRegistry(t)

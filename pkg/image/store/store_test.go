@@ -127,7 +127,7 @@ func TestTargets(t *testing.T) {
 		{"oci:d:v1", "-c", "", "oci:d:v1-c"},
 		{"oci:d", "-c", "", "oci:d:latest-c"},
 		{"docker-archive:d/f.tar", "-c", "", "docker-archive:d/f-c.tar"},
-		{"docker-daemon:app:1", "-c", "", "docker-daemon:index.docker.io/library/app:1-c"},
+		{"docker-daemon:app:1", "-c", "", "docker-daemon:app:1-c"},
 	} {
 		r, err := parse(t, c.from).Target(c.suffix, c.repo, false)
 		require.NoError(t, err)

@@ -59,7 +59,7 @@ func (Backend) Load(ctx context.Context, o libos.LoadOptions) (*libos.Bundle, er
 		err = fmt.Errorf("%w: its layer is %s, not the pinned %s", libos.ErrPinned, bundle.Layer.Digest, o.Layer)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("loading the runtime from %s: %w", b.name, err)
+		return nil, &libos.LoadError{From: b.name, Err: err}
 	}
 	return bundle, nil
 }

@@ -169,13 +169,15 @@ func CheckPlatform(img *image.Image) (*image.Image, error) {
 	var c struct{ OS, Architecture string }
 	if err := json.Unmarshal(img.Config, &c); err != nil {
 		img.Close()
-		return nil, fmt.Errorf("opening %s: reading the configuration: %w", img.Ref, err)
+		return nil, &image.OpenError{Ref: img.Ref, Err: fmt.Errorf("reading the configuration: %w", err)}
 	}
 	// Without an architecture an image is taken for the engine's own, which for SGX is amd64.
 	p := normal(v1.Platform{OS: cmp.Or(c.OS, "linux"), Architecture: cmp.Or(c.Architecture, "amd64")})
 	if p.OS != "linux" || p.Architecture != "amd64" {
 		img.Close()
-		return nil, fmt.Errorf("opening %s: %w: it is for %s/%s", img.Ref, image.ErrPlatform, c.OS, c.Architecture)
+		return nil, &image.OpenError{
+			Ref: img.Ref, Err: fmt.Errorf("%w: it is for %s/%s", image.ErrPlatform, c.OS, c.Architecture),
+		}
 	}
 	return img, nil
 }
