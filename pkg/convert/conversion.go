@@ -159,6 +159,13 @@ func findingsOf(
 		findings = append(findings, finding.New(finding.Annotation, finding.Info, name,
 			"by this annotation of the manifest engines would run the image otherwise: it is left out"))
 	}
+	for _, l := range source.Layers {
+		for _, name := range image.Lazy(l.Annotations) {
+			findings = append(findings, finding.New(finding.Annotation, finding.Info, l.Digest,
+				"by the annotation "+name+" of this layer engines may take other files than its archive's: it is left "+
+					"out"))
+		}
+	}
 	others, err := source.OtherKeys()
 	for _, key := range others {
 		findings = append(findings, finding.New(finding.Annotation, finding.Info, key,

@@ -149,8 +149,8 @@ func (img *Image) Below(layers int) (*Image, error) {
 }
 
 // Append puts layers on top of an image. The source's layers stay as they are, and so do the annotations of its
-// manifest, but for those that steer engines. What else its manifest has is left out. Config is the new configuration
-// but for its rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
+// manifest and its layers, but for those that steer engines. What else its manifest has is left out. Config is the new
+// configuration but for its rootfs, which is completed here. The media types follow the source's: Docker's or OCI's.
 func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Output, error) {
 	manifest, layers, err := img.descriptors()
 	if err != nil {
@@ -169,6 +169,11 @@ func Append(img *Image, config map[string]json.RawMessage, add []NewLayer) (*Out
 	}
 	if len(rootfs.DiffIDs) != len(img.Layers) {
 		return nil, fmt.Errorf("the configuration lists %d layers, %d were read", len(rootfs.DiffIDs), len(img.Layers))
+	}
+	for i, raw := range layers {
+		if layers[i], err = withoutLazy(raw); err != nil {
+			return nil, err
+		}
 	}
 	out := &Output{Source: img.Ref, Origin: img.Origin, MediaType: img.MediaType}
 	for _, l := range img.Layers {

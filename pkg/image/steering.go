@@ -31,6 +31,50 @@ func (img *Image) Steering() ([]string, error) {
 	return slices.Sorted(maps.Keys(annotations)), nil
 }
 
+// lazy begin the names of annotations of a layer by which an engine may take its files from somewhere else than its
+// archive: eStargz and zstd:chunked have a table of contents, other snapshotters of containerd (nydus, overlaybd and
+// others) have files and indexes of their own.
+var lazy = []string{"containerd.io/snapshot/", "io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."}
+
+func isLazy(annotation string) bool {
+	return slices.ContainsFunc(lazy, func(prefix string) bool { return strings.HasPrefix(annotation, prefix) })
+}
+
+// Lazy returns those annotations of a layer by which an engine may take its files from somewhere else than its archive,
+// sorted. Append leaves them out.
+func Lazy(annotations map[string]string) []string {
+	names := slices.DeleteFunc(slices.Collect(maps.Keys(annotations)), func(name string) bool { return !isLazy(name) })
+	slices.Sort(names)
+	return names
+}
+
+// withoutLazy returns a layer's descriptor without the annotations of Lazy.
+func withoutLazy(descriptor json.RawMessage) (json.RawMessage, error) {
+	var all, annotations map[string]json.RawMessage
+	if err := json.Unmarshal(descriptor, &all); err != nil {
+		return nil, fmt.Errorf("reading a layer's descriptor: %w", err)
+	}
+	if all["annotations"] == nil {
+		return descriptor, nil
+	}
+	if err := json.Unmarshal(all["annotations"], &annotations); err != nil {
+		return nil, fmt.Errorf("reading a layer's annotations: %w", err)
+	}
+	before := len(annotations)
+	maps.DeleteFunc(annotations, func(name string, _ json.RawMessage) bool { return isLazy(name) })
+	if len(annotations) == before {
+		return descriptor, nil
+	}
+	if delete(all, "annotations"); len(annotations) > 0 {
+		text, err := json.Marshal(annotations)
+		if err != nil {
+			return nil, err
+		}
+		all["annotations"] = text
+	}
+	return json.Marshal(all)
+}
+
 // ownKeys are those of an image's manifest that are about the image itself (OCI image specification, "Image Manifest").
 // By others, registries list it as something that is attached to another one.
 var ownKeys = []string{"schemaVersion", "mediaType", "config", "layers", "annotations"}

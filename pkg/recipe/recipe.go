@@ -264,6 +264,9 @@ func (r Recipe) Plain() Recipe {
 	o := r.Options
 	o.Args, o.HostArgs, o.Env, o.PassEnv, o.Allowed, o.Tmpfs, o.Encrypted = nil, false, nil, nil, nil, nil, nil
 	o.Profile, o.ProfileText, o.LibC = "", "", string(libc.Auto)
+	if o.Trust == string(launch.TrustList) { // somebody's choice, and not the image's
+		o.Trust, o.List = string(launch.TrustAuto), nil
+	}
 	if o.Secrets = o.Secrets.WithoutKeys(o.Encrypt != nil); o.Secrets == nil {
 		r.Agent = ""
 	}
@@ -323,4 +326,4 @@ func New(
 }
 
 // FormatEpoch rises whenever the same input would become another output.
-const FormatEpoch = 7
+const FormatEpoch = 8

@@ -19,8 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/cconvert/cconvert/internal/fixture"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/rootfs"
-	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // relist puts another table of contents into a zstd:chunked blob, and has the annotations vouch for it. The archive
@@ -107,7 +107,7 @@ func TestCheckTOC(t *testing.T) {
 			rootfs.Limits{})
 		require.NoError(t, err)
 		assert.Empty(t, differences, name)
-		assert.NotEmpty(t, toc.Lazy(annotations))
+		assert.NotEmpty(t, image.Lazy(annotations))
 
 		// A sound table is no reason to pass over another snapshotter's annotation.
 		with := maps.Clone(annotations)
@@ -232,6 +232,6 @@ func TestCheckTOC(t *testing.T) {
 		"containerd.io/snapshot/nydus-bootstrap": true, "containerd.io/snapshot/overlaybd/blob-digest": true,
 		"org.opencontainers.image.title": false,
 	} {
-		assert.Equal(t, lazy, toc.Lazy(map[string]string{annotation: "x"}) != "", annotation)
+		assert.Equal(t, lazy, len(image.Lazy(map[string]string{annotation: "x"})) > 0, annotation)
 	}
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/rootfs"
-	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // checkArchives compares the archive of each layer with the diff ID in the configuration, which it returns, and with
@@ -30,8 +29,8 @@ func checkArchives(
 	}
 	checked := map[string]bool{}
 	for i, l := range img.Layers {
-		annotation, key := toc.Lazy(l.Annotations), fmt.Sprint(l.Digest, l.Annotations)
-		if annotation == "" || checked[key] {
+		annotations, key := image.Lazy(l.Annotations), fmt.Sprint(l.Digest, l.Annotations)
+		if len(annotations) == 0 || checked[key] {
 			continue
 		}
 		checked[key] = true
@@ -42,7 +41,7 @@ func checkArchives(
 		if len(differences) > 0 {
 			problems = append(problems,
 				fmt.Sprintf("layer %d, %s: by its annotation %q an engine may take other files than its archive's: %s",
-					i+1, l.Digest, annotation, strings.Join(differences, "; ")))
+					i+1, l.Digest, annotations[0], strings.Join(differences, "; ")))
 		}
 	}
 	return diffIDs, problems, nil

@@ -3,6 +3,8 @@ package verify_test
 import (
 	"context"
 	"encoding/json"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -51,6 +53,43 @@ func TestVolumesOverTheEnclave(t *testing.T) {
 	r, err := verify.Verify(context.Background(), open(t, ref), nil, a.expect, nil, inspect.Options{})
 	require.NoError(t, err)
 	assert.False(t, r.Consistent)
+}
+
+// By some annotations of a layer engines take its files from elsewhere than its archive, where nobody has looked: a
+// conversion leaves them out, and its result verifies.
+func TestLazyAnnotations(t *testing.T) {
+	for annotation, lazy := range map[string]bool{
+		"containerd.io/snapshot/nydus-blob": true, "containerd.io/snapshot/stargz/toc.digest": true,
+		"containerd.io/snapshot/overlaybd/blob-digest": true, "io.containers.zstd-chunked.manifest-checksum": true,
+		"io.github.containers.zstd-chunked.manifest-position": true, "org.example.of-a-layer": false,
+	} {
+		a := newVictim(t, nil)
+		tag, err := name.NewTag(a.from)
+		require.NoError(t, err)
+		original, err := remote.Image(tag)
+		require.NoError(t, err)
+		m, err := original.Manifest()
+		require.NoError(t, err)
+		m = m.DeepCopy()
+		m.Layers[0].Annotations = map[string]string{annotation: "sha256:" + strings.Repeat("0", 64), "kept": "yes"}
+		body, err := json.Marshal(m)
+		require.NoError(t, err)
+		require.NoError(t, remote.Put(tag, rawManifest{body, m.MediaType}))
+		r := run(t, enclaved(t, a.from), signer(t), a.reg.Host+"/dst:1")
+		assert.Equal(t, lazy, slices.ContainsFunc(r.Findings, func(f finding.Finding) bool {
+			return f.Code == finding.Annotation && strings.Contains(f.Message, annotation)
+		}), annotation)
+		img, _ := a.image()
+		m, err = img.Manifest()
+		require.NoError(t, err)
+		_, there := m.Layers[0].Annotations[annotation]
+		assert.Equal(t, lazy, !there, annotation)
+		assert.Equal(t, "yes", m.Layers[0].Annotations["kept"])
+		result := open(t, a.reg.Host+"/dst:1")
+		v, err := verify.Verify(context.Background(), result, open(t, a.from), a.expect, nil, inspect.Options{})
+		require.NoError(t, err)
+		assert.True(t, v.Consistent, "%s: %v", annotation, v.FailedChecks())
+	}
 }
 
 // By some annotations of the manifest engines run an image otherwise: a conversion leaves them out, and nobody adds

@@ -15,7 +15,6 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/internal/document"
-	"github.com/cconvert/cconvert/pkg/rootfs/toc"
 )
 
 // Annotations of an image's name in a layout's index: of the OCI image specification ("Pre-Defined Annotation Keys"),
@@ -234,7 +233,7 @@ func (a *archive) ofManifest(mt types.MediaType, raw []byte) (one listed, ok boo
 	}
 	for i, l := range m.Layers {
 		names = append(names, blobPath("", l.Digest))
-		if lazy := toc.Lazy(l.Annotations); lazy != "" {
+		if lazy := image.Lazy(l.Annotations); len(lazy) > 0 {
 			extra = append(extra, fmt.Sprintf("layer %d is of %s: %q", i, lazy, l.Annotations))
 		}
 	}

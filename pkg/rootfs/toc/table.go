@@ -17,9 +17,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cconvert/cconvert/internal/strictjson"
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
+
+	"github.com/cconvert/cconvert/internal/strictjson"
 )
 
 // ErrNone says that a layer has no table of contents, or none that the image's manifest vouches for.
@@ -55,21 +56,6 @@ type Table struct {
 type tocFormat interface {
 	estargz.Decompressor
 	DecompressTOC(io.Reader) (io.ReadCloser, error)
-}
-
-// Lazy returns an annotation of a layer by which an engine may take the files from somewhere else than the layer's
-// archive, empty if it has no such annotation: eStargz and zstd:chunked have a table of contents, other snapshotters of
-// containerd (nydus, overlaybd and others) have files and indexes of their own.
-func Lazy(annotations map[string]string) string {
-	for _, k := range slices.Sorted(maps.Keys(annotations)) {
-		if k == tocDigest || strings.HasPrefix(k, snapshotters) ||
-			slices.ContainsFunc(chunkedPrefixes, func(p string) bool {
-				return strings.HasPrefix(k, p)
-			}) {
-			return k
-		}
-	}
-	return ""
 }
 
 // snapshotters begin the names of annotations for those of containerd.
