@@ -9,6 +9,8 @@ type Description struct {
 	MRSigner       Measurement `json:"mr_signer"` // zero if it is not signed
 	ISVProdID      uint16      `json:"isv_prod_id"`
 	ISVSVN         uint16      `json:"isv_svn"`
+	FamilyID       string      `json:"isv_family_id,omitempty"` // 16 bytes in hexadecimal; empty if they are zero
+	ExtProdID      string      `json:"isv_ext_prod_id,omitempty"`
 	DebugEnclave   bool        `json:"debug_enclave"`
 	Flags          string      `json:"attribute_flags"`
 	FlagsMask      string      `json:"attribute_flags_mask"`
@@ -24,9 +26,16 @@ type Description struct {
 // Describe describes a SIGSTRUCT.
 func (s *SigStruct) Describe() Description {
 	hex := func(n uint64) string { return fmt.Sprintf("%#x", n) }
+	id := func(b [16]byte) string {
+		if b == [16]byte{} {
+			return ""
+		}
+		return fmt.Sprintf("%x", b)
+	}
 	return Description{
 		MREnclave: s.MREnclave, MRSigner: s.MRSigner(), ISVProdID: s.ISVProdID, ISVSVN: s.ISVSVN,
-		DebugEnclave: s.Debug(), Date: s.Date.String(), Vendor: s.Vendor, SWDefined: s.SWDefined,
+		FamilyID: id(s.FamilyID), ExtProdID: id(s.ExtProdID), DebugEnclave: s.Debug(),
+		Date: s.Date.String(), Vendor: s.Vendor, SWDefined: s.SWDefined,
 		Flags: hex(s.Attributes.Flags), FlagsMask: hex(s.AttributesMask.Flags),
 		XFRM: hex(s.Attributes.XFRM), XFRMMask: hex(s.AttributesMask.XFRM),
 		MiscSelect: hex(uint64(s.MiscSelect)), MiscSelectMask: hex(uint64(s.MiscMask)),

@@ -83,7 +83,7 @@ func ReadSettings(text []byte) (sgx.Settings, error) {
 }
 
 // ParseSize reads a size in bytes as manifests write it: a number, decimal or 0x…, with an optional
-// suffix K, M or G for powers of 1024.
+// suffix K, M or G for powers of 1024. A decimal number does not begin with 0: others would read it as an octal one.
 func ParseSize(s string) (uint64, error) {
 	digits, shift := s, 0
 	if n := len(s); n > 0 {
@@ -91,8 +91,12 @@ func ParseSize(s string) (uint64, error) {
 			digits, shift = s[:n-1], 10*(i+1)
 		}
 	}
-	n, err := strconv.ParseUint(digits, 0, 64)
-	if err != nil || n > 1<<62>>shift {
+	base := 10
+	if hex, ok := strings.CutPrefix(strings.ToLower(digits), "0x"); ok {
+		digits, base = hex, 16
+	}
+	n, err := strconv.ParseUint(digits, base, 64)
+	if err != nil || n > 1<<62>>shift || base == 10 && len(digits) > 1 && digits[0] == '0' {
 		return 0, fmt.Errorf("%q is not a size such as 512M or 4G", s)
 	}
 	return n << shift, nil

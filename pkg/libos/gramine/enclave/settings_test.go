@@ -13,7 +13,9 @@ func TestSizes(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, want, n)
 	}
-	for _, bad := range []string{"", "K", "-1", "1T", "1m", "99999999999999999999", "9999999999G"} {
+	for _, bad := range []string{
+		"", "K", "-1", "1T", "1m", "99999999999999999999", "9999999999G", "010M", "08", "0b1", "1_0", "0x",
+	} {
 		_, err := ParseSize(bad)
 		assert.Error(t, err, bad)
 	}
