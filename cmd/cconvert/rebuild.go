@@ -10,6 +10,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
+	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
 
@@ -18,6 +19,7 @@ func newRebuild() *cobra.Command {
 		access  registryFlags
 		library runtimeFlags
 		source  string
+		agent   string
 		asJSON  bool
 		key     filesKeyFlag
 	)
@@ -28,7 +30,8 @@ func newRebuild() *cobra.Command {
 comes out. No key is needed: the signature is the image's, and it fits only if the measurement
 is the same. Nothing is stored. The source is found by --source or by what is attached to the
 image. The runtime is the image's own layer; --runtime takes it from somewhere else, which shows
-that it is that runtime. The exit code is 4 if something else comes out.`,
+that it is that runtime. What was taken from the image is told. The exit code is 4 if something
+else comes out.`,
 		Example: `  cconvert rebuild registry.example/redis:7-confidential --source registry.example/redis:7`,
 		Args:    exactArgs("IMAGE"),
 	}
@@ -36,6 +39,8 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 	f.StringVar(&source, "source", "", "the image that it was made from")
 	addJSON(f, &asJSON, "print JSON")
 	key.add(f, "the key to the image's encrypted files: without it their ciphertexts are taken from the image")
+	f.StringVar(&agent, "agent", "", "the agent's program, for an image that gets secrets (default: the one of this "+
+		"version, or the image's own)")
 	library.add(f)
 	access.add(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -59,6 +64,11 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 		}
 		if f := cmd.Flags(); f.Changed("runtime") || f.Changed("runtime-libs") || f.Changed("lock") {
 			o.Runtime = &load
+		}
+		if agent != "" {
+			if o.Agent, err = libos.ReadAgent(agent); err != nil {
+				return &usageError{fmt.Errorf("--agent: %w", err)}
+			}
 		}
 		var closeKey func()
 		if o.FilesKey, closeKey, err = key.reader(cmd.Context()); err != nil {
@@ -91,8 +101,11 @@ that it is that runtime. The exit code is 4 if something else comes out.`,
 				fmt.Fprintln(cmd.OutOrStdout(), "  "+printable(why))
 			}
 		}
-		if r.Ciphertexts != "" && !asJSON {
-			fmt.Fprintln(cmd.OutOrStdout(), "  the encrypted files are "+r.Ciphertexts)
+		if len(r.Taken) > 0 && !asJSON {
+			fmt.Fprintln(cmd.OutOrStdout(), "taken from the image itself:")
+			for _, what := range r.Taken {
+				fmt.Fprintln(cmd.OutOrStdout(), "  "+printable(what))
+			}
 		}
 		if err == nil && !r.Same {
 			err = fmt.Errorf("%s: %w", img.Ref, errDifferent)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/dustin/go-humanize"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
@@ -18,6 +19,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/store"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/launch"
 	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -226,6 +228,9 @@ func (s *signFlags) run(
 	if o.Evidence, err = s.evidence.choose(cmd.Flags().Changed("attest")); err != nil {
 		return err
 	}
+	if err := o.Check(source, target); err != nil {
+		return err
+	}
 	img, err := store.Open(cmd.Context(), source, o.Image)
 	if err != nil {
 		return err
@@ -271,6 +276,8 @@ func printEnclave(w io.Writer, r *verify.Report, of string) error {
 	line("image", "%s", of)
 	line("made from", "%s", r.Recipe.Source)
 	line("runtime", "%s %.12s, layer %s", r.Recipe.Runtime.Kind, r.Recipe.Runtime.Version, r.Recipe.Runtime.Digest)
+	line("may read", "%s files, by the policy %q%s", humanize.Comma(int64(r.TrustedFiles)), r.Recipe.Options.Trust,
+		when(r.Recipe.Options.Trust == string(launch.TrustList), ": those that whoever converted it has named"))
 	line("MRENCLAVE", "%s", s.MREnclave)
 	line("product", "%d, security version %d", s.ISVProdID, s.ISVSVN)
 	line("date", "%s", s.Date)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -195,22 +194,28 @@ func (e *expectFlags) expectations() (x verify.Expectations, err error) {
 		}
 		x.RuntimeDigest = append(x.RuntimeDigest, l.Runtime.Layer)
 	}
-	if x.Runtimes = cmp.Or(e.runtimes, x.Runtimes); x.Runtimes != "" {
-		if x.Known, err = verify.ReadRuntimes(x.Runtimes); err != nil {
+	for _, file := range []string{x.Runtimes, e.runtimes} {
+		if file == "" {
+			continue
+		}
+		known, err := verify.ReadRuntimes(file)
+		if err != nil {
 			return x, &usageError{fmt.Errorf("--known-runtimes: %w", err)}
 		}
+		x.Known = append(x.Known, known...)
 	}
-	x.AllowSimulated, x.Layout = x.AllowSimulated || e.allowSimulated, cmp.Or(e.layout, x.Layout)
+	x.AllowSimulated = x.AllowSimulated || e.allowSimulated
 	x.AllowDebug, x.AnySigner = x.AllowDebug || e.allowDebug, x.AnySigner || e.anySigner
 	for _, f := range []struct {
 		flag string
 		from string
 		to   *string
-	}{{"signer-key", e.signerKey, &x.SignerKey}, {"attest-verify-key", e.attestKey, &x.AttestKey}} {
+	}{{"signer-key", e.signerKey, &x.SignerKey}, {"attest-verify-key", e.attestKey, &x.AttestKey},
+		{"layout", e.layout, &x.Layout}} {
 		switch {
 		case f.from == "":
 		case *f.to != "" && *f.to != f.from:
-			return x, usagef("--%s %s: the policy expects the one in %s", f.flag, f.from, *f.to)
+			return x, usagef("--%s %s: the policy expects %s", f.flag, f.from, *f.to)
 		default:
 			*f.to = f.from
 		}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"slices"
 	"time"
 
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/libos"
 	"github.com/cconvert/cconvert/pkg/recipe"
@@ -103,15 +103,26 @@ func (p *Prepared) billOf(
 		return sbom.Bill{}, err
 	}
 	var files []sbom.File
+	var list *encrypted.List
 	for _, f := range p.EnclaveFiles(s) {
+		if f.Path == libos.EncryptedPath {
+			if list, err = encrypted.ParseList(f.Content); err != nil {
+				return sbom.Bill{}, fmt.Errorf("reading %s: %w", f.Path, err)
+			}
+		}
 		if !f.Dir && f.Link == "" {
 			files = append(files, sbom.File{Path: f.Path, SHA256: sha256.Sum256(f.Content)})
 		}
 	}
-	b := sbom.Bill{
-		Name: name, Digest: digest, Source: p.Recipe.Source,
-		Layers: append(slices.Clone(layers), sbom.Enclave(top, files)),
+	b := sbom.Bill{Name: name, Digest: digest, Source: p.Recipe.Source}
+	if list != nil {
+		at := len(p.base.Layers) - (len(layers) - len(p.below)) - 1 // right below the runtime's
+		if at < 0 {
+			return b, fmt.Errorf("%w: there is no layer for encrypted files", encrypted.ErrList)
+		}
+		b.Layers = append(b.Layers, sbom.Ciphertexts(p.base.Layers[at].Digest, list))
 	}
+	b.Layers = append(append(b.Layers, layers...), sbom.Enclave(top, files))
 	if d := s.Date; d != (sgx.Date{}) {
 		b.Created = time.Date(d.Year, time.Month(d.Month), d.Day, 0, 0, 0, 0, time.UTC)
 	}

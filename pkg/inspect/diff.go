@@ -50,7 +50,8 @@ func (d Difference) String() string {
 }
 
 // Compare returns why the measurements, the identity or the start of two images differ: nothing if they are the same,
-// as far as was read of them. Of layers below the runtime's that is what the configuration says.
+// as far as was read of them. Of layers that were not read, those below the runtime's, that is what the configuration
+// says.
 func Compare(a, b *Converted) ([]Difference, error) {
 	var list []Difference
 	differ := func(part, name string, x, y any) {
@@ -83,10 +84,26 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	list = append(list, compareEncrypted(a.Encrypted, b.Encrypted)...)
 	compareTables("", a.config, b.config, "config", &list)
 	compareTables("", a.notes, b.notes, "image", &list)
+	for i := range min(len(a.archives), len(b.archives)) {
+		// What the configurations say of them was told.
+		if x, y := a.archives[i], b.archives[i]; x != "" && y != "" && a.diffID(i) == b.diffID(i) {
+			differ("image", fmt.Sprintf("archive of layer %d", i+1), x, y)
+		}
+	}
 	if len(list) == 0 { // else it differs by what is told
 		differ("enclave", "layer on top", a.top, b.top)
 	}
 	return list, nil
+}
+
+// diffID is the digest of a layer's archive by the configuration; nil: there is none.
+func (c *Converted) diffID(layer int) any {
+	rootfs, _ := c.config["rootfs"].(map[string]any)
+	list, _ := rootfs["diff_ids"].([]any)
+	if layer >= len(list) {
+		return nil
+	}
+	return list[layer]
 }
 
 func digestOf(b []byte) string {

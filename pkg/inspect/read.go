@@ -87,6 +87,8 @@ type Converted struct {
 	notes   map[string]any // annotations of the manifest and its layers, and other images of the name
 	runtime string         // digest of the archive that has the runtime; empty: it was not read as such
 	top     string         // digest of the topmost archive
+	// archives are the digests of the layers' archives as they were read; empty: the layer was not read as a whole.
+	archives []string
 }
 
 // Simulated reports whether there is no enclave: the runtime only plays one.
@@ -185,11 +187,20 @@ func ReadOurs(ctx context.Context, img *image.Image, o Options) (*Converted, err
 		return nil, err
 	}
 	c, err := s.Converted(ctx)
-	if c != nil {
-		c.LayerDigests = nil // the layers were not read
-		c.top = fmt.Sprintf("sha256:%x", sum.Sum(nil))
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	c.LayerDigests = nil // the layers were not read
+	c.top = fmt.Sprintf("sha256:%x", sum.Sum(nil))
+	c.archives = make([]string, n)
+	for i := n - s.Added() + 1; i < n-1; i++ { // of the agent's, above all: it starts first
+		between := sha256.New()
+		if _, err := extractAndSum(ctx, img.Layers[i], nil, between); err != nil {
+			return nil, err
+		}
+		c.archives[i] = fmt.Sprintf("sha256:%x", between.Sum(nil))
+	}
+	return c, nil
 }
 
 // recipeOf reads the recipe of an image of this program; of another one it is the zero value.

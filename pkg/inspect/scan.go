@@ -171,6 +171,9 @@ func (s *Scanned) Converted(ctx context.Context) (*Converted, error) {
 		return c, nil
 	}
 	c.top = s.Indexes[len(s.Indexes)-1].DiffID
+	for _, x := range s.Indexes {
+		c.archives = append(c.archives, x.DiffID)
+	}
 	for i, f := range c.Trusted {
 		if n, _, err := s.Tree.Resolve(strings.TrimPrefix(f.URI, "file:")); err == nil {
 			c.Trusted[i].Layer, c.Trusted[i].Size = n.Layer+1, n.Size

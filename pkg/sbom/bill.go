@@ -4,12 +4,14 @@ package sbom
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/cconvert/cconvert/pkg/encrypted"
 	"github.com/cconvert/cconvert/pkg/libos"
 )
 
@@ -91,6 +93,20 @@ func Agent(a *libos.Agent) Layer {
 	return l
 }
 
+// Ciphertexts describes the layer of the encrypted files, as ciphertexts. Layers of the source from which these files
+// were removed are not listed: what else is in them is the source's.
+func Ciphertexts(digest string, list *encrypted.List) Layer {
+	l := Layer{Name: "ciphertexts", Digest: digest}
+	for _, f := range list.Files {
+		sum, err := hex.DecodeString(f.SHA256)
+		if err != nil {
+			continue // ParseList has seen to that
+		}
+		l.Files = append(l.Files, File{f.Path, [32]byte(sum)})
+	}
+	return l
+}
+
 // Enclave describes the topmost layer.
 func Enclave(digest string, files []File) Layer {
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
@@ -110,21 +126,20 @@ func purl(name, digest string) string {
 	return fmt.Sprintf("pkg:oci/%s@%s", name[strings.LastIndex(name, "/")+1:], strings.ReplaceAll(digest, ":", "%3A"))
 }
 
-// Lines are what a bill lists, a line for each file and each thing that has a version, sorted. Two bills that list the
-// same have the same lines.
-func (b Bill) Lines() []string {
-	var lines []string
-	for _, l := range b.Layers {
-		lines = append(lines, versionLine(l.Name, l.Version))
-		for _, f := range l.Files {
-			lines = append(lines, f.Path+" "+hex.EncodeToString(f.SHA256[:]))
-		}
-		for _, lib := range l.Libraries {
-			lines = append(lines, versionLine(lib.Name, lib.Version))
-		}
-	}
-	slices.Sort(lines)
-	return lines
-}
+// ErrNotOurs says that somebody else has made a document, which may be about more than what was added.
+var ErrNotOurs = errors.New("the bill was not made by cconvert")
 
-func versionLine(name, version string) string { return strings.TrimSpace(name + " " + version) }
+// Document returns the document of a bill for a type of statement: the same bill always makes the same. Said is one
+// that is to be compared with it: the error is ErrNotOurs if that names another program as its maker.
+func (b Bill) Document(kind string, said []byte) ([]byte, error) {
+	if kind == CycloneDXType {
+		if err := oursInCycloneDX(said); err != nil {
+			return nil, err
+		}
+		return b.CycloneDX()
+	}
+	if err := oursInSPDX(said); err != nil {
+		return nil, err
+	}
+	return b.SPDX()
+}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/CycloneDX/cyclonedx-go"
@@ -74,33 +73,19 @@ func cyclonedxSum(digest string) *[]cyclonedx.Hash {
 	return &[]cyclonedx.Hash{{Algorithm: cyclonedx.HashAlgoSHA256, Value: sum}}
 }
 
-// CycloneDXLines returns what Bill.Lines does of the bill that a document in JSON was made from.
-func CycloneDXLines(document []byte) ([]string, error) {
+// oursInCycloneDX reports by ErrNotOurs that a document does not say that this program has made it.
+func oursInCycloneDX(document []byte) error {
 	var bom cyclonedx.BOM
 	if err := cyclonedx.NewBOMDecoder(bytes.NewReader(document), cyclonedx.BOMFileFormatJSON).Decode(&bom); err != nil {
-		return nil, fmt.Errorf("reading the CycloneDX document: %w", err)
+		return fmt.Errorf("reading the CycloneDX document: %w", err)
 	}
-	ours := bom.Metadata != nil && bom.Metadata.Tools != nil && bom.Metadata.Tools.Components != nil &&
-		slices.ContainsFunc(*bom.Metadata.Tools.Components, func(c cyclonedx.Component) bool { return c.Name == tool })
-	if !ours {
-		return nil, ErrNotOurs
+	if bom.Metadata == nil || bom.Metadata.Tools == nil || bom.Metadata.Tools.Components == nil {
+		return ErrNotOurs
 	}
-	var lines []string
-	var add func(list *[]cyclonedx.Component)
-	add = func(list *[]cyclonedx.Component) {
-		if list == nil {
-			return
-		}
-		for _, c := range *list {
-			if c.Type == cyclonedx.ComponentTypeFile && c.Hashes != nil && len(*c.Hashes) == 1 {
-				lines = append(lines, c.Name+" "+(*c.Hashes)[0].Value)
-			} else {
-				lines = append(lines, versionLine(c.Name, c.Version))
-			}
-			add(c.Components)
+	for _, c := range *bom.Metadata.Tools.Components {
+		if c.Name == tool {
+			return nil
 		}
 	}
-	add(bom.Components)
-	slices.Sort(lines)
-	return lines, nil
+	return ErrNotOurs
 }

@@ -3,7 +3,6 @@ package sbom
 import (
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,41 +93,17 @@ func spdxSum(digest string) []common.Checksum {
 	return []common.Checksum{{Algorithm: common.SHA256, Value: sum}}
 }
 
-// ErrNotOurs says that somebody else has made a bill, which may be about more than what was added.
-var ErrNotOurs = errors.New("the bill was not made by cconvert")
-
-// spdxListed is what SPDXLines reads of a document. The library's own type does not bear every document.
-type spdxListed struct {
-	CreationInfo struct{ Creators []string } `json:"creationInfo"`
-	Packages     []struct {
-		Name      string `json:"name"`
-		Version   string `json:"versionInfo"`
-		Purpose   string `json:"primaryPackagePurpose"`
-		Checksums []struct {
-			Value string `json:"checksumValue"`
-		} `json:"checksums"`
-	} `json:"packages"`
-}
-
-// SPDXLines returns what Bill.Lines does of the bill that an SPDX document was made from.
-func SPDXLines(document []byte) ([]string, error) {
-	var d spdxListed
+// oursInSPDX reports by ErrNotOurs that a document does not say that this program has made it. The library's own type
+// does not bear every document.
+func oursInSPDX(document []byte) error {
+	var d struct {
+		CreationInfo struct{ Creators []string } `json:"creationInfo"`
+	}
 	if err := json.Unmarshal(document, &d); err != nil {
-		return nil, fmt.Errorf("reading the SPDX document: %w", err)
+		return fmt.Errorf("reading the SPDX document: %w", err)
 	}
 	if !slices.Contains(d.CreationInfo.Creators, "Tool: "+tool) {
-		return nil, ErrNotOurs
+		return ErrNotOurs
 	}
-	var lines []string
-	for _, p := range d.Packages {
-		switch {
-		case p.Purpose == purposeImage:
-		case p.Purpose == purposeFile && len(p.Checksums) == 1:
-			lines = append(lines, p.Name+" "+p.Checksums[0].Value)
-		default:
-			lines = append(lines, versionLine(p.Name, p.Version))
-		}
-	}
-	slices.Sort(lines)
-	return lines, nil
+	return nil
 }

@@ -60,10 +60,15 @@ func agentDetail(c *inspect.Converted) string {
 		strings.Join(c.Agent.Places(), ", ")
 }
 
+const noAgent = "no agent starts before the program, and gets it secrets"
+
 // expectSecrets wants the servers to be expected ones from which the program gets secrets: who fills variables and
 // files, and has the keys to encrypted ones, decides on much of what it does.
 func (v *verification) expectSecrets(e Expectations, compared bool) {
 	if v.c.Agent == nil {
+		if len(e.SecretsFrom) > 0 {
+			v.skip(CheckSecretsFrom, noAgent)
+		}
 		return
 	}
 	var others []string
@@ -80,6 +85,7 @@ func (v *verification) expectSecrets(e Expectations, compared bool) {
 	case slices.Contains(e.MREnclave, v.c.MREnclave) && !v.signing:
 		v.skip(CheckSecretsFrom, "this MRENCLAVE, which measures from whom secrets come, is an expected one")
 	case e.AnySecrets:
+		v.waive("any-secrets")
 		v.skip(CheckSecretsFrom, "nobody said from whom secrets may come, and that was accepted")
 	case len(e.SecretsFrom) > 0:
 		v.add(CheckSecretsFrom, "secrets come from expected servers only", others)
@@ -94,6 +100,9 @@ func (v *verification) expectSecrets(e Expectations, compared bool) {
 // vouchedAgent checks that somebody vouches for the agent, which is measured and has the secrets first.
 func (v *verification) vouchedAgent(e Expectations) {
 	if v.c.Agent == nil {
+		if len(e.AgentDigest) > 0 {
+			v.skip(CheckAgentIs, noAgent)
+		}
 		return
 	}
 	sum := v.agentSum()

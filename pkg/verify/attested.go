@@ -77,6 +77,9 @@ func (r *Report) Attested(a Running) {
 		how = "its signer and product, in its security version or a higher one"
 	}
 	detail := fmt.Sprintf("the quote is of this image's enclave: %s, and the signed attributes", how)
+	if r := a.Quote.Report; r.ConfigID != [64]byte{} || r.ConfigSVN != 0 {
+		detail += "; CONFIGID and CONFIGSVN, which the host has chosen, are compared with nothing"
+	}
 	v.add(CheckQuoteImage, v.about+detail, v.otherEnclave(a))
 	switch {
 	case a.Endpoint != "":
@@ -179,6 +182,10 @@ func differs(got *quote.Report, e inspect.EnclaveFile, bySigner bool) (problems 
 	s := e.Structure
 	if s == nil {
 		return append(problems, "the image's enclave has no SIGSTRUCT that says which attributes it may have")
+	}
+	if got.FamilyID != s.FamilyID || got.ExtProdID != s.ExtProdID {
+		problems = append(problems, fmt.Sprintf("family and extended product are %x and %x, the image's are %x and %x",
+			got.FamilyID, got.ExtProdID, s.FamilyID, s.ExtProdID))
 	}
 	if err := s.CheckEnclave(s.MREnclave, got.Compared(), got.MiscSelect); err != nil {
 		problems = append(problems, err.Error())

@@ -424,7 +424,8 @@ func TestEncryptedImages(t *testing.T) {
 					verify.RebuildOptions{Source: parse(t, from), FilesKey: key})
 				require.NoError(t, err)
 				assert.True(t, rebuilt.Same, "%v", rebuilt.Why)
-				assert.Equal(t, key == nil, rebuilt.Ciphertexts != "")
+				assert.Equal(t, key == nil, strings.Contains(strings.Join(rebuilt.Taken, "\n"), "the encrypted files"))
+				assert.Contains(t, rebuilt.Taken[0], "the runtime, layer sha256:")
 			}
 			rebuilt, err := verify.Rebuild(ctx, open(t, repo+":1"),
 				verify.RebuildOptions{Source: parse(t, from), FilesKey: filesKey("other")})
@@ -762,7 +763,7 @@ func TestEncryptedAtRandom(t *testing.T) {
 		verify.RebuildOptions{Source: parse(t, from), FilesKey: filesKey("one")})
 	require.NoError(t, err)
 	assert.True(t, rebuilt.Same)
-	assert.Contains(t, rebuilt.Ciphertexts, "at random")
+	assert.Contains(t, strings.Join(rebuilt.Taken, "\n"), "at random")
 	v := check(t, reg.Host+"/dst:1", verify.Expectations{
 		AnySigner: true, AllowSimulated: true, FilesKey: filesKey("one"),
 	}, open(t, from))

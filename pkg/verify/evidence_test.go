@@ -10,7 +10,9 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -140,16 +142,31 @@ func TestEvidenceRefused(t *testing.T) {
 		return f.Code == finding.EvidenceRefused && f.Remedy != ""
 	}))
 
-	o.Evidence.Required = true
+	assert.Empty(t, r.Output.Attached)
+	known := []string{finding.Simulated, finding.VolumeSealed, finding.StopSignal, finding.LoaderEnv}
+
 	o.Enclave.ISVSVN = 1
-	p, err := convert.Prepare(context.Background(), o)
-	require.NoError(t, err)
-	defer p.Close()
-	public, signature, err := convert.Sign(context.Background(), p, signer(t))
-	require.NoError(t, err)
-	_, err = convert.Finish(context.Background(), p, public, signature, parse(t, reg.Host+"/dst:1"), o.StoreOptions)
-	assert.ErrorContains(t, err, "attaching evidence")
-	assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"), "the tag was not moved")
+	for name, ask := range map[string]func(*convert.StoreOptions){
+		"asked for": func(s *convert.StoreOptions) { s.Evidence = &convert.Evidence{Required: true} },
+		"strict": func(s *convert.StoreOptions) {
+			s.Gate = convert.Gate{Strict: true, Ignore: known}
+		},
+	} {
+		each := o
+		ask(&each.StoreOptions)
+		p, err := convert.Prepare(context.Background(), each)
+		require.NoError(t, err, name)
+		public, signature, err := convert.Sign(context.Background(), p, signer(t))
+		require.NoError(t, err)
+		_, err = convert.Finish(context.Background(), p, public, signature, parse(t, reg.Host+"/dst:1"),
+			each.StoreOptions)
+		require.NoError(t, p.Close())
+		require.ErrorContains(t, err, "attaching evidence", name)
+		assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"), "%s: the tag was not moved", name)
+	}
+	o.Gate = convert.Gate{Strict: true, Ignore: append(known, finding.EvidenceRefused)}
+	r = run(t, o, signer(t), reg.Host+"/dst:1")
+	assert.Equal(t, r.Output.Digest, reg.Digest(t, "dst:1"), "it was said that this does not matter")
 }
 
 // Each thing that a statement says is compared with the image.
@@ -205,6 +222,7 @@ func TestContradictions(t *testing.T) {
 		`"enclave_size":67108864`: `"enclave_size":1`, `"trust":"auto"`: `"trust":"all"`,
 		`"format_epoch":`: `"format_epoch":1`, `,"simulated":true`: ``, `"misc_select":"0x0"`: `"misc_select":"0x1"`,
 		`"sha256":"`: `"sha256":"00`, `"digest":"sha256:`: `"digest":"sha256:00`,
+		`"simulated":true`: `"simulated":true,"hardened":true`, `"kind":"sim"`: `"kind":"sim","certified":true`,
 	} {
 		assert.Equal(t, verify.Failed, verified(pack(change(*identity, old, with))).Status, old)
 	}
@@ -235,9 +253,19 @@ func TestContradictions(t *testing.T) {
 		bill.Predicate = json.RawMessage(strings.ReplaceAll(text, "cconvert\"", "other\""))
 		assert.Equal(t, verify.OK, verified(pack(bill)).Status, "another program's bill is about what it has seen")
 	}
+	for _, s := range []*attest.Statement{provenance, bills[sbom.SPDXType], bills[sbom.CycloneDXType]} {
+		changeEverywhere(t, *s, func(changed attest.Statement) bool {
+			return verified(pack(changed)).Status == verify.Failed
+		})
+	}
 	about := *identity
 	about.Subject = []attest.Resource{attest.NewResource("x", "sha256:"+strings.Repeat("0", 64))}
 	assert.Contains(t, verified(pack(about)).Problems[0], "about another image")
+	grafted, err := verify.Verify(context.Background(), img, nil, verify.Expectations{
+		AllowSimulated: true, Attested: &key.PublicKey,
+	}, attest.Read(context.Background(), []image.Artifact{pack(about)}, &key.PublicKey), inspect.Options{})
+	require.NoError(t, err)
+	assert.Equal(t, verify.Failed, status(grafted, verify.CheckAttestedBy), "it is stated of another image")
 	about.Type = "else"
 	assert.Equal(t, verify.Failed, verified(pack(about)).Status)
 	assert.Equal(t, verify.Failed, verified(image.Artifact{Type: attest.InTotoMediaType, Blob: []byte("{")}).Status)
@@ -250,6 +278,53 @@ func TestContradictions(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, verify.Failed, verified(attest.PackCoRIM(corim)).Status)
 	assert.Equal(t, verify.Failed, verified(attest.PackCoRIM([]byte("no CBOR"))).Status)
+}
+
+// changeEverywhere changes a statement of a conversion in one place after the other, and wants each change to be found,
+// but for the name of the maker, without which the statement is somebody else's, and the version of the program.
+func changeEverywhere(t *testing.T, s attest.Statement, found func(attest.Statement) bool) {
+	t.Helper()
+	var document any
+	require.NoError(t, json.Unmarshal(s.Predicate, &document))
+	free := []string{".buildDefinition.buildType", ".runDetails.builder.version.cconvert"}
+	maker := regexp.MustCompile(
+		`^\.(metadata(\.tools.*)?|creationInfo(\.creators.*)?|buildDefinition|runDetails(\.builder(\.version)?)?)$`)
+	places := 0
+	eachPlace("", document, func(at string, set func(any), was any) {
+		if slices.Contains(free, at) || maker.MatchString(at) {
+			return
+		}
+		var other any = "another"
+		if list, ok := was.([]any); ok {
+			other = append(slices.Clone(list), "another")
+		}
+		set(other)
+		changed, err := json.Marshal(document)
+		require.NoError(t, err)
+		set(was)
+		statement := s
+		statement.Predicate = changed
+		assert.True(t, found(statement), "%s: %s is changed", s.PredicateType, at)
+		places++
+	})
+	assert.Greater(t, places, 10)
+}
+
+// eachPlace calls a function for every value in JSON, with its path and what replaces it.
+func eachPlace(at string, v any, f func(at string, set func(any), was any)) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			was := v[key]
+			f(at+"."+key, func(x any) { v[key] = x }, was)
+			eachPlace(at+"."+key, was, f)
+		}
+	case []any:
+		for i, was := range v {
+			f(fmt.Sprintf("%s[%d]", at, i), func(x any) { v[i] = x }, was)
+			eachPlace(fmt.Sprintf("%s[%d]", at, i), was, f)
+		}
+	}
 }
 
 // A statement that was changed is not believed, though its envelope has the key's name.

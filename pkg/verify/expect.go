@@ -16,6 +16,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/protectedfs"
+	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/sbom"
 	"github.com/cconvert/cconvert/pkg/sgx"
 )
@@ -114,12 +115,12 @@ func (e Expectations) identity() bool {
 }
 
 // expected compares the image with the expectations.
-func (v *verification) expected(e Expectations, found Evidence, compared bool) {
+func (v *verification) expected(e Expectations, compared bool) {
 	c := v.c
 	v.expectItself(e)
 	v.expectKind(e)
 	if c.Layout == inspect.LayoutOurs && (!c.Simulated() || len(e.RuntimeDigest)+len(e.Known) > 0) {
-		v.vouched(e, found)
+		v.vouched(e)
 	} else if c.Layout != inspect.LayoutOurs && (len(e.RuntimeDigest) > 0 || len(e.Known) > 0) {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"an image of this kind has none"})
 	}
@@ -127,7 +128,7 @@ func (v *verification) expected(e Expectations, found Evidence, compared bool) {
 	v.expectSecrets(e, compared)
 	v.expectPlain(e, compared)
 	if e.Attested != nil {
-		signed := slices.ContainsFunc(found, func(f attest.Found) bool {
+		signed := slices.ContainsFunc(v.sound, func(f attest.Found) bool {
 			return f.Verified && f.Statement.PredicateType == attest.IdentityType
 		})
 		v.compare(CheckAttestedBy, true, "the enclave's identity is stated by the holder of the expected key", signed,
@@ -149,8 +150,9 @@ func (v *verification) expectItself(e Expectations) {
 		v.numbers(e)
 	}
 	detail := "there is an enclave"
-	if e.AllowSimulated {
+	if v.c.Simulated() && e.AllowSimulated {
 		detail = "there is no enclave, and that was accepted"
+		v.waive("allow-simulated")
 	}
 	v.compare(CheckSimulated, c.Simulated(), detail, e.AllowSimulated,
 		"there is none: the runtime is the simulated one, and nothing is confidential. --allow-simulated accepts it")
@@ -162,9 +164,14 @@ func (v *verification) numbers(e Expectations) {
 	if n := v.c.ISVProdID; n != 0 && e.ProdID == nil {
 		v.undecided(CheckProduct, fmt.Sprintf("the product number is %d: if it is yours, say --prod-id %d", n, n))
 	}
-	if n := v.c.ISVSVN; n != 0 && e.MinSVN == nil {
+	const what = "the SVN is the one that was said"
+	switch n := v.c.ISVSVN; {
+	case n != 0 && e.MinSVN == nil:
 		v.undecided(CheckSVN, fmt.Sprintf("the SVN is %d, below which nothing replaces it: if it is yours, say "+
 			"--min-svn %d", n, n))
+	case e.MinSVN != nil && n > *e.MinSVN:
+		v.add(CheckSVN, what, []string{fmt.Sprintf("it is %d, not %d: whoever signs it says so, and no lower one "+
+			"replaces it. If it is yours, say --min-svn %d", n, *e.MinSVN, n)})
 	}
 }
 
@@ -179,21 +186,12 @@ func (v *verification) compare(name string, asked bool, detail string, ok bool, 
 	}
 }
 
-// waived names what is accepted unseen, by the flags of "cconvert verify".
-func (e Expectations) waived() (flags []string) {
-	for _, w := range []struct {
-		flag string
-		set  bool
-	}{
-		{"any-signer", e.AnySigner}, {"any-runtime", e.AnyRuntime}, {"any-secrets", e.AnySecrets},
-		{"any-contents", e.AnyContents}, {"allow-changes", e.AllowChanges}, {"allow-debug", e.AllowDebug},
-		{"allow-simulated", e.AllowSimulated},
-	} {
-		if w.set {
-			flags = append(flags, w.flag)
-		}
+// waive notes that something was accepted which was not checked, or is not as it should be, because of a flag.
+func (v *verification) waive(flag string) {
+	if r := v.report; !slices.Contains(r.Waived, flag) {
+		r.Waived = append(r.Waived, flag)
+		slices.Sort(r.Waived)
 	}
-	return flags
 }
 
 // expectEnclave compares an enclave with what is expected of it.
@@ -230,11 +228,13 @@ func (v *verification) expectEnclave(e Expectations, f inspect.EnclaveFile) {
 	debug := of + "the enclave cannot be read by a debugger"
 	if f.DebugEnclave && e.AllowDebug {
 		debug = of + "it is a debug enclave, which keeps no secrets, and that was accepted"
+		v.waive("allow-debug")
 	}
 	problem := "it is a debug enclave, which keeps no secrets: --allow-debug accepts it"
 	if !f.DebugEnclave {
 		if f.MayDebug() && e.AllowDebug {
 			debug = of + "the host may start it as a debug enclave, which its quotes tell, and that was accepted"
+			v.waive("allow-debug")
 		}
 		problem = "the signature leaves DEBUG to the host (DisableDebug is 0): a debugger can read it then, and its " +
 			"quotes tell that. If they are looked at, --allow-debug accepts it"
@@ -245,6 +245,9 @@ func (v *verification) expectEnclave(e Expectations, f inspect.EnclaveFile) {
 // expectKind compares the kind of image with the one that is expected.
 func (v *verification) expectKind(e Expectations) {
 	c, expected := v.c, cmp.Or(e.Layout, inspect.LayoutOurs)
+	if c.Layout == expected && expected != inspect.LayoutOurs {
+		v.waive("layout")
+	}
 	v.compare(CheckLayout, c.Layout != inspect.LayoutOurs || c.Layout != expected,
 		"the image is of the kind that was expected; what starts its enclave was not verified", c.Layout == expected,
 		fmt.Sprintf("it is of the kind %q, expected is %q. Of images of other programs, what starts the enclave and "+
@@ -266,6 +269,7 @@ func (v *verification) expectPlain(e Expectations, compared bool) {
 	case slices.Contains(e.MREnclave, v.c.MREnclave):
 		v.skip(CheckChanges, "options of the conversion change what runs, and this MRENCLAVE is an expected one")
 	case e.AllowChanges:
+		v.waive("allow-changes")
 		v.skip(CheckChanges, "options of the conversion change what runs, and that was accepted")
 	case compared:
 		v.undecided(CheckChanges, "options of the conversion change what the source would run: expect what it is with "+
@@ -283,6 +287,9 @@ func (v *verification) expectPlain(e Expectations, compared bool) {
 
 // expectIdentity wants something to be expected of who signed or what runs.
 func (v *verification) expectIdentity(e Expectations) {
+	if e.AnySigner && !e.identity() {
+		v.waive("any-signer")
+	}
 	v.compare(CheckAnyIdentity, !e.AnySigner, "it was said who must have signed, or what must run", e.identity(),
 		"consistent, not trusted: anyone could have signed this. Expect --mrsigner, --signer-key, --mrenclave or "+
 			"--attest-verify-key, or accept --any-signer")
@@ -290,10 +297,10 @@ func (v *verification) expectIdentity(e Expectations) {
 
 // vouched checks that somebody vouches for the runtime's layer. The loader in it is not measured: it runs outside the
 // enclave, where it cannot read what is in it, but sees all that is given to the container.
-func (v *verification) vouched(e Expectations, found Evidence) {
+func (v *verification) vouched(e Expectations) {
 	have := v.s.Bundle.Layer.Digest
 	known := slices.IndexFunc(e.Known, func(k KnownRuntime) bool { return k.Layer == have })
-	stated := slices.ContainsFunc(found, func(f attest.Found) bool {
+	stated := slices.ContainsFunc(v.sound, func(f attest.Found) bool {
 		var said attest.Identity
 		return f.Verified && f.Statement.PredicateType == attest.IdentityType &&
 			json.Unmarshal(f.Statement.Predicate, &said) == nil && said.Runtime.Digest == have
@@ -312,6 +319,7 @@ func (v *verification) vouched(e Expectations, found Evidence) {
 	case stated:
 		v.add(CheckRuntimeIs, "the holder of the expected key states this runtime", nil)
 	case e.AnyRuntime:
+		v.waive("any-runtime")
 		v.skip(CheckRuntimeIs, "nobody vouched for the loader, "+have+", which is not measured, and that was accepted")
 	case v.signing:
 		v.undecided(CheckRuntimeIs,
@@ -333,7 +341,7 @@ func list[T any](values []T) string {
 // Evidence is what is attached to an image.
 type Evidence []attest.Found
 
-// evidence compares what is attached with the image.
+// evidence compares what is attached with the image, and keeps what does not contradict it: nothing else counts.
 func (v *verification) evidence(found Evidence) {
 	if len(found) == 0 {
 		v.skip(CheckEvidence, "nothing is attached to the image")
@@ -342,12 +350,17 @@ func (v *verification) evidence(found Evidence) {
 	var problems []string
 	signed := 0
 	for _, f := range found {
+		against := v.contradictions(f)
+		for _, p := range against {
+			problems = append(problems, fmt.Sprintf("%s: %s", f.Digest, p))
+		}
+		if len(against) > 0 {
+			continue
+		}
 		if f.Verified {
 			signed++
 		}
-		for _, p := range v.contradictions(f) {
-			problems = append(problems, fmt.Sprintf("%s: %s", f.Digest, p))
-		}
+		v.sound = append(v.sound, f)
 	}
 	v.add(CheckEvidence, fmt.Sprintf("%d statements and reference values are attached, %d of them signed by an "+
 		"expected key; none of those that are known contradicts the image", len(found), signed), problems)
@@ -378,6 +391,9 @@ func (v *verification) contradictions(f attest.Found) []string {
 		var said attest.Identity
 		if err := json.Unmarshal(f.Statement.Predicate, &said); err != nil {
 			return append(problems, err.Error())
+		}
+		if known, err := json.Marshal(said); err == nil { // what a field says that is not known was not checked
+			problems = append(problems, statedOtherwise(known, f.Statement.Predicate)...)
 		}
 		problems = append(problems, differentFields(said.Enclave, enclave)...)
 		if said.Simulated != c.Simulated() {
@@ -418,24 +434,37 @@ func (v *verification) contradictions(f attest.Found) []string {
 			return problems
 		}
 		if r := c.Recipe; r != nil {
-			for _, part := range [][2]string{{"source", r.Source}, {"runtime", r.Runtime.Digest}} {
-				if !slices.ContainsFunc(said.BuildDefinition.ResolvedDependencies, func(d attest.Resource) bool {
-					return d.Is(part[1])
-				}) {
-					problems = append(problems, fmt.Sprintf("it does not name the %s %s", part[0], part[1]))
-				}
-			}
-			from, err := json.Marshal(said.BuildDefinition.ExternalParameters["source"])
-			var source attest.Resource
-			if err != nil || json.Unmarshal(from, &source) != nil || !source.Is(r.Source) {
-				problems = append(problems, "it states another source, "+inspect.Text(from))
-			}
-			options, err := json.Marshal(r.Options)
-			stated, err2 := json.Marshal(said.BuildDefinition.ExternalParameters["options"])
-			if err != nil || err2 != nil || !sameJSON(options, stated) {
-				problems = append(problems, "it states other options")
-			}
+			problems = append(problems, otherProvenance(f.Statement.Predicate, said, r)...)
 		}
+	}
+	return problems
+}
+
+// otherProvenance says in what a provenance differs from the one of a recipe, which is made again. Only the name of the
+// source and the version of the program are its own.
+func otherProvenance(text []byte, said attest.Provenance, r *recipe.Recipe) []string {
+	from, err := json.Marshal(said.BuildDefinition.ExternalParameters["source"])
+	var source attest.Resource
+	if err != nil || json.Unmarshal(from, &source) != nil || !source.Is(r.Source) {
+		return []string{"it states another source, " + inspect.Text(from)}
+	}
+	options, err := json.Marshal(r.Options)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	runtime := attest.NewResource(r.Runtime.Kind, r.Runtime.Digest)
+	again, err := json.Marshal(attest.NewProvenance(attest.NewResource(source.Name, r.Source), runtime,
+		json.RawMessage(options), said.RunDetails.Builder.Version["cconvert"]))
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return statedOtherwise(again, text)
+}
+
+// statedOtherwise names the keys in which what is stated differs from what is so.
+func statedOtherwise(want, said []byte) (problems []string) {
+	for _, p := range configProblems(want, said) {
+		problems = append(problems, "it states something else: "+p)
 	}
 	return problems
 }
@@ -450,11 +479,7 @@ func differentFields(said, have attest.Enclave) []string {
 	if err != nil {
 		return []string{err.Error()}
 	}
-	var problems []string
-	for _, p := range configProblems(b, a) {
-		problems = append(problems, "it states something else: "+p)
-	}
-	return problems
+	return statedOtherwise(b, a)
 }
 
 func sameJSON(a, b []byte) bool {

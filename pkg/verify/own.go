@@ -93,8 +93,14 @@ func OwnEnclaves(ctx context.Context, img, source *image.Image, e Expectations, 
 	if len(e.RuntimeDigest) > 0 || len(e.Known) > 0 {
 		v.add(CheckRuntimeIs, "the runtime's layer is an expected one", []string{"such an image has none"})
 	}
+	if len(e.SecretsFrom) > 0 {
+		v.add(CheckSecretsFrom, "secrets come from expected servers only", []string{"from whom such an image gets " +
+			"secrets is its own programs' matter"})
+	}
+	if len(e.AgentDigest) > 0 {
+		v.add(CheckAgentIs, "the agent is an expected one", []string{"such an image has none"})
+	}
 	v.expectIdentity(e)
 	r.Trusted = len(r.Unmet()) == 0
-	r.Waived = e.waived()
 	return r, nil
 }

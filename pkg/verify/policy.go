@@ -110,9 +110,10 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 			v.changes = append(v.changes, c.String())
 		}
 	}
-	// By a manifest or a profile of one's own files are named; of other options the policy chooses them.
+	// By a list, a manifest or a profile of one's own files are named; of other options the policy chooses them.
 	was := v.c.Recipe.Options
-	if plain.Overlay != v.c.Recipe.Overlay || was.Profile != "" || was.ProfileText != "" {
+	if plain.Overlay != v.c.Recipe.Overlay || was.Profile != "" || was.ProfileText != "" ||
+		was.Trust != plain.Options.Trust {
 		v.changes = append(v.changes, filesChange("+", "besides", more)...)
 		v.changes = append(v.changes, filesChange("-", "no longer", fewer)...)
 	}

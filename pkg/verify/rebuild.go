@@ -1,7 +1,9 @@
 package verify
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -25,9 +27,9 @@ type Rebuilt struct {
 	Same   bool   `json:"same"`
 	// Recompressed says that the same layers are compressed otherwise.
 	Recompressed bool `json:"recompressed,omitempty"`
-	// Ciphertexts says that the encrypted files were taken from the image: without the key, or if they were encrypted
-	// at random, they do not come out again.
-	Ciphertexts string `json:"ciphertexts,omitempty"`
+	// Taken says what was taken from the image itself, so that nothing is said of where it is from: each with how to do
+	// without, if that is possible.
+	Taken []string `json:"taken,omitempty"`
 	// Why says what differs, where that is known.
 	Why []string `json:"why,omitempty"`
 }
@@ -37,6 +39,8 @@ type RebuildOptions struct {
 	Source image.Reference
 	// Runtime is loaded by these options; with the zero value, the image's own runtime layer is used.
 	Runtime *libos.LoadOptions
+	// Agent is the program of the agent; nil: this version's, if the image has that, and else the image's own.
+	Agent []byte
 	// FilesKey returns the key to encrypted files by the source's digest; nil: it is not known.
 	FilesKey func(source string) (protectedfs.Key, error)
 	// Convert has the options that do not show in the output: jobs, caches, observers.
@@ -65,17 +69,19 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	given := o.Convert
 	given.Source, given.Launch, given.Enclave = again.Source, again.Launch, again.Enclave
 	given.Overlay, given.Date = again.Overlay, again.Date
-	given.Backend, given.Target = again.Backend, nil
+	given.Backend, given.Target, given.Gate = again.Backend, nil, convert.Gate{Open: true}
 	if o.Runtime != nil {
 		given.Runtime = *o.Runtime
 	} else {
 		given.Backend = sameRuntime{again.Backend, img, len(img.Layers) - c.Added(), c.Recipe.Runtime.Digest}
+		out.Taken = append(out.Taken, fmt.Sprintf("the runtime, layer %s: --runtime takes it from somewhere else",
+			c.Recipe.Runtime.Digest))
 	}
-	program, err := c.AgentOf(ctx, img)
+	agent, err := o.agent(ctx, img, c, again.Backend, out)
 	if err != nil {
 		return nil, err
 	}
-	given.Backend = sameAgent{given.Backend, program}
+	given.Backend = sameAgent{given.Backend, agent}
 	if given.Encrypt, err = o.encryption(ctx, img, c, out); err != nil {
 		return nil, err
 	}
@@ -135,6 +141,25 @@ func Rebuild(ctx context.Context, img *image.Image, o RebuildOptions) (*Rebuilt,
 	return out, nil
 }
 
+// agent returns the program that gets the image's secrets; nil if it gets none.
+func (o RebuildOptions) agent(
+	ctx context.Context, img *image.Image, c *inspect.Converted, backend libos.Backend, out *Rebuilt,
+) ([]byte, error) {
+	has, err := c.AgentOf(ctx, img)
+	switch {
+	case err != nil || has == nil:
+		return nil, err
+	case o.Agent != nil:
+		return o.Agent, nil
+	}
+	if own, err := backend.Agent(); err == nil && bytes.Equal(own, has) {
+		return own, nil
+	}
+	out.Taken = append(out.Taken, fmt.Sprintf("the agent, SHA-256 %x, which is not the one of this version: --agent "+
+		"takes it from a file", sha256.Sum256(has)))
+	return has, nil
+}
+
 // encryption says how the files are encrypted again that the image has encrypted.
 func (o RebuildOptions) encryption(
 	ctx context.Context, img *image.Image, c *inspect.Converted, out *Rebuilt,
@@ -151,13 +176,13 @@ func (o RebuildOptions) encryption(
 	key, public := c.LibOS.Keys[c.Encrypted.Key]
 	switch {
 	case c.Encrypted.Random:
-		out.Ciphertexts = "the image's: they were encrypted at random"
+		out.Taken = append(out.Taken, "the encrypted files: they were encrypted at random")
 	case o.FilesKey != nil:
 		return &convert.Encryption{Key: o.FilesKey}, nil
 	case public:
 		return &convert.Encryption{Key: func(string) (protectedfs.Key, error) { return key, nil }}, nil
 	default:
-		out.Ciphertexts = "the image's: to encrypt the files again needs the key"
+		out.Taken = append(out.Taken, "the encrypted files: to encrypt them again needs the key, --encrypt-key")
 	}
 	at := len(img.Layers) - c.Added() - 1
 	if at < 0 {

@@ -145,6 +145,8 @@ type verification struct {
 	mutable func(path string) bool
 	// starts is the agent that starts first and gets secrets; nil: the image has no agent.
 	starts *libos.Agent
+	// sound is the evidence that does not contradict the image.
+	sound Evidence
 	// about is said first of each check.
 	about string
 	// readable says that all parts of the image could be read.
@@ -189,9 +191,8 @@ func Verify(
 	if err != nil || !v.readable {
 		return r, err
 	}
-	v.expected(e, evidence, source != nil)
+	v.expected(e, source != nil)
 	r.Trusted = len(r.Unmet()) == 0
-	r.Waived = e.waived()
 	return r, nil
 }
 
@@ -218,7 +219,7 @@ func (v *verification) beforeSigning(
 		return r, nil, err
 	}
 	v.expectItself(e)
-	v.vouched(e, nil)
+	v.vouched(e)
 	v.vouchedAgent(e)
 	v.expectSecrets(e, source != nil)
 	v.expectPlain(e, source != nil)
