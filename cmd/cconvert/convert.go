@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -133,9 +134,6 @@ func newConvert() *cobra.Command {
 					return usagef("%s and %s would both become %s", c.Source, source, target)
 				}
 			}
-			if err := checkReferrers(referrers, source, target); err != nil {
-				return err
-			}
 			conversions, named = append(conversions, convert.Options{Source: source, Target: &target}),
 				append(named, name)
 		}
@@ -154,6 +152,15 @@ func newConvert() *cobra.Command {
 			return err
 		}
 		o.Image.Keychain = access.keychain(sources, targets)
+		o.AllowRollback, o.ReplaceSigner, o.CopyReferrers, o.Gate = rollback, another, referrers, gate
+		if o.Evidence, err = evidence.choose(cmd.Flags().Changed("attest")); err != nil {
+			return err
+		}
+		for _, c := range conversions {
+			if err := o.Check(c.Source, *c.Target); err != nil {
+				return err
+			}
+		}
 		if len(images) > 1 && (len(files.paths) > 0 || o.AgentFile != "") {
 			return usagef("--encrypt and --agent are for one image")
 		}
@@ -191,18 +198,14 @@ func newConvert() *cobra.Command {
 			}
 			defer signer.Close()
 		}
-		if o.Evidence, err = evidence.choose(cmd.Flags().Changed("attest")); err != nil {
-			return err
-		}
-		o.Target, o.AllowRollback, o.ReplaceSigner = conversions[0].Target, rollback, another
-		o.CopyReferrers = referrers
+		o.Target = conversions[0].Target
 		if len(images) > 1 {
 			jobs := problems
 			for i, c := range conversions {
 				each := o
 				each.Source, each.Target = c.Source, c.Target
 				j := queue.NewJob(each, access.insecure)
-				j.Gate, j.Unsigned, j.Found = gate, unsigned, listed[named[i]] // a list can hold results
+				j.Unsigned, j.Found = unsigned, listed[named[i]] // a list can hold results
 				j.ResultsOnly = slices.ContainsFunc(conversions, func(other convert.Options) bool {
 					return other.Source.Same(*c.Target)
 				})
@@ -213,21 +216,13 @@ func newConvert() *cobra.Command {
 		progress := newProgress(cmd.ErrOrStderr())
 		defer progress.finish()
 		o.Observer = progress
-		o.Accept = func(findings []finding.Finding) error {
-			err := gate.Pass(findings)
-			if err != nil {
-				progress.finish()
-				tellFindings(cmd.ErrOrStderr(), findings)
-			}
-			return err
-		}
 		if dry {
 			return preview(cmd, o, signer, progress)
 		}
 		r, err := convert.Run(cmd.Context(), o, signer)
 		progress.finish()
 		if err != nil {
-			return err
+			return toldFindings(cmd, err)
 		}
 		tell(cmd.ErrOrStderr(), r)
 		if jsonFile != "" {
@@ -250,13 +245,22 @@ func newConvert() *cobra.Command {
 	return cmd
 }
 
+// toldFindings tells the findings that have stopped a conversion, if it is they, and returns the error.
+func toldFindings(cmd *cobra.Command, err error) error {
+	var stopped *convert.FindingsError
+	if errors.As(err, &stopped) {
+		tellFindings(cmd.ErrOrStderr(), stopped.Findings)
+	}
+	return err
+}
+
 // preview says what a conversion would store: on standard output the name of the result by its digest, and "unchanged"
 // if the target has it.
 func preview(cmd *cobra.Command, o convert.Options, signer sgx.Signer, progress *progress) error {
 	r, unchanged, err := convert.Preview(cmd.Context(), o, signer)
 	progress.finish()
 	if err != nil {
-		return err
+		return toldFindings(cmd, err)
 	}
 	tellFindings(cmd.ErrOrStderr(), r.Findings)
 	line := r.Output.Ref
@@ -339,14 +343,6 @@ func targetOf(source image.Reference, to, suffix, repo string, suffixGiven, inse
 		suffix = ""
 	}
 	return source.Target(suffix, repo, insecure)
-}
-
-// checkReferrers reports whether there is a place for what refers to a source, if it is to be copied.
-func checkReferrers(copied bool, source, target image.Reference) error {
-	if copied && (source.Transport != image.Registry || target.Transport != image.Registry) {
-		return usagef("--copy-referrers: %s and %s must both be in registries", source, target)
-	}
-	return nil
 }
 
 // checkTarget refuses targets that cannot be what was meant.

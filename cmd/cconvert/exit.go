@@ -8,6 +8,7 @@ import (
 	"github.com/cconvert/cconvert/internal/keyserver"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
+	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/manifest"
 	"github.com/cconvert/cconvert/pkg/protectedfs"
@@ -59,6 +60,7 @@ func exitCode(ctx context.Context, err error) int {
 		!errors.Is(err, image.ErrUnauthorized):
 		return exitUsage
 	case errors.As(err, &usage), errors.As(err, &key), errors.Is(err, image.ErrReference),
+		errors.Is(err, convert.ErrNotInRegistry), errors.Is(err, convert.ErrReferrersTag),
 		errors.Is(err, signer.ErrName), errors.Is(err, filekey.ErrKey), errors.Is(err, filekey.ErrSource),
 		errors.Is(err, protectedfs.ErrPathForm), errors.Is(err, protectedfs.ErrFile):
 		return exitUsage

@@ -77,6 +77,11 @@ func hintFor(err error) string {
 		return "SGX exists on x86-64 only: the image must be built for linux/amd64"
 	case errors.Is(err, convert.ErrConverted):
 		return "convert the image that it was made from, or look at this one with \"cconvert inspect\""
+	case errors.Is(err, convert.ErrNotInRegistry):
+		return "name a target in a registry, or leave out what is to be attached: --attest, --attest-key, " +
+			"--copy-referrers"
+	case errors.Is(err, convert.ErrReferrersTag):
+		return "choose another tag with --to"
 	case errors.Is(err, convert.ErrFindings):
 		return "mend the image as the findings say, see docs/findings.md; --ignore CODE goes on in spite of one"
 	case errors.Is(err, inspect.ErrNotConverted):

@@ -84,12 +84,14 @@ func planJob(file string, img plan.Image, p *plan.Plan, insecure bool) (queue.Jo
 		return queue.Job{}, &plan.Error{File: file, Line: img.Line, Err: err}
 	}
 	o.AllowRollback, o.ReplaceSigner, o.TrustTOC, o.CopyReferrers = j.rollback, j.another, j.toc, j.referrers
-	if j.attest {
+	if o.Gate = j.gate; j.attest {
 		o.Evidence = &convert.Evidence{Required: asked}
 	}
+	if err := o.Check(o.Source, *o.Target); err != nil {
+		return queue.Job{}, &plan.Error{File: file, Line: img.Line, Err: err}
+	}
 	job := queue.NewJob(o, insecure)
-	job.Gate, job.Unsigned, job.Limits, job.Found, job.ResultsOnly = j.gate, j.unsigned, p.Limits, img.Found,
-		img.ResultsOnly
+	job.Unsigned, job.Limits, job.Found, job.ResultsOnly = j.unsigned, p.Limits, img.Found, img.ResultsOnly
 	return job, nil
 }
 
@@ -128,9 +130,6 @@ func (j *jobFlags) options(img plan.Image, insecure bool) (o convert.Options, er
 	}
 	o.Target = &target
 	if err := checkTarget(o.Source, target); err != nil {
-		return o, err
-	}
-	if err := checkReferrers(j.referrers, o.Source, target); err != nil {
 		return o, err
 	}
 	if err := j.start.choose(&o); err != nil {

@@ -72,8 +72,19 @@ func (w *Worker) foresee(ctx context.Context, j queue.Job) Forecast {
 func (w *Worker) known(ctx context.Context, j queue.Job) (done bool, before string, err error) {
 	defer bug.Catch(&err)
 	a, err := w.begin(ctx, j, &meter{}, func(context.Context) error { return nil })
-	if err != nil || a.done {
-		return err == nil, "", err
+	if err != nil {
+		return false, "", err
+	}
+	if a.done {
+		missing, err := a.copyReferrers(ctx, true)
+		return err == nil && !missing, a.before, err
+	}
+	if a.unread != nil {
+		return false, "", notTheImage{fmt.Errorf("%s: %w", a.Target, a.unread)}
+	}
+	err = convert.MayReplace(ctx, *a.Target, a.out.MRSigner, a.Enclave.ISVSVN, a.StoreOptions)
+	if err != nil {
+		return false, "", notTheImage{err}
 	}
 	img, err := store.Open(ctx, a.Source, a.Image)
 	if err != nil {
@@ -83,5 +94,9 @@ func (w *Worker) known(ctx context.Context, j queue.Job) (done bool, before stri
 	if recipe.IsResult(img) {
 		return false, "", fmt.Errorf("%s: %w", a.Source, convert.ErrConverted)
 	}
-	return false, a.before, w.mayReplace(ctx, j, a.Options)
+	if err := w.mayReplace(ctx, j, a.Options); err != nil {
+		return false, "", err
+	}
+	_, err = a.copyReferrers(ctx, true)
+	return false, a.before, err
 }

@@ -2,6 +2,7 @@ package batch_test
 
 import (
 	"context"
+	"crypto/rand"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -11,6 +12,7 @@ import (
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/convert"
 	"github.com/cconvert/cconvert/pkg/image"
+	"github.com/cconvert/cconvert/pkg/sgx"
 )
 
 // What is foreseen is what then becomes of a job, and foreseeing stores nothing.
@@ -46,6 +48,33 @@ func TestForesee(t *testing.T) {
 	require.ErrorIs(t, f.Err, convert.ErrConverted)
 	result.Found = true
 	assert.Equal(t, queue.Skipped, foresee(result).Status)
+
+	// What the target has can be in the way: something of another key, or of a higher version, or nothing that answers.
+	key, err := sgx.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	others := other
+	others.Target = b.reg.Host + "/others:1"
+	own := b.worker.Signer
+	b.worker.Signer = key
+	_, err = b.worker.Convert(ctx, others)
+	require.NoError(t, err)
+	b.worker.Signer = own
+	var signed *convert.SignerError
+	require.ErrorAs(t, foresee(others).Err, &signed)
+	_, err = b.worker.Convert(ctx, others)
+	require.ErrorAs(t, err, &signed)
+	higher := other
+	higher.Target, higher.Options.ISVSVN = b.reg.Host+"/higher:1", 7
+	_, err = b.worker.Convert(ctx, higher)
+	require.NoError(t, err)
+	higher.Options.ISVSVN = 6
+	var rollback *convert.RollbackError
+	require.ErrorAs(t, foresee(higher).Err, &rollback)
+	away := other
+	away.Target = "127.0.0.1:1/away:1"
+	f = foresee(away)
+	require.Error(t, f.Err)
+	assert.True(t, f.Transient)
 
 	missing := made
 	missing.Source += "-missing"

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/batch"
 	"github.com/cconvert/cconvert/internal/queue"
+	"github.com/cconvert/cconvert/pkg/finding"
 )
 
 // Whoever watches over a worker sees what it did, in numbers and in the log, with the facts as fields.
@@ -64,7 +65,7 @@ func TestMonitor(t *testing.T) {
 		if r.Status == queue.Converted {
 			assert.Equal(t, logrus.Fields{
 				"source": r.Job.Source, "target": r.Job.Target, "digest": r.Digest, "mr_enclave": r.MREnclave.String(),
-				"seconds": r.Seconds, "attempts": 1,
+				"seconds": r.Seconds, "attempts": 1, "warnings": []string{finding.Simulated},
 			}, seen[logrus.InfoLevel])
 		} else {
 			assert.Equal(t, r.Job.Source, seen[logrus.ErrorLevel]["source"])

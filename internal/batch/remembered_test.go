@@ -1,11 +1,13 @@
 package batch_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"slices"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -19,6 +21,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
+	"github.com/cconvert/cconvert/pkg/sbom"
 )
 
 // A copy of an image comes without its statements: it is no reason to leave them out.
@@ -54,6 +57,73 @@ func TestUnchangedWithoutStatements(t *testing.T) {
 	_, err = b.worker.Convert(ctx, j)
 	require.NoError(t, err)
 	assert.Equal(t, 4, statements())
+}
+
+// What was attached is attached still, to the byte: of an image that has lost one of its statements, or has others in
+// their place, a batch says that it is unchanged no more, and attaches them again.
+func TestUnchangedWithOtherStatements(t *testing.T) {
+	ctx, b := context.Background(), newBench(t)
+	b.push(1)
+	b.worker.Own.Evidence = &convert.Evidence{Required: true}
+	j := b.job(0)
+	j.NoEvidence, j.NeedsEvidence = false, true
+	made, err := b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	attached := func() (*image.Image, []image.Artifact) {
+		t.Helper()
+		ref, err := image.ParseReference(made.Ref, true)
+		require.NoError(t, err)
+		img, err := store.Open(ctx, ref, registry.Options{})
+		require.NoError(t, err)
+		t.Cleanup(func() { img.Close() })
+		list, err := registry.Referrers(ctx, img, attest.Kinds...)
+		require.NoError(t, err)
+		return img, list
+	}
+	img, genuine := attached()
+	require.Len(t, genuine, len(convertedKinds))
+	for _, a := range genuine {
+		for _, forged := range []bool{false, true} {
+			at, err := name.NewDigest(img.Ref.Name.Context().Name()+"@"+a.Digest, name.Insecure)
+			require.NoError(t, err)
+			require.NoError(t, remote.Delete(at))
+			if forged {
+				lie := a
+				lie.Blob = bytes.ReplaceAll(a.Blob, []byte("signatures"), []byte("Signatures"))
+				require.NoError(t, registry.Attach(ctx, img, []image.Artifact{lie}, registry.Options{}))
+			}
+			assert.Equal(t, queue.Converted, b.worker.Foresee(ctx, []queue.Job{j}, 1)[0].Status, a.Annotations)
+			_, err = b.worker.Convert(ctx, j)
+			require.NoError(t, err)
+			_, now := attached()
+			assert.True(t, slices.ContainsFunc(now, func(x image.Artifact) bool { return x.Digest == a.Digest }),
+				"%s is attached again", a.Annotations)
+			out, err := b.worker.Convert(ctx, j)
+			require.NoError(t, err)
+			assert.Equal(t, queue.Unchanged, out.Status)
+		}
+	}
+}
+
+// convertedKinds are the types of statements that a simulated conversion attaches.
+var convertedKinds = []string{attest.IdentityType, attest.ProvenanceType, sbom.SPDXType, sbom.CycloneDXType}
+
+// Statements that are asked for are attached, or the job fails: nothing is left out without a word.
+func TestStatementsWithoutPlace(t *testing.T) {
+	ctx, b := context.Background(), newBench(t)
+	b.push(1)
+	j := b.job(0)
+	j.NoEvidence, j.NeedsEvidence = false, true
+	_, err := b.worker.Convert(ctx, j)
+	require.ErrorIs(t, err, queue.ErrNoEvidence, "the worker attaches none")
+	b.worker.Own.Evidence = &convert.Evidence{}
+	j.Target = "oci:" + b.worker.Files.Dirs[0] + "/x:1"
+	_, err = b.worker.Convert(ctx, j)
+	require.ErrorIs(t, err, convert.ErrNotInRegistry)
+	require.ErrorIs(t, b.worker.Foresee(ctx, []queue.Job{j}, 1)[0].Err, convert.ErrNotInRegistry)
+	j.NeedsEvidence = false
+	_, err = b.worker.Convert(ctx, j)
+	require.NoError(t, err)
 }
 
 // An image that is remembered without a key's statements is not what a run with that key wants.

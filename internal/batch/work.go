@@ -229,8 +229,9 @@ func (q working) handle(ctx context.Context, w *Worker, o WorkOptions, from *sou
 	r.BegunAlone = 0
 	if err == nil {
 		r.Status, r.Error, r.Transient = out.Status, "", false
-		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner, r.Findings = out.Identity, out.Ref, out.Digest,
-			out.MREnclave, out.MRSigner, out.Findings
+		r.Identity, r.Ref, r.Digest, r.MREnclave, r.MRSigner = out.Identity, out.Ref, out.Digest, out.MREnclave,
+			out.MRSigner
+		r.Findings, r.Warnings = out.Findings, out.Warnings
 		if err := wanted(ctx); errors.Is(err, errSuperseded) {
 			if err := q.RepeatLatest(ctx, r.Job); err != nil {
 				_ = msg.NakWithDelay(o.FirstPause)

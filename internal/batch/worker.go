@@ -19,6 +19,7 @@ import (
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
@@ -89,7 +90,20 @@ type Outcome struct {
 	Digest    string
 	MREnclave sgx.Measurement
 	MRSigner  sgx.Measurement
-	Findings  int
+	// Findings is how many there were, and Warnings are the codes of those that are warnings.
+	Findings int
+	Warnings []string
+}
+
+// found adds findings.
+func (o *Outcome) found(list []finding.Finding) {
+	o.Findings += len(list)
+	for _, f := range list {
+		if f.Severity == finding.Warning && !slices.Contains(o.Warnings, f.Code) {
+			o.Warnings = append(o.Warnings, f.Code)
+		}
+	}
+	slices.Sort(o.Warnings)
 }
 
 // Convert does a job. Its outcome is Unchanged if the target has, to the byte, what this worker remembers to have made,
@@ -106,8 +120,9 @@ type attempt struct {
 	signer sgx.Signer // nil: the image is not signed
 	out    Outcome    // with Identity and MRSigner, and whole if there is nothing to do
 	key    string     // of what is remembered of the job
-	before string     // digest of what the target has; empty: nothing, or it cannot be read
-	done   bool       // the target has what is remembered
+	before string     // digest of what the target has; empty: nothing, or it cannot be read, as unread says
+	unread error
+	done   bool // the target has what is remembered
 }
 
 // begin finds out what a job is about, and whether its target has what this worker remembers to have made.
@@ -134,6 +149,9 @@ func (w *Worker) begin(
 	o, err := j.Conversion(own, w.Backends)
 	if err != nil {
 		return nil, err
+	}
+	if err := o.Check(o.Source, *o.Target); err != nil {
+		return nil, notTheImage{err}
 	}
 	if o.Target.Same(o.Source) {
 		return nil, fmt.Errorf("%w: %s", ErrSource, o.Target)
@@ -171,32 +189,44 @@ func (w *Worker) begin(
 	if a.Target.Transport != image.Registry {
 		return a, nil // it is cheaper to do than to find out
 	}
-	// there is none, or it cannot be read: writing shows what is wrong
-	a.before, _ = registry.At(ctx, *a.Target, a.Image)
+	a.before, a.unread = registry.At(ctx, *a.Target, a.Image) // writing shows what is wrong
 	known := w.remembered(a.key)
-	if !j.Force && known != nil && known.Digest == a.before && w.stated(ctx, a.Options, a.before) {
+	if !j.Force && known != nil && known.Digest == a.before && a.attached(ctx, known.Attached) {
 		a.done = true
-		a.out.Digest, a.out.MREnclave, a.out.Findings = known.Digest, known.MREnclave, known.Findings
+		a.out.Digest, a.out.MREnclave = known.Digest, known.MREnclave
+		a.out.Findings, a.out.Warnings = known.Findings, known.Warnings
 		a.out.Ref = a.Target.Name.Context().Name() + "@" + known.Digest
 	}
 	return a, nil
 }
 
 // copyReferrers copies what refers to the source of a result that is there already: it can be more than it was then.
-func (a *attempt) copyReferrers(ctx context.Context) error {
+// If look is set, it only reports whether something is to be copied.
+func (a *attempt) copyReferrers(ctx context.Context, look bool) (missing bool, err error) {
 	if !a.CopyReferrers {
-		return nil
+		return false, nil
 	}
 	img, err := a.Found.Open(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer img.Close()
-	_, err = registry.CopyReferrers(ctx, img, a.Target.Name.Context(), a.Launch.Encrypt.Paths == nil, a.Image)
-	if err != nil {
-		return notTheImage{err}
+	to, withImage := a.Target.Name.Context(), a.Launch.Encrypt.Paths == nil
+	var list []registry.Carried
+	if look {
+		list, missing, err = registry.LookAtReferrers(ctx, img, to, withImage, a.Image)
+	} else {
+		list, err = registry.CopyReferrers(ctx, img, to, withImage, a.Image)
 	}
-	return nil
+	if err == nil {
+		kept := convert.KeptTags(list)
+		a.out.found(kept)
+		err = a.Gate.Pass(kept)
+	}
+	if err != nil {
+		return false, notTheImage{err}
+	}
+	return missing, nil
 }
 
 // convert is Convert that asks before it signs whether the image is still wanted, and before it moves the tag whether
@@ -211,7 +241,8 @@ func (w *Worker) convert(
 	}
 	out := &a.out
 	if a.done {
-		return out, a.copyReferrers(ctx)
+		_, err := a.copyReferrers(ctx, false)
+		return out, err
 	}
 	p, err := convert.Prepare(ctx, a.Options)
 	if err != nil {
@@ -223,8 +254,10 @@ func (w *Worker) convert(
 	}
 	if j.Unsigned && !j.Force {
 		signed := w.signedSince(ctx, p, a.Options, *out)
-		if signed != nil && signed.Digest == a.before && w.stated(ctx, a.Options, a.before) {
-			return signed, a.copyReferrers(ctx) // not remembered: another one may sign it tomorrow
+		if signed != nil && signed.Digest == a.before {
+			a.out = *signed
+			_, err := a.copyReferrers(ctx, false)
+			return &a.out, err // not remembered: another one may sign it tomorrow
 		}
 	}
 	if err := w.mayReplace(ctx, j, a.Options); err != nil {
@@ -237,11 +270,12 @@ func (w *Worker) convert(
 	if err != nil {
 		return nil, notTheImage{err}
 	}
-	out.Ref, out.Digest, out.MREnclave, out.Findings = r.Output.Ref, r.Output.Digest, r.MREnclave, len(r.Findings)
+	out.Ref, out.Digest, out.MREnclave = r.Output.Ref, r.Output.Digest, r.MREnclave
+	out.found(r.Findings)
 	if j.Force || out.Digest != a.before {
 		out.Status = queue.Converted
 	}
-	w.remember(a.key, out)
+	w.remember(a.key, out, r.Output.Attached)
 	return out, nil
 }
 
@@ -264,7 +298,10 @@ func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert
 	if err != nil || made.Digest != img.Digest {
 		return nil
 	}
-	out.Findings = len(p.Findings())
+	if o.Evidence != nil && o.Evidence.Required && !stated(ctx, img, o.Evidence, p.EvidenceKinds(e.Now.MRSigner())) {
+		return nil
+	}
+	out.found(p.Findings())
 	out.Digest, out.Ref = img.Digest, o.Target.Name.Context().Name()+"@"+img.Digest
 	out.MREnclave, out.MRSigner = e.Now.MREnclave, e.Now.MRSigner()
 	return &out
@@ -297,37 +334,43 @@ type output struct {
 	Digest    string          `json:"digest"`
 	MREnclave sgx.Measurement `json:"mr_enclave"`
 	Findings  int             `json:"findings"`
+	Warnings  []string        `json:"warnings,omitempty"`
+	// Attached are the digests of the statements and reference values that were attached.
+	Attached []string `json:"attached,omitempty"`
 }
 
-// stated reports whether the statements that a conversion needs are attached to what its target has. A copy of an image
-// comes without them, and whoever may write there may remove them.
-func (w *Worker) stated(ctx context.Context, o convert.Options, digest string) bool {
-	if o.Evidence == nil || !o.Evidence.Required {
+// attached reports whether the statements that a conversion needs are still attached to what its target has: a copy of
+// an image comes without them, and whoever may write there may replace them with others.
+func (a *attempt) attached(ctx context.Context, digests []string) bool {
+	if a.Evidence == nil || !a.Evidence.Required {
 		return true
 	}
-	img, err := store.Open(ctx, *o.Target, o.Image)
-	if err != nil || img.Digest != digest {
-		return false
-	}
-	defer img.Close()
-	artifacts, err := registry.Referrers(ctx, img, attest.InTotoMediaType)
+	list, err := registry.ListReferrers(ctx, a.Target.Name.Context().Digest(a.before), a.Image, attest.Kinds...)
+	return err == nil && len(digests) > 0 && list.Have(ctx, digests)
+}
+
+// stated reports whether statements of certain kinds are attached to an image that somebody has signed since. What they
+// are to the byte is the signer's.
+func stated(ctx context.Context, img *image.Image, by *convert.Evidence, kinds []string) bool {
+	artifacts, err := registry.Referrers(ctx, img, attest.Kinds...)
 	if err != nil {
 		return false
 	}
 	var key *attest.PublicKey
-	if o.Evidence.Key != nil {
-		key = &o.Evidence.Key.PublicKey
+	if by.Key != nil {
+		key = &by.Key.PublicKey
 	}
 	found := map[string]bool{}
 	for _, f := range attest.Read(ctx, artifacts, key) {
-		if f.Statement == nil || key != nil && !f.Verified {
-			continue
-		}
-		if slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(digest) }) {
+		switch {
+		case f.CoRIM != nil:
+			found[attest.CoRIMMediaType] = true
+		case f.Statement == nil || key != nil && !f.Verified:
+		case slices.ContainsFunc(f.Statement.Subject, func(r attest.Resource) bool { return r.Is(img.Digest) }):
 			found[f.Statement.PredicateType] = true
 		}
 	}
-	return found[attest.IdentityType] && found[attest.ProvenanceType]
+	return !slices.ContainsFunc(kinds, func(kind string) bool { return !found[kind] })
 }
 
 // outputKey names what is remembered: the identity, what else a job wants of its outcome, whether the runtime was
@@ -348,11 +391,12 @@ func (w *Worker) outputKey(identity string, j queue.Job, pinned bool) string {
 	return "output/" + hex.EncodeToString(sum[:])
 }
 
-func (w *Worker) remember(key string, out *Outcome) {
+func (w *Worker) remember(key string, out *Outcome, attached []string) {
 	if w.Own.Cache == nil {
 		return
 	}
-	if b, err := json.Marshal(output{out.Digest, out.MREnclave, out.Findings}); err == nil {
+	b, err := json.Marshal(output{out.Digest, out.MREnclave, out.Findings, out.Warnings, attached})
+	if err == nil {
 		_ = w.Own.Cache.Put(key, b) // a cache that cannot be written costs time, nothing else
 	}
 }

@@ -81,7 +81,7 @@ func TestSelect(t *testing.T) {
 		},
 		"by digest": {
 			"convert: [{image: 'a.example/app@sha256:" + strings.Repeat("0", 64) + "'}]",
-			[]string{"a.example/app@sha256:" + strings.Repeat("0", 64) + " a.example/app:sha256-" +
+			[]string{"a.example/app@sha256:" + strings.Repeat("0", 64) + " a.example/app:sha256_" +
 				strings.Repeat("0", 64) + "-confidential"},
 		},
 		"a range, the newest two": {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -81,7 +82,7 @@ func NewJob(o convert.Options, insecure bool) Job {
 		Source: o.Source.String(), Target: o.Target.String(), Insecure: insecure,
 		Runtime: Runtime{o.Backend.Kind(), r.Source, r.Libs, r.Digest, r.Layer},
 		Options: o.Recorded(), Overlay: o.Overlay, AllowRollback: o.AllowRollback, ReplaceSigner: o.ReplaceSigner,
-		TrustTOC: o.TrustTOC, CopyReferrers: o.CopyReferrers,
+		TrustTOC: o.TrustTOC, CopyReferrers: o.CopyReferrers, Gate: o.Gate,
 		NoEvidence: o.Evidence == nil, NeedsEvidence: o.Evidence != nil && o.Evidence.Required,
 	}
 }
@@ -95,6 +96,10 @@ func (j Job) ID() string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:16])
 }
+
+// ErrNoEvidence says that a job wants statements to be attached, and that the worker attaches none.
+var ErrNoEvidence = errors.New("the job wants statements to be attached, and this worker attaches none " +
+	"(--attest=false)")
 
 // Conversion are those of the conversion, over what is the worker's own.
 func (j Job) Conversion(own convert.Options, backends []libos.Backend) (o convert.Options, err error) {
@@ -130,11 +135,13 @@ func (j Job) Conversion(own convert.Options, backends []libos.Backend) (o conver
 			return o, err
 		}
 	}
-	o.AllowRollback, o.ReplaceSigner, o.TrustTOC, o.Accept = j.AllowRollback, j.ReplaceSigner, j.TrustTOC, j.Gate.Pass
+	o.AllowRollback, o.ReplaceSigner, o.TrustTOC, o.Gate = j.AllowRollback, j.ReplaceSigner, j.TrustTOC, j.Gate
 	o.CopyReferrers = j.CopyReferrers
 	switch {
 	case j.NoEvidence:
 		o.Evidence = nil
+	case o.Evidence == nil && j.NeedsEvidence:
+		return o, ErrNoEvidence
 	case o.Evidence != nil:
 		e := *o.Evidence
 		e.Required = e.Required || j.NeedsEvidence
@@ -186,9 +193,11 @@ type Record struct {
 	MREnclave sgx.Measurement `json:"mr_enclave,omitzero"`
 	MRSigner  sgx.Measurement `json:"mr_signer,omitzero"`
 	Findings  int             `json:"findings,omitempty"`
-	Worker    string          `json:"worker,omitempty"`
-	Seconds   float64         `json:"seconds,omitempty"` // of the last attempt
-	Updated   time.Time       `json:"updated"`
+	// Warnings are the codes of the findings that are warnings.
+	Warnings []string  `json:"warnings,omitempty"`
+	Worker   string    `json:"worker,omitempty"`
+	Seconds  float64   `json:"seconds,omitempty"` // of the last attempt
+	Updated  time.Time `json:"updated"`
 }
 
 // repeat makes the record one of a job that is asked for again. Nothing is left in it of what came out before, but that

@@ -11,6 +11,9 @@ func (r *Record) Log() {
 	switch r.Status {
 	case Converted, Unchanged:
 		fields["digest"], fields["mr_enclave"] = r.Digest, r.MREnclave.String()
+		if len(r.Warnings) > 0 {
+			fields["warnings"] = r.Warnings
+		}
 		logrus.WithFields(fields).Info(string(r.Status))
 	case Skipped:
 		logrus.WithFields(fields).Infof("%s: %s", r.Status, r.Error)

@@ -123,10 +123,8 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 		return nil, fmt.Errorf("%s: %w", o.Source, err)
 	}
 	findings := slices.Concat(s.findings, in.layers.findings)
-	if o.Accept != nil {
-		if err := o.Accept(findings); err != nil {
-			return nil, err
-		}
+	if err := o.Gate.Pass(findings); err != nil {
+		return nil, err
 	}
 	if begun != nil {
 		begun.upload.Begin(in.source, s.below...)

@@ -83,6 +83,21 @@ func (p *Prepared) asStated(ctx context.Context, identity *attest.Identity, by *
 	return nil
 }
 
+// EvidenceKinds returns the types of what a conversion attaches to its result: of predicates, and of the reference
+// values.
+func (p *Prepared) EvidenceKinds(signer sgx.Measurement) []string {
+	kinds := []string{attest.IdentityType, attest.ProvenanceType, sbom.SPDXType, sbom.CycloneDXType}
+	if hasReference(signer, p.Simulated) {
+		kinds = append(kinds, attest.CoRIMMediaType)
+	}
+	return kinds
+}
+
+// hasReference reports whether there are reference values: of enclaves alone, and of those that can start.
+func hasReference(signer sgx.Measurement, simulated bool) bool {
+	return signer != (sgx.Measurement{}) && !simulated
+}
+
 // about returns the evidence for an output: what it is; unless nobody has looked at what it was made from, how it was
 // made and what it has more than its source; and reference values, unless it is not signed yet.
 func (e *Evidence) about(
@@ -113,8 +128,7 @@ func (e *Evidence) about(
 		}
 		artifacts = append(artifacts, a)
 	}
-	// There are reference values of enclaves alone, and of those that can start.
-	if identity.MRSigner == (sgx.Measurement{}) || identity.Simulated {
+	if !hasReference(identity.MRSigner, identity.Simulated) {
 		return artifacts, nil
 	}
 	corim, err := identity.CoRIM(name + "@" + out.Digest)

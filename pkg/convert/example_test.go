@@ -47,7 +47,6 @@ func ExampleRun() {
 	result, err := convert.Run(context.Background(), convert.Options{
 		Source: source, Target: &target,
 		Backend: sim.Backend{}, Runtime: libos.LoadOptions{Source: loader},
-		Accept: convert.Gate{}.Pass, // nothing is stored if there are errors
 	}, key)
 	if err != nil {
 		panic(err)

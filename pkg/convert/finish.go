@@ -27,6 +27,31 @@ type StoreOptions struct {
 	// CopyReferrers copies to the target's repository what refers to the source of a conversion; both are in
 	// registries.
 	CopyReferrers bool
+	// Gate decides which findings stop a conversion before anything is stored.
+	Gate Gate
+}
+
+// ErrNotInRegistry says that something is to be attached to an image, and that it is not in a registry.
+var ErrNotInRegistry = errors.New("only images in registries have something attached")
+
+// ErrReferrersTag says that a result would have a tag under which registries, or cosign, keep what refers to an image.
+var ErrReferrersTag = errors.New("registries keep under such a tag what refers to an image: whoever attaches " +
+	"something to that image would replace the result")
+
+// Check reports whether what is asked for can be done for a result of an image that goes to a place.
+func (o StoreOptions) Check(source, to image.Reference) error {
+	if o.Evidence != nil && o.Evidence.Required && to.Transport != image.Registry {
+		return fmt.Errorf("statements are to be attached to %s: %w", to, ErrNotInRegistry)
+	}
+	if to.Transport == image.Registry && image.IsReferrersTag(to.Name.Identifier()) {
+		return fmt.Errorf("%s: %w", to, ErrReferrersTag)
+	}
+	for _, ref := range []image.Reference{source, to} {
+		if o.CopyReferrers && ref.Transport != image.Registry {
+			return fmt.Errorf("what refers to %s is to be copied to %s: %w", source, to, ErrNotInRegistry)
+		}
+	}
+	return nil
 }
 
 // Finish completes the image with a signature over ToBeSigned by the key, and stores it. Without a key the image is
@@ -39,6 +64,9 @@ func Finish(
 		if err := p.acceptable(key); err != nil {
 			return nil, err
 		}
+	}
+	if err := o.Check(p.base.Ref, to); err != nil {
+		return nil, err
 	}
 	p.watch.lap("sign")
 	p.observer.Stage("putting the image together")
@@ -56,7 +84,8 @@ func Finish(
 		if out.Evidence, err = o.Evidence.about(ctx, identity, bill, out, name); err != nil {
 			return nil, err
 		}
-		out.EvidenceOptional = !o.Evidence.Required
+		refused := finding.New(finding.EvidenceRefused, finding.Warning, to.String(), "")
+		out.EvidenceOptional = !o.Evidence.Required && o.Gate.Pass([]finding.Finding{refused}) == nil
 	}
 	p.observer.Stage("writing " + to.String())
 	at := p.begun
@@ -73,6 +102,7 @@ func Finish(
 	findings := slices.Clone(p.findings)
 	err = at.upload.Write(out)
 	if errors.Is(err, image.ErrEvidence) {
+		out.Evidence = nil
 		findings = append(findings,
 			finding.New(finding.EvidenceRefused, finding.Warning, to.String(), err.Error()))
 		err = nil
@@ -83,8 +113,16 @@ func Finish(
 	r := p.told(signed, out, to, findings)
 	if o.CopyReferrers {
 		p.observer.Stage("copying what refers to the source")
-		if r.Referrers, err = p.copyReferrers(ctx, to, o.Image); err != nil {
-			return nil, fmt.Errorf("%s is stored, but not what refers to its source: %w", r.Output.Ref, err)
+		if r.Referrers, err = p.copyReferrers(ctx, to, o.Image); err == nil {
+			kept := KeptTags(r.Referrers)
+			r.Findings = append(r.Findings, kept...)
+			err = o.Gate.Pass(kept)
+		}
+		if err == nil {
+			err = p.stillThere(ctx, to, out.Digest, o.Image)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s is stored, but not all that refers to its source: %w", r.Output.Ref, err)
 		}
 	}
 	p.watch.lap("write")
@@ -98,6 +136,28 @@ func (p *Prepared) copyReferrers(ctx context.Context, to image.Reference, o regi
 	[]registry.Carried, error,
 ) {
 	return registry.CopyReferrers(ctx, p.base, to.Name.Context(), p.Recipe.Options.Encrypt == nil, o)
+}
+
+// stillThere reports by ErrMoved that a tag has something else than was stored under it, after more was stored in the
+// repository.
+func (p *Prepared) stillThere(ctx context.Context, to image.Reference, digest string, o registry.Options) error {
+	now, err := registry.At(ctx, to, o)
+	if err == nil && now != digest {
+		err = fmt.Errorf("%w: %s has %s", image.ErrMoved, to, now)
+	}
+	return err
+}
+
+// KeptTags tells of tags that have something else in the target's repository.
+func KeptTags(list []registry.Carried) (findings []finding.Finding) {
+	for _, c := range list {
+		if c.Kept {
+			findings = append(findings, finding.New(finding.ReferrerKept, finding.Warning, c.Tag,
+				"the tag has something else in the target's repository, which was left there: what refers to the "+
+					"source by it is not copied"))
+		}
+	}
+	return findings
 }
 
 // Complete puts the image together with a signature over ToBeSigned by the key, without storing it. Without a key it
@@ -147,6 +207,9 @@ func (p *Prepared) told(
 	r.Output.AddedBytes = out.Added
 	r.MREnclave, r.MRSigner, r.ISVProdID, r.ISVSVN = s.MREnclave, s.MRSigner(), s.ISVProdID, s.ISVSVN
 	r.DebugEnclave, r.Findings = s.Debug(), append([]finding.Finding{}, findings...)
+	for _, a := range out.Evidence {
+		r.Output.Attached = append(r.Output.Attached, a.Digest)
+	}
 	r.Timings = p.watch.all()
 	return &r
 }

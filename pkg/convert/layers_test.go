@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -357,17 +356,20 @@ func TestNothingIsSentBeforeItIsAccepted(t *testing.T) {
 	from := reg.Push(t, "src:1", sample(t))
 	o := options(t, from)
 	target := parse(t, reg.Host+"/other:1")
-	refused := errors.New("refused")
-	o.Target, o.Accept = &target, func([]finding.Finding) error { return refused }
+	o.Target, o.Gate, o.Enclave.Debug = &target, convert.Gate{Strict: true}, true
 	reg.Intercept(nil)
 	_, err := convert.Prepare(context.Background(), o)
-	require.ErrorIs(t, err, refused)
+	require.ErrorIs(t, err, convert.ErrFindings)
+	var stopped *convert.FindingsError
+	require.ErrorAs(t, err, &stopped)
+	assert.Contains(t, stopped.Codes, finding.Debug)
+	assert.NotEmpty(t, stopped.Findings)
 	for _, r := range reg.Requests() {
 		assert.NotRegexp(t, "^(POST|PUT|PATCH)", r)
 	}
 
 	// Afterwards, what needs no signature is sent before there is one, and once only.
-	o.Accept = nil
+	o.Gate = convert.Gate{}
 	p, err := convert.Prepare(context.Background(), o)
 	require.NoError(t, err)
 	defer p.Close()

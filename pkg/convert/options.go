@@ -42,9 +42,6 @@ type Options struct {
 	Target *image.Reference
 	// StoreOptions say how images are fetched, and the output stored.
 	StoreOptions
-	// Accept is asked, before anything is measured or stored, whether to go on in spite of what was found;
-	// nil: always.
-	Accept func([]finding.Finding) error
 	// Jobs is how many layers are read at a time; 0: as many as there are processors.
 	Jobs int
 	// Cache keeps what is known of layers between runs; nil: nothing is kept.
@@ -77,6 +74,9 @@ func (o Options) check() error {
 	runtime, ok, err := o.Backend.Image(o.Runtime)
 	if err == nil && ok && o.Target != nil && o.Target.Same(runtime) {
 		err = fmt.Errorf("%w: %s", ErrRuntime, o.Target)
+	}
+	if err == nil && o.Target != nil {
+		err = o.Check(o.Source, *o.Target)
 	}
 	return err
 }
@@ -185,6 +185,8 @@ type Output struct {
 	Ref        string `json:"ref"`
 	Digest     string `json:"digest"`
 	AddedBytes int    `json:"added_bytes"` // compressed, of the runtime's and the enclave's layer
+	// Attached are the digests of the statements and reference values that are attached to it.
+	Attached []string `json:"attached,omitempty"`
 }
 
 // Runtime is what runs the program.

@@ -13,6 +13,9 @@ import (
 // only of registries is that known. An image that Run would not replace is the same error.
 func Preview(ctx context.Context, o Options, signer sgx.Signer) (_ *Result, unchanged bool, err error) {
 	to := *o.Target
+	if err := o.Check(o.Source, to); err != nil {
+		return nil, false, err
+	}
 	o.Target = nil // else the upload begins before the image is known
 	p, err := Prepare(ctx, o)
 	if err != nil {

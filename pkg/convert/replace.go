@@ -67,6 +67,10 @@ func (d *destination) checkVersion(svn uint16, o StoreOptions) error {
 
 // check is what must be so before the image that is there now is replaced by one with an enclave.
 func (d *destination) check(enclave *sgx.SigStruct, o StoreOptions) error {
+	return d.mayReplace(enclave.ISVSVN, enclave.MRSigner(), o)
+}
+
+func (d *destination) mayReplace(svn uint16, signer sgx.Measurement, o StoreOptions) error {
 	now, err := d.present() // also if nothing of it matters: the upload then sees whether the tag is moved meanwhile
 	if (o.AllowRollback || o.ReplaceSigner) && errors.Is(err, ErrVersionUnknown) {
 		return nil // it is not known by whom it is signed, either
@@ -74,7 +78,15 @@ func (d *destination) check(enclave *sgx.SigStruct, o StoreOptions) error {
 	if err != nil {
 		return err
 	}
-	return checkReplaced(now, enclave.ISVSVN, enclave.MRSigner(), o.AllowRollback, o.ReplaceSigner)
+	return checkReplaced(now, svn, signer, o.AllowRollback, o.ReplaceSigner)
+}
+
+// MayReplace reports by a RollbackError, a SignerError or ErrVersionUnknown that Finish would not replace what a place
+// has now with an image of a signer and a security version. The signer is zero for an image that is not signed.
+func MayReplace(ctx context.Context, to image.Reference, signer sgx.Measurement, svn uint16, o StoreOptions) error {
+	d := openDestination(ctx, to, o.Image)
+	defer d.close()
+	return d.mayReplace(svn, signer, o)
 }
 
 // present returns the enclave of the image that the upload would replace, signed or not, or nil.

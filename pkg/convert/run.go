@@ -20,10 +20,27 @@ var ErrFindings = errors.New("nothing was stored because of what was found")
 type Gate struct {
 	Strict bool     `json:"strict,omitempty"`
 	Ignore []string `json:"ignore,omitempty"`
+	// Open lets everything pass: of a conversion that is made again, somebody has decided.
+	Open bool `json:"-"`
 }
 
-// Pass is for Options.Accept: its error is ErrFindings.
+// FindingsError says which findings stopped a conversion. It is ErrFindings.
+type FindingsError struct {
+	// Codes are those of the findings that stopped it; Findings are all that there were.
+	Codes    []string
+	Findings []finding.Finding
+}
+
+func (e *FindingsError) Error() string {
+	return fmt.Sprintf("%v: %s", ErrFindings, strings.Join(e.Codes, ", "))
+}
+func (e *FindingsError) Unwrap() error { return ErrFindings }
+
+// Pass returns a FindingsError if one of the findings stops a conversion.
 func (g Gate) Pass(findings []finding.Finding) error {
+	if g.Open {
+		return nil
+	}
 	var codes []string
 	for _, f := range findings {
 		grave := f.Severity == finding.Error || g.Strict && f.Severity == finding.Warning
@@ -34,7 +51,7 @@ func (g Gate) Pass(findings []finding.Finding) error {
 	if len(codes) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %s", ErrFindings, strings.Join(codes, ", "))
+	return &FindingsError{codes, findings}
 }
 
 // Run is Prepare, Sign and Finish in one, for a target that is known and a signer that is here. Without a signer the

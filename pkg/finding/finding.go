@@ -106,6 +106,7 @@ const (
 	IndexNotShared    = "index-not-shared"
 	IndexUnreachable  = "index-unreachable"
 	EvidenceRefused   = "evidence-refused"
+	ReferrerKept      = "referrer-kept"
 	EncryptedKey      = "encrypted-needs-key"
 	EncryptedAtStart  = "encrypted-at-start"
 	EncryptedWritable = "encrypted-writable-root"
@@ -213,6 +214,7 @@ var remedies = map[string]string{
 	IndexInsecure:     "--index-verify-key in the place of --insecure-index.",
 	IndexRejected:     "Find out who wrote the entry, and remove it.",
 	EvidenceRefused:   "--attest=false, or a registry that takes OCI artifacts.",
+	ReferrerKept:      "Look who has written the tag, and remove it if it should be the source's.",
 	EncryptedKey: "--secrets with a server that releases the key, or try the image with " +
 		"--insecure-key-in-manifest.",
 	EncryptedAtStart: "--secrets with a server that releases the key, or leave the program and its libraries " +

@@ -139,13 +139,20 @@ func ParseRegistry(s string, insecure bool) (name.Registry, error) {
 func IsTag(s string) bool { return tagGrammar.MatchString(s) }
 
 // TagOf returns what stands for the tag in a name that is derived from an image's: its tag, or else its digest in a
-// form that a tag allows. A name with both has its tag.
+// form that a tag allows: not the one of IsReferrersTag. A name with both has its tag.
 func TagOf(n name.Reference) string {
 	if tag := givenTag(n); tag != "" {
 		return tag
 	}
-	return strings.ReplaceAll(n.Identifier(), ":", "-")
+	return strings.ReplaceAll(n.Identifier(), ":", "_")
 }
+
+// referrersTag is the form of tags under which registries, and cosign, keep what refers to an image (OCI distribution
+// specification, "Referrers Tag Schema").
+var referrersTag = regexp.MustCompile(`^sha(256|384|512)-[0-9a-f]{64,}(\..*)?$`)
+
+// IsReferrersTag reports whether a tag is one under which registries, or cosign, keep what refers to an image.
+func IsReferrersTag(tag string) bool { return referrersTag.MatchString(tag) }
 
 // HasTagAndDigest reports whether a name is NAME:TAG@DIGEST.
 func HasTagAndDigest(n name.Reference) bool { return givenTag(n) != "" }

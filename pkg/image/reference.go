@@ -226,7 +226,7 @@ func (r Reference) Target(suffix, repo string, insecure bool) (Reference, error)
 		case r.Tag != "":
 			out.Tag += suffix
 		case r.Digest != "":
-			out.Tag = strings.ReplaceAll(r.Digest, ":", "-") + suffix
+			out.Tag = strings.ReplaceAll(r.Digest, ":", "_") + suffix
 		default:
 			out.Tag = "latest" + suffix
 		}

@@ -40,7 +40,7 @@ type Artifact struct {
 	Blob        []byte
 	BlobDigest  string // if it was fetched
 	Annotations map[string]string
-	Digest      string // of its manifest, where it was fetched
+	Digest      string // of its manifest, if it was fetched or stored
 }
 
 // HoldsNoImage reports whether an error of Open says what the place has: nothing, or something that is no image for

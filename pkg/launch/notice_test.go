@@ -388,6 +388,7 @@ var elsewhere = map[string][2]string{
 	finding.IndexInsecure:    {"../convert/layers_test.go", "finding.IndexInsecure"},
 	finding.IndexRejected:    {"../convert/layers_test.go", "finding.IndexRejected"},
 	finding.EvidenceRefused:  {"../verify/evidence_test.go", "finding.EvidenceRefused"},
+	finding.ReferrerKept:     {"../../internal/batch/carried_test.go", "finding.ReferrerKept"},
 	finding.IndexUnreachable: {"../convert/layers_test.go", "finding.IndexUnreachable"},
 	finding.IndexNotShared:   {"../convert/layers_test.go", "finding.IndexNotShared"},
 	finding.LongList:         {"../convert/analyze_test.go", "finding.LongList"},

@@ -48,15 +48,36 @@ type Carried struct {
 func CopyReferrers(ctx context.Context, img *image.Image, to name.Repository, withImage bool, o Options) (
 	[]Carried, error,
 ) {
+	c, err := carry(ctx, img, to, withImage, false, o)
+	return c.done, err
+}
+
+// LookAtReferrers returns what CopyReferrers would, without copying, and reports whether something is missing in the
+// other repository.
+func LookAtReferrers(ctx context.Context, img *image.Image, to name.Repository, withImage bool, o Options) (
+	list []Carried, missing bool, err error,
+) {
+	c, err := carry(ctx, img, to, withImage, true, o)
+	return c.done, c.missing, err
+}
+
+func carry(ctx context.Context, img *image.Image, to name.Repository, withImage, look bool, o Options) (
+	carrier, error,
+) {
+	c := carrier{left: maxCarriedBytes, look: look}
 	near, ok := img.Origin.(*reached)
 	if !ok {
-		return nil, fmt.Errorf("%s: %w: only images in registries have something attached", img.Ref,
+		return c, fmt.Errorf("%s: %w: only images in registries have something attached", img.Ref,
 			image.ErrUnsupported)
 	}
 	if to == near.repo {
-		return nil, nil
+		return c, nil
 	}
-	scopes := []string{to.Scope(transport.PushScope)}
+	scope := transport.PushScope
+	if look {
+		scope = transport.PullScope
+	}
+	scopes := []string{to.Scope(scope)}
 	if to.Registry == near.repo.Registry {
 		scopes = append(scopes, near.repo.Scope(transport.PullScope))
 	}
@@ -65,22 +86,22 @@ func CopyReferrers(ctx context.Context, img *image.Image, to name.Repository, wi
 		s, err = connect(ctx, to, scopes[:1], o, near.session)
 	}
 	if err != nil {
-		return nil, err
+		return c, err
 	}
-	c := &carrier{from: near.session, to: s, left: maxCarriedBytes}
+	c.from, c.to = near.session, s
 	c.add(img.Digest)
 	c.add(near.tagged)
 	for i := 0; i < len(c.about); i++ { // it grows
 		if err := c.copyAbout(ctx, c.about[i]); err != nil {
-			return nil, fmt.Errorf("copying what refers to %s: %w", c.about[i], roundtrip.Explain(err))
+			return c, fmt.Errorf("copying what refers to %s: %w", c.about[i], roundtrip.Explain(err))
 		}
 	}
 	if withImage && len(c.done) > 0 {
 		if err := c.copyImage(ctx, img); err != nil {
-			return nil, fmt.Errorf("copying the manifest of %s: %w", img.Ref, roundtrip.Explain(err))
+			return c, fmt.Errorf("copying the manifest of %s: %w", img.Ref, roundtrip.Explain(err))
 		}
 	}
-	return c.done, nil
+	return c, nil
 }
 
 // carrier copies from one repository to another one.
@@ -89,6 +110,9 @@ type carrier struct {
 	about    []string // digests of which is copied what refers to them
 	done     []Carried
 	left     int64 // bytes that may still be copied
+
+	look    bool // nothing is copied
+	missing bool // something would have been
 }
 
 func (c *carrier) add(digest string) {
@@ -122,8 +146,11 @@ func (c *carrier) copyAbout(ctx context.Context, digest string) error {
 		if err := c.blobs(ctx, p.Digest.String(), parts(p)...); err != nil {
 			return err
 		}
-		listed := true
-		if !known.has(p) || !c.to.has(ctx, "manifests", p.Digest.String()) {
+		listed := known.has(p) && c.to.has(ctx, "manifests", p.Digest.String())
+		if !listed && c.look {
+			c.missing, listed = true, true
+		}
+		if !listed {
 			if listed, err = c.to.putReferrer(ctx, p); err != nil {
 				return err
 			}
@@ -170,6 +197,8 @@ func (c *carrier) copyTag(ctx context.Context, of, tag string) error {
 		done.Kind = string(p.Manifest.Layers[0].MediaType)
 	}
 	switch {
+	case at == "" && c.look:
+		c.missing = true
 	case at == "":
 		if err := c.blobs(ctx, p.Digest.String(), parts(p)...); err != nil {
 			return err
@@ -232,6 +261,12 @@ func (c *carrier) blobs(ctx context.Context, of string, parts ...v1.Descriptor) 
 			return fmt.Errorf("%s: %w: a blob of %d bytes", of, image.ErrUnsupported, d.Size)
 		}
 	}
+	if c.look {
+		c.missing = c.missing || slices.ContainsFunc(parts, func(d v1.Descriptor) bool {
+			return !c.to.has(ctx, "blobs", d.Digest.String())
+		})
+		return nil
+	}
 	for _, d := range parts {
 		d.URLs = nil // whoever attached it sends nobody elsewhere
 		blob := &remote.MountableLayer{
@@ -254,6 +289,10 @@ func (c *carrier) copyImage(ctx context.Context, img *image.Image) error {
 	m, err := document.ParseManifest(raw)
 	if err != nil || m.Subject != nil || c.to.has(ctx, "manifests", img.Digest) {
 		return err // one that refers to another image would be attached to that
+	}
+	if c.look {
+		c.missing = true
+		return nil
 	}
 	if err := c.blobs(ctx, img.Digest, m.Config); err != nil {
 		return err

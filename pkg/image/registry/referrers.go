@@ -48,8 +48,8 @@ func (i *referrerIndex) has(p *document.PackedArtifact) bool {
 	return slices.ContainsFunc(i.Manifests, func(r referrer) bool { return r.Digest == p.Digest })
 }
 
-// attach stores artifacts that refer to a manifest of the repository, which need not be there yet, unless
-// they are attached already. If the registry has no list of referrers, it is kept under a tag (OCI
+// attach stores artifacts that refer to a manifest of the repository, which need not be there yet, unless they are
+// attached already, and fills in their digests. If the registry has no list of referrers, it is kept under a tag (OCI
 // distribution specification, "Referrers Tag Schema").
 func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image.Artifact) error {
 	index, err := s.referrers(ctx, subject.Digest.String())
@@ -57,13 +57,15 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 		return err
 	}
 	var missing []*document.PackedArtifact
-	for _, a := range add {
+	for i, a := range add {
 		p, err := document.PackArtifact(a, &subject)
 		if err != nil {
 			return err
 		}
+		add[i].Digest = p.Digest.String()
 		// a list under a tag can speak of what was removed
-		if !index.has(p) || !s.has(ctx, "manifests", p.Digest.String()) {
+		if !index.has(p) || !s.has(ctx, "manifests", p.Digest.String()) ||
+			!s.has(ctx, "blobs", p.Manifest.Layers[0].Digest.String()) {
 			missing = append(missing, p)
 		}
 	}
@@ -117,6 +119,9 @@ func (s *session) list(ctx context.Context, subject v1.Descriptor, add []*docume
 		if err != nil {
 			return err
 		}
+		if err := s.mayList(ctx, subject, index); err != nil {
+			return err
+		}
 		before := len(index.Manifests)
 		for _, p := range add {
 			if !index.has(p) {
@@ -131,15 +136,49 @@ func (s *session) list(ctx context.Context, subject v1.Descriptor, add []*docume
 		if len(index.Manifests) == before {
 			return nil
 		}
-		raw, err := json.Marshal(index)
-		if err != nil {
-			return err
+		err = s.putList(ctx, subject, index)
+		if refusal(err) { // some registries take no list that speaks of what was removed
+			index.Manifests = slices.DeleteFunc(index.Manifests, func(r referrer) bool {
+				return !s.has(ctx, "manifests", r.Digest.String())
+			})
+			err = s.putList(ctx, subject, index)
 		}
-		if err := s.putManifest(ctx, fallbackTag(subject.Digest.String()), types.OCIImageIndex, raw); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("the list of what refers to %s is written by others all the time", subject.Digest)
+}
+
+// errNoList says that a tag for a list of referrers has something else.
+var errNoList = errors.New("it is no list of what refers to an image")
+
+// mayList reports why the list of what refers to a manifest must not be written to its tag: the tag has an image, or an
+// index of images, which it would replace.
+func (s *session) mayList(ctx context.Context, subject v1.Descriptor, index *referrerIndex) error {
+	tag := s.repo.Tag(fallbackTag(subject.Digest.String()))
+	if slices.ContainsFunc(index.Manifests, func(r referrer) bool { return r.Platform != nil }) {
+		return fmt.Errorf("%s is left as it is: %w", tag, errNoList)
+	}
+	if len(index.Manifests) > 0 {
+		return nil
+	}
+	d, err := s.get(ctx, tag, Options{})
+	if err != nil {
+		return nothingThere(err)
+	}
+	if !d.MediaType.IsIndex() {
+		return fmt.Errorf("%s is left as it is: %w", tag, errNoList)
+	}
+	return nil
+}
+
+func (s *session) putList(ctx context.Context, subject v1.Descriptor, index *referrerIndex) error {
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	return s.putManifest(ctx, fallbackTag(subject.Digest.String()), types.OCIImageIndex, raw)
 }
 
 func fallbackTag(digest string) string { return strings.ReplaceAll(digest, ":", "-") }
@@ -294,6 +333,20 @@ func (s *session) listReferrers(ctx context.Context, digest string, kinds []stri
 		}
 	}
 	return list, nil
+}
+
+// Have reports whether artifacts of certain digests are among them, and can be read as a whole.
+func (l *ReferrerList) Have(ctx context.Context, digests []string) bool {
+	for _, d := range digests {
+		i := slices.Index(l.digests, d)
+		if i < 0 {
+			return false
+		}
+		if _, err := l.Fetch(ctx, i, maxReferrerBlob); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // Len is how many there are.

@@ -72,7 +72,7 @@ func TestTargetInDocker(t *testing.T) {
 		"docker-daemon:me/app:1":                "docker-daemon:me/app:1-sim",
 		"docker-daemon:docker.io/library/app:1": "docker-daemon:app:1-sim",
 		"docker-daemon:registry.example/app:1":  "docker-daemon:registry.example/app:1-sim",
-		"docker-daemon:app@sha256:" + hex:       "docker-daemon:app:sha256-" + hex + "-sim",
+		"docker-daemon:app@sha256:" + hex:       "docker-daemon:app:sha256_" + hex + "-sim",
 	} {
 		to, err := parse(t, source).Target("-sim", "", false)
 		require.NoError(t, err, source)

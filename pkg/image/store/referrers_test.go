@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -81,6 +83,38 @@ func TestReferrersOnPages(t *testing.T) {
 	assert.ErrorContains(t, err, "more than 64 pages")
 }
 
+// A tag for the list of what refers to an image that has an image, or an index of images, is left as it is.
+func TestListTagTaken(t *testing.T) {
+	ctx := context.Background()
+	reg := fixture.NewRegistry(t)
+	img, err := store.Open(ctx, parse(t, reg.Push(t, "src:1", sample(t))), quick)
+	require.NoError(t, err)
+	tag := "src:" + strings.ReplaceAll(img.Digest, ":", "-")
+	attach := func() error {
+		return registry.Attach(ctx, img, []image.Artifact{
+			{Type: "application/mine", MediaType: "text/plain", Blob: []byte("said")},
+		}, quick)
+	}
+	other := fixture.Image(t, v1.Config{Cmd: []string{"/other"}}, fixture.Layer(t, fixture.File("a", "1")))
+	reg.Push(t, tag, other)
+	before := reg.Digest(t, tag)
+	require.ErrorContains(t, attach(), "is no list of what refers to an image")
+	assert.Equal(t, before, reg.Digest(t, tag))
+
+	ref, err := name.ParseReference(reg.Host + "/" + tag)
+	require.NoError(t, err)
+	index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+		Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}},
+	})
+	require.NoError(t, remote.WriteIndex(ref, index))
+	before = reg.Digest(t, tag)
+	require.ErrorContains(t, attach(), "is no list of what refers to an image")
+	assert.Equal(t, before, reg.Digest(t, tag))
+
+	require.NoError(t, remote.WriteIndex(ref, empty.Index))
+	require.NoError(t, attach())
+}
+
 // What is attached to an image refers to it, and is attached once.
 func TestAttach(t *testing.T) {
 	ctx := context.Background()
@@ -97,6 +131,22 @@ func TestAttach(t *testing.T) {
 	require.Len(t, found, 1)
 	assert.Equal(t, "said", string(found[0].Blob))
 	assert.Equal(t, before, reg.Digest(t, "src:1"), "the image stays as it is")
+
+	// What was attached and is gone, all of it or its blob alone, is attached again.
+	for _, gone := range []string{"blobs/" + found[0].BlobDigest, "manifests/" + found[0].Digest} {
+		req, err := http.NewRequestWithContext(ctx, http.MethodDelete, "http://"+reg.Host+"/v2/src/"+gone, nil)
+		require.NoError(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, http.StatusAccepted, resp.StatusCode)
+		require.NoError(t, registry.Attach(ctx, img, []image.Artifact{
+			{Type: "application/mine", MediaType: "text/plain", Blob: []byte("said")},
+		}, quick))
+		again, err := registry.Referrers(ctx, img, "application/mine")
+		require.NoError(t, err, gone)
+		assert.Equal(t, found, again)
+	}
 
 	dir := t.TempDir()
 	_, err = extend(ctx, t, reg.Host+"/src:1", "oci:"+dir+":1", quick)

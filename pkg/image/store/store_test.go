@@ -121,7 +121,7 @@ func TestTargets(t *testing.T) {
 		{"redis:7", "", "reg.example/conf/", "reg.example/conf/redis:7"},
 		{"reg.example/a/b:1", "-x", "other.example", "other.example/a/b:1-x"},
 		{
-			"a@sha256:" + strings.Repeat("0", 64), "-c", "", "index.docker.io/library/a:sha256-" +
+			"a@sha256:" + strings.Repeat("0", 64), "-c", "", "index.docker.io/library/a:sha256_" +
 				strings.Repeat("0", 64) + "-c",
 		},
 		{"oci:d:v1", "-c", "", "oci:d:v1-c"},
