@@ -50,7 +50,7 @@ var world = shelves{
 	"a.example": {
 		"app": {
 			"1.0": 1, "1.2": 2, "1.10": 3, "2.0": 4, "2.0-rc1": 5, "latest": 6, "2.0-confidential": 7,
-			"sha256-0123.sig": 8,
+			"sha256-0123.sig": 8, "sha256_" + strings.Repeat("0", 64): 8,
 		},
 		"tools": {"x": 9, "y": 1},
 		"other": {"z": 1},

@@ -112,9 +112,6 @@ var (
 	marker = regexp.MustCompile("cconvert[-/]" + anyRepository + "|cconvert-" + anyTag)
 )
 
-// digestTag is what stands for the tag in the target of an image that is asked for by its digest.
-var digestTag = regexp.MustCompile("^sha256_[0-9a-f]{64}$")
-
 // maxSources is how many images are looked at of which one could become a target: more are taken for one that does.
 const maxSources = 10_000
 
@@ -159,8 +156,8 @@ func (p *Plan) sourceOf(e *Entry, target name.Reference) name.Reference {
 	}
 	source := func(found map[string]string) (name.Reference, error) {
 		repository := known["Registry"] + "/" + cmp.Or(known["Repository"], found["Repository"], anyRepository)
-		if hex, ok := strings.CutPrefix(found["Tag"], "sha256_"); ok && digestTag.MatchString(found["Tag"]) {
-			return image.ParseName(repository+"@sha256:"+hex, p.Insecure)
+		if digest := image.DigestOfTag(found["Tag"]); digest != "" {
+			return image.ParseName(repository+"@"+digest, p.Insecure) // no rule allows such a tag
 		}
 		return image.ParseName(repository+":"+cmp.Or(found["Tag"], anyTag), p.Insecure)
 	}

@@ -139,7 +139,7 @@ func ParseRegistry(s string, insecure bool) (name.Registry, error) {
 func IsTag(s string) bool { return tagGrammar.MatchString(s) }
 
 // TagOf returns what stands for the tag in a name that is derived from an image's: its tag, or else its digest in a
-// form that a tag allows: not the one of IsReferrersTag. A name with both has its tag.
+// form that a tag allows, see DigestOfTag: not the one of IsReferrersTag. A name with both has its tag.
 func TagOf(n name.Reference) string {
 	if tag := givenTag(n); tag != "" {
 		return tag
@@ -153,6 +153,18 @@ var referrersTag = regexp.MustCompile(`^sha(256|384|512)-[0-9a-f]{64,}(\..*)?$`)
 
 // IsReferrersTag reports whether a tag is one under which registries, or cosign, keep what refers to an image.
 func IsReferrersTag(tag string) bool { return referrersTag.MatchString(tag) }
+
+// digestTag is the form that TagOf gives a digest.
+var digestTag = regexp.MustCompile(`^(sha256|sha384|sha512)_([0-9a-f]{64,})$`)
+
+// DigestOfTag returns the digest that TagOf has made a tag of; "" if it is another tag.
+func DigestOfTag(tag string) string {
+	m := digestTag.FindStringSubmatch(tag)
+	if m == nil {
+		return ""
+	}
+	return m[1] + ":" + m[2]
+}
 
 // HasTagAndDigest reports whether a name is NAME:TAG@DIGEST.
 func HasTagAndDigest(n name.Reference) bool { return givenTag(n) != "" }

@@ -80,6 +80,25 @@ func TestTargetInDocker(t *testing.T) {
 	}
 }
 
+// What stands for a digest in a derived name is no tag under which something is that refers to an image, and tells the
+// digest.
+func TestDigestOfTag(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("0a", 32)
+	tag := image.TagOf(parse(t, "registry.example/app@"+digest).Name)
+	assert.Equal(t, digest, image.DigestOfTag(tag))
+	assert.False(t, image.IsReferrersTag(tag))
+	for _, other := range []string{"latest", "sha256_00", tag + "-confidential", strings.ReplaceAll(tag, "_", "-")} {
+		assert.Empty(t, image.DigestOfTag(other), other)
+	}
+	for tag, want := range map[string]bool{
+		"sha256-" + strings.Repeat("0a", 32): true, "sha256-" + strings.Repeat("0a", 32) + ".sig": true,
+		"sha512-" + strings.Repeat("0a", 64): true, "sha256-0a": false, "sha256-" + strings.Repeat("0a", 32) + "x": false,
+		"1.0": false,
+	} {
+		assert.Equal(t, want, image.IsReferrersTag(tag), tag)
+	}
+}
+
 // A name without a registry may have been meant for an image that Docker has.
 func TestInDocker(t *testing.T) {
 	for s, want := range map[string]string{
