@@ -9,16 +9,15 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"github.com/cconvert/cconvert/internal/batch"
-	"github.com/cconvert/cconvert/internal/certfile"
 	"github.com/cconvert/cconvert/internal/plan"
 	"github.com/cconvert/cconvert/internal/queue"
+	"github.com/cconvert/cconvert/internal/renewed"
 	"github.com/cconvert/cconvert/internal/service"
 )
 
@@ -56,7 +55,7 @@ func newServe() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&door.listen, "listen", "127.0.0.1:8080", "address to listen on")
-	f.StringVar(&door.secret, "secret-file", "", "file with the secret that requests must carry")
+	f.StringVar(&door.secret, "secret-file", "", "file with the secrets of which a request must carry one, each on a line; it is read again when it changes")
 	f.StringVar(&door.cert, "tls-cert", "", "file with the service's certificate")
 	f.StringVar(&door.key, "tls-key", "", "file with the key of --tls-cert")
 	f.StringVar(&door.clientCA, "client-ca", "", "file with the authorities whose certificates let clients in")
@@ -85,7 +84,7 @@ func newServe() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if o.Secret, err = door.readSecret(config); err != nil {
+		if o.Secrets, err = door.secrets(config); err != nil {
 			return err
 		}
 		if err := own.layers.reserve(p, own.access.insecure); err != nil {
@@ -174,13 +173,13 @@ func (d *serveFlags) tls() (*tls.Config, error) {
 	if d.cert == "" {
 		return nil, nil
 	}
-	pair := certfile.New(d.cert, d.key)
-	if _, err := pair.Certificate(); err != nil {
+	pair := renewed.Certificate(d.cert, d.key)
+	if _, err := pair.Get(); err != nil {
 		return nil, &usageError{fmt.Errorf("--tls-cert: %w", err)}
 	}
 	c := &tls.Config{
 		MinVersion:     tls.VersionTLS12,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.Certificate() },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.Get() },
 	}
 	if d.clientCA == "" {
 		return c, nil
@@ -196,23 +195,17 @@ func (d *serveFlags) tls() (*tls.Config, error) {
 	return c, nil
 }
 
-// minSecret is how short a secret may be, in bytes.
-const minSecret = 16
-
-func (d *serveFlags) readSecret(config *tls.Config) (string, error) {
+// secrets returns those of which a request must carry one; nil if clients show certificates.
+func (d *serveFlags) secrets(config *tls.Config) (service.Secrets, error) {
 	if d.secret == "" {
 		if config == nil || config.ClientCAs == nil {
-			return "", usagef("--secret-file or --client-ca is missing: nobody could ask")
+			return nil, usagef("--secret-file or --client-ca is missing: nobody could ask")
 		}
-		return "", nil
+		return nil, nil
 	}
-	text, err := os.ReadFile(d.secret)
+	secrets, err := service.ReadSecrets(d.secret)
 	if err != nil {
-		return "", &usageError{fmt.Errorf("--secret-file: %w", err)}
+		return nil, &usageError{fmt.Errorf("--secret-file: %w", err)}
 	}
-	secret := strings.TrimSpace(string(text))
-	if len(secret) < minSecret {
-		return "", usagef("--secret-file %s: a secret has %d bytes at least", d.secret, minSecret)
-	}
-	return secret, nil
+	return secrets, nil
 }

@@ -41,6 +41,10 @@ var wanted = map[string]struct {
 	"a trial":         {"nats: {replicas: 1}", 9},
 	"KEDA":            {"autoscaling: {mode: keda, min: 0}", 10},
 	"another's queue": {"nats: {url: \"tls://nats.example:4222\", caSecret: ca}", 5},
+	"OpenShift": {`
+podSecurityContext: {runAsUser: null, fsGroup: null}
+nats: {podSecurityContext: {runAsUser: null, fsGroup: null}}
+`, 10},
 	"everything": {`
 imagePullSecrets: [{name: pull}]
 worker:
@@ -55,12 +59,14 @@ worker:
   extraVolumeMounts: [{name: more, mountPath: /more}]
 service:
   registriesSecret: reader
+  ingress: {host: cconvert.example, className: nginx, annotations: {a: b}, tlsSecret: tls}
   rules: "version: 1\n# \"quoted\": {{ and braces }}\n"
   files: {build.pub: "-----BEGIN"}
   tls: {secret: tls}
   podAnnotations: {a: b}
+registries: {secret: registries, file: .dockerconfigjson}
 nats: {storageClass: fast, nodeSelector: {disk: fast}, tolerations: [{key: a, operator: Exists}]}
-`, 10},
+`, 11},
 }
 
 // incomplete are values that lack something, refused are values over those that are needed which the chart must not

@@ -1,54 +1,68 @@
-// Package certfile reads a server's certificate from files that somebody renews while the server runs.
-package certfile
+// Package renewed reads what is in files that somebody renews while a server runs: a certificate, or a secret.
+package renewed
 
 import (
 	"crypto/tls"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 )
 
-// Pair is a certificate and its key in files.
-type Pair struct {
-	cert, key string
+// File is what one or several files have.
+type File[T any] struct {
+	files []string
+	read  func() (T, error)
 
 	mu      sync.Mutex
-	read    *tls.Certificate
-	of      [2]time.Time // when the files were changed that were read
+	value   T
+	of      []time.Time // when the files were changed that were read; nil: none were
 	checked time.Time
 }
 
-// lookAgain is how long a certificate is used before its files are looked at again.
+// lookAgain is how long a value is used before its files are looked at again.
 const lookAgain = 10 * time.Second
 
-// New returns the certificate and the key in two files.
-func New(cert, key string) *Pair { return &Pair{cert: cert, key: key} }
+// New returns what a function reads from files.
+func New[T any](read func() (T, error), files ...string) *File[T] {
+	return &File[T]{files: files, read: read}
+}
 
-// Certificate returns what the files have. If they cannot be read any more, or do not belong together while they are
-// being replaced, it is what they had before.
-func (p *Pair) Certificate() (*tls.Certificate, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.read != nil && time.Since(p.checked) < lookAgain {
-		return p.read, nil
+// Certificate returns the certificate and the key in two files.
+func Certificate(cert, key string) *File[*tls.Certificate] {
+	return New(func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		return &pair, err
+	}, cert, key)
+}
+
+// Get returns what the files have. If they cannot be read any more, or do not belong together while they are being
+// replaced, it is what they had before. An error means that they could never be read.
+func (f *File[T]) Get() (T, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.of != nil && time.Since(f.checked) < lookAgain {
+		return f.value, nil
 	}
-	p.checked = time.Now()
-	of := [2]time.Time{changed(p.cert), changed(p.key)}
-	if p.read != nil && of == p.of {
-		return p.read, nil
+	f.checked = time.Now()
+	var of []time.Time
+	for _, file := range f.files {
+		of = append(of, changed(file))
 	}
-	pair, err := tls.LoadX509KeyPair(p.cert, p.key)
-	if err != nil && p.read != nil {
-		logrus.Warnf("the certificate is not renewed: %v", err)
-		return p.read, nil
+	if f.of != nil && slices.Equal(of, f.of) {
+		return f.value, nil
 	}
-	if err != nil {
-		return nil, err
+	value, err := f.read()
+	if err != nil && f.of != nil {
+		logrus.Warnf("%s is not read again: %v", f.files[0], err)
+		return f.value, nil
 	}
-	p.read, p.of = &pair, of
-	return p.read, nil
+	if err == nil {
+		f.value, f.of = value, of
+	}
+	return f.value, err
 }
 
 // changed is when a file was; the zero time if it is not there.

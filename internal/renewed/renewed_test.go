@@ -1,4 +1,4 @@
-package certfile
+package renewed
 
 import (
 	"crypto/ecdsa"
@@ -33,12 +33,12 @@ func TestRenewed(t *testing.T) {
 			os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600))
 		require.NoError(t, os.Chtimes(cert, at, at))
 	}
-	p := New(cert, key)
-	_, err := p.Certificate()
+	p := Certificate(cert, key)
+	_, err := p.Get()
 	require.Error(t, err)
 	serial := func() int64 {
 		t.Helper()
-		c, err := p.Certificate()
+		c, err := p.Get()
 		require.NoError(t, err)
 		return c.Leaf.SerialNumber.Int64()
 	}

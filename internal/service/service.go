@@ -5,8 +5,6 @@ package service
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -45,9 +43,9 @@ type Options struct {
 	Job   func(plan.Image) (queue.Job, error)
 	Queue Queue
 	Image registry.Options
-	// Secret must be in every request, as a bearer token or as the password of basic authentication, but where the
-	// client has shown a certificate. Empty: only such clients are served.
-	Secret string
+	// Secrets are those of which one must be in every request, as a bearer token or as the password of basic
+	// authentication, but where the client has shown a certificate. Nil: only such clients are served.
+	Secrets Secrets
 	// AnswerIn is how long a notification waits for what comes of it; 0: DefaultAnswerIn. After that it is to be sent
 	// again, and meanwhile it is looked at on.
 	AnswerIn time.Duration
@@ -223,8 +221,7 @@ func (s *Service) allowed(r *http.Request) bool {
 	if !strings.EqualFold(scheme, "Bearer") {
 		_, given, _ = r.BasicAuth()
 	}
-	a, b := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(s.o.Secret))
-	return s.o.Secret != "" && subtle.ConstantTimeCompare(a[:], b[:]) == 1
+	return s.o.Secrets != nil && s.o.Secrets.has(given)
 }
 
 // refusal says why a request is refused, with HTTP's code for it.

@@ -106,7 +106,7 @@ convert:
 	require.NoError(t, err)
 	o := service.Options{
 		Plan: rules, Image: registry.Options{Keychain: authn.DefaultKeychain, FirstPause: time.Millisecond},
-		Secret: secret, Trust: map[*plan.Entry]cosign.Trust{},
+		Secrets: service.OneSecret(secret), Trust: map[*plan.Entry]cosign.Trust{},
 	}
 	var trust cosign.Trust
 	for _, k := range p.keys {
@@ -635,7 +635,7 @@ func TestNotifications(t *testing.T) {
 
 func FuzzRequests(f *testing.F) {
 	// a machine that is busy is no crash
-	s := service.New(service.Options{Plan: &plan.Plan{}, Secret: secret, AnswerIn: time.Minute})
+	s := service.New(service.Options{Plan: &plan.Plan{}, Secrets: service.OneSecret(secret), AnswerIn: time.Minute})
 	f.Add("conversions", `{"image":"a/b:1"}`)
 	f.Add("notifications/harbor", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"resource_url":"a/b:1"}]}}`)
 	f.Add("notifications/distribution",

@@ -67,12 +67,14 @@ cluster {
 {{- end }}
 {{- end -}}
 
-{{/* What the pods of workers and of the service have in common. */}}
-{{- define "cconvert.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-fsGroup: 65532
-seccompProfile: {type: RuntimeDefault}
+{{/* The volume with credentials of registries: (dict "root" . "secret" "name"). */}}
+{{- define "cconvert.registries" -}}
+- name: registries
+  secret:
+    secretName: {{ .secret | quote }}
+    {{- if ne .root.Values.registries.file "config.json" }}
+    items: [{key: {{ .root.Values.registries.file | quote }}, path: config.json}]
+    {{- end }}
 {{- end -}}
 
 {{- define "cconvert.containerSecurity" -}}
