@@ -55,7 +55,8 @@ func newServe() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&door.listen, "listen", "127.0.0.1:8080", "address to listen on")
-	f.StringVar(&door.secret, "secret-file", "", "file with the secrets of which a request must carry one, each on a line; it is read again when it changes")
+	f.StringVar(&door.secret, "secret-file", "", "file with the secrets of which a request must carry one, "+
+		"each on a line; it is read again when it changes")
 	f.StringVar(&door.cert, "tls-cert", "", "file with the service's certificate")
 	f.StringVar(&door.key, "tls-key", "", "file with the key of --tls-cert")
 	f.StringVar(&door.clientCA, "client-ca", "", "file with the authorities whose certificates let clients in")

@@ -359,8 +359,8 @@ func (e *Entry) tags(ctx context.Context, in search, repo name.Repository, take 
 }
 
 // artifactTag reports whether a tag is that of an artifact rather than of an image: "sha256-…", with or without a
-// suffix (cosign's, and the referrers tag schema of the OCI distribution specification). No rule allows it, nor one that
-// stands for a digest in the name of a result: it could be the result's of another image.
+// suffix (cosign's, and the referrers tag schema of the OCI distribution specification). No rule allows it, nor one
+// that stands for a digest in the name of a result: it could be the result's of another image.
 func artifactTag(tag string) bool {
 	return strings.HasPrefix(tag, "sha256-") || image.DigestOfTag(tag) != ""
 }

@@ -111,13 +111,21 @@ type Provenance struct {
 	} `json:"runDetails"`
 }
 
+// builderID names this program as a builder.
+const builderID = "https://github.com/cconvert/cconvert"
+
+// Ours reports whether a provenance says that this program has made it, or that the image was made as by it.
+func (p *Provenance) Ours() bool {
+	return p.RunDetails.Builder.ID == builderID || p.BuildDefinition.BuildType == BuildType
+}
+
 // NewProvenance says that an image was converted from a source with a runtime and options.
 func NewProvenance(source, runtime Resource, options any, version string) *Provenance {
 	p := &Provenance{}
 	p.BuildDefinition.BuildType = BuildType
 	p.BuildDefinition.ExternalParameters = map[string]any{"source": source, "options": options}
 	p.BuildDefinition.ResolvedDependencies = []Resource{source, runtime}
-	p.RunDetails.Builder.ID = "https://github.com/cconvert/cconvert"
+	p.RunDetails.Builder.ID = builderID
 	p.RunDetails.Builder.Version = map[string]string{"cconvert": version}
 	return p
 }

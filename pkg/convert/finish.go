@@ -74,18 +74,8 @@ func Finish(
 	if err != nil {
 		return nil, err
 	}
-	if o.Evidence != nil && to.Transport == image.Registry {
-		identity, err := p.identity(ctx, signed, o.Evidence)
-		if err != nil {
-			return nil, err
-		}
-		name := to.Name.Context().Name()
-		bill := func() (sbom.Bill, error) { return p.bill(ctx, signed, out, name) }
-		if out.Evidence, err = o.Evidence.about(ctx, identity, bill, out, name); err != nil {
-			return nil, err
-		}
-		refused := finding.New(finding.EvidenceRefused, finding.Warning, to.String(), "")
-		out.EvidenceOptional = !o.Evidence.Required && o.Gate.Pass([]finding.Finding{refused}) == nil
+	if err := p.addEvidence(ctx, signed, out, to, o); err != nil {
+		return nil, err
 	}
 	p.observer.Stage("writing " + to.String())
 	at := p.begun
@@ -116,7 +106,7 @@ func Finish(
 		if r.Referrers, err = p.copyReferrers(ctx, to, o.Image); err == nil {
 			kept := KeptTags(r.Referrers)
 			r.Findings = append(r.Findings, kept...)
-			err = o.Gate.Pass(kept)
+			err = o.Gate.passStored(kept)
 		}
 		if err == nil {
 			err = p.stillThere(ctx, to, out.Digest, o.Image)
@@ -128,6 +118,25 @@ func Finish(
 	p.watch.lap("write")
 	r.Timings = p.watch.all()
 	return r, nil
+}
+
+// addEvidence makes what is to be attached to an image that goes to a registry.
+func (p *Prepared) addEvidence(
+	ctx context.Context, signed *sgx.SigStruct, out *image.Output, to image.Reference, o StoreOptions,
+) error {
+	if o.Evidence == nil || to.Transport != image.Registry {
+		return nil
+	}
+	identity, err := p.identity(ctx, signed, o.Evidence)
+	if err != nil {
+		return err
+	}
+	name := to.Name.Context().Name()
+	bill := func() (sbom.Bill, error) { return p.bill(ctx, signed, out, name) }
+	refused := finding.New(finding.EvidenceRefused, finding.Warning, to.String(), "")
+	out.EvidenceOptional = !o.Evidence.Required && o.Gate.Pass([]finding.Finding{refused}) == nil
+	out.Evidence, err = o.Evidence.about(ctx, identity, bill, out, name)
+	return err
 }
 
 // copyReferrers copies what refers to the source, and the source's manifest, so that the copies refer to something. The

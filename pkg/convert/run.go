@@ -29,11 +29,17 @@ type FindingsError struct {
 	// Codes are those of the findings that stopped it; Findings are all that there were.
 	Codes    []string
 	Findings []finding.Finding
+	// Stored says that the image was stored before.
+	Stored bool
 }
 
 func (e *FindingsError) Error() string {
+	if e.Stored {
+		return "because of what was found: " + strings.Join(e.Codes, ", ")
+	}
 	return fmt.Sprintf("%v: %s", ErrFindings, strings.Join(e.Codes, ", "))
 }
+
 func (e *FindingsError) Unwrap() error { return ErrFindings }
 
 // Pass returns a FindingsError if one of the findings stops a conversion.
@@ -51,7 +57,17 @@ func (g Gate) Pass(findings []finding.Finding) error {
 	if len(codes) == 0 {
 		return nil
 	}
-	return &FindingsError{codes, findings}
+	return &FindingsError{Codes: codes, Findings: findings}
+}
+
+// passStored is Pass for what is found after the image was stored.
+func (g Gate) passStored(findings []finding.Finding) error {
+	err := g.Pass(findings)
+	var stopped *FindingsError
+	if errors.As(err, &stopped) {
+		stopped.Stored = true
+	}
+	return err
 }
 
 // Run is Prepare, Sign and Finish in one, for a target that is known and a signer that is here. Without a signer the

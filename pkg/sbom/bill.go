@@ -21,6 +21,17 @@ const (
 	CycloneDXType = "https://cyclonedx.org/bom"
 )
 
+// KindOf returns the type of statements, SPDXType or CycloneDXType, that a predicate type is a version of, as
+// "https://spdx.dev/Document/v2.3"; "" if it is another one.
+func KindOf(predicateType string) string {
+	for _, kind := range []string{SPDXType, CycloneDXType} {
+		if rest, ok := strings.CutPrefix(predicateType, kind); ok && (rest == "" || rest[0] == '/') {
+			return kind
+		}
+	}
+	return ""
+}
+
 // tool is what a bill says that made it. There is no version in it: the same conversion makes the same bill.
 const tool = "cconvert"
 

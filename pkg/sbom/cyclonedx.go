@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/CycloneDX/cyclonedx-go"
@@ -79,13 +80,29 @@ func oursInCycloneDX(document []byte) error {
 	if err := cyclonedx.NewBOMDecoder(bytes.NewReader(document), cyclonedx.BOMFileFormatJSON).Decode(&bom); err != nil {
 		return fmt.Errorf("reading the CycloneDX document: %w", err)
 	}
-	if bom.Metadata == nil || bom.Metadata.Tools == nil || bom.Metadata.Tools.Components == nil {
+	if bom.Metadata == nil || bom.Metadata.Tools == nil {
 		return ErrNotOurs
 	}
-	for _, c := range *bom.Metadata.Tools.Components {
-		if c.Name == tool {
-			return nil
-		}
+	var makers []string
+	for _, c := range some(bom.Metadata.Tools.Components) {
+		makers = append(makers, c.Name)
 	}
-	return ErrNotOurs
+	for _, s := range some(bom.Metadata.Tools.Services) {
+		makers = append(makers, s.Name)
+	}
+	for _, t := range some(bom.Metadata.Tools.Tools) { // of version 1.4 and before
+		makers = append(makers, t.Name)
+	}
+	if !slices.Contains(makers, tool) {
+		return ErrNotOurs
+	}
+	return nil
+}
+
+// some are the elements of a list, if there is one.
+func some[T any](list *[]T) []T {
+	if list == nil {
+		return nil
+	}
+	return *list
 }

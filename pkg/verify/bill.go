@@ -12,20 +12,20 @@ import (
 )
 
 // billProblems says in what a bill that a conversion has attached differs from the one of the image as it is. A bill by
-// another program is about what it has looked at.
-func (v *verification) billProblems(said *attest.Statement) []string {
+// another program is about what it has looked at, and not compared.
+func (v *verification) billProblems(said *attest.Statement) (problems []string, compared bool) {
 	var want []byte
 	b, err := v.bill(said)
 	if err == nil {
-		want, err = b.Document(said.PredicateType, said.Predicate)
+		want, err = b.Document(sbom.KindOf(said.PredicateType), said.Predicate)
 	}
 	switch {
 	case errors.Is(err, sbom.ErrNotOurs):
-		return nil
+		return nil, false
 	case err != nil:
-		return []string{err.Error()}
+		return []string{err.Error()}, true
 	}
-	return statedOtherwise(want, said.Predicate)
+	return statedOtherwise(want, said.Predicate), true
 }
 
 // bill lists what the image has more than its source, under the name that a statement has for the image.

@@ -251,12 +251,29 @@ func TestContradictions(t *testing.T) {
 			assert.Equal(t, verify.Failed, verified(pack(bill)).Status, "%s: %s", kind, what)
 		}
 		bill.Predicate = json.RawMessage(strings.ReplaceAll(text, "cconvert\"", "other\""))
-		assert.Equal(t, verify.OK, verified(pack(bill)).Status, "another program's bill is about what it has seen")
+		others := verified(pack(bill))
+		assert.Equal(t, verify.OK, others.Status, "another program's bill is about what it has seen")
+		assert.Contains(t, others.Detail, "; 1 by other programs, or of kinds that are not known, were compared with "+
+			"nothing")
+		bill = change(*bills[kind], `"sim"`, `"gramine"`)
+		bill.PredicateType += "/v2.3"
+		assert.Equal(t, verify.Failed, verified(pack(bill)).Status, "a version of the kind")
 	}
 	for _, s := range []*attest.Statement{provenance, bills[sbom.SPDXType], bills[sbom.CycloneDXType]} {
 		changeEverywhere(t, *s, func(changed attest.Statement) bool {
 			return verified(pack(changed)).Status == verify.Failed
 		})
+	}
+	for what, statement := range map[string]attest.Statement{
+		"another way to build": change(change(*provenance, "/conversion/v1", "/conversion/v2"), `"sha256":"`,
+			`"sha256":"00`),
+		"a list of tools": {
+			Type: provenance.Type, Subject: provenance.Subject, PredicateType: sbom.CycloneDXType, Predicate: []byte(
+				`{"bomFormat":"CycloneDX","specVersion":"1.4","metadata":{"tools":[{"name":"cconvert"}]}}`),
+		},
+		"another sum of the source": change(*identity, `/src:1","digest":{`, `/src:1","digest":{"sha512":"00",`),
+	} {
+		assert.Equal(t, verify.Failed, verified(pack(statement)).Status, what)
 	}
 	about := *identity
 	about.Subject = []attest.Resource{attest.NewResource("x", "sha256:"+strings.Repeat("0", 64))}

@@ -335,6 +335,28 @@ func (s *session) listReferrers(ctx context.Context, digest string, kinds []stri
 	return list, nil
 }
 
+// HasEvidence reports whether all that belongs to an image is attached to it in a repository, to the byte.
+func HasEvidence(ctx context.Context, repo name.Repository, img *image.Output, o Options) bool {
+	if len(img.Evidence) == 0 {
+		return true
+	}
+	subject := v1.Descriptor{MediaType: img.MediaType, Size: int64(len(img.Manifest))}
+	var err error
+	if subject.Digest, err = v1.NewHash(img.Digest); err != nil {
+		return false
+	}
+	var kinds, digests []string
+	for _, a := range img.Evidence {
+		p, err := document.PackArtifact(a, &subject)
+		if err != nil {
+			return false
+		}
+		kinds, digests = append(kinds, a.Type), append(digests, p.Digest.String())
+	}
+	list, err := ListReferrers(ctx, repo.Digest(img.Digest), o, kinds...)
+	return err == nil && list.Have(ctx, digests)
+}
+
 // Have reports whether artifacts of certain digests are among them, and can be read as a whole.
 func (l *ReferrerList) Have(ctx context.Context, digests []string) bool {
 	for _, d := range digests {

@@ -92,8 +92,8 @@ func TestDigestOfTag(t *testing.T) {
 	}
 	for tag, want := range map[string]bool{
 		"sha256-" + strings.Repeat("0a", 32): true, "sha256-" + strings.Repeat("0a", 32) + ".sig": true,
-		"sha512-" + strings.Repeat("0a", 64): true, "sha256-0a": false, "sha256-" + strings.Repeat("0a", 32) + "x": false,
-		"1.0": false,
+		"sha512-" + strings.Repeat("0a", 64): true, "sha256-" + strings.Repeat("0a", 32) + "x": false,
+		"sha256-0a": false, "1.0": false,
 	} {
 		assert.Equal(t, want, image.IsReferrersTag(tag), tag)
 	}
