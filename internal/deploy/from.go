@@ -14,6 +14,8 @@ import (
 
 	"github.com/cconvert/cconvert/internal/yamledit"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/launch/process"
+	"github.com/cconvert/cconvert/pkg/libos"
 )
 
 // Counterpart is the confidential image that takes the place of another one.
@@ -131,13 +133,16 @@ func (r *rewriter) object(doc int, at yamledit.Path) error {
 		}
 		return nil
 	}
+	meta, _ := o["metadata"].(map[string]any)
+	name, _ := meta["name"].(string)
 	template, ok := templates[kind]
 	if !ok {
+		r.untouched(kind+"/"+name, o, "objects of this kind are not known")
 		return nil
 	}
-	p := &pod{doc: doc, template: at.With(template...), kind: kind}
-	p.meta, _ = o["metadata"].(map[string]any)
-	p.name, _ = p.meta["name"].(string)
+	p := &pod{doc: doc, template: at.With(template...), kind: kind, name: name, meta: meta}
+	r.untouched(p.String(), yamledit.At(o, template.With("spec", "ephemeralContainers")),
+		"it is for debugging the others")
 	for _, list := range []string{"initContainers", "containers"} {
 		containers, err := r.file.Get(doc, p.spec(list))
 		if err != nil {
@@ -151,6 +156,24 @@ func (r *rewriter) object(doc int, at yamledit.Path) error {
 		}
 	}
 	return nil
+}
+
+// untouched tells of containers below a value that stay as they are.
+func (r *rewriter) untouched(object string, v any, why string) {
+	switch v := v.(type) {
+	case map[string]any:
+		if image, ok := v["image"].(string); ok && image != "" {
+			name, _ := v["name"].(string)
+			r.notes = append(r.notes, Note{object, name, "it stays as it is, and is not confidential: " + why})
+		}
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			r.untouched(object, v[key], why)
+		}
+	case []any:
+		for _, each := range v {
+			r.untouched(object, each, why)
+		}
+	}
 }
 
 // container has a container start the counterpart of its image, if there is one.
@@ -326,6 +349,14 @@ func (r *rewriter) volumes(p *pod, at yamledit.Path, w *workload, note func(stri
 		return err
 	}
 	mounts, _ := v.([]any)
+	for _, m := range mounts {
+		// Whatever lies there would start in the place of the loader.
+		dir, _ := yamledit.At(m, yamledit.Path{"mountPath"}).(string)
+		if dir = path.Clean("/" + dir); process.Below(libos.Root, dir) || process.Below(dir, libos.Root) {
+			return fmt.Errorf("%w: the volume mounted at %s would hide what starts the enclave, in %s", ErrOption, dir,
+				libos.Root)
+		}
+	}
 	for _, v := range w.volumes() {
 		if slices.ContainsFunc(mounts,
 			func(m any) bool { return yamledit.At(m, yamledit.Path{"mountPath"}) == v.path }) {

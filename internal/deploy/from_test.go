@@ -185,10 +185,33 @@ func TestRewriteNoCommand(t *testing.T) {
 	}
 }
 
+// Containers that stay as they are because nobody knows their place are told.
+func TestRewriteUntouched(t *testing.T) {
+	text := "kind: Pod\nmetadata: {name: p}\nspec:\n  containers:\n  - name: a\n    image: registry.example/redis:7\n" +
+		"  ephemeralContainers:\n  - {name: debug, image: tools}\n---\nkind: Rollout\nmetadata: {name: r}\nspec:\n" +
+		"  template:\n    spec:\n      containers:\n      - {name: b, image: registry.example/redis:7}\n---\n" +
+		"kind: ConfigMap\nmetadata: {name: c}\ndata: {image: \"\"}\n"
+	_, notes, err := deploy.Rewrite([]byte(text), shopFinder(root()), deploy.Options{Target: deploy.AKS})
+	require.NoError(t, err)
+	var said []string
+	for _, n := range notes {
+		said = append(said, n.String())
+	}
+	assert.Contains(t, said, "Pod/p, container debug: it stays as it is, and is not confidential: it is for debugging "+
+		"the others")
+	assert.Contains(t, said, "Rollout/r, container b: it stays as it is, and is not confidential: objects of this "+
+		"kind are not known")
+	assert.NotContains(t, strings.Join(said, "\n"), "ConfigMap")
+}
+
 func TestRewriteRefuses(t *testing.T) {
 	for text, want := range map[string]string{
 		"kind: Deployment\nspec: {{ .Values.spec }}\n": "not YAML",
 		"kind: Service\n": "no containers",
+		"kind: Pod\nspec:\n  containers:\n  - image: registry.example/redis:7\n    volumeMounts:\n" +
+			"    - {name: v, mountPath: /cconvert/app/}\n": "would hide what starts the enclave",
+		"kind: Pod\nspec:\n  containers:\n  - image: registry.example/redis:7\n    volumeMounts:\n" +
+			"    - {name: v, mountPath: /x/..}\n": "mounted at / would hide",
 		`{"kind": "Pod", "spec": {"containers": [{"image": "registry.example/redis:7"}]}}`: "style",
 	} {
 		_, _, err := deploy.Rewrite([]byte(text), shopFinder(root()), deploy.Options{Target: deploy.AKS})

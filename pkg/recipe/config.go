@@ -2,6 +2,7 @@ package recipe
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,9 +95,19 @@ func (s Start) Config(source []byte, added int) (map[string]json.RawMessage, err
 	if err := exactKeys(run, runKeys...); err != nil {
 		return nil, err
 	}
-	env, err := readKey[[]string](run, "Env")
+	if err := plainRootFS(config["rootfs"]); err != nil {
+		return nil, err
+	}
+	named, err := readKey[[]*string](run, "Env")
 	if err != nil {
 		return nil, err
+	}
+	var env []string
+	for _, kv := range named {
+		if kv == nil {
+			return nil, errors.New("the configuration has a variable that is null, which engines read differently")
+		}
+		env = append(env, *kv)
 	}
 	for _, set := range []struct {
 		key   string
@@ -118,6 +129,22 @@ func (s Start) Config(source []byte, added int) (map[string]json.RawMessage, err
 		}
 	}
 	return config, nil
+}
+
+// plainRootFS refuses layers of a configuration that are not said as the specification has it (OCI image specification,
+// "Image Configuration"): they are written anew, and what else is there would be lost.
+func plainRootFS(raw json.RawMessage) error {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return fmt.Errorf("reading the configuration's rootfs: %w", err)
+	}
+	for key, value := range fields {
+		if key != "diff_ids" && (key != "type" || string(value) != `"layers"`) {
+			return fmt.Errorf("the configuration's rootfs has %.100s: %.100s, which is not of the OCI image "+
+				"specification", key, value)
+		}
+	}
+	return nil
 }
 
 // Label adds to a configuration what is said of the enclave.

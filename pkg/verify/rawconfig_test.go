@@ -155,6 +155,23 @@ func TestSpellingOfKeys(t *testing.T) {
 	}
 }
 
+// What a conversion writes anew of a configuration is as the specification has it: a result of anything else would not
+// be what its source says.
+func TestOddConfigurations(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	img := fixture.Image(t, v1.Config{Entrypoint: []string{"/usr/bin/app"}, Env: []string{"A=1"}},
+		fixture.Layer(t, fixture.Program("usr/bin/app", fixture.ELF(""))))
+	for _, c := range [][3]string{
+		{`"type":"layers"`, `"type":null`, "rootfs has type"}, {`"type":"layers"`, `"type":""`, "rootfs has type"},
+		{`"type":"layers"`, `"type":"Layers"`, "rootfs has type"},
+		{`"type":"layers"`, `"type":"layers","base_layer":"x"`, "rootfs has base_layer"},
+		{`"Env":["A=1"]`, `"Env":["A=1",null]`, "a variable that is null"},
+	} {
+		_, err := convert.Prepare(context.Background(), options(t, rawConfig(t, reg.Host, "src", "2", img, c[0], c[1])))
+		assert.ErrorContains(t, err, c[2], c[1])
+	}
+}
+
 // Numbers of a configuration are compared as they are written.
 func TestDiffNumbers(t *testing.T) {
 	a := newVictim(t, nil)
