@@ -82,8 +82,10 @@ func (w *Worker) known(ctx context.Context, j queue.Job) (done bool, before stri
 	if a.unread != nil {
 		return false, "", notTheImage{fmt.Errorf("%s: %w", a.Target, a.unread)}
 	}
-	err = convert.MayReplace(ctx, *a.Target, a.out.MRSigner, a.Enclave.ISVSVN, a.StoreOptions)
-	if err != nil {
+	// Whether an image that somebody has signed since is the one that an unsigned job makes, only its layers tell.
+	may := a.StoreOptions
+	may.ReplaceSigner = may.ReplaceSigner || j.Unsigned
+	if err := convert.MayReplace(ctx, *a.Target, a.out.MRSigner, a.Enclave.ISVSVN, may); err != nil {
 		return false, "", notTheImage{err}
 	}
 	img, err := store.Open(ctx, a.Source, a.Image)

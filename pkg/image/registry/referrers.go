@@ -57,6 +57,7 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 		return err
 	}
 	var missing []*document.PackedArtifact
+	config := s.has(ctx, "blobs", document.EmptyConfigDigest) // of all of them
 	for i, a := range add {
 		p, err := document.PackArtifact(a, &subject)
 		if err != nil {
@@ -64,7 +65,7 @@ func (s *session) attach(ctx context.Context, subject v1.Descriptor, add []image
 		}
 		add[i].Digest = p.Digest.String()
 		// a list under a tag can speak of what was removed
-		if !index.has(p) || !s.has(ctx, "manifests", p.Digest.String()) ||
+		if !config || !index.has(p) || !s.has(ctx, "manifests", p.Digest.String()) ||
 			!s.has(ctx, "blobs", p.Manifest.Layers[0].Digest.String()) {
 			missing = append(missing, p)
 		}
@@ -357,8 +358,11 @@ func HasEvidence(ctx context.Context, repo name.Repository, img *image.Output, o
 	return err == nil && list.Have(ctx, digests)
 }
 
-// Have reports whether artifacts of certain digests are among them, and can be read as a whole.
+// Have reports whether artifacts of certain digests, as Attach makes them, are among them, and are there as a whole.
 func (l *ReferrerList) Have(ctx context.Context, digests []string) bool {
+	if len(digests) > 0 && !l.s.has(ctx, "blobs", document.EmptyConfigDigest) {
+		return false
+	}
 	for _, d := range digests {
 		i := slices.Index(l.digests, d)
 		if i < 0 {

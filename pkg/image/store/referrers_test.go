@@ -133,7 +133,8 @@ func TestAttach(t *testing.T) {
 	assert.Equal(t, before, reg.Digest(t, "src:1"), "the image stays as it is")
 
 	// What was attached and is gone, all of it or its blob alone, is attached again.
-	for _, gone := range []string{"blobs/" + found[0].BlobDigest, "manifests/" + found[0].Digest} {
+	const emptyConfig = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a" // of "{}"
+	for _, gone := range []string{"blobs/" + emptyConfig, "blobs/" + found[0].BlobDigest, "manifests/" + found[0].Digest} {
 		req, err := http.NewRequestWithContext(ctx, http.MethodDelete, "http://"+reg.Host+"/v2/src/"+gone, nil)
 		require.NoError(t, err)
 		resp, err := http.DefaultClient.Do(req)
@@ -146,6 +147,10 @@ func TestAttach(t *testing.T) {
 		again, err := registry.Referrers(ctx, img, "application/mine")
 		require.NoError(t, err, gone)
 		assert.Equal(t, found, again)
+		resp, err = http.Head("http://" + reg.Host + "/v2/src/blobs/" + emptyConfig)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		assert.Equal(t, http.StatusOK, resp.StatusCode, gone)
 	}
 
 	dir := t.TempDir()

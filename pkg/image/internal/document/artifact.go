@@ -12,6 +12,9 @@ import (
 // emptyConfig is what artifacts have for a configuration (OCI image specification, "Guidance for an Empty Descriptor").
 var emptyConfig = []byte("{}")
 
+// EmptyConfigDigest is its digest.
+var EmptyConfigDigest = image.DigestOf(emptyConfig)
+
 // EmptyConfigBlob is the configuration of artifacts, to be stored.
 func EmptyConfigBlob() v1.Layer { return static.NewLayer(emptyConfig, EmptyConfigType) }
 
