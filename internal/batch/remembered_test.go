@@ -7,7 +7,9 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"net/http"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -18,6 +20,7 @@ import (
 	"github.com/cconvert/cconvert/internal/queue"
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/finding"
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/image/registry"
 	"github.com/cconvert/cconvert/pkg/image/store"
@@ -107,6 +110,32 @@ func TestUnchangedWithOtherStatements(t *testing.T) {
 
 // convertedKinds are the types of statements that a simulated conversion attaches.
 var convertedKinds = []string{attest.IdentityType, attest.ProvenanceType, sbom.SPDXType, sbom.CycloneDXType}
+
+// What is remembered is remembered of a target: a copy elsewhere may lack what a strict job needs there.
+func TestRememberedElsewhere(t *testing.T) {
+	ctx, b := context.Background(), newBench(t)
+	b.push(1)
+	b.worker.Own.Evidence = &convert.Evidence{}
+	j := b.job(0)
+	j.NoEvidence, j.Gate = false, convert.Gate{Strict: true, Ignore: []string{finding.Simulated}}
+	made, err := b.worker.Convert(ctx, j)
+	require.NoError(t, err)
+	from, err := name.ParseReference(made.Ref)
+	require.NoError(t, err)
+	img, err := remote.Image(from)
+	require.NoError(t, err)
+	j.Target = b.reg.Push(t, "elsewhere:1", img)
+	assert.Equal(t, queue.Converted, b.worker.Foresee(ctx, []queue.Job{j}, 1)[0].Status)
+	b.reg.Intercept(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/elsewhere/manifests/sha256") {
+			w.WriteHeader(http.StatusBadRequest)
+			return true
+		}
+		return false
+	})
+	_, err = b.worker.Convert(ctx, j)
+	require.ErrorContains(t, err, "attaching evidence")
+}
 
 // Statements that are asked for are attached, or the job fails: nothing is left out without a word.
 func TestStatementsWithoutPlace(t *testing.T) {

@@ -185,7 +185,7 @@ func (w *Worker) begin(
 	if a.out.Identity, err = a.Identity(a.Found.Digest, bundle.Layer.Digest, a.out.MRSigner); err != nil {
 		return nil, err
 	}
-	a.key = w.outputKey(a.out.Identity, j, bundle.Pinned)
+	a.key = w.outputKey(a.out.Identity, j, bundle.Pinned, a.Target.Place())
 	if a.Target.Transport != image.Registry {
 		return a, nil // it is cheaper to do than to find out
 	}
@@ -271,11 +271,13 @@ func (w *Worker) convert(
 		return nil, notTheImage{err}
 	}
 	out.Ref, out.Digest, out.MREnclave = r.Output.Ref, r.Output.Digest, r.MREnclave
-	out.found(r.Findings)
 	if j.Force || out.Digest != a.before {
 		out.Status = queue.Converted
 	}
+	kept := convert.KeptTags(r.Referrers) // which is looked at anew each time
+	out.found(r.Findings[:len(r.Findings)-len(kept)])
 	w.remember(a.key, out, r.Output.Attached)
+	out.found(kept)
 	return out, nil
 }
 
@@ -298,7 +300,7 @@ func (w *Worker) signedSince(ctx context.Context, p *convert.Prepared, o convert
 	if err != nil || made.Digest != img.Digest {
 		return nil
 	}
-	if o.Evidence != nil && o.Evidence.Required && !stated(ctx, img, o.Evidence, p.EvidenceKinds(e.Now.MRSigner())) {
+	if o.EvidenceNeeded() && !stated(ctx, img, o.Evidence, p.EvidenceKinds(e.Now.MRSigner())) {
 		return nil
 	}
 	out.found(p.Findings())
@@ -342,7 +344,7 @@ type output struct {
 // attached reports whether the statements that a conversion needs are still attached to what its target has: a copy of
 // an image comes without them, and whoever may write there may replace them with others.
 func (a *attempt) attached(ctx context.Context, digests []string) bool {
-	if a.Evidence == nil || !a.Evidence.Required {
+	if !a.EvidenceNeeded() {
 		return true
 	}
 	list, err := registry.ListReferrers(ctx, a.Target.Name.Context().Digest(a.before), a.Image, attest.Kinds...)
@@ -373,9 +375,10 @@ func stated(ctx context.Context, img *image.Image, by *convert.Evidence, kinds [
 	return !slices.ContainsFunc(kinds, func(kind string) bool { return !found[kind] })
 }
 
-// outputKey names what is remembered: the identity, what else a job wants of its outcome, whether the runtime was
-// pinned, whom was believed about what is in layers, and whose statements are attached.
-func (w *Worker) outputKey(identity string, j queue.Job, pinned bool) string {
+// outputKey names what is remembered: the identity, where it goes, what else a job wants of its outcome, whether the
+// runtime was pinned, whom was believed about what is in layers, and whose statements are attached. Some findings are
+// about the target.
+func (w *Worker) outputKey(identity string, j queue.Job, pinned bool, target string) string {
 	believed, stated := "", ""
 	if w.Own.Shared != nil && w.Own.Shared.Reads() {
 		believed = w.Own.Shared.Trust()
@@ -383,7 +386,9 @@ func (w *Worker) outputKey(identity string, j queue.Job, pinned bool) string {
 	if e := w.Own.Evidence; e != nil && e.Key != nil && !j.NoEvidence {
 		stated, _ = e.Key.KeyID()
 	}
-	b, err := json.Marshal([]any{identity, pinned, j.Gate, j.NoEvidence, j.NeedsEvidence, j.TrustTOC, believed, stated})
+	b, err := json.Marshal([]any{
+		identity, target, pinned, j.Gate, j.NoEvidence, j.NeedsEvidence, j.TrustTOC, believed, stated,
+	})
 	if err != nil {
 		panic(err) // strings and booleans
 	}

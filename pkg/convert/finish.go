@@ -120,6 +120,16 @@ func Finish(
 	return r, nil
 }
 
+// EvidenceNeeded reports whether an image is not to be stored in a registry without its evidence: it was asked for, or
+// that the registry refuses it would stop the conversion.
+func (o StoreOptions) EvidenceNeeded() bool {
+	if o.Evidence == nil {
+		return false
+	}
+	refused := finding.New(finding.EvidenceRefused, finding.Warning, "", "")
+	return o.Evidence.Required || o.Gate.Pass([]finding.Finding{refused}) != nil
+}
+
 // addEvidence makes what is to be attached to an image that goes to a registry.
 func (p *Prepared) addEvidence(
 	ctx context.Context, signed *sgx.SigStruct, out *image.Output, to image.Reference, o StoreOptions,
@@ -133,8 +143,7 @@ func (p *Prepared) addEvidence(
 	}
 	name := to.Name.Context().Name()
 	bill := func() (sbom.Bill, error) { return p.bill(ctx, signed, out, name) }
-	refused := finding.New(finding.EvidenceRefused, finding.Warning, to.String(), "")
-	out.EvidenceOptional = !o.Evidence.Required && o.Gate.Pass([]finding.Finding{refused}) == nil
+	out.EvidenceOptional = !o.EvidenceNeeded()
 	out.Evidence, err = o.Evidence.about(ctx, identity, bill, out, name)
 	return err
 }

@@ -134,7 +134,9 @@ func TestAttach(t *testing.T) {
 
 	// What was attached and is gone, all of it or its blob alone, is attached again.
 	const emptyConfig = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a" // of "{}"
-	for _, gone := range []string{"blobs/" + emptyConfig, "blobs/" + found[0].BlobDigest, "manifests/" + found[0].Digest} {
+	for _, gone := range []string{
+		"blobs/" + emptyConfig, "blobs/" + found[0].BlobDigest, "manifests/" + found[0].Digest,
+	} {
 		req, err := http.NewRequestWithContext(ctx, http.MethodDelete, "http://"+reg.Host+"/v2/src/"+gone, nil)
 		require.NoError(t, err)
 		resp, err := http.DefaultClient.Do(req)
