@@ -86,7 +86,7 @@ func Compare(a, b *Converted) ([]Difference, error) {
 	compareTables("", a.notes, b.notes, "image", &list)
 	for i := range min(len(a.archives), len(b.archives)) {
 		// What the configurations say of them was told.
-		if x, y := a.archives[i], b.archives[i]; x != "" && y != "" && a.diffID(i) == b.diffID(i) {
+		if x, y := a.archives[i], b.archives[i]; x != "" && y != "" && reflect.DeepEqual(a.diffID(i), b.diffID(i)) {
 			differ("image", fmt.Sprintf("archive of layer %d", i+1), x, y)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -238,6 +239,23 @@ func TestAgentsLayer(t *testing.T) {
 		digests = append(digests, img.Layers[2].Digest)
 	}
 	assert.Equal(t, digests[0], digests[1])
+}
+
+// The agent starts first: that its layer holds something else is a difference, whatever the configuration says.
+func TestDiffOfAgents(t *testing.T) {
+	reg, from, to, _ := agentVictim(t)
+	a := &victim{t: t, reg: reg, from: from}
+	read := func(ref string) *inspect.Converted {
+		c, err := inspect.Read(context.Background(), open(t, ref), knowing(""))
+		require.NoError(t, err)
+		return c
+	}
+	for content, differs := range map[string]bool{"": false, strings.Repeat("\x00", 512): true} {
+		other := a.swap("other", 2, append(a.plain(2), content...), types.OCIUncompressedLayer, nil)
+		list, err := inspect.Compare(read(to), read(other))
+		require.NoError(t, err)
+		assert.Equal(t, differs, len(list) > 0, "%v", list)
+	}
 }
 
 // What gets the secrets, and where they go, cannot be changed without being seen.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/cconvert/cconvert/internal/fixture"
 	"github.com/cconvert/cconvert/pkg/convert"
+	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/verify"
 )
@@ -80,7 +81,20 @@ func TestSameConfigurationOtherLayers(t *testing.T) {
 		r := rebuilt(plain)
 		assert.True(t, r.Same && r.Recompressed, r.Why)
 
+		differences := func(ref string, read func(context.Context, *image.Image, inspect.Options) (*inspect.Converted,
+			error)) []inspect.Difference {
+			one, err := read(context.Background(), open(t, a.reg.Host+"/dst:1"), inspect.Options{})
+			require.NoError(t, err)
+			two, err := read(context.Background(), open(t, ref), inspect.Options{})
+			require.NoError(t, err)
+			list, err := inspect.Compare(one, two)
+			require.NoError(t, err)
+			return list
+		}
+		assert.Empty(t, differences(plain, inspect.ReadLayers), "compressed otherwise")
+
 		evil := a.swap("evil", layer, append(a.plain(layer), make([]byte, 512)...), types.OCIUncompressedLayer, nil)
+		assert.NotEmpty(t, differences(evil, inspect.ReadLayers), "diff says which layer holds something else")
 		assert.Contains(t, a.failed(evil, true), verify.CheckLayers)
 		r = rebuilt(evil)
 		assert.False(t, r.Same)
