@@ -237,8 +237,8 @@ func TestCapabilities(t *testing.T) {
 			{URI: "file:/usr/sbin/nginx", Reason: "package"},
 		}, want: []corev1.Capability{"SETGID", "SETUID"}},
 		{program: libos.Program{Entrypoint: "/start"}, recipe: recipe.Options{
-			Profile: "ours", ProfileText: "[host]\ncapabilities = [\"IPC_LOCK\"]\n",
-		}, want: []corev1.Capability{"IPC_LOCK"}},
+			Profile: "ours", ProfileText: "[host]\ncapabilities = [\"NET_RAW\"]\n",
+		}, want: []corev1.Capability{"NET_RAW"}},
 	} {
 		converted := root()
 		converted.Program, converted.Trusted, converted.Recipe.Options = c.program, c.trusted, c.recipe

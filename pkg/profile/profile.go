@@ -199,8 +199,13 @@ const (
 	stepsOfOption = 40
 )
 
-// capability is a name of one, as Kubernetes and Docker have it: without CAP_ (capabilities(7)).
-var capability = regexp.MustCompile(`^[A-Z_]{3,20}$`)
+// capabilities are those that container engines give by default, by the names that Kubernetes and Docker have for
+// them: without CAP_ (capabilities(7); moby, "oci/caps/defaults.go"). A profile can be in the recipe of an image, which
+// is not measured: it must not give more to a container than it has anyway.
+var capabilities = []string{
+	"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW",
+	"SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+}
 
 // maxPatterns is how many patterns a profile may have: each of them is tried on each file of an image.
 const (
@@ -253,9 +258,9 @@ func Parse(name string, text []byte) (*Profile, error) {
 		}
 	}
 	for _, c := range p.Host.Capabilities {
-		if !capability.MatchString(c) {
-			return nil, fmt.Errorf("%s: %w: %.60q is not the name of a capability, such as NET_RAW", name, ErrProfile,
-				c)
+		if !slices.Contains(capabilities, c) {
+			return nil, fmt.Errorf("%s: %w: %.60q is not a capability that engines give by default, such as SETUID",
+				name, ErrProfile, c)
 		}
 	}
 	patterns := slices.Concat(p.Detect.Programs, p.Detect.Libraries, p.Kept(), p.Paths.Read, p.Config.Options)

@@ -138,6 +138,7 @@ func TestParse(t *testing.T) {
 		"[detect]\nprograms = [" + strings.Repeat("\"x\",", 65) + "]": "more than 64 patterns",
 		"description = ":                                              "mine: not a profile",
 		"[[memory]]\noption = \"a\"\nbase=8":                          "neither 10 nor 16",
+		"[host]\ncapabilities = [\"SYS_ADMIN\"]":                      "not a capability that engines give by default",
 	} {
 		_, err := profile.Parse("mine", []byte(text))
 		require.ErrorIs(t, err, profile.ErrProfile, text)

@@ -57,7 +57,7 @@ func (r *Report) Attested(a Running) {
 	defer func() { r.Trusted = r.Trusted && len(r.Unmet()) == 0 }()
 	if a.Endpoint != "" {
 		detail := v.about +
-			fmt.Sprintf("%s has the key of its certificate, which has a quote that names the key", a.Endpoint)
+			fmt.Sprintf("%s has the key of its certificate, and the evidence in that names the key", a.Endpoint)
 		if a.EndpointErr == nil && a.Policy.Data == nil {
 			a.EndpointErr = errors.New("nobody said what the quote must have as report data")
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/cconvert/cconvert/pkg/image"
 	"github.com/cconvert/cconvert/pkg/inspect"
 	"github.com/cconvert/cconvert/pkg/libos"
+	"github.com/cconvert/cconvert/pkg/profile"
 	"github.com/cconvert/cconvert/pkg/recipe"
 	"github.com/cconvert/cconvert/pkg/rootfs"
 	"github.com/cconvert/cconvert/pkg/sgx"
@@ -97,6 +98,7 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	v.changes = append(v.changes, hostChanges(v.c.Recipe.Options)...)
 	changes := inspect.CompareEnclaves(without, v.c.LibOS)
 	slices.SortStableFunc(changes, func(a, b inspect.Difference) int { return cmp.Compare(rank(a.Name), rank(b.Name)) })
 	var more, fewer []string
@@ -118,6 +120,22 @@ func (v *verification) compareWithPlain(ctx context.Context) error {
 		v.changes = append(v.changes, filesChange("-", "no longer", fewer)...)
 	}
 	return nil
+}
+
+// hostChanges tells what deployments grant because of a profile that somebody has named: the enclave does not have it.
+func hostChanges(o recipe.Options) []string {
+	if o.Profile == "" {
+		return nil
+	}
+	p := profile.Find(o.Profile)
+	if o.ProfileText != "" {
+		p, _ = profile.Parse(o.Profile, []byte(o.ProfileText))
+	}
+	if p == nil || len(p.Host.Capabilities) == 0 {
+		return nil
+	}
+	return []string{"by the profile " + o.Profile + ", deployments grant a container that root starts the " +
+		"capabilities " + strings.Join(p.Host.Capabilities, ", ")}
 }
 
 // filesChange tells of trusted files in a line.

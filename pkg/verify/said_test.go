@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -190,6 +191,32 @@ func TestExpressionsOfAProfile(t *testing.T) {
 	x.push(reg.Host+"/attack:1", original)
 	r := check(t, reg.Host+"/attack:1", verify.Expectations{AllowSimulated: true, AnySigner: true}, nil)
 	assert.Contains(t, strings.Join(checkOf(r, verify.CheckPolicy).Problems, " "), "steps for each character")
+}
+
+// What deployments grant because of a profile in a recipe, which is not measured, is a change; and they grant no more
+// than engines do anyway.
+func TestCapabilitiesOfAProfile(t *testing.T) {
+	reg := fixture.NewRegistry(t)
+	src := fixture.Image(t, v1.Config{Entrypoint: []string{"/bin/app"}},
+		fixture.Layer(t, fixture.Program("bin/app", fixture.ELF(""))))
+	a := &victim{t: t, reg: reg, from: reg.Push(t, "src:1", src)}
+	mine, err := profile.Parse("x", []byte("description = \"a\"\n[host]\ncapabilities = [\"NET_RAW\"]\n"))
+	require.NoError(t, err)
+	o := options(t, a.from)
+	o.Launch.Profile = mine
+	run(t, o, signer(t), reg.Host+"/dst:1")
+	expect := verify.Expectations{AllowSimulated: true, AnySigner: true}
+	r := check(t, reg.Host+"/dst:1", expect, open(t, a.from))
+	assert.False(t, r.Trusted)
+	assert.Contains(t, strings.Join(checkOf(r, verify.CheckChanges).Problems, " "), "the capabilities NET_RAW")
+
+	original, x := a.image()
+	x.file(enclaveLayer-1, "cconvert/app/recipe.json", func(b []byte) []byte {
+		return bytes.ReplaceAll(b, []byte("NET_RAW"), []byte("SYS_ADMIN"))
+	})
+	x.push(reg.Host+"/attack:1", original)
+	r = check(t, reg.Host+"/attack:1", expect, nil)
+	assert.Contains(t, strings.Join(checkOf(r, verify.CheckPolicy).Problems, " "), "not a capability that engines give")
 }
 
 // The options of a profile are tried on each text too, and have bounds of their own.
