@@ -9,6 +9,7 @@ import (
 
 	"github.com/cconvert/cconvert/pkg/attest"
 	"github.com/cconvert/cconvert/pkg/inspect"
+	"github.com/cconvert/cconvert/pkg/sgx"
 	"github.com/cconvert/cconvert/pkg/sgx/quote"
 )
 
@@ -80,7 +81,11 @@ func (r *Report) Attested(a Running) {
 	if r := a.Quote.Report; r.ConfigID != [64]byte{} || r.ConfigSVN != 0 {
 		detail += "; CONFIGID and CONFIGSVN, which the host has chosen, are compared with nothing"
 	}
-	v.add(CheckQuoteImage, v.about+detail, v.otherEnclave(a))
+	problems := v.otherEnclave(a)
+	v.add(CheckQuoteImage, v.about+detail, problems)
+	if len(problems) == 0 && !v.measures(a.Quote.Report.MREnclave) {
+		v.waive("by")
+	}
 	switch {
 	case a.Endpoint != "":
 	case a.Policy.Data == nil:
@@ -120,9 +125,19 @@ func (v *verification) authentic(a Running) bool {
 			v.add(quotePrefix+name, detail, []string{failed.Err.Error()})
 			return false
 		}
+		if name == quote.CheckStatus && !slices.Contains(quote.Accepted, a.Result.Status) {
+			v.waive("accept-tcb")
+		}
 		v.add(quotePrefix+name, detail, nil)
 	}
 	return true
+}
+
+// measures reports whether an MRENCLAVE is that of an enclave of the image.
+func (v *verification) measures(m sgx.Measurement) bool {
+	return v.c.MREnclave == m || slices.ContainsFunc(v.report.Enclaves, func(e inspect.EnclaveFile) bool {
+		return e.MREnclave == m
+	})
 }
 
 // otherEnclave says why a quote is of no enclave of the image; nil if it is of one.

@@ -93,6 +93,8 @@ func TestAttested(t *testing.T) {
 
 	r.Attested(newMachine(t, s, mrSigner).running())
 	assert.True(t, r.Trusted, "%v", r.Unmet())
+	assert.NotContains(t, r.Waived, "accept-tcb")
+	assert.NotContains(t, r.Waived, "by")
 	assert.Equal(t, []verify.Check{ok(verify.CheckQuoteImage), ok(verify.CheckQuoteData)}, names(r))
 	assert.Equal(t, quote.UpToDate, r.Quote.Status)
 
@@ -161,6 +163,8 @@ func TestAttested(t *testing.T) {
 		r.Attested(a)
 		if c.want == "" {
 			assert.True(t, r.Trusted, "%s: %v", what, r.Unmet())
+			given := map[string]string{"which is accepted": "accept-tcb", "by signer, another version": "by"}[what]
+			assert.Contains(t, r.Waived, given, "what was accepted is told")
 			continue
 		}
 		assert.Equal(t, []string{c.want}, r.FailedChecks(), what)
