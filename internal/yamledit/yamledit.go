@@ -4,6 +4,7 @@ package yamledit
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -207,7 +208,7 @@ func (p Path) String() string {
 	return b.String()
 }
 
-// plain makes of a value what decoding it returns.
+// plain makes of a value what decoding it returns. The error is ErrValue if that is another value.
 func plain(v any) (any, error) {
 	if _, ok := v.(removed); ok {
 		return v, nil
@@ -216,8 +217,7 @@ func plain(v any) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out any
-	return out, sigsyaml.Unmarshal(text, &out)
+	return readBack(text, v)
 }
 
 // put returns a decoded value with another one in it.
@@ -439,4 +439,27 @@ func render(v any, indent int) ([]string, error) {
 		lines = append(lines, s)
 	}
 	return lines, nil
+}
+
+// ErrValue says that a value cannot be written so that it is read as it was: the library writes a next line (U+0085) in
+// a text as it is, and reads it as a space.
+var ErrValue = errors.New("the value has characters that cannot be written in YAML")
+
+// readBack reads a text that was written of a value.
+func readBack(text []byte, v any) (any, error) {
+	written, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	var want, got any
+	if err := json.Unmarshal(written, &want); err != nil {
+		return nil, err
+	}
+	if err := sigsyaml.Unmarshal(text, &got); err != nil {
+		return nil, err
+	}
+	if !reflect.DeepEqual(want, got) {
+		return nil, ErrValue
+	}
+	return got, nil
 }

@@ -149,6 +149,7 @@ func TestRefuses(t *testing.T) {
 func FuzzSet(f *testing.F) {
 	f.Add(text, "x")
 	f.Add("spec:\n- a: 1\n  # c\n- b\n", "x: y")
+	f.Add("0:", "\x15\u0085]z[i\rH*")
 	f.Fuzz(func(t *testing.T, text, value string) {
 		file, err := yamledit.Parse([]byte(text))
 		if err != nil || file.Documents() == 0 {
